@@ -1,0 +1,44 @@
+"""Every error that the gateway raises on purpose.
+
+GatewayError
+├── ConfigError        the configuration cannot be used; lists every problem
+├── RequestError       the client's request cannot be served; carries the HTTP status
+├── StoreError         the store cannot be read or written at the moment
+└── UpstreamError      the vendor's service did not answer as promised; carries its status
+
+`core.SettingsError` stands apart: the core imports nothing of the gateway.
+"""
+
+from collections.abc import Sequence
+
+
+class GatewayError(Exception):
+    """Base of all errors below."""
+
+
+class ConfigError(GatewayError):
+    """The configuration cannot be used. `problems` has one line for each thing that is wrong."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class RequestError(GatewayError):
+    """A request that is answered with `status` and `{"status":0,"error":message}`."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class StoreError(GatewayError):
+    """The store could not do what it was asked; nothing of it has been kept."""
+
+
+class UpstreamError(GatewayError):
+    """The vendor's service failed. `status` is its HTTP status, 0 when there was none (network, time-out)."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
