@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 from ua_parser import BestAvailableResolver, Domain, load_lazy_builtins
 
-from tornado_gateway.errors import ConfigError
+from .errors import ConfigError
 
 Words = dict[str, dict[str, str]]
 
