@@ -37,8 +37,12 @@ class StoreError(GatewayError):
 
 
 class UpstreamError(GatewayError):
-    """The vendor's service failed. `status` is its HTTP status, 0 when there was none (network, time-out)."""
+    """The vendor's service failed.
 
-    def __init__(self, message: str, status: int = 0) -> None:
+    `status` is its HTTP status, 0 when there was none (network, time-out); `retry_after_seconds` is what it asked for.
+    """
+
+    def __init__(self, message: str, status: int = 0, retry_after_seconds: float = 0.0) -> None:
         super().__init__(message)
         self.status = status
+        self.retry_after_seconds = retry_after_seconds

@@ -1,0 +1,179 @@
+"""What every store promises; the same tests for each implementation."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tornado_gateway.errors import StoreError
+from tornado_gateway.store import NewChunk, Store
+from tornado_gateway.store.sqlite import open_sqlite
+
+IMPLEMENTATIONS = ["sqlite"]
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def open_store(request, tmp_path):
+    """Opens another connection to the same store, as a further worker would."""
+    return {"sqlite": lambda: open_sqlite(tmp_path / "data")}[request.param]
+
+
+@pytest.fixture
+def store(open_store, io_loop):
+    store: Store = open_store()
+    io_loop.run_sync(store.open)
+    yield store
+    io_loop.run_sync(store.close)
+
+
+def chunks(*bodies: str, count: int = 1) -> list[NewChunk]:
+    return [NewChunk(count, body.encode()) for body in bodies]
+
+
+async def bodies_claimed(store: Store, events: int) -> list[str]:
+    return [chunk.body.decode() for chunk in await store.events.claim(events)]
+
+
+async def test_chunks_are_claimed_in_order_and_only_once(store):
+    await store.events.append(chunks("a", "b"))
+    await store.events.append(chunks("c"))
+    assert await bodies_claimed(store, 2) == ["a", "b"]
+    assert await bodies_claimed(store, 2) == ["c"]
+    assert await bodies_claimed(store, 2) == []
+
+
+async def test_a_claim_keeps_to_the_number_of_events_but_takes_at_least_one_chunk(store):
+    await store.events.append(chunks("a", "b", "c", count=40))
+    assert await bodies_claimed(store, 100) == ["a", "b"]
+    assert await bodies_claimed(store, 10) == ["c"]
+
+
+async def test_released_chunks_are_the_next(store):
+    await store.events.append(chunks("a", "b", "c"))
+    first = await store.events.claim(1)
+    second = await store.events.claim(1)
+    await store.events.release(second)
+    await store.events.release(first)
+    assert await bodies_claimed(store, 3) == ["a", "b", "c"]
+
+
+async def test_settled_chunks_are_gone_after_a_restart_and_claimed_ones_are_back(open_store):
+    store = open_store()
+    await store.open()
+    await store.events.append(chunks("a", "b"))
+    claimed = await store.events.claim(2)
+    await store.events.settle(claimed[:1])
+    await store.close()
+    again = open_store()
+    await again.open()
+    assert (await again.events.depth()).waiting == 1
+    assert await bodies_claimed(again, 2) == ["b"]
+    await again.close()
+
+
+async def test_settling_keeps_the_dead_and_what_remains(store):
+    await store.events.append([NewChunk(3, b"a\nb\nc", "")])
+    claimed = await store.events.claim(3)
+    await store.events.settle(claimed, dead=[(NewChunk(1, b"b"), "400 bad")], remaining=[NewChunk(1, b"c", "en=x")])
+    depth = await store.events.depth()
+    assert (depth.waiting, depth.dead) == (1, 1)
+    (left,) = await store.events.claim(3)
+    assert (left.body, left.query) == (b"c", "en=x")
+    (letter,) = await store.events.dead_letters()
+    assert (letter.body, letter.reason, letter.count) == (b"b", "400 bad", 1)
+
+
+async def test_dead_letters_can_be_queued_again(store):
+    await store.events.append(chunks("a", "b", "c"))
+    claimed = await store.events.claim(3)
+    await store.events.settle(claimed, dead=[(NewChunk(1, body), "no") for body in (b"a", b"b", b"c")])
+    letters = await store.events.dead_letters()
+    assert await store.events.requeue([letters[1].id]) == 1
+    assert await bodies_claimed(store, 9) == ["b"]
+    assert await store.events.requeue() == 2
+    assert await bodies_claimed(store, 9) == ["a", "c"]
+    assert (await store.events.depth()).dead == 0
+
+
+async def test_documents_have_growing_versions_seen_by_all(store, open_store):
+    other = open_store()
+    await other.open()
+    assert await store.state.load_document("s") is None
+    assert (await store.state.save_document("s", b"1")).version == 1
+    assert (await other.state.save_document("s", b"2")).version == 2
+    loaded = await store.state.load_document("s")
+    assert (loaded.body, loaded.version) == (b"2", 2)
+    await other.close()
+
+
+async def test_a_change_of_a_document_is_noticed(store, open_store):
+    other = open_store()
+    await other.open()
+    await store.state.save_document("s", b"1")
+    waiting = asyncio.ensure_future(other.state.wait_for_document("s", 1))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    await store.state.save_document("s", b"2")
+    changed = await asyncio.wait_for(waiting, 5)
+    assert (changed.body, changed.version) == (b"2", 2)
+    await other.close()
+
+
+async def test_a_lease_has_one_holder_until_it_expires_or_is_released(store, open_store):
+    other = open_store()
+    await other.open()
+    assert await store.state.acquire_lease("poll", "one", 30)
+    assert not await other.state.acquire_lease("poll", "two", 30)
+    assert await store.state.acquire_lease("poll", "one", 0.2)
+    await asyncio.sleep(0.25)
+    assert await other.state.acquire_lease("poll", "two", 30)
+    await store.state.release_lease("poll", "one")
+    assert not await store.state.acquire_lease("poll", "one", 30)
+    await other.state.release_lease("poll", "two")
+    assert await store.state.acquire_lease("poll", "one", 30)
+    await other.close()
+
+
+async def test_aliases_resolve_and_unknown_ids_are_left_out(store):
+    await store.state.set_alias("member-9", "guest-1")
+    await store.state.set_alias("member-9", "guest-2")
+    assert await store.state.aliases(["member-9", "nobody"]) == {"member-9": "guest-2"}
+
+
+async def test_records_are_kept_for_their_time(store):
+    await store.state.save_records("u", {"f": {"rolloutId": 1}, "g": {"rolloutId": 2}}, 30)
+    await store.state.save_records("u", {"g": {"rolloutId": 3}}, 0.1)
+    assert await store.state.load_records("u", ["f", "g", "h"]) == {"f": {"rolloutId": 1}, "g": {"rolloutId": 3}}
+    await asyncio.sleep(0.2)
+    assert await store.state.load_records("u", ["f", "g"]) == {"f": {"rolloutId": 1}}
+    assert await store.state.load_records("other", ["f"]) == {}
+
+
+async def test_a_closed_store_says_so(open_store):
+    store = open_store()
+    await store.open()
+    await store.close()
+    with pytest.raises(StoreError):
+        await store.events.append(chunks("a"))
+
+
+# The embedded store alone
+
+
+async def test_each_worker_has_its_own_log_and_a_living_one_adopts_that_of_a_dead_one(tmp_path):
+    first, second = open_sqlite(tmp_path), open_sqlite(tmp_path)
+    await first.open()
+    await second.open()
+    await second.events.append(chunks("b"))
+    assert await bodies_claimed(first, 9) == []
+    await second.close()
+    assert await first.events.adopt() == 1
+    assert await bodies_claimed(first, 9) == ["b"]
+    assert sorted(path.name for path in tmp_path.glob("events-*.db")) == ["events-0.db"]
+    await first.close()
+
+
+async def test_a_directory_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="file/data"):
+        await open_sqlite(Path(tmp_path / "file" / "data")).open()

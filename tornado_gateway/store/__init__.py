@@ -1,0 +1,139 @@
+"""What outlives a process: waiting events, settings documents, leases, aliases and sticky decisions.
+
+Two interfaces, because events have a home of their own: each worker writes its event log without waiting for anybody,
+while the state is shared by all. `sqlite` is the embedded implementation, `redis` the distributed one; one test suite
+runs against both. Everything raises `StoreError` when the store cannot do what it was asked.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+Record = dict[str, Any]
+
+
+class NewChunk(NamedTuple):
+    """Event documents that are stored, claimed and settled together.
+
+    `body` holds `count` JSON documents joined by newlines. A chunk with a `query` is one event that must reach upstream
+    by itself, as `/events/t?<query>` (wire contract B.5, usage statistics); all others travel in batches.
+    """
+
+    count: int
+    body: bytes
+    query: str = ""
+
+
+class Chunk(NamedTuple):
+    """A stored chunk under the store's own name for it."""
+
+    id: int | str
+    count: int
+    body: bytes
+    query: str = ""
+
+
+class DeadLetter(NamedTuple):
+    """Events that upstream refused for good. `at` is in unix seconds."""
+
+    id: int | str
+    count: int
+    body: bytes
+    query: str
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How many events wait and how many are dead; `oldest_at` is when the first of the waiting ones was stored."""
+
+    waiting: int
+    dead: int
+    oldest_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """A settings document; `version` grows with every change, `saved_at` is in unix seconds."""
+
+    body: bytes
+    version: int
+    saved_at: float
+
+
+class EventStore(Protocol):
+    """A durable queue of chunks, oldest first."""
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def append(self, chunks: Sequence[NewChunk]) -> None:
+        """Keep all of them, or raise and keep none. Afterwards the death of the process loses nothing."""
+
+    async def claim(self, max_events: int) -> list[Chunk]:
+        """The oldest chunks that nobody else works on, at least one if there is any, together at most `max_events`."""
+
+    async def release(self, chunks: Sequence[Chunk]) -> None:
+        """Give claimed chunks back; they are the next to be claimed."""
+
+    async def settle(
+        self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
+    ) -> None:
+        """Remove claimed chunks; in the same step keep what was refused, with the reason, and what is still to be sent."""
+
+    async def depth(self) -> Depth: ...
+
+    async def dead_letters(self, limit: int = 100) -> list[DeadLetter]: ...
+
+    async def requeue(self, ids: Sequence[int | str] | None = None) -> int:
+        """Move dead letters (None: all) back into the queue. Returns the number of events moved."""
+
+
+class StateStore(Protocol):
+    """What all workers share."""
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def load_document(self, name: str) -> StoredDocument | None: ...
+
+    async def save_document(self, name: str, body: bytes) -> StoredDocument:
+        """Store the document under the next version."""
+
+    async def wait_for_document(self, name: str, known_version: int) -> StoredDocument:
+        """Return as soon as the stored version is another than the known one."""
+
+    async def acquire_lease(self, name: str, owner: str, seconds: float) -> bool:
+        """True if `owner` now holds the lease for `seconds`; the holder may call again to prolong it."""
+
+    async def release_lease(self, name: str, owner: str) -> None: ...
+
+    async def set_alias(self, alias_id: str, user_id: str) -> None: ...
+
+    async def aliases(self, ids: Sequence[str]) -> dict[str, str]:
+        """The user id of each id that is an alias; others are left out."""
+
+    async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, Record]:
+        """The sticky decisions of a visitor under these keys (decision-engine 3.9); unknown keys are left out."""
+
+    async def save_records(self, user_id: str, records: Mapping[str, Record], seconds: float) -> None:
+        """Keep sticky decisions by key, for `seconds` from now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Both halves, as one worker uses them."""
+
+    events: EventStore
+    state: StateStore
+
+    async def open(self) -> None:
+        await self.state.open()
+        await self.events.open()
+
+    async def close(self) -> None:
+        await self.events.close()
+        await self.state.close()

@@ -1,0 +1,401 @@
+"""The embedded store: SQLite files in DATA_DIR.
+
+`events-<n>.db` is the event log of one worker, held by a lock on `events-<n>.lock` for as long as the worker lives, so
+that commits never wait for each other. The log of a worker that is gone is adopted by a living one. `state.db` is
+shared by all workers of the machine.
+
+WAL with synchronous=NORMAL loses nothing when the process dies; a power cut can lose the last moment.
+synchronous=FULL (STORE_SYNC=full) pays one fsync for each commit and loses nothing then either.
+"""
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+import orjson
+
+from ..errors import StoreError
+from . import Chunk, DeadLetter, Depth, NewChunk, Record, Store, StoredDocument
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SYNC_MODES = {"normal": "NORMAL", "full": "FULL"}
+CLAIMED_CHUNKS = 5000  # one claim never reads more chunks than this
+ADOPTED_AT_ONCE = 256  # chunks that move out of an abandoned log in one transaction
+WATCH_SECONDS = 1.0
+
+EVENT_TABLES = """
+CREATE TABLE IF NOT EXISTS chunks (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL, count INTEGER NOT NULL, query TEXT NOT NULL, body BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS dead (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL, count INTEGER NOT NULL, query TEXT NOT NULL, body BLOB NOT NULL, reason TEXT NOT NULL
+);
+"""
+STATE_TABLES = """
+CREATE TABLE IF NOT EXISTS documents (
+    name TEXT PRIMARY KEY, version INTEGER NOT NULL, saved_at REAL NOT NULL, body BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS leases (name TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS aliases (alias_id TEXT PRIMARY KEY, user_id TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS records (
+    user_id TEXT NOT NULL, key TEXT NOT NULL, until REAL NOT NULL, record BLOB NOT NULL, PRIMARY KEY (user_id, key)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS records_until ON records (until);
+"""
+INSERT_CHUNK = "INSERT INTO chunks (at, count, query, body) VALUES (?, ?, ?, ?)"
+INSERT_DEAD = "INSERT INTO dead (at, count, query, body, reason) VALUES (?, ?, ?, ?, ?)"
+SAVE_DOCUMENT = """
+INSERT INTO documents (name, version, saved_at, body) VALUES (?1, 1, ?2, ?3)
+ON CONFLICT (name) DO UPDATE SET version = version + 1, saved_at = ?2, body = ?3 RETURNING version
+"""
+ACQUIRE_LEASE = """
+INSERT INTO leases (name, owner, until) VALUES (?1, ?2, ?4)
+ON CONFLICT (name) DO UPDATE SET owner = ?2, until = ?4 WHERE owner = ?2 OR until <= ?3
+"""
+
+
+def open_sqlite(directory: Path, sync: str = "normal") -> Store:
+    """The embedded store in `directory`, which is made if need be. `sync` is a key of SYNC_MODES."""
+    return Store(SqliteEvents(directory, sync), SqliteState(directory, sync))
+
+
+class SqliteEvents:
+    """The event log of this worker."""
+
+    def __init__(self, directory: Path, sync: str = "normal") -> None:
+        self._directory = directory
+        self._database = _Database(sync, EVENT_TABLES)
+        self._lock: int | None = None
+        self._released: list[int] = []
+        self._last_claimed = 0
+
+    async def open(self) -> None:
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            slot, self._lock = _lock_first_free_log(self._directory)
+        except OSError as error:
+            raise StoreError(f"the event log in {self._directory} cannot be opened: {error}") from error
+        self._last_claimed, self._released = 0, []
+        await self._database.open(_log_path(self._directory, slot))
+        await self.adopt()
+
+    async def close(self) -> None:
+        await self._database.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    async def append(self, chunks: Sequence[NewChunk]) -> None:
+        await self._database.run(_append, chunks)
+
+    async def claim(self, max_events: int) -> list[Chunk]:
+        return await self._database.run(self._claim, max_events)
+
+    async def release(self, chunks: Sequence[Chunk]) -> None:
+        self._released = sorted([*self._released, *(int(chunk.id) for chunk in chunks)])
+
+    async def settle(
+        self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
+    ) -> None:
+        await self._database.run(_settle, chunks, dead, remaining)
+
+    async def depth(self) -> Depth:
+        return await self._database.run(_depth)
+
+    async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        return await self._database.run(_dead_letters, limit)
+
+    async def requeue(self, ids: Sequence[int | str] | None = None) -> int:
+        return await self._database.run(_requeue, ids)
+
+    async def adopt(self) -> int:
+        """Move what the logs of dead workers hold into this one. Returns the number of events moved.
+
+        The two files cannot change in one transaction, so that a crash in between moves some chunks twice:
+        an event may arrive upstream twice, never not at all.
+        """
+        moved = 0
+        for path in sorted(self._directory.glob("events-*.db")):
+            lock = _try_lock(path.with_suffix(".lock"))
+            if lock is None:
+                continue
+            try:
+                moved += await self._database.run(_move_log, path)
+            finally:
+                os.close(lock)
+        return moved
+
+    def _claim(self, connection: sqlite3.Connection, max_events: int) -> list[Chunk]:
+        claimed: list[Chunk] = []
+        budget = max_events
+        for row in self._claimable(connection):
+            chunk = Chunk(*row)
+            if claimed and chunk.count > budget:
+                break
+            claimed.append(chunk)
+            budget -= chunk.count
+        self._mark_claimed(claimed)
+        return claimed
+
+    def _claimable(self, connection: sqlite3.Connection) -> Iterator[tuple[int, int, bytes, str]]:
+        by_id = "SELECT id, count, body, query FROM chunks WHERE id = ?"
+        for released in list(self._released):
+            yield from connection.execute(by_id, (released,))
+        after = "SELECT id, count, body, query FROM chunks WHERE id > ? ORDER BY id LIMIT ?"
+        yield from connection.execute(after, (self._last_claimed, CLAIMED_CHUNKS))
+
+    def _mark_claimed(self, chunks: Sequence[Chunk]) -> None:
+        ids = {int(chunk.id) for chunk in chunks}
+        self._released = [id_ for id_ in self._released if id_ not in ids]
+        self._last_claimed = max([self._last_claimed, *ids])
+
+
+class SqliteState:
+    """Documents, leases, aliases and sticky decisions of all workers of this machine."""
+
+    def __init__(self, directory: Path, sync: str = "normal") -> None:
+        self._path = directory / "state.db"
+        self._database = _Database(sync, STATE_TABLES)
+
+    async def open(self) -> None:
+        await self._database.open(self._path)
+        await self._database.run(_forget_expired, time.time())
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    async def load_document(self, name: str) -> StoredDocument | None:
+        return await self._database.run(_load_document, name)
+
+    async def save_document(self, name: str, body: bytes) -> StoredDocument:
+        return await self._database.run(_save_document, name, body, time.time())
+
+    async def wait_for_document(self, name: str, known_version: int) -> StoredDocument:
+        while True:
+            stored = await self._database.run(_load_document_unless, name, known_version)
+            if stored is not None:
+                return stored
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def acquire_lease(self, name: str, owner: str, seconds: float) -> bool:
+        now = time.time()
+        return await self._database.run(_acquire_lease, (name, owner, now, now + seconds))
+
+    async def release_lease(self, name: str, owner: str) -> None:
+        await self._database.run(_execute, "DELETE FROM leases WHERE name = ? AND owner = ?", (name, owner))
+
+    async def set_alias(self, alias_id: str, user_id: str) -> None:
+        await self._database.run(_execute, "INSERT OR REPLACE INTO aliases VALUES (?, ?)", (alias_id, user_id))
+
+    async def aliases(self, ids: Sequence[str]) -> dict[str, str]:
+        return await self._database.run(_aliases, ids)
+
+    async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, Record]:
+        return await self._database.run(_load_records, user_id, keys, time.time())
+
+    async def save_records(self, user_id: str, records: Mapping[str, Record], seconds: float) -> None:
+        rows = [(user_id, key, time.time() + seconds, orjson.dumps(record)) for key, record in records.items()]
+        await self._database.run(_save_records, rows)
+
+
+class _Database:
+    """One connection and the one thread that uses it."""
+
+    def __init__(self, sync: str, tables: str) -> None:
+        self._script = f"PRAGMA journal_mode=WAL; PRAGMA synchronous={SYNC_MODES[sync]}; {tables}"
+        self._thread: ThreadPoolExecutor | None = None
+        self._connection: sqlite3.Connection | None = None
+
+    async def open(self, path: Path) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=path.stem)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._connect, path)
+        except (sqlite3.Error, OSError) as error:
+            await self.close()
+            raise StoreError(f"{path} cannot be opened: {error}") from error
+
+    async def close(self) -> None:
+        if self._thread is None:
+            return
+        if self._connection is not None:
+            await self.run(sqlite3.Connection.close)
+        self._thread.shutdown()
+        self._thread = self._connection = None
+
+    async def run(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `work(connection, ...)` in the thread."""
+        connection = self._connection
+        if self._thread is None or connection is None:
+            raise StoreError("the store is closed")
+        call: Callable[[], T] = lambda: work(connection, *args, **kwargs)  # noqa: E731
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"SQLite: {error}") from error
+
+    def _connect(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._connection = sqlite3.connect(path, isolation_level=None, timeout=10)
+        self._connection.executescript(self._script)
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # some errors, a full disk among them, roll back by themselves
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _execute(connection: sqlite3.Connection, statement: str, parameters: Sequence[object]) -> None:
+    connection.execute(statement, parameters)
+
+
+# The event log
+
+
+def _log_path(directory: Path, slot: int) -> Path:
+    return directory / f"events-{slot}.db"
+
+
+def _try_lock(path: Path) -> int | None:
+    """A descriptor that holds the lock until it is closed, or None if a living process has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _lock_first_free_log(directory: Path) -> tuple[int, int]:
+    slot = 0
+    while (lock := _try_lock(_log_path(directory, slot).with_suffix(".lock"))) is None:
+        slot += 1
+    return slot, lock
+
+
+def _append(connection: sqlite3.Connection, chunks: Sequence[NewChunk]) -> None:
+    now = time.time()
+    with _transaction(connection):
+        connection.executemany(INSERT_CHUNK, [(now, chunk.count, chunk.query, chunk.body) for chunk in chunks])
+
+
+def _settle(
+    connection: sqlite3.Connection,
+    chunks: Sequence[Chunk],
+    dead: Sequence[tuple[NewChunk, str]],
+    remaining: Sequence[NewChunk],
+) -> None:
+    now = time.time()
+    with _transaction(connection):
+        connection.executemany("DELETE FROM chunks WHERE id = ?", [(chunk.id,) for chunk in chunks])
+        connection.executemany(INSERT_DEAD, [(now, c.count, c.query, c.body, reason) for c, reason in dead])
+        connection.executemany(INSERT_CHUNK, [(now, c.count, c.query, c.body) for c in remaining])
+
+
+def _depth(connection: sqlite3.Connection) -> Depth:
+    waiting, oldest = connection.execute("SELECT coalesce(sum(count), 0), min(at) FROM chunks").fetchone()
+    (dead,) = connection.execute("SELECT coalesce(sum(count), 0) FROM dead").fetchone()
+    return Depth(waiting, dead, oldest)
+
+
+def _dead_letters(connection: sqlite3.Connection, limit: int) -> list[DeadLetter]:
+    rows = connection.execute("SELECT id, count, body, query, reason, at FROM dead ORDER BY id LIMIT ?", (limit,))
+    return [DeadLetter(*row) for row in rows]
+
+
+def _requeue(connection: sqlite3.Connection, ids: Sequence[int | str] | None) -> int:
+    where, parameters = "", ()
+    if ids is not None:
+        where, parameters = f"WHERE id IN ({','.join('?' * len(ids))})", tuple(ids)  # type: ignore[assignment]
+    with _transaction(connection):
+        columns = "at, count, query, body"
+        moved = f"INSERT INTO chunks ({columns}) SELECT {columns} FROM dead {where} ORDER BY id"  # noqa: S608
+        connection.execute(moved, parameters)
+        removed = connection.execute(f"DELETE FROM dead {where} RETURNING count", parameters)  # noqa: S608
+        return sum(count for (count,) in removed.fetchall())
+
+
+def _move_log(connection: sqlite3.Connection, path: Path) -> int:
+    moved = 0
+    source = sqlite3.connect(path, isolation_level=None, timeout=10)
+    try:
+        source.executescript(EVENT_TABLES)
+        for insert, columns, table in (
+            (INSERT_CHUNK, "at, count, query, body", "chunks"),
+            (INSERT_DEAD, "at, count, query, body, reason", "dead"),
+        ):
+            select = f"SELECT id, {columns} FROM {table} ORDER BY id LIMIT {ADOPTED_AT_ONCE}"  # noqa: S608
+            while rows := source.execute(select).fetchall():
+                with _transaction(connection):
+                    connection.executemany(insert, [row[1:] for row in rows])
+                source.execute(f"DELETE FROM {table} WHERE id <= ?", (rows[-1][0],))  # noqa: S608
+                moved += sum(row[2] for row in rows)
+    finally:
+        source.close()
+    for name in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+        name.unlink(missing_ok=True)
+    return moved
+
+
+# The shared state
+
+
+def _load_document(connection: sqlite3.Connection, name: str) -> StoredDocument | None:
+    row = connection.execute("SELECT body, version, saved_at FROM documents WHERE name = ?", (name,)).fetchone()
+    return StoredDocument(*row) if row else None
+
+
+def _load_document_unless(connection: sqlite3.Connection, name: str, known_version: int) -> StoredDocument | None:
+    """The stored document, if its version is another than the known one (which costs reading one small row)."""
+    row = connection.execute("SELECT version FROM documents WHERE name = ?", (name,)).fetchone()
+    return _load_document(connection, name) if row and row[0] != known_version else None
+
+
+def _save_document(connection: sqlite3.Connection, name: str, body: bytes, now: float) -> StoredDocument:
+    (version,) = connection.execute(SAVE_DOCUMENT, (name, now, body)).fetchone()
+    return StoredDocument(body, version, now)
+
+
+def _acquire_lease(connection: sqlite3.Connection, parameters: tuple[str, str, float, float]) -> bool:
+    return connection.execute(ACQUIRE_LEASE, parameters).rowcount > 0
+
+
+def _aliases(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[str, str]:
+    query = "SELECT user_id FROM aliases WHERE alias_id = ?"
+    found = {id_: connection.execute(query, (id_,)).fetchone() for id_ in ids}
+    return {id_: row[0] for id_, row in found.items() if row}
+
+
+def _load_records(
+    connection: sqlite3.Connection, user_id: str, keys: Sequence[str], now: float
+) -> dict[str, Record]:
+    query = "SELECT record FROM records WHERE user_id = ? AND key = ? AND until > ?"
+    found = {key: connection.execute(query, (user_id, key, now)).fetchone() for key in keys}
+    return {key: orjson.loads(row[0]) for key, row in found.items() if row}
+
+
+def _save_records(connection: sqlite3.Connection, rows: Sequence[tuple[str, str, float, bytes]]) -> None:
+    with _transaction(connection):
+        connection.executemany("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", rows)
+
+
+def _forget_expired(connection: sqlite3.Connection, now: float) -> None:
+    connection.execute("DELETE FROM records WHERE until <= ?", (now,))
