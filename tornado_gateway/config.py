@@ -567,7 +567,10 @@ class Config:
         return f"Config({', '.join(shown)})"
 
     def source(self, name: str) -> str:
-        """Where the value of the variable `name` came from: "flag", "environment", "file path:line" or "default"."""
+        """Where the value of the variable `name` came from: "flag", "environment", "file PATH:LINE" or "default".
+
+        A secret that was read from a file has the file's variable in it: "environment SDK_KEY_FILE".
+        """
         return self.sources.get(_BY_NAME[name].name, "default")
 
     @property
@@ -596,6 +599,11 @@ _NAMES = (*_BY_NAME, *_BY_FILE_NAME)
 _DEFAULTS = {option.attribute: getattr(Config(), option.attribute) for option in OPTIONS}
 
 
+def _option_name(name: str) -> str:
+    """NAME for NAME_FILE, any other name as it is."""
+    return _BY_FILE_NAME[name].name if name in _BY_FILE_NAME else name
+
+
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -613,7 +621,14 @@ class _Findings:
 
     def add(self, name: str, source: str, expected: str, got: str) -> None:
         self.problems.append(f"{name} ({source}): expected {expected}, got {got}")
-        self.broken.add(_BY_FILE_NAME[name].name if name in _BY_FILE_NAME else name)
+        self.broken.add(_option_name(name))
+
+    def add_unknown(self, key: str, source: str, expected: str, spell: Callable[[str], str]) -> None:
+        name = key.lstrip("-").replace("-", "_").upper()
+        near = difflib.get_close_matches(name, _NAMES, n=1)
+        hint = f"; did you mean {spell(near[0])}?" if near else ""
+        self.problems.append(f"{key} ({source}): expected {expected} of the gateway{hint}")
+        self.broken.update(map(_option_name, near))
 
 
 def load(argv_flags: Mapping[str, str], environ: Mapping[str, str], env_file: Path | None = None) -> Config:
@@ -697,7 +712,7 @@ def _read_flags(argv_flags: Mapping[str, str], findings: _Findings) -> dict[str,
         if name in _NAMES:
             given[name] = _Given(text, "flag")
         else:
-            findings.problems.append(f"{key} (flag): expected a flag of the gateway{_suggestion(name, _flag)}")
+            findings.add_unknown(key, "flag", "a flag", _flag)
     return given
 
 
@@ -706,8 +721,9 @@ def _read_env_file(path: Path, findings: _Findings) -> dict[str, _Given]:
         lines = path.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n")
     except (OSError, ValueError) as error:
         findings.problems.append(
-            f"--env-file (flag): expected a text file that can be read, got {path} ({_why(error)})"
+            f'--env-file (flag): expected a text file that can be read, got "{path}" ({_why(error)})'
         )
+        findings.broken.update(_BY_NAME)  # whatever seems to be missing may stand in that file
         return {}
     given: dict[str, _Given] = {}
     for number, line in enumerate(lines, 1):
@@ -716,7 +732,7 @@ def _read_env_file(path: Path, findings: _Findings) -> dict[str, _Given]:
         source = f"file {path}:{number}"
         name, value, problem = _parse_line(line)
         if name and name not in _NAMES:
-            findings.problems.append(f"{name} ({source}): expected a variable of the gateway{_suggestion(name, str)}")
+            findings.add_unknown(name, source, "a variable", str)
         elif problem:  # never with the line itself: it may hold a secret
             findings.add(name or "line", source, *problem)
         elif name in given:
@@ -760,29 +776,32 @@ def _read_secret_files(given: dict[str, _Given], findings: _Findings) -> None:
         try:
             content = Path(path.strip()).read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
-            findings.add(file_name, source, "a text file that can be read", f"{_quoted(None, path)} ({_why(error)})")
+            findings.add(file_name, source, "a text file that can be read", f"{_quoted_path(path)} ({_why(error)})")
             continue
         if not content:
-            findings.add(file_name, source, "a file that holds the secret", f"{_quoted(None, path)}, which is empty")
+            findings.add(file_name, source, "a file that holds the secret", f"{_quoted_path(path)}, which is empty")
             continue
         given[option.name] = _Given(content, f"{source} {file_name}")
 
 
 def _why(error: OSError | ValueError) -> str:
     """The reason without the content: an error of the decoder carries the bytes, which may be a secret."""
-    return error.strerror or "unreadable" if isinstance(error, OSError) else "not UTF-8"
+    return (error.strerror or "unreadable") if isinstance(error, OSError) else "not UTF-8"
 
 
-def _suggestion(name: str, spell: Callable[[str], str]) -> str:
-    near = difflib.get_close_matches(name.upper().replace("-", "_"), _NAMES, n=1)
-    return f"; did you mean {spell(near[0])}?" if near else ""
-
-
-def _quoted(option: Option | None, text: str) -> str:
-    if option and option.secret:
-        return mask(text)
+def _quoted(option: Option, text: str) -> str:
+    if option.secret:
+        return _in_quotes(mask(text))
     # redis://:password@host in REDIS_HOST is a common mistake, and no reason to print the password.
-    text = re.sub(r"(//)?[^/]*@", r"\1****@", text)
+    return _in_quotes(re.sub(r"^([a-z]+://)?.*@", r"\1****@", text, flags=re.DOTALL | re.IGNORECASE))
+
+
+def _quoted_path(text: str) -> str:
+    """A path in place of a secret. Without a slash it is more likely the secret itself, put into NAME_FILE."""
+    return _in_quotes(text if "/" in text else mask(text))
+
+
+def _in_quotes(text: str) -> str:
     return json.dumps(text if len(text) <= 100 else f"{text[:100]}...", ensure_ascii=False)
 
 
@@ -824,7 +843,12 @@ def _add_flag(group: argparse._ArgumentGroup, option: Option) -> None:
 def given_flags(namespace: argparse.Namespace, rest: Sequence[str] = ()) -> dict[str, str]:
     """The flags in what `parse_known_args` returned, for `load`; unknown ones become problems there."""
     given = {name: value for name, value in vars(namespace).items() if name in _NAMES}
-    unknown = [item.partition("=")[0] for item in rest if item.startswith("-")]
+    unknown = [
+        item.partition("=")[0]
+        for before, item in zip(("", *rest), rest, strict=False)
+        # What follows an unknown flag is taken for its value; it may be a secret and is not repeated.
+        if item.startswith("-") or not before.startswith("-") or "=" in before
+    ]
     return given | dict.fromkeys(unknown, "")
 
 
@@ -931,7 +955,7 @@ alone: `--redis-enable-tls`. Lists are separated by commas. Relative paths start
 ACCOUNT_ID=123456
 export LOG_LEVEL=INFO            # a comment after a blank and a number sign
 REDIS_PASSWORD='taken # literally \\n'
-WEBHOOK_TOKEN="with \\"escapes\\""
+WEBHOOK_TOKEN="with-\\"escapes\\""
 ```
 
 Inside double quotes `\\n`, `\\r`, `\\t` are control characters and a backslash makes any other character literal.
@@ -952,7 +976,7 @@ variable, where it was set, what was expected and what was got:
 ```
 POLLING_TIM (file gateway.env:3): expected a variable of the gateway; did you mean POLLING_TIME?
 REDIS_PORT (environment): expected a whole number from 1 to 65535, got "redis"
-EVENTS_PER_REQUEST (flag): expected at most MAX_EVENTS_PER_REQUEST (5000), got "6000"
+EVENTS_PER_REQUEST (flag): expected at most MAX_EVENTS_PER_REQUEST (500), got "600"
 ```
 
 ## Options that belong together
