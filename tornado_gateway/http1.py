@@ -1,0 +1,1155 @@
+"""The HTTP/1.1 front: one `asyncio.Protocol` that parses with llhttp and answers with one write.
+
+Data routes are plain functions from `Request` to `Response`; everything else goes to a `tornado.web.Application`
+through Tornado's public interfaces. Used by `worker.py` (starts and stops a `Server`), `api.py` (data routes) and
+`pages.py` (the application behind it).
+
+What it decides where HTTP leaves a choice:
+
+- A head over its limit, request line included, is 431; a slow head or body is 408; garbage is 400. Each closes.
+- Bytes after an answered request that do not even begin with a method are dropped and the connection closes without
+  a word: some SDKs leave a stray `Connection: close` behind their body.
+- Pipelined requests start at once, answers leave in order. Starting them one after the other would cost one group
+  commit each. Only requests for the Tornado application wait for their turn, because they stream.
+- llhttp refuses control characters, spaces and bytes above 0x7F in a request target; all else reaches the route.
+- An `Upgrade` is ignored, as RFC 9110 allows: the request is served as if the header were not there.
+- A connection is closed by half-closing it and reading on for a moment. Closing at once with unread bytes in the
+  kernel would make it send a reset, which can destroy an answer on its way.
+"""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any, NamedTuple, final
+
+import httptools
+import orjson
+from tornado.httputil import (
+    HTTPConnection,
+    HTTPHeaders,
+    HTTPInputError,
+    HTTPOutputError,
+    HTTPServerConnectionDelegate,
+    RequestStartLine,
+    ResponseStartLine,
+)
+from tornado.iostream import StreamClosedError
+
+from .errors import RequestError
+
+__all__ = ["Gate", "Handler", "Limits", "Request", "Response", "Server", "json_error"]
+
+logger = logging.getLogger(__name__)
+
+JSON = b"application/json; charset=utf-8"
+
+# What a connection is doing; the order matters (`phase >= _ENDED`: nothing more is read).
+_IDLE, _HEAD, _BODY, _ENDED, _LINGER = range(5)
+
+# The parser cannot be paused inside one call, so it gets at most this much at once.
+_SLICE_BYTES = 16384
+# So many answers are joined before they are written, which is also when a peer that does not read is noticed.
+_COALESCED_ANSWERS = 16
+# Chunk sizes, extensions and trailers may take this many bytes for each byte of body (1-byte chunks take 5).
+_CHUNK_OVERHEAD = 8
+
+
+class Limits(NamedTuple):
+    """Bounds on what one client can cost. Time-outs are noticed by a periodic sweep, so up to a quarter late."""
+
+    max_header_bytes: int = 65536
+    max_headers: int = 128
+    max_body_bytes: int = 1 << 20
+    max_pipelined: int = 64
+    max_connections: int = 0  # 0: as many as the system allows
+    header_seconds: float = 10.0
+    body_seconds: float = 30.0
+    keep_alive_seconds: float = 75.0
+    write_seconds: float = 30.0
+    linger_seconds: float = 2.0
+    drain_seconds: float = 0.25
+
+
+_DEFAULT_LIMITS = Limits()
+
+
+class Request:
+    """One request, complete with its body. `headers` keep the client's order and spelling; `version` is "1.1" or "1.0".
+
+    A handler may set `gate`: its answer is then held back until that gate opens.
+    """
+
+    __slots__ = ("_answer", "body", "gate", "headers", "keep_alive", "method", "path", "peer", "query", "version")
+
+    def __init__(
+        self,
+        method: bytes,
+        path: bytes,
+        query: bytes,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes = b"",
+        peer: str = "",
+        keep_alive: bool = True,
+        version: str = "1.1",
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.body = body
+        self.peer = peer
+        self.keep_alive = keep_alive
+        self.version = version
+        self.gate: Gate | None = None
+        self._answer: Response | _Page | None = None
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of a header, or None. `name` is in lower case."""
+        size = len(name)
+        for key, value in self.headers:
+            if len(key) == size and key.lower() == name:
+                return value
+        return None
+
+
+@lru_cache(maxsize=256)
+def _status_line(status: int, content_type: bytes | None) -> bytes:
+    try:
+        reason = HTTPStatus(status).phrase
+    except ValueError:
+        reason = "Unknown"
+    line = f"HTTP/1.1 {status} {reason}\r\n".encode()
+    return line if content_type is None else b"%bContent-Type: %b\r\n" % (line, content_type)
+
+
+def _header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+    if any(c in name + value for name, value in headers for c in b"\r\n\0"):
+        raise ValueError(f"line breaks in headers: {lines!r}")
+    return lines
+
+
+@final
+class Response:
+    """An answer, rendered once and used for as many requests as wanted. `content_type` None: no such header."""
+
+    __slots__ = ("_head", "body", "status", "wire")
+
+    def __init__(
+        self,
+        status: int = 200,
+        body: bytes = b"",
+        content_type: bytes | None = JSON,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+    ) -> None:
+        self.status = status
+        if status in (204, 304):
+            # RFC 9110: no content, so nothing that describes it.
+            self.body = b""
+            self._head = _status_line(status, None)
+        else:
+            self.body = body
+            self._head = b"%bContent-Length: %d\r\n" % (_status_line(status, content_type), len(body))
+        if headers:
+            self._head += _header_lines(tuple(headers))
+        self.wire = b"%b\r\n%b" % (self._head, self.body)
+
+    def render(self, connection: bytes, is_head: bool) -> bytes:
+        """The bytes for a request that is not plain HTTP/1.1 keep-alive; `connection` is b"" or a header line."""
+        return b"%b%b\r\n%b" % (self._head, connection, b"" if is_head else self.body)
+
+
+def json_error(status: int, message: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> Response:
+    """The one shape of every error: `{"status":0,"error":message}`."""
+    return Response(status, orjson.dumps({"status": 0, "error": message}), headers=headers)
+
+
+_INTERNAL_ERROR = json_error(500, "internal error")
+_NOT_FOUND = json_error(404, "not found")
+_BAD_REQUEST = json_error(400, "malformed HTTP request")
+_TIMEOUT = json_error(408, "the request took too long to arrive")
+_HEAD_TOO_LARGE = json_error(431, "the request line and headers are too large")
+_BODY_TOO_LARGE = json_error(413, "the request body is too large")
+_BAD_EXPECTATION = json_error(417, "only 100-continue can be expected")
+_NO_TUNNEL = json_error(405, "CONNECT is not served here")
+_UNKNOWN_CODING = json_error(501, "the only transfer coding is chunked")
+_UNKNOWN_VERSION = json_error(505, "only HTTP/1.1 and HTTP/1.0 are served here")
+_OVERLOADED = json_error(503, "too many connections")
+
+
+class Gate:
+    """Holds back the answers of many requests, on many connections, until one event, such as a group commit."""
+
+    __slots__ = ("_failure", "_holders", "is_open")
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self._failure: Response | None = None
+        self._holders: list[_Connection] = []
+
+    def open(self) -> None:
+        """Release all held answers, with one write per connection. Later holders pass at once."""
+        if self.is_open:
+            return
+        self.is_open = True
+        holders, self._holders = self._holders, []
+        for connection in holders:
+            connection.flush()
+
+    def fail(self, response: Response) -> None:
+        """Release, but answer `response` in the place of each held answer, and of later ones."""
+        if not self.is_open:
+            self._failure = response
+            self.open()
+
+
+Handler = Callable[[Request], Response | Awaitable[Response]]
+
+
+class _RefusedError(Exception):
+    """Raised inside a parser callback to stop parsing: the client gets `response` as its last answer."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.status)
+        self.response = response
+
+
+def _split_target(target: bytes) -> tuple[bytes, bytes]:
+    """A request target as path and query. Of the absolute form (`GET http://host/path`) the host is left out."""
+    if not target.startswith((b"/", b"*")):
+        rest = target.partition(b"://")[2]
+        start = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
+        target = rest[start:] if rest[start : start + 1] == b"/" else b"/" + rest[start:]
+    path, _, query = target.partition(b"?")
+    return path, query
+
+
+class _Connection(asyncio.Protocol):
+    """One client. Bytes come in through the parser's callbacks; answers leave in the order of their requests.
+
+    A request goes through these places, and everything that moves it is in this class:
+    held (bytes not parsed yet) -> parser -> waiting (not started yet) -> queue (started, in order) -> out.
+    Without pipelining and gates only parser and out are used.
+    """
+
+    __slots__ = (
+        "blocked",
+        "body",
+        "continue_due",
+        "corked",
+        "eof",
+        "expect",
+        "fields",
+        "find",
+        "gate",
+        "head_headers",
+        "held",
+        "loop",
+        "mark",
+        "max_body",
+        "max_headers",
+        "on_answer",
+        "out",
+        "parser",
+        "peer",
+        "phase",
+        "queue",
+        "refusal",
+        "seen_bytes",
+        "server",
+        "since",
+        "slice_bytes",
+        "stopping",
+        "tls",
+        "transport",
+        "url",
+        "version",
+        "waiting",
+        "write_paused",
+        "writers",
+    )
+
+    def __init__(self, server: "Server") -> None:
+        limits = server.limits
+        self.server = server
+        self.loop = asyncio.get_running_loop()
+        self.find = server.find
+        self.on_answer = server.on_answer
+        self.max_body = limits.max_body_bytes
+        self.max_headers = limits.max_headers
+        self.slice_bytes = min(_SLICE_BYTES, limits.max_header_bytes)
+        self.stopping = server.stopping
+        self.parser: Any = httptools.HttpRequestParser(self)
+        self.transport: asyncio.Transport | None = None
+        self.peer = ""
+        self.tls = False
+        self.phase = _IDLE
+        self.version = ""
+        # the message being read
+        self.url = b""
+        self.head_headers: list[tuple[bytes, bytes]] = []
+        self.fields = self.head_headers
+        self.body: bytes | bytearray = b""
+        self.expect: bytes | None = None
+        self.continue_due = False
+        self.seen_bytes = 0
+        # requests and answers
+        self.held: deque[bytes] = deque()
+        self.waiting: deque[Request] = deque()
+        self.queue: deque[Request] = deque()
+        self.out: list[bytes] = []
+        self.refusal: Response | None = None
+        self.gate: Gate | None = None
+        self.writers: list[asyncio.Future[None]] = []
+        self.corked = False
+        self.blocked = False
+        self.write_paused = False
+        self.eof = False
+        # for the sweep
+        self.mark: tuple[int, list[tuple[bytes, bytes]], int] = (-1, self.head_headers, 0)
+        self.since = 0.0
+
+    # ---- the transport calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]  # asyncio hands a Transport to a stream protocol
+        peer = transport.get_extra_info("peername")
+        if isinstance(peer, tuple):
+            self.peer = peer[0].removeprefix("::ffff:")
+        self.tls = transport.get_extra_info("sslcontext") is not None
+        server = self.server
+        server.clients.add(self)
+        if server.limits.max_connections and len(server.clients) > server.limits.max_connections:
+            self._refuse(_OVERLOADED)
+
+    def data_received(self, data: bytes) -> None:
+        if self.phase >= _ENDED:
+            return
+        if self.blocked or len(data) > self.slice_bytes:
+            self._hold_and_pump(data)
+            return
+        self.corked = True
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self._fail(error)
+        self.corked = False
+        if self.phase or self.blocked or self.stopping:
+            self._after_slice(len(data))
+        out = self.out
+        if out:
+            if len(out) == 1:
+                self.transport.write(out[0])  # type: ignore[union-attr]  # data comes only while there is a transport
+                out.clear()
+            else:
+                self._write_out()
+
+    def eof_received(self) -> bool:
+        """The client sends no more, but may still read: what it asked for is answered. TLS has no such half-close."""
+        self.eof = True
+        for request in self.queue:
+            if isinstance(request._answer, _Page):
+                request._answer.client_closed()
+        if self.tls:
+            return False
+        self._settle()
+        return bool(self.queue or self.waiting or self.held)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The peer is gone. What it has asked for is still done; the answers lead nowhere."""
+        self.transport = None
+        self.write_paused = False
+        self.server.clients.discard(self)
+        self.server.orphans.add(self)
+        self._release_writers()
+        pages = [request._answer for request in self.queue if isinstance(request._answer, _Page)]
+        self.queue = deque(request for request in self.queue if not isinstance(request._answer, _Page))
+        for page in pages:
+            page.client_closed()
+            page.start()
+        self.flush()
+        self._unblock()
+        self._settle()
+
+    def pause_writing(self) -> None:
+        """The peer does not read its answers as fast as they come, so it is not asked for more."""
+        self.write_paused = True
+        self._block()
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        self._release_writers()
+        self._unblock()
+
+    # ---- the parser calls these
+
+    def on_message_begin(self) -> None:
+        self.phase = _HEAD
+        self.url = self.body = b""
+        self.fields = self.head_headers = []
+        self.seen_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name, value))
+        if len(name) == 6 and name.lower() == b"expect":
+            self.expect = value
+
+    def on_headers_complete(self) -> None:
+        self.phase = _BODY
+        # A head that came in one slice cannot be too large.
+        if self.seen_bytes:
+            if self._head_size() > self.server.limits.max_header_bytes:
+                raise _RefusedError(_HEAD_TOO_LARGE)
+            self.seen_bytes = 0
+        if len(self.fields) > self.max_headers:
+            raise _RefusedError(_HEAD_TOO_LARGE)
+        if not self.version:
+            self.version = self.parser.get_http_version()
+
+    def on_chunk_header(self) -> None:
+        if self.fields is self.head_headers:
+            self._check_codings()
+        # Header fields that come from here on are trailers. They are read and forgotten: merging them into the
+        # headers would let a body change what the head has said.
+        self.fields = []
+
+    def on_body(self, data: bytes) -> None:
+        if not self.body:
+            self.body = data
+        else:
+            if type(self.body) is bytes:
+                self.body = bytearray(self.body)
+            self.body += data
+        if len(self.body) > self.max_body:
+            self._check_body_size(len(self.body))
+
+    def on_message_complete(self) -> None:
+        parser = self.parser
+        if parser.should_upgrade():
+            return  # the parser raises HttpParserUpgrade next, see _ignore_upgrade
+        if self.expect is not None:
+            self._check_expectation()
+        if parser.should_keep_alive():
+            self.phase = _IDLE
+            keep_alive = True
+            # Asking the parser costs a quarter of a microsecond. A client does not change its version on the way; if
+            # a proxy does, all that is lost is a needless or missing `Connection: keep-alive`.
+            version = self.version
+        else:
+            self.phase = _ENDED
+            keep_alive = False
+            version = parser.get_http_version()
+            if version not in ("1.1", "1.0"):
+                raise _RefusedError(_UNKNOWN_VERSION)
+        url = self.url
+        if b"?" not in url and url[0] == 47:
+            path, query = url, b""
+        else:
+            path, query = _split_target(url)
+        body = self.body
+        if type(body) is not bytes:
+            body = bytes(body)
+        request = Request(parser.get_method(), path, query, self.head_headers, body, self.peer, keep_alive, version)
+        if self.blocked:
+            self.waiting.append(request)
+        else:
+            self._serve(request)
+
+    # ---- reading: what is not on the fast path
+
+    def _hold_and_pump(self, data: bytes) -> None:
+        size = self.slice_bytes
+        self.held.extend(data[at : at + size] for at in range(0, len(data), size))
+        self._pump()
+
+    def _pump(self) -> None:
+        """Start what waits and parse what is held, for as long as nothing blocks; then read on."""
+        if self.corked:
+            return
+        while not self.blocked and (self.waiting or self.held):
+            self.corked = True
+            if self.waiting:
+                self._serve(self.waiting.popleft())
+                self.corked = False
+            else:
+                self._feed(self.held.popleft())
+        if self.out:
+            self._write_out()
+        if not self.blocked:
+            self._resume_reading()
+        self._settle()
+
+    def _feed(self, data: bytes) -> None:
+        if self.phase < _ENDED and self.parser is not None:
+            self.corked = True
+            self._parse(data)
+            self.corked = False
+            self._after_slice(len(data))
+        self.corked = False
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self._fail(error)
+
+    def _after_slice(self, size: int) -> None:
+        """A slice ended, but not all is done: look at the limits of a message that is not complete yet."""
+        if self.phase == _HEAD:
+            # Of the first slice only what is known to belong to this head counts.
+            self.seen_bytes += size if self.seen_bytes else self._head_size()
+            if self.seen_bytes > self.server.limits.max_header_bytes:
+                self._refuse(_HEAD_TOO_LARGE)
+        elif self.phase == _BODY:
+            try:
+                self._check_incomplete_body(size)
+            except _RefusedError as refused:
+                self._refuse(refused.response)
+        if self.stopping:
+            self.flush()
+        self._unblock()
+        self._settle()
+
+    def _check_incomplete_body(self, size: int) -> None:
+        if not self.seen_bytes:
+            announced = Request(b"", b"", b"", self.head_headers).header(b"content-length")
+            if announced is not None and int(announced) > self.max_body:
+                self._check_body_size(int(announced))
+            if self.expect is not None:
+                self._check_expectation()
+                self.continue_due = self.parser.get_http_version() == "1.1"
+                self._continue()
+        self.seen_bytes += size
+        overhead = self.seen_bytes - len(self.body)
+        if overhead > self.server.limits.max_header_bytes + self.slice_bytes + _CHUNK_OVERHEAD * len(self.body):
+            raise _RefusedError(_BODY_TOO_LARGE)
+
+    def _check_body_size(self, size: int) -> None:
+        override = self.server.body_limit
+        if override is None or size > override(_split_target(self.url)[0]):
+            raise _RefusedError(_BODY_TOO_LARGE)
+
+    def _check_expectation(self) -> None:
+        expect, self.expect = self.expect, None
+        if expect is not None and expect.lower() != b"100-continue":
+            raise _RefusedError(_BAD_EXPECTATION)
+
+    def _check_codings(self) -> None:
+        codings = Request(b"", b"", b"", self.head_headers).header(b"transfer-encoding") or b""
+        if codings.strip().lower() != b"chunked":
+            raise _RefusedError(_UNKNOWN_CODING)
+        if self.parser.get_http_version() != "1.1":
+            raise _RefusedError(_BAD_REQUEST)  # RFC 9112 6.1: HTTP/1.0 has no chunks, somebody on the way is confused
+
+    def _head_size(self) -> int:
+        return 1 + len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.head_headers)
+
+    def _continue(self) -> None:
+        """Ask for a body that the client holds back, as soon as all earlier answers are out."""
+        if self.continue_due and self.phase == _BODY and not self.queue and not self.waiting:
+            self.continue_due = False
+            self.out.append(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Read the message again without its Upgrade header: the parser would take the body for another protocol."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(_NO_TUNNEL)
+            return
+        headers = [header for header in self.head_headers if header[0].lower() != b"upgrade"]
+        line = b"%b %b HTTP/%b\r\n" % (method, self.url, self.parser.get_http_version().encode())
+        self.parser = httptools.HttpRequestParser(self)
+        self._parse(line + _header_lines(headers) + b"\r\n")
+        if rest and self.phase < _ENDED:
+            self._parse(rest)
+
+    def _fail(self, error: httptools.HttpParserError) -> None:
+        """The parser has stopped for good."""
+        cause = error.__context__
+        if isinstance(cause, _RefusedError):
+            self._refuse(cause.response)
+        elif isinstance(error, httptools.HttpParserCallbackError):
+            logger.error("cannot serve a request", exc_info=cause)
+            self._refuse(_INTERNAL_ERROR)
+        elif self.phase == _ENDED or (self.version and not self.url):
+            self.phase = _ENDED  # stray bytes after a complete request
+        else:
+            self._refuse(_BAD_REQUEST)
+
+    def _refuse(self, response: Response) -> None:
+        """Read nothing more; `response` is the last answer, after those of earlier requests."""
+        self.phase = _ENDED
+        self.refusal = response
+        self.held.clear()
+        if not self.corked:
+            self._settle()
+
+    def _block(self) -> None:
+        self.blocked = True
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def _unblock(self) -> None:
+        if self.blocked and not self.write_paused and len(self.queue) < self.server.limits.max_pipelined:
+            self.blocked = False
+            self._pump()
+
+    def _resume_reading(self) -> None:
+        if self.transport is not None and not self.transport.is_closing() and not self.eof:
+            self.transport.resume_reading()
+
+    # ---- serving
+
+    def _serve(self, request: Request) -> None:
+        handler = self.find(request.method, request.path)
+        if handler is None:
+            handler = self._other_handler(request)
+            if handler is None:
+                return
+        try:
+            answer = handler(request)
+        except RequestError as error:
+            answer = json_error(error.status, str(error))
+        except Exception:
+            logger.exception("a handler failed")
+            answer = _INTERNAL_ERROR
+        if isinstance(answer, Response):
+            if request.gate is None and not self.queue and not self.stopping:
+                self._send(request, answer)
+                return
+            request._answer = answer
+            self._enqueue(request)
+            if request.gate is not None:
+                self._hold(request.gate)
+        else:
+            self._enqueue(request)
+            self._start_task(request, answer)
+
+    def _other_handler(self, request: Request) -> Handler | None:
+        """HEAD is served by the handler of GET. What has no handler goes to the Tornado application."""
+        if request.method == b"HEAD":
+            handler = self.find(b"GET", request.path)
+            if handler is not None:
+                return handler
+        if self.server.fallback is None:
+            return _answer_not_found
+        request._answer = _Page(self, request, self.server.fallback)
+        self._enqueue(request)
+        self.flush()
+        return None
+
+    def _enqueue(self, request: Request) -> None:
+        self.queue.append(request)
+        if len(self.queue) >= self.server.limits.max_pipelined:
+            self._block()
+
+    def _hold(self, gate: Gate) -> None:
+        if gate.is_open:
+            self.flush()
+        elif self.gate is not gate:
+            self.gate = gate
+            gate._holders.append(self)
+
+    def _start_task(self, request: Request, answer: Awaitable[Response]) -> None:
+        try:
+            task = asyncio.ensure_future(answer)
+        except TypeError:
+            logger.exception("a handler must return a Response or an awaitable")
+            request._answer = _INTERNAL_ERROR
+            self.flush()
+            return
+        self.server.tasks.add(task)
+        task.add_done_callback(lambda done: self._finish_task(request, done))
+
+    def _finish_task(self, request: Request, task: asyncio.Future[Response]) -> None:
+        self.server.tasks.discard(task)
+        request._answer = _outcome(task)
+        if request.gate is not None:
+            self._hold(request.gate)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send every answer that is ready and whose turn it is."""
+        queue = self.queue
+        while queue:
+            request = queue[0]
+            answer = request._answer
+            if answer is None:
+                break
+            if isinstance(answer, _Page):
+                answer.start()
+                break
+            gate = request.gate
+            if gate is not None:
+                if not gate.is_open:
+                    break
+                if gate._failure is not None:
+                    answer = gate._failure
+            queue.popleft()
+            self._send(request, answer)
+        if self.corked:
+            return
+        if self.continue_due:
+            self._continue()
+        if self.out:
+            self._write_out()
+        if self.blocked or self.phase == _ENDED or self.eof or self.transport is None:
+            self._unblock()
+            self._settle()
+
+    def _send(self, request: Request, answer: Response) -> None:
+        out = self.out
+        if request.keep_alive and request.version == "1.1" and request.method != b"HEAD" and not self.stopping:
+            out.append(answer.wire)
+        else:
+            out.append(answer.render(self._connection_line(request), request.method == b"HEAD"))
+        if self.on_answer is not None:
+            self.count(request, answer.status)
+        if len(out) >= _COALESCED_ANSWERS:
+            self._write_out()
+
+    def _connection_line(self, request: Request) -> bytes:
+        """The Connection header of an answer. When the server stops, the last answer of a connection says so."""
+        if self.stopping and not self.corked and self.phase == _IDLE and not (self.queue or self.waiting or self.held):
+            self.phase = _ENDED
+            request.keep_alive = False
+        if not request.keep_alive:
+            return b"Connection: close\r\n"
+        return b"Connection: keep-alive\r\n" if request.version == "1.0" else b""
+
+    def count(self, request: Request, status: int) -> None:
+        """Tell the metrics hook about a finished answer."""
+        if self.on_answer is not None:
+            try:
+                self.on_answer(request, status)
+            except Exception:
+                logger.exception("the on_answer hook failed")
+
+    def _write_out(self) -> None:
+        data = b"".join(self.out)
+        self.out.clear()
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(data)
+
+    def _settle(self) -> None:
+        """When nothing more will be read and all is answered: the last word, and close."""
+        is_over = self.phase >= _ENDED or self.eof or self.transport is None
+        if not is_over or self.corked or self.queue or self.waiting or self.held:
+            return
+        if self.refusal is not None:
+            refusal, self.refusal = self.refusal, None
+            path, query = _split_target(self.url) if self.url else (b"", b"")
+            self._send(Request(b"", path, query, self.head_headers, b"", self.peer, False), refusal)
+        if self.out:
+            self._write_out()
+        self.linger()
+
+    def linger(self) -> None:
+        """Close our side and wait for the peer to close its own."""
+        is_first, self.phase = self.phase != _LINGER, _LINGER
+        transport = self.transport
+        if transport is None:
+            self.server.orphans.discard(self)
+            self.parser = None  # breaks a reference cycle
+        elif self.eof or self.tls:
+            transport.close()
+        elif is_first and not transport.is_closing():
+            self._resume_reading()
+            try:
+                transport.write_eof()
+            except OSError:  # reset by the peer in this very moment
+                transport.abort()
+
+    # ---- for pages
+
+    def write(self, data: bytes) -> asyncio.Future[None]:
+        """Write a part of a streamed answer. The future is done when more may follow."""
+        future: asyncio.Future[None] = self.loop.create_future()
+        if self.transport is None or self.transport.is_closing():
+            future.set_exception(StreamClosedError())
+            future.exception()  # not everybody awaits it
+            return future
+        self.out.append(data)
+        self._write_out()
+        if self.write_paused:
+            self.writers.append(future)
+        else:
+            future.set_result(None)
+        return future
+
+    def page_finished(self, request: Request) -> None:
+        """The page at the head of the queue is written completely."""
+        if self.queue and self.queue[0] is request:
+            self.queue.popleft()
+        if not request.keep_alive:
+            self.phase = max(self.phase, _ENDED)
+            self.held.clear()
+        self.flush()
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _release_writers(self) -> None:
+        writers, self.writers = self.writers, []
+        for future in writers:
+            if future.done():
+                continue
+            if self.transport is None:
+                future.set_exception(StreamClosedError())
+                future.exception()
+            else:
+                future.set_result(None)
+
+    # ---- time
+
+    def is_busy(self) -> bool:
+        """Whether a request has been received, at least in part, and is not answered yet."""
+        return bool(self.phase in (_HEAD, _BODY) or self.queue or self.waiting or self.held or self.refusal)
+
+    def sweep(self, now: float) -> None:
+        """Called from time to time: close the connection if nothing has changed for too long."""
+        buffered = self.transport.get_write_buffer_size() if self.transport is not None else 0
+        phase, headers, before = self.mark
+        answering = self.queue and not buffered
+        if phase != self.phase or headers is not self.head_headers or before != buffered or answering:
+            self.mark = (self.phase, self.head_headers, buffered)
+            self.since = now
+        else:
+            self._expire(now - self.since, buffered)
+
+    def _expire(self, age: float, buffered: int) -> None:
+        limits = self.server.limits
+        if buffered:
+            if age > limits.write_seconds:
+                self.abort()
+        elif self.phase == _IDLE:
+            if age > limits.keep_alive_seconds:
+                self.linger()
+        elif self.phase == _LINGER:
+            if age > limits.linger_seconds and self.transport is not None:
+                self.transport.close()
+        elif age > (limits.header_seconds if self.phase == _HEAD else limits.body_seconds):
+            self._refuse(_TIMEOUT)
+
+
+def _answer_not_found(request: Request) -> Response:
+    return _NOT_FOUND
+
+
+def _outcome(task: asyncio.Future[Response]) -> Response:
+    """The answer of a handler's awaitable, whatever has become of it."""
+    try:
+        answer: object = task.result()
+    except RequestError as error:
+        return json_error(error.status, str(error))
+    except asyncio.CancelledError:
+        return json_error(503, "the request was cancelled")
+    except Exception:
+        logger.exception("a handler failed")
+        return _INTERNAL_ERROR
+    if isinstance(answer, Response):
+        return answer
+    logger.error("a handler must return a Response, not %r", answer)
+    return _INTERNAL_ERROR
+
+
+class _PageContext(NamedTuple):
+    """What `tornado.httputil.HTTPServerRequest` wants to know about the connection."""
+
+    remote_ip: str
+    protocol: str
+
+
+class _Page(HTTPConnection):
+    """One request of the Tornado application: what a `RequestHandler` sees as its connection."""
+
+    def __init__(self, connection: _Connection, request: Request, application: HTTPServerConnectionDelegate) -> None:
+        self.context = _PageContext(connection.peer, "https" if connection.tls else "http")
+        self._connection = connection
+        self._request = request
+        self._application = application
+        self._is_started = False
+        self._status = 0
+        self._is_chunked = False
+        self._remaining: int | None = None
+        self._close_callback: Callable[[], None] | None = None
+
+    def start(self) -> None:
+        """Hand the request over, once its turn has come."""
+        if not self._is_started:
+            self._is_started = True
+            tasks = self._connection.server.tasks
+            task = asyncio.ensure_future(self._run())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    async def _run(self) -> None:
+        try:
+            await self._deliver()
+        except HTTPInputError as error:
+            self._send_error(json_error(400, str(error)))
+        except Exception:
+            logger.exception("the application failed")
+            self._send_error(_INTERNAL_ERROR)
+
+    async def _deliver(self) -> None:
+        request = self._request
+        delegate = self._application.start_request(self._connection.server, self)
+        headers = HTTPHeaders()
+        for name, value in request.headers:
+            headers.add(name.decode("latin1"), value.decode("latin1"))
+        target = (request.path + b"?" + request.query if request.query else request.path).decode("latin1")
+        line = RequestStartLine(request.method.decode(), target, f"HTTP/{request.version}")
+        ready = delegate.headers_received(line, headers)
+        if ready is not None:
+            await ready
+        if request.body:
+            ready = delegate.data_received(request.body)
+            if ready is not None:
+                await ready
+        delegate.finish()
+
+    def _send_error(self, response: Response) -> None:
+        if self._status:
+            self._connection.abort()  # half an answer is out, only a broken connection can say that it is wrong
+            return
+        self._status = response.status
+        request = self._request
+        line = self._connection._connection_line(request)
+        self._connection.write(response.render(line, request.method == b"HEAD"))
+        self.finish()
+
+    def client_closed(self) -> None:
+        """The client has closed, or half-closed, its side."""
+        callback, self._close_callback = self._close_callback, None
+        if callback is not None:
+            callback()
+
+    # ---- tornado.httputil.HTTPConnection
+
+    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
+        self._close_callback = callback
+
+    def write_headers(
+        self,
+        start_line: RequestStartLine | ResponseStartLine,
+        headers: HTTPHeaders,
+        chunk: bytes | None = None,
+    ) -> asyncio.Future[None]:
+        if not isinstance(start_line, ResponseStartLine):
+            raise TypeError("a server writes responses")
+        request = self._request
+        self._status = start_line.code
+        has_body = request.method != b"HEAD" and start_line.code >= 200 and start_line.code not in (204, 304)
+        length = headers.get("Content-Length")
+        self._remaining = None if not has_body or length is None else int(length)
+        self._is_chunked = has_body and length is None and request.version == "1.1"
+        if has_body and length is None and not self._is_chunked:
+            request.keep_alive = False  # HTTP/1.0 knows the end of such a body by the end of the connection
+        lines = [(name.encode("latin1"), value.encode("latin1")) for name, value in headers.get_all()]
+        if self._is_chunked:
+            lines.append((b"Transfer-Encoding", b"chunked"))
+        head = b"HTTP/1.1 %d %b\r\n" % (start_line.code, start_line.reason.encode("latin1"))
+        head += _header_lines(lines) + self._connection_line(headers) + b"\r\n"
+        return self._connection.write(head + self._frame(chunk or b""))
+
+    def _connection_line(self, headers: HTTPHeaders) -> bytes:
+        if headers.get("Connection", "").lower() == "close":
+            self._request.keep_alive = False
+            return b""
+        return self._connection._connection_line(self._request)
+
+    def write(self, chunk: bytes) -> asyncio.Future[None]:
+        return self._connection.write(self._frame(chunk))
+
+    def _frame(self, chunk: bytes) -> bytes:
+        if self._remaining is not None:
+            self._remaining -= len(chunk)
+            if self._remaining < 0:
+                self._connection.abort()
+                raise HTTPOutputError("more data written than Content-Length says")
+        if self._is_chunked and chunk:  # an empty chunk would be the end
+            return b"%x\r\n%b\r\n" % (len(chunk), chunk)
+        return chunk
+
+    def finish(self) -> None:
+        connection = self._connection
+        if self._remaining:
+            connection.abort()
+            raise HTTPOutputError(f"{self._remaining} bytes less written than Content-Length says")
+        if self._is_chunked:
+            connection.write(b"0\r\n\r\n")
+        connection.count(self._request, self._status)
+        connection.page_finished(self._request)
+
+
+class Server:
+    """Listens, and owns the connections. `find(method, path)` names the handler of a data route, or None.
+
+    A request without handler goes to `fallback`, a `tornado.web.Application`. `body_limit(path)` is asked only about
+    a body larger than `limits.max_body_bytes`, so it can raise that limit but not lower it. `on_answer(request,
+    status)` is called once for each answer; a request that could not be parsed has an empty method.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[bytes, bytes], Handler | None],
+        fallback: HTTPServerConnectionDelegate | None = None,
+        *,
+        limits: Limits = _DEFAULT_LIMITS,
+        body_limit: Callable[[bytes], int] | None = None,
+        on_answer: Callable[[Request, int], object] | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self.find = find
+        self.fallback = fallback
+        self.limits = limits
+        self.body_limit = body_limit
+        self.on_answer = on_answer
+        self.port = 0
+        self.stopping = False
+        self.clients: set[_Connection] = set()
+        self.orphans: set[_Connection] = set()  # the peer is gone, its requests are still being worked on
+        self.tasks: set[asyncio.Future[Any]] = set()
+        self._ssl_context = ssl_context
+        self._listener: asyncio.Server | None = None
+        self._backlog: socket.socket | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self.clients)
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests have been received and not been answered yet."""
+        return sum(len(c.queue) + len(c.waiting) for c in (*self.clients, *self.orphans))
+
+    async def listen(
+        self, host: str = "", port: int = 0, *, reuse_port: bool = False, sock: socket.socket | None = None
+    ) -> None:
+        """Accept connections on an address (`""`: on all of them), or on a bound socket, which is then ours."""
+        if sock is None:
+            sock = _bind(host, port, reuse_port)
+        self.port = sock.getsockname()[1]
+        # The second descriptor keeps the kernel's queue of new connections alive while stop() empties it.
+        self._backlog = sock.dup()
+        self._backlog.setblocking(False)
+        self._listener = await asyncio.get_running_loop().create_server(
+            lambda: _Connection(self), sock=sock, backlog=4096, **self._tls_options()
+        )
+        self._sweep()
+
+    def _tls_options(self) -> dict[str, Any]:
+        if self._ssl_context is None:
+            return {}
+        return {
+            "ssl": self._ssl_context,
+            "ssl_handshake_timeout": self.limits.header_seconds,
+            "ssl_shutdown_timeout": self.limits.linger_seconds,
+        }
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in tuple(self.clients):
+            connection.sweep(now)
+        limits = self.limits
+        shortest = min(
+            limits.header_seconds,
+            limits.body_seconds,
+            limits.keep_alive_seconds,
+            limits.write_seconds,
+            limits.linger_seconds,
+        )
+        self._timer = loop.call_later(min(1.0, shortest / 4), self._sweep)
+
+    async def stop(self, deadline_seconds: float) -> bool:
+        """Stop without losing a request that has reached this machine. True if all were answered in time.
+
+        1. Accept what the kernel has accepted already, then close the listening socket.
+        2. Let the loop read what lies in the sockets' buffers.
+        3. From now on the last answer of each connection says `Connection: close`. Idle connections stay for
+           `drain_seconds`, because a request may be on its way; then they are closed.
+        4. Wait for the requests in flight, then a moment for the peers to close.
+        5. At the deadline, cancel and abort what is left.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + deadline_seconds
+        await self._close_listener()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.stopping = True
+        for connection in self.clients:
+            connection.stopping = True
+        await self._until(lambda: not self.clients, min(deadline, loop.time() + self.limits.drain_seconds))
+        await self._until(self._close_idle, deadline)
+        is_finished = self._close_idle()
+        await self._until(lambda: not self.clients, min(deadline, loop.time() + self.limits.drain_seconds))
+        await self._abort()
+        if self._timer is not None:
+            self._timer.cancel()
+        return is_finished
+
+    async def _close_listener(self) -> None:
+        if self._listener is None or self._backlog is None:
+            return
+        self._listener.close()
+        await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted = self._backlog.accept()[0]
+            except (BlockingIOError, OSError):
+                break
+            await loop.connect_accepted_socket(lambda: _Connection(self), accepted, **self._tls_options())
+        self._backlog.close()
+
+    def _close_idle(self) -> bool:
+        """Close every connection that has nothing to do. True if there was no other."""
+        busy = bool(self.tasks or self.orphans)
+        for connection in tuple(self.clients):
+            if connection.is_busy():
+                busy = True
+            elif connection.phase == _IDLE:
+                connection.linger()
+        return not busy
+
+    async def _until(self, condition: Callable[[], bool], deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        while not condition() and loop.time() < deadline:  # noqa: ASYNC110  # rare, and simpler than events
+            await asyncio.sleep(0.01)
+
+    async def _abort(self) -> None:
+        for task in tuple(self.tasks):
+            task.cancel()
+        for connection in tuple(self.clients):
+            if connection.is_busy():
+                connection.abort()
+            elif connection.transport is not None:
+                connection.transport.close()
+        await asyncio.sleep(0)
+
+
+def _bind(host: str, port: int, reuse_port: bool) -> socket.socket:
+    if not host and socket.has_dualstack_ipv6():
+        return socket.create_server(
+            ("", port), family=socket.AF_INET6, backlog=4096, reuse_port=reuse_port, dualstack_ipv6=True
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=4096, reuse_port=reuse_port)
