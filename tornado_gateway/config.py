@@ -502,7 +502,7 @@ class Config:
         "UA_MAP_FILE",
         _file,
         None,
-        'Other spellings of device facts (JSON), e.g. {"browser":{"Chrome Mobile":"Chrome"}}.',
+        'Other spellings of device facts (JSON), e.g. {"device_type":{"tablet":"mobile"}}.',
     )
     trusted_proxies: tuple[Network, ...] = _option(
         _FACTS,
