@@ -794,8 +794,11 @@ class _Connection(asyncio.Protocol):
         if self.queue and self.queue[0] is request:
             self.queue.popleft()
         if not request.keep_alive:
+            # The handler may have decided so: what was pipelined behind it cannot be answered any more.
             self.phase = max(self.phase, _ENDED)
-            self.held.clear()
+            self.refusal = None
+            for later in (self.held, self.waiting, self.queue):
+                later.clear()
         self.flush()
 
     def abort(self) -> None:

@@ -1,0 +1,475 @@
+"""The HTTP front when clients are slow, vanish or do not read, when the server stops, and under TLS."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+import time
+
+import pytest
+import test_http1_harness as harness
+from test_http1_harness import PATIENCE_SECONDS, QUICK, Client, get, post
+
+from tornado_gateway.http1 import Response
+
+serve = harness.serve
+
+
+def reset(client):
+    """Close with a reset, as a crashed client or a cut line does."""
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.sock.close()
+
+
+# ---- time
+
+
+def test_idle_connection_is_closed(serve):
+    live = serve(limits=QUICK._replace(keep_alive_seconds=0.1))
+    fresh, used = live.connect(), live.connect().send(get("/const"))
+    assert used.answer().status == 200
+    fresh.assert_closed()
+    used.assert_closed()
+
+
+@pytest.mark.parametrize("start", [b"G", b"GET /con", get("/const")[:-2]])
+def test_slow_head(serve, start):
+    live = serve(limits=QUICK._replace(header_seconds=0.1))
+    client = live.connect().send(start)
+    answer = client.answer()
+    assert (answer.status, answer.headers["connection"]) == (408, "close")
+    assert answer.error
+    client.assert_closed()
+
+
+def test_dripping_head(serve):
+    """A byte now and then does not help: the whole head has to be there in time."""
+    live = serve(limits=QUICK._replace(header_seconds=0.1))
+    client = live.connect().send(b"GET / HTTP/1.1\r\nX: ")
+    client.sock.settimeout(0.01)
+    while not client.buffer:
+        client.send(b"x")
+        with contextlib.suppress(TimeoutError):
+            client.buffer = client.sock.recv(1000)
+    assert client.buffer.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 10", "Transfer-Encoding: chunked"])
+def test_slow_body(serve, framing):
+    live = serve(limits=QUICK._replace(body_seconds=0.1))
+    client = live.connect().send(get("/echo", framing, method="POST"))
+    client.send(b"1\r\nx\r\n")
+    assert client.answer().status == 408
+    client.assert_closed()
+
+
+def test_slow_handler_is_not_a_slow_client(serve):
+    quick = QUICK._replace(keep_alive_seconds=0.05, header_seconds=0.05, body_seconds=0.05, write_seconds=0.05)
+    client = serve(limits=quick).connect().send(get("/async?0.3"))
+    assert client.answer().body == b'"async"'
+    client.assert_closed()
+
+
+def test_slow_head_behind_an_unfinished_answer(serve):
+    live = serve(limits=QUICK._replace(header_seconds=0.05))
+    client = live.connect().send(get("/gated") + b"GET /")
+    client.assert_silent(0.2)
+    live.call(live.routes.gate.open)
+    assert client.answer().status == 200
+
+
+def test_peer_that_keeps_its_side_open_is_closed(serve):
+    live = serve(limits=QUICK._replace(linger_seconds=0.1))
+    client = live.connect().send(get("/const", "Connection: close"))
+    assert client.answer().status == 200
+    live.until(lambda: not live.server.connections)
+
+
+# ---- peers that do not read
+
+
+def buffered(live):
+    return sum(client.transport.get_write_buffer_size() for client in live.server.clients)
+
+
+def test_peer_that_does_not_read_is_dropped(serve):
+    live = serve(limits=QUICK._replace(write_seconds=0.3))
+    client = live.connect(SO_RCVBUF=4096)
+    request = get("/big")
+    client.sock.settimeout(0.2)
+    try:
+        for _ in range(1000):
+            client.send(request * 100)
+    except TimeoutError:
+        pass  # the server has stopped reading
+    assert live.call(lambda: buffered(live)) < 8_000_000
+    live.until(lambda: not live.server.connections)
+
+
+def test_peer_that_reads_late_gets_everything(serve):
+    live = serve()
+    client = live.connect(SO_RCVBUF=4096)
+    sender = threading.Thread(target=client.send, args=(get("/big") * 200,))
+    sender.start()
+    time.sleep(0.1)
+    assert live.call(lambda: buffered(live)) < 8_000_000
+    for _ in range(200):
+        assert len(client.answer().body) == 200_000
+    sender.join()
+    assert client.send(get("/const")).answer().body == b'"const"'
+
+
+def test_peer_that_reads_slowly_is_kept(serve):
+    live = serve(limits=QUICK._replace(write_seconds=0.2))
+    client = live.connect(SO_RCVBUF=4096).send(get("/big") * 20)
+    for _ in range(20):
+        time.sleep(0.03)
+        assert len(client.answer().body) == 200_000
+
+
+def test_unread_answer_is_not_kept_for_ever(serve):
+    """The last answer is given, nothing more is to come, but the client does not read it."""
+    live = serve(limits=QUICK._replace(write_seconds=0.2))
+    live.connect(SO_RCVBUF=4096).send(get("/big") * 60 + get("/const", "Connection: close"))
+    live.until(lambda: live.server.connections)
+    live.until(lambda: not live.server.connections)
+
+
+# ---- peers that go away
+
+
+@pytest.mark.parametrize("path", ["/const", "/async?0.05", "/gated"])
+def test_half_closed_client_gets_its_answer(serve, path):
+    live = serve()
+    client = live.connect().send(get(path)).half_close()
+    live.turn()
+    live.call(live.routes.gate.open)
+    assert client.answer().status == 200
+    client.assert_closed()
+
+
+def test_half_closed_client_gets_all_pipelined_answers(serve):
+    live = serve(limits=QUICK._replace(max_pipelined=4))
+    client = live.connect().send(get("/async?0.001") * 50 + get("/const")).half_close()
+    assert [client.answer().status for _ in range(51)] == [200] * 51
+    client.assert_closed()
+
+
+def test_half_closed_in_the_middle_of_a_request(serve):
+    live = serve()
+    client = live.connect().send(get("/async?0.05") + b"GET /con").half_close()
+    assert client.answer().status == 200
+    client.assert_closed()
+    live.connect().send(b"GET /con").half_close().assert_closed()
+
+
+@pytest.mark.parametrize("leave", [reset, lambda client: client.sock.close()], ids=["reset", "close"])
+def test_accepted_work_is_finished_without_the_client(serve, leave):
+    live = serve()
+    client = live.connect().send(get("/async?0.1") + post("/echo", b"x") + get("/gated"))
+    live.until(lambda: len(live.routes.started) == 3)
+    leave(client)
+    live.until(lambda: live.routes.finished)
+    live.call(live.routes.gate.open)
+    live.until(lambda: not live.server.in_flight and not live.server.connections)
+
+
+def test_pipelined_requests_of_a_client_that_has_left_are_all_done(serve):
+    live = serve(limits=QUICK._replace(max_pipelined=4))
+    client = live.connect().send(b"".join(post(f"/async?0.00{n % 7}", b"{}") for n in range(100)))
+    live.until(lambda: live.routes.started)
+    client.sock.close()
+    live.until(lambda: len(live.routes.finished) == 100)
+
+
+def test_gate_opens_for_a_client_that_has_left(serve):
+    seen = []
+    live = serve(on_answer=lambda request, status: seen.append(status))
+    client = live.connect().send(get("/gated"))
+    live.until(lambda: live.routes.started)
+    reset(client)
+    live.until(lambda: not live.server.connections)
+    assert live.server.in_flight == 1
+    live.call(live.routes.gate.open)
+    assert seen == [200]
+    assert live.server.in_flight == 0
+
+
+def test_client_leaves_in_the_middle_of_a_body(serve):
+    live = serve()
+    client = live.connect().send(get("/echo", "Content-Length: 100", method="POST") + b"x")
+    live.turn()
+    reset(client)
+    live.until(lambda: not live.server.connections)
+    assert live.routes.started == []
+
+
+def test_client_leaves_in_the_middle_of_an_answer(serve):
+    live = serve()
+    client = live.connect(SO_RCVBUF=4096).send(get("/big") * 50)
+    client.take(1000)
+    reset(client)
+    live.until(lambda: not live.server.connections)
+
+
+# ---- stop
+
+
+def test_stop_when_idle(serve):
+    live = serve()
+    clients = [live.connect(), live.connect().send(get("/const"))]
+    assert clients[1].answer().status == 200
+    assert live.run(live.server.stop(5)) is True
+    for client in clients:
+        client.assert_closed()
+    with pytest.raises(ConnectionRefusedError):
+        live.connect()
+
+
+def test_stop_waits_for_requests_in_flight(serve):
+    live = serve()
+    clients = [live.connect().send(get(path)) for path in ("/async?0.2", "/gated", "/async-gated")]
+    live.until(lambda: len(live.routes.started) == 3)
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), live.loop)
+    live.loop.call_soon_threadsafe(live.loop.call_later, 0.3, live.routes.gate.open)
+    assert live.run(live.server.stop(5)) is True
+    for client in clients:
+        answer = client.answer()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        client.assert_closed()
+
+
+def test_stop_answers_pipelined_requests_and_closes_with_the_last(serve):
+    live = serve()
+    client = live.connect().send(get("/async?0.1") + get("/const") + get("/async?0.05"))
+    live.until(lambda: len(live.routes.started) == 2)
+    assert live.run(live.server.stop(5)) is True
+    assert ["connection" in client.answer().headers for _ in range(3)] == [False, False, True]
+    client.assert_closed()
+
+
+def test_stop_serves_what_the_kernel_has_accepted(serve):
+    """Neither a connection in the backlog nor a request in a socket's buffer may be answered by a reset."""
+    live = serve()
+    known = [live.connect().send(get("/const")) for _ in range(5)]
+    assert {client.answer().status for client in known} == {200}
+    is_blocked, go_on = threading.Event(), threading.Event()
+
+    async def stop_after_a_pause():
+        is_blocked.set()
+        go_on.wait(PATIENCE_SECONDS)  # the loop must see nothing of what happens meanwhile
+        return await live.server.stop(5)
+
+    stopping = asyncio.run_coroutine_threadsafe(stop_after_a_pause(), live.loop)
+    is_blocked.wait(PATIENCE_SECONDS)
+    for client in known:
+        client.send(get("/const") * 3)
+    new = [live.connect().send(get("/const")) for _ in range(20)]
+    go_on.set()
+    for client in known:
+        assert [client.answer().status for _ in range(3)] == [200, 200, 200]
+        client.assert_closed()
+    for client in new:
+        assert client.answer().status == 200
+        client.assert_closed()
+    assert stopping.result(PATIENCE_SECONDS) is True
+
+
+def test_stop_waits_for_the_rest_of_a_request(serve):
+    live = serve()
+    client = live.connect().send(post("/echo", b"{}")[:-1])
+    live.turn()
+    stopping = asyncio.run_coroutine_threadsafe(live.server.stop(5), live.loop)
+    time.sleep(0.1)
+    assert client.send(b"}").answer().headers["connection"] == "close"
+    assert stopping.result(PATIENCE_SECONDS) is True
+
+
+def test_stop_serves_a_request_that_comes_in_the_grace_time(serve):
+    live = serve(limits=QUICK._replace(drain_seconds=1))
+    client = live.connect().send(get("/const"))
+    assert "connection" not in client.answer().headers
+    stopping = asyncio.run_coroutine_threadsafe(live.server.stop(5), live.loop)
+    live.until(lambda: live.server.stopping)
+    assert client.send(get("/const")).answer().headers["connection"] == "close"
+    client.assert_closed()
+    client.sock.close()
+    assert stopping.result(PATIENCE_SECONDS) is True
+
+
+def test_stop_at_the_deadline(serve):
+    live = serve()
+    client = live.connect().send(get("/async?60"))
+    partial = live.connect().send(b"GET /")
+    live.until(lambda: live.routes.started)
+    assert live.run(live.server.stop(0.1)) is False
+    for broken in (client, partial):
+        try:
+            broken.rest()
+        except ConnectionResetError:
+            pass
+    live.until(lambda: not live.server.in_flight)
+
+
+def test_stop_under_load(serve):
+    """Clients that ask again and again: each gets an answer to everything it sends, until it is told to close."""
+    live = serve()
+    counts, failures = [], []
+
+    def ask():
+        client, count = live.connect(), 0
+        try:
+            while client.send(get("/const")).answer().headers.get("connection") != "close":
+                count += 1
+        except (AssertionError, OSError) as error:
+            failures.append(error)
+        counts.append(count)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    assert live.run(live.server.stop(5)) is True
+    for thread in threads:
+        thread.join(PATIENCE_SECONDS)
+    assert failures == []
+    assert min(counts) > 0
+
+
+def test_port_is_free_after_stop(serve):
+    live = serve()
+    port = live.server.port
+    live.run(live.server.stop(1))
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+
+
+def test_two_servers_share_a_port(serve):
+    first, second = serve(), serve()
+
+    async def share():
+        for live in (first, second):
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(live.server.stop(1), live.loop))
+
+    asyncio.run(share())
+    port = socket.create_server(("127.0.0.1", 0))
+    number = port.getsockname()[1]
+    port.close()
+    for live in (first, second):
+        live.run(live.server.listen("127.0.0.1", number, reuse_port=True))
+        assert live.server.port == number
+
+
+@pytest.mark.parametrize("host", ["", "localhost", "127.0.0.1", "::1"])
+def test_listen_addresses(serve, host):
+    live = serve()
+    live.run(live.server.stop(1))
+    live.server.stopping = False
+    try:
+        live.run(live.server.listen(host, 0))
+    except OSError:
+        pytest.skip("no such address here")
+    target = {"": "127.0.0.1"}.get(host, host)
+    client = Client(socket.create_connection((target, live.server.port)))
+    live.clients.append(client)
+    assert client.send(get("/echo")).answer().json["peer"] in ("127.0.0.1", "::1")
+
+
+def test_listen_on_a_bound_socket(serve):
+    live = serve()
+    live.run(live.server.stop(1))
+    live.server.stopping = False
+    live.run(live.server.listen(sock=socket.create_server(("127.0.0.1", 0))))
+    assert live.ask(get("/const")).status == 200
+
+
+# ---- TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A self-signed certificate for localhost: (certificate file, key file)."""
+    folder = tmp_path_factory.mktemp("tls")
+    files = folder / "cert.pem", folder / "key.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", str(files[1])]
+    subprocess.run(
+        ["openssl", "req", "-x509", *key, "-out", str(files[0]), "-days", "2", *subject],
+        check=True,
+        capture_output=True,
+    )
+    return files
+
+
+def serve_tls(serve, certificate, **options):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    return serve(ssl_context=context, **options)
+
+
+def connect_tls(live, certificate):
+    context = ssl.create_default_context(cafile=str(certificate[0]))
+    plain = live.connect()
+    client = Client(context.wrap_socket(plain.sock, server_hostname="localhost"))
+    live.clients.append(client)
+    return client
+
+
+def test_tls_requests(serve, certificate):
+    live = serve_tls(serve, certificate)
+    client = connect_tls(live, certificate)
+    paths = ["/async?0.01", "/const", "/gated", "/const"]
+    client.send(b"".join(map(get, paths)))
+    live.until(lambda: b"" in live.routes.started)
+    live.call(live.routes.gate.open)
+    assert [client.answer().status for _ in paths] == [200] * 4
+    body = b"x" * 500_000
+    assert len(client.send(post("/echo", body)).answer().json["body"]) == 500_000
+    assert client.send(get("/const", "Connection: close")).answer().headers["connection"] == "close"
+    client.assert_closed()
+
+
+def test_tls_refuses_and_closes(serve, certificate):
+    client = connect_tls(serve_tls(serve, certificate), certificate).send(b"garbage\r\n\r\n")
+    assert client.answer().status == 400
+    client.assert_closed()
+
+
+def test_tls_client_leaves_early(serve, certificate):
+    live = serve_tls(serve, certificate)
+    client = connect_tls(live, certificate).send(get("/async?0.1"))
+    live.until(lambda: live.routes.started)
+    client.sock.close()
+    live.until(lambda: live.routes.finished)
+
+
+def test_plain_text_on_a_tls_port(serve, certificate):
+    live = serve_tls(serve, certificate)
+    client = live.connect().send(get("/const"))
+    with pytest.raises((AssertionError, OSError)):
+        client.answer()
+    assert connect_tls(live, certificate).send(get("/const")).answer().status == 200
+
+
+def test_tls_stop(serve, certificate):
+    live = serve_tls(serve, certificate)
+    idle, busy = connect_tls(live, certificate), connect_tls(live, certificate).send(get("/async?0.1"))
+    live.until(lambda: live.routes.started)
+    stopping = asyncio.run_coroutine_threadsafe(live.server.stop(5), live.loop)
+    assert busy.answer().headers["connection"] == "close"
+    idle.assert_closed()
+    for client in (idle, busy):
+        client.sock.close()
+    assert stopping.result(PATIENCE_SECONDS) is True
+
+
+def test_constant_answers_are_not_rendered_again(serve):
+    """The point of `Response`: the very bytes object goes to the transport."""
+    constant = Response(200, b'"same"')
+    live = serve(find=lambda method, path: lambda request: constant)
+    client = live.connect()
+    constant.wire = constant.wire.replace(b"same", b"wire")
+    assert client.send(get("/")).answer().body == b'"wire"'

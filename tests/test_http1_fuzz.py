@@ -1,0 +1,73 @@
+"""Arbitrary bytes on a live server: it may refuse them, but it neither fails nor stops serving."""
+
+import itertools
+import socket
+
+import pytest
+import test_http1_harness as harness
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_http1_harness import QUICK, Client, get, post
+
+serve = harness.serve
+
+GOOD = [
+    get('/echo?userId=["x"]'),
+    get("/async?0"),
+    get("/const", "Connection: close"),
+    post("/echo", b'{"featureKey":"plain"}'),
+    post("/echo", b"{}", "Expect: 100-continue"),
+    post("/echo", b"{}", "Connection: Upgrade", "Upgrade: h2c"),
+    get("/echo", "Transfer-Encoding: chunked", method="POST") + b"3;a=b\r\nabc\r\n0\r\nT: u\r\n\r\n",
+    get("/const", version="1.0", method="HEAD"),
+    get("/const", "X: " + "y" * 3000),
+]
+NOISE = [b"\r\n", b"\0", b" ", b"\t", b":", b"\xff", b"0", b"-", b"\n", b"HTTP/1.1", b"Transfer-Encoding: chunked\r\n"]
+
+
+@st.composite
+def mutated(draw):
+    """Some good requests in a row, with pieces cut out, doubled or replaced by noise."""
+    data = b"".join(draw(st.lists(st.sampled_from(GOOD), min_size=1, max_size=4)))
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(data)))
+        to = min(len(data), at + draw(st.integers(0, 20)))
+        data = data[:at] + draw(st.sampled_from([b"", data[at:to] * 2, *NOISE])) + data[to:]
+    return data
+
+
+def pieces(data, cuts):
+    at = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    return [data[start:end] for start, end in itertools.pairwise(at)]
+
+
+def throw(live, parts, is_patient):
+    sock = socket.create_connection(("127.0.0.1", live.server.port))
+    client = Client(sock)
+    try:
+        for part in parts:
+            client.send(part)
+            if len(parts) > 1:
+                live.turn()
+        if is_patient:
+            client.half_close()
+            client.rest()
+    except (BrokenPipeError, ConnectionResetError):
+        assert not is_patient or len(parts) > 1, "a client that only reads after writing is never reset"
+    finally:
+        sock.close()
+
+
+@pytest.mark.parametrize("kind", [st.binary(max_size=300), mutated()], ids=["bytes", "mutated"])
+def test_fuzz(serve, kind):
+    live = serve(limits=QUICK._replace(max_header_bytes=4000, max_body_bytes=2000, max_pipelined=3))
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(kind, st.lists(st.integers(0, 1000), max_size=3), st.booleans())
+    def run(data, cuts, is_patient):
+        throw(live, pieces(data, cuts), is_patient)
+        assert live.problems == []
+
+    run()
+    assert live.ask(get("/const")).body == b'"const"'
+    live.until(lambda: live.server.connections <= 1 and not live.server.in_flight)
