@@ -1,0 +1,48 @@
+"""The decision engine: pure functions from settings and a context to a decision and its event documents.
+
+It imports nothing of the gateway but itself and does no IO: clock, records, location, device facts and list
+memberships are arguments.
+"""
+
+from tornado_gateway.core.context import Context, context_from_json
+from tornado_gateway.core.decision import Decision, context_problem, decide, uuid_of
+from tornado_gateway.core.identity import is_web_uuid, visitor_uuid
+from tornado_gateway.core.model import DISABLED_BODY, Feature, Impression, Sdk, Settings
+from tornado_gateway.core.operands import list_value
+from tornado_gateway.core.payloads import (
+    attribute_document,
+    attributes_problem,
+    event_documents,
+    event_problem,
+    track_event_document,
+)
+from tornado_gateway.core.settings import compile_settings, traced_twin
+from tornado_gateway.core.trace import Trace, explain_lines
+from tornado_gateway.core.validation import SettingsError
+
+__all__ = [
+    "DISABLED_BODY",
+    "Context",
+    "Decision",
+    "Feature",
+    "Impression",
+    "Sdk",
+    "Settings",
+    "SettingsError",
+    "Trace",
+    "attribute_document",
+    "attributes_problem",
+    "compile_settings",
+    "context_from_json",
+    "context_problem",
+    "decide",
+    "event_documents",
+    "event_problem",
+    "explain_lines",
+    "is_web_uuid",
+    "list_value",
+    "traced_twin",
+    "track_event_document",
+    "uuid_of",
+    "visitor_uuid",
+]

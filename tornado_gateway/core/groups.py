@@ -1,0 +1,194 @@
+"""Does a user pass a rule? Its segment, and the mutually exclusive group it may be in (decision engine 3.3 and 3.7).
+
+A group lets each user see only one of its campaigns. Which one is found by evaluating all of them, so a decision about
+one feature evaluates rules of others here.
+"""
+
+from typing import Any
+
+from tornado_gateway.core.bucketing import VARIATION_BUCKETS, bucket_of, ranges_of
+from tornado_gateway.core.holdouts import evaluate_holdouts, known_holdouts
+from tornado_gateway.core.model import AB, PERSONALIZE, Feature, Group, GroupFeature, Passed, Rule
+from tornado_gateway.core.records import read_record, write_record
+from tornado_gateway.core.rules import hidden_user, in_segment, in_traffic
+from tornado_gateway.core.visit import Abort, Visit
+
+# Group id -> what has won it in this decision: a campaign id, "campaignId_variationId", or NOBODY.
+Winners = dict[str, Any]
+
+NOBODY = -1
+_WHOLE_CAMPAIGN = -1
+
+
+def passes(visit: Visit, feature: Feature, rule: Rule, winners: Winners) -> bool:
+    """Does the user pass this rule before traffic? `winners` is shared by the rules of one stage."""
+    trace = visit.trace
+    if trace is None:
+        return _passes(visit, feature, rule, winners)
+    trace.open("rule", kind=rule.kind, rule=rule.rule_key, campaign=rule.campaign_id, name=rule.campaign_name)
+    passed = False
+    try:
+        passed = _passes(visit, feature, rule, winners)
+    finally:
+        trace.close(passed=passed)
+    return passed
+
+
+def _passes(visit: Visit, feature: Feature, rule: Rule, winners: Winners) -> bool:
+    visit.hidden = visit.user_id if not rule.is_user_list else hidden_user(visit, rule)
+    group = rule.group
+    if group is None:
+        return in_segment(visit, rule)
+    if visit.properties is None:
+        raise Abort("the custom variables are null")
+    if group.problem:
+        raise Abort(group.problem)
+    if winners.get(group.id):
+        return _has_won(rule, winners[group.id])
+    record = read_record(visit, group.storage_key)
+    if record and record.get("experimentKey") and record.get("experimentId"):
+        return _has_won_before(visit, rule, group, record["experimentId"], record.get("experimentVariationId"), winners)
+    if not in_segment(visit, rule):
+        return False
+    winner = _run(visit, feature, group)
+    if winner and winner.campaign_id == rule.campaign_id and (winner.kind is AB or winner.first.id == rule.first.id):
+        return True
+    winners[group.id] = _claim(winner) if winner else NOBODY
+    return False
+
+
+def _has_won(rule: Rule, winner: object) -> bool:
+    if rule.kind is AB:
+        return winner == rule.campaign_id
+    return rule.kind is PERSONALIZE and winner == f"{rule.campaign_id}_{rule.first.id}"
+
+
+def _has_won_before(
+    visit: Visit, rule: Rule, group: Group, experiment_id: Any, variation_id: Any, winners: Winners
+) -> bool:
+    """Answer from the stored winner of the group, and let the following rules of this stage know it."""
+    if visit.trace is not None:
+        visit.trace.add("stored", key=group.storage_key, result=f"campaign {experiment_id}")
+    if experiment_id == rule.campaign_id and (rule.kind is not PERSONALIZE or variation_id == rule.first.id):
+        return True
+    is_whole = experiment_id != rule.campaign_id and variation_id == _WHOLE_CAMPAIGN
+    winners[group.id] = experiment_id if is_whole else f"{experiment_id}_{variation_id}"
+    return False
+
+
+def _claim(winner: Rule) -> Any:
+    return winner.campaign_id if winner.kind is AB else f"{winner.campaign_id}_{winner.first.id}"
+
+
+# --- choosing the winner -----------------------------------------------------
+
+
+def _run(visit: Visit, feature: Feature, group: Group) -> Rule | None:
+    """Return the rule that wins the group for this user, None also when it is a campaign of another feature."""
+    if group.run_problem:
+        raise Abort(group.run_problem)
+    if group.id in visit.running_groups:
+        # A rollout in a group: whether it passes depends on the group, and the group on the rollout.
+        raise Abort(f"group {group.id} depends on itself: it has a rollout campaign")
+    trace = visit.trace
+    step = trace.open("group", group=group.id) if trace is not None else {}
+    visit.running_groups += (group.id,)
+    winner = None
+    try:
+        winner = _winner(visit, group, _eligible(visit, feature, group, step), step)
+    finally:
+        visit.running_groups = visit.running_groups[:-1]
+        if trace is not None:
+            trace.close(winner=winner and winner.campaign_id)
+    return winner if winner and winner.campaign_id in feature.campaign_ids else None
+
+
+def _eligible(visit: Visit, feature: Feature, group: Group, step: dict[str, Any]) -> list[Rule]:
+    """Return the candidates that this user could see; those of earlier decisions, if there are any, only."""
+    seen = [member for member in group.features if _is_reachable(visit, feature, member)]
+    eligible = []
+    from_storage: dict[Any, Rule] = {}
+    for member in seen:
+        for rule in member.candidates:
+            if _is_stored(visit, member, rule):
+                from_storage.setdefault(rule.experiment_key, rule)
+            elif in_segment(visit, rule) and in_traffic(visit, rule):
+                eligible.append(rule)
+    chosen = list(from_storage.values()) or eligible
+    step["eligible"] = [rule.member for rule in chosen]
+    return chosen
+
+
+def _is_reachable(visit: Visit, feature: Feature, member: GroupFeature) -> bool:
+    """Is the user out of the feature's holdouts and in one of its rollouts?"""
+    record = read_record(visit, member.key)
+    if record and (record.get("isInHoldoutId") or record.get("holdoutGroupId")):
+        return False
+    is_in, not_in = known_holdouts(record)
+    matched = evaluate_holdouts(visit, None, member.holdouts, is_in + not_in).matched
+    if matched:
+        write_record(visit, member.key, is_in=list(matched))
+        return False
+    if not member.rollouts or member.key in visit.rollouts_passed:
+        return True
+    for rule in member.rollouts:
+        if passes(visit, feature, rule, {}) and in_traffic(visit, rule):
+            visit.rollouts_passed.add(member.key)
+            return True
+    return False
+
+
+def _is_stored(visit: Visit, member: GroupFeature, rule: Rule) -> bool:
+    record = read_record(visit, member.key)
+    if not record or not record.get("experimentVariationId") or record.get("experimentKey") != rule.experiment_key:
+        return False
+    return visit.settings.find_variation(rule.experiment_key, record["experimentVariationId"]) is not None
+
+
+def _winner(visit: Visit, group: Group, eligible: list[Rule], step: dict[str, Any]) -> Rule | None:
+    """Return the winner among the eligible, and store it when there was a choice."""
+    if len(eligible) < 2:
+        return eligible[0] if eligible else None
+    winner = None if group.is_random else _first_by_priority(group, eligible)
+    if winner is None:
+        bucket = bucket_of(group.prefix + visit.bucketing_id, VARIATION_BUCKETS)
+        step["bucket"] = bucket
+        winner = _at_bucket(bucket, *(_even_weights(eligible) if group.is_random else _own_weights(group, eligible)))
+    if winner is not None:
+        variation_id = winner.first.id if winner.kind is PERSONALIZE else _WHOLE_CAMPAIGN
+        passed = Passed(winner.campaign_id, _group_experiment_key(winner), variation_id)
+        write_record(visit, group.storage_key, experiment=passed)
+    return winner
+
+
+def _first_by_priority(group: Group, eligible: list[Rule]) -> Rule | None:
+    for name in group.priority:
+        for rule in eligible:
+            if name in (str(rule.campaign_id), rule.personal_member):
+                return rule
+    return None
+
+
+def _even_weights(eligible: list[Rule]) -> tuple[list[Rule], list[float]]:
+    weight = round(100 / len(eligible) * 10_000) / 10_000
+    return eligible, [weight] * len(eligible)
+
+
+def _own_weights(group: Group, eligible: list[Rule]) -> tuple[list[Rule], list[float]]:
+    weights = [group.weights.get(str(rule.campaign_id), group.weights.get(rule.personal_member)) for rule in eligible]
+    taking_part = [(rule, weight) for rule, weight in zip(eligible, weights, strict=True) if weight is not None]
+    return [rule for rule, _ in taking_part], [weight for _, weight in taking_part]
+
+
+def _at_bucket(bucket: int, rules: list[Rule], weights: list[float]) -> Rule | None:
+    for rule, (start, end) in zip(rules, ranges_of(weights), strict=True):
+        if start <= bucket <= end:
+            return rule
+    return None
+
+
+def _group_experiment_key(winner: Rule) -> str:
+    """The group's record does not know the feature, so its key stands in: the campaign key up to its last "_"."""
+    if winner.kind is not PERSONALIZE:
+        return winner.campaign_key
+    return f"{winner.campaign_key.rpartition('_')[0]}_{winner.rule_key}"

@@ -1,0 +1,155 @@
+"""Event documents as bytes, from plain values (decision engine 3.12 and 5, wire contract B.4).
+
+A document is a head with the visitor, written once per call, and a tail with the event, written once per settings.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID, uuid5
+
+from tornado_gateway.core.context import Context
+from tornado_gateway.core.decision import Decision, context_problem, uuid_of
+from tornado_gateway.core.model import Settings
+from tornado_gateway.core.segments import HIDDEN_USER
+from tornado_gateway.core.wire import event_tail, to_json
+
+_DEBUG_NAMESPACE = UUID("11e13cd7-6c48-53ec-8679-7e9c752273c5")
+
+
+def event_documents(settings: Settings, context: Context, decision: Decision, now_ms: int) -> tuple[bytes, int]:
+    """Return the documents of a decision's events, joined by newlines, and how many they are.
+
+    Impressions come in their order, then the usage event, then the debug event. Nothing is sent in dev mode.
+    """
+    impressions = decision.impressions
+    if not impressions and not decision.usage and decision.debug is None:
+        return b"", 0
+    if context.is_dev_mode and settings.is_dev_mode:
+        return b"", 0
+    uuid = decision.uuid
+    environment = settings.event_parts.environment
+    visitor = _visitor(context)
+    start = _start(uuid, context.session_id or now_ms // 1000, now_ms, visitor)
+    end = f'}}}},"event":{{"time":{now_ms},'
+    documents = []
+    if impressions:
+        shown = f"{start}{environment}{_shown_props(context, decision)}{end}"
+        for impression in impressions:
+            if impression.feature_id is None:
+                documents.append(shown + impression.tail)
+            else:
+                documents.append(_held_out_start(settings, context, now_ms, visitor) + environment + end)
+                documents[-1] += f"{impression.tail}{to_json(impression.feature_id)}}}}}}}}}"
+    if decision.usage:
+        documents.append(start + environment + end + settings.event_parts.usage_tail)
+    if decision.debug is not None:
+        documents.append(start + environment + end + _debug_tail(settings, context, decision, now_ms))
+    return "\n".join(documents).encode(), len(documents)
+
+
+def track_event_document(
+    settings: Settings, context: Context, event_name: str, properties: Mapping[str, Any], now_ms: int
+) -> bytes:
+    """Return the document of a custom event; b"" when none is to be sent: see `event_problem`, and dev mode.
+
+    The caller's properties may override the ones of ours, as in the SDKs.
+    """
+    if event_problem(settings, context, event_name) or _is_silent(settings, context):
+        return b""
+    props = {**settings.event_parts.props, "isCustomEvent": True, "variation": 1, "id": 1, **properties}
+    return _single(settings, context, now_ms, "", event_tail(event_name, props))
+
+
+def attribute_document(settings: Settings, context: Context, attributes: Mapping[str, Any], now_ms: int) -> bytes:
+    """Return the document that sets attributes of a visitor; b"" when none is to be sent, as for events."""
+    if attributes_problem(attributes) or context_problem(settings, context) or _is_silent(settings, context):
+        return b""
+    visitor = {"vwo_fs_environment": settings.sdk_key, **attributes}
+    props = {**settings.event_parts.props, "isCustomEvent": True, "vwo_fs_environment": settings.sdk_key}
+    return _single(settings, context, now_ms, to_json(visitor)[1:-1], event_tail("vwo_syncVisitorProp", props))
+
+
+def event_problem(settings: Settings, context: Context, event_name: str) -> str | None:
+    """Return why trackEvent refuses an event, or None."""
+    if event_name not in settings.event_names:
+        return f"event {event_name} belongs to no metric of a feature or a holdout"
+    return context_problem(settings, context)
+
+
+def attributes_problem(attributes: object) -> str | None:
+    """Return why setAttribute refuses attributes, or None: they are a non-empty object of texts, numbers, booleans."""
+    if not isinstance(attributes, Mapping) or not attributes:
+        return "attributes: expected an object with at least one key"
+    for key, value in attributes.items():
+        if not isinstance(value, str | int | float):
+            return f"attributes.{key}: expected a string, number or boolean"
+    return None
+
+
+def _is_silent(settings: Settings, context: Context) -> bool:
+    return settings.is_dev_mode and context.is_dev_mode
+
+
+def _single(settings: Settings, context: Context, now_ms: int, visitor_props: str, tail: str) -> bytes:
+    start = _start(uuid_of(settings, context), context.session_id or now_ms // 1000, now_ms, _visitor(context))
+    props = visitor_props or settings.event_parts.environment
+    return f'{start}{props}}}}},"event":{{"time":{now_ms},{tail}'.encode()
+
+
+def _start(uuid: str | None, session_id: object, now_ms: int, visitor: str) -> str:
+    session = session_id if type(session_id) is int else to_json(session_id)
+    vis_id = f'"{uuid}"' if uuid else "null"
+    return f'{{"d":{{"msgId":"{uuid}-{now_ms}","visId":{vis_id},"sessionId":{session},{visitor}"visitor":{{"props":{{'
+
+
+def _held_out_start(settings: Settings, context: Context, now_ms: int, visitor: str) -> str:
+    """Holdout events know nothing of web uuids and of the caller's session."""
+    uuid = settings.identify(context.user_id) if context.user_id else None
+    return _start(uuid, now_ms // 1000, now_ms, visitor)
+
+
+def _visitor(context: Context) -> str:
+    user_agent, ip_address = context.user_agent, context.ip_address
+    text = "" if user_agent is None else f'"visitor_ua":{to_json(user_agent)},'
+    return text if ip_address is None else f'{text}"visitor_ip":{to_json(ip_address)},'
+
+
+def _shown_props(context: Context, decision: Decision) -> str:
+    """Return what impressions of rules add to the visitor's properties."""
+    if not context.post_segmentation_variables and not context.device:
+        return f',"ip":{to_json(context.ip_address)}' if context.ip_address else ""
+    props = _post_segmentation(context, decision.hidden)
+    if context.ip_address:
+        props["ip"] = context.ip_address
+    for name, fact in (("vwo_osv", "os_version"), ("vwo_bv", "browser_version")):
+        if context.device and context.device.get(fact):
+            props[name] = context.device[fact]
+    return f",{to_json(props)[1:-1]}" if props else ""
+
+
+def _post_segmentation(context: Context, hidden: object) -> dict[str, Any]:
+    variables = context.custom_variables or {}
+    props = {name: variables[name] for name in context.post_segmentation_variables if name in variables}
+    if hidden is not None and HIDDEN_USER in context.post_segmentation_variables:
+        props[HIDDEN_USER] = hidden
+    return props
+
+
+def _debug_tail(settings: Settings, context: Context, decision: Decision, now_ms: int) -> str:
+    session_id = context.session_id or now_ms // 1000
+    meta = {
+        "an": "getFlag",
+        "fk": decision.feature_key,
+        "uuid": decision.uuid,
+        "sId": session_id,
+        "cg": "decision",
+        "lt": "info",
+        "msg_t": "FLAG_DECISION_GIVEN",
+        "msg": decision.debug,
+        "a": settings.account_id,
+        "product": "fme",
+        "sn": settings.sdk.name,
+        "sv": settings.sdk.version,
+        "eventId": str(uuid5(_DEBUG_NAMESPACE, f"{decision.uuid}-{now_ms}-{decision.feature_key}")),
+    }
+    return event_tail("vwo_sdkDebug", {"vwoMeta": meta})

@@ -1,0 +1,413 @@
+"""`compile_settings`: one settings document -> everything that decisions need, prepared (decision engine 1).
+
+Everything that depends on the settings alone happens here: rules are linked to campaigns, weights become ranges,
+segments become closures, answers and the ends of event documents become texts.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from tornado_gateway.core.bucketing import ranges_of
+from tornado_gateway.core.identity import identity_of
+from tornado_gateway.core.model import (
+    AB,
+    MEG_KEY_PREFIX,
+    NO_FACTS,
+    OTHER,
+    PERSONALIZE,
+    ROLLOUT,
+    EventParts,
+    Facts,
+    Feature,
+    Group,
+    GroupFeature,
+    Holdout,
+    Id,
+    Impression,
+    Rule,
+    Sdk,
+    Settings,
+    Variation,
+)
+from tornado_gateway.core.segments import Predicate, Recorder, compile_segment
+from tornado_gateway.core.trace import record_node
+from tornado_gateway.core.validation import check_document, items_of
+from tornado_gateway.core.wire import USAGE, common_props, event_tail, impression, shown_start, to_json
+
+DEFAULT_SDK = Sdk("fme-gateway", "0")
+
+_KINDS = {"FLAG_ROLLOUT": ROLLOUT, "FLAG_TESTING": AB, "FLAG_PERSONALIZE": PERSONALIZE}
+
+# What makes an SDK with a gateway fetch location and device facts: one of these words anywhere in a segment.
+_MARKED_WORDS = re.compile(
+    r"\b(country|region|city|os|device_type|browser_string|ua|browser_version|os_version)\b", re.IGNORECASE
+)
+_MARKED_LIST = re.compile(r"inlist\([^)]*\)")
+
+Document = dict[str, Any]
+
+
+def compile_settings(document: object, *, sdk: Sdk = DEFAULT_SDK, traced: bool = False) -> Settings:
+    """Compile a parsed settings document; raise SettingsError when it cannot be used. Never changes the document.
+
+    With `traced`, segments record what they see in the trace of a decision, and everything costs more.
+    """
+    return _Compiler(check_document(document), sdk, record_node if traced else None).compile()
+
+
+def traced_twin(settings: Settings) -> Settings:
+    """Return the same settings compiled for tracing; compiled at the first call and kept."""
+    if not settings.twins:
+        settings.twins.append(compile_settings(settings.document, sdk=settings.sdk, traced=True))
+    return settings.twins[0]
+
+
+class _Campaign:
+    """A campaign of the document with its compiled variations."""
+
+    def __init__(self, document: Document, kind: str, variations: tuple[Variation, ...]) -> None:
+        self.document = document
+        self.kind = kind
+        self.variations = variations
+        self.segment: Predicate | None = None
+        self.facts = NO_FACTS
+        self.is_marked = False
+
+
+class _Compiler:
+    """One compilation. The order of the steps matters: see `compile`."""
+
+    def __init__(self, document: Document, sdk: Sdk, recorder: Recorder | None) -> None:
+        self.document = document
+        self.sdk = sdk
+        self.recorder = recorder
+        self.account_id = str(document["accountId"])
+        self.props = common_props(sdk, document["sdkKey"])
+        self.props_text = to_json(self.props)[:-1]
+        # `featureId` conditions name features by a number.
+        self.feature_keys = {feature["id"]: feature["key"] for feature in reversed(items_of(document["features"]))}
+        self.groups: dict[str, Group] = {}
+
+    def compile(self) -> Settings:
+        document = self.document
+        campaigns = [self.campaign(item) for item in items_of(document["campaigns"])]
+        by_id = {campaign.document["id"]: campaign for campaign in campaigns}  # the last of an id wins
+        linked = [self.rules(feature, by_id) for feature in items_of(document["features"])]
+        holdouts = [self.holdout(item) for item in items_of(document.get("holdouts"))]
+        applicable = [_applicable(feature, holdouts) for feature in items_of(document["features"])]
+        self.fill_groups(linked, applicable)
+        is_marked = any(_is_marked(item["segments"]) for item in items_of(document.get("holdouts")))
+        features = {}
+        for index, item in reversed(list(enumerate(items_of(document["features"])))):  # the first of a key wins
+            features[item["key"]] = self.feature(item, linked[index], applicable[index], is_marked)
+        prefix = document.get("collectionPrefix")
+        poll_interval = document.get("pollInterval")
+        return Settings(
+            account_id=self.account_id,
+            sdk_key=document["sdkKey"],
+            version=document["version"],
+            is_mau=bool(document.get("isMAU")),
+            is_dev_mode=bool(document.get("devMode")),
+            is_web_connected=bool(document.get("isWebConnectivityEnabled", True)),
+            collection_prefix=prefix if isinstance(prefix, str) and prefix.strip() else None,
+            poll_interval_ms=int(poll_interval) if isinstance(poll_interval, int | float) and poll_interval else None,
+            usage_stats_account_id=document.get("usageStatsAccountId"),
+            features=MappingProxyType(dict(reversed(features.items()))),
+            event_names=_event_names(document),
+            document=document,
+            sdk=self.sdk,
+            identify=identity_of(self.account_id),
+            variations_by_key=_variations_by_key(campaigns, linked),
+            event_parts=EventParts(
+                f'"vwo_fs_environment":{to_json(document["sdkKey"])}', self.props, event_tail(USAGE, self.props)
+            ),
+            is_traced=self.recorder is not None,
+            twins=[],
+        )
+
+    # --- campaigns ---
+
+    def campaign(self, document: Document) -> _Campaign:
+        kind = _KINDS.get(document["type"], OTHER)
+        items = items_of(document["variations"])
+        ranges = ranges_of(item["weight"] for item in items) if kind is AB else [(0, 0)] * len(items)
+        variations = tuple(
+            self.variation(document["id"], item, bounds) for item, bounds in zip(items, ranges, strict=True)
+        )
+        campaign = _Campaign(document, kind, variations)
+        if kind is AB:
+            campaign.segment, campaign.facts = self.segment(document["segments"])
+            campaign.is_marked = _is_marked(document["segments"])
+        elif variations:
+            campaign.segment, campaign.facts = variations[0].segment, variations[0].facts
+            campaign.is_marked = _is_marked(items[0].get("segments"))
+        return campaign
+
+    def variation(self, campaign_id: Id, document: Document, bounds: tuple[int, int]) -> Variation:
+        segment, facts = self.segment(document.get("segments"))
+        variables = [
+            {"value": item["value"], "type": item["type"], "key": item["key"], "id": item["id"]}
+            for item in items_of(document.get("variables"))
+        ]
+        return Variation(
+            id=document["id"],
+            name=document["name"],
+            weight=document["weight"],
+            start=bounds[0],
+            end=bounds[1],
+            salt=document.get("salt") or "",
+            variables=variables,
+            body=f'{{"isEnabled":true,"variables":{to_json(variables)}}}'.encode(),
+            impression=impression(self.props_text, campaign_id, document["id"]),
+            segment=segment,
+            facts=facts,
+        )
+
+    def segment(self, segment: Document | None) -> tuple[Predicate | None, Facts]:
+        if not segment:
+            return None, NO_FACTS
+        return compile_segment(segment, self.feature_keys, self.recorder)
+
+    # --- rules ---
+
+    def rules(self, feature: Document, campaigns: Mapping[Any, _Campaign]) -> tuple[Rule, ...]:
+        """Link the rules of a feature to their campaigns; a rule for an unknown campaign does not exist."""
+        found = ((rule, campaigns.get(rule["campaignId"])) for rule in feature["rules"])
+        return tuple(self.rule(feature, rule, campaign) for rule, campaign in found if campaign)
+
+    def rule(self, feature: Document, rule: Document, campaign: _Campaign) -> Rule:
+        document, kind = campaign.document, campaign.kind
+        variations = _linked_variations(campaign, rule.get("variationId"))
+        segment, facts, is_marked = campaign.segment, campaign.facts, campaign.is_marked
+        if kind is not AB and variations != campaign.variations:
+            segment, facts = variations[0].segment, variations[0].facts
+            is_marked = _is_marked(
+                items_of(document["variations"])[campaign.variations.index(variations[0])].get("segments")
+            )
+        if kind is AB and document.get("isForcedVariationEnabled"):
+            facts = _join([facts, *(variation.facts for variation in variations)])
+        salt = document.get("salt") if kind is AB else variations and variations[0].salt
+        prefix = f"{salt or document['id']}_"
+        limit = document.get("percentTraffic") if kind is AB else variations and variations[0].weight
+        feature_rule_key = f"{feature['key']}_{rule['ruleKey']}"
+        personal_member = f"{document['id']}_{variations[0].id}" if variations else ""
+        experiment_key = feature_rule_key if kind is PERSONALIZE else document["key"]
+        member = personal_member if kind is PERSONALIZE and variations[0].id else str(document["id"])
+        return Rule(
+            kind=kind,
+            rule_key=rule["ruleKey"],
+            campaign_id=document["id"],
+            campaign_key=document["key"],
+            campaign_name=document["name"],
+            variations=variations,
+            segment=segment,
+            facts=facts,
+            is_marked=is_marked,
+            is_forced=kind is AB and bool(document.get("isForcedVariationEnabled")),
+            is_user_list=bool(document.get("isUserListEnabled")),
+            traffic_prefix=prefix.encode(),
+            variation_prefix=f"{prefix}{self.account_id}_".encode(),
+            limit=limit if isinstance(limit, int | float) else None,
+            key=feature_rule_key if kind is ROLLOUT else experiment_key,
+            feature_rule_key=feature_rule_key,
+            experiment_key=experiment_key,
+            member=member,
+            personal_member=personal_member,
+            group=self.group(member),
+        )
+
+    def feature(
+        self, document: Document, rules: tuple[Rule, ...], holdouts: tuple[Holdout, ...], is_marked: bool
+    ) -> Feature:
+        facts, storage_keys = _reach(document["key"], rules, holdouts)
+        is_marked = is_marked or any(rule.is_marked for rule in rules)
+        impact_id = (document.get("impactCampaign") or {}).get("campaignId")
+        impact: tuple[Impression, Impression] | None = None
+        if impact_id:
+            impact = impression(self.props_text, impact_id, 1), impression(self.props_text, impact_id, 2)
+        return Feature(
+            key=document["key"],
+            id=document["id"],
+            name=document["name"],
+            holdouts=holdouts,
+            rollouts=tuple(rule for rule in rules if rule.kind is ROLLOUT),
+            experiments=tuple(rule for rule in rules if rule.kind in (AB, PERSONALIZE)),
+            campaign_ids=frozenset(rule["campaignId"] for rule in document["rules"]),
+            impact=impact,
+            is_debugged=bool(document.get("isDebuggerEnabled")),
+            needs_location=is_marked and facts.location,
+            needs_device=is_marked and facts.device,
+            list_checks=facts.lists,
+            storage_keys=storage_keys,
+        )
+
+    # --- holdouts ---
+
+    def holdout(self, document: Document) -> Holdout:
+        segment, facts = self.segment(document["segments"])
+        start = shown_start(self.props_text, document["id"])
+        return Holdout(
+            id=document["id"],
+            name=document["name"],
+            is_global=document["isGlobal"],
+            feature_ids=frozenset(document["featureIds"]),
+            percent_traffic=document["percentTraffic"],
+            prefix=f"{self.account_id}_{document['id']}_".encode(),
+            tails=(f'{start}1,"isFirst":1,"fId":', f'{start}2,"isFirst":1,"fId":'),
+            segment=segment,
+            facts=facts,
+        )
+
+    # --- groups ---
+
+    def group(self, member: str) -> Group | None:
+        """Return the group of a campaign as the rules name it; its features are filled in later."""
+        number = (self.document.get("campaignGroups") or {}).get(member)
+        if number is None:
+            return None
+        group_id = str(number)
+        if group_id not in self.groups:
+            group = self.groups[group_id] = Group(group_id, MEG_KEY_PREFIX + group_id, f"{group_id}_".encode())
+            document = (self.document.get("groups") or {}).get(group_id)
+            if document is None or "name" not in document:
+                group.problem = f"group {group_id} does not exist or has no name"
+        return self.groups[group_id]
+
+    def fill_groups(self, linked: list[tuple[Rule, ...]], applicable: list[tuple[Holdout, ...]]) -> None:
+        features = items_of(self.document["features"])
+        by_campaign: dict[Any, list[int]] = {}
+        for index, feature in enumerate(features):
+            for rule in feature["rules"]:
+                by_campaign.setdefault(rule["campaignId"], []).append(index)
+        for group in self.groups.values():
+            if group.problem:
+                continue
+            document = self.document["groups"][group.id]
+            members = document.get("campaigns") or []
+            group.is_random = document.get("et", 1) == 1
+            group.priority = tuple(document.get("p") or ())
+            group.weights = document.get("wt") or {}
+            try:
+                indexes = _features_of(members, features, by_campaign)
+            except ValueError:
+                group.run_problem = f"group {group.id} lists a campaign that is not a number: {members}"
+                continue
+            group.features = tuple(
+                GroupFeature(
+                    features[index]["key"],
+                    applicable[index],
+                    tuple(rule for rule in linked[index] if rule.kind is ROLLOUT),
+                    _candidates(linked[index], frozenset(members)),
+                )
+                for index in indexes
+            )
+
+
+def _applicable(feature: Document, holdouts: list[Holdout]) -> tuple[Holdout, ...]:
+    return tuple(holdout for holdout in holdouts if holdout.is_global or feature["id"] in holdout.feature_ids)
+
+
+def _linked_variations(campaign: _Campaign, variation_id: Id | None) -> tuple[Variation, ...]:
+    """Return the one variation that the rule names, with the range it has among all; else all of them."""
+    if variation_id is not None:
+        for variation in campaign.variations:
+            if variation.id == variation_id:
+                return (variation,)
+    return campaign.variations
+
+
+def _features_of(members: list[str], features: list[Document], by_campaign: Mapping[Any, list[int]]) -> list[int]:
+    """Return the features that have a rule for a member, in order of the members, then of the document."""
+    found: dict[int, None] = {}
+    for member in members:
+        campaign, _, variation = member.partition("_")
+        campaign_id, variation_id = int(campaign), int(variation) if variation else None
+        for index in by_campaign.get(campaign_id, ()):
+            for rule in features[index]["rules"]:
+                if rule["campaignId"] == campaign_id and variation_id in (None, rule.get("variationId")):
+                    found.setdefault(index)
+    return list(found)
+
+
+def _candidates(rules: tuple[Rule, ...], members: frozenset[str]) -> tuple[Rule, ...]:
+    found: dict[str, Rule] = {}
+    for rule in rules:
+        if str(rule.campaign_id) in members or rule.personal_member in members:
+            found.setdefault(rule.rule_key, rule)
+    return tuple(found.values())
+
+
+def _variations_by_key(
+    campaigns: list[_Campaign], linked: list[tuple[Rule, ...]]
+) -> dict[str, list[tuple[Variation, ...]]]:
+    """Index variations by the keys that records use: the first campaign of a key, then the rules."""
+    found: dict[str, list[tuple[Variation, ...]]] = {}
+    for campaign in campaigns:
+        found.setdefault(campaign.document["key"], [campaign.variations])
+    for rules in linked:
+        for rule in rules:
+            for key in {rule.feature_rule_key, rule.experiment_key}:
+                found.setdefault(key, []).append(rule.variations)
+    return found
+
+
+def _event_names(document: Document) -> frozenset[str]:
+    metrics = [metric for feature in items_of(document["features"]) for metric in feature["metrics"]]
+    for holdout in items_of(document.get("holdouts")):
+        metrics += holdout.get("metrics") or holdout.get("m") or []
+    return frozenset(metric["identifier"] for metric in metrics)
+
+
+def _is_marked(segment: Document | None) -> bool:
+    """Would an SDK with a gateway ask it for location and device facts because of this segment?"""
+    if not segment:
+        return False
+    try:
+        text = json.dumps(segment)
+    except RecursionError:
+        return False
+    if _MARKED_WORDS.search(text):
+        return True
+    return '"custom_variable"' in text and _MARKED_LIST.search(text) is not None
+
+
+# --- what a decision can look at ---------------------------------------------
+
+
+def _reach(key: str, rules: tuple[Rule, ...], holdouts: tuple[Holdout, ...]) -> tuple[Facts, tuple[str, ...]]:
+    """Return the facts and the storage keys that a decision about one feature can look at."""
+    facts = [holdout.facts for holdout in holdouts]
+    keys = {key: None}
+    groups: dict[str, Group] = {}
+    waiting = [rule for rule in rules if rule.kind is not OTHER]
+    while waiting:
+        rule = waiting.pop()
+        facts.append(rule.facts)
+        group = rule.group
+        if group is None or group.id in groups:
+            continue
+        groups[group.id] = group
+        keys[group.storage_key] = None
+        for member in group.features:
+            keys[member.key] = None
+            facts += [holdout.facts for holdout in member.holdouts]
+            facts += [candidate.facts for candidate in member.candidates]
+            waiting += member.rollouts
+    joined = _join(facts)
+    keys.update(dict.fromkeys(joined.features))
+    return joined, tuple(keys)
+
+
+def _join(facts: list[Facts]) -> Facts:
+    facts = [item for item in facts if item is not NO_FACTS]
+    if not facts:
+        return NO_FACTS
+    return Facts(
+        any(item.location for item in facts),
+        any(item.device for item in facts),
+        tuple(dict.fromkeys(check for item in facts for check in item.lists)),
+        tuple(dict.fromkeys(key for item in facts for key in item.features)),
+    )

@@ -1,0 +1,305 @@
+"""Is a settings document one that can be used? Tables of fields, and the messages about what is wrong (1.1 to 1.4).
+
+The verdict is the one of the vendor's schema, plus what the vendor's SDK cannot load although its schema allows it.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+MOST_PROBLEMS = 20
+
+
+class SettingsError(ValueError):
+    """The settings document cannot be used. `problems` has one line for each thing that is wrong (the first 20)."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class Path(NamedTuple):
+    """Where a value is in the document; spelled out only when there is something to say about it."""
+
+    parent: "Path | None"
+    step: str | int
+
+    def __str__(self) -> str:
+        step = f"[{self.step}]" if isinstance(self.step, int) else str(self.step)
+        if self.parent is None:
+            return step
+        return f"{self.parent}{step}" if isinstance(self.step, int) else f"{self.parent}.{step}"
+
+
+class Problems:
+    """Gathers the problems of one document."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, path: Path | None, expected: str, got: str) -> None:
+        if len(self.lines) < MOST_PROBLEMS:
+            self.lines.append(f"{path or 'document'}: expected {expected}, got {got}")
+
+
+Check = Callable[[Any, Path, Problems], None]
+
+
+class Field(NamedTuple):
+    """One row of a table. `types` are the JSON types as Python has them; `check` looks inside."""
+
+    name: str
+    is_required: bool
+    types: tuple[type, ...]
+    expected: str
+    check: Check | None = None
+
+
+def check_document(document: object) -> dict[str, Any]:
+    """Return the document when it can be used; raise SettingsError otherwise."""
+    problems = Problems()
+    if not isinstance(document, dict):
+        problems.add(None, "an object", _shown(document))
+    else:
+        _check_fields(document, _DOCUMENT, None, problems)
+        if not problems.lines:
+            _check_loadable(document, problems)
+    if problems.lines:
+        raise SettingsError(tuple(problems.lines))
+    return document  # type: ignore[return-value]
+
+
+def items_of(value: object) -> list[Any]:
+    """Return a list that the vendor may send as `{}` when it is empty, or leave out."""
+    return value if isinstance(value, list) else []
+
+
+def _check_fields(value: Mapping[str, Any], table: tuple[Field, ...], path: Path | None, problems: Problems) -> None:
+    for name, is_required, types, expected, check in table:
+        if name not in value:
+            if is_required:
+                problems.add(Path(path, name), expected, "nothing")
+            continue
+        item = value[name]
+        if type(item) not in types:
+            problems.add(Path(path, name), expected, _shown(item))
+        elif check is not None:
+            check(item, Path(path, name), problems)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f'the string "{value[:40]}"'
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    if isinstance(value, dict):
+        return "an object" if value else "an empty object"
+    return "an array" if isinstance(value, list) else type(value).__name__
+
+
+# --- looking inside ----------------------------------------------------------
+
+
+def _each(table: tuple[Field, ...]) -> Check:
+    """Check the objects of a list."""
+
+    def check(items: list[Any], path: Path, problems: Problems) -> None:
+        for index, item in enumerate(items):
+            if type(item) is dict:
+                _check_fields(item, table, Path(path, index), problems)
+            else:
+                problems.add(Path(path, index), "an object", _shown(item))
+
+    return check
+
+
+def _each_or_empty(table: tuple[Field, ...]) -> Check:
+    """Check the objects of a list, which may be `{}` when it is empty."""
+    check_list = _each(table)
+
+    def check(items: Any, path: Path, problems: Problems) -> None:
+        if type(items) is list:
+            check_list(items, path, problems)
+        elif items:
+            problems.add(path, "an array", "an object with keys")
+
+    return check
+
+
+def _each_of_type(types: tuple[type, ...], expected: str, is_unique: bool = False) -> Check:
+    def check(items: list[Any], path: Path, problems: Problems) -> None:
+        for index, item in enumerate(items):
+            if type(item) not in types:
+                problems.add(Path(path, index), expected, _shown(item))
+            elif is_unique and item in items[:index]:
+                problems.add(Path(path, index), "no duplicates", _shown(item))
+
+    return check
+
+
+def _object(table: tuple[Field, ...]) -> Check:
+    return lambda value, path, problems: _check_fields(value, table, path, problems)
+
+
+def _each_value(keys: re.Pattern[str], field: Field) -> Check:
+    """Check an object whose keys are ids and whose values are alike."""
+
+    def check(value: dict[str, Any], path: Path, problems: Problems) -> None:
+        for key in value:
+            if not keys.search(key):
+                problems.add(Path(path, key), f"a key like {field.name}", "this key")
+            else:
+                _check_fields({field.name: value[key]}, (field,), Path(path, key), problems)
+
+    return check
+
+
+def _check_weights(value: dict[str, Any], path: Path, problems: Problems) -> None:
+    for key, weight in value.items():
+        if _DIGITS.search(key) and type(weight) not in _NUMBER:
+            problems.add(Path(path, key), "a number", _shown(weight))
+
+
+def _check_loadable(document: dict[str, Any], problems: Problems) -> None:
+    """Check what is needed beyond the schema; only of documents that fulfil the schema."""
+    if "sdkKey" not in document:
+        problems.add(Path(None, "sdkKey"), "a string", "nothing")
+    kinds = {}
+    for index, campaign in enumerate(items_of(document["campaigns"])):
+        kinds[campaign["id"]] = campaign
+        if campaign["type"] != "FLAG_TESTING":
+            continue
+        for place, variation in enumerate(items_of(campaign["variations"])):
+            if isinstance(variation["weight"], str):
+                path = Path(Path(Path(Path(None, "campaigns"), index), "variations"), place)
+                problems.add(Path(path, "weight"), "a number, as the campaign is a test", _shown(variation["weight"]))
+    for index, feature in enumerate(items_of(document["features"])):
+        path = Path(Path(None, "features"), index)
+        if "rules" not in feature:
+            problems.add(Path(path, "rules"), "an array", "nothing")
+        for place, rule in enumerate(feature.get("rules", ())):
+            campaign = kinds.get(rule["campaignId"])
+            if campaign and campaign["type"] in ("FLAG_ROLLOUT", "FLAG_PERSONALIZE") and not campaign["variations"]:
+                what = f"a campaign with variations, campaign {rule['campaignId']} has none"
+                problems.add(Path(Path(Path(path, "rules"), place), "campaignId"), what, "it")
+
+
+# --- the tables --------------------------------------------------------------
+
+_DIGITS = re.compile(r"^[0-9]+$")
+_DIGITS_AND_UNDERSCORES = re.compile(r"^[0-9_]+$")
+
+_NUMBER = (int, float)
+_TEXT = (str,)
+_ID = (int, float, str)
+_BOOLEAN = (bool,)
+_ARRAY = (list,)
+_OBJECT = (dict,)
+_ARRAY_OR_EMPTY = (list, dict)
+
+_METRIC = (
+    Field("id", True, _NUMBER, "a number"),
+    Field("type", True, _TEXT, "a string"),
+    Field("identifier", True, _TEXT, "a string"),
+    Field("mca", False, _NUMBER, "a number"),
+    Field("hasProps", False, _BOOLEAN, "a boolean"),
+    Field("revenueProp", False, _TEXT, "a string"),
+)
+_VARIABLE = (
+    Field("id", True, _ID, "a number or string"),
+    Field("type", True, _TEXT, "a string"),
+    Field("key", True, _TEXT, "a string"),
+    Field("value", True, (int, float, str, bool, dict), "a number, string, boolean or object"),
+)
+_VARIABLES = Field("variables", False, _ARRAY_OR_EMPTY, "an array", _each_or_empty(_VARIABLE))
+_VARIATION = (
+    Field("id", True, _ID, "a number or string"),
+    Field("name", True, _TEXT, "a string"),
+    Field("weight", True, _ID, "a number or string"),
+    Field("segments", False, _OBJECT, "an object"),
+    _VARIABLES,
+    Field("startRangeVariation", False, _NUMBER, "a number"),
+    Field("endRangeVariation", False, _NUMBER, "a number"),
+    Field("salt", False, _TEXT, "a string"),
+)
+_CAMPAIGN = (
+    Field("id", True, _ID, "a number or string"),
+    Field("type", True, _TEXT, "a string"),
+    Field("key", True, _TEXT, "a string"),
+    Field("name", True, _TEXT, "a string"),
+    Field("status", True, _TEXT, "a string"),
+    Field("variations", True, _ARRAY_OR_EMPTY, "an array", _each_or_empty(_VARIATION)),
+    Field("segments", True, _OBJECT, "an object"),
+    Field("percentTraffic", False, _NUMBER, "a number"),
+    Field("isForcedVariationEnabled", False, _BOOLEAN, "a boolean"),
+    Field("isUserListEnabled", False, _BOOLEAN, "a boolean"),
+    Field("isAlwaysCheckSegment", False, _BOOLEAN, "a boolean"),
+    Field("salt", False, _TEXT, "a string"),
+)
+_RULE = (
+    Field("type", True, _TEXT, "a string"),
+    Field("ruleKey", True, _TEXT, "a string"),
+    Field("campaignId", True, _NUMBER, "a number"),
+    Field("variationId", False, _NUMBER, "a number"),
+)
+_FEATURE = (
+    Field("id", True, _ID, "a number or string"),
+    Field("key", True, _TEXT, "a string"),
+    Field("name", True, _TEXT, "a string"),
+    Field("type", True, _TEXT, "a string"),
+    Field("status", True, _TEXT, "a string"),
+    Field("metrics", True, _ARRAY, "an array", _each(_METRIC)),
+    Field("rules", False, _ARRAY, "an array", _each(_RULE)),
+    Field(
+        "impactCampaign",
+        False,
+        _OBJECT,
+        "an object",
+        _object((Field("campaignId", False, _NUMBER, "a number"), Field("type", False, _TEXT, "a string"))),
+    ),
+    _VARIABLES,
+)
+_HOLDOUT = (
+    Field("id", True, _ID, "a number or string"),
+    Field("name", True, _TEXT, "a string"),
+    Field("segments", True, _OBJECT, "an object"),
+    Field("featureIds", True, _ARRAY, "an array", _each_of_type(_NUMBER, "a number")),
+    Field("isGlobal", True, _BOOLEAN, "a boolean"),
+    Field("percentTraffic", True, _NUMBER, "a number"),
+    Field("metrics", True, _ARRAY, "an array", _each(_METRIC)),
+)
+_GROUP = Field(
+    "123",
+    True,
+    _OBJECT,
+    "an object",
+    _object(
+        (
+            Field("name", False, _TEXT, "a string"),
+            Field("campaigns", False, _ARRAY, "an array", _each_of_type(_TEXT, "a string", is_unique=True)),
+            Field("et", False, _NUMBER, "a number"),
+            Field("p", False, _ARRAY, "an array", _each_of_type(_TEXT, "a string")),
+            Field("wt", False, _OBJECT, "an object", _check_weights),
+        )
+    ),
+)
+_DOCUMENT = (
+    Field("version", True, _ID, "a number or string"),
+    Field("accountId", True, _ID, "a number or string"),
+    Field("sdkKey", False, _TEXT, "a string"),
+    Field("features", True, _ARRAY_OR_EMPTY, "an array", _each_or_empty(_FEATURE)),
+    Field("campaigns", True, _ARRAY_OR_EMPTY, "an array", _each_or_empty(_CAMPAIGN)),
+    Field("groups", False, _OBJECT, "an object", _each_value(_DIGITS, _GROUP)),
+    Field(
+        "campaignGroups",
+        False,
+        _OBJECT,
+        "an object",
+        _each_value(_DIGITS_AND_UNDERSCORES, Field("123 or 123_4", True, _NUMBER, "a number")),
+    ),
+    Field("holdouts", False, _ARRAY_OR_EMPTY, "an array", _each_or_empty(_HOLDOUT)),
+)

@@ -1,0 +1,49 @@
+"""The constant ends of event documents, written once per settings (decision engine 3.12, wire contract B.4)."""
+
+import json
+from typing import Any
+
+import orjson
+
+from tornado_gateway.core.model import Id, Impression, Sdk
+
+SHOWN = "vwo_variationShown"
+USAGE = "vwo_feTrackUsage"
+
+
+def to_json(value: object) -> str:
+    """Return compact JSON; also of what orjson refuses: huge integers, lone surrogates, deep nesting."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        return json.dumps(value, separators=(",", ":"))
+
+
+def common_props(sdk: Sdk, sdk_key: str) -> dict[str, Any]:
+    """Return the properties that every event has."""
+    return {"vwo_sdkName": sdk.name, "vwo_sdkVersion": sdk.version, "vwo_envKey": sdk_key}
+
+
+def event_tail(name: str, props: dict[str, Any]) -> str:
+    """Return what follows `"event":{"time":<ms>,` to the end of the document."""
+    return f'"name":{to_json(name)},"props":{to_json(props)}}}}}}}'
+
+
+def impression(props_text: str, campaign_id: Id, variation_id: Id) -> Impression:
+    """Return the event of showing a variation. `props_text` is the JSON of `common_props` without the closing brace."""
+    variation_id = whole(variation_id)
+    tail = f'{shown_start(props_text, campaign_id)}{to_json(variation_id)},"isFirst":1}}}}}}}}'
+    return Impression(campaign_id, variation_id, tail)
+
+
+def shown_start(props_text: str, campaign_id: Id) -> str:
+    return f'"name":"{SHOWN}","props":{props_text},"id":{to_json(campaign_id)},"variation":'
+
+
+def whole(variation_id: Id) -> Id:
+    """Return an integer for an id that is one: "2" and 2.0 become 2."""
+    try:
+        number = float(variation_id)
+    except ValueError:
+        return variation_id
+    return int(number) if number.is_integer() else variation_id
