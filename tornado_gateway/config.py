@@ -263,7 +263,7 @@ class Config:
         "DECISION_REQUIRED",
         _boolean,
         "false",
-        "Accepted for compatibility and without effect: getFlag, trackEvent and setAttribute are always served.",
+        "Serve getFlag, trackEvent and setAttribute; without it they answer 403.",
     )
 
     host: str = _option(
@@ -539,7 +539,7 @@ class Config:
         "ADMIN_TOKEN",
         _word,
         None,
-        "Bearer token of the operators' endpoints; without one they are off.",
+        "Bearer token of the operators' endpoints; without one they answer only clients on the machine itself.",
         secret=True,
     )
 

@@ -7,12 +7,13 @@ runs against both. Everything raises `StoreError` when the store cannot do what 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 Record = dict[str, Any]
 
 
-class NewChunk(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class NewChunk:
     """Event documents that are stored, claimed and settled together.
 
     `body` holds `count` JSON documents joined by newlines. A chunk with a `query` is one event that must reach upstream
@@ -24,7 +25,8 @@ class NewChunk(NamedTuple):
     query: str = ""
 
 
-class Chunk(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Chunk:
     """A stored chunk under the store's own name for it."""
 
     id: int | str
@@ -33,7 +35,8 @@ class Chunk(NamedTuple):
     query: str = ""
 
 
-class DeadLetter(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
     """Events that upstream refused for good. `at` is in unix seconds."""
 
     id: int | str
@@ -81,7 +84,7 @@ class EventStore(Protocol):
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:
-        """Remove claimed chunks; in the same step keep what was refused, with the reason, and what is still to be sent."""
+        """Remove claimed chunks; in the same step keep what was refused, with the reason, and what is still to send."""
 
     async def depth(self) -> Depth: ...
 

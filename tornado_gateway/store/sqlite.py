@@ -384,9 +384,7 @@ def _aliases(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[str, st
     return {id_: row[0] for id_, row in found.items() if row}
 
 
-def _load_records(
-    connection: sqlite3.Connection, user_id: str, keys: Sequence[str], now: float
-) -> dict[str, Record]:
+def _load_records(connection: sqlite3.Connection, user_id: str, keys: Sequence[str], now: float) -> dict[str, Record]:
     query = "SELECT record FROM records WHERE user_id = ? AND key = ? AND until > ?"
     found = {key: connection.execute(query, (user_id, key, now)).fetchone() for key in keys}
     return {key: orjson.loads(row[0]) for key, row in found.items() if row}

@@ -1,0 +1,68 @@
+"""Load on a gateway from many keep-alive connections, remembering what was answered."""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+
+@dataclass
+class Exchange:
+    """One request and what became of it: `status` is None when no answer came."""
+
+    path: str
+    fields: dict[str, Any]
+    status: int | None = None
+    body: bytes = b""
+    error: str | None = None
+
+
+@dataclass
+class Load:
+    """Sends what `make(number)` gives, from `connections` connections at once, until `stop` or `total` requests."""
+
+    port: int
+    make: Callable[[int], tuple[str, dict[str, Any]]]
+    connections: int = 32
+    total: int | None = None
+    exchanges: list[Exchange] = field(default_factory=list)
+    answered: int = 0
+    stopping: bool = False
+
+    def __post_init__(self) -> None:
+        self._numbers: Iterator[int] = itertools.count() if self.total is None else iter(range(self.total))
+
+    async def run(self) -> None:
+        await asyncio.gather(*(self._connection() for _ in range(self.connections)))
+
+    async def _connection(self) -> None:
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        except OSError as error:
+            self.exchanges.append(Exchange("connect", {}, error=repr(error)))
+            return
+        try:
+            while not self.stopping and (number := next(self._numbers, None)) is not None:
+                exchange = Exchange(*self.make(number))
+                self.exchanges.append(exchange)
+                closes = await self._exchange(exchange, reader, writer)
+                self.answered += 1
+                if closes:
+                    return
+        except (OSError, asyncio.IncompleteReadError) as error:
+            self.exchanges[-1].error = exchange.error = repr(error)
+        finally:
+            writer.close()
+
+    async def _exchange(self, exchange: Exchange, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """True if the server closes the connection behind its answer."""
+        body = orjson.dumps(exchange.fields)
+        writer.write(f"POST {exchange.path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0])
+        exchange.body = await reader.readexactly(length)
+        exchange.status = int(head[9:12])
+        return b"connection: close" in head

@@ -1,0 +1,118 @@
+"""A real gateway process, started and ended by a test."""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+
+ROOT = Path(__file__).parents[1]
+SAMPLE_SETTINGS = ROOT / "conf" / "sample-settings.json"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def sample_document() -> dict[str, Any]:
+    document: dict[str, Any] = orjson.loads(SAMPLE_SETTINGS.read_bytes())
+    return document
+
+
+class Gateway:
+    """`tornado-gateway serve` with these options; a context manager that leaves no process behind."""
+
+    def __init__(self, data_dir: Path, **options: object) -> None:
+        self.port = free_port()
+        self.data_dir = data_dir
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "HOST": "127.0.0.1",
+            "PORT": str(self.port),
+            "WORKERS": "1",
+            "DATA_DIR": str(data_dir),
+            "DECISION_REQUIRED": "true",
+            "LOG_LEVEL": "INFO",
+            **{name: str(value) for name, value in options.items()},
+        }
+        self.log_path = data_dir.with_suffix(".log")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def of_vendor(cls, data_dir: Path, vendor: Any, **options: object) -> Self:
+        """A gateway of the sample account with this vendor as its upstream."""
+        sample = sample_document()
+        defaults = {"ACCOUNT_ID": sample["accountId"], "SDK_KEY": sample["sdkKey"], "UPSTREAM_URL": vendor.url}
+        return cls(data_dir, **(defaults | options))
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def start(self, path: str = "/health") -> None:
+        """Start, and wait until `path` answers 200."""
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tornado_gateway", "serve"], env=self._environment, stderr=log, stdout=log
+            )
+        deadline = time.monotonic() + 30
+        while not self._answers(path):
+            assert self.process.poll() is None, f"the gateway ended: {self.log()}"
+            assert time.monotonic() < deadline, f"the gateway does not answer: {self.log()}"
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self, seconds: float = 30) -> int:
+        """SIGTERM, and the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def get(self, path: str) -> tuple[int, Any]:
+        return self.request("GET", path)
+
+    def post(self, path: str, body: Any) -> tuple[int, Any]:
+        return self.request("POST", path, body if isinstance(body, bytes) else orjson.dumps(body))
+
+    def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
+        """Status, and the parsed body (None when it is empty)."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            data = response.read()
+            return response.status, orjson.loads(data) if data else None
+        finally:
+            connection.close()
+
+    def status(self) -> dict[str, Any]:
+        code, status = self.get("/status")
+        assert code == 200
+        result: dict[str, Any] = status
+        return result
+
+    def _answers(self, path: str) -> bool:
+        try:
+            return self.get(path)[0] == 200
+        except OSError:
+            return False

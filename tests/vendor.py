@@ -1,0 +1,158 @@
+"""A stand-in for the vendor's service on loopback, with faults on demand."""
+
+import asyncio
+import collections
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import orjson
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+
+
+@dataclass
+class Fault:
+    """What the next requests meet: a status, a delay before it, or a connection closed without an answer."""
+
+    status: int = 500
+    times: int = 1
+    delay_seconds: float = 0.0
+    close: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
+    refuses: Any = None  # predicate of an event; only requests that hold such an event meet the fault
+
+
+@dataclass
+class Call:
+    """One request that arrived."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: bytes
+
+
+class Vendor:
+    """Runs in a thread of its own; use as a context manager. Everything that arrived can be looked at any time."""
+
+    def __init__(self, settings: dict[str, Any] | None = None) -> None:
+        self.settings: bytes = orjson.dumps(settings if settings is not None else {})
+        self.calls: list[Call] = []
+        self.events: list[dict[str, Any]] = []  # every event that was taken with a 200, in order
+        self.batches: list[int] = []  # their sizes
+        self.event_faults: collections.deque[Fault] = collections.deque()
+        self.settings_faults: collections.deque[Fault] = collections.deque()
+        self.port = 0
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+
+    def wait_for_events(self, count: int, seconds: float = 20.0) -> list[dict[str, Any]]:
+        """All events once at least `count` have arrived; fails after `seconds`."""
+        self.wait_until(lambda: len(self.events) >= count, seconds, lambda: f"{len(self.events)} of {count} events")
+        return list(self.events)
+
+    def wait_until(self, condition: Any, seconds: float = 20.0, describe: Any = lambda: "") -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {seconds} s: {describe()}"
+            time.sleep(0.01)
+
+    def settings_calls(self) -> list[Call]:
+        return [call for call in self.calls if call.path.startswith("/server-side/v2-")]
+
+    def _run(self) -> None:
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        sockets = bind_sockets(0, "127.0.0.1")
+        self.port = sockets[0].getsockname()[1]
+        application = Application(
+            [(r"(?:/\w+)?/server-side/v2-(?:settings|pull)", _Settings), (r".*", _Events)],
+            vendor=self,
+            log_function=lambda handler: None,
+        )
+        server = HTTPServer(application, max_buffer_size=256 * 1024 * 1024)
+        server.add_sockets(sockets)
+        self._ready.set()
+        await self._stop.wait()
+        server.stop()
+        await server.close_all_connections()
+
+
+class _Handler(RequestHandler):
+    @property
+    def vendor(self) -> Vendor:
+        vendor: Vendor = self.application.settings["vendor"]
+        return vendor
+
+    def record(self) -> None:
+        query = {key: self.get_query_argument(key, strip=False) for key in self.request.query_arguments}
+        request = self.request
+        self.vendor.calls.append(
+            Call(request.method or "", request.path, query, dict(request.headers.get_all()), request.body)
+        )
+
+    async def meet(self, faults: "collections.deque[Fault]", events: list[Any]) -> bool:
+        """Play the next fault, if there is one for this request. True if the request is answered by it."""
+        if not faults:
+            return False
+        fault = faults[0]
+        if fault.refuses is not None and not any(map(fault.refuses, events)):
+            return False
+        fault.times -= 1
+        if not fault.times:
+            faults.popleft()
+        await asyncio.sleep(fault.delay_seconds)
+        if fault.close:
+            self.request.connection.stream.close()  # type: ignore[union-attr]
+            return True
+        if fault.status == 200:
+            return False
+        self.set_status(fault.status)
+        for name, value in fault.headers.items():
+            self.set_header(name, value)
+        await self.finish({"error": "injected"})
+        return True
+
+
+class _Settings(_Handler):
+    async def get(self) -> None:
+        self.record()
+        if not await self.meet(self.vendor.settings_faults, []):
+            self.set_header("Content-Type", "application/json")
+            self.finish(self.vendor.settings)
+
+
+class _Events(_Handler):
+    async def post(self) -> None:
+        self.record()
+        body = orjson.loads(self.request.body)
+        events = body.get("ev", [body])
+        if not await self.meet(self.vendor.event_faults, events):
+            self.vendor.events += events
+            self.vendor.batches.append(len(events))
+            self.finish({"success": True})
+
+    async def get(self) -> None:
+        self.record()
+        self.set_status(404)
+        self.finish({"error": "not here"})

@@ -1,0 +1,7 @@
+"""python -m tornado_gateway"""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

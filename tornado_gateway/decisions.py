@@ -1,0 +1,195 @@
+"""Decisions for thin clients and REST callers: getFlag, trackEvent, setAttribute (wire contract A.5, A.6).
+
+This runs for every request of every visitor: no IO unless a list or an alias has to be asked for, no logging, nothing
+that settings alone decide.
+"""
+
+import time
+from collections.abc import Awaitable
+
+import orjson
+
+from . import core
+from .device import DeviceReader
+from .errors import RequestError, StoreError
+from .events import EventQueue
+from .http1 import Request, Response
+from .lists import ListChecks
+from .location import LocationReader
+from .settings import SettingsMirror, Snapshot
+from .store import StateStore
+from .wire import AccountCheck, Fields, json_object, required_text, user_id
+
+EMPTY = Response(200, b"", content_type=None)  # what setAttribute is documented to answer
+
+
+class Decisions:
+    """The three endpoints. `aliases` is the store to resolve ids with, None when aliasing is off."""
+
+    def __init__(
+        self,
+        mirror: SettingsMirror,
+        events: EventQueue,
+        location: LocationReader,
+        device: DeviceReader,
+        lists: ListChecks,
+        aliases: StateStore | None,
+    ) -> None:
+        self._mirror = mirror
+        self._events = events
+        self._location = location
+        self._device = device
+        self._lists = lists
+        self._aliases = aliases
+        self._answers: dict[bytes, Response] = {}
+        self._check_account = AccountCheck([(b"accountId", b"sdkKey"), (b"a", b"i")])
+
+    def settings_changed(self, snapshot: Snapshot) -> None:
+        self._answers = {}
+        self._check_account.forget()
+
+    def get_flag(self, request: Request) -> Response | Awaitable[Response]:
+        settings = self._settings(request)
+        fields = json_object(request.body)
+        feature_key = required_text(fields, "featureKey")
+        context = core.context_from_json(fields, user_id(fields))
+        feature = settings.features.get(feature_key)
+        if self._aliases is not None or (feature is not None and feature.list_checks):
+            return self._get_flag_later(request, settings, feature, feature_key, context)
+        return self._answer_flag(request, settings, feature, feature_key, context)
+
+    def track_event(self, request: Request) -> Response | Awaitable[Response]:
+        settings = self._settings(request)
+        fields = json_object(request.body)
+        required_text(fields, "eventName")
+        properties = fields.get("eventProperties")
+        if properties is not None and not isinstance(properties, dict):  # thin Go sends null
+            raise RequestError(400, "eventProperties: expected an object")
+        context = core.context_from_json(fields, user_id(fields))
+        if self._aliases is not None:
+            return self._track_later(request, settings, fields, context)
+        return self._track(request, settings, fields, context)
+
+    def set_attribute(self, request: Request) -> Response | Awaitable[Response]:
+        """Documented to answer 200 and an empty body always; what is wrong with a request is told in a header."""
+        settings = self._settings(request)
+        fields = json_object(request.body)
+        try:
+            attributes = _attributes(fields)
+            context = core.context_from_json(fields, user_id(fields))
+        except RequestError as error:
+            return Response(200, b"", None, [(b"Warning", f'199 - "{error}"'.encode("ascii", "replace"))])
+        if self._aliases is not None:
+            return self._set_later(request, settings, attributes, context)
+        return self._set(request, settings, attributes, context)
+
+    def _settings(self, request: Request) -> core.Settings:
+        snapshot = self._mirror.current
+        if snapshot is None:
+            raise RequestError(503, "no settings have been loaded yet, see /ready")
+        settings = snapshot.settings
+        if request.query:
+            self._check_account(request.query, settings.account_id, settings.sdk_key)
+        return settings
+
+    def _answer_flag(
+        self,
+        request: Request,
+        settings: core.Settings,
+        feature: core.Feature | None,
+        feature_key: str,
+        context: core.Context,
+    ) -> Response:
+        if feature is not None and (feature.needs_location or feature.needs_device):
+            self._enrich(context, feature)
+        decision = core.decide(settings, feature_key, context)
+        documents, count = core.event_documents(settings, context, decision, time.time_ns() // 1_000_000)
+        if count:
+            self._append(request, documents, count)
+        answer = self._answers.get(decision.body)
+        if answer is None:
+            answer = self._answers[decision.body] = Response(200, decision.body)
+        return answer
+
+    def _track(self, request: Request, settings: core.Settings, fields: Fields, context: core.Context) -> Response:
+        name = fields["eventName"]
+        accepted = core.event_problem(settings, context, name) is None
+        if accepted:
+            properties = fields.get("eventProperties") or {}
+            now_ms = time.time_ns() // 1_000_000
+            self._append_one(request, core.track_event_document(settings, context, name, properties, now_ms))
+        return Response(200, orjson.dumps({name: accepted}))
+
+    def _set(self, request: Request, settings: core.Settings, attributes: Fields, context: core.Context) -> Response:
+        now_ms = time.time_ns() // 1_000_000
+        self._append_one(request, core.attribute_document(settings, context, attributes, now_ms))
+        return EMPTY
+
+    def _enrich(self, context: core.Context, feature: core.Feature) -> None:
+        """Location and device, unless the client brought its own; from memory, and only if the feature asks."""
+        if context.location is not None or context.device is not None:
+            return
+        if feature.needs_location and context.ip_address:
+            context.location = self._location.lookup(context.ip_address)
+        if feature.needs_device and context.user_agent:
+            context.device = self._device.facts(context.user_agent)
+
+    def _append_one(self, request: Request, document: bytes) -> None:
+        if document:  # else the core says that nothing is to be sent for this visitor
+            self._append(request, document, 1)
+
+    def _append(self, request: Request, documents: bytes, count: int) -> None:
+        gate = self._events.append(documents, count)
+        if self._events.durable:
+            request.gate = gate
+
+    # The same with what has to be asked for first
+
+    async def _get_flag_later(
+        self,
+        request: Request,
+        settings: core.Settings,
+        feature: core.Feature | None,
+        feature_key: str,
+        context: core.Context,
+    ) -> Response:
+        await self._resolve_alias(context)
+        if feature is not None and feature.list_checks:
+            context.lists = await self._lists.gather(feature.list_checks, context.custom_variables or {})
+        return self._answer_flag(request, settings, feature, feature_key, context)
+
+    async def _track_later(
+        self, request: Request, settings: core.Settings, fields: Fields, context: core.Context
+    ) -> Response:
+        await self._resolve_alias(context)
+        return self._track(request, settings, fields, context)
+
+    async def _set_later(
+        self, request: Request, settings: core.Settings, attributes: Fields, context: core.Context
+    ) -> Response:
+        await self._resolve_alias(context)
+        return self._set(request, settings, attributes, context)
+
+    async def _resolve_alias(self, context: core.Context) -> None:
+        """Put the id that an alias stands for in its place; without the store the id stands for itself."""
+        if self._aliases is None:
+            return
+        try:
+            found = await self._aliases.aliases([context.user_id])
+        except StoreError:
+            return
+        context.user_id = found.get(context.user_id, context.user_id)
+
+
+def _attributes(fields: Fields) -> Fields:
+    """`attributeKey` with `attributeValue`, or `attributes` with several (decision-engine 5.2)."""
+    attributes = fields.get("attributes")
+    if attributes is None:
+        key = required_text(fields, "attributeKey")
+        if fields.get("attributeValue") in (None, ""):
+            raise RequestError(400, "attributeValue is required")
+        attributes = {key: fields["attributeValue"]}
+    if (problem := core.attributes_problem(attributes)) is not None:
+        raise RequestError(400, problem)
+    result: Fields = attributes
+    return result

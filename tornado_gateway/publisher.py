@@ -1,0 +1,192 @@
+"""The settings document for SDKs: v2-settings, v2-pull, and the webhook that says that it changed (wire contract A.1).
+
+SDKs compare whole documents, so an unchanged document is the same bytes every time. Every form of an answer is made
+once per change.
+"""
+
+import asyncio
+import gzip
+import hashlib
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+import orjson
+
+from .errors import UpstreamError
+from .http1 import Request, Response, json_error
+from .settings import Fetch, SettingsMirror, Snapshot
+from .upstream import Dialect
+from .wire import AccountCheck, query_text
+
+FetchDialect = Callable[[Dialect], Awaitable[bytes]]
+
+MAIN = Dialect()
+API_VERSIONS = frozenset({"1", "3"})
+PLATFORMS = frozenset({"server", "client"})
+PULL_PAUSE_SECONDS = 1.0  # clients cannot make upstream be asked more often than this
+TOKEN_HEADERS = (b"x-webhook-token", b"x-vwo-auth")
+
+NOT_LOADED = json_error(503, "no settings have been loaded yet, see /ready")
+
+
+class Published(NamedTuple):
+    """One document in all forms that a client may want."""
+
+    etag: bytes
+    plain: Response
+    compressed: Response
+    not_modified: Response
+    made_at: float
+
+
+class Publisher:
+    """`fetch_dialect` asks upstream for another dialect than the one that decisions are made from, `pull` forces a
+    refresh there. A gateway without upstream has only one document for all.
+    """
+
+    def __init__(
+        self,
+        mirror: SettingsMirror,
+        pull: Fetch,
+        fetch_dialect: FetchDialect | None,
+        *,
+        poll_seconds: float,
+        wait_seconds: float,
+        webhook_token: str | None,
+    ) -> None:
+        self._mirror = mirror
+        self._pull = pull
+        self._fetch_dialect = fetch_dialect
+        self._poll_seconds = poll_seconds
+        self._wait_seconds = wait_seconds
+        self._webhook_token = webhook_token
+        self._check_account = AccountCheck([(b"a", b"i"), (b"accountId", b"sdkKey")])
+        self._main: Published | None = None
+        self._others: dict[Dialect, Published] = {}
+        self._fetching: dict[Dialect, asyncio.Task[Published | None]] = {}
+        self._pulled_at = -PULL_PAUSE_SECONDS
+
+    def settings_changed(self, snapshot: Snapshot) -> None:
+        self._main = publish(snapshot.document)
+        self._check_account.forget()
+        self._make_stale()
+
+    def settings(self, request: Request) -> Response | Awaitable[Response]:
+        snapshot = self._mirror.current
+        if snapshot is None or self._main is None:
+            return self._settings_when_loaded(request)
+        if request.query:
+            self._check_account_in(request, snapshot)
+            dialect = _dialect(request.query)
+            if dialect != MAIN and self._fetch_dialect is not None:
+                return self._settings_in(dialect, self._fetch_dialect, request)
+        return _answer(request, self._main)
+
+    async def pull(self, request: Request) -> Response:
+        """Refresh now, then answer; a refresh that fails leaves the document that is there."""
+        if self._mirror.current is not None:
+            self._check_account_in(request, self._mirror.current)
+        if time.monotonic() - self._pulled_at >= PULL_PAUSE_SECONDS:
+            await self._refresh()
+        answer = self.settings(request)
+        return answer if isinstance(answer, Response) else await answer
+
+    async def webhook(self, request: Request) -> Response:
+        """The vendor, or a pipeline, says that settings have changed. Takes WEBHOOK_TOKEN in a header."""
+        if self._webhook_token is None:
+            return json_error(403, "webhooks are off at this gateway: set WEBHOOK_TOKEN")
+        if not hmac.compare_digest(_token(request), self._webhook_token.encode()):
+            return json_error(401, "the token is not the one in WEBHOOK_TOKEN")
+        refreshed = await self._refresh()
+        return Response(200, orjson.dumps({"refreshed": refreshed}))
+
+    async def _refresh(self) -> bool:
+        self._pulled_at = time.monotonic()
+        self._make_stale()
+        return await self._mirror.refresh(self._pull)
+
+    def _make_stale(self) -> None:
+        self._others = {dialect: other._replace(made_at=0.0) for dialect, other in self._others.items()}
+
+    def _check_account_in(self, request: Request, snapshot: Snapshot) -> None:
+        self._check_account(request.query, snapshot.settings.account_id, snapshot.settings.sdk_key)
+
+    async def _settings_when_loaded(self, request: Request) -> Response:
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                await self._mirror.loaded.wait()
+        except TimeoutError:
+            return NOT_LOADED
+        answer = self.settings(request)
+        return answer if isinstance(answer, Response) else await answer
+
+    async def _settings_in(self, dialect: Dialect, fetch: FetchDialect, request: Request) -> Response:
+        known = self._others.get(dialect)
+        if known is None or time.monotonic() - known.made_at > self._poll_seconds:
+            if dialect not in self._fetching:
+                self._fetching[dialect] = asyncio.create_task(self._fetch(dialect, fetch))
+            known = await asyncio.shield(self._fetching[dialect])
+        published = known or self._main
+        return _answer(request, published) if published is not None else NOT_LOADED
+
+    async def _fetch(self, dialect: Dialect, fetch: FetchDialect) -> Published | None:
+        """The document in another dialect. When upstream fails: the last one, or None."""
+        try:
+            document = await fetch(dialect)
+            if _is_settings(document):
+                self._others[dialect] = publish(document)
+        except UpstreamError:
+            pass
+        finally:
+            del self._fetching[dialect]
+        return self._others.get(dialect)
+
+
+def publish(document: bytes) -> Published:
+    """Prepare all answers for a settings document. Older SDKs want lists where upstream writes `{}` for "none"."""
+    fields = orjson.loads(document)
+    empty: dict[str, list[object]] = {key: [] for key in ("features", "campaigns") if fields.get(key) == {}}
+    body = orjson.dumps(fields | empty) if empty else document
+    etag = b'"%b"' % hashlib.sha256(body).hexdigest()[:32].encode()
+    headers = [(b"ETag", etag), (b"Vary", b"Accept-Encoding")]
+    return Published(
+        etag,
+        Response(200, body, headers=headers),
+        Response(200, gzip.compress(body, mtime=0), headers=[*headers, (b"Content-Encoding", b"gzip")]),
+        Response(304, headers=headers),
+        time.monotonic(),
+    )
+
+
+def _answer(request: Request, published: Published) -> Response:
+    known = request.header(b"if-none-match")
+    if known is not None and (known == b"*" or published.etag in known):
+        return published.not_modified
+    if b"gzip" in (request.header(b"accept-encoding") or b""):
+        return published.compressed
+    return published.plain
+
+
+def _dialect(query: bytes) -> Dialect:
+    version = query_text(query, b"api-version")
+    platform = query_text(query, b"platform")
+    return Dialect(
+        version if version in API_VERSIONS else MAIN.api_version, platform if platform in PLATFORMS else MAIN.platform
+    )
+
+
+def _is_settings(document: bytes) -> bool:
+    try:
+        fields = orjson.loads(document)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(fields, dict) and {"version", "accountId", "features", "campaigns"} <= fields.keys()
+
+
+def _token(request: Request) -> bytes:
+    for name in TOKEN_HEADERS:
+        if (token := request.header(name)) is not None:
+            return token
+    return (request.header(b"authorization") or b"").removeprefix(b"Bearer ")

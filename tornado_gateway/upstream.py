@@ -1,0 +1,132 @@
+"""The vendor's service, as an async client: settings, events, list checks.
+
+The only module that knows curl. Every method raises `UpstreamError` unless the answer is 200.
+"""
+
+import random
+from collections.abc import Mapping
+from typing import NamedTuple
+from urllib.parse import urlencode
+
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HTTPResponse
+
+from .errors import UpstreamError
+
+MAX_CLIENTS = 32
+MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
+JSON_HEADERS = {"Content-Type": "application/json"}
+
+
+class Dialect(NamedTuple):
+    """Which settings document is wanted: clients ask for one by these two query parameters (wire contract B.1)."""
+
+    api_version: str = "1"
+    platform: str = "server"
+
+
+class Upstream:
+    """One account at the vendor.
+
+    `url` serves settings and helpers, `collect_url` takes events; `timeout_seconds` bounds connecting and each whole
+    request. `collection_prefix` is kept up to date by the settings mirror and put in front of event paths.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        collect_url: str,
+        account_id: str,
+        sdk_key: str,
+        *,
+        sdk_name: str,
+        sdk_version: str,
+        timeout_seconds: float,
+    ) -> None:
+        self.collection_prefix = ""
+        self._url = url.rstrip("/")
+        self._collect_url = collect_url.rstrip("/")
+        self._account_id = account_id
+        self._sdk_key = sdk_key
+        self._sdk = {"sn": sdk_name, "sv": sdk_version}
+        self._timeout_seconds = timeout_seconds
+        AsyncHTTPClient.configure("tornado.curl_httpclient.CurlAsyncHTTPClient")
+        self._client = AsyncHTTPClient(force_instance=True, max_clients=MAX_CLIENTS)
+
+    def close(self) -> None:
+        self._client.close()
+
+    async def fetch_settings(self, dialect: Dialect, *, pull: bool = False) -> bytes:
+        """The settings document as bytes. `pull` asks for a forced refresh, as the SDKs do after a webhook."""
+        query = {
+            "i": self._sdk_key,
+            "r": random.random(),
+            "a": self._account_id,
+            "platform": dialect.platform,
+            **self._sdk,
+            "api-version": dialect.api_version,
+            "s": "prod",
+        }
+        path = "v2-pull" if pull else "v2-settings"
+        return await self._fetch("settings", f"{self._url}/server-side/{path}?{urlencode(query)}")
+
+    async def send_batch(self, body: bytes) -> None:
+        """Post `{"ev":[...]}` (wire contract B.5)."""
+        query = urlencode({"a": self._account_id, "env": self._sdk_key, **self._sdk})
+        url = f"{self._collect_url}{self._prefix()}/server-side/batch-events-v2?{query}"
+        await self._fetch("events", url, body, {"Authorization": self._sdk_key})
+
+    async def send_event(self, query: str, body: bytes) -> None:
+        """Post one event with its own query to `/events/t`."""
+        await self._fetch("event", f"{self._collect_url}{self._prefix()}/events/t?{query}", body)
+
+    async def check_attribute(self, list_id: str, value: str) -> bool:
+        """Whether the value is in the list (wire contract A.3)."""
+        query = urlencode(
+            {"attribute": value, "listId": list_id, "accountId": self._account_id, "sdkKey": self._sdk_key}
+        )
+        answer = await self._fetch("list check", f"{self._url}{self._prefix()}/check-attribute?{query}")
+        return answer.strip() == b"true"
+
+    async def evaluate_event_dsl(self, query: str, body: bytes) -> bytes:
+        """Segments about past events, which only the vendor knows."""
+        return await self._fetch("event segments", f"{self._url}{self._prefix()}/evaluate-event-dsl?{query}", body)
+
+    def _prefix(self) -> str:
+        return f"/{self.collection_prefix}" if self.collection_prefix else ""
+
+    async def _fetch(
+        self, what: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> bytes:
+        request = HTTPRequest(
+            url,
+            method="GET" if body is None else "POST",
+            headers={**JSON_HEADERS, **(headers or {})} if body is not None else None,
+            body=body,
+            connect_timeout=self._timeout_seconds,
+            request_timeout=self._timeout_seconds,
+            follow_redirects=body is None,
+            decompress_response=True,
+        )
+        try:
+            response = await self._client.fetch(request, raise_error=False)
+        except (HTTPClientError, OSError) as error:
+            raise UpstreamError(f"{what}: {error}") from error
+        _check(what, response)
+        return response.body
+
+
+def _check(what: str, response: HTTPResponse) -> None:
+    """Raise unless the answer is 200. The message never holds the URL: that has the SDK key in it."""
+    if response.code == 200:
+        return
+    if response.code == 599:  # tornado's code for "no answer"
+        raise UpstreamError(f"{what}: no answer from upstream ({response.error})")
+    raise UpstreamError(
+        f"{what}: upstream answered {response.code} {response.reason}",
+        response.code,
+        _retry_after_seconds(response.headers.get("Retry-After", "")),
+    )
+
+
+def _retry_after_seconds(header: str) -> float:
+    return float(header) if header.isdecimal() else 0.0

@@ -1,0 +1,225 @@
+"""One worker process: builds the collaborators, starts and stops them in order."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from . import __version__, core
+from .api import Api
+from .collector import Collector
+from .config import Config
+from .decisions import Decisions
+from .device import DeviceReader
+from .errors import GatewayError
+from .events import EventQueue, Flusher
+from .http1 import Limits, Server
+from .lists import Ask, ListChecks
+from .location import LocationReader
+from .lookups import Lookups
+from .pages import build_application
+from .publisher import Publisher
+from .settings import Fetch, SettingsMirror, Snapshot, document_name
+from .store.sqlite import open_sqlite
+from .upstream import Dialect, Upstream
+from .wire import ClientAddress
+
+logger = logging.getLogger(__name__)
+
+BATCH_PATH = b"/batch-events-v2"
+FLUSH_SHARE = 0.5  # of SHUTDOWN_SECONDS that the last flush may take
+
+
+class Worker:
+    """Everything of one process. `start` and `stop` mirror each other."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._started_at = time.monotonic()
+        self._stopping = False
+        sdk = core.Sdk(config.sdk_name, __version__)
+        self.upstream = Upstream(
+            config.upstream_url,
+            config.collect_url,
+            str(config.account_id or ""),
+            config.sdk_key or "",
+            sdk_name=config.sdk_name,
+            sdk_version=__version__,
+            timeout_seconds=config.socket_timeout_seconds,
+        )
+        self.store = open_sqlite(config.data_dir, config.store_sync)
+        self.mirror = SettingsMirror(
+            self.store.state,
+            self._fetch_settings(),
+            name=document_name(str(config.account_id or "file"), config.sdk_key or "", "server-1"),
+            owner=f"{socket.gethostname()}:{os.getpid()}",
+            source="file" if config.is_offline else "upstream",
+            poll_seconds=config.poll_seconds,
+            sdk=sdk,
+            bootstrap=None if config.is_offline else config.settings_file,
+        )
+        self.events = EventQueue(
+            self.store.events,
+            limit=config.event_queue_limit,
+            chunk_events=config.events_per_request,
+            durable=config.event_ack == "durable",
+        )
+        self.flusher = Flusher(
+            self.store.events,
+            self.events,
+            self.upstream,
+            events_per_request=config.events_per_request,
+            interval_seconds=config.flush_seconds,
+        )
+        self.location = LocationReader(config.maxmind_db_path, config.geo_map_file)
+        self.device = DeviceReader(map_file=config.ua_map_file)
+        self.server = Server(
+            self._build_api().find,
+            build_application(self.mirror, self.status, lambda: self._stopping),
+            limits=Limits(max_body_bytes=config.max_body_bytes, keep_alive_seconds=config.keep_alive_seconds),
+            body_limit=lambda path: config.max_batch_bytes if path.endswith(BATCH_PATH) else config.max_body_bytes,
+        )
+
+    def _build_api(self) -> Api:
+        config, mirror, events = self._config, self.mirror, self.events
+        state = self.store.state
+        client_address = ClientAddress(config.trusted_proxies)
+        lists = ListChecks(self._ask_list())
+        decisions = Decisions(
+            mirror, events, self.location, self.device, lists, state if config.aliasing_enabled else None
+        )
+        collector = Collector(
+            mirror,
+            events,
+            client_address,
+            account_id=str(config.account_id or ""),
+            limit=config.max_events_per_request,
+        )
+        lookups = Lookups(
+            self.location,
+            self.device,
+            lists,
+            state,
+            self.upstream,
+            client_address,
+            ip_fallback=config.client_ip_fallback,
+            serves_browsers=config.cors_config_required,
+        )
+        publisher = Publisher(
+            mirror,
+            self._fetch_settings(pull=True),
+            None if config.is_offline else self.upstream.fetch_settings,
+            poll_seconds=config.poll_seconds,
+            wait_seconds=config.socket_timeout_seconds,
+            webhook_token=config.webhook_token,
+        )
+        api = Api(decisions, collector, lookups, publisher, decides=config.decision_required)
+        mirror.on_change += [self._settings_changed, api.settings_changed]
+        mirror.on_change += [decisions.settings_changed, publisher.settings_changed]
+        return api
+
+    def _settings_changed(self, snapshot: Snapshot) -> None:
+        self.upstream.collection_prefix = snapshot.settings.collection_prefix or ""
+
+    async def start(self) -> None:
+        await self.store.open()
+        await self.events.start()
+        self.location.open()
+        await self.mirror.start(self._config.socket_timeout_seconds)
+        await self.server.listen(self._config.host, self._config.port)
+        await self.flusher.start()
+        logger.info("serving on http://%s:%d", self._config.host, self.server.port)
+
+    async def stop(self) -> None:
+        """Take no new work, finish what was accepted, flush once more; what is left stays stored."""
+        self._stopping = True  # /ready says 503 from now on
+        deadline = self._config.shutdown_seconds
+        await self.server.stop(deadline * (1 - FLUSH_SHARE))
+        await self.mirror.stop()
+        await self.events.stop()
+        await self.flusher.stop(deadline * FLUSH_SHARE)
+        await self.store.close()
+        self.upstream.close()
+
+    def status(self) -> dict[str, Any]:
+        """The body of /status."""
+        now = time.time()
+        snapshot, poll, flush, counts = (
+            self.mirror.current,
+            self.mirror.last_poll,
+            self.flusher.last,
+            self.events.counts,
+        )
+        return {
+            "version": __version__,
+            "uptime_seconds": round(time.monotonic() - self._started_at, 3),
+            "settings": {
+                "version": snapshot.settings.version if snapshot else None,
+                "age_seconds": self.mirror.age_seconds(now),
+                "hash": snapshot.digest if snapshot else None,
+                "source": snapshot.source if snapshot else None,
+            },
+            "events": {
+                "received": counts.received,
+                "waiting": counts.waiting,
+                "delivered": counts.delivered,
+                "dead": counts.dead,
+                "rejected": counts.rejected,
+            },
+            "last_poll": {"at": poll.at, "error": poll.error},
+            "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
+            "last_error": self.events.failure or flush.error or poll.error,
+        }
+
+    def _fetch_settings(self, *, pull: bool = False) -> Fetch:
+        file = self._config.settings_file
+        if self._config.is_offline and file is not None:
+            return lambda: _read_file(file)
+        return lambda: self.upstream.fetch_settings(Dialect(), pull=pull)
+
+    def _ask_list(self) -> Ask:
+        return _no_member if self._config.is_offline else self.upstream.check_attribute
+
+
+async def _no_member(list_id: str, value: str) -> bool:
+    """Without upstream nobody knows the lists."""
+    return False
+
+
+async def _read_file(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def run(config: Config) -> int:
+    """Run one worker until SIGTERM or SIGINT. Returns the exit code."""
+    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+        try:
+            return runner.run(_serve(config))
+        except (GatewayError, OSError) as error:
+            logger.error("the gateway cannot start: %s", error)
+            return 1
+
+
+async def _serve(config: Config) -> int:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    worker = Worker(config)
+    await worker.start()
+    await stop.wait()
+    await worker.stop()
+    return 0
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop where it is installed."""
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        return uvloop.new_event_loop()
+    return asyncio.new_event_loop()
