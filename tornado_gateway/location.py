@@ -11,6 +11,7 @@ Rules that keep a lookup from ever failing:
 """
 
 import asyncio
+import gzip
 import hashlib
 import logging
 import os
@@ -26,7 +27,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_ntoa, inet_ntop, inet_pton
 from typing import IO, Any
@@ -276,8 +277,8 @@ def _english(place: Any) -> str | None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Opening
 
-_WALKED_RECORDS = 5_000
-_PROBED_ADDRESSES = 5_000
+_WALKED_NETWORKS = 2_000
+_PROBED_ADDRESSES = 2_000
 _SEPARATOR = bytes(16)
 _TYPES = ("City", "Country", "Enterprise")
 
@@ -312,44 +313,68 @@ def _copy(source: Path, target: Path, signature: Signature) -> None:
 
 
 def _opened(file: Path, shown: Path) -> maxminddb.Reader:
-    """Open a database that nobody else writes to, and read all over it; errors name `shown`."""
-    if not file.stat().st_size:
-        raise LocationError(f"{shown}: the file is empty")
+    """Open a database that nobody else writes to, after reading all over it; errors name `shown`."""
     try:
-        reader = maxminddb.open_database(file)
-        metadata = reader.metadata()
+        if not file.stat().st_size:
+            raise LocationError(f"{shown}: the file is empty")
+        # The C reader can crash on corrupt records (a map's key that is no text), so the Python one goes first.
+        with maxminddb.open_database(file, maxminddb.MODE_MMAP) as reader:
+            metadata = reader.metadata()
+            _check_metadata(metadata, shown)
+            _check_tree(file, metadata, shown)
+            _check_records(reader, metadata.ip_version, shown)
+        return maxminddb.open_database(file)
+    except LocationError:
+        raise
     except Exception as error:
         raise LocationError(f"{shown}: not a MaxMind database, or cut off ({_said(error, file)})") from None
-    if not any(word in metadata.database_type for word in _TYPES):
+
+
+def _check_metadata(metadata: Any, shown: Path) -> None:
+    _check_keys(vars(metadata))
+    if not isinstance(metadata.database_type, str) or not any(word in metadata.database_type for word in _TYPES):
         raise LocationError(
             f"{shown}: database_type: expected one with City or Country, got {metadata.database_type!r}"
         )
-    _check_tree(file, shown, metadata)
-    _check_records(file, shown, reader, metadata.ip_version)
-    return reader
+    for key, expected in (("ip_version", (4, 6)), ("record_size", (24, 28, 32))):
+        if getattr(metadata, key) not in expected:
+            raise LocationError(f"{shown}: {key}: expected one of {expected}, got {getattr(metadata, key)!r}")
+    if not isinstance(metadata.build_epoch, int):
+        raise LocationError(f"{shown}: build_epoch: expected a number, got {metadata.build_epoch!r}")
 
 
-def _check_tree(file: Path, shown: Path, metadata: Any) -> None:
+def _check_tree(file: Path, metadata: Any, shown: Path) -> None:
     # Bytes that went missing or were added move the zeros between the search tree and the records.
-    end = metadata.node_count * metadata.record_size // 4
     with file.open("rb") as content:
-        content.seek(end)
+        content.seek(metadata.node_count * metadata.record_size // 4)
         if content.read(len(_SEPARATOR)) != _SEPARATOR:
             raise LocationError(f"{shown}: the search tree is corrupt or cut off")
 
 
-def _check_records(file: Path, shown: Path, reader: maxminddb.Reader, ip_version: int) -> None:
-    # All records of a small database; of a large one, whose full walk takes a minute, the first ones and ones all over.
+def _check_records(reader: maxminddb.Reader, ip_version: int, shown: Path) -> None:
+    # All records of a small database; of a large one, whose full walk takes minutes, the first ones and ones all over.
     known = 0
     try:
-        for _, record in islice(reader, _WALKED_RECORDS):
-            known += bool(_location(record, {}))
-        for address in _addresses(ip_version):
-            reader.get(address)
+        walked = (record for _, record in islice(reader, _WALKED_NETWORKS))
+        for record in chain(walked, map(reader.get, _addresses(ip_version))):
+            if record is not None:
+                _check_keys(record)
+                known += bool(_location(record, {}))
     except Exception as error:
-        raise LocationError(f"{shown}: a record is corrupt ({_said(error, file)})") from None
+        raise LocationError(f"{shown}: a record or the search tree is corrupt ({error})") from None
     if not known:
         raise LocationError(f"{shown}: no record has a country")
+
+
+def _check_keys(value: Any) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"a map has the key {key!r}")
+            _check_keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_keys(inner)
 
 
 def _addresses(ip_version: int) -> Iterator[str]:
@@ -581,7 +606,8 @@ def _unpack(archive: Path, database: IO[bytes], name: str) -> None:
     """Write the archive's one database. No name in the archive is ever used as a path."""
     unpacked, total = 0, 0
     try:
-        with tarfile.open(archive, "r|gz") as members:
+        # tarfile's own "r|gz" takes a cut-off archive for a shorter one.
+        with gzip.open(archive) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as members:
             for number, member in enumerate(members):
                 total += member.size
                 if number >= _MEMBERS_LIMIT or total > _LARGEST_DATABASE:
@@ -592,7 +618,7 @@ def _unpack(archive: Path, database: IO[bytes], name: str) -> None:
                 if content:
                     unpacked += 1
                     shutil.copyfileobj(content, database, 1 << 20)
-    except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
         raise LocationError(f"{name}: the downloaded archive is corrupt or cut off ({error})") from None
     if unpacked != 1:
         raise LocationError(f"{name}: the downloaded archive holds {unpacked} databases, expected 1")
@@ -655,9 +681,9 @@ _LEASE_RETRY_SECONDS = 900.0
 class GeoRefresh:
     """Downloads the database at start and once a day, with jitter, while `lease` says that it is this worker's turn.
 
-    `fetch` is `download` with its arguments, `target` the file that it makes. The lease belongs to that file's directory:
-    machines that do not share it each need their own. A worker without the lease asks again now and then, in case its
-    holder has died; when it finds the file checked recently it leaves MaxMind alone.
+    `fetch` is `download` with its arguments, `target` the file that it makes. The lease belongs to that file's
+    directory: machines that do not share it each need their own. A worker without the lease asks again now and then,
+    in case its holder has died; when it finds the file checked recently it leaves MaxMind alone.
     `changed` is called after a download (usually `LocationReader.check`); the other workers see the file change.
     """
 
