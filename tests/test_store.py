@@ -4,18 +4,31 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from redis_servers import RedisServer, needs_redis_server
 
+from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store import NewChunk, Store
+from tornado_gateway.store.redis import open_redis
 from tornado_gateway.store.sqlite import open_sqlite
 
-IMPLEMENTATIONS = ["sqlite"]
+IMPLEMENTATIONS = ["sqlite", pytest.param("redis", marks=needs_redis_server)]
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory):
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def open_store(request, tmp_path):
     """Opens another connection to the same store, as a further worker would."""
-    return {"sqlite": lambda: open_sqlite(tmp_path / "data")}[request.param]
+    if request.param == "sqlite":
+        return lambda: open_sqlite(tmp_path / "data")
+    server = request.getfixturevalue("redis_server")
+    server.command("FLUSHALL")
+    return lambda: open_redis(Config(redis_host="127.0.0.1", redis_port=server.port), "123456", "worker")
 
 
 @pytest.fixture
