@@ -588,6 +588,15 @@ def send_archive(handler: RequestHandler) -> None:
         handler.finish(maxmind.archive)
 
 
+class SlowHandler(RequestHandler):
+    async def get(self) -> None:
+        archive = self.settings["maxmind"].archive
+        self.write(archive[:1000])
+        await self.flush()
+        await asyncio.sleep(0.2)
+        self.finish(archive[1000:])
+
+
 class LoopHandler(RequestHandler):
     def get(self) -> None:
         self.redirect(self.request.uri or "/")
@@ -606,6 +615,7 @@ def visit(directory: Path, test: Visit) -> None:
                 (r"/geoip/databases/GeoLite2-City/download", DatabaseHandler),
                 (r"/storage/archive", StorageHandler),
                 (r"/loop/.*", LoopHandler),
+                (r"/slow/.*", SlowHandler),
             ],
             maxmind=maxmind,
             log_function=lambda handler: None,
@@ -822,6 +832,23 @@ def test_a_huge_member_is_not_unpacked(tmp_path):
             await fetch()
 
     visit(tmp_path, test)
+
+
+def test_an_abandoned_download_leaves_nothing(tmp_path, caplog):
+    seen = []
+
+    async def test(maxmind, fetch):
+        maxmind.storage = f"{maxmind.url}/slow"
+        task = asyncio.ensure_future(fetch(progress=lambda received, expected: seen.append(received)))
+        await until(lambda: bool(seen) and seen[-1] >= 1000)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0.4)  # the rest arrives
+        assert visible(tmp_path) == set()
+
+    visit(tmp_path, test)
+    assert not caplog.records
 
 
 def test_what_a_killed_download_left_is_swept_away(tmp_path):

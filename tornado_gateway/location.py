@@ -528,7 +528,7 @@ class _Receiver:
         self._progress = progress
         self._expected = 0
         self._received = 0
-        self.failure: OSError | None = None
+        self.failure: Exception | None = None
 
     def header(self, line: str) -> None:
         name, _, value = line.partition(":")
@@ -538,9 +538,8 @@ class _Receiver:
     def chunk(self, data: bytes) -> None:
         self._received += len(data)
         try:
-            if not self.failure:
-                self._body.write(data)
-        except OSError as error:  # disk full
+            self._body.write(data)
+        except (OSError, ValueError) as error:  # disk full; or closed, when the download was abandoned
             self.failure = error
         if self._progress:
             self._progress(self._received, self._expected)
