@@ -25,7 +25,6 @@ class Visit:
     """One user looking at one feature. Attributes that are rarely used are set when they are."""
 
     hidden: object = UNSET  # `_vwoUserId`: the value that the last evaluated rule left
-    not_in: list[Any] | None = None  # holdouts that go into the record as "not in"
     written: dict[str, Record] | None = None
     running_groups: tuple[str, ...] = ()
     sent = 0  # impressions that left before the end of the decision, which an abort does not take back
@@ -44,6 +43,7 @@ class Visit:
         self.trace = trace
         self.impressions: list[Impression] = []
         self.writes: list[Record] = []
+        self.not_in: list[Any] = []  # holdouts that go into the record as "not in"
         self.rollouts_passed: set[str] = set()
 
     def web_campaigns(self) -> dict[str, str]:
