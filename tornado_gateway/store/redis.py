@@ -143,7 +143,7 @@ return {now, alive_until > now and 1 or 0, claimed}
 """
 )
 
-# What this consumer holds after an id; entries that are not in the stream any more have no fields.
+# What this consumer holds after an id; of an entry that is not in the stream any more only the id.
 _PENDING = _Script(
     _ON_TIME
     + """
@@ -192,7 +192,7 @@ return 1
 _DEPTH = _Script("""
 local counts = redis.call('HMGET', KEYS[2], 'waiting', 'dead')
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
-return {tonumber(counts[1] or 0), tonumber(counts[2] or 0), first[1] and first[1][1]}
+return {tonumber(counts[1] or 0), tonumber(counts[2] or 0), first[1] and first[1][1] or false}
 """)
 
 # The letters between two ids, a page at a time. Returns the number of letters and of events that were moved.
@@ -362,7 +362,7 @@ class RedisEvents:
                 budget,
                 CLAIMED_CHUNKS,
             )
-        except StoreError:
+        except (StoreError, asyncio.CancelledError):
             self._may_hold_more = self._may_hold_more or budget > 0
             raise
         self._set_clock(now_ms, asked_at)
@@ -386,7 +386,7 @@ class RedisEvents:
         """Hold the chunks that are ours according to Redis but that we never heard of."""
         after = "0"
         while entries := await self._run_on_time(_PENDING, self._keys[:1], GROUP, self._consumer, after, PAGE):
-            found = [_chunk(entry) for entry in entries if entry[1] is not None and entry[0].decode() not in self._ours]
+            found = [_chunk(entry) for entry in entries if len(entry) == 4 and entry[0].decode() not in self._ours]
             self._ours.update(str(chunk.id) for chunk in found)
             await self.release(found)
             after = entries[-1][0].decode()

@@ -1,0 +1,239 @@
+"""Events when Redis fails: they go to the embedded store of this worker, and to Redis when it is back.
+
+Clients notice nothing: what cannot be appended to the primary store is appended to the local one and acknowledged from
+there. In the background a probe with back-off finds out when the primary can be written again, and moves everything.
+Meanwhile events are delivered upstream from where they are.
+
+Nothing is lost, but an event can arrive twice: when an append succeeded and only its answer got lost (the events are
+appended locally as well); when the process dies between the two halves of a move; and when it dies before it could tell
+the primary store what has been delivered during an outage.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TypeVar
+
+from ..errors import StoreError
+from . import Chunk, DeadLetter, Depth, EventStore, NewChunk
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LOCAL = "local:"  # begins the ids of chunks and dead letters in the local store
+PROBE_FIRST_SECONDS = 0.1
+PROBE_LONGEST_SECONDS = 2.0
+MOVED_EVENTS = 1000  # that move to the primary store in one append
+
+
+class SpillingEvents:
+    """`primary` while it works, `local` while it does not.
+
+    A call to the primary that takes longer than `patience_seconds` counts as failed. The primary should give up by
+    itself before that and then have done nothing, otherwise what it does later is done twice.
+    """
+
+    def __init__(self, primary: EventStore, local: EventStore, *, patience_seconds: float = 10.0) -> None:
+        self.failure: str | None = None  # why the primary store is not used at the moment
+        self._primary = primary
+        self._local = local
+        self._patience_seconds = patience_seconds
+        self._primary_is_open = False
+        self._primary_depth = Depth(0, 0, None)
+        self._delivered: list[Chunk] = []  # that the primary store does not know of yet
+        self._local_first = False
+        self._wanted = asyncio.Event()  # there is something to move, or the primary store to be watched
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether new events go to the local store."""
+        return self.failure is not None
+
+    async def open(self) -> None:
+        """Succeeds without the primary store, whatever is wrong with it; `failure` tells."""
+        await self._local.open()
+        self.failure = None
+        self._stopping.clear()
+        with suppress(StoreError):
+            await self._open_primary()
+        self._wanted.set()  # a previous process may have left something
+        self._task = asyncio.create_task(self._keep_moving())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._stopping.set()
+            self._wanted.set()
+            _, unfinished = await asyncio.wait([self._task], timeout=self._patience_seconds)
+            for task in unfinished:
+                task.cancel()
+                await asyncio.wait([task])
+            self._task = None
+        if self._primary_is_open:
+            self._primary_is_open = False
+            await self._primary.close()
+        await self._local.close()
+
+    async def append(self, chunks: Sequence[NewChunk]) -> None:
+        if not self.is_degraded:
+            with suppress(StoreError):
+                await self._ask(self._primary.append, chunks)
+                return
+        await self._local.append(chunks)
+
+    async def claim(self, max_events: int) -> list[Chunk]:
+        """As promised by EventStore, of one of the two stores."""
+        if not self.is_degraded:
+            with suppress(StoreError):
+                return await self._ask(self._primary.claim, max_events)
+        # A primary that takes no more events because it is full has to be emptied: both get their turn.
+        self._local_first = not self._local_first
+        claims = [self._claim_local, self._claim_primary]
+        for claim in claims if self._local_first else reversed(claims):
+            if chunks := await claim(max_events):
+                return chunks
+        return []
+
+    async def release(self, chunks: Sequence[Chunk]) -> None:
+        local, primary = _split(chunks)
+        if primary:
+            await self._primary.release(primary)
+        if local:
+            await self._local.release(local)
+            self._wanted.set()
+
+    async def settle(
+        self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
+    ) -> None:
+        """As promised by EventStore. If the primary cannot be told, it will be later, and the rest is kept locally."""
+        local, primary = _split(chunks)
+        if primary:
+            try:
+                await self._ask(self._primary.settle, primary, dead, remaining)
+                dead = remaining = ()
+            except StoreError:
+                self._delivered += primary
+        if local or dead or remaining:
+            await self._local.settle(local, dead, remaining)
+        if remaining:
+            self._wanted.set()
+
+    async def depth(self) -> Depth:
+        """Of both stores; for a primary store that does not answer, what it had last."""
+        local = await self._local.depth()
+        if self._primary_is_open:
+            with suppress(StoreError):
+                self._primary_depth = await self._ask(self._primary.depth)
+        primary = self._primary_depth
+        oldest = [at for at in (local.oldest_at, primary.oldest_at) if at is not None]
+        return Depth(local.waiting + primary.waiting, local.dead + primary.dead, min(oldest, default=None))
+
+    async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """Of both stores; without those of a primary store that does not answer."""
+        letters = [replace(letter, id=f"{LOCAL}{letter.id}") for letter in await self._local.dead_letters(limit)]
+        if self._primary_is_open:
+            with suppress(StoreError):
+                letters += await self._ask(self._primary.dead_letters, limit)
+        return sorted(letters, key=lambda letter: letter.at)[:limit]
+
+    async def requeue(self, ids: Sequence[int | str] | None = None) -> int:
+        local = None if ids is None else [_local_id(id_) for id_ in ids if _is_local(id_)]
+        primary = None if ids is None else [id_ for id_ in ids if not _is_local(id_)]
+        moved = 0
+        if primary is None or primary:
+            if not self._primary_is_open:
+                raise StoreError(self.failure or "the store is closed")
+            moved += await self._ask(self._primary.requeue, primary)
+        if local is None or local:
+            moved += await self._local.requeue(local)
+            self._wanted.set()
+        return moved
+
+    async def _claim_local(self, max_events: int) -> list[Chunk]:
+        return [replace(chunk, id=f"{LOCAL}{chunk.id}") for chunk in await self._local.claim(max_events)]
+
+    async def _claim_primary(self, max_events: int) -> list[Chunk]:
+        if self._primary_is_open:
+            with suppress(StoreError):
+                return await self._ask(self._primary.claim, max_events)
+        return []
+
+    async def _ask(self, work: Callable[..., Awaitable[T]], *args: object) -> T:
+        """Let the primary store do something. Raises StoreError, and takes note, if it fails."""
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                return await work(*args)
+        except TimeoutError:
+            error = StoreError(f"no answer within {self._patience_seconds:g} s")
+        except StoreError as failure:
+            error = failure
+        self._failed(error)
+        raise error
+
+    async def _open_primary(self) -> None:
+        if not self._primary_is_open:
+            await self._ask(self._primary.open)
+            self._primary_is_open = True
+
+    async def _keep_moving(self) -> None:
+        pause = PROBE_FIRST_SECONDS
+        while not self._stopping.is_set():
+            await self._wanted.wait()
+            self._wanted.clear()
+            try:
+                await self._catch_up()
+                pause = PROBE_FIRST_SECONDS
+            except StoreError as error:
+                logger.debug("events stay in the local store: %s", error)
+                self._wanted.set()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), pause * random.uniform(0.5, 1.0))
+                pause = min(PROBE_LONGEST_SECONDS, pause * 2)
+
+    async def _catch_up(self) -> None:
+        """If the primary store can be written, tell it what it has missed and move all to it."""
+        await self._open_primary()
+        await self._ask(self._primary.append, ())
+        if self._delivered:
+            delivered = self._delivered[:]
+            await self._ask(self._primary.settle, delivered)
+            del self._delivered[: len(delivered)]
+        self._recovered()
+        while not self._stopping.is_set() and (chunks := await self._local.claim(MOVED_EVENTS)):
+            try:
+                await self._ask(self._primary.append, [NewChunk(c.count, c.body, c.query) for c in chunks])
+            except BaseException:
+                await self._local.release(chunks)
+                raise
+            await self._local.settle(chunks)
+
+    def _failed(self, error: StoreError) -> None:
+        if self.failure is None:
+            logger.error("events go to the local store: %s", error)
+        self.failure = str(error)
+        self._wanted.set()
+
+    def _recovered(self) -> None:
+        if self.failure is not None:
+            logger.error("events go to the primary store again")
+        self.failure = None
+
+
+def _split(chunks: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
+    """Those of the local store, under its own names, and those of the primary one."""
+    local = [replace(chunk, id=_local_id(chunk.id)) for chunk in chunks if _is_local(chunk.id)]
+    return local, [chunk for chunk in chunks if not _is_local(chunk.id)]
+
+
+def _is_local(id_: int | str) -> bool:
+    return str(id_).startswith(LOCAL)
+
+
+def _local_id(id_: int | str) -> int | str:
+    name = str(id_).removeprefix(LOCAL)
+    return int(name) if name.isdecimal() else name
