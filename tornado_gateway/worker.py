@@ -7,8 +7,11 @@ import os
 import signal
 import socket
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tornado.httpclient import AsyncHTTPClient
 
 from . import __version__, core
 from .api import Api
@@ -16,11 +19,11 @@ from .collector import Collector
 from .config import Config
 from .decisions import Decisions
 from .device import DeviceReader
-from .errors import GatewayError
+from .errors import GatewayError, StoreError
 from .events import EventQueue, Flusher
 from .http1 import Limits, Server
 from .lists import Ask, ListChecks
-from .location import LocationReader
+from .location import GeoRefresh, LocationReader, download
 from .lookups import Lookups
 from .pages import build_application
 from .publisher import Publisher
@@ -32,6 +35,8 @@ from .wire import ClientAddress
 logger = logging.getLogger(__name__)
 
 BATCH_PATH = b"/batch-events-v2"
+EDITION = "GeoLite2-City"
+GEO_LEASE_SECONDS = 3600.0
 FLUSH_SHARE = 0.5  # of SHUTDOWN_SECONDS that the last flush may take
 
 
@@ -42,6 +47,7 @@ class Worker:
         self._config = config
         self._started_at = time.monotonic()
         self._stopping = False
+        self._owner = f"{socket.gethostname()}:{os.getpid()}"
         sdk = core.Sdk(config.sdk_name, __version__)
         self.upstream = Upstream(
             config.upstream_url,
@@ -57,7 +63,7 @@ class Worker:
             self.store.state,
             self._fetch_settings(),
             name=document_name(str(config.account_id or "file"), config.sdk_key or "", "server-1"),
-            owner=f"{socket.gethostname()}:{os.getpid()}",
+            owner=self._owner,
             source="file" if config.is_offline else "upstream",
             poll_seconds=config.poll_seconds,
             sdk=sdk,
@@ -76,7 +82,9 @@ class Worker:
             events_per_request=config.events_per_request,
             interval_seconds=config.flush_seconds,
         )
-        self.location = LocationReader(config.maxmind_db_path, config.geo_map_file)
+        database = config.maxmind_db_path or (self._downloaded_database if config.maxmind_license_key else None)
+        self.location = LocationReader(database, config.geo_map_file, copy_directory=config.data_dir)
+        self.geo_refresh = self._build_geo_refresh()
         self.device = DeviceReader(map_file=config.ua_map_file)
         self.server = Server(
             self._build_api().find,
@@ -129,7 +137,10 @@ class Worker:
     async def start(self) -> None:
         await self.store.open()
         await self.events.start()
-        self.location.open()
+        await asyncio.to_thread(self.location.open)  # half a second for a full-size database
+        self.location.start()
+        if self.geo_refresh is not None:
+            self.geo_refresh.start()
         await self.mirror.start(self._config.socket_timeout_seconds)
         await self.server.listen(self._config.host, self._config.port)
         await self.flusher.start()
@@ -141,6 +152,9 @@ class Worker:
         deadline = self._config.shutdown_seconds
         await self.server.stop(deadline * (1 - FLUSH_SHARE))
         await self.mirror.stop()
+        if self.geo_refresh is not None:
+            await self.geo_refresh.stop()
+        self.location.stop()
         await self.events.stop()
         await self.flusher.stop(deadline * FLUSH_SHARE)
         await self.store.close()
@@ -181,6 +195,32 @@ class Worker:
         if self._config.is_offline and file is not None:
             return lambda: _read_file(file)
         return lambda: self.upstream.fetch_settings(Dialect(), pull=pull)
+
+    @property
+    def _downloaded_database(self) -> Path:
+        return self._config.data_dir / f"{EDITION}.mmdb"
+
+    def _build_geo_refresh(self) -> GeoRefresh | None:
+        config = self._config
+        if config.maxmind_license_key is None or config.maxmind_user_id is None or config.maxmind_db_path is not None:
+            return None
+        client = AsyncHTTPClient(force_instance=True)
+        fetch = partial(
+            download,
+            client,
+            user_id=str(config.maxmind_user_id),
+            license_key=config.maxmind_license_key,
+            directory=config.data_dir,
+        )
+        return GeoRefresh(fetch, self._downloaded_database, self._holds_geo_lease, self.location.check)
+
+    async def _holds_geo_lease(self) -> bool:
+        """One downloader for each directory, whatever else its workers share."""
+        name = f"geoip:{socket.gethostname()}:{self._config.data_dir.resolve()}"
+        try:
+            return await self.store.state.acquire_lease(name, self._owner, GEO_LEASE_SECONDS)
+        except StoreError:
+            return False
 
     def _ask_list(self) -> Ask:
         return _no_member if self._config.is_offline else self.upstream.check_attribute
