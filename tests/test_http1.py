@@ -7,6 +7,7 @@ import pytest
 import test_http1_harness as harness
 from test_http1_harness import QUICK, get, post
 
+from tornado_gateway.errors import RequestError
 from tornado_gateway.http1 import Gate, Request, Response, json_error
 
 serve = harness.serve
@@ -192,7 +193,7 @@ def test_leading_empty_lines(serve):
 
 
 def test_chunked_body_with_extensions_and_trailers(serve):
-    body = b'3;a=b\r\nabc\r\n2;c="d"\r\nde\r\n0\r\nX-Trailer: secret\r\nHost: other\r\n\r\n'
+    body = b'3;a=b\r\nabc\r\n2;c="d"\r\nde\r\n0\r\nX-Trailer: secret\r\nHost: other\r\nExpect: no\r\n\r\n'
     head = get("/echo", "Transfer-Encoding: chunked", method="POST")
     client = serve().connect().send(head + body + get("/echo?next"))
     document = client.answer().json
@@ -412,6 +413,19 @@ def test_gates_open_in_any_order(serve):
     assert [client.answer().body for _ in range(3)] == [b"0", b"1", b"0"]
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_error_does_not_wait_for_the_gate(serve, is_async):
+    def handler(request):
+        request.gate = Gate()
+        raise RequestError(400, "no")
+
+    async def async_handler(request):
+        handler(request)
+
+    live = serve(find=lambda method, path: async_handler if is_async else handler)
+    assert live.ask(get("/")).error == "no"
+
+
 def test_gate_opened_by_a_later_request_of_the_same_connection(serve):
     gate = Gate()
 
@@ -582,6 +596,12 @@ def test_upgrade_with_a_chunked_body_in_two_reads(serve):
     client = live.connect().send(head + b"3\r\nab")
     live.turn()
     assert client.send(b"c\r\n0\r\n\r\n").answer().json["body"] == "abc"
+
+
+def test_many_pipelined_upgrades(serve):
+    live = serve()
+    client = live.connect().send(get("/echo", "Connection: Upgrade", "Upgrade: h2c") * 600)
+    assert [client.answer().status for _ in range(600)] == [200] * 600
 
 
 # ---- heads

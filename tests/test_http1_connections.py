@@ -278,6 +278,18 @@ def test_stop_serves_what_the_kernel_has_accepted(serve):
     assert stopping.result(PATIENCE_SECONDS) is True
 
 
+def test_stop_loses_no_new_connection(serve):
+    """Wherever the loop is with a connection when the server stops: in the backlog, accepted, half set up."""
+    for _ in range(15):
+        live = serve()
+        clients = [live.connect().send(get("/const")) for _ in range(5)]
+        assert live.run(live.server.stop(5)) is True
+        assert [client.answer().status for client in clients] == [200] * 5
+        for client in clients:
+            client.assert_closed()
+            client.sock.close()
+
+
 def test_stop_waits_for_the_rest_of_a_request(serve):
     live = serve()
     client = live.connect().send(post("/echo", b"{}")[:-1])
@@ -298,6 +310,26 @@ def test_stop_serves_a_request_that_comes_in_the_grace_time(serve):
     client.assert_closed()
     client.sock.close()
     assert stopping.result(PATIENCE_SECONDS) is True
+
+
+def test_stop_waits_until_the_answer_is_read(serve):
+    live = serve()
+    client = live.connect(SO_RCVBUF=4096).send(get("/big") * 40)
+    client.take(1)
+    stopping = asyncio.run_coroutine_threadsafe(live.server.stop(5), live.loop)
+    time.sleep(0.2)
+    assert not stopping.done()
+    assert len(client.rest()) > 40 * 200_000
+    client.sock.close()
+    assert stopping.result(PATIENCE_SECONDS) is True
+
+
+def test_stop_does_not_wait_for_handshakes(serve, certificate):
+    live = serve_tls(serve, certificate)
+    silent = live.connect()
+    live.turn()
+    assert live.run(live.server.stop(5)) is True
+    silent.sock.close()
 
 
 def test_stop_at_the_deadline(serve):
@@ -348,41 +380,41 @@ def test_port_is_free_after_stop(serve):
 
 
 def test_two_servers_share_a_port(serve):
-    first, second = serve(), serve()
-
-    async def share():
-        for live in (first, second):
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(live.server.stop(1), live.loop))
-
-    asyncio.run(share())
-    port = socket.create_server(("127.0.0.1", 0))
-    number = port.getsockname()[1]
-    port.close()
-    for live in (first, second):
-        live.run(live.server.listen("127.0.0.1", number, reuse_port=True))
-        assert live.server.port == number
+    first = serve(listen={"host": "127.0.0.1", "reuse_port": True})
+    second = serve(listen={"host": "127.0.0.1", "reuse_port": True, "port": first.server.port})
+    assert second.server.port == first.server.port
+    assert first.ask(get("/const")).status == 200
 
 
-@pytest.mark.parametrize("host", ["", "localhost", "127.0.0.1", "::1"])
-def test_listen_addresses(serve, host):
-    live = serve()
-    live.run(live.server.stop(1))
-    live.server.stopping = False
-    try:
-        live.run(live.server.listen(host, 0))
-    except OSError:
-        pytest.skip("no such address here")
-    target = {"": "127.0.0.1"}.get(host, host)
+@pytest.mark.parametrize(
+    ("host", "target", "peer"),
+    [
+        ("", "127.0.0.1", "127.0.0.1"),
+        ("localhost", "127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1", "127.0.0.1"),
+        ("", "::1", "::1"),
+        ("::1", "::1", "::1"),
+    ],
+)
+def test_listen_addresses(serve, host, target, peer):
+    if ":" in target and not has_ipv6():
+        pytest.skip("no IPv6 here")
+    live = serve(listen={"host": host})
     client = Client(socket.create_connection((target, live.server.port)))
     live.clients.append(client)
-    assert client.send(get("/echo")).answer().json["peer"] in ("127.0.0.1", "::1")
+    assert client.send(get("/echo")).answer().json["peer"] == peer
+
+
+def has_ipv6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_listen_on_a_bound_socket(serve):
-    live = serve()
-    live.run(live.server.stop(1))
-    live.server.stopping = False
-    live.run(live.server.listen(sock=socket.create_server(("127.0.0.1", 0))))
+    live = serve(listen={"sock": socket.create_server(("127.0.0.1", 0))})
     assert live.ask(get("/const")).status == 200
 
 

@@ -198,7 +198,7 @@ class Routes:
 class Live:
     """A server on its own loop in its own thread."""
 
-    def __init__(self, loop_name: str, **options: Any) -> None:
+    def __init__(self, loop_name: str, listen: dict[str, Any] | None = None, **options: Any) -> None:
         self.routes = Routes()
         self.problems: list[str] = []
         self.clients: list[Client] = []
@@ -208,7 +208,7 @@ class Live:
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
         self.server = Server(options.pop("find", self.routes.find), **options)
-        self.run(self.server.listen("127.0.0.1", 0))
+        self.run(self.server.listen(**(listen or {"host": "127.0.0.1"})))
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)

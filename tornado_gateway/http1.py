@@ -12,6 +12,7 @@ What it decides where HTTP leaves a choice:
 - Pipelined requests start at once, answers leave in order. Starting them one after the other would cost one group
   commit each. Only requests for the Tornado application wait for their turn, because they stream.
 - llhttp refuses control characters, spaces and bytes above 0x7F in a request target; all else reaches the route.
+- Data routes send no Date: it would have to be rendered anew each second, and no client of ours reads it.
 - An `Upgrade` is ignored, as RFC 9110 allows: the request is served as if the header were not there.
 - A connection is closed by half-closing it and reading on for a moment. Closing at once with unread bytes in the
   kernel would make it send a reset, which can destroy an answer on its way.
@@ -22,7 +23,7 @@ import logging
 import socket
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, NamedTuple, final
@@ -50,6 +51,8 @@ JSON = b"application/json; charset=utf-8"
 
 # What a connection is doing; the order matters (`phase >= _ENDED`: nothing more is read).
 _IDLE, _HEAD, _BODY, _ENDED, _LINGER = range(5)
+
+_SLASH = b"/"[0]
 
 # The parser cannot be paused inside one call, so it gets at most this much at once.
 _SLICE_BYTES = 16384
@@ -127,9 +130,9 @@ def _status_line(status: int, content_type: bytes | None) -> bytes:
     return line if content_type is None else b"%bContent-Type: %b\r\n" % (line, content_type)
 
 
-def _header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def _header_lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-    if any(c in name + value for name, value in headers for c in b"\r\n\0"):
+    if lines.count(b"\r") != len(headers) or lines.count(b"\n") != len(headers) or b"\0" in lines:
         raise ValueError(f"line breaks in headers: {lines!r}")
     return lines
 
@@ -179,6 +182,7 @@ _BAD_EXPECTATION = json_error(417, "only 100-continue can be expected")
 _NO_TUNNEL = json_error(405, "CONNECT is not served here")
 _UNKNOWN_CODING = json_error(501, "the only transfer coding is chunked")
 _UNKNOWN_VERSION = json_error(505, "only HTTP/1.1 and HTTP/1.0 are served here")
+_CANCELLED = json_error(503, "the request was cancelled")
 _OVERLOADED = json_error(503, "too many connections")
 
 
@@ -299,6 +303,7 @@ class _Connection(asyncio.Protocol):
         self.continue_due = False
         self.seen_bytes = 0
         # requests and answers
+        # (`gate` is the last one that knows this connection, so that it is told only once)
         self.held: deque[bytes] = deque()
         self.waiting: deque[Request] = deque()
         self.queue: deque[Request] = deque()
@@ -337,7 +342,7 @@ class _Connection(asyncio.Protocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(data[upgrade.args[0] :])
+            self._parse(self._without_upgrade() + data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._fail(error)
         self.corked = False
@@ -374,9 +379,7 @@ class _Connection(asyncio.Protocol):
         for page in pages:
             page.client_closed()
             page.start()
-        self.flush()
-        self._unblock()
-        self._settle()
+        self._pump()
 
     def pause_writing(self) -> None:
         """The peer does not read its answers as fast as they come, so it is not asked for more."""
@@ -386,7 +389,7 @@ class _Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.write_paused = False
         self._release_writers()
-        self._unblock()
+        self._pump()
 
     # ---- the parser calls these
 
@@ -401,7 +404,7 @@ class _Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.fields.append((name, value))
-        if len(name) == 6 and name.lower() == b"expect":
+        if len(name) == 6 and name.lower() == b"expect" and self.fields is self.head_headers:
             self.expect = value
 
     def on_headers_complete(self) -> None:
@@ -436,7 +439,7 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         parser = self.parser
         if parser.should_upgrade():
-            return  # the parser raises HttpParserUpgrade next, see _ignore_upgrade
+            return  # the parser raises HttpParserUpgrade next, see _without_upgrade
         if self.expect is not None:
             self._check_expectation()
         if parser.should_keep_alive():
@@ -452,8 +455,8 @@ class _Connection(asyncio.Protocol):
             if version not in ("1.1", "1.0"):
                 raise _RefusedError(_UNKNOWN_VERSION)
         url = self.url
-        if b"?" not in url and url[0] == 47:
-            path, query = url, b""
+        if url[0] == _SLASH:
+            path, _, query = url.partition(b"?")
         else:
             path, query = _split_target(url)
         body = self.body
@@ -473,40 +476,46 @@ class _Connection(asyncio.Protocol):
         self._pump()
 
     def _pump(self) -> None:
-        """Start what waits and parse what is held, for as long as nothing blocks; then read on."""
+        """Start what waits and parse what is held, for as long as there is room; then read on."""
         if self.corked:
             return
-        while not self.blocked and (self.waiting or self.held):
+        while (self.waiting or self.held) and self._has_room():
             self.corked = True
-            if self.waiting:
-                self._serve(self.waiting.popleft())
-                self.corked = False
-            else:
-                self._feed(self.held.popleft())
-        if self.out:
-            self._write_out()
-        if not self.blocked:
-            self._resume_reading()
-        self._settle()
-
-    def _feed(self, data: bytes) -> None:
-        if self.phase < _ENDED and self.parser is not None:
-            self.corked = True
-            self._parse(data)
+            while (self.waiting or self.held) and self._has_room():
+                self._advance()
             self.corked = False
-            self._after_slice(len(data))
-        self.corked = False
+            self._send_ready()
+        if self.blocked and self._has_room():
+            self.blocked = False
+            self._resume_reading()
+        self._end_turn()
+
+    def _advance(self) -> None:
+        if self.waiting:
+            self._serve(self.waiting.popleft())
+            return
+        data = self.held.popleft()
+        if self.phase < _ENDED:
+            self._parse(data)
+            self._check_incomplete(len(data))
 
     def _parse(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserError as error:
-            self._fail(error)
+        while data and self.phase < _ENDED:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._without_upgrade() + data[upgrade.args[0] :]
+            except httptools.HttpParserError as error:
+                self._fail(error)
 
     def _after_slice(self, size: int) -> None:
-        """A slice ended, but not all is done: look at the limits of a message that is not complete yet."""
+        """The slice has ended, but not everything is done."""
+        self._check_incomplete(size)
+        self.flush()
+
+    def _check_incomplete(self, size: int) -> None:
+        """The limits of a message that is not complete at the end of a slice."""
         if self.phase == _HEAD:
             # Of the first slice only what is known to belong to this head counts.
             self.seen_bytes += size if self.seen_bytes else self._head_size()
@@ -517,20 +526,16 @@ class _Connection(asyncio.Protocol):
                 self._check_incomplete_body(size)
             except _RefusedError as refused:
                 self._refuse(refused.response)
-        if self.stopping:
-            self.flush()
-        self._unblock()
-        self._settle()
 
     def _check_incomplete_body(self, size: int) -> None:
         if not self.seen_bytes:
+            self.continue_due = False
             announced = Request(b"", b"", b"", self.head_headers).header(b"content-length")
             if announced is not None and int(announced) > self.max_body:
                 self._check_body_size(int(announced))
             if self.expect is not None:
                 self._check_expectation()
                 self.continue_due = self.parser.get_http_version() == "1.1"
-                self._continue()
         self.seen_bytes += size
         overhead = self.seen_bytes - len(self.body)
         if overhead > self.server.limits.max_header_bytes + self.slice_bytes + _CHUNK_OVERHEAD * len(self.body):
@@ -562,18 +567,16 @@ class _Connection(asyncio.Protocol):
             self.continue_due = False
             self.out.append(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _ignore_upgrade(self, rest: bytes) -> None:
-        """Read the message again without its Upgrade header: the parser would take the body for another protocol."""
+    def _without_upgrade(self) -> bytes:
+        """The head just read, to be read again without Upgrade: the parser takes what follows for another protocol."""
         method = self.parser.get_method()
         if method == b"CONNECT":
             self._refuse(_NO_TUNNEL)
-            return
+            return b""
         headers = [header for header in self.head_headers if header[0].lower() != b"upgrade"]
         line = b"%b %b HTTP/%b\r\n" % (method, self.url, self.parser.get_http_version().encode())
         self.parser = httptools.HttpRequestParser(self)
-        self._parse(line + _header_lines(headers) + b"\r\n")
-        if rest and self.phase < _ENDED:
-            self._parse(rest)
+        return line + _header_lines(headers) + b"\r\n"
 
     def _fail(self, error: httptools.HttpParserError) -> None:
         """The parser has stopped for good."""
@@ -593,18 +596,15 @@ class _Connection(asyncio.Protocol):
         self.phase = _ENDED
         self.refusal = response
         self.held.clear()
-        if not self.corked:
-            self._settle()
+        self._settle()
 
     def _block(self) -> None:
         self.blocked = True
         if self.transport is not None and not self.transport.is_closing():
             self.transport.pause_reading()
 
-    def _unblock(self) -> None:
-        if self.blocked and not self.write_paused and len(self.queue) < self.server.limits.max_pipelined:
-            self.blocked = False
-            self._pump()
+    def _has_room(self) -> bool:
+        return not self.write_paused and len(self.queue) < self.server.limits.max_pipelined
 
     def _resume_reading(self) -> None:
         if self.transport is not None and not self.transport.is_closing() and not self.eof:
@@ -620,11 +620,8 @@ class _Connection(asyncio.Protocol):
                 return
         try:
             answer = handler(request)
-        except RequestError as error:
-            answer = json_error(error.status, str(error))
-        except Exception:
-            logger.exception("a handler failed")
-            answer = _INTERNAL_ERROR
+        except Exception as error:
+            answer = _error_answer(request, error)
         if isinstance(answer, Response):
             if request.gate is None and not self.queue and not self.stopping:
                 self._send(request, answer)
@@ -665,9 +662,8 @@ class _Connection(asyncio.Protocol):
     def _start_task(self, request: Request, answer: Awaitable[Response]) -> None:
         try:
             task = asyncio.ensure_future(answer)
-        except TypeError:
-            logger.exception("a handler must return a Response or an awaitable")
-            request._answer = _INTERNAL_ERROR
+        except TypeError as error:  # neither a Response nor an awaitable
+            request._answer = _error_answer(request, error)
             self.flush()
             return
         self.server.tasks.add(task)
@@ -675,38 +671,46 @@ class _Connection(asyncio.Protocol):
 
     def _finish_task(self, request: Request, task: asyncio.Future[Response]) -> None:
         self.server.tasks.discard(task)
-        request._answer = _outcome(task)
+        request._answer = _outcome(request, task)
         if request.gate is not None:
             self._hold(request.gate)
         self.flush()
 
     def flush(self) -> None:
-        """Send every answer that is ready and whose turn it is."""
+        """Send every answer that is ready and whose turn it is, and go on with what waited for that."""
+        self._send_ready()
+        if self.corked:
+            return
+        if self.blocked:
+            self._pump()
+        else:
+            self._end_turn()
+
+    def _send_ready(self) -> None:
         queue = self.queue
         while queue:
             request = queue[0]
             answer = request._answer
             if answer is None:
-                break
+                return
             if isinstance(answer, _Page):
                 answer.start()
-                break
+                return
             gate = request.gate
             if gate is not None:
                 if not gate.is_open:
-                    break
+                    return
                 if gate._failure is not None:
                     answer = gate._failure
             queue.popleft()
             self._send(request, answer)
-        if self.corked:
-            return
+
+    def _end_turn(self) -> None:
         if self.continue_due:
             self._continue()
         if self.out:
             self._write_out()
-        if self.blocked or self.phase == _ENDED or self.eof or self.transport is None:
-            self._unblock()
+        if self.phase >= _ENDED or self.eof or self.transport is None:
             self._settle()
 
     def _send(self, request: Request, answer: Response) -> None:
@@ -714,20 +718,23 @@ class _Connection(asyncio.Protocol):
         if request.keep_alive and request.version == "1.1" and request.method != b"HEAD" and not self.stopping:
             out.append(answer.wire)
         else:
-            out.append(answer.render(self._connection_line(request), request.method == b"HEAD"))
+            out.append(answer.render(self.connection_line(request), request.method == b"HEAD"))
         if self.on_answer is not None:
             self.count(request, answer.status)
         if len(out) >= _COALESCED_ANSWERS:
             self._write_out()
 
-    def _connection_line(self, request: Request) -> bytes:
-        """The Connection header of an answer. When the server stops, the last answer of a connection says so."""
-        if self.stopping and not self.corked and self.phase == _IDLE and not (self.queue or self.waiting or self.held):
+    def connection_line(self, request: Request) -> bytes:
+        """Decide whether the connection goes on after this answer, and say so in a header line if need be."""
+        if self.stopping and self.phase == _IDLE and not self.corked and self._is_last(request):
             self.phase = _ENDED
             request.keep_alive = False
         if not request.keep_alive:
             return b"Connection: close\r\n"
         return b"Connection: keep-alive\r\n" if request.version == "1.0" else b""
+
+    def _is_last(self, request: Request) -> bool:
+        return not (self.waiting or self.held or any(other is not request for other in self.queue))
 
     def count(self, request: Request, status: int) -> None:
         """Tell the metrics hook about a finished answer."""
@@ -764,7 +771,7 @@ class _Connection(asyncio.Protocol):
             self.server.orphans.discard(self)
             self.parser = None  # breaks a reference cycle
         elif self.eof or self.tls:
-            transport.close()
+            self.close()
         elif is_first and not transport.is_closing():
             self._resume_reading()
             try:
@@ -791,8 +798,9 @@ class _Connection(asyncio.Protocol):
 
     def page_finished(self, request: Request) -> None:
         """The page at the head of the queue is written completely."""
-        if self.queue and self.queue[0] is request:
-            self.queue.popleft()
+        if not (self.queue and self.queue[0] is request):
+            return  # the client has gone
+        self.queue.popleft()
         if not request.keep_alive:
             # The handler may have decided so: what was pipelined behind it cannot be answered any more.
             self.phase = max(self.phase, _ENDED)
@@ -800,6 +808,11 @@ class _Connection(asyncio.Protocol):
             for later in (self.held, self.waiting, self.queue):
                 later.clear()
         self.flush()
+
+    def close(self) -> None:
+        """Close without lingering. asyncio's TLS transport forgets too much when it is closed twice."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.close()
 
     def abort(self) -> None:
         """Drop the connection at once."""
@@ -820,12 +833,17 @@ class _Connection(asyncio.Protocol):
     # ---- time
 
     def is_busy(self) -> bool:
-        """Whether a request has been received, at least in part, and is not answered yet."""
-        return bool(self.phase in (_HEAD, _BODY) or self.queue or self.waiting or self.held or self.refusal)
+        """Whether a request has been received, at least in part, and its answer is not with the kernel yet."""
+        if self.phase in (_HEAD, _BODY) or self.queue or self.waiting or self.held or self.refusal:
+            return True
+        return self._buffered() > 0
+
+    def _buffered(self) -> int:
+        return 0 if self.transport is None else self.transport.get_write_buffer_size()
 
     def sweep(self, now: float) -> None:
         """Called from time to time: close the connection if nothing has changed for too long."""
-        buffered = self.transport.get_write_buffer_size() if self.transport is not None else 0
+        buffered = self._buffered()
         phase, headers, before = self.mark
         answering = self.queue and not buffered
         if phase != self.phase or headers is not self.head_headers or before != buffered or answering:
@@ -843,8 +861,8 @@ class _Connection(asyncio.Protocol):
             if age > limits.keep_alive_seconds:
                 self.linger()
         elif self.phase == _LINGER:
-            if age > limits.linger_seconds and self.transport is not None:
-                self.transport.close()
+            if age > limits.linger_seconds:
+                self.close()
         elif age > (limits.header_seconds if self.phase == _HEAD else limits.body_seconds):
             self._refuse(_TIMEOUT)
 
@@ -853,21 +871,26 @@ def _answer_not_found(request: Request) -> Response:
     return _NOT_FOUND
 
 
-def _outcome(task: asyncio.Future[Response]) -> Response:
+def _error_answer(request: Request, error: BaseException) -> Response:
+    """What an exception of a handler means to the client. It does not wait for a gate: nothing was promised."""
+    request.gate = None
+    if isinstance(error, RequestError):
+        return json_error(error.status, str(error))
+    if isinstance(error, asyncio.CancelledError):
+        return _CANCELLED
+    logger.error("a handler failed", exc_info=error)
+    return _INTERNAL_ERROR
+
+
+def _outcome(request: Request, task: asyncio.Future[Response]) -> Response:
     """The answer of a handler's awaitable, whatever has become of it."""
     try:
         answer: object = task.result()
-    except RequestError as error:
-        return json_error(error.status, str(error))
-    except asyncio.CancelledError:
-        return json_error(503, "the request was cancelled")
-    except Exception:
-        logger.exception("a handler failed")
-        return _INTERNAL_ERROR
+    except (Exception, asyncio.CancelledError) as error:
+        return _error_answer(request, error)
     if isinstance(answer, Response):
         return answer
-    logger.error("a handler must return a Response, not %r", answer)
-    return _INTERNAL_ERROR
+    return _error_answer(request, TypeError(f"a handler must return a Response, not {answer!r}"))
 
 
 class _PageContext(NamedTuple):
@@ -932,7 +955,7 @@ class _Page(HTTPConnection):
             return
         self._status = response.status
         request = self._request
-        line = self._connection._connection_line(request)
+        line = self._connection.connection_line(request)
         self._connection.write(response.render(line, request.method == b"HEAD"))
         self.finish()
 
@@ -974,7 +997,7 @@ class _Page(HTTPConnection):
         if headers.get("Connection", "").lower() == "close":
             self._request.keep_alive = False
             return b""
-        return self._connection._connection_line(self._request)
+        return self._connection.connection_line(self._request)
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
         return self._connection.write(self._frame(chunk))
@@ -1069,9 +1092,6 @@ class Server:
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        for connection in tuple(self.clients):
-            connection.sweep(now)
         limits = self.limits
         shortest = min(
             limits.header_seconds,
@@ -1081,6 +1101,9 @@ class Server:
             limits.linger_seconds,
         )
         self._timer = loop.call_later(min(1.0, shortest / 4), self._sweep)
+        now = loop.time()
+        for connection in tuple(self.clients):
+            connection.sweep(now)
 
     async def stop(self, deadline_seconds: float) -> bool:
         """Stop without losing a request that has reached this machine. True if all were answered in time.
@@ -1100,9 +1123,9 @@ class Server:
         self.stopping = True
         for connection in self.clients:
             connection.stopping = True
-        await self._until(lambda: not self.clients, min(deadline, loop.time() + self.limits.drain_seconds))
-        await self._until(self._close_idle, deadline)
-        is_finished = self._close_idle()
+        quiet_since: dict[_Connection, float] = {}
+        await self._until(lambda: self._close_quiet(quiet_since), deadline)
+        is_finished = not self._is_busy()
         await self._until(lambda: not self.clients, min(deadline, loop.time() + self.limits.drain_seconds))
         await self._abort()
         if self._timer is not None:
@@ -1112,30 +1135,48 @@ class Server:
     async def _close_listener(self) -> None:
         if self._listener is None or self._backlog is None:
             return
+        # asyncio loses a connection that it has accepted but not set up when its listener closes; so: first no more
+        # accepting, then a turn for those on their way. uvloop sets up at once and has no reader here.
+        for listening in self._listener.sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
         self._listener.close()
         await asyncio.sleep(0)
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                accepted = self._backlog.accept()[0]
-            except (BlockingIOError, OSError):
-                break
-            await loop.connect_accepted_socket(lambda: _Connection(self), accepted, **self._tls_options())
-        self._backlog.close()
+        try:
+            while True:
+                self._adopt(self._backlog.accept()[0])
+        except OSError:  # mostly BlockingIOError: no more
+            self._backlog.close()
 
-    def _close_idle(self) -> bool:
-        """Close every connection that has nothing to do. True if there was no other."""
-        busy = bool(self.tasks or self.orphans)
+    def _adopt(self, accepted: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        connecting = loop.connect_accepted_socket(lambda: _Connection(self), accepted, **self._tls_options())
+        task = loop.create_task(connecting)
+        self.tasks.add(task)
+        task.add_done_callback(self._adopted)
+
+    def _adopted(self, task: asyncio.Future[Any]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.debug("a client left while it was connecting: %r", task.exception())
+
+    def _close_quiet(self, quiet_since: dict[_Connection, float]) -> bool:
+        """Close the connections that have been idle for long enough. True if there were no others."""
+        now = asyncio.get_running_loop().time()
         for connection in tuple(self.clients):
             if connection.is_busy():
-                busy = True
-            elif connection.phase == _IDLE:
+                quiet_since.pop(connection, None)
+            elif now - quiet_since.setdefault(connection, now) >= self.limits.drain_seconds:
                 connection.linger()
-        return not busy
+        return not self._is_busy() and all(connection.phase == _LINGER for connection in self.clients)
+
+    def _is_busy(self) -> bool:
+        return bool(self.tasks or self.orphans or any(connection.is_busy() for connection in self.clients))
 
     async def _until(self, condition: Callable[[], bool], deadline: float) -> None:
         loop = asyncio.get_running_loop()
-        while not condition() and loop.time() < deadline:  # noqa: ASYNC110  # rare, and simpler than events
+        while not condition() and loop.time() < deadline:
             await asyncio.sleep(0.01)
 
     async def _abort(self) -> None:
@@ -1144,8 +1185,8 @@ class Server:
         for connection in tuple(self.clients):
             if connection.is_busy():
                 connection.abort()
-            elif connection.transport is not None:
-                connection.transport.close()
+            else:
+                connection.close()
         await asyncio.sleep(0)
 
 
