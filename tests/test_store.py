@@ -1,10 +1,12 @@
 """What every store promises; the same tests for each implementation."""
 
 import asyncio
+import functools
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from redis_servers import RedisServer, needs_redis_server
+from redis_servers import DEPLOYMENTS, needs_redis_server
 
 from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
@@ -12,23 +14,24 @@ from tornado_gateway.store import NewChunk, Store
 from tornado_gateway.store.redis import open_redis
 from tornado_gateway.store.sqlite import open_sqlite
 
-IMPLEMENTATIONS = ["sqlite", pytest.param("redis", marks=needs_redis_server)]
+IMPLEMENTATIONS = ["sqlite", *(pytest.param(name, marks=needs_redis_server) for name in DEPLOYMENTS)]
 
 
 @pytest.fixture(scope="module")
-def redis_server(tmp_path_factory):
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
+def deployment(tmp_path_factory):
+    """Redis of a kind, started when the first test wants it."""
+    with ExitStack() as stack:
+        yield functools.cache(lambda kind: stack.enter_context(DEPLOYMENTS[kind](tmp_path_factory.mktemp(kind))))
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
-def open_store(request, tmp_path):
+def open_store(request, tmp_path, deployment):
     """Opens another connection to the same store, as a further worker would."""
     if request.param == "sqlite":
         return lambda: open_sqlite(tmp_path / "data")
-    server = request.getfixturevalue("redis_server")
-    server.command("FLUSHALL")
-    return lambda: open_redis(Config(redis_host="127.0.0.1", redis_port=server.port), "123456", "worker")
+    redis = deployment(request.param)
+    redis.flush()
+    return lambda: open_redis(Config(**redis.options), "123456", "worker")
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ Address = tuple[str, int]
 Value = str | bytes | int | float
 
 GROUP = "gateway"
+ALIVE_SECONDS = 6.0  # a consumer that has been silent for so long is dead
 PIPELINES = 4  # that may be under way at the same time; what comes meanwhile shares the next
 HEALTH_CHECK_SECONDS = 30
 RETRY_FIRST_SECONDS = 0.1
@@ -58,10 +59,10 @@ CLAIMED_CHUNKS = 5000  # one claim never takes more chunks than this
 PAGE = 100
 
 
-def open_redis(config: Config, account: str, owner: str) -> Store:
+def open_redis(config: Config, account: str, owner: str, *, alive_seconds: float = ALIVE_SECONDS) -> Store:
     """The store of `account` on the Redis that `config` names. `owner` names this process in the consumer group."""
     link = Link(_route(config, f"{{fme:{account}}}"), config.socket_timeout_seconds)
-    return Store(RedisEvents(link, account, owner), RedisState(link, account))
+    return Store(RedisEvents(link, account, owner, alive_seconds=alive_seconds), RedisState(link, account))
 
 
 # ---- Scripts ---------------------------------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ local function take_over(name)
     end
 end
 if budget > 0 then
-    if gone_before > 0 then gone_before = now end
+    if gone_before > 0 then gone_before = alive_until > now and now or 0 end
     for _, name in ipairs(redis.call('ZRANGEBYSCORE', consumers, '-inf', gone_before)) do take_over(name) end
     while wanted() do
         local got = redis.pcall('XREADGROUP', 'GROUP', group, me, 'COUNT', 1, 'STREAMS', stream, '>')
@@ -254,13 +255,13 @@ class RedisEvents:
     Each one keeps saying that it lives; one that has been silent for `alive_seconds` is dead and its chunks are taken
     over, so that a SIGKILL delays events by a few seconds only. One that left in order is taken over at once. After an
     outage of Redis all have been silent: who comes back first has to live for `alive_seconds` again before it takes
-    over anything.
+    over anything. (A process that stands still for longer than that delivers twice what it was working on.)
 
     An append whose answer got lost on the network may be in the queue although StoreError was raised. (One that reached
     Redis too late, because it was stopped or swamped, is not.)
     """
 
-    def __init__(self, link: "Link", account: str, owner: str, *, alive_seconds: float = 6.0) -> None:
+    def __init__(self, link: "Link", account: str, owner: str, *, alive_seconds: float = ALIVE_SECONDS) -> None:
         self._link = link
         self._keys = tuple(f"{{fme:{account}}}:{name}" for name in ("events", "counts", "dead"))
         self._consumers = f"{{fme:{account}}}:consumers"
@@ -279,7 +280,7 @@ class RedisEvents:
         self._link.open()
         try:
             await self._claim_events(0)
-        except StoreError:
+        except (StoreError, asyncio.CancelledError):
             await self._link.close()
             raise
         self._heart = asyncio.create_task(self._beat())
@@ -330,7 +331,7 @@ class RedisEvents:
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         entries = await self._link.call("XRANGE", self._keys[2], "-", "+", "COUNT", limit)
-        return [_letter(entry_id.decode(), _fields(fields)) for entry_id, fields in entries]
+        return [_letter(entry_id, fields) for entry_id, fields in entries]
 
     async def requeue(self, ids: Sequence[int | str] | None = None) -> int:
         """Move dead letters back; each moves in one step, and those moved before an error stay moved."""
@@ -426,20 +427,9 @@ def _chunk(entry: Sequence[bytes]) -> Chunk:
     return Chunk(entry_id.decode(), int(count), body, query.decode())
 
 
-def _fields(flat: Any) -> dict[bytes, bytes]:
-    """The fields of an entry; the client has paired them already or not, depending on its version."""
-    return flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _letter(entry_id: str, fields: Mapping[bytes, bytes]) -> DeadLetter:
-    return DeadLetter(
-        entry_id,
-        int(fields[b"n"]),
-        fields[b"b"],
-        fields[b"q"].decode(),
-        fields[b"r"].decode(),
-        _stored_at(entry_id.encode()),
-    )
+def _letter(entry_id: bytes, fields: Sequence[bytes]) -> DeadLetter:
+    count, query, body, reason = fields[1::2]
+    return DeadLetter(entry_id.decode(), int(count), body, query.decode(), reason.decode(), _stored_at(entry_id))
 
 
 def _order(entry_id: str) -> tuple[int, int]:
@@ -477,6 +467,7 @@ class RedisState:
             await asyncio.wait([self._listening])
             self._listening = None
         await self._link.close()
+        self._notify()
 
     async def load_document(self, name: str) -> StoredDocument | None:
         body, version, saved_at = await self._link.call(
@@ -625,6 +616,7 @@ class Link:
         """Needs one `close` for each `open`."""
         if self._client is None:
             self._client = self._route.client()
+            self._client.response_callbacks.clear()  # replies stay as Redis gave them
             self._failure, self._failures = None, 0
         self._users += 1
 
