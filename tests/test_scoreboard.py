@@ -1,0 +1,224 @@
+"""The instance's numbers in shared memory: whole records only, and sums that stay right when workers come and go."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tornado_gateway import scoreboard as module
+from tornado_gateway.scoreboard import EVENT_COUNTS, PLACE_BYTES, Scoreboard, instance_status
+
+
+def counts(waiting=0, delivered=0, dead=0, rejected=0):
+    done = {"waiting": waiting, "delivered": delivered, "dead": dead, "rejected": rejected}
+    return {"received": sum(done.values()), **done}
+
+
+def record(place, generation, adopted=0, **events):
+    return {
+        "pid": 1000 + generation,
+        "slot": place,
+        "place": place,
+        "generation": generation,
+        "adopted": adopted,
+        "uptime_seconds": 1.0,
+        "connections": 2,
+        "in_flight": 1,
+        "settings": {"version": 1, "stored_version": 1, "age_seconds": 1.0, "hash": "a", "source": "store"},
+        "events": counts(**events),
+        "last_poll": {"at": None, "error": None},
+        "last_flush": {"at": None, "events": 0, "error": None},
+        "last_error": None,
+    }
+
+
+def sums(board):
+    events = board.read_all().events
+    assert events["received"] == sum(events[name] for name in EVENT_COUNTS[1:])
+    return events
+
+
+class Instance:
+    """Publishes as workers do."""
+
+    def __init__(self, places=4):
+        self.board = Scoreboard(places)
+
+    def worker(self, place, generation, adopted=0, **events):
+        self.board.publish(place, record(place, generation, adopted, **events))
+
+    def end(self, place, generation):
+        self.board.retire(place, generation)
+
+    def sums(self):
+        return sums(self.board)
+
+
+def test_nothing_is_published_at_first():
+    board = Scoreboard(3)
+    assert board.read_all().workers == []
+    assert board.read_all().events == counts()
+    assert instance_status(board, "1")["workers"] == []
+
+
+def test_the_last_record_of_each_place_counts():
+    instance = Instance()
+    instance.worker(1, 2, delivered=5)
+    instance.worker(0, 1, waiting=1)
+    instance.worker(1, 2, delivered=7, waiting=2)
+    assert [worker["slot"] for worker in instance.board.read_all().workers] == [0, 1]
+    assert instance.sums() == counts(waiting=3, delivered=7)
+
+
+def test_an_ended_worker_is_gone_and_its_finished_events_are_not():
+    instance = Instance()
+    instance.worker(0, 1, delivered=10, rejected=2)
+    instance.worker(1, 2, delivered=1)
+    before = instance.sums()
+    instance.end(0, 1)
+    assert [worker["generation"] for worker in instance.board.read_all().workers] == [2]
+    assert instance.sums() == before
+    instance.worker(0, 3, delivered=1)
+    assert instance.sums() == counts(delivered=12, rejected=2)
+
+
+def test_what_an_ended_worker_left_waits_until_it_is_taken_over():
+    instance = Instance()
+    instance.worker(0, 1, waiting=4, delivered=10, dead=1, rejected=2)
+    instance.worker(1, 2)
+    before = instance.sums()
+    instance.end(0, 1)
+    assert instance.sums() == before
+    instance.worker(1, 2, adopted=instance.board.retirements, waiting=4, dead=1)
+    assert instance.sums() == before
+    instance.worker(1, 2, adopted=1, delivered=4, dead=1)
+    assert instance.sums() == counts(delivered=14, dead=1, rejected=2)
+
+
+def test_the_log_decides_what_a_killed_worker_left():
+    """It had published 4 waiting, and then stored 3 more and delivered none."""
+    instance = Instance()
+    instance.worker(0, 1, waiting=4)
+    instance.end(0, 1)
+    instance.worker(0, 2, adopted=1, waiting=7)
+    assert instance.sums() == counts(waiting=7)
+
+
+def test_what_is_left_behind_after_the_taking_over_began_still_counts():
+    instance = Instance()
+    instance.worker(0, 1, waiting=4)
+    instance.worker(1, 2, waiting=6)
+    instance.worker(2, 3)
+    instance.end(0, 1)
+    before_adoption = instance.board.retirements
+    instance.end(1, 2)
+    instance.worker(2, 3, adopted=before_adoption, waiting=4)
+    assert instance.sums() == counts(waiting=10)
+    instance.worker(2, 3, adopted=2, waiting=10)
+    assert instance.sums() == counts(waiting=10)
+
+
+def test_the_adopter_may_end_as_well():
+    instance = Instance()
+    instance.worker(0, 1, waiting=4)
+    instance.end(0, 1)
+    instance.worker(1, 2, adopted=1, waiting=1, delivered=3)
+    instance.end(1, 2)
+    assert instance.sums() == counts(waiting=1, delivered=3)
+    instance.worker(1, 3, adopted=2, waiting=1)
+    assert instance.sums() == counts(waiting=1, delivered=3)
+    for generation in range(4, 200):  # what was taken over is forgotten, so the totals do not grow
+        instance.end(1, generation - 1)
+        instance.worker(1, generation, adopted=instance.board.retirements, waiting=1)
+    assert instance.sums() == counts(waiting=1, delivered=3)
+    assert len(instance.board._totals()["left_behind"]) == 1
+
+
+def test_events_sent_before_they_are_counted_as_adopted():
+    """Between adopting and counting, an adopter that already delivers has fewer than none waiting."""
+    instance = Instance()
+    instance.worker(0, 1, waiting=10)
+    instance.end(0, 1)
+    instance.worker(1, 2, waiting=-10, delivered=10)
+    assert instance.sums() == counts(delivered=10)
+    instance.end(1, 2)
+    assert instance.sums() == counts(delivered=10)
+
+
+def test_a_worker_that_never_published():
+    instance = Instance()
+    instance.end(0, 1)
+    instance.worker(0, 2, delivered=1)
+    instance.end(0, 2)
+    instance.end(0, 3)  # its place still holds the record of its predecessor
+    assert instance.sums() == counts(delivered=1)
+
+
+def test_two_processes_of_a_slot_are_both_shown():
+    board = Scoreboard(2)
+    board.publish(0, record(0, 1) | {"slot": 0})
+    board.publish(1, record(1, 2) | {"slot": 0})
+    assert [worker["generation"] for worker in board.read_all().workers] == [1, 2]
+
+
+def test_a_record_that_is_too_large_is_refused():
+    board = Scoreboard()
+    board.publish(0, record(0, 1))
+    with pytest.raises(ValueError, match="does not fit"):
+        board.publish(0, record(0, 1) | {"last_error": "x" * PLACE_BYTES})
+    assert len(board.read_all().workers) == 1
+
+
+def test_a_writer_that_dies_half_way_leaves_the_record_before():
+    board = Scoreboard()
+    board.publish(0, record(0, 1, delivered=1))
+    board.publish(0, record(0, 1, delivered=2))
+    memory = board._memory
+    memory[8 + module._HALF_BYTES : 8 + 2 * module._HALF_BYTES] = b"\xff" * module._HALF_BYTES  # number 3 would be here
+    assert sums(board) == counts(delivered=2)
+
+
+def test_a_reader_never_sees_half_a_record():
+    """One process writes records of very different lengths as fast as it can, another one reads."""
+    board = Scoreboard()
+    board.publish(0, record(0, 1))
+    pid = os.fork()
+    if pid == 0:
+        number = 0
+        while True:
+            number += 1
+            events = {"waiting": number, "delivered": number * 3}
+            board.publish(0, record(0, 1, **events) | {"last_error": "x" * (number * 7919 % 30000)})
+    try:
+        deadline = time.monotonic() + 2
+        seen = set()
+        while time.monotonic() < deadline:
+            (worker,) = board.read_all().workers
+            events = worker["events"]
+            assert events == counts(waiting=events["waiting"], delivered=events["waiting"] * 3)
+            seen.add(events["waiting"])
+        assert len(seen) > 100
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_the_status_takes_what_differs_from_the_worker_that_knows_best():
+    board = Scoreboard(3)
+    settings = {"version": 7, "stored_version": 3, "age_seconds": 60.0, "hash": "new", "source": "store"}
+    board.publish(0, record(0, 1) | {"last_poll": {"at": 5.0, "error": "old"}})
+    board.publish(1, record(1, 2) | {"settings": settings, "last_error": "full"})
+    polled = settings | {"age_seconds": 0.5, "source": "upstream"}
+    flushed = {"at": 8.0, "events": 2, "error": None}
+    poll = {"at": 9.0, "error": None}
+    board.publish(2, record(2, 3) | {"settings": polled, "last_poll": poll, "last_flush": flushed})
+    status = instance_status(board, "1.2")
+    assert status["version"] == "1.2"
+    assert status["settings"] == polled
+    assert status["last_poll"] == poll
+    assert status["last_flush"] == flushed
+    assert status["last_error"] == "full"
+    assert [worker["settings"] for worker in status["workers"]] == ["a", "new", "new"]
+    assert status["workers"][0]["pid"] == 1001
+    assert status["workers"][0]["connections"] == 2
