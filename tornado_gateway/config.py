@@ -343,7 +343,7 @@ class Config:
         _file,
         None,
         "A settings document (JSON) to start with while there is no newer one. Without SDK_KEY the gateway works"
-        " offline from this file and does not poll upstream.",
+        " offline from this file: it does not poll, and sends events only if UPSTREAM_URL or COLLECT_URL is set.",
     )
     sdk_name: str = _option(
         _SETTINGS,

@@ -19,6 +19,7 @@ from .store import Chunk, EventStore, NewChunk
 logger = logging.getLogger(__name__)
 
 STORE_RETRY_SECONDS = 1.0  # pause after a failed commit of events that are acknowledged already
+RECOUNT_SECONDS = 1.0  # how often a shared store is asked how many events wait
 PARALLEL_REQUESTS = 4  # batches of one worker that may be on their way upstream at the same time
 REFUSALS_BEFORE_DEAD = 3
 REFUSAL_PAUSE_SECONDS = 0.5
@@ -47,9 +48,14 @@ class EventQueue:
     an event counts as accepted when the gate of its group opens; if the store fails, the gate answers 503 and the
     client knows that the event was not taken. Without `durable` the event is acknowledged before the commit, so a group
     that cannot be stored is kept in memory and tried again.
+
+    With `shared` other instances append to the store and deliver from it too: what waits is then counted by the store,
+    for all of them, and `received = delivered + waiting + dead + rejected` holds for the sums over all instances.
     """
 
-    def __init__(self, store: EventStore, *, limit: int, chunk_events: int, durable: bool = True) -> None:
+    def __init__(
+        self, store: EventStore, *, limit: int, chunk_events: int, durable: bool = True, shared: bool = False
+    ) -> None:
         self.counts = EventCounts()
         self.stored = 0  # committed and not yet settled
         self.failure: str | None = None  # why the last commit failed; None when it did not
@@ -58,6 +64,8 @@ class EventQueue:
         self._store = store
         self._limit = limit
         self._chunk_events = chunk_events
+        self._shared = shared
+        self._recounting: asyncio.Task[None] | None = None
         self._group: list[tuple[int, bytes, str]] = []
         self._gate = Gate()
         self._wanted = asyncio.Event()
@@ -65,14 +73,21 @@ class EventQueue:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        depth = await self._store.depth()
-        self.stored = self.counts.waiting = depth.waiting
-        self.counts.dead = depth.dead
-        self.counts.received = depth.waiting + depth.dead
+        if self._shared:
+            self._recounting = asyncio.create_task(self._recount_regularly())
+        else:
+            depth = await self._store.depth()
+            self.stored = self.counts.waiting = depth.waiting
+            self.counts.dead = depth.dead
+            self.counts.received = depth.waiting + depth.dead
         self._task = asyncio.create_task(self._commit_groups())
 
     async def stop(self) -> None:
         """Commit what is still in memory. Call when nothing appends any more."""
+        if self._recounting is not None:
+            self._recounting.cancel()
+            await asyncio.wait([self._recounting])
+            self._recounting = None
         if self._task is not None:
             self._stopping = True
             self._wanted.set()
@@ -110,6 +125,17 @@ class EventQueue:
         self.stored += events
         self.counts.waiting += events
         self.counts.dead -= events
+
+    async def _recount_regularly(self) -> None:
+        while True:
+            try:
+                depth = await self._store.depth()
+                self.stored = depth.waiting
+                self.counts.waiting = depth.waiting + sum(count for count, _, _ in self._group)
+                self.on_stored()
+            except StoreError as error:
+                logger.debug("the waiting events cannot be counted: %s", error)
+            await asyncio.sleep(RECOUNT_SECONDS * random.uniform(0.9, 1.1))
 
     async def _commit_groups(self) -> None:
         while True:

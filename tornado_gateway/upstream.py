@@ -28,7 +28,8 @@ class Upstream:
     """One account at the vendor.
 
     `url` serves settings and helpers, `collect_url` takes events; `timeout_seconds` bounds connecting and each whole
-    request. `collection_prefix` is kept up to date by the settings mirror and put in front of event paths.
+    request. `collection_prefix` is put in front of event paths; it and, for a gateway that has its settings from a file,
+    the account follow the settings.
     """
 
     def __init__(
@@ -45,8 +46,8 @@ class Upstream:
         self.collection_prefix = ""
         self._url = url.rstrip("/")
         self._collect_url = collect_url.rstrip("/")
-        self._account_id = account_id
-        self._sdk_key = sdk_key
+        self.account_id = account_id
+        self.sdk_key = sdk_key
         self._sdk = {"sn": sdk_name, "sv": sdk_version}
         self._timeout_seconds = timeout_seconds
         AsyncHTTPClient.configure("tornado.curl_httpclient.CurlAsyncHTTPClient")
@@ -58,9 +59,9 @@ class Upstream:
     async def fetch_settings(self, dialect: Dialect, *, pull: bool = False) -> bytes:
         """The settings document as bytes. `pull` asks for a forced refresh, as the SDKs do after a webhook."""
         query = {
-            "i": self._sdk_key,
+            "i": self.sdk_key,
             "r": random.random(),
-            "a": self._account_id,
+            "a": self.account_id,
             "platform": dialect.platform,
             **self._sdk,
             "api-version": dialect.api_version,
@@ -71,9 +72,9 @@ class Upstream:
 
     async def send_batch(self, body: bytes) -> None:
         """Post `{"ev":[...]}` (wire contract B.5)."""
-        query = urlencode({"a": self._account_id, "env": self._sdk_key, **self._sdk})
+        query = urlencode({"a": self.account_id, "env": self.sdk_key, **self._sdk})
         url = f"{self._collect_url}{self._prefix()}/server-side/batch-events-v2?{query}"
-        await self._fetch("events", url, body, {"Authorization": self._sdk_key})
+        await self._fetch("events", url, body, {"Authorization": self.sdk_key})
 
     async def send_event(self, query: str, body: bytes) -> None:
         """Post one event with its own query to `/events/t`."""
@@ -81,9 +82,7 @@ class Upstream:
 
     async def check_attribute(self, list_id: str, value: str) -> bool:
         """Whether the value is in the list (wire contract A.3)."""
-        query = urlencode(
-            {"attribute": value, "listId": list_id, "accountId": self._account_id, "sdkKey": self._sdk_key}
-        )
+        query = urlencode({"attribute": value, "listId": list_id, "accountId": self.account_id, "sdkKey": self.sdk_key})
         answer = await self._fetch("list check", f"{self._url}{self._prefix()}/check-attribute?{query}")
         return answer.strip() == b"true"
 
@@ -113,6 +112,16 @@ class Upstream:
             raise UpstreamError(f"{what}: {error}") from error
         _check(what, response)
         return response.body
+
+
+class Nowhere:
+    """Takes the events of a gateway that has neither an account nor a collector: a trial with the sample settings."""
+
+    async def send_batch(self, body: bytes) -> None:
+        return None
+
+    async def send_event(self, query: str, body: bytes) -> None:
+        return None
 
 
 def _check(what: str, response: HTTPResponse) -> None:

@@ -20,7 +20,7 @@ from .config import Config
 from .decisions import Decisions
 from .device import DeviceReader
 from .errors import GatewayError, StoreError
-from .events import EventQueue, Flusher
+from .events import EventQueue, EventSink, Flusher
 from .http1 import Limits, Server
 from .lists import Ask, ListChecks
 from .location import GeoRefresh, LocationReader, download
@@ -28,8 +28,9 @@ from .lookups import Lookups
 from .pages import build_application
 from .publisher import Publisher
 from .settings import Fetch, SettingsMirror, Snapshot, document_name
-from .store.sqlite import open_sqlite
-from .upstream import Dialect, Upstream
+from .store import Store
+from .store.sqlite import SqliteEvents, open_sqlite
+from .upstream import Dialect, Nowhere, Upstream
 from .wire import ClientAddress
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Worker:
             sdk_version=__version__,
             timeout_seconds=config.socket_timeout_seconds,
         )
-        self.store = open_sqlite(config.data_dir, config.store_sync)
+        self.store = build_store(config, self._owner)
         self.mirror = SettingsMirror(
             self.store.state,
             self._fetch_settings(),
@@ -74,11 +75,12 @@ class Worker:
             limit=config.event_queue_limit,
             chunk_events=config.events_per_request,
             durable=config.event_ack == "durable",
+            shared=uses_redis(config),
         )
         self.flusher = Flusher(
             self.store.events,
             self.events,
-            self.upstream,
+            self._build_sink(),
             events_per_request=config.events_per_request,
             interval_seconds=config.flush_seconds,
         )
@@ -132,7 +134,15 @@ class Worker:
         return api
 
     def _settings_changed(self, snapshot: Snapshot) -> None:
-        self.upstream.collection_prefix = snapshot.settings.collection_prefix or ""
+        settings = snapshot.settings
+        self.upstream.collection_prefix = settings.collection_prefix or ""
+        if self._config.is_offline:
+            self.upstream.account_id, self.upstream.sdk_key = settings.account_id, settings.sdk_key
+
+    def _build_sink(self) -> EventSink:
+        """Without an account events are sent only where somebody has explicitly said to send them."""
+        has_collector = any(self._config.source(name) != "default" for name in ("UPSTREAM_URL", "COLLECT_URL"))
+        return self.upstream if has_collector or not self._config.is_offline else Nowhere()
 
     async def start(self) -> None:
         await self.store.open()
@@ -229,6 +239,21 @@ class Worker:
 async def _no_member(list_id: str, value: str) -> bool:
     """Without upstream nobody knows the lists."""
     return False
+
+
+def uses_redis(config: Config) -> bool:
+    return config.redis_host is not None or bool(config.redis_sentinels)
+
+
+def build_store(config: Config, owner: str) -> Store:
+    """The embedded store; with Redis, that one, and the embedded event log for the time when Redis fails."""
+    if not uses_redis(config):
+        return open_sqlite(config.data_dir, config.store_sync)
+    from .store.redis import open_redis  # what a gateway without Redis need not load
+    from .store.spill import SpillingEvents
+
+    redis = open_redis(config, str(config.account_id or "file"), owner)
+    return Store(SpillingEvents(redis.events, SqliteEvents(config.data_dir, config.store_sync)), redis.state)
 
 
 async def _read_file(path: Path) -> bytes:
