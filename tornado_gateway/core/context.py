@@ -1,12 +1,32 @@
 """The user of one call: what a caller says about them, in the words of the core."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 Properties = Mapping[str, Any]
 
 NOTHING: Properties = MappingProxyType({})
+
+
+class Abort(Exception):  # noqa: N818 - it is the spec's word, and not always an error of ours
+    """Something is asked for that cannot be evaluated; the decision ends as disabled."""
+
+
+class _Null(Mapping[str, Any]):
+    """Variables that were given as null: harmless until a condition looks at them."""
+
+    def __getitem__(self, name: str) -> Any:
+        raise Abort("the custom variables are null")
+
+    def __len__(self) -> int:
+        raise Abort("the custom variables are null")
+
+    def __iter__(self) -> Iterator[str]:
+        raise Abort("the custom variables are null")
+
+
+NULL: Properties = _Null()
 
 
 class Context:

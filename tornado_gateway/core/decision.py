@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from tornado_gateway.core.context import Context
+from tornado_gateway.core.context import Abort, Context
 from tornado_gateway.core.groups import Winners, passes
-from tornado_gateway.core.holdouts import evaluate_holdouts, holdout_impression, known_holdouts
+from tornado_gateway.core.holdouts import evaluate_holdouts, holdout_ids, holdout_impression, known_holdouts
 from tornado_gateway.core.identity import is_web_uuid
 from tornado_gateway.core.model import (
     AB,
@@ -19,9 +19,10 @@ from tornado_gateway.core.model import (
 )
 from tornado_gateway.core.records import read_record, write_record
 from tornado_gateway.core.rules import choose_variation, forced_variation, in_traffic
+from tornado_gateway.core.segments import HIDDEN_USER
 from tornado_gateway.core.settings import traced_twin
 from tornado_gateway.core.trace import Trace
-from tornado_gateway.core.visit import UNSET, Abort, Record, StoredRecords, Visit
+from tornado_gateway.core.visit import UNSET, Record, StoredRecords, Visit
 
 INVALID_WEB_UUID = "UUID passed in context is not a valid UUID"
 
@@ -32,7 +33,7 @@ class Decision:
     `reason` says why it ended: "rollout", "experiment", "whitelisted", "stored", "holdout", "no rule matched",
     "feature not found" or "error"; with "error", `error` has the message. `rollout` and `experiment` are the rules that
     were passed. `writes` are the records to store, in order. `debug` is the text of the debug event that a feature with
-    a debugger asks for, `hidden` is `_vwoUserId` for post-segmentation.
+    a debugger asks for. `hidden_users` has `_vwoUserId` at the time of each impression, when post-segmentation asks.
     """
 
     __slots__ = (
@@ -40,7 +41,7 @@ class Decision:
         "error",
         "experiment",
         "feature_key",
-        "hidden",
+        "hidden_users",
         "impressions",
         "reason",
         "rollout",
@@ -62,7 +63,7 @@ class Decision:
         self.writes: list[Record] = []
         self.usage = False
         self.debug: str | None = None
-        self.hidden: object = None
+        self.hidden_users: dict[int, object] | None = None
         self.reason = "no rule matched"
         self.error: str | None = None
 
@@ -131,13 +132,13 @@ def decide(
         return _aborted(Decision(feature_key, uuid, context.session_id), str(error), trace)
     decision.impressions = visit.impressions
     decision.writes = visit.writes
+    if context.post_segmentation_variables and HIDDEN_USER in context.post_segmentation_variables:
+        decision.hidden_users = {}
     try:
         _decide(visit, decision, feature_key)
     except Exception as error:  # the settings may contain anything: whatever fails disables the flag, as in the SDKs
         decision.impressions = visit.impressions[: visit.sent]
         return _aborted(decision, str(error) if isinstance(error, Abort) else repr(error), trace)
-    if visit.hidden is not UNSET and context.post_segmentation_variables:
-        decision.hidden = visit.hidden
     if trace is not None:
         _trace_end(trace, decision)
     return decision
@@ -184,7 +185,7 @@ def _decide(visit: Visit, decision: Decision, feature_key: str) -> None:
     if feature.is_debugged:
         decision.debug = _debug_message(feature_key, shown, decision.experiment)
     if feature.impact:
-        visit.impressions.append(feature.impact[decision.variation is not None])
+        _append_impression(visit, decision, feature.impact[decision.variation is not None])
     decision.usage = settings.is_mau and not visit.impressions
 
 
@@ -193,8 +194,8 @@ def _decide(visit: Visit, decision: Decision, feature_key: str) -> None:
 
 def _apply_record(visit: Visit, decision: Decision, feature: Feature | None, feature_key: str, record: Record) -> bool:
     """Use the record of an earlier decision, as far as it still fits the settings. True when that ends the call."""
-    is_in = record.get("isInHoldoutId") or record.get("holdoutGroupId") or []
-    not_in = record.get("notInHoldoutId") or []
+    is_in = holdout_ids(record.get("isInHoldoutId") or record.get("holdoutGroupId"))
+    not_in = holdout_ids(record.get("notInHoldoutId"))
     if (is_in or not_in) and _stays_held_out(visit, decision, _required(feature), is_in, not_in):
         return True
     if record.get("experimentVariationId"):
@@ -204,7 +205,7 @@ def _apply_record(visit: Visit, decision: Decision, feature: Feature | None, fea
     return False
 
 
-def _stays_held_out(visit: Visit, decision: Decision, feature: Feature, is_in: Any, not_in: Any) -> bool:
+def _stays_held_out(visit: Visit, decision: Decision, feature: Feature, is_in: list[Any], not_in: list[Any]) -> bool:
     if not any(holdout.id in is_in for holdout in feature.holdouts):
         return False
     new = evaluate_holdouts(visit, feature.id, feature.holdouts, [*is_in, *not_in])
@@ -328,7 +329,13 @@ def _bucketed_variation(visit: Visit, rule: Rule) -> Variation | None:
 def _show(visit: Visit, decision: Decision, variation: Variation, reason: str) -> None:
     decision.variation = variation
     decision.reason = reason
-    visit.impressions.append(variation.impression)
+    _append_impression(visit, decision, variation.impression)
+
+
+def _append_impression(visit: Visit, decision: Decision, impression: Impression) -> None:
+    if decision.hidden_users is not None and visit.hidden is not UNSET:
+        decision.hidden_users[len(visit.impressions)] = visit.hidden
+    visit.impressions.append(impression)
 
 
 # --- words -------------------------------------------------------------------

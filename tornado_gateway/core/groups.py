@@ -7,11 +7,12 @@ one feature evaluates rules of others here.
 from typing import Any
 
 from tornado_gateway.core.bucketing import VARIATION_BUCKETS, bucket_of, ranges_of
+from tornado_gateway.core.context import Abort
 from tornado_gateway.core.holdouts import evaluate_holdouts, known_holdouts
 from tornado_gateway.core.model import AB, PERSONALIZE, Feature, Group, GroupFeature, Passed, Rule
 from tornado_gateway.core.records import read_record, write_record
 from tornado_gateway.core.rules import hidden_user, in_segment, in_traffic
-from tornado_gateway.core.visit import Abort, Visit
+from tornado_gateway.core.visit import Visit
 
 # Group id -> what has won it in this decision: a campaign id, "campaignId_variationId", or NOBODY.
 Winners = dict[str, Any]
@@ -188,7 +189,7 @@ def _at_bucket(bucket: int, rules: list[Rule], weights: list[float]) -> Rule | N
 
 
 def _group_experiment_key(winner: Rule) -> str:
-    """The group's record does not know the feature, so its key stands in: the campaign key up to its last "_"."""
+    """The group's record does not know the feature; what the campaign key has before its last "_" stands in."""
     if winner.kind is not PERSONALIZE:
         return winner.campaign_key
-    return f"{winner.campaign_key.rpartition('_')[0]}_{winner.rule_key}"
+    return f"{winner.campaign_key.rsplit('_', 1)[0]}_{winner.rule_key}"

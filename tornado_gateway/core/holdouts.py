@@ -4,8 +4,9 @@ from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from tornado_gateway.core.bucketing import TRAFFIC_BUCKETS, bucket_of
+from tornado_gateway.core.context import NULL, Abort
 from tornado_gateway.core.model import Holdout, Id, Impression
-from tornado_gateway.core.visit import Abort, Record, Visit
+from tornado_gateway.core.visit import Record, Visit
 
 IN_HOLDOUT = 1
 NOT_IN_HOLDOUT = 2
@@ -44,10 +45,11 @@ def known_holdouts(record: Record | None) -> tuple[list[Any], list[Any]]:
     """Return the ids that a record says the user is in, and is not in."""
     if not record:
         return [], []
-    return _ids(record.get("isInHoldoutId")), _ids(record.get("notInHoldoutId"))
+    return holdout_ids(record.get("isInHoldoutId")), holdout_ids(record.get("notInHoldoutId"))
 
 
-def _ids(value: object) -> list[Any]:
+def holdout_ids(value: object) -> list[Any]:
+    """Return the ids of one field of a record; a record of another shape aborts."""
     if not value:
         return []
     if not isinstance(value, list):
@@ -58,13 +60,14 @@ def _ids(value: object) -> list[Any]:
 def _is_in(visit: Visit, holdout: Holdout) -> bool:
     # The bucket is of the id, never of the bucketing seed.
     segment = holdout.segment
+    properties = NULL if visit.properties is None else visit.properties
     trace = visit.trace
     if trace is not None:
         trace.open("holdout", holdout=holdout.id, name=holdout.name, limit=holdout.percent_traffic)
     bucket = None
     matched = False
     try:
-        if segment is None or segment(visit, visit.properties, visit.hidden):  # type: ignore[arg-type]
+        if segment is None or segment(visit, properties, visit.hidden):
             bucket = bucket_of(holdout.prefix + visit.user_id.encode(), TRAFFIC_BUCKETS) if visit.user_id else None
             matched = bucket is not None and bucket <= holdout.percent_traffic
     finally:

@@ -54,7 +54,7 @@ class Variation:
     weight: float | str
     start: int
     end: int
-    salt: str
+    salt: Any
     variables: list[dict[str, Any]]
     body: bytes
     impression: Impression
@@ -85,7 +85,6 @@ class Rule:
     variation_prefix: bytes
     limit: float | None
     key: str
-    feature_rule_key: str
     experiment_key: str
     member: str  # how a group lists it: "campaignId", of personalizations "campaignId_variationId"
     personal_member: str  # "campaignId_variationId" of any kind

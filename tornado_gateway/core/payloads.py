@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID, uuid5
 
-from tornado_gateway.core.context import Context
+from tornado_gateway.core.context import NOTHING, Context, Properties
 from tornado_gateway.core.decision import Decision, context_problem, uuid_of
 from tornado_gateway.core.model import Settings
 from tornado_gateway.core.segments import HIDDEN_USER
@@ -33,13 +33,17 @@ def event_documents(settings: Settings, context: Context, decision: Decision, no
     end = f'}}}},"event":{{"time":{now_ms},'
     documents = []
     if impressions:
-        shown = f"{start}{environment}{_shown_props(context, decision)}{end}"
-        for impression in impressions:
-            if impression.feature_id is None:
-                documents.append(shown + impression.tail)
+        shown = f"{start}{environment}{_shown_props(context)}{end}"
+        for index, impression in enumerate(impressions):
+            if impression.feature_id is not None:
+                held_out = _held_out_start(settings, context, now_ms, visitor)
+                feature_id = to_json(impression.feature_id)
+                documents.append(f"{held_out}{environment}{end}{impression.tail}{feature_id}}}}}}}}}")
+            elif decision.hidden_users and index in decision.hidden_users:
+                props = _shown_props(context, {HIDDEN_USER: decision.hidden_users[index]})
+                documents.append(f"{start}{environment}{props}{end}{impression.tail}")
             else:
-                documents.append(_held_out_start(settings, context, now_ms, visitor) + environment + end)
-                documents[-1] += f"{impression.tail}{to_json(impression.feature_id)}}}}}}}}}"
+                documents.append(shown + impression.tail)
     if decision.usage:
         documents.append(start + environment + end + settings.event_parts.usage_tail)
     if decision.debug is not None:
@@ -114,11 +118,12 @@ def _visitor(context: Context) -> str:
     return text if ip_address is None else f'{text}"visitor_ip":{to_json(ip_address)},'
 
 
-def _shown_props(context: Context, decision: Decision) -> str:
-    """Return what impressions of rules add to the visitor's properties."""
+def _shown_props(context: Context, hidden: Properties = NOTHING) -> str:
+    """Return what impressions of rules add to the visitor's properties. `hidden` goes over the custom variables."""
     if not context.post_segmentation_variables and not context.device:
         return f',"ip":{to_json(context.ip_address)}' if context.ip_address else ""
-    props = _post_segmentation(context, decision.hidden)
+    variables = {**(context.custom_variables or NOTHING), **hidden}
+    props = {name: variables[name] for name in context.post_segmentation_variables if name in variables}
     if context.ip_address:
         props["ip"] = context.ip_address
     for name, fact in (("vwo_osv", "os_version"), ("vwo_bv", "browser_version")):
@@ -127,16 +132,8 @@ def _shown_props(context: Context, decision: Decision) -> str:
     return f",{to_json(props)[1:-1]}" if props else ""
 
 
-def _post_segmentation(context: Context, hidden: object) -> dict[str, Any]:
-    variables = context.custom_variables or {}
-    props = {name: variables[name] for name in context.post_segmentation_variables if name in variables}
-    if hidden is not None and HIDDEN_USER in context.post_segmentation_variables:
-        props[HIDDEN_USER] = hidden
-    return props
-
-
 def _debug_tail(settings: Settings, context: Context, decision: Decision, now_ms: int) -> str:
-    session_id = context.session_id or now_ms // 1000
+    session_id = now_ms // 1000 if context.session_id is None else context.session_id
     meta = {
         "an": "getFlag",
         "fk": decision.feature_key,

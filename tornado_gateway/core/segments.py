@@ -9,11 +9,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tornado_gateway.core.context import Properties
+from tornado_gateway.core.context import Abort, Properties
 from tornado_gateway.core.model import Facts
 from tornado_gateway.core.operands import list_value, value_matcher, version_matcher
 from tornado_gateway.core.records import read_record
-from tornado_gateway.core.visit import UNSET, Abort, Visit
+from tornado_gateway.core.visit import UNSET, Visit
 from tornado_gateway.core.webtests import campaign_condition
 
 Predicate = Callable[[Visit, Properties, object], bool]
@@ -260,8 +260,8 @@ def _user_among(ids: frozenset[str]) -> Predicate:
     return is_among
 
 
-def _passed_user(properties: Properties | None) -> object:
-    return properties.get(HIDDEN_USER) if properties else None
+def _passed_user(properties: Properties) -> object:
+    return properties.get(HIDDEN_USER)
 
 
 def _user_agent(operand: object, compilation: Compilation, depth: int) -> Predicate:
@@ -342,18 +342,15 @@ def _device(expected: Mapping[str, list[object]]) -> Predicate:
 
 
 def _device_fact(values: list[object]) -> Callable[[object], bool]:
-    if not all(isinstance(value, str) for value in values):
-        return _incomparable
-    wanted = [value.lower() for value in values if isinstance(value, str)]
-    patterns = [_device_pattern(text) for text in wanted]
+    """Compare one fact with its texts in order; a text or a fact that is none ends the check when it is reached."""
+    wanted = [(value.lower(), _device_pattern(value.lower())) if isinstance(value, str) else None for value in values]
 
     def matches(actual: object) -> bool:
-        if not isinstance(actual, str):
-            raise _Incomparable
-        for text, pattern in zip(wanted, patterns, strict=True):
-            if pattern and pattern(actual[:_LONGEST_FACT]):
-                return True
-            if text == actual.lower():
+        for item in wanted:
+            if item is None or not isinstance(actual, str):
+                raise _Incomparable
+            text, pattern = item
+            if (pattern and pattern(actual[:_LONGEST_FACT])) or text == actual.lower():
                 return True
         return False
 

@@ -6,7 +6,7 @@ segments become closures, answers and the ends of event documents become texts.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -158,7 +158,7 @@ class _Compiler:
             weight=document["weight"],
             start=bounds[0],
             end=bounds[1],
-            salt=document.get("salt") or "",
+            salt=document.get("salt"),
             variables=variables,
             body=f'{{"isEnabled":true,"variables":{to_json(variables)}}}'.encode(),
             impression=impression(self.props_text, campaign_id, document["id"]),
@@ -212,7 +212,6 @@ class _Compiler:
             variation_prefix=f"{prefix}{self.account_id}_".encode(),
             limit=limit if isinstance(limit, int | float) else None,
             key=feature_rule_key if kind is ROLLOUT else experiment_key,
-            feature_rule_key=feature_rule_key,
             experiment_key=experiment_key,
             member=member,
             personal_member=personal_member,
@@ -279,7 +278,9 @@ class _Compiler:
     def fill_groups(self, linked: list[tuple[Rule, ...]], applicable: list[tuple[Holdout, ...]]) -> None:
         features = items_of(self.document["features"])
         by_campaign: dict[Any, list[int]] = {}
+        by_key: dict[str, list[int]] = {}
         for index, feature in enumerate(features):
+            by_key.setdefault(feature["key"], []).append(index)
             for rule in feature["rules"]:
                 by_campaign.setdefault(rule["campaignId"], []).append(index)
         for group in self.groups.values():
@@ -295,14 +296,16 @@ class _Compiler:
             except ValueError:
                 group.run_problem = f"group {group.id} lists a campaign that is not a number: {members}"
                 continue
+            # Of several features with one key the first counts, but the rules of all can be candidates.
+            keys = dict.fromkeys(features[index]["key"] for index in indexes)
             group.features = tuple(
                 GroupFeature(
-                    features[index]["key"],
-                    applicable[index],
-                    tuple(rule for rule in linked[index] if rule.kind is ROLLOUT),
-                    _candidates(linked[index], frozenset(members)),
+                    key,
+                    applicable[by_key[key][0]],
+                    tuple(rule for rule in linked[by_key[key][0]] if rule.kind is ROLLOUT),
+                    _candidates([rule for index in by_key[key] for rule in linked[index]], frozenset(members)),
                 )
-                for index in indexes
+                for key in keys
             )
 
 
@@ -332,7 +335,7 @@ def _features_of(members: list[str], features: list[Document], by_campaign: Mapp
     return list(found)
 
 
-def _candidates(rules: tuple[Rule, ...], members: frozenset[str]) -> tuple[Rule, ...]:
+def _candidates(rules: Iterable[Rule], members: frozenset[str]) -> tuple[Rule, ...]:
     found: dict[str, Rule] = {}
     for rule in rules:
         if str(rule.campaign_id) in members or rule.personal_member in members:
@@ -349,16 +352,17 @@ def _variations_by_key(
         found.setdefault(campaign.document["key"], [campaign.variations])
     for rules in linked:
         for rule in rules:
-            for key in {rule.feature_rule_key, rule.experiment_key}:
-                found.setdefault(key, []).append(rule.variations)
+            if rule.kind is not OTHER:
+                found.setdefault(rule.key, []).append(rule.variations)
     return found
 
 
 def _event_names(document: Document) -> frozenset[str]:
     metrics = [metric for feature in items_of(document["features"]) for metric in feature["metrics"]]
     for holdout in items_of(document.get("holdouts")):
-        metrics += holdout.get("metrics") or holdout.get("m") or []
-    return frozenset(metric["identifier"] for metric in metrics)
+        metrics += items_of(holdout.get("m")) or holdout["metrics"]  # "m" is not checked by the schema
+    names = (metric.get("identifier") for metric in metrics if isinstance(metric, dict))
+    return frozenset(name for name in names if isinstance(name, str))
 
 
 def _is_marked(segment: Document | None) -> bool:

@@ -78,7 +78,7 @@ def _check_fields(value: Mapping[str, Any], table: tuple[Field, ...], path: Path
     for name, is_required, types, expected, check in table:
         if name not in value:
             if is_required:
-                problems.add(Path(path, name), expected, "nothing")
+                problems.add(Path(path, name), expected, _shown(_NOTHING))
             continue
         item = value[name]
         if type(item) not in types:
@@ -87,7 +87,12 @@ def _check_fields(value: Mapping[str, Any], table: tuple[Field, ...], path: Path
             check(item, Path(path, name), problems)
 
 
+_NOTHING = object()
+
+
 def _shown(value: object) -> str:
+    if value is _NOTHING:
+        return "nothing"
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -166,21 +171,21 @@ def _check_weights(value: dict[str, Any], path: Path, problems: Problems) -> Non
 
 def _check_loadable(document: dict[str, Any], problems: Problems) -> None:
     """Check what is needed beyond the schema; only of documents that fulfil the schema."""
-    if "sdkKey" not in document:
-        problems.add(Path(None, "sdkKey"), "a string", "nothing")
+    if not document.get("sdkKey"):
+        problems.add(Path(None, "sdkKey"), "a string that is not empty", _shown(document.get("sdkKey", _NOTHING)))
     kinds = {}
     for index, campaign in enumerate(items_of(document["campaigns"])):
         kinds[campaign["id"]] = campaign
-        if campaign["type"] != "FLAG_TESTING":
+        if campaign["type"] in ("FLAG_ROLLOUT", "FLAG_PERSONALIZE"):
             continue
         for place, variation in enumerate(items_of(campaign["variations"])):
-            if isinstance(variation["weight"], str):
+            if variation["weight"] and isinstance(variation["weight"], str):
                 path = Path(Path(Path(Path(None, "campaigns"), index), "variations"), place)
-                problems.add(Path(path, "weight"), "a number, as the campaign is a test", _shown(variation["weight"]))
+                problems.add(Path(path, "weight"), "a number in this type of campaign", _shown(variation["weight"]))
     for index, feature in enumerate(items_of(document["features"])):
         path = Path(Path(None, "features"), index)
         if "rules" not in feature:
-            problems.add(Path(path, "rules"), "an array", "nothing")
+            problems.add(Path(path, "rules"), "an array", _shown(_NOTHING))
         for place, rule in enumerate(feature.get("rules", ())):
             campaign = kinds.get(rule["campaignId"])
             if campaign and campaign["type"] in ("FLAG_ROLLOUT", "FLAG_PERSONALIZE") and not campaign["variations"]:
@@ -224,7 +229,6 @@ _VARIATION = (
     _VARIABLES,
     Field("startRangeVariation", False, _NUMBER, "a number"),
     Field("endRangeVariation", False, _NUMBER, "a number"),
-    Field("salt", False, _TEXT, "a string"),
 )
 _CAMPAIGN = (
     Field("id", True, _ID, "a number or string"),
@@ -236,9 +240,7 @@ _CAMPAIGN = (
     Field("segments", True, _OBJECT, "an object"),
     Field("percentTraffic", False, _NUMBER, "a number"),
     Field("isForcedVariationEnabled", False, _BOOLEAN, "a boolean"),
-    Field("isUserListEnabled", False, _BOOLEAN, "a boolean"),
     Field("isAlwaysCheckSegment", False, _BOOLEAN, "a boolean"),
-    Field("salt", False, _TEXT, "a string"),
 )
 _RULE = (
     Field("type", True, _TEXT, "a string"),
@@ -254,13 +256,7 @@ _FEATURE = (
     Field("status", True, _TEXT, "a string"),
     Field("metrics", True, _ARRAY, "an array", _each(_METRIC)),
     Field("rules", False, _ARRAY, "an array", _each(_RULE)),
-    Field(
-        "impactCampaign",
-        False,
-        _OBJECT,
-        "an object",
-        _object((Field("campaignId", False, _NUMBER, "a number"), Field("type", False, _TEXT, "a string"))),
-    ),
+    Field("impactCampaign", False, _OBJECT, "an object"),
     _VARIABLES,
 )
 _HOLDOUT = (

@@ -17,10 +17,6 @@ StoredRecords = Mapping[str, Record | None]
 UNSET = object()
 
 
-class Abort(Exception):  # noqa: N818 - it is the spec's word, and not always an error of ours
-    """The settings ask for something that cannot be evaluated; the decision ends as disabled."""
-
-
 class Visit:
     """One user looking at one feature. Attributes that are rarely used are set when they are."""
 
