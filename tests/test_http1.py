@@ -148,6 +148,13 @@ def test_broken_handler_is_logged_once(serve, path, caplog):
     assert client.send(get("/const")).answer().status == 200
 
 
+def test_broken_find(serve, caplog):
+    live = serve(find=lambda method, path: {}[path])
+    client = live.connect().send(get("/a") + get("/b"))
+    assert [client.answer().status for _ in range(2)] == [500, 500]
+    caplog.clear()
+
+
 @pytest.mark.parametrize(
     ("target", "path", "query"),
     [

@@ -100,11 +100,9 @@ def test_peer_that_does_not_read_is_dropped(serve):
     client = live.connect(SO_RCVBUF=4096)
     request = get("/big")
     client.sock.settimeout(0.2)
-    try:
+    with contextlib.suppress(OSError):  # a time-out because the server has stopped reading, then a reset
         for _ in range(1000):
             client.send(request * 100)
-    except TimeoutError:
-        pass  # the server has stopped reading
     assert live.call(lambda: buffered(live)) < 8_000_000
     live.until(lambda: not live.server.connections)
 
@@ -314,12 +312,12 @@ def test_stop_serves_a_request_that_comes_in_the_grace_time(serve):
 
 def test_stop_waits_until_the_answer_is_read(serve):
     live = serve()
-    client = live.connect(SO_RCVBUF=4096).send(get("/big") * 40)
+    client = live.connect(SO_RCVBUF=4096).send(get("/big") * 15)
     client.take(1)
     stopping = asyncio.run_coroutine_threadsafe(live.server.stop(5), live.loop)
     time.sleep(0.2)
     assert not stopping.done()
-    assert len(client.rest()) > 40 * 200_000
+    assert len(client.rest()) > 15 * 200_000
     client.sock.close()
     assert stopping.result(PATIENCE_SECONDS) is True
 

@@ -613,12 +613,10 @@ class _Connection(asyncio.Protocol):
     # ---- serving
 
     def _serve(self, request: Request) -> None:
-        handler = self.find(request.method, request.path)
-        if handler is None:
-            handler = self._other_handler(request)
+        try:
+            handler = self.find(request.method, request.path) or self._other_handler(request)
             if handler is None:
                 return
-        try:
             answer = handler(request)
         except Exception as error:
             answer = _error_answer(request, error)
