@@ -421,7 +421,7 @@ class Config:
         "STICKY_SECONDS",
         _decimal(1, 315360000),
         "7776000",
-        "How long a remembered variation is kept after it was last used (the default is 90 days).",
+        "How long a decision is remembered (the default is 90 days).",
         unit="s",
     )
     aliasing_enabled: bool = _option(

@@ -4,8 +4,9 @@ This runs for every request of every visitor: no IO unless a list or an alias ha
 that settings alone decide.
 """
 
+import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 
 import orjson
 
@@ -20,11 +21,17 @@ from .settings import SettingsMirror, Snapshot
 from .store import StateStore
 from .wire import AccountCheck, Fields, json_object, required_text, user_id
 
+logger = logging.getLogger(__name__)
+
 EMPTY = Response(200, b"", content_type=None)  # what setAttribute is documented to answer
 
 
 class Decisions:
-    """The three endpoints. `aliases` is the store to resolve ids with, None when aliasing is off."""
+    """The three endpoints.
+
+    `state` is asked only for what is switched on: `resolves_aliases` for the id that an alias stands for, and with
+    `sticky_seconds` for the visitor's earlier decisions, which are kept for so long.
+    """
 
     def __init__(
         self,
@@ -33,14 +40,20 @@ class Decisions:
         location: LocationReader,
         device: DeviceReader,
         lists: ListChecks,
-        aliases: StateStore | None,
+        state: StateStore,
+        *,
+        resolves_aliases: bool = False,
+        sticky_seconds: float | None = None,
     ) -> None:
         self._mirror = mirror
         self._events = events
         self._location = location
         self._device = device
         self._lists = lists
-        self._aliases = aliases
+        self._state = state
+        self._resolves_aliases = resolves_aliases
+        self._sticky_seconds = sticky_seconds
+        self._asks_the_store = resolves_aliases or sticky_seconds is not None
         self._answers: dict[bytes, Response] = {}
         self._check_account = AccountCheck([(b"accountId", b"sdkKey"), (b"a", b"i")])
 
@@ -54,9 +67,11 @@ class Decisions:
         feature_key = required_text(fields, "featureKey")
         context = core.context_from_json(fields, user_id(fields))
         feature = settings.features.get(feature_key)
-        if self._aliases is not None or (feature is not None and feature.list_checks):
+        if self._asks_the_store or (feature is not None and feature.list_checks):
             return self._get_flag_later(request, settings, feature, feature_key, context)
-        return self._answer_flag(request, settings, feature, feature_key, context)
+        if feature is not None and (feature.needs_location or feature.needs_device):
+            self._enrich(context, feature)
+        return self._answer_flag(request, settings, context, core.decide(settings, feature_key, context))
 
     def track_event(self, request: Request) -> Response | Awaitable[Response]:
         settings = self._settings(request)
@@ -66,7 +81,7 @@ class Decisions:
         if properties is not None and not isinstance(properties, dict):  # thin Go sends null
             raise RequestError(400, "eventProperties: expected an object")
         context = core.context_from_json(fields, user_id(fields))
-        if self._aliases is not None:
+        if self._resolves_aliases:
             return self._track_later(request, settings, fields, context)
         return self._track(request, settings, fields, context)
 
@@ -79,7 +94,7 @@ class Decisions:
             context = core.context_from_json(fields, user_id(fields))
         except RequestError as error:
             return Response(200, b"", None, [(b"Warning", f'199 - "{error}"'.encode("ascii", "replace"))])
-        if self._aliases is not None:
+        if self._resolves_aliases:
             return self._set_later(request, settings, attributes, context)
         return self._set(request, settings, attributes, context)
 
@@ -93,16 +108,8 @@ class Decisions:
         return settings
 
     def _answer_flag(
-        self,
-        request: Request,
-        settings: core.Settings,
-        feature: core.Feature | None,
-        feature_key: str,
-        context: core.Context,
+        self, request: Request, settings: core.Settings, context: core.Context, decision: core.Decision
     ) -> Response:
-        if feature is not None and (feature.needs_location or feature.needs_device):
-            self._enrich(context, feature)
-        decision = core.decide(settings, feature_key, context)
         documents, count = core.event_documents(settings, context, decision, time.time_ns() // 1_000_000)
         if count:
             self._append(request, documents, count)
@@ -154,9 +161,34 @@ class Decisions:
         context: core.Context,
     ) -> Response:
         await self._resolve_alias(context)
-        if feature is not None and feature.list_checks:
-            context.lists = await self._lists.gather(feature.list_checks, context.custom_variables or {})
-        return self._answer_flag(request, settings, feature, feature_key, context)
+        if feature is not None:
+            self._enrich(context, feature)
+            if feature.list_checks:
+                context.lists = await self._lists.gather(feature.list_checks, context.custom_variables or {})
+        if self._sticky_seconds is None:
+            decision = core.decide(settings, feature_key, context)
+        else:
+            keys = (feature_key,) if feature is None else feature.storage_keys
+            decision = await self._decide_stickily(settings, feature_key, keys, context, self._sticky_seconds)
+        return self._answer_flag(request, settings, context, decision)
+
+    async def _decide_stickily(
+        self, settings: core.Settings, feature_key: str, keys: Sequence[str], context: core.Context, seconds: float
+    ) -> core.Decision:
+        """Decide with the visitor's earlier decisions at hand; without the store as if there were none."""
+        try:
+            stored = await self._state.load_records(context.user_id, keys)
+        except StoreError:
+            return core.decide(settings, feature_key, context)
+        decision = core.decide(settings, feature_key, context, stored=stored)
+        records = {record["featureKey"]: record for record in decision.writes}
+        changed = {key: record for key, record in records.items() if stored.get(key) != record}
+        if changed:
+            try:
+                await self._state.save_records(context.user_id, changed, seconds)
+            except StoreError as error:
+                logger.info("a sticky decision could not be kept: %s", error)
+        return decision
 
     async def _track_later(
         self, request: Request, settings: core.Settings, fields: Fields, context: core.Context
@@ -172,10 +204,10 @@ class Decisions:
 
     async def _resolve_alias(self, context: core.Context) -> None:
         """Put the id that an alias stands for in its place; without the store the id stands for itself."""
-        if self._aliases is None:
+        if not self._resolves_aliases:
             return
         try:
-            found = await self._aliases.aliases([context.user_id])
+            found = await self._state.aliases([context.user_id])
         except StoreError:
             return
         context.user_id = found.get(context.user_id, context.user_id)

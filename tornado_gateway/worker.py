@@ -101,7 +101,14 @@ class Worker:
         client_address = ClientAddress(config.trusted_proxies)
         lists = ListChecks(self._ask_list())
         decisions = Decisions(
-            mirror, events, self.location, self.device, lists, state if config.aliasing_enabled else None
+            mirror,
+            events,
+            self.location,
+            self.device,
+            lists,
+            state,
+            resolves_aliases=config.aliasing_enabled,
+            sticky_seconds=config.sticky_seconds if config.sticky_decisions else None,
         )
         collector = Collector(
             mirror,

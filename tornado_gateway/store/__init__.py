@@ -122,7 +122,7 @@ class StateStore(Protocol):
     async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, Record]:
         """The sticky decisions of a visitor under these keys (decision-engine 3.9); unknown keys are left out."""
 
-    async def save_records(self, user_id: str, records: Mapping[str, Record], seconds: float) -> None:
+    async def save_records(self, user_id: str, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
         """Keep sticky decisions by key, for `seconds` from now."""
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import orjson
 
@@ -204,7 +204,7 @@ class SqliteState:
     async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, Record]:
         return await self._database.run(_load_records, user_id, keys, time.time())
 
-    async def save_records(self, user_id: str, records: Mapping[str, Record], seconds: float) -> None:
+    async def save_records(self, user_id: str, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
         rows = [(user_id, key, time.time() + seconds, orjson.dumps(record)) for key, record in records.items()]
         await self._database.run(_save_records, rows)
 
