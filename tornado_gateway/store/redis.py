@@ -521,7 +521,7 @@ class RedisState:
         values = await self._link.call("MGET", *(self._record_key(user_id, key) for key in keys))
         return {key: orjson.loads(value) for key, value in zip(keys, values, strict=True) if value is not None}
 
-    async def save_records(self, user_id: str, records: Mapping[str, Record], seconds: float) -> None:
+    async def save_records(self, user_id: str, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
         await asyncio.gather(
             *(
                 self._link.call(
@@ -728,7 +728,7 @@ class Link:
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
-        return await pipeline.execute(raise_on_error=False)
+        return [_unwrapped(reply) for reply in await pipeline.execute(raise_on_error=False)]
 
     async def _failed(self, reason: str) -> StoreError:
         self._failure = reason
@@ -746,6 +746,18 @@ class Link:
             await pool.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]
             with suppress(errors.RedisError, OSError):
                 await pool.disconnect(inuse_connections=False)
+
+
+_ERRORS_IN_SCRIPTS = {"OOM": errors.OutOfMemoryError, "READONLY": errors.ReadOnlyError}
+
+
+def _unwrapped(reply: Any) -> Any:
+    """Redis before version 7 hides what a command of a script said in an error of its own."""
+    if isinstance(reply, errors.ResponseError):
+        said = re.search(r"@user_script: ?\d+: -([A-Z]+) ", str(reply))
+        if said and said[1] in _ERRORS_IN_SCRIPTS:
+            return _ERRORS_IN_SCRIPTS[said[1]](str(reply))
+    return reply
 
 
 _MASTER_IS_ELSEWHERE = (errors.ReadOnlyError, errors.ClusterDownError, errors.AskError)
