@@ -4,12 +4,14 @@ import re
 from collections.abc import Mapping
 
 from .collector import Collector
+from .cors import answer_preflight
 from .decisions import Decisions
 from .http1 import Handler, Request, Response, json_error
 from .lookups import Lookups
 from .publisher import Publisher
 from .settings import Snapshot
 
+ADMIN_PATHS = b"/admin"  # no other page may even ask for these
 SLASHES = re.compile(b"//+")
 DECISIONS_ARE_OFF = json_error(403, "decisions are off at this gateway: set DECISION_REQUIRED=true")
 
@@ -17,10 +19,17 @@ Routes = Mapping[tuple[bytes, bytes], Handler]
 
 
 class Api:
-    """All data routes. `decides` is DECISION_REQUIRED."""
+    """All data routes. `decides` is DECISION_REQUIRED; `serves_browsers` is CORS_CONFIG_REQUIRED."""
 
     def __init__(
-        self, decisions: Decisions, collector: Collector, lookups: Lookups, publisher: Publisher, *, decides: bool
+        self,
+        decisions: Decisions,
+        collector: Collector,
+        lookups: Lookups,
+        publisher: Publisher,
+        *,
+        decides: bool,
+        serves_browsers: bool,
     ) -> None:
         self.routes: Routes = {
             (b"POST", b"/server-side/getFlag"): decisions.get_flag if decides else _refuse_decision,
@@ -43,6 +52,7 @@ class Api:
         }
         self._methods = _methods_by_path(self.routes)
         self._prefix = b""
+        self._serves_browsers = serves_browsers
 
     def settings_changed(self, snapshot: Snapshot) -> None:
         prefix = snapshot.settings.collection_prefix
@@ -58,6 +68,8 @@ class Api:
         if self._prefix and path.startswith(self._prefix):
             path = path[len(self._prefix) - 1 :]
         handler = self.routes.get((b"GET" if method == b"HEAD" else method, path))
+        if handler is None and method == b"OPTIONS" and self._serves_browsers and not path.startswith(ADMIN_PATHS):
+            return answer_preflight
         if handler is None and path in self._methods:
             refusal = _method_not_allowed(self._methods[path])
             return lambda request: refusal

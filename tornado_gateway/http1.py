@@ -257,6 +257,7 @@ class _Connection(asyncio.Protocol):
         "mark",
         "max_body",
         "max_headers",
+        "more_headers",
         "on_answer",
         "out",
         "parser",
@@ -283,6 +284,7 @@ class _Connection(asyncio.Protocol):
         self.server = server
         self.loop = asyncio.get_running_loop()
         self.find = server.find
+        self.more_headers = server.more_headers
         self.on_answer = server.on_answer
         self.max_body = limits.max_body_bytes
         self.max_headers = limits.max_headers
@@ -713,10 +715,14 @@ class _Connection(asyncio.Protocol):
 
     def _send(self, request: Request, answer: Response) -> None:
         out = self.out
-        if request.keep_alive and request.version == "1.1" and request.method != b"HEAD" and not self.stopping:
+        plain = request.keep_alive and request.version == "1.1" and request.method != b"HEAD" and not self.stopping
+        if plain and self.more_headers is None:
             out.append(answer.wire)
         else:
-            out.append(answer.render(self.connection_line(request), request.method == b"HEAD"))
+            lines = self.connection_line(request)
+            if self.more_headers is not None:
+                lines += self.more_headers(request)
+            out.append(answer.render(lines, request.method == b"HEAD"))
         if self.on_answer is not None:
             self.count(request, answer.status)
         if len(out) >= _COALESCED_ANSWERS:
@@ -1027,6 +1033,7 @@ class Server:
     A request without handler goes to `fallback`, a `tornado.web.Application`. `body_limit(path)` is asked only about
     a body larger than `limits.max_body_bytes`, so it can raise that limit but not lower it. `on_answer(request,
     status)` is called once for each answer; a request that could not be parsed has an empty method.
+    `more_headers(request)` gives header lines that each answer of a data route, errors included, gets in addition.
     """
 
     def __init__(
@@ -1037,6 +1044,7 @@ class Server:
         limits: Limits = _DEFAULT_LIMITS,
         body_limit: Callable[[bytes], int] | None = None,
         on_answer: Callable[[Request, int], object] | None = None,
+        more_headers: Callable[[Request], bytes] | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self.find = find
@@ -1044,6 +1052,7 @@ class Server:
         self.limits = limits
         self.body_limit = body_limit
         self.on_answer = on_answer
+        self.more_headers = more_headers
         self.port = 0
         self.stopping = False
         self.clients: set[_Connection] = set()

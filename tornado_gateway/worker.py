@@ -17,6 +17,7 @@ from . import __version__, core
 from .api import Api
 from .collector import Collector
 from .config import Config
+from .cors import Cors
 from .decisions import Decisions
 from .device import DeviceReader
 from .errors import GatewayError, StoreError
@@ -93,6 +94,7 @@ class Worker:
             build_application(self.mirror, self.status, lambda: self._stopping),
             limits=Limits(max_body_bytes=config.max_body_bytes, keep_alive_seconds=config.keep_alive_seconds),
             body_limit=lambda path: config.max_batch_bytes if path.endswith(BATCH_PATH) else config.max_body_bytes,
+            more_headers=Cors(config.cors_allowed_origins).header_lines if config.cors_config_required else None,
         )
 
     def _build_api(self) -> Api:
@@ -135,7 +137,14 @@ class Worker:
             wait_seconds=config.socket_timeout_seconds,
             webhook_token=config.webhook_token,
         )
-        api = Api(decisions, collector, lookups, publisher, decides=config.decision_required)
+        api = Api(
+            decisions,
+            collector,
+            lookups,
+            publisher,
+            decides=config.decision_required,
+            serves_browsers=config.cors_config_required,
+        )
         mirror.on_change += [self._settings_changed, api.settings_changed]
         mirror.on_change += [decisions.settings_changed, publisher.settings_changed]
         return api
