@@ -12,6 +12,18 @@ _BAD_DATA = ("Incorrect data", "Variation not found")
 
 def read_record(visit: Visit, key: str) -> Record | None:
     """Return the record under `key`, as this decision has written it or as it was stored; None when there is none."""
+    record = _known_record(visit, key)
+    if record and record.get("status") in _BAD_DATA:
+        raise Abort(f"the stored record of {key} says: {record['status']}")
+    return record
+
+
+def has_record(visit: Visit, key: str) -> bool:
+    """Is anything stored under `key`? Also a record that says that it is bad is something."""
+    return _known_record(visit, key) is not None
+
+
+def _known_record(visit: Visit, key: str) -> Record | None:
     if visit.stored is None:
         return None
     record = visit.written.get(key) if visit.written else None
@@ -21,10 +33,7 @@ def read_record(visit: Visit, key: str) -> Record | None:
         return None
     if not hasattr(record, "get"):
         raise Abort(f"the stored record of {key} is not an object")
-    status = record.get("status")
-    if status in _BAD_DATA:
-        raise Abort(f"the stored record of {key} says: {status}")
-    return None if status in _NO_DATA or not record else record
+    return None if not record or record.get("status") in _NO_DATA else record
 
 
 def write_record(

@@ -12,7 +12,7 @@ from typing import Any
 from tornado_gateway.core.context import Abort, Properties
 from tornado_gateway.core.model import Facts
 from tornado_gateway.core.operands import list_value, value_matcher, version_matcher
-from tornado_gateway.core.records import read_record
+from tornado_gateway.core.records import has_record
 from tornado_gateway.core.visit import UNSET, Visit
 from tornado_gateway.core.webtests import campaign_condition
 
@@ -342,17 +342,14 @@ def _device(expected: Mapping[str, list[object]]) -> Predicate:
 
 
 def _device_fact(values: list[object]) -> Callable[[object], bool]:
-    """Compare one fact with its texts in order; a text or a fact that is none ends the check when it is reached."""
-    wanted = [(value.lower(), _device_pattern(value.lower())) if isinstance(value, str) else None for value in values]
+    """Compare one fact with its texts: the wildcards first, then the words. What is no text matches nothing."""
+    texts = [value.lower() for value in values if isinstance(value, str)]
+    patterns = [pattern for pattern in map(_device_pattern, texts) if pattern]
 
     def matches(actual: object) -> bool:
-        for item in wanted:
-            if item is None or not isinstance(actual, str):
-                raise _Incomparable
-            text, pattern = item
-            if (pattern and pattern(actual[:_LONGEST_FACT])) or text == actual.lower():
-                return True
-        return False
+        if not isinstance(actual, str):
+            raise _Incomparable
+        return any(pattern(actual[:_LONGEST_FACT]) for pattern in patterns) or actual.lower() in texts
 
     return matches
 
@@ -397,7 +394,7 @@ def _feature_switch(operand: object, compilation: Compilation) -> Predicate | No
         return _never_true
     compilation.features.append(key)
     wanted = flag == "on"
-    return lambda visit, properties, hidden: (read_record(visit, key) is not None) == wanted
+    return lambda visit, properties, hidden: has_record(visit, key) == wanted
 
 
 # --- constants ---------------------------------------------------------------
