@@ -52,9 +52,9 @@ class Decision:
         "writes",
     )
 
-    def __init__(self, feature_key: str, uuid: str | None, session_id: int | None) -> None:
+    def __init__(self, feature_key: str, session_id: int | None) -> None:
         self.feature_key = feature_key
-        self.uuid = uuid
+        self.uuid: str | None = None
         self.session_id = session_id
         self.variation: Variation | None = None
         self.rollout: Passed | None = None
@@ -120,24 +120,20 @@ def decide(
     """
     if trace is not None and not settings.is_traced:
         settings = traced_twin(settings)
-    uuid = None
+    decision = Decision(feature_key, context.session_id)
     try:
-        problem = context_problem(settings, context)
-        uuid = None if problem else _uuid(settings, context.user_id)
-        decision = Decision(feature_key, uuid, context.session_id)
-        if problem:
+        if context.use_id_for_web and (problem := context_problem(settings, context)):
             return _aborted(decision, problem, trace)
-        visit = Visit(settings, context, stored, trace)
+        decision.uuid = uuid_of(settings, context)
+        visit = Visit(settings, context, stored, trace, decision.impressions, decision.writes)
     except UnicodeEncodeError as error:  # a lone surrogate in the user id or the seed
-        return _aborted(Decision(feature_key, uuid, context.session_id), str(error), trace)
-    decision.impressions = visit.impressions
-    decision.writes = visit.writes
+        return _aborted(decision, str(error), trace)
     if context.post_segmentation_variables and HIDDEN_USER in context.post_segmentation_variables:
         decision.hidden_users = {}
     try:
         _decide(visit, decision, feature_key)
     except Exception as error:  # the settings may contain anything: whatever fails disables the flag, as in the SDKs
-        decision.impressions = visit.impressions[: visit.sent]
+        del decision.impressions[visit.sent :]
         return _aborted(decision, str(error) if isinstance(error, Abort) else repr(error), trace)
     if trace is not None:
         _trace_end(trace, decision)
@@ -153,11 +149,8 @@ def context_problem(settings: Settings, context: Context) -> str | None:
 
 def uuid_of(settings: Settings, context: Context) -> str | None:
     """Return the visitor uuid of a user; None for an empty id."""
-    return _uuid(settings, context.user_id)
-
-
-def _uuid(settings: Settings, user_id: str) -> str | None:
-    if len(user_id) == 33 and settings.is_web_connected and is_web_uuid(user_id):
+    user_id = context.user_id
+    if settings.is_web_connected and is_web_uuid(user_id):
         return user_id
     return settings.identify(user_id) if user_id else None
 
@@ -294,7 +287,7 @@ def _pass_rollout(visit: Visit, decision: Decision, feature: Feature) -> Passed 
             visit.rollouts_passed.add(feature.key)
             if not in_traffic(visit, rule):
                 return None
-            decision.rollout = Passed(rule.campaign_id, rule.key, rule.variations[0].id)
+            decision.rollout = rule.outcomes[rule.variations[0].id]
             _show(visit, decision, rule.variations[0], "rollout")
             return decision.rollout
     return None
@@ -307,14 +300,14 @@ def _pass_experiment(visit: Visit, decision: Decision, feature: Feature, shown: 
         if rule.kind is AB and (rule.is_forced or visit.context.variation_targeting_variables is None):
             variation = forced_variation(visit, rule)
             if variation is not None:
-                decision.experiment = Passed(rule.campaign_id, rule.key, variation.id)
+                decision.experiment = rule.outcomes[variation.id]
                 _show(visit, decision, variation, "whitelisted")
                 return shown
         if passes(visit, feature, rule, winners):
             variation = _bucketed_variation(visit, rule)
             if variation is None:
                 return shown
-            decision.experiment = Passed(rule.campaign_id, rule.key, variation.id)
+            decision.experiment = rule.outcomes[variation.id]
             _show(visit, decision, variation, "experiment")
             return decision.rollout
     return shown
@@ -329,7 +322,10 @@ def _bucketed_variation(visit: Visit, rule: Rule) -> Variation | None:
 def _show(visit: Visit, decision: Decision, variation: Variation, reason: str) -> None:
     decision.variation = variation
     decision.reason = reason
-    _append_impression(visit, decision, variation.impression)
+    if decision.hidden_users is None:
+        visit.impressions.append(variation.impression)
+    else:
+        _append_impression(visit, decision, variation.impression)
 
 
 def _append_impression(visit: Visit, decision: Decision, impression: Impression) -> None:

@@ -37,11 +37,11 @@ def passes(visit: Visit, feature: Feature, rule: Rule, winners: Winners) -> bool
 
 def _passes(visit: Visit, feature: Feature, rule: Rule, winners: Winners) -> bool:
     visit.hidden = visit.user_id if not rule.is_user_list else hidden_user(visit, rule)
-    group = rule.group
-    if group is None:
-        return in_segment(visit, rule)
-    if visit.properties is None:
+    properties, group = visit.properties, rule.group
+    if properties is None:
         raise Abort("the custom variables are null")
+    if group is None:
+        return rule.segment is None or rule.segment(visit, properties, visit.hidden)
     if group.problem:
         raise Abort(group.problem)
     if winners.get(group.id):

@@ -89,6 +89,7 @@ class Rule:
     member: str  # how a group lists it: "campaignId", of personalizations "campaignId_variationId"
     personal_member: str  # "campaignId_variationId" of any kind
     group: "Group | None"
+    outcomes: Mapping[Id, Passed]  # by variation id
 
     @property
     def first(self) -> Variation:

@@ -28,6 +28,8 @@ def in_traffic(visit: Visit, rule: Rule) -> bool:
     limit = rule.limit
     if limit is None:
         raise Abort(f"campaign {rule.campaign_id} has no traffic as a number")
+    if limit >= TRAFFIC_BUCKETS and visit.user_id and visit.trace is None:
+        return True
     bucket = bucket_of(rule.traffic_prefix + visit.bucketing_id, TRAFFIC_BUCKETS) if visit.user_id else None
     passed = bucket is not None and bucket <= limit
     if visit.trace is not None:

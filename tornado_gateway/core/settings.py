@@ -27,6 +27,7 @@ from tornado_gateway.core.model import (
     Holdout,
     Id,
     Impression,
+    Passed,
     Rule,
     Sdk,
     Settings,
@@ -195,6 +196,7 @@ class _Compiler:
         feature_rule_key = f"{feature['key']}_{rule['ruleKey']}"
         personal_member = f"{document['id']}_{variations[0].id}" if variations else ""
         experiment_key = feature_rule_key if kind is PERSONALIZE else document["key"]
+        key = feature_rule_key if kind is ROLLOUT else experiment_key
         member = personal_member if kind is PERSONALIZE and variations[0].id else str(document["id"])
         return Rule(
             kind=kind,
@@ -211,11 +213,12 @@ class _Compiler:
             traffic_prefix=prefix.encode(),
             variation_prefix=f"{prefix}{self.account_id}_".encode(),
             limit=limit if isinstance(limit, int | float) else None,
-            key=feature_rule_key if kind is ROLLOUT else experiment_key,
+            key=key,
             experiment_key=experiment_key,
             member=member,
             personal_member=personal_member,
             group=self.group(member),
+            outcomes={item.id: Passed(document["id"], key, item.id) for item in variations},
         )
 
     def feature(

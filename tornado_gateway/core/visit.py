@@ -27,7 +27,13 @@ class Visit:
     _web_campaigns: dict[str, str] | None = None
 
     def __init__(
-        self, settings: Settings, context: Context, stored: StoredRecords | None, trace: "Trace | None"
+        self,
+        settings: Settings,
+        context: Context,
+        stored: StoredRecords | None,
+        trace: "Trace | None",
+        impressions: list[Impression],
+        writes: list[Record],
     ) -> None:
         self.settings = settings
         self.context = context
@@ -37,8 +43,8 @@ class Visit:
         self.bucketing_id = (seed if seed and seed.strip() else user_id).encode()
         self.stored = stored
         self.trace = trace
-        self.impressions: list[Impression] = []
-        self.writes: list[Record] = []
+        self.impressions = impressions
+        self.writes = writes
         self.not_in: list[Any] = []  # holdouts that go into the record as "not in"
         self.rollouts_passed: set[str] = set()
 
