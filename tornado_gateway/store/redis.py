@@ -548,8 +548,8 @@ class RedisState:
         if version is None and name in self._last_seen:
             seen = self._last_seen[name]
             keys = (self._key("document", name), self._channel)
-            await self._link.run(_RESTORE, keys, seen.version, repr(seen.saved_at), seen.body, name)
-            logger.error("Redis had lost the document %s, it has been stored again", name)
+            if await self._link.run(_RESTORE, keys, seen.version, repr(seen.saved_at), seen.body, name):
+                logger.error("Redis had lost the document %s, it has been stored again", name)
         if version is None or int(version) == known_version:
             return None
         return await self.load_document(name)
@@ -685,7 +685,7 @@ class Link:
         try:
             replies = await self._replies([call.command for call in calls])
         except StoreError as error:
-            replies = [error] * len(calls)
+            replies = [StoreError(str(error)) for _ in calls]
         for call, reply in zip(calls, replies, strict=True):
             if call.reply.done():  # the caller has been cancelled
                 continue
@@ -731,6 +731,7 @@ class Link:
         return [_unwrapped(reply) for reply in await pipeline.execute(raise_on_error=False)]
 
     async def _failed(self, reason: str) -> StoreError:
+        """Note why, and when to try again; returns the error to raise."""
         self._failure = reason
         longest = min(RETRY_LONGEST_SECONDS, RETRY_FIRST_SECONDS * 2.0**self._failures)
         self._failures += 1
@@ -742,10 +743,8 @@ class Link:
         """Connect anew for what comes next: the idle connections are probably broken too, or end at the wrong node."""
         self._route.forget()
         if self._client is not None:
-            pool = self._client.connection_pool
-            await pool.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]
             with suppress(errors.RedisError, OSError):
-                await pool.disconnect(inuse_connections=False)
+                await self._client.connection_pool.disconnect(inuse_connections=False)
 
 
 _ERRORS_IN_SCRIPTS = {"OOM": errors.OutOfMemoryError, "READONLY": errors.ReadOnlyError}
@@ -799,7 +798,6 @@ def _route(config: Config, tag: str) -> "_Route":
         "socket_connect_timeout": None,
         "health_check_interval": HEALTH_CHECK_SECONDS,
         "protocol": 2,
-        "driver_info": None,
     }
     tls = _tls_options(config) if config.redis_enable_tls else {}
     timeout = config.socket_timeout_seconds
