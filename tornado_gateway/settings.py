@@ -4,11 +4,13 @@ Everything that changes `SettingsMirror.current` is in this file.
 """
 
 import asyncio
+import gc
 import hashlib
 import logging
 import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -239,7 +241,18 @@ def compile_document(document: bytes, sdk: core.Sdk) -> core.Settings:
         parsed = orjson.loads(document)
     except orjson.JSONDecodeError as error:
         raise core.SettingsError((f"the settings document is not JSON: {error}",)) from error
-    return core.compile_settings(parsed, sdk=sdk)
+    with _without_collector():
+        return core.compile_settings(parsed, sdk=sdk)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """All that a compilation makes stays alive: looking for garbage in between doubles its time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def describe_change(before: core.Settings | None, after: core.Settings) -> str:

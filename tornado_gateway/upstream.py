@@ -28,8 +28,8 @@ class Upstream:
     """One account at the vendor.
 
     `url` serves settings and helpers, `collect_url` takes events; `timeout_seconds` bounds connecting and each whole
-    request. `collection_prefix` is put in front of event paths; it and, for a gateway that has its settings from a file,
-    the account follow the settings.
+    request. `collection_prefix` is put in front of event paths; it follows the settings, and so does the account of a
+    gateway that has its settings from a file.
     """
 
     def __init__(

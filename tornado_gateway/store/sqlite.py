@@ -12,21 +12,25 @@ import asyncio
 import fcntl
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from queue import SimpleQueue
+from typing import Any, TypeVar, TypeVarTuple
 
 import orjson
 
 from ..errors import StoreError
 from . import Chunk, DeadLetter, Depth, NewChunk, Record, Store, StoredDocument
 
-P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+_Job = tuple["asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...]]
 
+# Some builds of SQLite overwrite what is deleted, which would write every event twice.
+PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA secure_delete=OFF;"
 SYNC_MODES = {"normal": "NORMAL", "full": "FULL"}
 CLAIMED_CHUNKS = 5000  # one claim never reads more chunks than this
 ADOPTED_AT_ONCE = 256  # chunks that move out of an abandoned log in one transaction
@@ -210,44 +214,82 @@ class SqliteState:
 
 
 class _Database:
-    """One connection and the one thread that uses it."""
+    """One connection and the one thread that uses it.
+
+    The thread is not an executor: handing a call over and its result back costs a third of what an executor's futures
+    and conditions cost, and every group of events is such a call.
+    """
 
     def __init__(self, sync: str, tables: str) -> None:
-        self._script = f"PRAGMA journal_mode=WAL; PRAGMA synchronous={SYNC_MODES[sync]}; {tables}"
-        self._thread: ThreadPoolExecutor | None = None
-        self._connection: sqlite3.Connection | None = None
+        self._script = f"{PRAGMAS} PRAGMA synchronous={SYNC_MODES[sync]}; {tables}"
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     async def open(self, path: Path) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=path.stem)
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._thread = threading.Thread(target=self._serve, args=(path, opened), name=path.stem, daemon=True)
+        self._thread.start()
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._connect, path)
+            await opened
         except (sqlite3.Error, OSError) as error:
-            await self.close()
+            self._thread.join()
+            self._thread = None
             raise StoreError(f"{path} cannot be opened: {error}") from error
 
     async def close(self) -> None:
-        if self._thread is None:
-            return
-        if self._connection is not None:
-            await self.run(sqlite3.Connection.close)
-        self._thread.shutdown()
-        self._thread = self._connection = None
+        """Finish what was asked before, and close."""
+        if self._thread is not None:
+            self._jobs.put(None)
+            await asyncio.to_thread(self._thread.join)
+            self._thread = None
 
-    async def run(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(self, work: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts) -> T:
         """Call `work(connection, ...)` in the thread."""
-        connection = self._connection
-        if self._thread is None or connection is None:
+        if self._thread is None:
             raise StoreError("the store is closed")
-        call: Callable[[], T] = lambda: work(connection, *args, **kwargs)  # noqa: E731
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._jobs.put((done, work, args))
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+            return await done
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"SQLite: {error}") from error
 
-    def _connect(self, path: Path) -> None:
+    def _serve(self, path: Path, opened: "asyncio.Future[None]") -> None:
+        try:
+            connection = self._connect(path)
+        except (sqlite3.Error, OSError) as error:
+            _hand_over(opened, None, error)
+            return
+        _hand_over(opened, None, None)
+        while (job := self._jobs.get()) is not None:
+            done, work, args = job
+            try:
+                _hand_over(done, work(connection, *args), None)
+            except BaseException as error:
+                _hand_over(done, None, error)
+            del job, done, work, args  # not to keep a group of events alive until the next one
+        connection.close()
+
+    def _connect(self, path: Path) -> sqlite3.Connection:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(path, isolation_level=None, timeout=10)
-        self._connection.executescript(self._script)
+        connection = sqlite3.connect(path, isolation_level=None, timeout=10)
+        connection.executescript(self._script)
+        return connection
+
+
+def _hand_over(done: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:
+    """Tell the loop, from the thread. A loop that is closed has nobody who waits."""
+    with suppress(RuntimeError):
+        done.get_loop().call_soon_threadsafe(_finish, done, result, error)
+
+
+def _finish(done: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:
+    if done.done():  # cancelled by who waited for it
+        return
+    if error is None:
+        done.set_result(result)
+    else:
+        done.set_exception(error)
 
 
 @contextmanager
