@@ -114,7 +114,7 @@ MALFORMED: list[Json] = [
     {"custom_variable": {}},
     {"not": []},
 ]
-WEIGHTS = [100, 100, 50, 30, 33.3333, 1.1, 0, 0.001, 77.5, 20]
+WEIGHTS = [100, 100, 100, 50, 30, 33.3333, 1.1, 0, 0.001, 77.5, 20]
 TRAFFIC = [100, 100, 100, 50, 77.5, 0, 10]
 SALTS = ["", "", "s1", "s2", "sälz"]
 
@@ -238,7 +238,7 @@ class Generator:
         }
         if self.chance(0.15):
             document["isWebConnectivityEnabled"] = self.pick([False, None, True])
-        if self.chance(0.45):
+        if self.chance(0.55):
             self.add_groups(document)
         if self.chance(0.4):
             document["holdouts"] = [self.holdout(900 + number) for number in range(self.random.randint(1, 3))]
@@ -367,7 +367,7 @@ class Generator:
         group["et"] = self.pick([1, 1, 2, 2, 2])
         if self.chance(0.15):
             del group["et"]
-        if self.chance(0.4):
+        if self.chance(0.6):
             group["p"] = [name for name in members if self.chance(0.4)]
         if self.chance(0.7):
             group["wt"] = {name: self.pick([50, 20, 80, 0, 33.3333]) for name in members if self.chance(0.8)}

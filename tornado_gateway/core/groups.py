@@ -149,8 +149,10 @@ def _is_stored(visit: Visit, member: GroupFeature, rule: Rule) -> bool:
 def _winner(visit: Visit, group: Group, eligible: list[Rule], step: dict[str, Any]) -> Rule | None:
     """Return the winner among the eligible, and store it when there was a choice."""
     if len(eligible) < 2:
+        step["algorithm"] = "single" if eligible else "none"
         return eligible[0] if eligible else None
     winner = None if group.is_random else _first_by_priority(group, eligible)
+    step["algorithm"] = "random" if group.is_random else "priority" if winner else "weights"
     if winner is None:
         bucket = bucket_of(group.prefix + visit.bucketing_id, VARIATION_BUCKETS)
         step["bucket"] = bucket

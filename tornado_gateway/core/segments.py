@@ -17,7 +17,8 @@ from tornado_gateway.core.visit import UNSET, Visit
 from tornado_gateway.core.webtests import campaign_condition
 
 Predicate = Callable[[Visit, Properties, object], bool]
-Recorder = Callable[[object, Predicate], Predicate]
+# (node, its predicate, "segment" for a node, "check" for what several nodes amount to, "skipped") -> predicate
+Recorder = Callable[[object, Predicate, str], Predicate]
 
 # Deeper nodes abort when they are reached: closures nest as deeply as the document does.
 DEEPEST_NODE = 200
@@ -60,7 +61,7 @@ def compile_segment(
 
 def _node(node: object, compilation: Compilation, depth: int) -> Predicate:
     predicate = _bare_node(node, compilation, depth)
-    return compilation.recorder(node, predicate) if compilation.recorder else predicate
+    return compilation.recorder(node, predicate, "segment") if compilation.recorder else predicate
 
 
 def _bare_node(node: object, compilation: Compilation, depth: int) -> Predicate:
@@ -92,7 +93,7 @@ def _and(operand: object, compilation: Compilation, depth: int) -> Predicate:
             predicates.append(_recorded(expected, _location(expected), compilation))
             break
         if compilation.recorder:
-            predicates.append(compilation.recorder({"skipped": node}, _always))
+            predicates.append(compilation.recorder(node, _always, "skipped"))
     return _all(predicates)
 
 
@@ -422,7 +423,7 @@ def _never(operand: object, compilation: Compilation, depth: int) -> Predicate:
 
 
 def _recorded(node: object, predicate: Predicate, compilation: Compilation) -> Predicate:
-    return compilation.recorder(node, predicate) if compilation.recorder else predicate
+    return compilation.recorder(node, predicate, "check") if compilation.recorder else predicate
 
 
 def _has_key(tree: object, key: str) -> bool:

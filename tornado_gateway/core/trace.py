@@ -35,14 +35,14 @@ class Trace:
         entry["steps"] = inner
 
 
-def record_node(node: object, predicate: Predicate) -> Predicate:
+def record_node(node: object, predicate: Predicate, step: str) -> Predicate:
     """Wrap the predicate of a segment node so that it leaves its result in the trace of the visit."""
 
     def recorded(visit: Visit, properties: Properties, hidden: object) -> bool:
         trace = visit.trace
         if trace is None:
             return predicate(visit, properties, hidden)
-        trace.open("segment", node=node, **_actual(node, visit, properties, hidden))
+        trace.open(step, node=node, **_actual(step, node, visit, properties, hidden))
         result: bool | None = None
         try:
             result = predicate(visit, properties, hidden)
@@ -66,10 +66,13 @@ def _explain(steps: list[Step], depth: int, lines: list[str]) -> None:
         _explain(step.get("steps", []), depth + 1, lines)
 
 
-def _actual(node: object, visit: Visit, properties: Properties, hidden: object) -> Step:
+def _actual(step: str, node: object, visit: Visit, properties: Properties, hidden: object) -> Step:
     """Return what the visitor has where the node looks, for nodes that compare something."""
     if not isinstance(node, dict) or not node:
         return {}
+    if step == "check":
+        facts = {**(visit.context.location or {}), **(visit.context.device or {})}
+        return {"actual": {name: facts.get(name) for name in node}} if "featureId" not in node else {}
     name, operand = next(iter(node.items()))
     read = _ACTUAL.get(name)
     return read(operand, visit, properties, hidden) if read else {}
@@ -92,21 +95,14 @@ def _device_fact(name: str) -> Callable[[object, Visit, Properties, object], Ste
     return _actual_of(lambda visit: visit.context.device.get(name) if visit.context.device else None)
 
 
-def _location_fact(name: str) -> Callable[[object, Visit, Properties, object], Step]:
-    return _actual_of(lambda visit: visit.context.location.get(name) if visit.context.location else None)
-
-
 _ACTUAL: dict[str, Callable[[object, Visit, Properties, object], Step]] = {
     "custom_variable": _actual_variable,
     "user": _actual_user,
     "ua": _actual_of(lambda visit: visit.context.user_agent),
     "ip_address": _actual_of(lambda visit: visit.context.ip_address),
     "campaignVariation": _actual_of(lambda visit: visit.web_campaigns()),
-    **{name: _location_fact(name) for name in ("country", "region", "city")},
-    **{
-        name: _device_fact(name)
-        for name in ("os", "os_version", "browser_string", "browser_version", "device_type", "device")
-    },
+    "os_version": _device_fact("os_version"),
+    "browser_version": _device_fact("browser_version"),
 }
 
 
@@ -120,8 +116,6 @@ def _segment_line(step: Step) -> str:
     node = step["node"]
     if not isinstance(node, dict) or not node:
         return f"{mark} {_json(node)}"
-    if "skipped" in node:
-        return f"{mark} skipped, as a location beside other conditions: {_json(node['skipped'])}"
     name, operand = next(iter(node.items()))
     if name in ("and", "or", "not"):
         return f"{mark} {name}"
@@ -130,6 +124,10 @@ def _segment_line(step: Step) -> str:
         return f"{mark} {variable} is {_json(wanted)}: {_has(step)}"
     wanted = ", ".join(f"{key} is {_json(value)}" for key, value in node.items())
     return f"{mark} {wanted}: {_has(step)}" if "actual" in step else f"{mark} {wanted}"
+
+
+def _skipped_line(step: Step) -> str:
+    return f"[-] skipped, as a location beside other conditions: {_json(step['node'])}"
 
 
 def _has(step: Step) -> str:
@@ -194,6 +192,8 @@ def _json(value: object) -> str:
 
 _LINES: dict[str, Callable[[Step], str]] = {
     "segment": _segment_line,
+    "check": _segment_line,
+    "skipped": _skipped_line,
     "rule": _rule_line,
     "traffic": _traffic_line,
     "variation": _variation_line,
