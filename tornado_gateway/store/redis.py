@@ -877,7 +877,7 @@ class _SentinelRoute(_Route):
 
     async def close(self) -> None:
         if self._sentinel is not None:
-            await self._sentinel.aclose()
+            await asyncio.gather(*(node.aclose() for node in self._sentinel.sentinels))
             self._sentinel = None
 
     def _credentials(self) -> list[tuple[str | None, str | None]]:
