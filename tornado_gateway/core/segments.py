@@ -80,20 +80,23 @@ def _and(operand: object, compilation: Compilation, depth: int) -> Predicate:
     """All nodes; location nodes are gathered, checked once they are as many as the nodes, and skipped until then."""
     if not isinstance(operand, list):
         return _whole_operand(operand, True)
-    predicates: list[Predicate] = []
+    steps: list[tuple[object, Predicate | None]] = []
     expected: dict[str, object] = {}
+    check = None
     for node in operand:
         wanted = {key: node[key] for key in _LOCATION_KEYS if key in node} if isinstance(node, dict) else {}
-        if not wanted:
-            predicates.append(_node(node, compilation, depth + 1))
-            continue
-        compilation.location = True
         expected.update(wanted)
-        if len(expected) == len(operand):
-            predicates.append(_recorded(expected, _location(expected), compilation))
+        if wanted and len(expected) == len(operand):
+            check = _recorded(expected, _location(expected), compilation)
             break
-        if compilation.recorder:
-            predicates.append(compilation.recorder(node, _always, "skipped"))
+        steps.append((node, None if wanted else _node(node, compilation, depth + 1)))
+    compilation.location = compilation.location or bool(expected)
+    predicates = [predicate for _, predicate in steps if predicate]
+    if check:
+        return _all([*predicates, check])
+    if compilation.recorder:
+        record = compilation.recorder
+        predicates = [predicate or record(node, _always, "skipped") for node, predicate in steps]
     return _all(predicates)
 
 

@@ -105,7 +105,6 @@ class _Compiler:
         for index, item in reversed(list(enumerate(items_of(document["features"])))):  # the first of a key wins
             features[item["key"]] = self.feature(item, linked[index], applicable[index], is_marked)
         prefix = document.get("collectionPrefix")
-        poll_interval = document.get("pollInterval")
         return Settings(
             account_id=self.account_id,
             sdk_key=document["sdkKey"],
@@ -114,7 +113,7 @@ class _Compiler:
             is_dev_mode=bool(document.get("devMode")),
             is_web_connected=bool(document.get("isWebConnectivityEnabled", True)),
             collection_prefix=prefix if isinstance(prefix, str) and prefix.strip() else None,
-            poll_interval_ms=int(poll_interval) if isinstance(poll_interval, int | float) and poll_interval else None,
+            poll_interval_ms=_positive(document.get("pollInterval")),
             usage_stats_account_id=document.get("usageStatsAccountId"),
             features=MappingProxyType(dict(reversed(features.items()))),
             event_names=_event_names(document),
@@ -312,6 +311,13 @@ class _Compiler:
             )
 
 
+def _positive(value: object) -> int | None:
+    """Return a number of milliseconds; the schema does not check it, and anything else counts as absent."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        return None
+    return int(value)
+
+
 def _applicable(feature: Document, holdouts: list[Holdout]) -> tuple[Holdout, ...]:
     return tuple(holdout for holdout in holdouts if holdout.is_global or feature["id"] in holdout.feature_ids)
 
@@ -390,8 +396,7 @@ def _reach(key: str, rules: tuple[Rule, ...], holdouts: tuple[Holdout, ...]) -> 
     keys = {key: None}
     groups: dict[str, Group] = {}
     waiting = [rule for rule in rules if rule.kind is not OTHER]
-    while waiting:
-        rule = waiting.pop()
+    for rule in waiting:  # which grows on the way
         facts.append(rule.facts)
         group = rule.group
         if group is None or group.id in groups:

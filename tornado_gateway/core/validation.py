@@ -154,11 +154,13 @@ def _each_value(keys: re.Pattern[str], field: Field) -> Check:
     """Check an object whose keys are ids and whose values are alike."""
 
     def check(value: dict[str, Any], path: Path, problems: Problems) -> None:
-        for key in value:
+        for key, item in value.items():
             if not keys.search(key):
                 problems.add(Path(path, key), f"a key like {field.name}", "this key")
-            else:
-                _check_fields({field.name: value[key]}, (field,), Path(path, key), problems)
+            elif type(item) not in field.types:
+                problems.add(Path(path, key), field.expected, _shown(item))
+            elif field.check:
+                field.check(item, Path(path, key), problems)
 
     return check
 
@@ -189,8 +191,8 @@ def _check_loadable(document: dict[str, Any], problems: Problems) -> None:
         for place, rule in enumerate(feature.get("rules", ())):
             campaign = kinds.get(rule["campaignId"])
             if campaign and campaign["type"] in ("FLAG_ROLLOUT", "FLAG_PERSONALIZE") and not campaign["variations"]:
-                what = f"a campaign with variations, campaign {rule['campaignId']} has none"
-                problems.add(Path(Path(Path(path, "rules"), place), "campaignId"), what, "it")
+                path_of_id = Path(Path(Path(path, "rules"), place), "campaignId")
+                problems.add(path_of_id, "a campaign with variations", f"campaign {rule['campaignId']} without")
 
 
 # --- the tables --------------------------------------------------------------
