@@ -22,6 +22,7 @@ def record(place, generation, adopted=0, **events):
         "place": place,
         "generation": generation,
         "adopted": adopted,
+        "is_queue_shared": False,
         "uptime_seconds": 1.0,
         "connections": 2,
         "in_flight": 1,
@@ -144,6 +145,23 @@ def test_events_sent_before_they_are_counted_as_adopted():
     assert instance.sums() == counts(delivered=10)
     instance.end(1, 2)
     assert instance.sums() == counts(delivered=10)
+
+
+def test_a_queue_that_is_shared_with_other_machines_is_counted_once():
+    board = Scoreboard(2)
+
+    def publish(place, generation, received, delivered, waiting):
+        events = {"received": received, "waiting": waiting, "delivered": delivered, "dead": 0, "rejected": 0}
+        board.publish(place, record(place, generation) | {"is_queue_shared": True, "events": events})
+
+    publish(0, 1, received=10, delivered=2, waiting=12)
+    publish(1, 2, received=5, delivered=1, waiting=12)
+    assert board.read_all().events == counts(waiting=12, delivered=3)
+    board.retire(0, 1)
+    assert board.read_all().events == counts(waiting=12, delivered=3)
+    publish(0, 3, received=0, delivered=0, waiting=11)
+    publish(1, 2, received=5, delivered=2, waiting=11)
+    assert board.read_all().events == counts(waiting=11, delivered=4)
 
 
 def test_a_worker_that_never_published():

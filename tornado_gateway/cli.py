@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from . import __version__, core, logs, worker
+from . import __version__, core, logs, supervisor, worker
 from .config import Config, add_flags, described, given_flags, load
 from .device import DeviceReader
 from .errors import ConfigError
@@ -78,7 +78,7 @@ def _configuration(arguments: argparse.Namespace) -> Config:
 def _serve(arguments: argparse.Namespace) -> int:
     config = _configuration(arguments)
     logs.set_up(config.log_level)
-    return worker.run(config)
+    return supervisor.run(config, worker.run)
 
 
 def _check(arguments: argparse.Namespace) -> int:

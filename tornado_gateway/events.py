@@ -126,6 +126,20 @@ class EventQueue:
         self.counts.waiting += events
         self.counts.dead -= events
 
+    async def count_adopted(self) -> None:
+        """Count as received what the store has got from elsewhere, such as from the log of a dead worker.
+
+        The difference is exact although others append and settle meanwhile: the store answers in the order in which it
+        works, and every answer is counted at once.
+        """
+        depth = await self._store.depth()
+        waiting, dead = depth.waiting - self.stored, depth.dead - self.counts.dead
+        self.stored += waiting
+        self.counts.waiting += waiting
+        self.counts.dead += dead
+        self.counts.received += waiting + dead
+        self.on_stored()
+
     async def _recount_regularly(self) -> None:
         while True:
             try:

@@ -15,6 +15,8 @@ Everything that binds the sums is in this file:
 - A worker that was killed had no chance to publish its last moment. What it had received then comes back with its
   log; what it had delivered then is missing among received and delivered alike. So received = delivered + waiting +
   dead + rejected holds for the sums at any time.
+- With a queue that is shared with other machines (Redis) every worker shows what waits there as a whole, so the sums
+  have it once, and no worker leaves anything behind. What one machine received another one may deliver.
 """
 
 import mmap
@@ -38,6 +40,7 @@ _NUMBER_BYTES = 8  # of the last record that is complete
 _HEAD = struct.Struct("=QII")  # its number again, its length, the checksum
 _HALF_BYTES = (PLACE_BYTES - _NUMBER_BYTES) // 2
 _ROOM_BYTES = _HALF_BYTES - _HEAD.size
+_INTERNAL = frozenset({"place", "generation", "adopted", "is_queue_shared", "last_poll"})
 _NO_TOTALS: Record = {"retirements": 0, "adopted": 0, "retired": {}, "events": {}, "left_behind": []}
 
 
@@ -75,6 +78,8 @@ class Scoreboard:
         events: Counter[str] = Counter(totals["events"])
         for record in living:
             events.update(record["events"])
+        if any(record["is_queue_shared"] for record in living):
+            events["waiting"] = max(record["events"]["waiting"] for record in living)
         for retirement, counts in totals["left_behind"]:
             if retirement > adopted:
                 events.update(counts)
@@ -89,9 +94,12 @@ class Scoreboard:
         totals["retired"][str(place)] = generation
         if final is not None and final["generation"] == generation:
             counts: Counter[str] = Counter(final["events"])
-            done = {"delivered": counts["delivered"], "rejected": counts["rejected"]}
-            left = {"waiting": counts["waiting"], "dead": counts["dead"]}
-            totals["events"] = Counter(totals["events"]) + Counter(_received(done))
+            if final["is_queue_shared"]:
+                done, left = {**counts, "waiting": 0}, {}
+            else:
+                done = _received({"delivered": counts["delivered"], "rejected": counts["rejected"]})
+                left = {"waiting": counts["waiting"], "dead": counts["dead"]}
+            totals["events"] = Counter(totals["events"]) + Counter(done)
             totals["adopted"] = max(totals["adopted"], final.get("adopted", 0))
             if any(left.values()):
                 totals["left_behind"].append([totals["retirements"], _received(left)])
@@ -183,6 +191,6 @@ def _at(last: Record) -> float:
 
 
 def _as_listed(worker: Record) -> Record:
-    """A worker among others: internal numbers are left out, of the settings only the hash is of interest."""
-    shown = {key: value for key, value in worker.items() if key not in {"place", "generation", "adopted", "last_poll"}}
+    """A worker among others: of its settings only the hash is of interest."""
+    shown = {key: value for key, value in worker.items() if key not in _INTERNAL}
     return shown | {"settings": worker["settings"]["hash"]}

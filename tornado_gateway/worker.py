@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import os
+import random
 import signal
 import socket
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tornado.httpclient import AsyncHTTPClient
+from tornado.ioloop import PeriodicCallback
 
 from . import __version__, core
 from .api import Api
@@ -29,9 +31,11 @@ from .location import GeoRefresh, LocationReader, download
 from .lookups import Lookups
 from .pages import build_application
 from .publisher import Publisher
+from .scoreboard import Record, instance_status
 from .settings import Fetch, SettingsMirror, Snapshot, document_name
 from .store import Store
 from .store.sqlite import SqliteEvents, open_sqlite
+from .supervisor import Post
 from .upstream import Dialect, Nowhere, Upstream
 from .wire import ClientAddress
 
@@ -41,13 +45,22 @@ BATCH_PATH = b"/batch-events-v2"
 EDITION = "GeoLite2-City"
 GEO_LEASE_SECONDS = 3600.0
 FLUSH_SHARE = 0.5  # of SHUTDOWN_SECONDS that the last flush may take
+PUBLISH_SECONDS = 0.25  # how old the other workers' numbers in /status may be
+ADOPT_SECONDS = 10.0  # how often a worker looks for the event log of a dead one
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Worker:
     """Everything of one process. `start` and `stop` mirror each other."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, post: Post) -> None:
         self._config = config
+        self._post = post
+        self._adopted = 0  # how many processes had ended when their logs were last taken over
+        self._adopting: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[bool] | None = None
+        self._stop_adopting = asyncio.Event()
+        self._publishing = PeriodicCallback(self._publish, PUBLISH_SECONDS * 1000, jitter=0.1)
         self._started_at = time.monotonic()
         self._stopping = False
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
@@ -162,33 +175,57 @@ class Worker:
         return self.upstream if has_collector or not self._config.is_offline else Nowhere()
 
     async def start(self) -> None:
+        ended = self._post.scoreboard.retirements
         await self.store.open()
         await self.events.start()
+        self._adopted = ended  # the store has opened the log of a dead worker, or has taken it over
+        self._publish()
+        self._publishing.start()
         await asyncio.to_thread(self.location.open)  # half a second for a full-size database
         self.location.start()
         if self.geo_refresh is not None:
             self.geo_refresh.start()
         await self.mirror.start(self._config.socket_timeout_seconds)
-        await self.server.listen(self._config.host, self._config.port)
+        await self.server.listen(self._config.host, self._config.port, sock=self._post.sock)
         await self.flusher.start()
+        if self._post.parent is not None and isinstance(self.store.events, SqliteEvents):
+            self._adopting = asyncio.create_task(self._adopt_regularly(self.store.events))
+        self._publish()
         logger.info("serving on http://%s:%d", self._config.host, self.server.port)
 
     async def stop(self) -> None:
         """Take no new work, finish what was accepted, flush once more; what is left stays stored."""
         self._stopping = True  # /ready says 503 from now on
+        self._stop_adopting.set()
         deadline = self._config.shutdown_seconds
         await self.server.stop(deadline * (1 - FLUSH_SHARE))
         await self.mirror.stop()
         if self.geo_refresh is not None:
             await self.geo_refresh.stop()
         self.location.stop()
+        if self._adopting is not None:
+            await self._adopting  # never cut off: its lock on the other log would go before the move is done
         await self.events.stop()
         await self.flusher.stop(deadline * FLUSH_SHARE)
         await self.store.close()
         self.upstream.close()
+        self._publishing.stop()
+        self._publish()
+
+    def refresh_settings(self) -> None:
+        logger.info("settings are refreshed now (SIGHUP)")
+        self._refreshing = asyncio.create_task(self.mirror.refresh())
 
     def status(self) -> dict[str, Any]:
-        """The body of /status."""
+        """The body of /status: the whole instance, whichever worker is asked."""
+        self._publish()
+        return instance_status(self._post.scoreboard, __version__)
+
+    def _publish(self) -> None:
+        self._post.scoreboard.publish(self._post.place, self._record())
+
+    def _record(self) -> Record:
+        """What the other workers may know of this one."""
         now = time.time()
         snapshot, poll, flush, counts = (
             self.mirror.current,
@@ -197,10 +234,19 @@ class Worker:
             self.events.counts,
         )
         return {
-            "version": __version__,
+            "pid": os.getpid(),
+            "slot": self._post.slot,
+            "place": self._post.place,
+            "generation": self._post.generation,
+            "adopted": self._adopted,
+            "is_queue_shared": uses_redis(self._config),
             "uptime_seconds": round(time.monotonic() - self._started_at, 3),
+            "is_stopping": self._stopping,
+            "connections": self.server.connections,
+            "in_flight": self.server.in_flight,
             "settings": {
                 "version": snapshot.settings.version if snapshot else None,
+                "stored_version": snapshot.version if snapshot else None,
                 "age_seconds": self.mirror.age_seconds(now),
                 "hash": snapshot.digest if snapshot else None,
                 "source": snapshot.source if snapshot else None,
@@ -216,6 +262,22 @@ class Worker:
             "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
             "last_error": self.events.failure or flush.error or poll.error,
         }
+
+    async def _adopt_regularly(self, log: SqliteEvents) -> None:
+        """Take over the events of workers that have ended without being replaced, or with events left."""
+        while not self._stopping:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop_adopting.wait(), ADOPT_SECONDS * random.uniform(0.5, 1.0))
+                return
+            ended = self._post.scoreboard.retirements
+            try:
+                if moved := await log.adopt():
+                    logger.info("%d events of a worker that has ended are taken over", moved)
+                await self.events.count_adopted()
+            except (StoreError, OSError) as error:
+                logger.error("the events of an ended worker cannot be taken over yet: %s", error)
+            else:
+                self._adopted = ended
 
     def _fetch_settings(self, *, pull: bool = False) -> Fetch:
         file = self._config.settings_file
@@ -277,26 +339,43 @@ async def _read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def run(config: Config) -> int:
-    """Run one worker until SIGTERM or SIGINT. Returns the exit code."""
+def run(config: Config, post: Post) -> int:
+    """Run one worker until SIGTERM or SIGINT, or until its parent is gone. Returns the exit code.
+
+    SIGHUP refreshes the settings. (The parent of several workers replaces them instead.)
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are settings to refresh
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
         try:
-            return runner.run(_serve(config))
+            return runner.run(_serve(config, post))
         except (GatewayError, OSError) as error:
             logger.error("the gateway cannot start: %s", error)
             return 1
 
 
-async def _serve(config: Config) -> int:
+async def _serve(config: Config, post: Post) -> int:
+    loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    worker = Worker(config)
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    if post.parent is not None:
+        loop.add_reader(post.parent, _parent_is_gone, post.parent, stop)
+    worker = Worker(config, post)
     await worker.start()
     _tune_collector()
+    loop.add_signal_handler(signal.SIGHUP, worker.refresh_settings)
+    post.report_ready()
     await stop.wait()
+    # The end of the loop takes its handlers away; a repeated signal would then kill the process in its last moment.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, signal.SIGHUP))
     await worker.stop()
     return 0
+
+
+def _parent_is_gone(pipe: int, stop: asyncio.Event) -> None:
+    asyncio.get_running_loop().remove_reader(pipe)
+    logger.error("the parent is gone: shutting down")
+    stop.set()
 
 
 def _tune_collector() -> None:
