@@ -16,7 +16,7 @@ from typing import Any
 from tornado.httpclient import AsyncHTTPClient
 from tornado.ioloop import PeriodicCallback
 
-from . import __version__, core
+from . import __version__, core, notify
 from .api import Api
 from .collector import Collector
 from .config import Config
@@ -36,6 +36,7 @@ from .settings import Fetch, SettingsMirror, Snapshot, document_name
 from .store import Store
 from .store.sqlite import SqliteEvents, open_sqlite
 from .supervisor import Post
+from .tls import Certificates
 from .upstream import Dialect, Nowhere, Upstream
 from .wire import ClientAddress
 
@@ -103,12 +104,18 @@ class Worker:
         self.location = LocationReader(database, config.geo_map_file, copy_directory=config.data_dir)
         self.geo_refresh = self._build_geo_refresh()
         self.device = DeviceReader(map_file=config.ua_map_file)
+        self.certificates = (
+            Certificates(config.tls_cert_path, config.tls_key_path)
+            if config.tls_cert_path and config.tls_key_path
+            else None
+        )
         self.server = Server(
             self._build_api().find,
             build_application(self.mirror, self.status, lambda: self._stopping),
             limits=Limits(max_body_bytes=config.max_body_bytes, keep_alive_seconds=config.keep_alive_seconds),
             body_limit=lambda path: config.max_batch_bytes if path.endswith(BATCH_PATH) else config.max_body_bytes,
             more_headers=Cors(config.cors_allowed_origins).header_lines if config.cors_config_required else None,
+            ssl_context=self.certificates.context if self.certificates else None,
         )
 
     def _build_api(self) -> Api:
@@ -186,12 +193,15 @@ class Worker:
         if self.geo_refresh is not None:
             self.geo_refresh.start()
         await self.mirror.start(self._config.socket_timeout_seconds)
+        if self.certificates is not None:
+            self.certificates.start()
         await self.server.listen(self._config.host, self._config.port, sock=self._post.sock)
         await self.flusher.start()
         if self._post.parent is not None and isinstance(self.store.events, SqliteEvents):
             self._adopting = asyncio.create_task(self._adopt_regularly(self.store.events))
         self._publish()
-        logger.info("serving on http://%s:%d", self._config.host, self.server.port)
+        scheme = "https" if self.certificates else "http"
+        logger.info("serving on %s://%s:%d", scheme, self._config.host, self.server.port)
 
     async def stop(self) -> None:
         """Take no new work, finish what was accepted, flush once more; what is left stays stored."""
@@ -199,6 +209,8 @@ class Worker:
         self._stop_adopting.set()
         deadline = self._config.shutdown_seconds
         await self.server.stop(deadline * (1 - FLUSH_SHARE))
+        if self.certificates is not None:
+            self.certificates.stop()
         await self.mirror.stop()
         if self.geo_refresh is not None:
             await self.geo_refresh.stop()
@@ -365,11 +377,29 @@ async def _serve(config: Config, post: Post) -> int:
     _tune_collector()
     loop.add_signal_handler(signal.SIGHUP, worker.refresh_settings)
     post.report_ready()
+    telling = asyncio.create_task(_tell_systemd(post, stop))
     await stop.wait()
     # The end of the loop takes its handlers away; a repeated signal would then kill the process in its last moment.
     signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, signal.SIGHUP))
     await worker.stop()
+    telling.cancel()
     return 0
+
+
+async def _tell_systemd(post: Post, stop: asyncio.Event) -> None:
+    """On the loop that serves: when it hangs, the watchdog hears nothing any more and systemd restarts the gateway."""
+    if post.parent is not None:
+        return  # systemd listens to the parent
+    notify.ready()
+    interval = notify.watchdog_interval()
+    while not stop.is_set():
+        notify.ping()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), interval)
+    notify.stopping()
+    while interval is not None:
+        notify.ping()
+        await asyncio.sleep(interval)
 
 
 def _parent_is_gone(pipe: int, stop: asyncio.Event) -> None:
