@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ class Exchange:
     status: int | None = None
     body: bytes = b""
     error: str | None = None
+    seconds: float = 0.0
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Load:
     make: Callable[[int], tuple[str, dict[str, Any]]]
     connections: int = 32
     total: int | None = None
+    pause_seconds: float = 0.0  # of each connection between two requests
     exchanges: list[Exchange] = field(default_factory=list)
     answered: int = 0
     stopping: bool = False
@@ -52,6 +55,8 @@ class Load:
                 self.answered += 1
                 if closes:
                     return
+                if self.pause_seconds:
+                    await asyncio.sleep(self.pause_seconds)
         except (OSError, asyncio.IncompleteReadError) as error:
             self.exchanges[-1].error = exchange.error = repr(error)
         finally:
@@ -59,10 +64,12 @@ class Load:
 
     async def _exchange(self, exchange: Exchange, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """True if the server closes the connection behind its answer."""
+        started = time.monotonic()
         body = orjson.dumps(exchange.fields)
         writer.write(f"POST {exchange.path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0])
         exchange.body = await reader.readexactly(length)
         exchange.status = int(head[9:12])
+        exchange.seconds = time.monotonic() - started
         return b"connection: close" in head

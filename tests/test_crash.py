@@ -7,6 +7,7 @@ import resource
 
 import orjson
 import pytest
+from ledger import SETTINGS, acknowledged, arrived, visitor_requests
 from load import Exchange, Load
 from process import Gateway, sample_document
 from vendor import Fault, Vendor
@@ -17,57 +18,6 @@ from tornado_gateway.events import PARALLEL_REQUESTS
 EVENTS_PER_REQUEST = 50
 ROUNDS = 10
 REQUESTS_PER_ROUND = 2000
-
-SETTINGS = core.compile_settings(sample_document())
-
-
-def visitor_requests(run: int):
-    """Every request is of another visitor, so that each event upstream tells which request it came from."""
-
-    def make(number):
-        user = f"visitor-{run}-{number}"
-        if number % 4 == 2:
-            return "/server-side/trackEvent", {
-                "eventName": "purchase",
-                "userId": user,
-                "eventProperties": {"n": number},
-            }
-        if number % 4 == 3:
-            return "/server-side/setAttribute", {"attributeKey": "tier", "attributeValue": "gold", "userId": user}
-        plan = {"plan": "gold" if number % 8 else "none"}
-        return "/server-side/getFlag", {"featureKey": "new-checkout", "userId": user, "customVariables": plan}
-
-    return make
-
-
-def expected_events(exchange: Exchange) -> list[tuple[str, str, object]]:
-    """What the core says that a request causes: visitor, event, campaign."""
-    fields = exchange.fields
-    context = core.context_from_json(fields, fields["userId"])
-    if exchange.path.endswith("getFlag"):
-        decision = core.decide(SETTINGS, fields["featureKey"], context)
-        documents, count = core.event_documents(SETTINGS, context, decision, 0)
-        events = [identity(orjson.loads(line)) for line in documents.splitlines()]
-        assert len(events) == count > 0
-        return events
-    if exchange.path.endswith("trackEvent"):
-        return [identity(orjson.loads(core.track_event_document(SETTINGS, context, "purchase", {}, 0)))]
-    return [identity(orjson.loads(core.attribute_document(SETTINGS, context, {"tier": "gold"}, 0)))]
-
-
-def identity(document):
-    data = document["d"]
-    return data["visId"], data["event"]["name"], data["event"]["props"].get("id")
-
-
-def acknowledged(exchanges: list[Exchange]) -> collections.Counter:
-    return collections.Counter(
-        event for exchange in exchanges if exchange.status == 200 for event in expected_events(exchange)
-    )
-
-
-def arrived(vendor: Vendor) -> collections.Counter:
-    return collections.Counter(identity(event) for event in vendor.events)
 
 
 def test_killed_at_any_moment_no_acknowledged_event_is_lost(tmp_path, record_property):

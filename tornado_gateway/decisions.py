@@ -164,7 +164,8 @@ class Decisions:
         if feature is not None:
             self._enrich(context, feature)
             if feature.list_checks:
-                context.lists = await self._lists.gather(feature.list_checks, context.custom_variables or {})
+                given = (context.custom_variables or {}, context.variation_targeting_variables or {})
+                context.lists = await self._lists.gather(feature.list_checks, given)
         if self._sticky_seconds is None:
             decision = core.decide(settings, feature_key, context)
         else:

@@ -33,7 +33,7 @@ class RequestError(GatewayError):
 
 
 class StoreError(GatewayError):
-    """The store could not do what it was asked; nothing of it has been kept."""
+    """The store could not do what it was asked. Nothing of it has been kept, unless only the answer got lost."""
 
 
 class UpstreamError(GatewayError):

@@ -35,9 +35,16 @@ class ListChecks:
             self._asking[key] = asyncio.create_task(self._refresh(key))
         return await asyncio.shield(self._asking[key])
 
-    async def gather(self, checks: Sequence[tuple[str, str]], variables: Mapping[str, Any]) -> dict[Membership, bool]:
-        """The answers that a feature's segments will ask for: of (variable name, list id), those that are given."""
-        wanted = [(list_id, list_value(variables[name])) for name, list_id in checks if name in variables]
+    async def gather(
+        self, checks: Sequence[tuple[str, str]], given: Sequence[Mapping[str, Any]]
+    ) -> dict[Membership, bool]:
+        """The answers that a feature's segments will ask for: of (variable name, list id), for the given variables."""
+        wanted = {
+            (list_id, list_value(variables[name]))
+            for name, list_id in checks
+            for variables in given
+            if name in variables
+        }
         answers = await asyncio.gather(*(self.is_member(*key) for key in wanted))
         return dict(zip(wanted, answers, strict=True))
 

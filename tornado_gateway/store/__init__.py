@@ -66,7 +66,9 @@ class StoredDocument:
 
 
 class EventStore(Protocol):
-    """A durable queue of chunks, oldest first."""
+    """A durable queue of chunks, oldest first. `failure` says why events are kept elsewhere at the moment, if so."""
+
+    failure: str | None
 
     async def open(self) -> None: ...
 

@@ -262,6 +262,7 @@ class RedisEvents:
     """
 
     def __init__(self, link: "Link", account: str, owner: str, *, alive_seconds: float = ALIVE_SECONDS) -> None:
+        self.failure: str | None = None
         self._link = link
         self._keys = tuple(f"{{fme:{account}}}:{name}" for name in ("events", "counts", "dead"))
         self._consumers = f"{{fme:{account}}}:consumers"

@@ -78,6 +78,7 @@ class SqliteEvents:
     """The event log of this worker."""
 
     def __init__(self, directory: Path, sync: str = "normal") -> None:
+        self.failure: str | None = None
         self._directory = directory
         self._database = _Database(sync, EVENT_TABLES)
         self._lock: int | None = None
