@@ -29,6 +29,8 @@ RETRY_AFTER_LONGEST_SECONDS = 300.0
 RETRIED_STATUSES = frozenset({408, 425, 429})  # 4xx that say "later", not "never"
 SPLIT_STATUSES = frozenset({400, 413, 422})  # 4xx that may be about one event of the batch only
 
+Entry = tuple[int, bytes, str]  # number of events, their documents joined by newlines, query as in `NewChunk`
+
 
 @dataclass(slots=True)
 class EventCounts:
@@ -60,13 +62,14 @@ class EventQueue:
         self.stored = 0  # committed and not yet settled
         self.failure: str | None = None  # why the last commit failed; None when it did not
         self.on_stored: Callable[[], None] = lambda: None
+        self.on_commit: Callable[[Sequence[Entry]], None] = lambda group: None  # what has just become durable
         self.durable = durable
         self._store = store
         self._limit = limit
         self._chunk_events = chunk_events
         self._shared = shared
         self._recounting: asyncio.Task[None] | None = None
-        self._group: list[tuple[int, bytes, str]] = []
+        self._group: list[Entry] = []
         self._gate = Gate()
         self._wanted = asyncio.Event()
         self._stopping = False
@@ -174,8 +177,9 @@ class EventQueue:
         self.stored += sum(count for count, _, _ in group)
         gate.open()
         self.on_stored()
+        self.on_commit(group)
 
-    async def _not_stored(self, group: list[tuple[int, bytes, str]], gate: Gate, error: StoreError) -> None:
+    async def _not_stored(self, group: list[Entry], gate: Gate, error: StoreError) -> None:
         if self.failure is None:
             logger.error("events cannot be stored: %s", error)
         self.failure = str(error)
@@ -190,7 +194,7 @@ class EventQueue:
             self._wanted.set()
 
 
-def _chunks(group: Sequence[tuple[int, bytes, str]], most_events: int) -> list[NewChunk]:
+def _chunks(group: Sequence[Entry], most_events: int) -> list[NewChunk]:
     """Join a group into chunks of at most `most_events`, so that a chunk always fits into one request upstream."""
     chunks: list[NewChunk] = []
     bodies: list[bytes] = []
