@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import ssl
 import threading
 import time
 from dataclasses import dataclass, field
@@ -37,16 +38,25 @@ class Call:
 
 
 class Vendor:
-    """Runs in a thread of its own; use as a context manager. Everything that arrived can be looked at any time."""
+    """Runs in a thread of its own; use as a context manager. Everything that arrived can be looked at any time.
 
-    def __init__(self, settings: dict[str, Any] | None = None) -> None:
+    With a TLS context it also listens on `tls_port`.
+    """
+
+    def __init__(self, settings: dict[str, Any] | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.settings: bytes = orjson.dumps(settings if settings is not None else {})
+        self.dialects: dict[tuple[str, str], bytes] = {}  # (api-version, platform): a document of its own
+        self.lists: dict[str, set[str]] = {}  # list id: its members, for check-attribute
+        self.event_dsl = b"true"
         self.calls: list[Call] = []
         self.events: list[dict[str, Any]] = []  # every event that was taken with a 200, in order
         self.batches: list[int] = []  # their sizes
         self.event_faults: collections.deque[Fault] = collections.deque()
         self.settings_faults: collections.deque[Fault] = collections.deque()
+        self.lookup_faults: collections.deque[Fault] = collections.deque()  # of lists and event segments
         self.port = 0
+        self.tls_port = 0
+        self._tls = tls
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -75,7 +85,10 @@ class Vendor:
             time.sleep(0.01)
 
     def settings_calls(self) -> list[Call]:
-        return [call for call in self.calls if call.path.startswith("/server-side/v2-")]
+        return self.calls_to("/server-side/v2-")
+
+    def calls_to(self, path: str) -> list[Call]:
+        return [call for call in self.calls if call.path.startswith(path)]
 
     def _run(self) -> None:
         asyncio.run(self._serve())
@@ -86,19 +99,34 @@ class Vendor:
         sockets = bind_sockets(0, "127.0.0.1")
         self.port = sockets[0].getsockname()[1]
         application = Application(
-            [(r"(?:/\w+)?/server-side/v2-(?:settings|pull)", _Settings), (r".*", _Events)],
+            [
+                (r"(?:/\w+)?/server-side/v2-(?:settings|pull)", _Settings),
+                (r"(?:/\w+)?/check-attribute", _Lists),
+                (r"(?:/\w+)?/evaluate-event-dsl", _EventSegments),
+                (r".*", _Events),
+            ],
             vendor=self,
             log_function=lambda handler: None,
         )
         server = HTTPServer(application, max_buffer_size=256 * 1024 * 1024)
         server.add_sockets(sockets)
+        servers = [server]
+        if self._tls is not None:
+            tls_sockets = bind_sockets(0, "127.0.0.1")
+            self.tls_port = tls_sockets[0].getsockname()[1]
+            servers.append(HTTPServer(application, ssl_options=self._tls))
+            servers[-1].add_sockets(tls_sockets)
         self._ready.set()
         await self._stop.wait()
-        server.stop()
-        await server.close_all_connections()
+        for server in servers:
+            server.stop()
+            await server.close_all_connections()
 
 
 class _Handler(RequestHandler):
+    def set_default_headers(self) -> None:
+        self.set_header("Access-Control-Allow-Origin", "*")
+
     @property
     def vendor(self) -> Vendor:
         vendor: Vendor = self.application.settings["vendor"]
@@ -139,7 +167,24 @@ class _Settings(_Handler):
         self.record()
         if not await self.meet(self.vendor.settings_faults, []):
             self.set_header("Content-Type", "application/json")
-            self.finish(self.vendor.settings)
+            dialect = self.get_query_argument("api-version", ""), self.get_query_argument("platform", "")
+            self.finish(self.vendor.dialects.get(dialect, self.vendor.settings))
+
+
+class _Lists(_Handler):
+    async def get(self) -> None:
+        self.record()
+        if not await self.meet(self.vendor.lookup_faults, []):
+            members = self.vendor.lists.get(self.get_query_argument("listId"), set())
+            self.set_header("Content-Type", "application/json")
+            self.finish(b"true" if self.get_query_argument("attribute", strip=False) in members else b"false")
+
+
+class _EventSegments(_Handler):
+    async def post(self) -> None:
+        self.record()
+        if not await self.meet(self.vendor.lookup_faults, []):
+            self.finish(self.vendor.event_dsl)
 
 
 class _Events(_Handler):
