@@ -66,6 +66,7 @@ class Publisher:
         self._main: Published | None = None
         self._others: dict[Dialect, Published] = {}
         self._fetching: dict[Dialect, asyncio.Task[Published | None]] = {}
+        self._pulling: asyncio.Task[None] | None = None
         self._pulled_at = -PULL_PAUSE_SECONDS
 
     def settings_changed(self, snapshot: Snapshot) -> None:
@@ -85,11 +86,16 @@ class Publisher:
         return _answer(request, self._main)
 
     async def pull(self, request: Request) -> Response:
-        """Refresh now, then answer; a refresh that fails leaves the document that is there."""
+        """Refresh, then answer; a refresh that fails leaves the document that is there.
+
+        Who asks while a refresh is due or under way shares it: an answer without it could be the document from before
+        the change that all these clients were told of.
+        """
         if self._mirror.current is not None:
             self._check_account_in(request, self._mirror.current)
-        if time.monotonic() - self._pulled_at >= PULL_PAUSE_SECONDS:
-            await self._refresh()
+        if self._pulling is None:
+            self._pulling = asyncio.create_task(self._refresh_after_pause())
+        await asyncio.shield(self._pulling)
         answer = self.settings(request)
         return answer if isinstance(answer, Response) else await answer
 
@@ -101,6 +107,13 @@ class Publisher:
             return json_error(401, "the token is not the one in WEBHOOK_TOKEN")
         refreshed = await self._refresh()
         return Response(200, orjson.dumps({"refreshed": refreshed}))
+
+    async def _refresh_after_pause(self) -> None:
+        try:
+            await asyncio.sleep(self._pulled_at + PULL_PAUSE_SECONDS - time.monotonic())
+            await self._refresh()
+        finally:
+            self._pulling = None
 
     async def _refresh(self) -> bool:
         self._pulled_at = time.monotonic()
