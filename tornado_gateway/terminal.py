@@ -1,0 +1,76 @@
+"""What commands print: coloured and with a moving bar for a person at a terminal, plain text for everybody else.
+
+A few escape codes do all that is needed. A library for rich output would be the largest dependency of the gateway.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+import orjson
+
+__all__ = ["Progress", "bullets", "paint", "print_columns", "print_json"]
+
+_CODES = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
+_BAR_CELLS = 30
+_REDRAW_SECONDS = 0.1
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
+    """`text` in this colour if the stream (stdout) is a terminal and NO_COLOR is not set."""
+    if not _is_terminal(stream or sys.stdout) or os.environ.get("NO_COLOR"):
+        return text
+    return f"\x1b[{_CODES[colour]}m{text}\x1b[0m"
+
+
+def print_json(value: Any) -> None:
+    """Indented on a terminal, one line otherwise."""
+    option = orjson.OPT_INDENT_2 if _is_terminal(sys.stdout) else None
+    print(orjson.dumps(value, option=option).decode())
+
+
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Rows as columns that are as wide as their widest cell; the last one is as it is."""
+    if not rows:
+        return
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        print(*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1], sep="  ")
+
+
+def bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"  - {line}" for line in lines)
+
+
+class Progress:
+    """A bar on stderr while something long is going on; nothing at all when stderr is no terminal."""
+
+    def __init__(self, what: str, unit: str = "", scale: int = 1) -> None:
+        self._what = what
+        self._unit = unit
+        self._scale = scale
+        self._drawn_at = 0.0
+        self._is_shown = _is_terminal(sys.stderr)
+
+    def __call__(self, done: int, total: int) -> None:
+        """So much is done; `total` 0 when nobody knows how much there is."""
+        now = time.monotonic()
+        if not self._is_shown or (now - self._drawn_at < _REDRAW_SECONDS and done != total):
+            return
+        self._drawn_at = now
+        amount = f"{done / self._scale:.1f}" if self._scale > 1 else str(done)
+        if total:
+            cells = min(_BAR_CELLS, done * _BAR_CELLS // total)
+            amount = f"[{'#' * cells}{'.' * (_BAR_CELLS - cells)}] {done * 100 // total:3d}%  {amount}"
+        print(f"\r{self._what} {amount} {self._unit}".rstrip(), end="\x1b[K", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._is_shown and self._drawn_at:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
