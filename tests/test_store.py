@@ -122,6 +122,17 @@ async def test_documents_have_growing_versions_seen_by_all(store, open_store):
     await other.close()
 
 
+async def test_a_confirmed_document_is_fresh_but_not_changed(store):
+    await store.state.confirm_document("s")
+    assert await store.state.confirmed_at("s") is None
+    saved = await store.state.save_document("s", b"1")
+    await asyncio.sleep(0.01)
+    await store.state.confirm_document("s")
+    assert await store.state.confirmed_at("s") > saved.saved_at
+    loaded = await store.state.load_document("s")
+    assert (loaded.version, loaded.body) == (1, b"1")
+
+
 async def test_a_change_of_a_document_is_noticed(store, open_store):
     other = open_store()
     await other.open()

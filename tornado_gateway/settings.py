@@ -117,7 +117,7 @@ class SettingsMirror:
         return None if self.confirmed_at is None else max(0.0, now - self.confirmed_at)
 
     async def poll(self) -> None:
-        """Refresh if it is this worker's turn."""
+        """Refresh if it is this worker's turn; else see how fresh the worker whose turn it is found the settings."""
         try:
             turn = await self._state.acquire_lease(LEASE_NAME, self._owner, LEASE_INTERVALS * self._poll_seconds)
         except StoreError as error:
@@ -125,6 +125,8 @@ class SettingsMirror:
             turn = True
         if turn:
             await self.refresh()
+        else:
+            await self._note_confirmation()
 
     async def refresh(self, fetch: Fetch | None = None) -> bool:
         """Get the document now and use it if it is good. Concurrent calls share one request. False if that failed."""
@@ -155,7 +157,25 @@ class SettingsMirror:
             self._refused = None
             version = await self._save(document)
             self._use(settings, document, version, self._source)
+        else:
+            await self._confirm()
         self.confirmed_at = time.time()
+
+    async def _confirm(self) -> None:
+        try:
+            await self._state.confirm_document(self._name)
+        except StoreError as error:
+            logger.debug("the stored settings cannot be confirmed: %s", error)
+
+    async def _note_confirmation(self) -> None:
+        try:
+            confirmed_at = await self._state.confirmed_at(self._name)
+        except StoreError as error:
+            logger.debug("nothing is known of the poller: %s", error)
+            return
+        if confirmed_at is not None and self.confirmed_at is not None:
+            self.confirmed_at = max(self.confirmed_at, confirmed_at)
+            self.last_poll = LastPoll(at=confirmed_at)
 
     async def _save(self, document: bytes) -> int:
         """Mirror the document to the store; without the store the gateway goes on from memory."""

@@ -58,7 +58,7 @@ class Depth:
 
 @dataclass(frozen=True, slots=True)
 class StoredDocument:
-    """A settings document; `version` grows with every change, `saved_at` is in unix seconds."""
+    """A settings document; `version` grows with every change, `saved_at` is when it was last saved or confirmed."""
 
     body: bytes
     version: int
@@ -107,6 +107,12 @@ class StateStore(Protocol):
 
     async def save_document(self, name: str, body: bytes) -> StoredDocument:
         """Store the document under the next version."""
+
+    async def confirm_document(self, name: str) -> None:
+        """Note that the stored document is still the one that upstream has."""
+
+    async def confirmed_at(self, name: str) -> float | None:
+        """When the document was last saved or confirmed, in unix seconds; None without a document."""
 
     async def wait_for_document(self, name: str, known_version: int) -> StoredDocument:
         """Return as soon as the stored version is another than the known one."""

@@ -228,6 +228,12 @@ redis.call('PUBLISH', KEYS[2], ARGV[4])
 return version
 """)
 
+_CONFIRM = _Script("""
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], 'saved_at', ARGV[1])
+return 1
+""")
+
 _RESTORE = _Script("""
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'saved_at', ARGV[2], 'body', ARGV[3])
@@ -482,6 +488,13 @@ class RedisState:
         keys = (self._key("document", name), self._channel)
         version = await self._link.run(_SAVE, keys, seen, repr(now), body, name)
         return self._seen(name, StoredDocument(body, version, now))
+
+    async def confirm_document(self, name: str) -> None:
+        await self._link.run(_CONFIRM, (self._key("document", name),), repr(time.time()))
+
+    async def confirmed_at(self, name: str) -> float | None:
+        saved_at = await self._link.call("HGET", self._key("document", name), "saved_at")
+        return float(saved_at) if saved_at else None
 
     async def wait_for_document(self, name: str, known_version: int) -> StoredDocument:
         """As promised by StateStore; waits through outages of Redis as well.

@@ -189,6 +189,12 @@ class SqliteState:
     async def save_document(self, name: str, body: bytes) -> StoredDocument:
         return await self._database.run(_save_document, name, body, time.time())
 
+    async def confirm_document(self, name: str) -> None:
+        await self._database.run(_execute, "UPDATE documents SET saved_at = ? WHERE name = ?", (time.time(), name))
+
+    async def confirmed_at(self, name: str) -> float | None:
+        return await self._database.run(_confirmed_at, name)
+
     async def wait_for_document(self, name: str, known_version: int) -> StoredDocument:
         while True:
             stored = await self._database.run(_load_document_unless, name, known_version)
@@ -413,6 +419,11 @@ def _load_document_unless(connection: sqlite3.Connection, name: str, known_versi
     """The stored document, if its version is another than the known one (which costs reading one small row)."""
     row = connection.execute("SELECT version FROM documents WHERE name = ?", (name,)).fetchone()
     return _load_document(connection, name) if row and row[0] != known_version else None
+
+
+def _confirmed_at(connection: sqlite3.Connection, name: str) -> float | None:
+    row = connection.execute("SELECT saved_at FROM documents WHERE name = ?", (name,)).fetchone()
+    return row[0] if row else None
 
 
 def _save_document(connection: sqlite3.Connection, name: str, body: bytes, now: float) -> StoredDocument:
