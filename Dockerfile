@@ -1,0 +1,30 @@
+# Two stages: the first has pip and builds, the second has Python, the virtualenv and nothing else.
+FROM python:3.11-slim AS build
+WORKDIR /source
+RUN python -m venv /opt/tornado-gateway
+# Exactly the locked files, or none. A layer of its own: it changes less often than the gateway does.
+COPY conf/requirements.lock .
+RUN /opt/tornado-gateway/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
+COPY setup.py pyproject.toml README.md ./
+COPY tornado_gateway tornado_gateway
+RUN /opt/tornado-gateway/bin/pip install --no-cache-dir --no-deps . \
+    && /opt/tornado-gateway/bin/python -m compileall -q /opt/tornado-gateway
+
+FROM python:3.11-slim
+RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin gateway \
+    && install -d -o gateway -g gateway /data
+COPY --from=build /opt/tornado-gateway /opt/tornado-gateway
+ENV PATH=/opt/tornado-gateway/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    DATA_DIR=/data
+# By number, so that Kubernetes can see that it is not root.
+USER 10001
+# Events that wait for upstream; mount something that outlives the container.
+VOLUME /data
+EXPOSE 8000
+# SIGTERM goes to the gateway itself: exec form, no shell in between. It reaps its workers also as PID 1.
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["tornado-gateway", "health"]
+ENTRYPOINT ["tornado-gateway"]
+CMD ["serve"]
