@@ -15,6 +15,8 @@ Everything that binds the sums is in this file:
 - A worker that was killed had no chance to publish its last moment. What it had received then comes back with its
   log; what it had delivered then is missing among received and delivered alike. So received = delivered + waiting +
   dead + rejected holds for the sums at any time.
+- A log that is taken over in the moment between the end of its worker and the retirement counts twice until the next
+  time that somebody takes over logs.
 - With a queue that is shared with other machines (Redis) every worker shows what waits there as a whole, so the sums
   have it once, and no worker leaves anything behind. What one machine received another one may deliver.
 """

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 TICK_SECONDS = 0.05  # how often the parent looks while something is under way; otherwise it sleeps
-START_SECONDS = 30.0  # besides the time-out of upstream; a worker that does not serve by then is killed
+START_SECONDS = 30.0  # besides what waiting for settings may take; a worker that does not serve by then is killed
 STOP_MARGIN_SECONDS = 5.0  # beyond SHUTDOWN_SECONDS; a worker that is still there then is killed
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_LONGEST_SECONDS = 10.0
@@ -74,7 +74,7 @@ def run(config: Config, work: Callable[[Config, Post], int]) -> int:
         partial(work, config),
         partial(bind, config.host, config.port),
         config.worker_count,
-        start_seconds=START_SECONDS + config.socket_timeout_seconds,
+        start_seconds=START_SECONDS + 2 * config.socket_timeout_seconds,
         stop_seconds=config.shutdown_seconds + STOP_MARGIN_SECONDS,
     ).run()
 
@@ -195,14 +195,16 @@ class Supervisor:
     def _start_what_is_due(self) -> None:
         if self._stopping:
             return
-        for slot in self._slots:
+        # The first worker starts alone: it makes the files of the store and gets the settings, which the others then
+        # find there at once; and what makes every start fail is told once.
+        for slot in self._slots if self._slots[0].has_served else self._slots[:1]:
             if slot.current is None and slot.successor is None and time.monotonic() >= slot.start_at:
                 slot.current = self._start(slot)
         if self._to_restart and all(slot.successor is None for slot in self._slots):
             slot = self._to_restart[0]
-            if slot.current is None or not slot.current.is_ready:
-                self._to_restart.popleft()  # a new one starts already
-            elif (successor := self._start(slot)) is not None:
+            if slot.current is None:
+                self._to_restart.popleft()  # it gets a new one anyway
+            elif slot.current.is_ready and (successor := self._start(slot)) is not None:
                 self._to_restart.popleft()
                 slot.successor = successor
 

@@ -193,6 +193,9 @@ class Worker:
         if self.geo_refresh is not None:
             self.geo_refresh.start()
         await self.mirror.start(self._config.socket_timeout_seconds)
+        if self.mirror.current is None and self.mirror.last_poll.at is None:  # another worker is fetching them
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.mirror.loaded.wait(), self._config.socket_timeout_seconds)
         if self.certificates is not None:
             self.certificates.start()
         await self.server.listen(self._config.host, self._config.port, sock=self._post.sock)
@@ -253,7 +256,7 @@ class Worker:
             "adopted": self._adopted,
             "is_queue_shared": uses_redis(self._config),
             "uptime_seconds": round(time.monotonic() - self._started_at, 3),
-            "is_stopping": self._stopping,
+            "state": "stopping" if self._stopping else "serving" if self.server.port else "starting",
             "connections": self.server.connections,
             "in_flight": self.server.in_flight,
             "settings": {

@@ -1,0 +1,285 @@
+"""Workers of a real gateway are replaced, killed and ended under load: clients notice nothing, no event is lost."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+
+import orjson
+from load import Load
+from process import Gateway, sample_document
+from test_crash import acknowledged, arrived, visitor_requests
+from vendor import Fault, Vendor
+
+EVENTS_PER_REQUEST = 50
+REQUESTS_PER_CONNECTION = 20
+SECONDS = 60.0  # for anything that is bound to happen; nothing is expected to take long
+DONE = ("waiting", "delivered", "dead", "rejected")
+
+
+class Visitors(Load):
+    """Load that goes on with a new connection whenever one is closed, and closes them often itself."""
+
+    async def run(self):
+        await asyncio.gather(*(self._come_again() for _ in range(self.connections)))
+
+    async def _come_again(self):
+        while not self.stopping:
+            await self._connection()
+
+    async def _exchange(self, exchange, reader, writer):
+        closes = await super()._exchange(exchange, reader, writer)
+        return closes or self.answered % REQUESTS_PER_CONNECTION == 0
+
+    @property
+    def failures(self):
+        return [(x.path, x.status, x.error) for x in self.exchanges if x.status != 200]
+
+    async def answers(self, more):
+        """Wait until so many more requests have been answered."""
+        await until(lambda now=self.answered: self.answered >= now + more, f"{more} more answers")
+
+
+async def until(condition, what):
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
+        await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def load_on(gateway, run=0):
+    load = Visitors(gateway.port, visitor_requests(run))
+    running = asyncio.create_task(load.run())
+    try:
+        yield load
+    finally:
+        load.stopping = True
+        await running
+
+
+class Patient:
+    """A gateway whose status is asked again when the worker that was to answer is killed."""
+
+    def __init__(self, gateway):
+        self._gateway = gateway
+
+    def status(self):
+        while True:
+            with contextlib.suppress(ConnectionResetError):
+                return self._gateway.status()
+
+
+async def pids(gateway):
+    """Of both workers, by slot."""
+    while True:
+        workers = (await asyncio.to_thread(gateway.status))["workers"]
+        found = {worker["slot"]: worker["pid"] for worker in workers if worker["state"] == "serving"}
+        if len(found) == 2:
+            return found
+        await asyncio.sleep(0.05)
+
+
+async def until_replaced(gateway, former):
+    while True:
+        now = await pids(gateway)
+        if not set(now.values()) & set(former.values()):
+            return now
+        await asyncio.sleep(0.05)
+
+
+async def watch_sums(gateway, seen):
+    """Keep every sum that /status shows."""
+    while True:
+        seen.append((await asyncio.to_thread(gateway.status))["events"])
+        await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def sums_of(gateway):
+    seen = []
+    watching = asyncio.create_task(watch_sums(gateway, seen))
+    try:
+        yield seen
+    finally:
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+    assert all(events["received"] == sum(events[name] for name in DONE) for events in seen)
+
+
+def until_received(gateway, vendor, events):
+    """Wait for what the workers publish last; it must be this number, and no event may be dead or refused."""
+
+    def counts():
+        return gateway.status()["events"]
+
+    vendor.wait_until(lambda: counts()["received"] == events, SECONDS, lambda: f"{events}, {counts()}")
+    last = counts()
+    assert last["received"] == last["waiting"] + last["delivered"]
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def two_workers(directory, vendor, **options):
+    options = {"WORKERS": 2, "EVENTS_PER_REQUEST": EVENTS_PER_REQUEST} | options
+    return Gateway.of_vendor(directory / "data", vendor, **options)
+
+
+def test_rolling_restarts_are_not_noticed(tmp_path):
+    async def restart_three_times(gateway):
+        former = await pids(gateway)
+        async with load_on(gateway) as load, sums_of(gateway) as sums:
+            await load.answers(200)
+            for _ in range(3):
+                gateway.process.send_signal(signal.SIGHUP)
+                former = await asyncio.wait_for(until_replaced(gateway, former), SECONDS)
+                await load.answers(200)
+        received = [events["received"] for events in sums]
+        assert received == sorted(received)
+        return load
+
+    with Vendor(sample_document()) as vendor, two_workers(tmp_path, vendor) as gateway:
+        load = asyncio.run(restart_three_times(gateway))
+        assert not load.failures, (len(load.failures), load.failures[:5])
+        wanted = acknowledged(load.exchanges)
+        until_received(gateway, vendor, sum(wanted.values()))
+        assert gateway.terminate() == 0
+        assert arrived(vendor) == wanted
+
+
+def test_a_killed_worker_comes_back_and_the_other_goes_on(tmp_path):
+    async def kill_three_times(gateway):
+        async with load_on(gateway) as load, sums_of(Patient(gateway)):
+            await load.answers(200)
+            for _ in range(3):
+                former = await pids(Patient(gateway))
+                os.kill(former[1], signal.SIGKILL)
+                await load.answers(200)
+                await asyncio.wait_for(until_back(Patient(gateway), former[1]), SECONDS)
+        return load
+
+    async def until_back(gateway, killed):
+        while (await pids(gateway))[1] == killed:
+            await asyncio.sleep(0.05)
+
+    with Vendor(sample_document()) as vendor, two_workers(tmp_path, vendor) as gateway:
+        before = asyncio.run(pids(gateway))
+        load = asyncio.run(kill_three_times(gateway))
+        assert asyncio.run(pids(gateway))[0] == before[0]
+        failures = load.failures
+        assert len(failures) <= 3 * load.connections  # those that the killed worker had accepted
+        assert not [failure for failure in failures if failure[0] == "connect" or failure[1] is not None], failures
+        assert gateway.terminate() == 0
+        assert not acknowledged(load.exchanges) - arrived(vendor)
+
+
+def test_sigterm_under_load_answers_all_that_was_accepted(tmp_path):
+    async def terminate(gateway):
+        load = Load(gateway.port, visitor_requests(0))
+        running = asyncio.create_task(load.run())
+        await until(lambda: load.answered >= 1000, "1000 answers")
+        code = await asyncio.to_thread(gateway.terminate)
+        await running
+        return load, code
+
+    with Vendor(sample_document()) as vendor, two_workers(tmp_path, vendor) as gateway:
+        workers = asyncio.run(pids(gateway)).values()
+        load, code = asyncio.run(terminate(gateway))
+        assert code == 0
+        assert [x for x in load.exchanges if x.status != 200 or x.error] == []
+        assert arrived(vendor) == acknowledged(load.exchanges)
+        assert not any(map(is_alive, workers))
+
+
+def test_events_of_workers_that_have_ended_are_taken_over(tmp_path):
+    """Upstream is away, so the workers that are replaced end with events in their logs."""
+    requests = 60
+
+    async def send(gateway, vendor):
+        load = Load(gateway.port, visitor_requests(0), total=requests)
+        await load.run()
+        await asyncio.to_thread(until_received, gateway, vendor, sum(acknowledged(load.exchanges).values()))
+        former = await pids(gateway)
+        gateway.process.send_signal(signal.SIGHUP)
+        async with sums_of(gateway) as sums:
+            await asyncio.wait_for(until_replaced(gateway, former), SECONDS)
+            await until(lambda: gateway.log().count("ended well") == 2, "the old workers end")
+        return load, sums
+
+    with (
+        Vendor(sample_document()) as vendor,
+        two_workers(tmp_path, vendor, SHUTDOWN_SECONDS=0.5, EVENTS_PER_REQUEST=500, FLUSH_EVENTS_INTERVAL=1) as gateway,
+    ):
+        vendor.event_faults.append(Fault(status=503, times=1_000_000))
+        load, sums = asyncio.run(send(gateway, vendor))
+        wanted = acknowledged(load.exchanges)
+        assert min(events["received"] for events in sums) == sum(wanted.values())
+        vendor.event_faults.clear()
+        vendor.wait_until(lambda: not wanted - arrived(vendor), SECONDS, lambda: f"{gateway.status()} {gateway.log()}")
+        vendor.wait_until(lambda: gateway.status()["events"]["waiting"] == 0, SECONDS, gateway.status)
+        until_received(gateway, vendor, sum(wanted.values()))
+        assert arrived(vendor) == wanted
+
+
+def test_status_is_of_the_whole_instance_whichever_worker_answers(tmp_path):
+    with Vendor(sample_document()) as vendor, two_workers(tmp_path, vendor, WORKERS=3) as gateway:
+        load = Load(gateway.port, visitor_requests(0), total=300)
+        asyncio.run(load.run())
+        total = sum(acknowledged(load.exchanges).values())
+        until_received(gateway, vendor, total)
+        vendor.wait_until(lambda: [w["state"] for w in gateway.status()["workers"]] == ["serving"] * 3, SECONDS)
+        for _ in range(20):  # new connections, so all workers get to answer
+            status = gateway.status()
+            assert status["events"]["received"] == total
+            assert [worker["slot"] for worker in status["workers"]] == [0, 1, 2]
+            assert len({worker["pid"] for worker in status["workers"]}) == 3
+            assert {worker["settings"] for worker in status["workers"]} == {status["settings"]["hash"]}
+            assert sum(worker["events"]["received"] for worker in status["workers"]) == total
+            assert status["last_poll"]["error"] is None
+
+
+def test_the_workers_end_when_the_parent_is_killed(tmp_path):
+    with Vendor(sample_document()) as vendor, two_workers(tmp_path, vendor) as gateway:
+        workers = asyncio.run(pids(gateway)).values()
+        load = Load(gateway.port, visitor_requests(0), total=100)
+        asyncio.run(load.run())
+        gateway.kill()
+        vendor.wait_until(lambda: not any(map(is_alive, workers)), SECONDS)
+        assert arrived(vendor) == acknowledged(load.exchanges)  # orderly: flushed before the end
+
+
+def test_sighup_makes_a_single_worker_refresh_its_settings(tmp_path):
+    with (
+        Vendor(sample_document()) as vendor,
+        Gateway.of_vendor(tmp_path / "data", vendor, POLLING_TIME=86_400_000) as gateway,
+    ):
+        before = gateway.status()
+        document = sample_document()
+        document["version"] = document.get("version", 1) + 1
+        vendor.settings = orjson.dumps(document)
+        gateway.process.send_signal(signal.SIGHUP)
+        vendor.wait_until(lambda: gateway.status()["settings"]["version"] == document["version"], SECONDS)
+        after = gateway.status()
+        assert after["settings"]["hash"] != before["settings"]["hash"]
+        assert [worker["pid"] for worker in after["workers"]] == [worker["pid"] for worker in before["workers"]]
+        assert gateway.terminate() == 0
+
+
+def test_a_start_that_fails_ends_the_gateway(tmp_path):
+    """Two workers cannot open their store: the parent does not try for ever."""
+    (tmp_path / "data").write_text("a file in the place of a directory")
+    gateway = Gateway(tmp_path / "data", WORKERS=2, ACCOUNT_ID=1, SDK_KEY="x" * 32, UPSTREAM_URL="http://127.0.0.1:9")
+    try:
+        gateway.start()
+    except AssertionError:
+        pass
+    assert gateway.process.wait(SECONDS) == 1
+    assert "could not start (exit code 1)" in gateway.log()
