@@ -1,25 +1,69 @@
-"""The pages for people and probes: health, readiness, status. The only module that subclasses tornado.web."""
+"""The pages for people and probes: health, status, console, API description, and what the console asks for.
 
+The only module that subclasses tornado.web.
+"""
+
+import asyncio
+import hashlib
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http.client import responses
+from importlib import resources
 from typing import Any, ClassVar
 
 import orjson
 from tornado.web import Application, HTTPError, RequestHandler
 
+from .access import COOKIE, SESSION_SECONDS, Access
+from .admin import SHOWN_LETTERS, Admin
+from .errors import RequestError, StoreError
+from .openapi import DOCUMENT
 from .settings import SettingsMirror
+from .wire import Fields, json_object
 
 Status = Callable[[], Mapping[str, Any]]
 
+WRONG_TOKEN_SECONDS = 0.5  # what a wrong token costs the one who tries
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+ASSETS = {
+    "/console": ("console.html", "text/html; charset=utf-8"),
+    "/docs": ("docs.html", "text/html; charset=utf-8"),
+    "/web/console.css": ("console.css", "text/css; charset=utf-8"),
+    "/web/console.js": ("console.js", "text/javascript; charset=utf-8"),
+    "/web/charts.js": ("charts.js", "text/javascript; charset=utf-8"),
+    "/web/dom.js": ("dom.js", "text/javascript; charset=utf-8"),
+    "/web/theme.js": ("theme.js", "text/javascript; charset=utf-8"),
+    "/web/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
+    "/web/docs.css": ("docs.css", "text/css; charset=utf-8"),
+}
 
-def build_application(mirror: SettingsMirror, status: Status, is_stopping: Callable[[], bool]) -> Application:
+
+def build_application(
+    mirror: SettingsMirror,
+    status: Status,
+    is_stopping: Callable[[], bool],
+    admin: Admin,
+    access: Access,
+) -> Application:
     """All pages. `status` gives the body of /status."""
+    operators = {"admin": admin, "access": access}
     return Application(
         [
             ("/health", HealthPage),
             ("/ready", ReadyPage, {"mirror": mirror, "is_stopping": is_stopping}),
             ("/status", StatusPage, {"status": status}),
+            ("/openapi.json", DescriptionPage),
+            *((path, AssetPage, {"file": file, "kind": kind}) for path, (file, kind) in ASSETS.items()),
+            ("/admin/session", SessionPage, operators),
+            ("/admin/overview", OverviewPage, operators),
+            ("/admin/features", FeaturesPage, operators),
+            ("/admin/explain", ExplainPage, operators),
+            ("/admin/events", EventsPage, operators),
+            ("/admin/events/requeue", RequeuePage, operators),
         ],
         default_handler_class=UnknownPage,
         log_function=lambda handler: None,  # never a log line for each request
@@ -29,27 +73,28 @@ def build_application(mirror: SettingsMirror, status: Status, is_stopping: Calla
 class Page(RequestHandler):
     """Answers JSON, errors included."""
 
-    METHODS: ClassVar = ("GET", "HEAD")
+    METHODS: ClassVar[tuple[str, ...]] = ("GET", "HEAD")
 
-    def compute_etag(self) -> None:
+    def compute_etag(self) -> str | None:
         return None
 
     def set_default_headers(self) -> None:
         self.clear_header("Server")
         self.set_header("Content-Type", "application/json; charset=utf-8")
         self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
 
     def write_json(self, body: Mapping[str, Any], status: int = 200) -> None:
         self.set_status(status)
-        self.write(orjson.dumps(body))
+        self.write(_encoded(body))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         if status_code == 405:
             self.set_header("Allow", ", ".join(self.METHODS))
         self.finish(orjson.dumps({"status": 0, "error": self._message(status_code, kwargs.get("exc_info"))}))
 
-    def head(self) -> None:
-        self.get()
+    def head(self) -> Awaitable[None] | None:
+        return self.get()
 
     def _message(self, status: int, raised: Any) -> str:
         error = raised[1] if raised else None
@@ -58,9 +103,19 @@ class Page(RequestHandler):
         return responses.get(status, "error").lower()
 
 
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body, default=str, option=orjson.OPT_NON_STR_KEYS)
+    except orjson.JSONEncodeError:  # a segment nested more deeply than orjson goes
+        return json.dumps(body, default=str).encode()
+
+
 class UnknownPage(Page):
     def prepare(self) -> None:
         raise HTTPError(404, f"no such path: {self.request.path}"[:200].replace("%", "%%"))
+
+
+# --- probes ------------------------------------------------------------------
 
 
 class HealthPage(Page):
@@ -96,3 +151,172 @@ class StatusPage(Page):
 
     def get(self) -> None:
         self.write_json(self._status())
+
+
+# --- what is the same for everybody ------------------------------------------
+
+
+class AssetPage(Page):
+    """A file of the package. It holds no secret, so it is for everybody: the console asks for its data by itself."""
+
+    def initialize(self, file: str, kind: str) -> None:
+        self._body = _asset(file)
+        self._kind = kind
+
+    def compute_etag(self) -> str:
+        return f'"{hashlib.sha256(self._body).hexdigest()[:32]}"'
+
+    def get(self) -> None:
+        self.set_header("Content-Type", self._kind)
+        self.set_header("Cache-Control", "no-cache")  # ask again each time; the answer is a 304
+        self.set_header("Content-Security-Policy", POLICY)
+        self.set_header("Referrer-Policy", "no-referrer")
+        self.set_header("Cross-Origin-Opener-Policy", "same-origin")
+        self.write(self._body)
+
+
+_ASSETS: dict[str, bytes] = {}
+
+
+def _asset(file: str) -> bytes:
+    """Read once; the files of a running gateway do not change."""
+    if file not in _ASSETS:
+        _ASSETS[file] = resources.files(__package__).joinpath("web", file).read_bytes()
+    return _ASSETS[file]
+
+
+class DescriptionPage(Page):
+    def get(self) -> None:
+        self.write_json(DOCUMENT)
+
+
+# --- for operators -----------------------------------------------------------
+
+
+class AdminPage(Page):
+    """Only for who may; see access.py. What is raised as RequestError or StoreError becomes the answer."""
+
+    def initialize(self, admin: Admin, access: Access) -> None:
+        self._admin = admin
+        self._access = access
+
+    def prepare(self) -> None:
+        if self.request.method not in self.METHODS:
+            raise HTTPError(405)
+        try:
+            self._access.check(self.request, time.time())
+            if self.request.method not in ("GET", "HEAD"):
+                self._access.check_change(self.request)
+        except RequestError as error:
+            self._refuse(error)
+
+    async def answer(self, answer: Awaitable[Mapping[str, Any]]) -> None:
+        try:
+            self.write_json(await answer)
+        except RequestError as error:
+            self._refuse(error)
+        except StoreError as error:
+            self._refuse(RequestError(503, str(error)))
+
+    def fields(self) -> Fields:
+        return json_object(self.request.body)
+
+    def _refuse(self, error: RequestError) -> None:
+        if error.status == 401:
+            self.set_header("WWW-Authenticate", 'Bearer realm="operators"')
+        self.set_status(error.status)
+        self.finish(orjson.dumps({"status": 0, "error": str(error)}))
+
+
+class SessionPage(AdminPage):
+    """GET: may I? POST: the token for a cookie. DELETE: forget the cookie. Open to all; each says no by itself."""
+
+    METHODS: ClassVar[tuple[str, ...]] = ("GET", "HEAD", "POST", "DELETE")
+
+    def prepare(self) -> None:
+        if self.request.method in ("GET", "HEAD"):
+            return
+        try:
+            self._access.check_change(self.request)
+        except RequestError as error:
+            self._refuse(error)
+
+    def get(self) -> None:
+        reason = None
+        try:
+            self._access.check(self.request, time.time())
+        except RequestError as error:
+            reason = str(error)
+        self.write_json({"allowed": reason is None, "needs_token": self._access.needs_token, "reason": reason})
+
+    async def post(self) -> None:
+        await self.answer(self._sign_in())
+
+    def delete(self) -> None:
+        self.clear_cookie(COOKIE, path="/")
+        self.write_json({"signed_in": False})
+
+    async def _sign_in(self) -> Mapping[str, Any]:
+        token = self.fields().get("token")
+        if not self._access.needs_token:
+            raise RequestError(400, "this gateway has no ADMIN_TOKEN: there is nothing to sign in to")
+        if not isinstance(token, str) or not self._access.is_token(token):
+            await asyncio.sleep(WRONG_TOKEN_SECONDS)
+            raise RequestError(401, "the token is not the one in ADMIN_TOKEN")
+        self.set_cookie(
+            COOKIE,
+            self._access.new_session(time.time()),
+            path="/",
+            max_age=SESSION_SECONDS,
+            httponly=True,
+            samesite="Strict",
+            secure=self._access.is_encrypted(self.request),
+        )
+        return {"signed_in": True}
+
+
+class OverviewPage(AdminPage):
+    async def get(self) -> None:
+        await self.answer(self._admin.overview())
+
+
+class FeaturesPage(AdminPage):
+    async def get(self) -> None:
+        await self.answer(self._features())
+
+    async def _features(self) -> Mapping[str, Any]:
+        return self._admin.features()
+
+
+class ExplainPage(AdminPage):
+    METHODS: ClassVar[tuple[str, ...]] = ("POST",)
+
+    async def post(self) -> None:
+        await self.answer(self._explain())
+
+    async def _explain(self) -> Mapping[str, Any]:
+        return await self._admin.explain(self.fields())
+
+
+class EventsPage(AdminPage):
+    async def get(self) -> None:
+        await self.answer(self._events())
+
+    async def _events(self) -> Mapping[str, Any]:
+        limit = self.get_query_argument("limit", str(SHOWN_LETTERS))
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 8 and int(limit)):
+            raise RequestError(400, "limit: expected a number of dead letters, 1 to 9999999")
+        return await self._admin.events(int(limit))
+
+
+class RequeuePage(AdminPage):
+    METHODS: ClassVar[tuple[str, ...]] = ("POST",)
+
+    async def post(self) -> None:
+        await self.answer(self._requeue())
+
+    async def _requeue(self) -> Mapping[str, Any]:
+        ids = self.fields().get("ids")
+        if ids is not None and not (isinstance(ids, list) and all(type(id_) in (int, str) for id_ in ids)):
+            raise RequestError(400, "ids: expected a list of ids of dead letters, or null for all")
+        return await self._admin.requeue(ids)

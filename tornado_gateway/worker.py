@@ -17,6 +17,8 @@ from tornado.httpclient import AsyncHTTPClient
 from tornado.ioloop import PeriodicCallback
 
 from . import __version__, core, notify
+from .access import Access
+from .admin import Admin, Explainer, RequestCounts
 from .api import Api
 from .collector import Collector
 from .config import Config
@@ -43,6 +45,7 @@ from .wire import ClientAddress
 logger = logging.getLogger(__name__)
 
 BATCH_PATH = b"/batch-events-v2"
+GET_FLAG = (b"POST", b"/server-side/getFlag")
 EDITION = "GeoLite2-City"
 GEO_LEASE_SECONDS = 3600.0
 FLUSH_SHARE = 0.5  # of SHUTDOWN_SECONDS that the last flush may take
@@ -109,9 +112,19 @@ class Worker:
             if config.tls_cert_path and config.tls_key_path
             else None
         )
+        self._lists = ListChecks(self._ask_list())
+        self.requests = RequestCounts()
+        self.admin = self._build_admin()
+        api = self._build_api()
         self.server = Server(
-            self._build_api().find,
-            build_application(self.mirror, self.status, lambda: self._stopping),
+            self.requests.count(api.find, api.routes[GET_FLAG] if config.decision_required else None),
+            build_application(
+                self.mirror,
+                self.status,
+                lambda: self._stopping,
+                self.admin,
+                Access(config.admin_token, config.trusted_proxies),
+            ),
             limits=Limits(max_body_bytes=config.max_body_bytes, keep_alive_seconds=config.keep_alive_seconds),
             body_limit=lambda path: config.max_batch_bytes if path.endswith(BATCH_PATH) else config.max_body_bytes,
             more_headers=Cors(config.cors_allowed_origins).header_lines if config.cors_config_required else None,
@@ -122,13 +135,12 @@ class Worker:
         config, mirror, events = self._config, self.mirror, self.events
         state = self.store.state
         client_address = ClientAddress(config.trusted_proxies)
-        lists = ListChecks(self._ask_list())
         decisions = Decisions(
             mirror,
             events,
             self.location,
             self.device,
-            lists,
+            self._lists,
             state,
             resolves_aliases=config.aliasing_enabled,
             sticky_seconds=config.sticky_seconds if config.sticky_decisions else None,
@@ -143,7 +155,7 @@ class Worker:
         lookups = Lookups(
             self.location,
             self.device,
-            lists,
+            self._lists,
             state,
             self.upstream,
             client_address,
@@ -170,6 +182,18 @@ class Worker:
         mirror.on_change += [decisions.settings_changed, publisher.settings_changed]
         return api
 
+    def _build_admin(self) -> Admin:
+        config = self._config
+        explainer = Explainer(
+            self.location,
+            self.device,
+            self._lists,
+            self.store.state,
+            resolves_aliases=config.aliasing_enabled,
+            is_sticky=config.sticky_decisions,
+        )
+        return Admin(self.mirror, self.events, self.flusher, self.store.events, explainer, self.status)
+
     def _settings_changed(self, snapshot: Snapshot) -> None:
         settings = snapshot.settings
         self.upstream.collection_prefix = settings.collection_prefix or ""
@@ -193,13 +217,11 @@ class Worker:
         if self.geo_refresh is not None:
             self.geo_refresh.start()
         await self.mirror.start(self._config.socket_timeout_seconds)
-        if self.mirror.current is None and self.mirror.last_poll.at is None:  # another worker is fetching them
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.mirror.loaded.wait(), self._config.socket_timeout_seconds)
         if self.certificates is not None:
             self.certificates.start()
         await self.server.listen(self._config.host, self._config.port, sock=self._post.sock)
         await self.flusher.start()
+        self.admin.start()
         if self._post.parent is not None and isinstance(self.store.events, SqliteEvents):
             self._adopting = asyncio.create_task(self._adopt_regularly(self.store.events))
         self._publish()
@@ -210,6 +232,7 @@ class Worker:
         """Take no new work, finish what was accepted, flush once more; what is left stays stored."""
         self._stopping = True  # /ready says 503 from now on
         self._stop_adopting.set()
+        self.admin.stop()
         deadline = self._config.shutdown_seconds
         await self.server.stop(deadline * (1 - FLUSH_SHARE))
         if self.certificates is not None:
@@ -256,9 +279,10 @@ class Worker:
             "adopted": self._adopted,
             "is_queue_shared": uses_redis(self._config),
             "uptime_seconds": round(time.monotonic() - self._started_at, 3),
-            "state": "stopping" if self._stopping else "serving" if self.server.port else "starting",
+            "is_stopping": self._stopping,
             "connections": self.server.connections,
             "in_flight": self.server.in_flight,
+            "requests": self.requests.as_record(),
             "settings": {
                 "version": snapshot.settings.version if snapshot else None,
                 "stored_version": snapshot.version if snapshot else None,

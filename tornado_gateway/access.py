@@ -1,0 +1,122 @@
+"""Who may use the operators' endpoints, and how the console stays signed in.
+
+With ADMIN_TOKEN: who sends it as a bearer token, or has the cookie that `POST /admin/session` gives for it. The cookie
+is signed with the token, so every worker knows it without having seen it, and a new token ends all sessions.
+Without: clients on the machine itself, whoever they say they are, but not through a proxy and not under a name that a
+hostile page could have pointed here (DNS rebinding).
+
+What changes something must not come from another site's page: the browser says where it is from, and a form cannot send
+JSON.
+"""
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+import secrets
+from collections.abc import Sequence
+from http.cookies import SimpleCookie
+from urllib.parse import urlsplit
+
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
+
+from .errors import RequestError
+from .wire import Network
+
+COOKIE = "fme_gateway_session"
+SESSION_SECONDS = 12 * 3600
+PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-Ip", "Via")
+
+ASKS_TOKEN = "sign in, or send ADMIN_TOKEN as Authorization: Bearer"  # noqa: S105 - a message
+ONLY_LOCAL = "only for clients on this machine: set ADMIN_TOKEN to allow others"
+
+
+class Access:
+    """Raises RequestError 401 or 403 for who may not. `now` is in unix seconds."""
+
+    def __init__(self, token: str | None, trusted_proxies: Sequence[Network] = ()) -> None:
+        self.needs_token = token is not None
+        self._token = (token or "").encode()
+        self._key = hashlib.sha256(b"session:" + self._token).digest()
+        self._trusted_proxies = tuple(trusted_proxies)
+
+    def check(self, request: HTTPServerRequest, now: float) -> None:
+        if not self.needs_token:
+            self._check_local(request)
+        elif not self._has_token(request.headers) and not self._has_session(request.headers, now):
+            raise RequestError(401, ASKS_TOKEN)
+
+    def check_change(self, request: HTTPServerRequest) -> None:
+        """Is it a request of our own page, or of no page at all?"""
+        if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
+            raise RequestError(415, "expected Content-Type: application/json")
+        origin = request.headers.get("Origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("Host", "").lower():
+            raise RequestError(403, "not from another site's page")
+        if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+            raise RequestError(403, "not from another site's page")
+
+    def is_token(self, given: str) -> bool:
+        return self.needs_token and hmac.compare_digest(given.encode(), self._token)
+
+    def new_session(self, now: float) -> str:
+        content = f"{int(now) + SESSION_SECONDS}.{secrets.token_urlsafe(12)}"
+        return f"{content}.{self._signature(content)}"
+
+    def is_encrypted(self, request: HTTPServerRequest) -> bool:
+        """TLS here, or at a trusted proxy."""
+        if request.protocol == "https":
+            return True
+        address = _address(request.remote_ip)
+        is_trusted = address is not None and any(address in network for network in self._trusted_proxies)
+        return is_trusted and request.headers.get("X-Forwarded-Proto", "").lower() == "https"
+
+    def _has_token(self, headers: HTTPHeaders) -> bool:
+        scheme, _, given = headers.get("Authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and self.is_token(given.strip())
+
+    def _has_session(self, headers: HTTPHeaders, now: float) -> bool:
+        morsel = SimpleCookie(headers.get("Cookie", "")).get(COOKIE)
+        if morsel is None:
+            return False
+        content, _, signature = morsel.value.rpartition(".")
+        until = content.partition(".")[0]
+        return (
+            hmac.compare_digest(signature.encode(), self._signature(content).encode())
+            and until.isascii()
+            and until.isdigit()
+            and now < int(until)
+        )
+
+    def _signature(self, content: str) -> str:
+        digest = hmac.digest(self._key, content.encode(), "sha256")
+        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+    def _check_local(self, request: HTTPServerRequest) -> None:
+        address = _address(request.remote_ip)
+        if address is None or not address.is_loopback:
+            raise RequestError(403, ONLY_LOCAL)
+        if any(name in request.headers for name in PROXY_HEADERS):
+            raise RequestError(403, f"came through a proxy: {ONLY_LOCAL}")
+        if not _is_own_name(request.headers.get("Host", "")):
+            raise RequestError(403, f"asked for under a name that is not this machine's: {ONLY_LOCAL}")
+
+
+def _address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text or "")
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+def _is_own_name(host: str) -> bool:
+    """An address cannot be re-pointed; of names only localhost is known to be here."""
+    try:
+        name = urlsplit(f"//{host}").hostname
+    except ValueError:
+        return False
+    if name is None:
+        return False
+    return name == "localhost" or name.endswith(".localhost") or _address(name) is not None

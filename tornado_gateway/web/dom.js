@@ -1,0 +1,121 @@
+// The few helpers that console and docs share. Text is always set as text, never as HTML.
+
+const SVG = "http://www.w3.org/2000/svg";
+const SVG_TAGS = new Set(["svg", "path", "line", "rect", "g", "text"]);
+
+/** h("a", {href, class, onclick, vars: {"--x": 1}}, child, ...): an element. Children may be nested lists, or null. */
+export function h(tag, properties = {}, ...children) {
+  const element = SVG_TAGS.has(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) set(element, name, value);
+  append(element, children);
+  return element;
+}
+
+function set(element, name, value) {
+  if (value === null || value === undefined || value === false) return;
+  if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+  else if (name === "vars") for (const [key, item] of Object.entries(value)) element.style.setProperty(key, item);
+  else if (name === "value") element.value = value;
+  else element.setAttribute(name, value === true ? "" : value);
+}
+
+function append(element, children) {
+  for (const child of children.flat(Infinity)) {
+    if (child !== null && child !== undefined && child !== false) element.append(child);
+  }
+}
+
+export const byId = (id) => document.getElementById(id);
+
+export function replace(parent, ...children) {
+  parent.replaceChildren();
+  append(parent, children);
+}
+
+/** Make the children of `parent` those of `items`; what was there before under the same key stays as it is. */
+export function reconcile(parent, items, keyOf, build) {
+  const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
+  const wanted = items.map((item) => {
+    const key = String(keyOf(item));
+    const child = known.get(key) ?? build(item);
+    child.dataset.key = key;
+    return child;
+  });
+  const keep = new Set(wanted);
+  for (const child of [...parent.children]) if (!keep.has(child)) child.remove();
+  wanted.forEach((child, index) => {
+    if (parent.children[index] !== child) parent.insertBefore(child, parent.children[index] ?? null);
+  });
+}
+
+export class Refused extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** The JSON of an answer; raises Refused with what the gateway says is wrong. */
+export async function ask(path, options = {}) {
+  let response;
+  try {
+    response = await fetch(path, { credentials: "same-origin", ...options });
+  } catch {
+    throw new Refused(0, "the gateway does not answer");
+  }
+  const body = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Refused(response.status, body.error ?? `status ${response.status}`);
+  return body;
+}
+
+export const post = (path, body, method = "POST") =>
+  ask(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+
+// --- words
+
+const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+const fine = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
+
+export function count(value) {
+  if (value === null || value === undefined) return "–";
+  return value < 1e6 ? whole.format(value) : short.format(value);
+}
+
+export function rate(value) {
+  if (value === null || value === undefined) return "–";
+  if (value >= 1e5) return short.format(value);
+  return value < 10 && value % 1 ? fine.format(value) : whole.format(value);
+}
+
+const UNITS = [
+  ["d", 86400],
+  ["h", 3600],
+  ["min", 60],
+  ["s", 1],
+];
+
+/** 93 -> "1 min 33 s": the two largest units. */
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  const parts = [];
+  let rest = Math.max(0, Math.floor(seconds));
+  for (const [unit, size] of UNITS) {
+    const amount = Math.floor(rest / size);
+    rest -= amount * size;
+    if (amount || (unit === "s" && !parts.length)) parts.push(`${amount} ${unit}`);
+    else if (parts.length) break;
+    if (parts.length === 2) break;
+  }
+  return parts.join(" ");
+}
+
+export const ago = (at, now) => (at ? `${duration(now - at)} ago` : "not yet");
+
+export const clock = (at) => new Date(at * 1000).toLocaleTimeString("en-GB");
+
+export const moment = (at) => new Date(at * 1000).toLocaleString("sv-SE");
+
+export const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
+
+export const json = (value) => (typeof value === "string" ? `"${value}"` : JSON.stringify(value));
