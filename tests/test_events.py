@@ -262,6 +262,21 @@ async def test_a_failure_between_two_halves_keeps_only_what_was_not_delivered(st
     assert queue.counts.delivered == 10
 
 
+async def test_dead_letters_that_are_queued_again_are_sent_at_once(store, sink):
+    sink.refuse = lambda documents: 400
+    queue = await started_queue(store)
+    flusher = flusher_of(store, queue, sink)
+    await flusher.start()
+    await opened(queue.append(documents(*range(10)), 10))
+    await until(lambda: queue.counts.dead == 10)
+    sink.refuse = lambda documents: 200
+    queue.requeued(await store.requeue())
+    await until(lambda: queue.counts.delivered == 10)
+    await queue.stop()
+    await flusher.stop(5)
+    assert_balanced(queue)
+
+
 async def test_an_event_with_its_own_query_travels_alone(store, sink):
     queue = await started_queue(store)
     flusher = flusher_of(store, queue, sink)

@@ -62,6 +62,7 @@ class EventQueue:
         self.stored = 0  # committed and not yet settled
         self.failure: str | None = None  # why the last commit failed; None when it did not
         self.on_stored: Callable[[], None] = lambda: None
+        self.on_overdue: Callable[[], None] = lambda: None  # there are events that have waited long enough
         self.on_commit: Callable[[Sequence[Entry]], None] = lambda group: None  # what has just become durable
         self.durable = durable
         self._store = store
@@ -128,6 +129,7 @@ class EventQueue:
         self.stored += events
         self.counts.waiting += events
         self.counts.dead -= events
+        self.on_overdue()
 
     async def count_adopted(self) -> None:
         """Count as received what the store has got from elsewhere, such as from the log of a dead worker.
@@ -141,7 +143,8 @@ class EventQueue:
         self.counts.waiting += waiting
         self.counts.dead += dead
         self.counts.received += waiting + dead
-        self.on_stored()
+        if waiting:
+            self.on_overdue()
 
     async def _recount_regularly(self) -> None:
         while True:
@@ -237,14 +240,15 @@ class Flusher:
     """Sends what waits in the store upstream and settles it there only after a 200.
 
     It sends full batches as soon as there are any, and everything when `interval_seconds` have passed, at start (what
-    a previous process left has waited long enough) and at stop. Delivery is at least once: a duplicate arises only when
-    the process dies between upstream's 200 and `settle`.
+    a previous process left has waited long enough), when the queue says that something is overdue, and at stop.
+    Delivery is at least once: a duplicate arises only when the process dies between upstream's 200 and `settle`.
     """
 
     def __init__(
         self, store: EventStore, queue: EventQueue, sink: EventSink, *, events_per_request: int, interval_seconds: float
     ) -> None:
         self.last = LastFlush()
+        self.on_request: Callable[[str, float], None] = lambda outcome, seconds: None  # after each request upstream
         self._store = store
         self._queue = queue
         self._sink = sink
@@ -252,10 +256,12 @@ class Flusher:
         self._interval_seconds = interval_seconds
         self._failures = 0
         self._retry_after_seconds = 0.0
+        self._overdue = False
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         queue.on_stored = self._wake_if_a_batch_is_full
+        queue.on_overdue = self._flush_everything_soon
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run())
@@ -282,6 +288,7 @@ class Flusher:
                 everything = True
             else:
                 everything = not await self._batch_is_full_within(self._interval_seconds * random.uniform(0.9, 1.0))
+            everything, self._overdue = everything or self._overdue, False
             await self.flush(everything=everything)
         await self.flush(everything=True)
 
@@ -357,13 +364,16 @@ class Flusher:
 
     async def _send(self, part: NewChunk, tries: int) -> None:
         for remaining_tries in reversed(range(tries)):
+            before = time.monotonic()
             try:
                 if part.query:
                     await self._sink.send_event(part.query, part.body)
                 else:
                     await self._sink.send_batch(b'{"ev":[' + part.body.replace(b"\n", b",") + b"]}")
+                self.on_request("delivered", time.monotonic() - before)
                 return
             except UpstreamError as error:
+                self.on_request("refused" if _is_refusal(error.status) else "failed", time.monotonic() - before)
                 if not remaining_tries or not _is_refusal(error.status) or error.status == 413:
                     raise
             await asyncio.sleep(REFUSAL_PAUSE_SECONDS)
@@ -371,6 +381,10 @@ class Flusher:
     def _wake_if_a_batch_is_full(self) -> None:
         if self._queue.stored >= self._events_per_request:
             self._woken.set()
+
+    def _flush_everything_soon(self) -> None:
+        self._overdue = True
+        self._woken.set()
 
     async def _batch_is_full_within(self, seconds: float) -> bool:
         try:
@@ -392,7 +406,7 @@ class Flusher:
 
     def _succeeded(self, events: int) -> None:
         if self.last.failing_since is not None:
-            logger.error("events are delivered again")
+            logger.error("events are delivered again, after %.0f s", time.time() - self.last.failing_since)
         self._failures, self._retry_after_seconds = 0, 0.0
         self.last = LastFlush(at=time.time(), events=events)
 

@@ -38,6 +38,8 @@ SYNC_MODES = {"normal": "NORMAL", "full": "FULL"}
 CLAIMED_CHUNKS = 5000  # one claim never reads more chunks than this
 ADOPTED_AT_ONCE = 256  # chunks that move out of an abandoned log in one transaction
 WATCH_SECONDS = 1.0
+BUSY_SECONDS = 10.0  # what another process may keep a file to itself
+BUSY_PAUSE_SECONDS = 0.02
 
 EVENT_TABLES = """
 CREATE TABLE IF NOT EXISTS chunks (
@@ -282,9 +284,17 @@ class _Database:
 
     def _connect(self, path: Path) -> sqlite3.Connection:
         path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, isolation_level=None, timeout=10)
-        connection.executescript(self._script)
-        return connection
+        connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_SECONDS)
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                connection.executescript(self._script)
+                return connection
+            except sqlite3.OperationalError:  # two that make the file at once: SQLite's own time-out is not for this
+                if time.monotonic() > deadline:
+                    connection.close()
+                    raise
+                time.sleep(BUSY_PAUSE_SECONDS)
 
 
 def _hand_over(done: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:
@@ -387,7 +397,7 @@ def _requeue(connection: sqlite3.Connection, ids: Sequence[int | str] | None) ->
 
 def _move_log(connection: sqlite3.Connection, path: Path) -> int:
     moved = 0
-    source = sqlite3.connect(path, isolation_level=None, timeout=10)
+    source = sqlite3.connect(path, isolation_level=None, timeout=BUSY_SECONDS)
     try:
         source.executescript(EVENT_TABLES)
         for insert, columns, table in (
