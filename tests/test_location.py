@@ -21,8 +21,9 @@ from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 from tornado.web import Application, RequestHandler
 
-from tornado_gateway.errors import ConfigError
-from tornado_gateway.location import GeoRefresh, LocationError, LocationReader, download
+from tornado_gateway.errors import ConfigError, LocationError
+from tornado_gateway.location import LocationReader
+from tornado_gateway.location_download import GeoRefresh, download
 
 DATABASES = Path(__file__).parent / "data" / "geoip"
 CITY = DATABASES / "GeoLite2-City-Test.mmdb"
@@ -267,7 +268,8 @@ def test_paths_that_are_no_file_are_refused(tmp_path):
 DAMAGE = """
 import random, sys
 from pathlib import Path
-from tornado_gateway.location import LocationError, LocationReader
+from tornado_gateway.errors import LocationError
+from tornado_gateway.location import LocationReader
 
 good, directory = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2])
 chance = random.Random(7)

@@ -24,7 +24,8 @@ from .backlog import open_backlog
 from .client import Client, ClientError
 from .config import Config
 from .errors import GatewayError, StoreError, UpstreamError
-from .location import EDITION, LocationReader
+from .location import LocationReader
+from .location_download import EDITION
 from .settings import compile_document
 from .tls import CertificateError, expiry
 from .upstream import Dialect, Upstream

@@ -4,6 +4,7 @@ GatewayError
 ├── ConfigError        the configuration cannot be used; lists every problem
 ├── RequestError       the client's request cannot be served; carries the HTTP status
 ├── StoreError         the store cannot be read or written at the moment
+├── LocationError      a location database cannot be used, or cannot be fetched
 └── UpstreamError      the vendor's service did not answer as promised; carries its status
 
 `core.SettingsError` stands apart: the core imports nothing of the gateway.
@@ -34,6 +35,14 @@ class RequestError(GatewayError):
 
 class StoreError(GatewayError):
     """The store could not do what it was asked. Nothing of it has been kept, unless only the answer got lost."""
+
+
+class LocationError(GatewayError):
+    """A location database cannot be used, or cannot be fetched. `status` is MaxMind's HTTP status, 0 without one."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class UpstreamError(GatewayError):

@@ -22,8 +22,9 @@ from .backlog import Backlog, Letter, open_backlog
 from .config import Config
 from .device import DeviceReader
 from .doctor import FAIL, OK, WARN, Finding, examine, finding_of_configuration
-from .errors import ConfigError, GatewayError
-from .location import EDITION, LocationError, LocationReader, download
+from .errors import ConfigError, GatewayError, LocationError
+from .location import LocationReader
+from .location_download import EDITION, download
 from .terminal import Progress, paint, print_columns, print_json
 
 _COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}

@@ -29,7 +29,8 @@ from .errors import GatewayError, StoreError
 from .events import EventQueue, EventSink, Flusher
 from .http1 import Limits, Server
 from .lists import Ask, ListChecks
-from .location import GeoRefresh, LocationReader, download
+from .location import LocationReader
+from .location_download import GeoRefresh, download
 from .lookups import Lookups
 from .pages import build_application
 from .publisher import Publisher
@@ -217,6 +218,9 @@ class Worker:
         if self.geo_refresh is not None:
             self.geo_refresh.start()
         await self.mirror.start(self._config.socket_timeout_seconds)
+        if self.mirror.current is None and self.mirror.last_poll.at is None:  # another worker is fetching them
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.mirror.loaded.wait(), self._config.socket_timeout_seconds)
         if self.certificates is not None:
             self.certificates.start()
         await self.server.listen(self._config.host, self._config.port, sock=self._post.sock)
@@ -279,7 +283,7 @@ class Worker:
             "adopted": self._adopted,
             "is_queue_shared": uses_redis(self._config),
             "uptime_seconds": round(time.monotonic() - self._started_at, 3),
-            "is_stopping": self._stopping,
+            "state": "stopping" if self._stopping else "serving" if self.server.port else "starting",
             "connections": self.server.connections,
             "in_flight": self.server.in_flight,
             "requests": self.requests.as_record(),
@@ -299,7 +303,7 @@ class Worker:
             },
             "last_poll": {"at": poll.at, "error": poll.error},
             "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
-            "last_error": self.events.failure or flush.error or poll.error,
+            "last_error": self.events.failure or self.store.events.failure or flush.error or poll.error,
         }
 
     async def _adopt_regularly(self, log: SqliteEvents) -> None:
@@ -371,7 +375,9 @@ def build_store(config: Config, owner: str) -> Store:
     from .store.spill import SpillingEvents
 
     redis = open_redis(config, str(config.account_id or "file"), owner)
-    return Store(SpillingEvents(redis.events, SqliteEvents(config.data_dir, config.store_sync)), redis.state)
+    local = SqliteEvents(config.data_dir, config.store_sync)
+    patience_seconds = 2 * config.socket_timeout_seconds  # Redis itself has given up by then
+    return Store(SpillingEvents(redis.events, local, patience_seconds=patience_seconds), redis.state)
 
 
 async def _read_file(path: Path) -> bytes:
