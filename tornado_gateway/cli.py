@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import orjson
 
 from . import __version__, core
 from .client import Client, ClientError
-from .config import Config, add_flags, described, given_flags, load
+from .config import OPTIONS, Config, add_flags, described, given_flags, load
 from .device import DeviceReader
 from .errors import ConfigError
 from .location import LocationReader
@@ -144,11 +145,13 @@ def _without_account(arguments: argparse.Namespace) -> Config:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from . import logs, supervisor, worker
+    from . import logs, metrics, supervisor, worker
 
     config = _configuration(arguments)
-    logs.set_up(config.log_level)
-    return supervisor.run(config, worker.run)
+    secrets = [getattr(config, option.attribute) for option in OPTIONS if option.secret]
+    logs.set_up(config.log_level, config.log_format, [secret for secret in secrets if secret is not None])
+    places = 2 * config.worker_count  # of the scoreboard: while a worker is replaced there are two
+    return supervisor.run(config, partial(worker.run, memory=metrics.Memory(places)))
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -1,13 +1,172 @@
-"""Logging of the whole process: one handler on stderr, set up once."""
+"""Logging of the whole process: one handler on stderr, set up once; and the ids that clients give their requests.
 
+- Lines are for people on a terminal and JSON elsewhere (LOG_FORMAT).
+- Whatever is written, tracebacks included, goes through one formatter that masks the secrets.
+- A line about a failed request has the id of that request, from `X-Request-Id` or `traceparent`. It is looked for only
+  then, in the frames of the traceback, so a request that does not fail pays nothing for it.
+"""
+
+import json
 import logging
+import re
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, TextIO
+from urllib.parse import quote, quote_plus
 
-FORMAT = "%(asctime)s %(levelname)-5s %(name)s: %(message)s"
+from .http1 import Request
+
+logger = logging.getLogger(__name__)
+
+HUMAN = "%(asctime)s %(levelname)-5s %(name)s: %(message)s"
+MASK = "****"
+SHORTEST_SECRET = 4  # characters; masking anything shorter would tear words apart
+_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_TRACE_PARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
+
+Answered = Callable[[Request, int], None]
+HeaderLines = Callable[[Request], bytes]
 
 
-def set_up(level: str) -> None:
-    """`level` is ERROR, INFO or DEBUG (LOG_LEVEL)."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(FORMAT))
+def set_up(level: str, log_format: str = "auto", secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
+    """`level` is ERROR, INFO or DEBUG (LOG_LEVEL), `log_format` auto, human or json (LOG_FORMAT)."""
+    stream = stream or sys.stderr
+    _secrets.clear()
+    hide(*secrets)
+    is_human = log_format == "human" or (log_format == "auto" and stream.isatty())
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(HumanFormatter() if is_human else JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """The interpreter would print it past the handler, with whatever secret it holds."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+    else:
+        logger.critical("the process fails", exc_info=(kind, error, traceback))
+
+
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None:
+        logger.critical("a thread has failed", exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
+
+
+# --- secrets -----------------------------------------------------------------
+
+_secrets: dict[str, re.Pattern[str]] = {}  # what is hidden, as all processes of Python share their logging
+
+
+def hide(*secrets: str | None) -> None:
+    """Mask these from now on, also as they are written in URLs and in JSON."""
+    for secret in secrets:
+        if secret and len(secret) >= SHORTEST_SECRET and secret not in _secrets:
+            forms = {secret, quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1], repr(secret)[1:-1]}
+            longest_first = sorted(forms, key=len, reverse=True)
+            _secrets[secret] = re.compile("|".join(map(re.escape, longest_first)), re.IGNORECASE)
+
+
+def masked(text: str) -> str:
+    for pattern in _secrets.values():
+        text = pattern.sub(MASK, text)
+    return text
+
+
+# --- lines -------------------------------------------------------------------
+
+
+class HumanFormatter(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__(HUMAN)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  named by the standard library
+        line = super().formatMessage(record)
+        request_id = failed_request_id(record)
+        return line if request_id is None else f"{line} [request {request_id}]"
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line: at (UTC), level, logger, message, pid, and when there are any request_id and exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "at": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": masked(record.getMessage()),
+            "pid": record.process,
+        }
+        request_id = failed_request_id(record)
+        if request_id is not None:
+            line["request_id"] = masked(request_id)
+        if record.exc_info:
+            line["exception"] = masked(self.formatException(record.exc_info))
+        return json.dumps(line)
+
+
+# --- request ids -------------------------------------------------------------
+
+
+def request_id(request: Request) -> bytes | None:
+    """What the client calls this request: X-Request-Id, else the trace id of `traceparent`; None if it is not sound."""
+    trace = None
+    for name, value in request.headers:
+        size = len(name)
+        if size == 12 and name.lower() == b"x-request-id":
+            return value if _ID.fullmatch(value) else None
+        if size == 11 and name.lower() == b"traceparent":
+            trace = value
+    found = None if trace is None else _TRACE_PARENT.fullmatch(trace)
+    return None if found is None else found[1]
+
+
+def failed_request_id(record: logging.LogRecord) -> str | None:
+    """The id of the request that the exception of this record came from: `http1` has it in its frames."""
+    traceback = record.exc_info[2] if record.exc_info else None
+    while traceback is not None:
+        request = traceback.tb_frame.f_locals.get("request")
+        if isinstance(request, Request):
+            found = request_id(request)
+            return None if found is None else found.decode("ascii")
+        traceback = traceback.tb_next
+    return None
+
+
+class Tracing:
+    """Gives ids back to the clients that sent them, on data routes.
+
+    Looking for one costs each request 0.4 µs, a fiftieth of all that it costs, whether it has one or not. So it is done
+    where answers get header lines of their own anyway (`more`, CORS), and with LOG_LEVEL=DEBUG.
+    """
+
+    def __init__(self, more: HeaderLines | None) -> None:
+        self._more = more
+        self.is_wanted = more is not None or logger.isEnabledFor(logging.DEBUG)
+
+    def header_lines(self, request: Request) -> bytes:
+        lines = b"" if self._more is None else self._more(request)
+        found = request_id(request)
+        return lines if found is None else b"%bX-Request-Id: %b\r\n" % (lines, found)
+
+    def noting(self, answered: Answered) -> Answered:
+        """With LOG_LEVEL=DEBUG a line for each request, without the query: that has the SDK key in it."""
+        if not logger.isEnabledFor(logging.DEBUG):
+            return answered
+
+        def noted(request: Request, status: int) -> None:
+            answered(request, status)
+            found = request_id(request) or b"-"
+            method, path = request.method.decode("latin-1"), request.path.decode("latin-1")
+            logger.debug("%s %s %d [request %s]", method, path, status, found.decode())
+
+        return noted

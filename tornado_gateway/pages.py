@@ -48,14 +48,16 @@ def build_application(
     is_stopping: Callable[[], bool],
     admin: Admin,
     access: Access,
+    metrics: Callable[[str], tuple[bytes, str]],
 ) -> Application:
-    """All pages. `status` gives the body of /status."""
+    """All pages. `status` gives the body of /status, `metrics` that of /metrics and its type, for an Accept header."""
     operators = {"admin": admin, "access": access}
     return Application(
         [
             ("/health", HealthPage),
             ("/ready", ReadyPage, {"mirror": mirror, "is_stopping": is_stopping}),
             ("/status", StatusPage, {"status": status}),
+            ("/metrics", MetricsPage, {"metrics": metrics}),
             ("/openapi.json", DescriptionPage),
             *((path, AssetPage, {"file": file, "kind": kind}) for path, (file, kind) in ASSETS.items()),
             ("/admin/session", SessionPage, operators),
@@ -151,6 +153,18 @@ class StatusPage(Page):
 
     def get(self) -> None:
         self.write_json(self._status())
+
+
+class MetricsPage(Page):
+    """For Prometheus, in the format that it asks for."""
+
+    def initialize(self, metrics: Callable[[str], tuple[bytes, str]]) -> None:
+        self._metrics = metrics
+
+    def get(self) -> None:
+        body, kind = self._metrics(self.request.headers.get("Accept", ""))
+        self.set_header("Content-Type", kind)
+        self.write(body)
 
 
 # --- what is the same for everybody ------------------------------------------

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 from tornado.ioloop import PeriodicCallback
@@ -24,6 +25,7 @@ from .store import StateStore, StoredDocument
 logger = logging.getLogger(__name__)
 
 POLL_JITTER = 0.1
+SHOWN_CHANGES = 20  # features that a line of the log names
 LEASE_NAME = "poll"
 LEASE_INTERVALS = 2.5  # a poller that is silent for so many intervals is replaced by another worker
 
@@ -75,6 +77,7 @@ class SettingsMirror:
         self.last_poll = LastPoll()
         self.loaded = asyncio.Event()  # set once there is a `current`
         self.on_change: list[Callable[[Snapshot], None]] = []
+        self.on_poll: Callable[[str], None] = lambda outcome: None  # "changed", "unchanged" or "failed"
         self._state = state
         self._fetch = fetch
         self._name = name
@@ -135,12 +138,15 @@ class SettingsMirror:
         return await asyncio.shield(self._refreshing)
 
     async def _refresh(self, fetch: Fetch) -> bool:
+        before = self.current
         try:
             document = await fetch()
             await self._accept(document)
         except (GatewayError, OSError, core.SettingsError) as error:
+            self.on_poll("failed")
             self._poll_failed(str(error))
             return False
+        self.on_poll("unchanged" if self.current is before else "changed")
         self._poll_succeeded()
         return True
 
@@ -245,7 +251,7 @@ class SettingsMirror:
 
     def _poll_succeeded(self) -> None:
         if self.last_poll.failing_since is not None:
-            logger.error("settings are refreshed again")
+            logger.error("settings are refreshed again, after %.0f s", time.time() - self.last_poll.failing_since)
         self.last_poll = LastPoll(at=time.time())
 
     def _poll_failed(self, reason: str) -> None:
@@ -280,11 +286,32 @@ def describe_change(before: core.Settings | None, after: core.Settings) -> str:
     if before is None:
         return f"{len(after.features)} features"
     old, new = set(before.features), set(after.features)
+    then, now = _parts_by_feature(before.document), _parts_by_feature(after.document)
     parts = [
         *(f"+{key}" for key in sorted(new - old)),
         *(f"-{key}" for key in sorted(old - new)),
+        *(f"~{key}" for key in sorted(old & new) if then.get(key) != now.get(key)),
     ]
+    if len(parts) > SHOWN_CHANGES:
+        parts[SHOWN_CHANGES:] = [f"and {len(parts) - SHOWN_CHANGES} more"]
     return f"{len(new)} features" + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _parts_by_feature(document: dict[str, Any]) -> dict[Any, list[Any]]:
+    """Each feature with the campaigns of its rules: what its decisions are made from, but for groups and holdouts."""
+    campaigns = {campaign.get("id"): campaign for campaign in _objects(document.get("campaigns"))}
+    return {
+        feature.get("key"): [feature, *map(campaigns.get, _campaign_ids(feature))]
+        for feature in _objects(document.get("features"))
+    }
+
+
+def _campaign_ids(feature: dict[str, Any]) -> list[Any]:
+    return [rule.get("campaignId") for rule in _objects(feature.get("rules"))]
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def document_name(account_id: str, sdk_key: str, dialect: str) -> str:

@@ -4,7 +4,7 @@ The only module that knows curl. Every method raises `UpstreamError` unless the 
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from urllib.parse import urlencode
 
@@ -13,6 +13,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HT
 from .errors import UpstreamError
 
 MAX_CLIENTS = 32
+NO_ANSWER = 599  # tornado's code
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 JSON_HEADERS = {"Content-Type": "application/json"}
 
@@ -44,6 +45,7 @@ class Upstream:
         timeout_seconds: float,
     ) -> None:
         self.collection_prefix = ""
+        self.on_answer: Callable[[str, int], None] = lambda what, status: None  # status 0: there was none
         self._url = url.rstrip("/")
         self._collect_url = collect_url.rstrip("/")
         self.account_id = account_id
@@ -109,7 +111,9 @@ class Upstream:
         try:
             response = await self._client.fetch(request, raise_error=False)
         except (HTTPClientError, OSError) as error:
+            self.on_answer(what, 0)
             raise UpstreamError(f"{what}: {error}") from error
+        self.on_answer(what, 0 if response.code == NO_ANSWER else response.code)
         _check(what, response)
         return response.body
 
@@ -128,7 +132,7 @@ def _check(what: str, response: HTTPResponse) -> None:
     """Raise unless the answer is 200. The message never holds the URL: that has the SDK key in it."""
     if response.code == 200:
         return
-    if response.code == 599:  # tornado's code for "no answer"
+    if response.code == NO_ANSWER:
         raise UpstreamError(f"{what}: no answer from upstream ({response.error})")
     raise UpstreamError(
         f"{what}: upstream answered {response.code} {response.reason}",

@@ -16,14 +16,13 @@ from typing import Any
 from tornado.httpclient import AsyncHTTPClient
 from tornado.ioloop import PeriodicCallback
 
-from . import __version__, core, notify
+from . import __version__, core, logs, metrics, notify
 from .access import Access
 from .admin import Admin, Explainer, RequestCounts
 from .api import Api
 from .collector import Collector
 from .config import Config
 from .cors import Cors
-from .decisions import Decisions
 from .device import DeviceReader
 from .errors import GatewayError, StoreError
 from .events import EventQueue, EventSink, Flusher
@@ -46,7 +45,6 @@ from .wire import ClientAddress
 logger = logging.getLogger(__name__)
 
 BATCH_PATH = b"/batch-events-v2"
-GET_FLAG = (b"POST", b"/server-side/getFlag")
 EDITION = "GeoLite2-City"
 GEO_LEASE_SECONDS = 3600.0
 FLUSH_SHARE = 0.5  # of SHUTDOWN_SECONDS that the last flush may take
@@ -58,9 +56,11 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Worker:
     """Everything of one process. `start` and `stop` mirror each other."""
 
-    def __init__(self, config: Config, post: Post) -> None:
+    def __init__(self, config: Config, post: Post, memory: metrics.Memory | None = None) -> None:
         self._config = config
         self._post = post
+        memory = memory or metrics.Memory(post.scoreboard.places)
+        self.metrics = metrics.Metrics(memory, post.place, post.generation)
         self._adopted = 0  # how many processes had ended when their logs were last taken over
         self._adopting: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[bool] | None = None
@@ -117,18 +117,23 @@ class Worker:
         self.requests = RequestCounts()
         self.admin = self._build_admin()
         api = self._build_api()
+        about = metrics.About(__version__, config.event_queue_limit)
+        exposition = metrics.Exposition(memory, post.scoreboard, about, self._publish)
+        tracing = logs.Tracing(Cors(config.cors_allowed_origins).header_lines if config.cors_config_required else None)
         self.server = Server(
-            self.requests.count(api.find, api.routes[GET_FLAG] if config.decision_required else None),
+            self.metrics.sampled(api.find),
             build_application(
                 self.mirror,
                 self.status,
                 lambda: self._stopping,
                 self.admin,
                 Access(config.admin_token, config.trusted_proxies),
+                exposition.render,
             ),
             limits=Limits(max_body_bytes=config.max_body_bytes, keep_alive_seconds=config.keep_alive_seconds),
             body_limit=lambda path: config.max_batch_bytes if path.endswith(BATCH_PATH) else config.max_body_bytes,
-            more_headers=Cors(config.cors_allowed_origins).header_lines if config.cors_config_required else None,
+            on_answer=tracing.noting(self.metrics.answered),
+            more_headers=tracing.header_lines if tracing.is_wanted else None,
             ssl_context=self.certificates.context if self.certificates else None,
         )
 
@@ -136,7 +141,7 @@ class Worker:
         config, mirror, events = self._config, self.mirror, self.events
         state = self.store.state
         client_address = ClientAddress(config.trusted_proxies)
-        decisions = Decisions(
+        decisions = metrics.CountedDecisions(
             mirror,
             events,
             self.location,
@@ -179,6 +184,10 @@ class Worker:
             decides=config.decision_required,
             serves_browsers=config.cors_config_required,
         )
+        decisions.decided = self.metrics.decided
+        self.flusher.on_request = self.metrics.flushed
+        mirror.on_poll = self.metrics.polled
+        self.upstream.on_answer = self.metrics.asked_upstream
         mirror.on_change += [self._settings_changed, api.settings_changed]
         mirror.on_change += [decisions.settings_changed, publisher.settings_changed]
         return api
@@ -197,6 +206,7 @@ class Worker:
 
     def _settings_changed(self, snapshot: Snapshot) -> None:
         settings = snapshot.settings
+        logs.hide(settings.sdk_key)
         self.upstream.collection_prefix = settings.collection_prefix or ""
         if self._config.is_offline:
             self.upstream.account_id, self.upstream.sdk_key = settings.account_id, settings.sdk_key
@@ -225,6 +235,7 @@ class Worker:
             self.certificates.start()
         await self.server.listen(self._config.host, self._config.port, sock=self._post.sock)
         await self.flusher.start()
+        self.metrics.start(self.store.events, lambda: self.events.counts.waiting)
         self.admin.start()
         if self._post.parent is not None and isinstance(self.store.events, SqliteEvents):
             self._adopting = asyncio.create_task(self._adopt_regularly(self.store.events))
@@ -247,6 +258,7 @@ class Worker:
         self.location.stop()
         if self._adopting is not None:
             await self._adopting  # never cut off: its lock on the other log would go before the move is done
+        await self.metrics.stop()
         await self.events.stop()
         await self.flusher.stop(deadline * FLUSH_SHARE)
         await self.store.close()
@@ -264,6 +276,18 @@ class Worker:
         return instance_status(self._post.scoreboard, __version__)
 
     def _publish(self) -> None:
+        counts = self.metrics
+        self.requests.total, self.requests.decisions = counts.totals()
+        counts.count_lookups("location", *metrics.location_lookups(self.location))
+        counts.count_lookups("device", self.device.hits, self.device.misses)
+        failure = self.store.events.failure
+        counts.publish(
+            {
+                "geo_built_at": self.location.build_epoch,
+                "degraded": float(bool(self.events.failure or failure)),
+                "redis_up": float(not failure) if uses_redis(self._config) else None,
+            }
+        )
         self._post.scoreboard.publish(self._post.place, self._record())
 
     def _record(self) -> Record:
@@ -384,7 +408,7 @@ async def _read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def run(config: Config, post: Post) -> int:
+def run(config: Config, post: Post, memory: metrics.Memory | None = None) -> int:
     """Run one worker until SIGTERM or SIGINT, or until its parent is gone. Returns the exit code.
 
     SIGHUP refreshes the settings. (The parent of several workers replaces them instead.)
@@ -392,20 +416,20 @@ def run(config: Config, post: Post) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are settings to refresh
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
         try:
-            return runner.run(_serve(config, post))
+            return runner.run(_serve(config, post, memory))
         except (GatewayError, OSError) as error:
             logger.error("the gateway cannot start: %s", error)
             return 1
 
 
-async def _serve(config: Config, post: Post) -> int:
+async def _serve(config: Config, post: Post, memory: metrics.Memory | None) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     if post.parent is not None:
         loop.add_reader(post.parent, _parent_is_gone, post.parent, stop)
-    worker = Worker(config, post)
+    worker = Worker(config, post, memory)
     await worker.start()
     _tune_collector()
     loop.add_signal_handler(signal.SIGHUP, worker.refresh_settings)
