@@ -633,7 +633,7 @@ def routes() -> list[tuple[str, str]]:
     return [(method.decode(), path.decode()) for method, path in api.routes]
 
 
-@pytest.mark.parametrize(("method", "path"), routes(), ids=" ".join)
+@pytest.mark.parametrize(("method", "path"), routes(), ids=map(" ".join, routes()))
 @pytest.mark.parametrize("prefix", ["/eu01", "/", "//eu01/", "http://gateway:8000", "http://gateway/eu01"])
 def test_every_route_may_have_the_collection_prefix(gateway, method, path, prefix):
     body = b"" if method == "GET" else b"no JSON"
@@ -642,7 +642,7 @@ def test_every_route_may_have_the_collection_prefix(gateway, method, path, prefi
     assert plain.status in (200, 400, 401)
 
 
-@pytest.mark.parametrize(("method", "path"), routes(), ids=" ".join)
+@pytest.mark.parametrize(("method", "path"), routes(), ids=map(" ".join, routes()))
 def test_wrong_methods_are_told_which_are_right(gateway, method, path):
     for wrong in ("PUT", "DELETE", "OPTIONS", "GET" if method == "POST" else "POST"):
         answer = ask(gateway.port, wrong, path)
