@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn
 
+from . import notify
 from .config import Config
 from .scoreboard import Scoreboard
 
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 TICK_SECONDS = 0.05  # how often the parent looks while something is under way; otherwise it sleeps
+LONGEST_PAUSE_SECONDS = 3600.0
 START_SECONDS = 30.0  # besides what waiting for settings may take; a worker that does not serve by then is killed
 STOP_MARGIN_SECONDS = 5.0  # beyond SHUTDOWN_SECONDS; a worker that is still there then is killed
 BACKOFF_FIRST_SECONDS = 0.1
@@ -146,6 +148,8 @@ class Supervisor:
         self._to_restart: deque[_Slot] = deque()
         self._generation = 0
         self._stopping = False
+        self._is_announced = False  # systemd knows that all slots serve
+        self._watchdog_seconds = notify.watchdog_interval() or math.inf
         self._exit_code = 0
         self._alive_pipe, self._alive = os.pipe()  # nobody writes; when the parent is gone, its workers read the end
 
@@ -159,10 +163,13 @@ class Supervisor:
             if self._stopping and not self._processes:
                 logger.info("all workers have ended")
                 return self._exit_code
-            arrived = signal.sigtimedwait(SIGNALS, TICK_SECONDS if self._is_busy() else 3600)
+            notify.ping()
+            pause = TICK_SECONDS if self._is_busy() else LONGEST_PAUSE_SECONDS
+            arrived = signal.sigtimedwait(SIGNALS, min(pause, self._watchdog_seconds))
             if arrived is not None:
                 self._take_signal(arrived.si_signo)
             self._note_who_is_ready()
+            self._announce()
             self._reap()
             self._kill_the_late()
 
@@ -176,12 +183,15 @@ class Supervisor:
             self._stop(0)
         elif number == signal.SIGHUP and not self._stopping:
             logger.info("rolling restart of %d workers", len(self._slots))
+            self._is_announced = False
+            notify.reloading()
             self._to_restart = deque(self._slots)
 
     def _stop(self, exit_code: int) -> None:
         if self._stopping:
             return
         logger.info("ending %d workers", len(self._processes))
+        notify.stopping()
         self._stopping = True
         self._exit_code = exit_code
         # From here on a connection that no worker accepts is refused: the parent would never answer it.
@@ -282,6 +292,15 @@ class Supervisor:
         for pipe in select.select(list(waiting), [], [], 0)[0]:
             if os.read(pipe, 1):  # nothing to read: it has ended, which is told by SIGCHLD
                 self._is_ready(waiting[pipe])
+
+    def _announce(self) -> None:
+        """Tell systemd once every slot serves: at first, and when a rolling restart is over."""
+        is_restarting = bool(self._to_restart) or any(slot.successor is not None for slot in self._slots)
+        if self._is_announced or self._stopping or is_restarting:
+            return
+        if all(slot.current is not None and slot.current.is_ready for slot in self._slots):
+            self._is_announced = True
+            notify.ready()
 
     def _is_ready(self, process: _Process) -> None:
         process.is_ready = True
