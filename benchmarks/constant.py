@@ -1,6 +1,6 @@
-"""A server that answers a constant: the HTTP front alone, and a vendor that takes everything.
+"""A server that answers a constant to everything: the HTTP front alone.
 
-    python benchmarks/constant.py PORT
+python benchmarks/constant.py PORT
 """
 
 import asyncio
@@ -8,13 +8,13 @@ import sys
 
 import uvloop
 
-from tornado_gateway.http1 import Limits, Response, Server
+from tornado_gateway.http1 import Response, Server
 
-ANSWER = Response(200, b'{"isEnabled":true,"variables":[]}')
+ANSWER = Response(200, b'{"isEnabled":true,"variables":[{"value":"on","type":"string","key":"title","id":1}]}')
 
 
 async def main(port: int) -> None:
-    server = Server(lambda method, path: lambda request: ANSWER, limits=Limits(max_body_bytes=1 << 26))
+    server = Server(lambda method, path: lambda request: ANSWER)
     await server.listen("127.0.0.1", port)
     await asyncio.Event().wait()
 

@@ -1,68 +1,57 @@
-"""What a getFlag costs, next to the same HTTP front answering a constant.
+"""What a getFlag costs: kinds of rules, location and device, size of the settings, acknowledgement, store.
 
-    python benchmarks/getflag.py [--seconds 5] [--rounds 3] [--features 100]
+    python benchmarks/getflag.py [--quick] [--seconds 3] [--rounds 3]
 
-Distinct visitors, a rollout and an A/B rule with a custom-variable segment, durable and fast acknowledgement; the
-events are delivered to a stand-in vendor while the load runs.
+Every request is of another visitor. The events are delivered to a stand-in for the vendor during the load, and
+afterwards everything that was taken must have arrived there.
 """
 
-import argparse
-import json
-import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import measure
-from accounts import account
+import accounts
+from measure import Case, effort, end_cleanly_when_told, run_cases
+from report import DELIVERED, LOAD_COLUMNS, Result, save
+from servers import FLAG_PROBE, constant, directory, gateway
 
-PORTS = {"constant": 18001, "durable": 18002, "fast": 18003}
-VENDOR_PORT = 18009
+NOTES = (
+    "CPU time includes storing the events and sending them upstream, until the last one has arrived.",
+    '"main": a rollout and an A/B rule with a segment by custom variable; 100 features, asked for in turn; durable '
+    "acknowledgement; embedded store (SQLite). The other rows differ from it in what their name says.",
+)
+
+
+def case(name: str, kind: Callable[..., Any] = accounts.tested, features: int = 100, **options: Any) -> Case:
+    serve = partial(gateway, accounts.account(features, kind), **options)
+    return Case(name, serve, "getflag.lua", [features], FLAG_PROBE)
+
+
+def cases(folder: Path) -> list[Case]:
+    lists = accounts.write_networks(folder / "networks"), accounts.write_agents(folder / "agents")
+    located = partial(gateway, accounts.account(100, accounts.enriched), MAXMIND_DB_PATH=accounts.LOCATION_DATABASE)
+    return [
+        Case("constant answer of the same front", constant, "getflag.lua", [100], FLAG_PROBE),
+        case("plain: rollout only", accounts.plain),
+        case("main"),
+        case("fast acknowledgement", EVENT_ACK="fast"),
+        Case("location and device segments", located, "enriched.lua", [100, *lists], FLAG_PROBE),
+        case("1 feature", features=1),
+        case("1,000 features", features=1000),
+        *(case(f"{rules} A/B rules looked at", accounts.looking_at(rules)) for rules in (1, 5, 10, 20)),
+        case("Redis", uses_redis=True),
+        case("Redis, fast acknowledgement", uses_redis=True, EVENT_ACK="fast"),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--features", type=int, default=100)
-    parser.add_argument("--events-per-request", type=int, default=100)
-    options = parser.parse_args()
-    settings = Path(tempfile.mkdtemp(prefix="bench-")) / "settings.json"
-    settings.write_text(json.dumps(account(options.features)))
-    results: dict[str, list[measure.Result]] = {name: [] for name in PORTS}
-    for _ in range(options.rounds):
-        for name, port in PORTS.items():
-            results[name].append(measure_one(name, port, settings, options))
-    print("| server | µs CPU per request | spread | requests/s | p50 ms | p99 ms | errors |")
-    print("|---|---|---|---|---|---|---|")
-    for name, rounds in results.items():
-        r = measure.median(rounds)
-        print(
-            f"| {name} | {r.cpu_microseconds:.1f} | ±{measure.spread(rounds):.1f} | {r.per_second:,.0f} "
-            f"| {r.p50:.2f} | {r.p99:.2f} | {r.errors} |"
-        )
-
-
-def measure_one(name: str, port: int, settings: Path, options: argparse.Namespace) -> measure.Result:
-    if name == "constant":
-        with measure.python_server("constant.py", port) as server:
-            return loaded(server, port, options)
-    with (
-        measure.python_server("constant.py", VENDOR_PORT, core=measure.LOAD_CORE),
-        measure.gateway(
-            port,
-            SETTINGS_FILE=settings,
-            EVENT_ACK=name,
-            UPSTREAM_URL=f"http://127.0.0.1:{VENDOR_PORT}",
-            EVENTS_PER_REQUEST=options.events_per_request,
-            EVENT_QUEUE_LIMIT=100_000_000,
-        ) as server,
-    ):
-        return loaded(server, port, options)
-
-
-def loaded(server: object, port: int, options: argparse.Namespace) -> measure.Result:
-    measure.load(server, port, "getflag.lua", 1)  # type: ignore[arg-type]  # warm up
-    return measure.load(server, port, "getflag.lua", options.seconds)  # type: ignore[arg-type]
+    chosen = effort(__doc__)
+    with directory() as folder:
+        rows = run_cases(cases(folder), chosen)
+    save(Result("getflag", "getFlag, CPU time per request", [*LOAD_COLUMNS, DELIVERED], rows, notes=NOTES), chosen)
 
 
 if __name__ == "__main__":
+    end_cleanly_when_told()
     main()

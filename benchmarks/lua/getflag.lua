@@ -1,0 +1,17 @@
+-- getFlag of a visitor that nobody has asked for before; every other one is in the experiment's segment.
+-- Arguments: first number, number of features to ask for in turn
+local common = require "common"
+local headers = { ["Content-Type"] = "application/json" }
+local number, features
+
+function init(args)
+  number, features = common.first(args), tonumber(args[2])
+end
+
+function request()
+  number = number + 1
+  local plan = number % 2 == 0 and "gold" or "none"
+  local body = '{"featureKey":"feature-' .. number % features .. '","userId":"visitor-' .. common.text(number) ..
+    '","customVariables":{"plan":"' .. plan .. '","age":33}}'
+  return wrk.format("POST", "/server-side/getFlag", headers, body)
+end
