@@ -21,10 +21,10 @@ from . import core
 from .described import describe_features, describe_node
 from .device import DeviceReader
 from .errors import RequestError, StoreError
-from .events import Entry, EventQueue, Flusher
-from .http1 import Handler
+from .events import Entry, EventQueue
 from .lists import ListChecks
 from .location import LocationReader
+from .metrics import REQUEST_BUCKETS, REQUEST_SECONDS, Memory
 from .settings import SettingsMirror, Snapshot
 from .store import DeadLetter, Depth, EventStore, StateStore
 from .wire import Fields, required_text, user_id
@@ -35,13 +35,14 @@ Answer = dict[str, Any]
 SAMPLE_SECONDS = 1.0
 SAMPLES = 300
 DEPTH_SECONDS = 1.0  # how old the answer to "how many wait" may be
-RECENT_ENTRIES = 100
+RECENT_ENTRIES = 50
 RECENT_BYTES = 16_384  # of one entry; a batch of thousands is not kept alive for being looked at
-SHOWN_EVENTS = 100
+SHOWN_EVENTS = 50
 SHOWN_LETTERS = 200
 
-SERIES = ("requests", "decisions", "received", "delivered", "rejected", "waiting", "dead", "lag_ms")
-GAUGES = frozenset({"waiting", "dead", "lag_ms"})
+RATES = ("requests", "decisions", "received", "delivered", "rejected")
+GAUGES = ("waiting", "dead", "lag_ms")
+QUANTILES = {"p50_ms": 0.5, "p99_ms": 0.99}  # of the latency in each second
 
 
 # --- numbers -----------------------------------------------------------------
@@ -49,26 +50,36 @@ GAUGES = frozenset({"waiting", "dead", "lag_ms"})
 
 @dataclass(slots=True)
 class RequestCounts:
-    """How many requests for data this worker has got. `count` wraps the search for their handlers; `decides` is getFlag's."""
+    """How many requests of data routes this worker has answered, as the other workers may know."""
 
     total: int = 0
     decisions: int = 0
 
-    def count(
-        self, find: Callable[[bytes, bytes], Handler | None], decides: Handler | None
-    ) -> Callable[..., Handler | None]:
-        def counted(method: bytes, path: bytes) -> Handler | None:
-            handler = find(method, path)
-            if handler is not None:  # else a page: the console shall not see itself
-                self.total += 1
-                if handler is decides:
-                    self.decisions += 1
-            return handler
-
-        return counted
-
     def as_record(self) -> dict[str, int]:
         return {"total": self.total, "decisions": self.decisions}
+
+
+def request_latencies(memory: Memory) -> list[int]:
+    """How many requests took up to each of REQUEST_BUCKETS seconds, and longer than all: so far, in all workers."""
+    rows = [row.counts for place in range(memory.places) if (row := memory.read(place)) is not None]
+    starts = [REQUEST_SECONDS.at(route) for route in REQUEST_SECONDS.values]
+    return [
+        sum(counts[start + bucket] for counts in rows for start in starts) for bucket in range(len(REQUEST_BUCKETS) + 1)
+    ]
+
+
+def quantile_ms(counts: Sequence[int], quantile: float) -> float | None:
+    """A quantile of the counts in REQUEST_BUCKETS, taking each bucket as evenly filled; None if there are none."""
+    rank = quantile * sum(counts)
+    if not rank:
+        return None
+    lower = 0.0
+    for count, upper in zip(counts, REQUEST_BUCKETS, strict=False):
+        if rank <= count:
+            return round((lower + (upper - lower) * rank / count) * 1000, 3)
+        rank -= count
+        lower = upper
+    return REQUEST_BUCKETS[-1] * 1000
 
 
 @dataclass(slots=True)
@@ -77,13 +88,15 @@ class Sample:
 
     at: float
     values: dict[str, float]
+    latencies: list[int]
 
 
 class History:
     """A ring of one sample a second, and from it what happened in each second."""
 
-    def __init__(self, status: Status) -> None:
+    def __init__(self, status: Status, latencies: Callable[[], list[int]]) -> None:
         self._status = status
+        self._latencies = latencies
         self._ring: deque[Sample] = deque(maxlen=SAMPLES + 1)
         self._by_worker: dict[int, Mapping[str, int]] = {}
         self._totals = {"requests": 0, "decisions": 0}
@@ -105,16 +118,19 @@ class History:
         self._count_requests(status.get("workers") or ())
         events = status["events"]
         counted = {name: events[name] for name in ("received", "delivered", "rejected", "waiting", "dead")}
-        self._ring.append(Sample(time.time(), {**self._totals, **counted, "lag_ms": round(lag_ms, 2)}))
+        values = {**self._totals, **counted, "lag_ms": round(lag_ms, 2)}
+        self._ring.append(Sample(time.time(), values, self._latencies()))
 
     def series(self) -> Answer:
-        """Columns: the end of each second, rates per second, and gauges as they were then."""
+        """Columns: the end of each second; rates, and the latency, in it; gauges as they were then."""
         samples = list(self._ring)
         pairs = list(pairwise(samples))
         return {
             "interval_seconds": SAMPLE_SECONDS,
             "at": [round(later.at, 3) for _, later in pairs],
-            **{name: [_value(name, *pair) for pair in pairs] for name in SERIES},
+            **{name: [_rate(name, *pair) for pair in pairs] for name in RATES},
+            **{name: [later.values[name] for _, later in pairs] for name in GAUGES},
+            **{name: [_latency(quantile, *pair) for pair in pairs] for name, quantile in QUANTILES.items()},
         }
 
     def _count_requests(self, workers: Sequence[Mapping[str, Any]]) -> None:
@@ -127,9 +143,12 @@ class History:
         self._by_worker = counts
 
 
-def _value(name: str, before: Sample, after: Sample) -> float:
-    if name in GAUGES:
-        return after.values[name]
+def _latency(quantile: float, before: Sample, after: Sample) -> float | None:
+    counts = [max(0, late - early) for early, late in zip(before.latencies, after.latencies, strict=True)]
+    return quantile_ms(counts, quantile)
+
+
+def _rate(name: str, before: Sample, after: Sample) -> float:
     seconds = max(after.at - before.at, 0.001)
     return round(max(0.0, after.values[name] - before.values[name]) / seconds, 2)
 
@@ -144,7 +163,7 @@ class RecentEvents:
         self._tail: deque[tuple[float, bytes]] = deque(maxlen=RECENT_ENTRIES)
 
     def note(self, group: Sequence[Entry]) -> None:
-        """Costs 0.1 µs for each of at most the last RECENT_ENTRIES of a group, after its answers have left."""
+        """Costs 0.4 µs for each commit and 0.06 µs for each of its last entries, after the answers have left."""
         now = time.time()
         self._tail.extend([(now, body[:RECENT_BYTES]) for _, body, _ in group[-RECENT_ENTRIES:]])
 
@@ -339,18 +358,17 @@ class Admin:
 
     mirror: SettingsMirror
     queue: EventQueue
-    flusher: Flusher
     store: EventStore
     explainer: Explainer
     status: Status
+    latencies: Callable[[], list[int]]  # see `request_latencies`
     recent: RecentEvents = field(default_factory=RecentEvents)
     _history: History = field(init=False)
     _described: tuple[str, list[Answer]] = ("", [])
     _depth: tuple[float, Depth] = (float("-inf"), Depth(0, 0, None))
-    _flushing: asyncio.Task[bool] | None = None
 
     def __post_init__(self) -> None:
-        self._history = History(self.status)
+        self._history = History(self.status, self.latencies)
         self.queue.on_commit = self.recent.note
 
     def start(self) -> None:
@@ -404,11 +422,9 @@ class Admin:
         }
 
     async def requeue(self, ids: Sequence[int | str] | None) -> Answer:
-        """Dead letters wait again, and are sent at once unless upstream is failing anyway."""
+        """Dead letters wait again, and are sent soon."""
         moved = await self.store.requeue(ids)
         self.queue.requeued(moved)
-        if moved and self.flusher.last.failing_since is None and (self._flushing is None or self._flushing.done()):
-            self._flushing = asyncio.create_task(self.flusher.flush(everything=True))
         return {"requeued": moved}
 
     def _snapshot(self) -> Snapshot:

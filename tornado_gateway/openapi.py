@@ -467,6 +467,19 @@ OPERATING: Schema = {
             description="received = delivered + waiting + dead + rejected, at any time.",
         )
     },
+    "/metrics": {
+        "get": _operation(
+            "metrics",
+            "Probes",
+            "Numbers for Prometheus",
+            {
+                "200": {
+                    "description": "The whole instance. OpenMetrics for who asks for it",
+                    "content": {"text/plain": {"schema": TEXT}, "application/openmetrics-text": {"schema": TEXT}},
+                }
+            },
+        )
+    },
     "/openapi.json": {"get": _operation("openapi", "Pages", "This document", _ok("OpenAPI 3.1", ANY_OBJECT))},
     "/docs": {"get": _operation("docs", "Pages", "This document, to read and to try", PAGE)},
     "/console": {"get": _operation("console", "Pages", "The operators' console", PAGE)},
@@ -584,11 +597,11 @@ OPERATING: Schema = {
 # --- schemas -----------------------------------------------------------------
 
 VISITOR_FIELDS: dict[str, Schema] = {
-    "userId": _said({"type": ["string", "number"]}, "The visitor; `id` does as well"),
+    "userId": _said({"type": ["string", "number"]}, "The visitor; id does as well"),
     "id": _said({"type": ["string", "number"]}, "The visitor, as SDKs call it"),
     "customVariables": _said(_or_null(ANY_OBJECT), "For segments"),
     "variationTargetingVariables": _said(_or_null(ANY_OBJECT), "For whitelisting"),
-    "platformVariables": _said(ANY_OBJECT, "`webTestingCampaigns`: the web tests that the visitor is in"),
+    "platformVariables": _said(ANY_OBJECT, "webTestingCampaigns: the web tests that the visitor is in"),
     "bucketingSeed": _said(TEXT, "Decides the buckets instead of the id"),
     "ipAddress": _said(TEXT, "For segments on the location"),
     "userAgent": _said(TEXT, "For segments on the device"),
@@ -661,8 +674,8 @@ SCHEMAS: Schema = {
         location=_said(ANY_OBJECT, "The GeoIP database"),
         store=_object("kind is_up error", kind=TEXT, is_up=BOOLEAN, error=_or_null(TEXT)),
         samples=_said(
-            {"type": "object", "additionalProperties": {"anyOf": [NUMBER, _list(NUMBER)]}},
-            "Columns of one number a second: rates, and what waits, is dead, and the lag of the loop as they were",
+            {"type": "object", "additionalProperties": {"anyOf": [NUMBER, _list(_or_null(NUMBER))]}},
+            "Columns of one number a second: rates, latency, what waits, what is dead, the lag of the loop",
         ),
     ),
     "Words": _said(

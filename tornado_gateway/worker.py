@@ -18,7 +18,7 @@ from tornado.ioloop import PeriodicCallback
 
 from . import __version__, core, logs, metrics, notify
 from .access import Access
-from .admin import Admin, Explainer, RequestCounts
+from .admin import Admin, Explainer, RequestCounts, request_latencies
 from .api import Api
 from .collector import Collector
 from .config import Config
@@ -115,7 +115,7 @@ class Worker:
         )
         self._lists = ListChecks(self._ask_list())
         self.requests = RequestCounts()
-        self.admin = self._build_admin()
+        self.admin = self._build_admin(memory)
         api = self._build_api()
         about = metrics.About(__version__, config.event_queue_limit)
         exposition = metrics.Exposition(memory, post.scoreboard, about, self._publish)
@@ -192,7 +192,7 @@ class Worker:
         mirror.on_change += [decisions.settings_changed, publisher.settings_changed]
         return api
 
-    def _build_admin(self) -> Admin:
+    def _build_admin(self, memory: metrics.Memory) -> Admin:
         config = self._config
         explainer = Explainer(
             self.location,
@@ -202,7 +202,8 @@ class Worker:
             resolves_aliases=config.aliasing_enabled,
             is_sticky=config.sticky_decisions,
         )
-        return Admin(self.mirror, self.events, self.flusher, self.store.events, explainer, self.status)
+        latencies = partial(request_latencies, memory)
+        return Admin(self.mirror, self.events, self.store.events, explainer, self.status, latencies)
 
     def _settings_changed(self, snapshot: Snapshot) -> None:
         settings = snapshot.settings

@@ -169,7 +169,11 @@ const charts = [
     { name: "waiting", label: "waiting", tone: "second" },
     { name: "dead", label: "dead", tone: "bad" },
   ]),
-  chart("Loop lag", "ms behind, this worker", [{ name: "lag_ms", label: "lag", tone: "warn" }]),
+  chart("Latency", "ms, half of the requests", [
+    { name: "p50_ms", label: "median", tone: "accent" },
+    { name: "p99_ms", label: "99 %", tone: "second" },
+    { name: "lag_ms", label: "loop lag", tone: "warn" },
+  ]),
 ];
 
 function showOverview(overview) {
@@ -212,7 +216,7 @@ function showPanels({ at, status, queue, location: database, store, account }) {
     ]),
     panel("Delivery", flush?.error ? ["failing", "bad"] : ["working", "good"], [
       ["Last flush", ago(flush?.at, at)],
-      flush?.error ? ["Error", flush.error, "bad"] : ["Events in it", count(flush?.events ?? 0)],
+      flush?.error ? ["Error", flush.error, "bad"] : ["Sent in it", count(flush?.events ?? 0)],
       ["Oldest waits", queue.oldest_at ? duration(at - queue.oldest_at) : "–"],
       ["Dead letters", count(queue.dead)],
     ]),
@@ -366,8 +370,7 @@ const ruleCard = (rule) =>
     rule.group ? h("p", {}, h("span", { class: "pill" }, `Group ${rule.group.name ?? rule.group.id}`), ` ${rule.group.text}.`) : null,
   );
 
-const traffic = (percent) =>
-  h("p", { class: "share" }, meter(percent), percent === 100 ? "all of them" : `${percent} % of them`);
+const traffic = (percent) => h("p", { class: "share" }, meter(percent), percent === 100 ? "all of them" : `${percent} % of them`);
 
 const meter = (percent) =>
   h("span", { class: "meter", "aria-hidden": "true" }, h("i", { vars: { "--share": `${Number(percent) || 0}%` } }));
@@ -388,7 +391,7 @@ function variationTable(rule) {
     { class: "scroll", role: "region", tabindex: "0", "aria-label": `Variations of ${rule.campaign.name}` },
     h(
       "table",
-      {},
+      { class: "stack" },
       h("thead", {}, h("tr", {}, ["Variation", isTest ? "Weight" : null, "Variables"].filter(Boolean).map((name) => h("th", { scope: "col" }, name)))),
       h(
         "tbody",
@@ -481,8 +484,8 @@ function showExplanation({ visitor: who, decisions }) {
       { class: "visitor card" },
       fact("User", who.id),
       fact("Visitor", who.uuid),
-      fact("Location", place(who.location)),
-      fact("Device", place(who.device)),
+      fact("Location", place(who.location, LOCATION_FACTS)),
+      fact("Device", place(who.device, DEVICE_FACTS)),
       isOne ? null : fact("Enabled", `${on} of ${decisions.length}`),
     ),
     decisions.map((decision) => decisionCard(decision, isOne)),
@@ -491,7 +494,13 @@ function showExplanation({ visitor: who, decisions }) {
 
 const fact = (name, value) => h("span", {}, `${name} `, h("b", {}, value ?? "–"));
 
-const place = (facts) => (facts && Object.keys(facts).length ? Object.values(facts).join(", ") : facts ? "unknown" : "not looked up");
+const LOCATION_FACTS = ["city", "region", "country"];
+const DEVICE_FACTS = ["device_type", "device", "os", "os_version", "browser_string", "browser_version"];
+
+function place(facts, names) {
+  if (!facts) return "not given";
+  return names.map((name) => facts[name]).filter(Boolean).join(", ") || "unknown";
+}
 
 const REASONS = {
   rollout: "by a rollout rule",
@@ -551,7 +560,7 @@ const item = (result, step, decision, ...line) =>
   h(
     "li",
     { class: `step step-${step.step}${isDeciding(step, decision) ? " deciding" : ""}` },
-    h("div", { class: "line" }, mark(result), line),
+    h("div", { class: "line" }, mark(result), h("div", { class: "said" }, line)),
     step.steps?.length ? h("ul", {}, step.steps.map((inner) => stepItem(inner, decision))) : null,
   );
 
@@ -573,7 +582,7 @@ const STEPS = {
   skipped: (step, decision) => item(null, step, decision, step.words, h("span", { class: "note" }, "skipped: a location beside other conditions")),
   traffic: (step, decision) => [
     item(step.passed, step, decision, step.bucket === null ? "Traffic: there is no user id" : `Traffic: bucket ${step.bucket} of 100, ${step.limit} % are let in`),
-    step.bucket === null ? null : buckets([[step.limit, step.passed]], (step.bucket / 100) * 100),
+    step.bucket === null || step.limit >= 100 ? null : buckets([[step.limit, step.passed]], step.bucket),
   ],
   variation: (step, decision) => [
     item(step.variation !== null, step, decision, `Variation: bucket ${step.bucket} of 10,000 gives ${step.name ?? "none"}`),
@@ -590,7 +599,7 @@ const STEPS = {
       step,
       decision,
       h("b", {}, `Holdout: ${step.name}`),
-      step.bucket ? `bucket ${step.bucket} of 100, ${step.limit} % are withheld` : "its segment is not met",
+      h("span", {}, step.bucket ? `bucket ${step.bucket} of 100, ${step.limit} % are withheld` : "its segment is not met"),
       h("span", { class: "has" }, step.matched ? "the visitor is withheld" : "the visitor is not"),
     ),
   group: (step, decision) =>
@@ -599,7 +608,7 @@ const STEPS = {
       step,
       decision,
       h("b", {}, `Group ${step.group}`),
-      `eligible: ${(step.eligible ?? []).join(", ") || "none"};`,
+      h("span", {}, `eligible: ${(step.eligible ?? []).join(", ") || "none"};`),
       step.winner == null ? "nobody wins" : `campaign ${step.winner} wins${step.bucket ? ` at bucket ${step.bucket} of 10,000` : ""}`,
     ),
   stored: (step, decision) => item(null, step, decision, `Stored decision for ${step.key}: ${step.result}`),

@@ -39,7 +39,7 @@ function schemaList(schema, depth = 0, above = []) {
         " ",
         h("span", { class: "type" }, typeOf(property)),
         actual.required?.includes(name) ? h("span", { class: "must" }, " required") : null,
-        property.description ? h("span", { class: "hint" }, ` ${property.description}`) : null,
+        property.description ? h("span", { class: "hint" }, ` · ${property.description}`) : null,
         schemaList(property, depth + 1, [...above, actual]),
       ),
     ),
@@ -96,7 +96,7 @@ const parameterList = (parameters) =>
         {},
         h("code", {}, parameter.name),
         parameter.required ? h("span", { class: "must" }, " required") : null,
-        h("span", { class: "hint" }, ` ${parameter.description}`),
+        h("span", { class: "hint" }, ` · ${parameter.description}`),
       ),
     ),
   );

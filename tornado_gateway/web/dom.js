@@ -75,7 +75,7 @@ export const post = (path, body, method = "POST") =>
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
-const fine = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
+const fine = new Intl.NumberFormat("en", { maximumSignificantDigits: 2 });
 
 export function count(value) {
   if (value === null || value === undefined) return "–";
