@@ -30,6 +30,7 @@ SERVER_CORE, LOAD_CORE = CORES[0], CORES[-1]
 TICKS = os.sysconf("SC_CLK_TCK")
 CONNECTIONS = 64
 DRAIN_SECONDS = 15.0
+UNSENT_EVENTS = 200
 
 Row = dict[str, Any]
 
@@ -203,6 +204,8 @@ def load(target: Target, case: Case, seconds: float, cores: Sequence[int] = (LOA
     row = wrk(target.port, case.script, case.arguments, seconds, cores)
     row["rss_mb"] = rss_megabytes(target.pid)
     row |= target.drain()
+    if "arrived_events" in row:  # of a server that sends one for each request, and keeps the last ones for a full batch
+        row["is_balanced"] = row["arrived_events"] > row["requests"] - UNSENT_EVENTS
     row["cpu_us"] = (cpu_seconds(target.pid) - before) / row["requests"] * 1e6
     row["per_second"] = row["requests"] / row["seconds"]
     return row

@@ -134,6 +134,7 @@ def draw_bars(document: Mapping[str, Any]) -> None:
     axes.bar_label(bars, labels=[f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in values], padding=4)
     if max(values, default=0) > 30 * min(values, default=1):
         axes.set_xscale("log")
+        axes.set_xlim(left=1)
     axes.margins(x=0.12)
     axes.set_xlabel(heading)
     axes.set_title(document["title"], loc="left", fontsize=11)
@@ -151,8 +152,8 @@ def draw_timeline(question: str, title: str, series: Mapping[str, Sequence[tuple
     axes.set_yscale("log")
     axes.set_xlabel("seconds")
     axes.set_ylabel("slowest answer of 100 ms, in ms")
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.legend(loc="upper right", fontsize=8)
+    axes.set_title(title, loc="left", fontsize=11, pad=18)
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 1.15), fontsize=8, frameon=False)
     save_chart(figure, question)
 
 

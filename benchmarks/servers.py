@@ -223,16 +223,23 @@ def with_sdk(*command: object, document: dict[str, Any], **environment: object) 
             vendor(settings=settings) as vendor_port,
             simple(*command, VENDOR_PORT=vendor_port, **options, **environment) as target,
         ):
-            yield Target(target.pid, target.port, partial(_sdk_delivery, vendor_port))
+            yield Target(target.pid, target.port, SdkDelivery(vendor_port))
 
 
-def _sdk_delivery(vendor_port: int) -> Row:
-    """The SDKs do not say what waits: wait until nothing more arrives."""
-    before, arrived = -1, _arrived(vendor_port)
-    while arrived != before:
-        time.sleep(0.3)
-        before, arrived = arrived, _arrived(vendor_port)
-    return {"arrived_events": arrived}
+class SdkDelivery:
+    """The SDKs do not say what waits: wait until nothing more arrives, and tell what is new since the last time."""
+
+    def __init__(self, vendor_port: int) -> None:
+        self._vendor_port = vendor_port
+        self._seen = 0
+
+    def __call__(self) -> Row:
+        before, arrived = -1, _arrived(self._vendor_port)
+        while arrived != before:
+            time.sleep(0.3)
+            before, arrived = arrived, _arrived(self._vendor_port)
+        new, self._seen = arrived - self._seen, arrived
+        return {"arrived_events": new}
 
 
 def node_sdk(features: int, kind: Callable[..., Any]) -> AbstractContextManager[Target]:
