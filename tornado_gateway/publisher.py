@@ -1,21 +1,18 @@
 """The settings document for SDKs: v2-settings, v2-pull, and the webhook that says that it changed (wire contract A.1).
 
-SDKs compare whole documents, so an unchanged document is the same bytes every time. Every form of an answer is made
-once per change.
+SDKs compare whole documents, so an unchanged document is the same bytes every time.
 """
 
 import asyncio
-import gzip
-import hashlib
 import hmac
 import time
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
 
 import orjson
 
 from .errors import UpstreamError
 from .http1 import Request, Response, json_error
+from .published import Published, publish
 from .settings import Fetch, SettingsMirror, Snapshot
 from .upstream import Dialect
 from .wire import AccountCheck, query_text
@@ -29,16 +26,6 @@ PULL_PAUSE_SECONDS = 1.0  # clients cannot make upstream be asked more often tha
 TOKEN_HEADERS = (b"x-webhook-token", b"x-vwo-auth")
 
 NOT_LOADED = json_error(503, "no settings have been loaded yet, see /ready")
-
-
-class Published(NamedTuple):
-    """One document in all forms that a client may want."""
-
-    etag: bytes
-    plain: Response
-    compressed: Response
-    not_modified: Response
-    made_at: float
 
 
 class Publisher:
@@ -70,7 +57,7 @@ class Publisher:
         self._pulled_at = -PULL_PAUSE_SECONDS
 
     def settings_changed(self, snapshot: Snapshot) -> None:
-        self._main = publish(snapshot.document)
+        self._main = snapshot.published
         self._check_account.forget()
         self._make_stale()
 
@@ -149,28 +136,12 @@ class Publisher:
         try:
             document = await fetch(dialect)
             if _is_settings(document):
-                self._others[dialect] = publish(document)
+                self._others[dialect] = await asyncio.to_thread(publish, document)
         except UpstreamError:
             pass
         finally:
             del self._fetching[dialect]
         return self._others.get(dialect)
-
-
-def publish(document: bytes) -> Published:
-    """Prepare all answers for a settings document. Older SDKs want lists where upstream writes `{}` for "none"."""
-    fields = orjson.loads(document)
-    empty: dict[str, list[object]] = {key: [] for key in ("features", "campaigns") if fields.get(key) == {}}
-    body = orjson.dumps(fields | empty) if empty else document
-    etag = b'"%b"' % hashlib.sha256(body).hexdigest()[:32].encode()
-    headers = [(b"ETag", etag), (b"Vary", b"Accept-Encoding")]
-    return Published(
-        etag,
-        Response(200, body, headers=headers),
-        Response(200, gzip.compress(body, mtime=0), headers=[*headers, (b"Content-Encoding", b"gzip")]),
-        Response(304, headers=headers),
-        time.monotonic(),
-    )
 
 
 def _answer(request: Request, published: Published) -> Response:

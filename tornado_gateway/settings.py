@@ -20,6 +20,7 @@ from tornado.ioloop import PeriodicCallback
 
 from . import core
 from .errors import GatewayError, StoreError
+from .published import Published, publish
 from .store import StateStore, StoredDocument
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Snapshot:
     settings: core.Settings
     document: bytes
     digest: str
+    published: Published
     version: int
     source: str
 
@@ -156,13 +158,13 @@ class SettingsMirror:
             if document == self._refused:
                 raise core.SettingsError(("upstream still serves the unusable settings document",))
             try:
-                settings = await self._compile(document)
+                compiled = await self._compile(document)
             except core.SettingsError:
                 self._refused = document
                 raise
             self._refused = None
             version = await self._save(document)
-            self._use(settings, document, version, self._source)
+            self._use(compiled, document, version, self._source)
         else:
             await self._confirm()
         self.confirmed_at = time.time()
@@ -194,13 +196,14 @@ class SettingsMirror:
             logger.error("the settings cannot be stored, a restart without upstream would have none: %s", error)
             return self.current.version if self.current else 0
 
-    async def _compile(self, document: bytes) -> core.Settings:
+    async def _compile(self, document: bytes) -> "_Compiled":
         """Off the loop, so that no request waits for it."""
-        return await asyncio.get_running_loop().run_in_executor(None, compile_document, document, self._sdk)
+        return await asyncio.get_running_loop().run_in_executor(None, _compile_all, document, self._sdk)
 
-    def _use(self, settings: core.Settings, document: bytes, version: int, source: str) -> None:
-        before, digest = self.current, hashlib.sha256(document).hexdigest()[:16]
-        self.current = Snapshot(settings, document, digest, version, source)
+    def _use(self, compiled: "_Compiled", document: bytes, version: int, source: str) -> None:
+        before = self.current
+        settings, digest, published = compiled
+        self.current = Snapshot(settings, document, digest, published, version, source)
         logger.info(
             "settings %s from %s: %s", digest, source, describe_change(before.settings if before else None, settings)
         )
@@ -219,21 +222,21 @@ class SettingsMirror:
 
     async def _use_stored(self, stored: StoredDocument) -> None:
         try:
-            settings = await self._compile(stored.body)
+            compiled = await self._compile(stored.body)
         except core.SettingsError as error:
             logger.error("the stored settings are not usable: %s", error)
             return
-        self._use(settings, stored.body, stored.version, "store")
+        self._use(compiled, stored.body, stored.version, "store")
         self.confirmed_at = stored.saved_at
 
     async def _load_bootstrap(self, path: Path) -> None:
         try:
             document = path.read_bytes()
-            settings = await self._compile(document)
+            compiled = await self._compile(document)
         except (OSError, core.SettingsError) as error:
             logger.error("the settings file %s is not usable: %s", path, error)
             return
-        self._use(settings, document, 0, "file")
+        self._use(compiled, document, 0, "file")
         self.confirmed_at = path.stat().st_mtime
 
     async def _watch(self) -> None:
@@ -259,6 +262,15 @@ class SettingsMirror:
             logger.error("settings cannot be refreshed, the last good ones stay in force: %s", reason)
         now = time.time()
         self.last_poll = LastPoll(at=now, error=reason, failing_since=self.last_poll.failing_since or now)
+
+
+_Compiled = tuple[core.Settings, str, Published]
+
+
+def _compile_all(document: bytes, sdk: core.Sdk) -> _Compiled:
+    """Everything that takes time and depends on the document alone."""
+    settings = compile_document(document, sdk)
+    return settings, hashlib.sha256(document).hexdigest()[:16], publish(document)
 
 
 def compile_document(document: bytes, sdk: core.Sdk) -> core.Settings:

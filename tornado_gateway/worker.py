@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 BATCH_PATH = b"/batch-events-v2"
 EDITION = "GeoLite2-City"
 GEO_LEASE_SECONDS = 3600.0
+SWITCH_SECONDS = 0.0005
 FLUSH_SHARE = 0.5  # of SHUTDOWN_SECONDS that the last flush may take
 PUBLISH_SECONDS = 0.25  # how old the other workers' numbers in /status may be
 ADOPT_SECONDS = 10.0  # how often a worker looks for the event log of a dead one
@@ -211,6 +213,8 @@ class Worker:
         self.upstream.collection_prefix = settings.collection_prefix or ""
         if self._config.is_offline:
             self.upstream.account_id, self.upstream.sdk_key = settings.account_id, settings.sdk_key
+        if any(feature.needs_device for feature in settings.features.values()):
+            asyncio.get_running_loop().run_in_executor(None, self.device.load)
 
     def _build_sink(self) -> EventSink:
         """Without an account events are sent only where somebody has explicitly said to send them."""
@@ -432,7 +436,7 @@ async def _serve(config: Config, post: Post, memory: metrics.Memory | None) -> i
         loop.add_reader(post.parent, _parent_is_gone, post.parent, stop)
     worker = Worker(config, post, memory)
     await worker.start()
-    _tune_collector()
+    _tune_interpreter()
     loop.add_signal_handler(signal.SIGHUP, worker.refresh_settings)
     post.report_ready()
     telling = asyncio.create_task(_tell_systemd(post, stop))
@@ -466,8 +470,12 @@ def _parent_is_gone(pipe: int, stop: asyncio.Event) -> None:
     stop.set()
 
 
-def _tune_collector() -> None:
-    """What a request leaves behind has no cycles, so the collector need not look often, and never at what stays."""
+def _tune_interpreter() -> None:
+    """Threads that compile settings or commit events must not make the loop wait: by default that is 5 ms each time.
+
+    What a request leaves behind has no cycles, so the collector need not look often, and never at what stays.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
