@@ -40,6 +40,8 @@ def set_up(level: str, log_format: str = "auto", secrets: Iterable[str] = (), st
     handler = logging.StreamHandler(stream)
     handler.setFormatter(HumanFormatter() if is_human else JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # Tornado warns of each request for a page that does not exist.
+    logging.getLogger("tornado.general").setLevel(logging.DEBUG if level == "DEBUG" else logging.ERROR)
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread

@@ -555,7 +555,14 @@ def _upstream(counts: list[int]) -> Iterator[Metric]:
         with_zeros=True,
     )
     yield _histogram("fme_flush_seconds", "How long such a request took.", FLUSH_SECONDS, counts)
-    yield _counters("fme_upstream_requests", "Requests to upstream.", ("call", "status"), UPSTREAM_REQUESTS, counts)
+    yield _counters(
+        "fme_upstream_requests",
+        "Requests to upstream.",
+        ("call", "status"),
+        UPSTREAM_REQUESTS,
+        counts,
+        with_zeros=True,
+    )
 
 
 def _settings(counts: list[int], workers: list[Record]) -> Iterator[Metric]:

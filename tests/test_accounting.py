@@ -1,0 +1,90 @@
+"""received = delivered + waiting + dead + rejected, in every scrape, whatever upstream does.
+
+ACCOUNTING_SECONDS is how long faults are injected (default 20).
+"""
+
+import asyncio
+import itertools
+import os
+import random
+
+import orjson
+from ledger import acknowledged, arrived, visitor_requests
+from load import Load
+from process import Gateway, sample_document
+from test_metrics import assert_adds_up, samples_of, scrape
+from vendor import Fault, Vendor
+
+SECONDS = float(os.environ.get("ACCOUNTING_SECONDS", "20"))
+FAULTS = {
+    "500": lambda: Fault(500, times=2),
+    "503 with Retry-After": lambda: Fault(503, headers={"Retry-After": "1"}),
+    "429": lambda: Fault(429),
+    "413": lambda: Fault(413, times=3),
+    "400 for some": lambda: Fault(400, times=20, refuses=lambda event: event["d"]["visId"].endswith(("0", "1"))),
+    "time-out": lambda: Fault(200, delay_seconds=1.5),
+    "closed": lambda: Fault(close=True),
+}
+
+
+def test_the_events_always_add_up(tmp_path, record_property):
+    options = {"WORKERS": 2, "EVENTS_PER_REQUEST": 200, "SOCKET_TIMEOUT": 1, "FLUSH_EVENTS_INTERVAL": 1}
+    with Vendor(sample_document()) as vendor:
+        with Gateway.of_vendor(tmp_path / "data", vendor, EVENT_QUEUE_LIMIT=1500, **options) as gateway:
+            load = Load(gateway.port, visitor_requests("a"), connections=16, pause_seconds=0.04)
+            scrapes, met = asyncio.run(_inject(gateway, vendor, load))
+            vendor.event_faults.clear()
+            final = asyncio.run(_settled(gateway))
+            wanted = acknowledged(load.exchanges)
+            assert gateway.terminate() == 0
+        got = arrived(vendor)
+    assert met == set(FAULTS)
+    assert len(scrapes) > 5 * SECONDS
+    for before, after in itertools.pairwise([*scrapes, final]):
+        assert_adds_up(after)
+        for name in ("received", "delivered", "rejected"):
+            assert after[f"fme_events_{name}_total", ()] >= before[f"fme_events_{name}_total", ()]
+    counts = {name.removeprefix("fme_events_"): value for (name, _), value in final.items() if "fme_events" in name}
+    record_property("counts", orjson.dumps(counts).decode())
+    print(f"{len(scrapes)} scrapes in {SECONDS:.0f} s: {counts}")
+    assert counts["waiting"] == 0
+    assert counts["delivered_total"] > 0
+    assert counts["dead"] > 0
+    assert counts["rejected_total"] > 0
+    # The counts are about what really happened: everything acknowledged has arrived or is dead.
+    assert sum((wanted - got).values()) <= counts["dead"]
+    assert sum(wanted.values()) <= counts["received_total"] - counts["rejected_total"]
+
+
+async def _inject(gateway, vendor, load):
+    """One fault after the other while clients send and scrapes come in; one long one, to fill the queue."""
+    rng = random.Random(20)
+    running = asyncio.create_task(load.run())
+    loop = asyncio.get_running_loop()
+    end = loop.time() + SECONDS
+    filling = loop.time() + SECONDS / 2, loop.time() + SECONDS * 0.7
+    kinds, met, scrapes = itertools.cycle(FAULTS), set(), []
+    while loop.time() < end or met != set(FAULTS):
+        if filling[0] < loop.time() < filling[1]:
+            if not vendor.event_faults:
+                vendor.event_faults.append(Fault(500))
+        elif not vendor.event_faults and rng.random() < 0.3:
+            kind = next(kinds)
+            met.add(kind)
+            vendor.event_faults.append(FAULTS[kind]())
+        scrapes.append(samples_of((await asyncio.to_thread(scrape, gateway))[0]))
+        await asyncio.sleep(0.05)
+    load.stopping = True
+    await running
+    return scrapes, met
+
+
+async def _settled(gateway):
+    """The numbers when nothing waits any more."""
+    deadline = asyncio.get_running_loop().time() + 120  # the last pause after failures may be a minute
+    while True:
+        samples = samples_of((await asyncio.to_thread(scrape, gateway))[0])
+        if samples["fme_events_waiting", ()] == 0:
+            return samples
+        assert asyncio.get_running_loop().time() < deadline, samples
+        await asyncio.sleep(0.2)

@@ -1,0 +1,319 @@
+"""What is logged, in which shape, with which request's id, and never with a secret."""
+
+import asyncio
+import http.client
+import io
+import json
+import logging
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from process import SAMPLE_SETTINGS, Gateway, free_port, sample_document
+from vendor import Fault, Vendor
+
+from tornado_gateway import core, logs
+from tornado_gateway.http1 import Request, Response, Server
+from tornado_gateway.settings import SHOWN_CHANGES, describe_change
+
+SECRET = "s3cr/t+w ith\"quotes'"
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+TRACE_PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
+
+
+@pytest.fixture
+def restored():
+    """Logging is the process's: put back what a test sets up."""
+    root, hooks = logging.getLogger(), (sys.excepthook, threading.excepthook)
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    sys.excepthook, threading.excepthook = hooks
+    logging.captureWarnings(False)
+    logging.getLogger("tornado.general").setLevel(logging.NOTSET)
+    logs._secrets.clear()
+
+
+@pytest.fixture
+def written(restored):
+    """Set logging up and get what has been written so far."""
+
+    def set_up(log_format="json", level="INFO", secrets=()):
+        stream = io.StringIO()
+        logs.set_up(level, log_format, secrets, stream)
+        return stream.getvalue
+
+    return set_up
+
+
+def fail(request):
+    raise RuntimeError(f"no such thing: {SECRET}")
+
+
+# --- shapes ---------------------------------------------------------------------
+
+
+def test_json_lines(written):
+    text = written("json")
+    logging.getLogger("a.b").info("two\nlines of %s", "it")
+    try:
+        fail(None)
+    except RuntimeError:
+        logging.getLogger("a").exception("failed")
+    first, second = map(json.loads, text().splitlines())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first.pop("at"))
+    assert first == {"level": "INFO", "logger": "a.b", "message": "two\nlines of it", "pid": os.getpid()}
+    assert second["exception"].splitlines()[0] == "Traceback (most recent call last):"
+
+
+def test_lines_for_people(written):
+    text = written("human")
+    logging.getLogger("a.b").info("hello")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO  a\.b: hello\n", text())
+
+
+@pytest.mark.parametrize(("level", "shown"), [("ERROR", ["e"]), ("INFO", ["e", "w", "i"]), ("DEBUG", list("ewid"))])
+def test_levels(written, level, shown):
+    text = written("json", level)
+    log = logging.getLogger("x")
+    log.error("e")
+    log.warning("w")
+    log.info("i")
+    log.debug("d")
+    assert [json.loads(line)["message"] for line in text().splitlines()] == shown
+
+
+def run_until_it_serves(stderr, **options):
+    environment = {"PATH": os.environ["PATH"], "PORT": str(free_port()), "HOST": "127.0.0.1", "WORKERS": "1"}
+    environment |= {"LOG_LEVEL": "INFO", "SETTINGS_FILE": str(SAMPLE_SETTINGS)} | options
+    return subprocess.Popen([sys.executable, "-m", "tornado_gateway", "serve"], env=environment, stderr=stderr)
+
+
+@pytest.mark.parametrize("log_format", ["auto", "json"])
+def test_a_terminal_gets_lines_for_people_unless_json_is_wanted(tmp_path, log_format):
+    ours, theirs = pty.openpty()
+    process = run_until_it_serves(theirs, DATA_DIR=str(tmp_path), LOG_FORMAT=log_format)
+    os.close(theirs)
+    text = b""
+    try:
+        while b"serving on" not in text:
+            text += os.read(ours, 4096)
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+        os.close(ours)
+    lines = text.decode().splitlines()
+    assert all(line.startswith("{") for line in lines) == (log_format == "json"), lines
+
+
+def test_uncaught_exceptions_go_the_same_way(written):
+    text = written("json", secrets=[SECRET])
+    try:
+        fail(None)
+    except RuntimeError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    line = json.loads(text())
+    assert line["level"] == "CRITICAL"
+    assert logs.MASK in line["exception"]
+
+
+# --- secrets ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log_format", ["json", "human"])
+def test_secrets_are_masked_however_they_are_written(written, log_format):
+    text = written(log_format, secrets=[SECRET])
+    log = logging.getLogger("x")
+    log.error("plain %s", SECRET)
+    log.error("url %s", "http://x/?i=s3cr%2Ft%2Bw+ith%22quotes%27 or s3cr%2ft%2bw%20ith%22quotes%27")
+    log.error("json %s", json.dumps({"k": SECRET}))
+    log.error("repr %r", {"k": SECRET})
+    try:
+        fail(None)
+    except RuntimeError:
+        log.exception("failed")
+    assert "s3cr" not in text()
+    assert text().count(logs.MASK) >= 6
+    if log_format == "json":
+        assert len([json.loads(line) for line in text().splitlines()]) == 5
+
+
+def test_a_secret_that_becomes_known_later_is_masked_from_then_on(written):
+    text = written("human")
+    logs.hide("later-known", None, "", "abc")
+    logging.getLogger("x").error("later-known, abc")
+    assert text().endswith(f"x: {logs.MASK}, abc\n")  # too short to be told from a part of a word
+
+
+def test_nothing_that_a_gateway_writes_has_a_secret_in_it(tmp_path):
+    """All kinds of trouble at DEBUG, then all that was written is searched, outside DATA_DIR."""
+    secrets = {
+        "SDK_KEY": "sdk-key-0123456789abcdef",
+        "ADMIN_TOKEN": "admin-token-0123456789",
+        "WEBHOOK_TOKEN": "webhook-token-0123456789",
+        "MAXMIND_LICENSE_KEY": "licence0123456789",
+        "REDIS_PASSWORD": "redis-password-0123456789",
+    }
+    redis = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": free_port()}  # nobody is there
+    options = {"LOG_LEVEL": "DEBUG", "POLLING_TIME": 500, "MAXMIND_USER_ID": 1, "WORKERS": 2, **redis, **secrets}
+    with Vendor(sample_document()) as vendor:
+        vendor.settings_faults += [Fault(401), Fault(500), Fault(close=True)]
+        vendor.event_faults += [Fault(500), Fault(close=True), Fault(400, times=10)]
+        with Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
+            time.sleep(1)
+            for _ in range(4):
+                gateway.post("/server-side/getFlag?i=" + secrets["SDK_KEY"], {"featureKey": "f", "userId": "u"})
+                gateway.get("/server-side/v2-settings?i=" + secrets["SDK_KEY"])
+                gateway.get("/nothing?token=" + secrets["ADMIN_TOKEN"])
+            time.sleep(3)
+            gateway.terminate()
+    text = gateway.log()
+    assert len(text.splitlines()) > 10
+    for line in text.splitlines():
+        json.loads(line)
+    for name, secret in secrets.items():
+        assert secret not in text, name
+
+
+# --- request ids --------------------------------------------------------------------
+
+
+def request_with(*headers):
+    return Request(b"GET", b"/", b"", [(b"Host", b"x"), *headers])
+
+
+IDS = {
+    "x-request-id": ([(b"X-Request-Id", b"abc-123")], b"abc-123"),
+    "lower case": ([(b"x-request-id", b"abc")], b"abc"),
+    "traceparent": ([(b"traceparent", TRACE_PARENT.encode())], TRACE.encode()),
+    "both": ([(b"traceparent", TRACE_PARENT.encode()), (b"X-Request-ID", b"abc")], b"abc"),
+    "none": ([], None),
+    "too long": ([(b"X-Request-Id", b"a" * 129)], None),
+    "with blanks": ([(b"X-Request-Id", b"a b")], None),
+    "not ASCII": ([(b"X-Request-Id", "ä".encode())], None),
+    "broken traceparent": ([(b"traceparent", b"00-xyz-01")], None),
+}
+
+
+@pytest.mark.parametrize(("headers", "expected"), IDS.values(), ids=IDS.keys())
+def test_the_id_of_a_request(headers, expected):
+    assert logs.request_id(request_with(*headers)) == expected
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["in the handler", "in its task"])
+@pytest.mark.parametrize("log_format", ["json", "human"])
+def test_the_line_of_a_failed_request_has_its_id(written, log_format, is_async):
+    text = written(log_format, secrets=[SECRET])
+
+    async def fail_later(request):
+        fail(request)
+
+    async def ask():
+        server = Server(lambda method, path: fail_later if is_async else fail)
+        await server.listen("127.0.0.1")
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Request-Id: abc-123\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        await server.stop(1)
+        return head
+
+    assert asyncio.run(ask()).startswith(b"HTTP/1.1 500")
+    if log_format == "json":
+        assert json.loads(text())["request_id"] == "abc-123"
+    else:
+        assert "a handler failed [request abc-123]" in text().splitlines()[0]
+    assert "s3cr" not in text()
+
+
+def ask(gateway, headers, method="POST", path="/server-side/getFlag"):
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+    connection.request(method, path, b'{"featureKey":"f","userId":"u"}', headers)
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    return response.headers
+
+
+WHERE = {
+    "LOG_LEVEL=DEBUG": ({"LOG_LEVEL": "DEBUG"}, True),
+    "CORS": ({"CORS_CONFIG_REQUIRED": "true", "CORS_ALLOWED_ORIGINS": "*"}, True),
+    "elsewhere": ({}, False),
+}
+
+
+@pytest.mark.parametrize(("options", "is_returned"), WHERE.values(), ids=WHERE.keys())
+def test_the_id_is_given_back_to_who_sent_one(tmp_path, options, is_returned):
+    with Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS, **options) as gateway:
+        returned = "abc-123" if is_returned else None
+        assert ask(gateway, {"X-Request-Id": "abc-123"})["X-Request-Id"] == returned
+        assert ask(gateway, {"traceparent": TRACE_PARENT})["X-Request-Id"] == (TRACE if is_returned else None)
+        assert ask(gateway, {})["X-Request-Id"] is None
+        headers = ask(gateway, {"Origin": "https://shop.example"})
+        assert headers["Access-Control-Allow-Origin"] == ("*" if "CORS_CONFIG_REQUIRED" in options else None)
+        assert gateway.terminate() == 0
+        assert ("[request abc-123]" in gateway.log()) == (options.get("LOG_LEVEL") == "DEBUG")
+
+
+def test_without_need_the_front_is_left_alone(restored):
+    logs.set_up("INFO", stream=io.StringIO())
+    tracing = logs.Tracing(None)
+    assert not tracing.is_wanted
+    hook = Response.render
+    assert tracing.noting(hook) is hook
+
+
+# --- one line per event ----------------------------------------------------------------
+
+
+def test_requests_write_no_lines(tmp_path):
+    with Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS, LOG_LEVEL="INFO") as gateway:
+        before = gateway.log()
+        for number in range(20):
+            gateway.post("/server-side/getFlag", {"featureKey": "new-checkout", "userId": f"u{number}"})
+            gateway.post("/server-side/getFlag", b"{")
+            gateway.get("/nothing")
+            gateway.get("/status")
+        assert gateway.log() == before
+
+
+def test_an_outage_is_one_line_and_its_end_another(tmp_path):
+    with Vendor(sample_document()) as vendor:
+        options = {"POLLING_TIME": 500, "SOCKET_TIMEOUT": 1}
+        with Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
+            vendor.settings_faults.append(Fault(500, times=3))
+            document = sample_document()
+            vendor.wait_until(lambda: not vendor.settings_faults, 30)
+            document["features"][0]["name"] = "Another name"
+            document["features"].pop()
+            vendor.settings = json.dumps(document).encode()
+            vendor.wait_until(lambda: "~new-checkout" in gateway.log(), 30)
+            gateway.terminate()
+    lines = [json.loads(line)["message"] for line in gateway.log().splitlines()]
+    down = [line for line in lines if line.startswith("settings cannot be refreshed")]
+    again = [line for line in lines if line.startswith("settings are refreshed again, after ")]
+    assert (len(down), len(again)) == (1, 1)
+    (changed,) = [line for line in lines if "~new-checkout" in line]
+    gone = sample_document()["features"][-1]["key"]
+    assert changed.endswith(f"10 features (-{gone}, ~new-checkout)")
+
+
+def test_what_has_changed_in_words():
+    before = core.compile_settings(sample_document())
+    document = sample_document()
+    assert describe_change(None, before) == "11 features"
+    assert describe_change(before, core.compile_settings(document)) == "11 features"
+    rule = document["features"][0]["rules"][0]["campaignId"]
+    campaign = next(campaign for campaign in document["campaigns"] if campaign["id"] == rule)
+    campaign["percentTraffic"] = 1
+    assert describe_change(before, core.compile_settings(document)) == "11 features (~new-checkout)"
+    template = document["features"][0]
+    document["features"] += [{**template, "id": 1000 + n, "key": f"n{n:02}"} for n in range(SHOWN_CHANGES + 4)]
+    words = describe_change(before, core.compile_settings(document))
+    assert words.startswith("35 features (+n00, +n01, ")
+    assert words.endswith("+n19, and 5 more)")
