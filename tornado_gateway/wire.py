@@ -56,11 +56,12 @@ def user_id(fields: Fields) -> str:
 
 def raw_query_value(query: bytes, name: bytes) -> bytes | None:
     """The undecoded value of a parameter; None if it is absent. Nothing but `&` separates parameters."""
-    for pair in query.split(b"&"):
-        key, _, value = pair.partition(b"=")
-        if key == name:
-            return value
-    return None
+    marked = b"&%b&" % query
+    start = marked.find(b"&%b=" % name)
+    if start < 0:
+        return None
+    start += len(name) + 2
+    return marked[start : marked.index(b"&", start)]
 
 
 def form_decoded(raw: bytes) -> str:
@@ -75,6 +76,8 @@ def query_text(query: bytes, name: bytes) -> str | None:
     raw = raw_query_value(query, name)
     if raw is None:
         return None
+    if raw.isdigit():
+        return raw.decode()
     value = form_decoded(raw)
     if "%" in value and " " not in value and ESCAPE.search(value.encode()):
         value = unquote_to_bytes(value).decode("utf-8", "replace")
