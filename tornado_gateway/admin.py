@@ -453,5 +453,6 @@ class Admin:
 
     def _store_health(self) -> Answer:
         is_redis = isinstance(self.store, Degradable)
-        is_up = not (isinstance(self.store, Degradable) and self.store.is_degraded)
-        return {"kind": "redis" if is_redis else "embedded", "is_up": is_up, "error": self.queue.failure}
+        error = self.queue.failure or self.store.failure
+        is_up = error is None and not (isinstance(self.store, Degradable) and self.store.is_degraded)
+        return {"kind": "redis" if is_redis else "embedded", "is_up": is_up, "error": error}

@@ -185,7 +185,6 @@ class AssetPage(Page):
         self.set_header("Cache-Control", "no-cache")  # ask again each time; the answer is a 304
         self.set_header("Content-Security-Policy", POLICY)
         self.set_header("Referrer-Policy", "no-referrer")
-        self.set_header("Cross-Origin-Opener-Policy", "same-origin")
         self.write(self._body)
 
 

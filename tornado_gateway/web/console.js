@@ -28,6 +28,7 @@ async function enter() {
   byId("sign-in").hidden = session.allowed || !session.needs_token;
   byId("refused").hidden = session.allowed || session.needs_token;
   byId("refused-reason").textContent = session.reason ?? "";
+  document.querySelector(".tabs").hidden = !session.allowed;
   byId("sign-out").hidden = !(session.allowed && session.needs_token);
   if (session.allowed) {
     show(tabOfAddress());
@@ -61,9 +62,10 @@ async function signOut() {
 
 // --- tabs --------------------------------------------------------------------
 
+/** The tab that the address names; other names, such as that of the skip link, change nothing. */
 const tabOfAddress = () => {
-  const name = location.hash.slice(1).split("?")[0];
-  return TABS.includes(name) ? name : TABS[0];
+  const name = location.hash.slice(1);
+  return TABS.includes(name) ? name : (tab ?? TABS[0]);
 };
 
 function show(name) {
@@ -121,7 +123,7 @@ async function refresh() {
     const overview = await ask("/admin/overview");
     showState(overview);
     if (shown === "overview") showOverview(overview);
-    if (shown === "events" && !isPaused) showEvents(await ask("/admin/events"));
+    if (shown === "events" && !isPaused) showEvents(await ask("/admin/events"), overview);
     if (shown === "features" || shown === "explain") await refreshFeatures(overview);
   } catch (error) {
     if (error.status === 401 || error.status === 403) {
@@ -169,7 +171,7 @@ const charts = [
     { name: "waiting", label: "waiting", tone: "second" },
     { name: "dead", label: "dead", tone: "bad" },
   ]),
-  chart("Latency", "ms, half of the requests", [
+  chart("Latency", "ms, median", [
     { name: "p50_ms", label: "median", tone: "accent" },
     { name: "p99_ms", label: "99 %", tone: "second" },
     { name: "lag_ms", label: "loop lag", tone: "warn" },
@@ -295,7 +297,9 @@ function showFeatures() {
   if (!features) return;
   const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
   const found = features.filter((feature) => words.every((word) => searchText(feature).includes(word)));
-  reconcile(byId("feature-list"), found, (feature) => feature.key, featureCard);
+  const keys = new Set(found.map((feature) => feature.key));
+  reconcile(byId("feature-list"), features, (feature) => feature.key, featureCard);
+  for (const card of byId("feature-list").children) card.hidden = !keys.has(card.dataset.key);
   byId("feature-count").textContent = words.length
     ? `${count(found.length)} of ${plural(features.length, "feature")}`
     : plural(features.length, "feature");
@@ -636,13 +640,15 @@ const buckets = (shares, at) =>
 
 // --- events ------------------------------------------------------------------
 
-function showEvents({ depth, dead, recent }) {
-  byId("dead-hint").textContent = dead.length
-    ? "Upstream refused them for good. Once the cause is gone, send them again."
-    : "None. What upstream refuses for good would be kept here.";
+function showEvents({ depth, dead, recent }, { status, worker }) {
+  const elsewhere = status.events.dead - depth.dead;
+  byId("dead-hint").textContent = [
+    dead.length ? "Upstream refused them for good. Once the cause is gone, send them again." : "None. What upstream refuses for good would be kept here.",
+    elsewhere > 0 ? `${count(elsewhere)} more in the logs of other workers.` : "",
+  ].join(" ");
   byId("requeue-all").hidden = !dead.length;
   reconcile(byId("dead-letters"), dead, (letter) => `${letter.id}@${letter.at}`, letterItem);
-  byId("recent-hint").textContent = `${plural(depth.waiting, "event")} waiting`;
+  byId("recent-hint").textContent = status.workers.length > 1 ? `stored by worker ${worker}` : `${plural(depth.waiting, "event")} waiting`;
   if (!recent.length) replace(byId("recent"), h("li", { "data-key": "none", class: "hint" }, "None since this worker has started."));
   else reconcile(byId("recent"), recent, eventKey, eventItem);
 }
