@@ -6,7 +6,7 @@ that settings alone decide.
 
 import logging
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import orjson
 
@@ -54,6 +54,7 @@ class Decisions:
         self._resolves_aliases = resolves_aliases
         self._sticky_seconds = sticky_seconds
         self._asks_the_store = resolves_aliases or sticky_seconds is not None
+        self.on_decision: Callable[[core.Decision], None] = lambda decision: None
         self._answers: dict[bytes, Response] = {}
         self._check_account = AccountCheck([(b"accountId", b"sdkKey"), (b"a", b"i")])
 
@@ -110,6 +111,7 @@ class Decisions:
     def _answer_flag(
         self, request: Request, settings: core.Settings, context: core.Context, decision: core.Decision
     ) -> Response:
+        self.on_decision(decision)
         documents, count = core.event_documents(settings, context, decision, time.time_ns() // 1_000_000)
         if count:
             self._append(request, documents, count)

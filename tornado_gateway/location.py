@@ -97,6 +97,18 @@ class LocationReader:
         return self._answer(ip)[1] if len(ip) <= _LONGEST_ADDRESS else b"{}"
 
     @property
+    def hits(self) -> int:
+        """How many questions the memory of recent addresses has answered since the database was loaded."""
+        info = getattr(self._answer, "cache_info", None)
+        return info().hits if info is not None else 0
+
+    @property
+    def misses(self) -> int:
+        """How many addresses have been looked up in the database since it was loaded."""
+        info = getattr(self._answer, "cache_info", None)
+        return info().misses if info is not None else 0
+
+    @property
     def available(self) -> bool:
         """Is there a database?"""
         return self._database is not None

@@ -32,10 +32,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from . import core
-from .decisions import Decisions
 from .errors import StoreError
-from .http1 import Handler, Request, Response
-from .location import LocationReader
+from .http1 import Handler, Request
 from .scoreboard import Record, Scoreboard
 from .store import EventStore
 
@@ -436,24 +434,6 @@ def route_of(path: bytes) -> str:
     if f"/{rest}" in DATA_ROUTES:
         return f"/{rest}"
     return f"/{first}" if f"/{first}" in ("/admin", "/web") else OTHER
-
-
-class CountedDecisions(Decisions):
-    """Decisions, each counted by its outcome."""
-
-    decided: Callable[[core.Decision], None]
-
-    def _answer_flag(
-        self, request: Request, settings: core.Settings, context: core.Context, decision: core.Decision
-    ) -> Response:
-        self.decided(decision)
-        return Decisions._answer_flag(self, request, settings, context, decision)
-
-
-def location_lookups(reader: LocationReader) -> tuple[int, int]:
-    """Hits and misses of the memory of recent addresses, since the database was loaded."""
-    info = getattr(reader._answer, "cache_info", None)
-    return (0, 0) if info is None else (info().hits, info().misses)
 
 
 # --- showing -----------------------------------------------------------------

@@ -24,6 +24,7 @@ from .api import Api
 from .collector import Collector
 from .config import Config
 from .cors import Cors
+from .decisions import Decisions
 from .device import DeviceReader
 from .errors import GatewayError, StoreError
 from .events import EventQueue, EventSink, Flusher
@@ -143,7 +144,7 @@ class Worker:
         config, mirror, events = self._config, self.mirror, self.events
         state = self.store.state
         client_address = ClientAddress(config.trusted_proxies)
-        decisions = metrics.CountedDecisions(
+        decisions = Decisions(
             mirror,
             events,
             self.location,
@@ -186,7 +187,7 @@ class Worker:
             decides=config.decision_required,
             serves_browsers=config.cors_config_required,
         )
-        decisions.decided = self.metrics.decided
+        decisions.on_decision = self.metrics.decided
         self.flusher.on_request = self.metrics.flushed
         mirror.on_poll = self.metrics.polled
         self.upstream.on_answer = self.metrics.asked_upstream
@@ -283,7 +284,7 @@ class Worker:
     def _publish(self) -> None:
         counts = self.metrics
         self.requests.total, self.requests.decisions = counts.totals()
-        counts.count_lookups("location", *metrics.location_lookups(self.location))
+        counts.count_lookups("location", self.location.hits, self.location.misses)
         counts.count_lookups("device", self.device.hits, self.device.misses)
         failure = self.store.events.failure
         counts.publish(
