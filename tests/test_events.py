@@ -270,7 +270,7 @@ async def test_dead_letters_that_are_queued_again_are_sent_at_once(store, sink):
     await opened(queue.append(documents(*range(10)), 10))
     await until(lambda: queue.counts.dead == 10)
     sink.refuse = lambda documents: 200
-    queue.requeued(await store.requeue())
+    await queue.requeued(await store.requeue())
     await until(lambda: queue.counts.delivered == 10)
     await queue.stop()
     await flusher.stop(5)

@@ -200,6 +200,25 @@ async def test_each_worker_has_its_own_log_and_a_living_one_adopts_that_of_a_dea
     await first.close()
 
 
+async def test_workers_see_each_others_dead_letters_and_any_may_queue_them_again(tmp_path):
+    first, second = open_sqlite(tmp_path), open_sqlite(tmp_path)
+    await first.open()
+    await second.open()
+    for store, body in ((first, b"a"), (second, b"b")):
+        await store.events.append([NewChunk(2, body)])
+        await store.events.settle(await store.events.claim(2), dead=[(NewChunk(2, body), "no")])
+    assert [letter.body for letter in await first.events.dead_letters()] == [b"a", b"b"]
+    assert ((await first.events.depth()).dead, (await second.events.depth()).dead) == (2, 2)
+    letters = await second.events.dead_letters()
+    assert await second.events.requeue([letters[0].id]) == 2
+    assert await bodies_claimed(second, 9) == ["a"]
+    assert ((await first.events.depth()).dead, (await second.events.depth()).dead) == (0, 2)
+    await second.close()
+    await first.events.adopt()
+    assert (await first.events.depth()).dead == 2
+    await first.close()
+
+
 async def test_a_directory_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="file/data"):

@@ -424,7 +424,7 @@ class Admin:
     async def requeue(self, ids: Sequence[int | str] | None) -> Answer:
         """Dead letters wait again, and are sent soon."""
         moved = await self.store.requeue(ids)
-        self.queue.requeued(moved)
+        await self.queue.requeued(moved)
         return {"requeued": moved}
 
     def _snapshot(self) -> Snapshot:

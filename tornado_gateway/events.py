@@ -124,8 +124,11 @@ class EventQueue:
         self.counts.delivered += delivered
         self.counts.dead += dead
 
-    def requeued(self, events: int) -> None:
-        """Dead events are waiting again."""
+    async def requeued(self, events: int) -> None:
+        """Dead events, of this worker or of others, are waiting again."""
+        if not self._shared:
+            await self.count_adopted()
+            return
         self.stored += events
         self.counts.waiting += events
         self.counts.dead -= events

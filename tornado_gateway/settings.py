@@ -7,6 +7,7 @@ import asyncio
 import gc
 import hashlib
 import logging
+import sys
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
@@ -26,6 +27,7 @@ from .store import StateStore, StoredDocument
 logger = logging.getLogger(__name__)
 
 POLL_JITTER = 0.1
+SWITCH_SECONDS = 0.0002
 SHOWN_CHANGES = 20  # features that a line of the log names
 LEASE_NAME = "poll"
 LEASE_INTERVALS = 2.5  # a poller that is silent for so many intervals is replaced by another worker
@@ -279,18 +281,26 @@ def compile_document(document: bytes, sdk: core.Sdk) -> core.Settings:
         parsed = orjson.loads(document)
     except orjson.JSONDecodeError as error:
         raise core.SettingsError((f"the settings document is not JSON: {error}",)) from error
-    with _without_collector():
+    with _in_the_background():
         return core.compile_settings(parsed, sdk=sdk)
 
 
 @contextmanager
-def _without_collector() -> Iterator[None]:
-    """All that a compilation makes stays alive: looking for garbage in between doubles its time."""
+def _in_the_background() -> Iterator[None]:
+    """Be a good neighbour of the loop while compiling in a thread.
+
+    The loop takes the interpreter's lock for each of its callbacks and waits a whole switch interval for it, 5 ms by
+    default, if a thread computes. And all that a compilation makes stays alive: to look for garbage in between doubles
+    its time.
+    """
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
+        sys.setswitchinterval(interval)
 
 
 def describe_change(before: core.Settings | None, after: core.Settings) -> str:

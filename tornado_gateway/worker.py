@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import socket
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -49,7 +48,6 @@ logger = logging.getLogger(__name__)
 BATCH_PATH = b"/batch-events-v2"
 EDITION = "GeoLite2-City"
 GEO_LEASE_SECONDS = 3600.0
-SWITCH_SECONDS = 0.0005
 FLUSH_SHARE = 0.5  # of SHUTDOWN_SECONDS that the last flush may take
 PUBLISH_SECONDS = 0.25  # how old the other workers' numbers in /status may be
 ADOPT_SECONDS = 10.0  # how often a worker looks for the event log of a dead one
@@ -437,7 +435,7 @@ async def _serve(config: Config, post: Post, memory: metrics.Memory | None) -> i
         loop.add_reader(post.parent, _parent_is_gone, post.parent, stop)
     worker = Worker(config, post, memory)
     await worker.start()
-    _tune_interpreter()
+    _tune_collector()
     loop.add_signal_handler(signal.SIGHUP, worker.refresh_settings)
     post.report_ready()
     telling = asyncio.create_task(_tell_systemd(post, stop))
@@ -471,12 +469,8 @@ def _parent_is_gone(pipe: int, stop: asyncio.Event) -> None:
     stop.set()
 
 
-def _tune_interpreter() -> None:
-    """Threads that compile settings or commit events must not make the loop wait: by default that is 5 ms each time.
-
-    What a request leaves behind has no cycles, so the collector need not look often, and never at what stays.
-    """
-    sys.setswitchinterval(SWITCH_SECONDS)
+def _tune_collector() -> None:
+    """What a request leaves behind has no cycles, so the collector need not look often, and never at what stays."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

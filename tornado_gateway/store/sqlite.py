@@ -1,8 +1,8 @@
 """The embedded store: SQLite files in DATA_DIR.
 
 `events-<n>.db` is the event log of one worker, held by a lock on `events-<n>.lock` for as long as the worker lives, so
-that commits never wait for each other. The log of a worker that is gone is adopted by a living one. `state.db` is
-shared by all workers of the machine.
+that commits never wait for each other. The log of a worker that is gone is adopted by a living one. `state.db` and
+`dead.db`, the events that upstream refused, are shared by all workers of the machine.
 
 WAL with synchronous=NORMAL loses nothing when the process dies; a power cut can lose the last moment.
 synchronous=FULL (STORE_SYNC=full) pays one fsync for each commit and loses nothing then either.
@@ -33,7 +33,7 @@ _Job = tuple["asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...]]
 STATE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA secure_delete=OFF;"
 # A log has one user, who need not lock it for each transaction. What is delivered soon frees its pages for what comes
 # next, so that a late checkpoint has less to copy: 4,000 pages are 16 MB.
-EVENT_PRAGMAS = f"PRAGMA locking_mode=EXCLUSIVE; {STATE_PRAGMAS} PRAGMA wal_autocheckpoint=4000;"
+EVENT_PRAGMAS = f"PRAGMA main.locking_mode=EXCLUSIVE; {STATE_PRAGMAS} PRAGMA wal_autocheckpoint=4000;"
 SYNC_MODES = {"normal": "NORMAL", "full": "FULL"}
 CLAIMED_CHUNKS = 5000  # one claim never reads more chunks than this
 ADOPTED_AT_ONCE = 256  # chunks that move out of an abandoned log in one transaction
@@ -46,8 +46,12 @@ CREATE TABLE IF NOT EXISTS chunks (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     at REAL NOT NULL, count INTEGER NOT NULL, query TEXT NOT NULL, body BLOB NOT NULL
 );
-CREATE TABLE IF NOT EXISTS dead (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
+"""
+# `owner` is the log that counts a letter; any worker may show it and queue it again.
+DEAD_TABLES = """
+PRAGMA letters.journal_mode=WAL;
+CREATE TABLE IF NOT EXISTS letters.dead (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL,
     at REAL NOT NULL, count INTEGER NOT NULL, query TEXT NOT NULL, body BLOB NOT NULL, reason TEXT NOT NULL
 );
 """
@@ -63,7 +67,7 @@ CREATE TABLE IF NOT EXISTS records (
 CREATE INDEX IF NOT EXISTS records_until ON records (until);
 """
 INSERT_CHUNK = "INSERT INTO chunks (at, count, query, body) VALUES (?, ?, ?, ?)"
-INSERT_DEAD = "INSERT INTO dead (at, count, query, body, reason) VALUES (?, ?, ?, ?, ?)"
+INSERT_DEAD = "INSERT INTO letters.dead (owner, at, count, query, body, reason) VALUES (?, ?, ?, ?, ?, ?)"
 SAVE_DOCUMENT = """
 INSERT INTO documents (name, version, saved_at, body) VALUES (?1, 1, ?2, ?3)
 ON CONFLICT (name) DO UPDATE SET version = version + 1, saved_at = ?2, body = ?3 RETURNING version
@@ -85,7 +89,9 @@ class SqliteEvents:
     def __init__(self, directory: Path, sync: str = "normal") -> None:
         self.failure: str | None = None
         self._directory = directory
-        self._database = _Database(sync, EVENT_PRAGMAS, EVENT_TABLES)
+        self._log = ""  # its name, once it is open
+        self._script = f"{EVENT_PRAGMAS} {_synchronous(sync)} {EVENT_TABLES}"
+        self._database = _Database()
         self._lock: int | None = None
         self._released: list[int] = []
         self._last_claimed = 0
@@ -97,7 +103,10 @@ class SqliteEvents:
         except OSError as error:
             raise StoreError(f"the event log in {self._directory} cannot be opened: {error}") from error
         self._last_claimed, self._released = 0, []
-        await self._database.open(_log_path(self._directory, slot))
+        path = _log_path(self._directory, slot)
+        self._log = path.stem
+        await self._database.open(path, self._script)
+        await self._database.run(_attach_dead_letters, self._directory / "dead.db")
         await self.adopt()
 
     async def close(self) -> None:
@@ -118,15 +127,17 @@ class SqliteEvents:
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:
-        await self._database.run(_settle, chunks, dead, remaining)
+        await self._database.run(_settle, self._log, chunks, dead, remaining)
 
     async def depth(self) -> Depth:
-        return await self._database.run(_depth)
+        """As promised by EventStore; of the dead, those that this log counts."""
+        return await self._database.run(_depth, self._log)
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         return await self._database.run(_dead_letters, limit)
 
     async def requeue(self, ids: Sequence[int | str] | None = None) -> int:
+        """As promised by EventStore, whichever worker they are of. Two that do it at once may send some twice."""
         return await self._database.run(_requeue, ids)
 
     async def adopt(self) -> int:
@@ -141,7 +152,7 @@ class SqliteEvents:
             if lock is None:
                 continue
             try:
-                moved += await self._database.run(_move_log, path)
+                moved += await self._database.run(_move_log, path, self._log)
             finally:
                 os.close(lock)
         return moved
@@ -176,10 +187,11 @@ class SqliteState:
 
     def __init__(self, directory: Path, sync: str = "normal") -> None:
         self._path = directory / "state.db"
-        self._database = _Database(sync, STATE_PRAGMAS, STATE_TABLES)
+        self._script = f"{STATE_PRAGMAS} {_synchronous(sync)} {STATE_TABLES}"
+        self._database = _Database()
 
     async def open(self) -> None:
-        await self._database.open(self._path)
+        await self._database.open(self._path, self._script)
         await self._database.run(_forget_expired, time.time())
 
     async def close(self) -> None:
@@ -232,14 +244,14 @@ class _Database:
     and conditions cost, and every group of events is such a call.
     """
 
-    def __init__(self, sync: str, pragmas: str, tables: str) -> None:
-        self._script = f"{pragmas} PRAGMA synchronous={SYNC_MODES[sync]}; {tables}"
+    def __init__(self) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    async def open(self, path: Path) -> None:
+    async def open(self, path: Path, script: str) -> None:
+        """`script` sets the connection up and makes the tables."""
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._thread = threading.Thread(target=self._serve, args=(path, opened), name=path.stem, daemon=True)
+        self._thread = threading.Thread(target=self._serve, args=(path, script, opened), name=path.stem, daemon=True)
         self._thread.start()
         try:
             await opened
@@ -266,9 +278,9 @@ class _Database:
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"SQLite: {error}") from error
 
-    def _serve(self, path: Path, opened: "asyncio.Future[None]") -> None:
+    def _serve(self, path: Path, script: str, opened: "asyncio.Future[None]") -> None:
         try:
-            connection = self._connect(path)
+            connection = _connect(path, script)
         except (sqlite3.Error, OSError) as error:
             _hand_over(opened, None, error)
             return
@@ -282,19 +294,33 @@ class _Database:
             del job, done, work, args  # not to keep a group of events alive until the next one
         connection.close()
 
-    def _connect(self, path: Path) -> sqlite3.Connection:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_SECONDS)
-        deadline = time.monotonic() + BUSY_SECONDS
-        while True:
-            try:
-                connection.executescript(self._script)
-                return connection
-            except sqlite3.OperationalError:  # two that make the file at once: SQLite's own time-out is not for this
-                if time.monotonic() > deadline:
-                    connection.close()
-                    raise
-                time.sleep(BUSY_PAUSE_SECONDS)
+
+def _connect(path: Path, script: str) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_SECONDS)
+    try:
+        _run_script(connection, script)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _run_script(connection: sqlite3.Connection, script: str) -> None:
+    """Wait for another process that makes the same file: SQLite's own time-out is not for this."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.executescript(script)
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(BUSY_PAUSE_SECONDS)
+
+
+def _synchronous(sync: str) -> str:
+    return f"PRAGMA synchronous={SYNC_MODES[sync]};"
 
 
 def _hand_over(done: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:
@@ -314,7 +340,7 @@ def _finish(done: "asyncio.Future[Any]", result: object, error: BaseException | 
 
 @contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("BEGIN")  # not IMMEDIATE, which would lock attached files as well
     try:
         yield
         connection.execute("COMMIT")
@@ -359,57 +385,68 @@ def _append(connection: sqlite3.Connection, chunks: Sequence[NewChunk]) -> None:
         connection.executemany(INSERT_CHUNK, [(now, chunk.count, chunk.query, chunk.body) for chunk in chunks])
 
 
+def _attach_dead_letters(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("ATTACH DATABASE ? AS letters", (str(path),))
+    _run_script(connection, DEAD_TABLES)
+
+
 def _settle(
     connection: sqlite3.Connection,
+    log: str,
     chunks: Sequence[Chunk],
     dead: Sequence[tuple[NewChunk, str]],
     remaining: Sequence[NewChunk],
 ) -> None:
+    """The two files cannot change in one transaction: first the letter, so that a crash loses nothing."""
     now = time.time()
+    if dead:
+        with _transaction(connection):
+            connection.executemany(INSERT_DEAD, [(log, now, c.count, c.query, c.body, reason) for c, reason in dead])
     with _transaction(connection):
         connection.executemany("DELETE FROM chunks WHERE id = ?", [(chunk.id,) for chunk in chunks])
-        connection.executemany(INSERT_DEAD, [(now, c.count, c.query, c.body, reason) for c, reason in dead])
         connection.executemany(INSERT_CHUNK, [(now, c.count, c.query, c.body) for c in remaining])
 
 
-def _depth(connection: sqlite3.Connection) -> Depth:
+def _depth(connection: sqlite3.Connection, log: str) -> Depth:
     waiting, oldest = connection.execute("SELECT coalesce(sum(count), 0), min(at) FROM chunks").fetchone()
-    (dead,) = connection.execute("SELECT coalesce(sum(count), 0) FROM dead").fetchone()
-    return Depth(waiting, dead, oldest)
+    return Depth(waiting, _count_dead(connection, log), oldest)
+
+
+def _count_dead(connection: sqlite3.Connection, log: str) -> int:
+    count: int
+    (count,) = connection.execute("SELECT coalesce(sum(count), 0) FROM letters.dead WHERE owner = ?", (log,)).fetchone()
+    return count
 
 
 def _dead_letters(connection: sqlite3.Connection, limit: int) -> list[DeadLetter]:
-    rows = connection.execute("SELECT id, count, body, query, reason, at FROM dead ORDER BY id LIMIT ?", (limit,))
-    return [DeadLetter(*row) for row in rows]
+    query = "SELECT id, count, body, query, reason, at FROM letters.dead ORDER BY id LIMIT ?"
+    return [DeadLetter(*row) for row in connection.execute(query, (limit,))]
 
 
 def _requeue(connection: sqlite3.Connection, ids: Sequence[int | str] | None) -> int:
-    where, parameters = "", ()
-    if ids is not None:
-        where, parameters = f"WHERE id IN ({','.join('?' * len(ids))})", tuple(ids)  # type: ignore[assignment]
+    query = "SELECT id, at, count, query, body FROM letters.dead ORDER BY id"
+    wanted = None if ids is None else set(ids)
+    rows = [row for row in connection.execute(query) if wanted is None or row[0] in wanted]
     with _transaction(connection):
-        columns = "at, count, query, body"
-        moved = f"INSERT INTO chunks ({columns}) SELECT {columns} FROM dead {where} ORDER BY id"  # noqa: S608
-        connection.execute(moved, parameters)
-        removed = connection.execute(f"DELETE FROM dead {where} RETURNING count", parameters)  # noqa: S608
-        return sum(count for (count,) in removed.fetchall())
+        connection.executemany(INSERT_CHUNK, [row[1:] for row in rows])
+    with _transaction(connection):
+        connection.executemany("DELETE FROM letters.dead WHERE id = ?", [row[:1] for row in rows])
+    return sum(row[2] for row in rows)
 
 
-def _move_log(connection: sqlite3.Connection, path: Path) -> int:
-    moved = 0
+def _move_log(connection: sqlite3.Connection, path: Path, log: str) -> int:
+    """Move what waits in an abandoned log into this one, and count its dead letters here. Returns how many events."""
+    moved = _count_dead(connection, path.stem)
+    connection.execute("UPDATE letters.dead SET owner = ? WHERE owner = ?", (log, path.stem))
     source = sqlite3.connect(path, isolation_level=None, timeout=BUSY_SECONDS)
     try:
         source.executescript(EVENT_TABLES)
-        for insert, columns, table in (
-            (INSERT_CHUNK, "at, count, query, body", "chunks"),
-            (INSERT_DEAD, "at, count, query, body, reason", "dead"),
-        ):
-            select = f"SELECT id, {columns} FROM {table} ORDER BY id LIMIT {ADOPTED_AT_ONCE}"  # noqa: S608
-            while rows := source.execute(select).fetchall():
-                with _transaction(connection):
-                    connection.executemany(insert, [row[1:] for row in rows])
-                source.execute(f"DELETE FROM {table} WHERE id <= ?", (rows[-1][0],))  # noqa: S608
-                moved += sum(row[2] for row in rows)
+        select = f"SELECT id, at, count, query, body FROM chunks ORDER BY id LIMIT {ADOPTED_AT_ONCE}"  # noqa: S608
+        while rows := source.execute(select).fetchall():
+            with _transaction(connection):
+                connection.executemany(INSERT_CHUNK, [row[1:] for row in rows])
+            source.execute("DELETE FROM chunks WHERE id <= ?", (rows[-1][0],))
+            moved += sum(row[2] for row in rows)
     finally:
         source.close()
     for name in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):

@@ -641,11 +641,9 @@ const buckets = (shares, at) =>
 // --- events ------------------------------------------------------------------
 
 function showEvents({ depth, dead, recent }, { status, worker }) {
-  const elsewhere = status.events.dead - depth.dead;
-  byId("dead-hint").textContent = [
-    dead.length ? "Upstream refused them for good. Once the cause is gone, send them again." : "None. What upstream refuses for good would be kept here.",
-    elsewhere > 0 ? `${count(elsewhere)} more in the logs of other workers.` : "",
-  ].join(" ");
+  byId("dead-hint").textContent = dead.length
+    ? "Upstream refused them for good. Once the cause is gone, send them again."
+    : "None. What upstream refuses for good would be kept here.";
   byId("requeue-all").hidden = !dead.length;
   reconcile(byId("dead-letters"), dead, (letter) => `${letter.id}@${letter.at}`, letterItem);
   byId("recent-hint").textContent = status.workers.length > 1 ? `stored by worker ${worker}` : `${plural(depth.waiting, "event")} waiting`;
