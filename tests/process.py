@@ -13,6 +13,8 @@ from typing import Any, Self
 import orjson
 
 ROOT = Path(__file__).parents[1]
+SECRETS = ("SDK_KEY", "REDIS_PASSWORD", "MAXMIND_LICENSE_KEY", "ADMIN_TOKEN", "WEBHOOK_TOKEN")
+SHORTEST_SECRET = 4  # what the gateway masks
 SAMPLE_SETTINGS = ROOT / "conf" / "sample-settings.json"
 
 
@@ -61,6 +63,14 @@ class Gateway:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        self.check_secrets()
+
+    def check_secrets(self) -> None:
+        """Whatever a test was about: nothing that the gateway wrote holds a secret that it was given."""
+        written = self.log() if self.log_path.exists() else ""
+        for name in SECRETS:
+            secret = self._environment.get(name, "")
+            assert len(secret) < SHORTEST_SECRET or secret not in written, f"{name} is in the log"
 
     def start(self, path: str = "/health") -> None:
         """Start, and wait until `path` answers 200."""
