@@ -7,7 +7,6 @@ import asyncio
 import gc
 import hashlib
 import logging
-import sys
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
@@ -27,7 +26,7 @@ from .store import StateStore, StoredDocument
 logger = logging.getLogger(__name__)
 
 POLL_JITTER = 0.1
-SWITCH_SECONDS = 0.0002
+WORK_SECONDS, REST_SECONDS = 0.0005, 0.0015  # of the thread that compiles, in turns
 SHOWN_CHANGES = 20  # features that a line of the log names
 LEASE_NAME = "poll"
 LEASE_INTERVALS = 2.5  # a poller that is silent for so many intervals is replaced by another worker
@@ -271,36 +270,45 @@ _Compiled = tuple[core.Settings, str, Published]
 
 def _compile_all(document: bytes, sdk: core.Sdk) -> _Compiled:
     """Everything that takes time and depends on the document alone."""
-    settings = compile_document(document, sdk)
+    settings = compile_document(document, sdk, _pauses())
     return settings, hashlib.sha256(document).hexdigest()[:16], publish(document)
 
 
-def compile_document(document: bytes, sdk: core.Sdk) -> core.Settings:
-    """Parse and compile. Raises SettingsError, also for bytes that are not JSON."""
+def compile_document(document: bytes, sdk: core.Sdk, breathe: Callable[[], object] = lambda: None) -> core.Settings:
+    """Parse and compile. Raises SettingsError, also for bytes that are not JSON. `breathe` as in `compile_settings`."""
     try:
         parsed = orjson.loads(document)
     except orjson.JSONDecodeError as error:
         raise core.SettingsError((f"the settings document is not JSON: {error}",)) from error
-    with _in_the_background():
-        return core.compile_settings(parsed, sdk=sdk)
+    with _without_collector():
+        return core.compile_settings(parsed, sdk=sdk, breathe=breathe)
 
 
 @contextmanager
-def _in_the_background() -> Iterator[None]:
-    """Be a good neighbour of the loop while compiling in a thread.
-
-    The loop takes the interpreter's lock for each of its callbacks and waits a whole switch interval for it, 5 ms by
-    default, if a thread computes. And all that a compilation makes stays alive: to look for garbage in between doubles
-    its time.
-    """
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_SECONDS)
+def _without_collector() -> Iterator[None]:
+    """All that a compilation makes stays alive: looking for garbage in between doubles its time."""
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
-        sys.setswitchinterval(interval)
+
+
+def _pauses() -> Callable[[], None]:
+    """To be called often by a thread that computes: leaves the interpreter to the loop for most of the time.
+
+    The loop takes the interpreter's lock for each of its callbacks; against a thread that never waits for anything it
+    would get hold of it once in a switch interval (5 ms), which is once for each request.
+    """
+    worked_since = time.monotonic()
+
+    def pause() -> None:
+        nonlocal worked_since
+        if time.monotonic() - worked_since > WORK_SECONDS:
+            time.sleep(REST_SECONDS)
+            worked_since = time.monotonic()
+
+    return pause
 
 
 def describe_change(before: core.Settings | None, after: core.Settings) -> str:

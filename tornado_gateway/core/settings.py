@@ -35,7 +35,7 @@ from tornado_gateway.core.model import (
 )
 from tornado_gateway.core.segments import Predicate, Recorder, compile_segment
 from tornado_gateway.core.trace import record_node
-from tornado_gateway.core.validation import check_document, items_of
+from tornado_gateway.core.validation import Breathe, check_document, go_on, items_of
 from tornado_gateway.core.wire import USAGE, common_props, event_tail, impression, shown_start, to_json
 
 DEFAULT_SDK = Sdk("fme-gateway", "0")
@@ -51,12 +51,16 @@ _MARKED_LIST = re.compile(r"inlist\([^)]*\)")
 Document = dict[str, Any]
 
 
-def compile_settings(document: object, *, sdk: Sdk = DEFAULT_SDK, traced: bool = False) -> Settings:
+def compile_settings(
+    document: object, *, sdk: Sdk = DEFAULT_SDK, traced: bool = False, breathe: Breathe = go_on
+) -> Settings:
     """Compile a parsed settings document; raise SettingsError when it cannot be used. Never changes the document.
 
-    With `traced`, segments record what they see in the trace of a decision, and everything costs more.
+    With `traced`, segments record what they see in the trace of a decision, and everything costs more. `breathe` is
+    called every few dozen microseconds: who compiles beside other work can do some of that in it.
     """
-    return _Compiler(check_document(document), sdk, record_node if traced else None).compile()
+    checked = check_document(document, breathe)
+    return _Compiler(checked, sdk, record_node if traced else None, breathe).compile()
 
 
 def traced_twin(settings: Settings) -> Settings:
@@ -81,7 +85,8 @@ class _Campaign:
 class _Compiler:
     """One compilation. The order of the steps matters: see `compile`."""
 
-    def __init__(self, document: Document, sdk: Sdk, recorder: Recorder | None) -> None:
+    def __init__(self, document: Document, sdk: Sdk, recorder: Recorder | None, breathe: Breathe) -> None:
+        self.breathe = breathe
         self.document = document
         self.sdk = sdk
         self.recorder = recorder
@@ -131,6 +136,7 @@ class _Compiler:
     # --- campaigns ---
 
     def campaign(self, document: Document) -> _Campaign:
+        self.breathe()
         kind = _KINDS.get(document["type"], OTHER)
         items = items_of(document["variations"])
         ranges = ranges_of(item["weight"] for item in items) if kind is AB else [(0, 0)] * len(items)
@@ -223,6 +229,7 @@ class _Compiler:
     def feature(
         self, document: Document, rules: tuple[Rule, ...], holdouts: tuple[Holdout, ...], is_marked: bool
     ) -> Feature:
+        self.breathe()
         facts, storage_keys = _reach(document["key"], rules, holdouts)
         is_marked = is_marked or any(rule.is_marked for rule in rules)
         impact_id = (document.get("impactCampaign") or {}).get("campaignId")

@@ -31,11 +31,19 @@ class Path(NamedTuple):
         return f"{self.parent}{step}" if isinstance(self.step, int) else f"{self.parent}.{step}"
 
 
+Breathe = Callable[[], object]
+
+
+def go_on() -> None:
+    """Do nothing in between."""
+
+
 class Problems:
     """Gathers the problems of one document."""
 
-    def __init__(self) -> None:
+    def __init__(self, breathe: Breathe) -> None:
         self.lines: list[str] = []
+        self.breathe = breathe
 
     def add(self, path: Path | None, expected: str, got: str) -> None:
         if len(self.lines) < MOST_PROBLEMS:
@@ -55,9 +63,9 @@ class Field(NamedTuple):
     check: Check | None = None
 
 
-def check_document(document: object) -> dict[str, Any]:
-    """Return the document when it can be used; raise SettingsError otherwise."""
-    problems = Problems()
+def check_document(document: object, breathe: Breathe = go_on) -> dict[str, Any]:
+    """Return the document when it can be used; raise SettingsError otherwise. `breathe` is called in between."""
+    problems = Problems(breathe)
     if not isinstance(document, dict):
         problems.add(None, "an object", _shown(document))
     else:
@@ -113,6 +121,7 @@ def _each(table: tuple[Field, ...]) -> Check:
     """Check the objects of a list."""
 
     def check(items: list[Any], path: Path, problems: Problems) -> None:
+        problems.breathe()
         for index, item in enumerate(items):
             if type(item) is dict:
                 _check_fields(item, table, Path(path, index), problems)
