@@ -36,7 +36,6 @@ def cases(folder: Path) -> list[Case]:
         case("plain: rollout only", accounts.plain),
         case("main"),
         case("fast acknowledgement", EVENT_ACK="fast"),
-        case("batches of 5,000 events", EVENTS_PER_REQUEST=5000),
         Case("location and device segments", located, "enriched.lua", [100, *lists], FLAG_PROBE),
         case("1 feature", features=1),
         case("1,000 features", features=1000),

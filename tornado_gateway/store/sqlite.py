@@ -31,8 +31,8 @@ _Job = tuple["asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...]]
 
 # Some builds of SQLite overwrite what is deleted, which would write every event twice.
 STATE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA secure_delete=OFF;"
-# A log has one user, who need not lock it for each transaction. A commit waits for the checkpoint that it causes, and that
-# for the disk: a short one after each megabyte (250 pages) keeps the longest wait at a few milliseconds.
+# A log has one user, who need not lock it for each transaction. A commit waits for the checkpoint that it causes, and
+# that for the disk: a short one after each megabyte (250 pages) keeps the longest wait at a few milliseconds.
 EVENT_PRAGMAS = f"PRAGMA main.locking_mode=EXCLUSIVE; {STATE_PRAGMAS} PRAGMA wal_autocheckpoint=250;"
 SYNC_MODES = {"normal": "NORMAL", "full": "FULL"}
 CLAIMED_CHUNKS = 5000  # one claim never reads more chunks than this
