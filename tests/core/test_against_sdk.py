@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from core.generator import OPERANDS, Generator
 from core.sdk_reference import NOW_S, Reference
-
 from tornado_gateway.core import (
     Decision,
     Settings,

@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 import pytest
-from core.documents import ab, holdout, one_feature, rollout
 
+from core.documents import ab, holdout, one_feature, rollout
 from tornado_gateway.core import (
     Context,
     attribute_document,

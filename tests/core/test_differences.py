@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 import pytest
-from core.documents import ab, document, feature, holdout, one_feature, personalize, rollout, rule, variation
 
+from core.documents import ab, document, feature, holdout, one_feature, personalize, rollout, rule, variation
 from tornado_gateway.core import (
     Context,
     Decision,

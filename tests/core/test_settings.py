@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from core.documents import ab, document, feature, holdout, one_feature, personalize, rollout, rule, variation
 from core.generator import Generator
-
 from tornado_gateway.core import Context, Sdk, SettingsError, Trace, compile_settings, context_from_json, decide
 
 Change = Callable[[Any], None]

@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 from core.documents import ab, document, feature, holdout, one_feature, personalize, rollout, rule, variation
-
 from tornado_gateway.core import Context, Trace, compile_settings, decide, explain_lines
 
 
