@@ -715,14 +715,12 @@ class _Connection(asyncio.Protocol):
 
     def _send(self, request: Request, answer: Response) -> None:
         out = self.out
+        lines = b"" if self.more_headers is None else self.more_headers(request)
         plain = request.keep_alive and request.version == "1.1" and request.method != b"HEAD" and not self.stopping
-        if plain and self.more_headers is None:
+        if plain and not lines:
             out.append(answer.wire)
         else:
-            lines = self.connection_line(request)
-            if self.more_headers is not None:
-                lines += self.more_headers(request)
-            out.append(answer.render(lines, request.method == b"HEAD"))
+            out.append(answer.render(self.connection_line(request) + lines, request.method == b"HEAD"))
         if self.on_answer is not None:
             self.count(request, answer.status)
         if len(out) >= _COALESCED_ANSWERS:

@@ -134,7 +134,7 @@ class Worker:
             limits=Limits(max_body_bytes=config.max_body_bytes, keep_alive_seconds=config.keep_alive_seconds),
             body_limit=lambda path: config.max_batch_bytes if path.endswith(BATCH_PATH) else config.max_body_bytes,
             on_answer=tracing.noting(self.metrics.answered),
-            more_headers=tracing.header_lines if tracing.is_wanted else None,
+            more_headers=tracing.header_lines,
             ssl_context=self.certificates.context if self.certificates else None,
         )
 
