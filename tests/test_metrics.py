@@ -98,7 +98,8 @@ def count_of(metrics, method, route, status):
 def gateway(tmp_path_factory):
     options = {"SETTINGS_FILE": SAMPLE_SETTINGS, "MAXMIND_DB_PATH": ROOT / "tests/data/geoip/GeoIP2-City-Test.mmdb"}
     with Gateway(tmp_path_factory.mktemp("metrics") / "data", WORKERS=2, **options) as running:
-        asyncio.run(Load(running.port, visitor_requests(1), connections=4, total=200).run())
+        # Slowly: at a higher rate latencies are sampled, and their count is an estimate.
+        asyncio.run(Load(running.port, visitor_requests(1), connections=4, total=200, pause_seconds=0.03).run())
         time.sleep(0.5)  # until every worker has published
         yield running
 
