@@ -58,6 +58,7 @@ _SLASH = b"/"[0]
 _SLICE_BYTES = 16384
 # So many answers are joined before they are written, which is also when a peer that does not read is noticed.
 _COALESCED_ANSWERS = 16
+_CHECK_SECONDS = 0.01  # between two looks at what is left to be answered while the server stops
 # Chunk sizes, extensions and trailers may take this many bytes for each byte of body (1-byte chunks take 5).
 _CHUNK_OVERHEAD = 8
 
@@ -75,7 +76,7 @@ class Limits(NamedTuple):
     keep_alive_seconds: float = 75.0
     write_seconds: float = 30.0
     linger_seconds: float = 2.0
-    drain_seconds: float = 0.25
+    drain_seconds: float = 1.0
 
 
 _DEFAULT_LIMITS = Limits()
@@ -1116,7 +1117,8 @@ class Server:
         1. Accept what the kernel has accepted already, then close the listening socket.
         2. Let the loop read what lies in the sockets' buffers.
         3. From now on the last answer of each connection says `Connection: close`. Idle connections stay for
-           `drain_seconds`, because a request may be on its way; then they are closed.
+           `drain_seconds`, because a request may be on its way; then they are closed. That time is counted in turns
+           of the loop, each of which reads what has arrived: a process that was held up has not looked meanwhile.
         4. Wait for the requests in flight, then a moment for the peers to close.
         5. At the deadline, cancel and abort what is left.
         """
@@ -1128,8 +1130,8 @@ class Server:
         self.stopping = True
         for connection in self.clients:
             connection.stopping = True
-        quiet_since: dict[_Connection, float] = {}
-        await self._until(lambda: self._close_quiet(quiet_since), deadline)
+        quiet_checks: dict[_Connection, int] = {}
+        await self._until(lambda: self._close_quiet(quiet_checks), deadline)
         is_finished = not self._is_busy()
         await self._until(lambda: not self.clients, min(deadline, loop.time() + self.limits.drain_seconds))
         await self._abort()
@@ -1166,14 +1168,16 @@ class Server:
         if not task.cancelled() and task.exception() is not None:
             logger.debug("a client left while it was connecting: %r", task.exception())
 
-    def _close_quiet(self, quiet_since: dict[_Connection, float]) -> bool:
+    def _close_quiet(self, quiet_checks: dict[_Connection, int]) -> bool:
         """Close the connections that have been idle for long enough. True if there were no others."""
-        now = asyncio.get_running_loop().time()
         for connection in tuple(self.clients):
+            checks = quiet_checks.get(connection, 0)
             if connection.is_busy():
-                quiet_since.pop(connection, None)
-            elif now - quiet_since.setdefault(connection, now) >= self.limits.drain_seconds:
+                quiet_checks.pop(connection, None)
+            elif checks * _CHECK_SECONDS >= self.limits.drain_seconds:
                 connection.linger()
+            else:
+                quiet_checks[connection] = checks + 1
         return not self._is_busy() and all(connection.phase == _LINGER for connection in self.clients)
 
     def _is_busy(self) -> bool:
@@ -1182,7 +1186,7 @@ class Server:
     async def _until(self, condition: Callable[[], bool], deadline: float) -> None:
         loop = asyncio.get_running_loop()
         while not condition() and loop.time() < deadline:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(_CHECK_SECONDS)
 
     async def _abort(self) -> None:
         for task in tuple(self.tasks):
