@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import maxminddb
 import orjson
 import pytest
 from tornado.curl_httpclient import CurlAsyncHTTPClient
@@ -125,6 +126,39 @@ def test_unknown_and_invalid_addresses_are_nowhere(location, ip):
 def test_recent_answers_are_remembered(location):
     assert location.lookup("81.2.69.160") is location.lookup("81.2.69.160")
     assert location.encoded("81.2.69.160") is location.encoded("81.2.69.160")
+
+
+def test_neighbours_in_a_network_are_looked_up_once(location):
+    assert location.lookup("175.16.199.1") is location.lookup("175.16.199.254")
+    assert (location.hits, location.misses) == (1, 1)
+    assert location.lookup("not an address") == {}
+    assert (location.hits, location.misses) == (1, 1)
+
+
+def test_an_answer_never_reaches_beyond_its_network():
+    reader = LocationReader(GEOIP2_CITY)
+    assert reader.open()
+    with maxminddb.open_database(GEOIP2_CITY) as database:
+        ends = [end for network, _ in database for end in (network[0], network[-1])]
+        assert len(ends) > 400
+        for address in [near for end in ends for near in (end, end - 1, end + 1) if int(end) > 0]:
+            record: Any = database.get(address) or {}
+            country = record.get("country") or record.get("registered_country") or {}
+            city = record.get("city") or {}
+            found = reader.lookup(str(address))
+            names = country.get("names", {}).get("en"), city.get("names", {}).get("en")
+            assert (found.get("country"), found.get("city")) == names, address
+    assert reader.hits > 100
+
+
+def test_only_so_many_networks_are_remembered():
+    reader = LocationReader(CITY, cache_size=3)
+    assert reader.open()
+    for ip in ("9.0.0.1", "9.0.1.1", "81.2.69.160"):
+        reader.lookup(ip)
+    assert (reader.lookup("9.0.1.2"), reader.misses) == ({}, 3)
+    assert (reader.lookup("81.2.69.142"), reader.misses) == (LONDON, 4)  # in a network of its own two addresses
+    assert (reader.lookup("9.0.1.2"), reader.misses) == ({}, 5)
 
 
 def test_what_the_database_is(location):
