@@ -154,6 +154,8 @@ class Generator:
     def or_(self, depth: int) -> Json:
         if self.chance(0.25):
             return {"or": self.devices()}
+        if self.chance(0.15):
+            return {"or": self.one_of_places()}
         nodes = self.nodes(depth)
         if self.chance(0.15):
             flag = self.pick(["on", "off", "on", "off", "ON"])
@@ -173,6 +175,14 @@ class Generator:
             nodes.append({key: self.pick(values) for key, values in PLACES.items()})
         if self.chance(0.2):
             nodes.insert(self.random.randint(0, len(nodes)), self.custom_variable())
+        return nodes
+
+    def one_of_places(self) -> list[Json]:
+        """As a list of countries arrives, mostly: alternatives of one place each."""
+        key = self.pick(list(PLACES))
+        nodes: list[Json] = [{"and": [{key: self.pick(PLACES[key])}]} for _ in range(self.random.randint(1, 4))]
+        if self.chance(0.3):
+            nodes.insert(self.random.randint(0, len(nodes)), self.segment(depth=3))
         return nodes
 
     def devices(self) -> list[Json]:

@@ -10,8 +10,8 @@ import tornado_gateway.core
 FORBIDDEN = {"tornado", "redis", "asyncio", "socket", "sqlite3", "ssl", "selectors", "pycurl", "httptools", "logging"}
 # Modules of the standard library that the core's own files may name; `random` and `time` come with others, unused.
 ALLOWED = {
-    *("collections", "dataclasses", "functools", "hashlib", "json", "math", "operator", "re", "types", "typing"),
-    *("uuid", "warnings"),
+    *("collections", "dataclasses", "functools", "hashlib", "itertools", "json", "math", "operator", "re", "types"),
+    *("typing", "uuid", "warnings"),
     *("mmh3", "orjson", "tornado_gateway"),
 }
 FILES = sorted(Path(tornado_gateway.core.__file__).parent.glob("*.py"))

@@ -7,6 +7,7 @@ short circuit must not harm. With a `recorder`, every node is wrapped to leave i
 
 import re
 from collections.abc import Callable, Mapping
+from itertools import groupby
 from typing import Any
 
 from tornado_gateway.core.context import Abort, Properties
@@ -42,6 +43,7 @@ class Compilation:
         self.device = False
         self.lists: list[tuple[str, str]] = []
         self.features: list[str] = []
+        self.places: dict[Predicate, tuple[str, frozenset[str | None]]] = {}  # what looks at one fact of the location
 
     @property
     def facts(self) -> Facts:
@@ -87,7 +89,7 @@ def _and(operand: object, compilation: Compilation, depth: int) -> Predicate:
         wanted = {key: node[key] for key in _LOCATION_KEYS if key in node} if isinstance(node, dict) else {}
         expected.update(wanted)
         if wanted and len(expected) == len(operand):
-            check = _recorded(expected, _location(expected), compilation)
+            check = _recorded(expected, _location(expected, compilation), compilation)
             break
         steps.append((node, None if wanted else _node(node, compilation, depth + 1)))
     compilation.location = compilation.location or bool(expected)
@@ -124,9 +126,11 @@ def _or(operand: object, compilation: Compilation, depth: int) -> Predicate:
         if expected and seen == len(operand):
             wanted = {key: list(values) for key, values in expected.items()}
             steps.append((_recorded(wanted, _device(wanted), compilation), True))
-        steps.append((_node(node, compilation, depth + 1), False))
+        predicate = _node(node, compilation, depth + 1)
+        if predicate is not _never_true:
+            steps.append((predicate, False))
     if not any(is_decisive for _, is_decisive in steps):
-        return _any([predicate for predicate, _ in steps])
+        return _any(_merged([predicate for predicate, _ in steps], compilation))
     return _any_until_decisive(steps)
 
 
@@ -316,16 +320,33 @@ def _with_web_campaigns(predicate: Predicate) -> Predicate:
 # --- location, device, other features ----------------------------------------
 
 
-def _location(expected: Mapping[str, object]) -> Predicate:
-    wanted = tuple((key, _plain(value)) for key, value in expected.items())
+def _location(expected: Mapping[str, object], compilation: Compilation) -> Predicate:
+    checks = [_located(key, frozenset((_plain(value),)), compilation) for key, value in expected.items()]
+    return _all(checks)
 
+
+def _located(key: str, values: frozenset[str | None], compilation: Compilation) -> Predicate:
     def is_there(visit: Visit, properties: Properties, hidden: object) -> bool:
-        location = visit.context.location
-        if location is None or visit.context.ip_address is None:
+        context = visit.context
+        if context.location is None or context.ip_address is None:
             return False
-        return all(key in location and _plain(location[key]) == value for key, value in wanted)
+        value = context.location.get(key, _MISSING)
+        return value is not _MISSING and _plain(value) in values
 
+    compilation.places[is_there] = key, values
     return is_there
+
+
+def _merged(predicates: list[Predicate], compilation: Compilation) -> list[Predicate]:
+    """Neighbours that look at the same fact of the location become one: a list of countries costs as much as one."""
+    places = compilation.places
+    merged: list[Predicate] = []
+    for key, same in groupby(predicates, key=lambda predicate: places[predicate][0] if predicate in places else None):
+        if key is None:
+            merged += same
+        else:
+            merged.append(_located(key, frozenset().union(*(places[predicate][1] for predicate in same)), compilation))
+    return merged
 
 
 def _plain(value: object) -> str | None:
@@ -337,10 +358,13 @@ def _device(expected: Mapping[str, list[object]]) -> Predicate:
     matchers = {key: _device_fact(values) for key, values in expected.items()}
 
     def is_device(visit: Visit, properties: Properties, hidden: object) -> bool:
-        device = visit.context.device
-        if not visit.context.user_agent or device is None:
+        context = visit.context
+        if not context.user_agent or context.device is None:
             return False
-        return any(matchers[key](value) for key, value in device.items() if key in matchers)
+        for key, value in context.device.items():  # their order decides whether one that cannot be compared counts
+            if key in matchers and matchers[key](value):
+                return True
+        return False
 
     return is_device
 
@@ -348,12 +372,15 @@ def _device(expected: Mapping[str, list[object]]) -> Predicate:
 def _device_fact(values: list[object]) -> Callable[[object], bool]:
     """Compare one fact with its texts: the wildcards first, then the words. What is no text matches nothing."""
     texts = [value.lower() for value in values if isinstance(value, str)]
+    words = frozenset(texts)
     patterns = [pattern for pattern in map(_device_pattern, texts) if pattern]
 
     def matches(actual: object) -> bool:
         if not isinstance(actual, str):
             raise _Incomparable
-        return any(pattern(actual[:_LONGEST_FACT]) for pattern in patterns) or actual.lower() in texts
+        if patterns and any(pattern(actual[:_LONGEST_FACT]) for pattern in patterns):
+            return True
+        return actual.lower() in words
 
     return matches
 
