@@ -361,7 +361,8 @@ def _device(expected: Mapping[str, list[object]]) -> Predicate:
         context = visit.context
         if not context.user_agent or context.device is None:
             return False
-        for key, value in context.device.items():  # their order decides whether one that cannot be compared counts
+        # The order of the facts decides whether one that cannot be compared comes first.
+        for key, value in context.device.items():  # noqa: SIM110 - a generator costs more than the loop
             if key in matchers and matchers[key](value):
                 return True
         return False
