@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -157,6 +159,75 @@ def test_settings_are_immutable() -> None:
         settings.features["f"].key = "g"  # type: ignore[misc]
     with pytest.raises(TypeError):
         settings.features["g"] = settings.features["f"]  # type: ignore[index]
+
+
+def test_the_document_is_read_again_for_those_who_ask() -> None:
+    reads = []
+
+    def read_again() -> Any:
+        reads.append(one_feature(rollout()))
+        return reads[-1]
+
+    settings = compile_settings(one_feature(rollout()), read_again=read_again)
+    assert decide(settings, "f", Context("u")).enabled
+    assert not reads
+    assert settings.document is settings.document is reads[0]
+    assert decide(settings, "f", Context("u"), trace=Trace()).enabled
+    assert len(reads) == 1
+
+
+def test_what_is_equal_is_shared_between_features() -> None:
+    segment = {"or": [{"custom_variable": {"plan": "gold"}}]}
+    campaigns = [rollout(10), rollout(11), ab(20, segments=segment), ab(21, segments=copy.deepcopy(segment))]
+    features = [feature(1, *map(rule, campaigns[::2])), feature(2, *map(rule, campaigns[1::2]))]
+    one, other = compile_settings(document(features, campaigns)).features.values()
+    assert one.experiments[0].segment is other.experiments[0].segment is not None
+    assert one.rollouts[0].first.body is other.rollouts[0].first.body
+
+
+def test_texts_of_segments_tell_them_apart() -> None:
+    """Segments that Python finds equal, and that are not alike."""
+    campaigns = [rollout(10, segments={"or": [{"ua": 1}]}), rollout(11, segments={"or": [{"ua": True}]})]
+    features = [feature(number, rule(campaign)) for number, campaign in enumerate(campaigns)]
+    settings = compile_settings(document(features, campaigns))
+    errors = [decide(settings, key, Context("u", user_agent="x")).error for key in settings.features]
+    assert errors == ["ua needs a text, got 1", "ua needs a text, got True"]
+
+
+def test_settings_go_with_the_last_reference() -> None:
+    """Without the garbage collector, which is kept from looking at what stays: nothing refers back."""
+    documents = [Generator(seed).settings() for seed in range(300)]
+    groups = 0
+    gc.collect()
+    gc.disable()
+    try:
+        for generated in documents:
+            try:
+                settings = compile_settings(generated)
+            except SettingsError:
+                continue
+            for key in settings.features:
+                decide(settings, key, Context("u"), stored={}, trace=Trace() if groups % 2 else None)
+            groups += len(settings.group_features)
+            settings_left = weakref.ref(settings)
+            del settings
+            assert settings_left() is None
+        found = gc.collect()
+    finally:
+        gc.enable()
+    assert found == 0
+    assert groups > 20
+
+
+def test_parts_are_nearly_all() -> None:
+    """What remains when the parts are kept is little, however many features there are."""
+    campaigns = [rollout(number) for number in range(10, 60)]
+    settings = compile_settings(document([feature(number) for number in range(50)], campaigns))
+    decide(settings, "f1", Context("u"), trace=Trace())
+    parts = settings.parts()
+    assert {id(part) for part in settings.features.values()} <= {id(part) for part in parts}
+    assert {id(part) for part in settings.twins[0].features.values()} <= {id(part) for part in parts}
+    assert all(any(campaign is part for part in parts) for campaign in campaigns)
 
 
 COUNTRY = {"and": [{"country": "US"}]}

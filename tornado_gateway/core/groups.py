@@ -106,7 +106,7 @@ def _run(visit: Visit, feature: Feature, group: Group) -> Rule | None:
 
 def _eligible(visit: Visit, feature: Feature, group: Group, step: dict[str, Any]) -> list[Rule]:
     """Return the candidates that this user could see; those of earlier decisions, if there are any, only."""
-    seen = [member for member in group.features if _is_reachable(visit, feature, member)]
+    seen = [member for member in visit.settings.group_features[group.id] if _is_reachable(visit, feature, member)]
     eligible = []
     from_storage: dict[Any, Rule] = {}
     for member in seen:

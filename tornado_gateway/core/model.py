@@ -3,6 +3,7 @@
 Ids and keys keep the type that they have in the document (10 and "10" are different campaigns).
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +30,7 @@ class Sdk(NamedTuple):
 
 
 class Impression(NamedTuple):
-    """One vwo_variationShown. `tail` is the constant end of its event document; holdouts name their feature."""
+    """One vwo_variationShown. `tail` is the end of its event document that it alone has; holdouts name a feature."""
 
     campaign_id: Id
     variation_id: Id
@@ -55,11 +56,16 @@ class Variation:
     start: int
     end: int
     salt: Any
-    variables: list[dict[str, Any]]
     body: bytes
     impression: Impression
     segment: "Predicate | None"
     facts: "Facts"
+
+    @property
+    def variables(self) -> list[dict[str, Any]]:
+        """The variables of the answer as values; read from it because hardly anybody asks."""
+        variables: list[dict[str, Any]] = json.loads(self.body)["variables"]
+        return variables
 
 
 @dataclass(slots=True, eq=False)
@@ -123,7 +129,10 @@ class GroupFeature:
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """A mutually exclusive group. `problem` aborts the evaluation of a member, `run_problem` the choice of a winner."""
+    """A mutually exclusive group. `problem` aborts the evaluation of a member, `run_problem` the choice of a winner.
+
+    Its features are in `Settings.group_features`: here, their rules and the group would hold each other.
+    """
 
     id: str
     storage_key: str
@@ -133,7 +142,6 @@ class Group:
     is_random: bool = True
     priority: tuple[str, ...] = ()
     weights: Mapping[str, Any] = field(default_factory=dict)
-    features: tuple[GroupFeature, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,7 +160,7 @@ class Feature:
     holdouts: tuple[Holdout, ...]
     rollouts: tuple[Rule, ...]
     experiments: tuple[Rule, ...]
-    campaign_ids: frozenset[Id]
+    campaign_ids: tuple[Id, ...]
     impact: tuple[Impression, Impression] | None
     is_debugged: bool
     needs_location: bool
@@ -161,9 +169,12 @@ class Feature:
     storage_keys: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Settings:
-    """One compiled settings document, immutable: the snapshot that decisions are made from."""
+    """One compiled settings document, immutable: the snapshot that decisions are made from.
+
+    Nothing in it refers back to what refers to it, so all of it goes with the last reference, without the collector.
+    """
 
     account_id: str
     sdk_key: str
@@ -176,13 +187,31 @@ class Settings:
     usage_stats_account_id: Any
     features: Mapping[str, Feature]
     event_names: frozenset[str]
-    document: dict[str, Any]
     sdk: Sdk
     identify: Callable[[str], str]
     variations_by_key: Mapping[str, list[tuple[Variation, ...]]]
+    group_features: Mapping[str, tuple[GroupFeature, ...]]  # by group id
     event_parts: "EventParts"
     is_traced: bool
+    read_document: Callable[[], dict[str, Any]]
+    documents: list[dict[str, Any]]  # holds the document, unless it is read once it is asked for
     twins: list["Settings"]  # holds the traced twin once it is asked for
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What the settings were compiled from."""
+        if not self.documents:
+            self.documents.append(self.read_document())
+        return self.documents[0]
+
+    def parts(self) -> list[object]:
+        """Return nearly all that the settings hold, in many parts: who keeps these can let go of them one by one."""
+        parts: list[object] = [*self.features.values(), *self.variations_by_key.values()]
+        for document in self.documents:
+            parts += [item for items in document.values() if isinstance(items, list) for item in items]
+        for twin in self.twins:
+            parts += twin.parts()
+        return parts
 
     def find_variation(self, key: object, variation_id: object) -> Variation | None:
         """Return the variation that a record names by the key of its rule and its id, if the settings still have it."""
@@ -198,6 +227,7 @@ class EventParts(NamedTuple):
 
     environment: str
     props: dict[str, Any]
+    shown_head: str
     usage_tail: str
 
 

@@ -27,25 +27,25 @@ def event_documents(settings: Settings, context: Context, decision: Decision, no
     if context.is_dev_mode and settings.is_dev_mode:
         return b"", 0
     uuid = decision.uuid
-    environment = settings.event_parts.environment
+    environment, _, shown_head, usage_tail = settings.event_parts
     visitor = _visitor(context)
     start = _start(uuid, context.session_id or now_ms // 1000, now_ms, visitor)
     end = f'}}}},"event":{{"time":{now_ms},'
     documents = []
     if impressions:
-        shown = f"{start}{environment}{_shown_props(context)}{end}"
+        shown = f"{start}{environment}{_shown_props(context)}{end}{shown_head}"
         for index, impression in enumerate(impressions):
             if impression.feature_id is not None:
                 held_out = _held_out_start(settings, context, now_ms, visitor)
                 feature_id = to_json(impression.feature_id)
-                documents.append(f"{held_out}{environment}{end}{impression.tail}{feature_id}}}}}}}}}")
+                documents.append(f"{held_out}{environment}{end}{shown_head}{impression.tail}{feature_id}}}}}}}}}")
             elif decision.hidden_users and index in decision.hidden_users:
                 props = _shown_props(context, {HIDDEN_USER: decision.hidden_users[index]})
-                documents.append(f"{start}{environment}{props}{end}{impression.tail}")
+                documents.append(f"{start}{environment}{props}{end}{shown_head}{impression.tail}")
             else:
                 documents.append(shown + impression.tail)
     if decision.usage:
-        documents.append(start + environment + end + settings.event_parts.usage_tail)
+        documents.append(start + environment + end + usage_tail)
     if decision.debug is not None:
         documents.append(start + environment + end + _debug_tail(settings, context, decision, now_ms))
     return "\n".join(documents).encode(), len(documents)

@@ -6,9 +6,9 @@ segments become closures, answers and the ends of event documents become texts.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from tornado_gateway.core.bucketing import ranges_of
 from tornado_gateway.core.identity import identity_of
@@ -36,7 +36,7 @@ from tornado_gateway.core.model import (
 from tornado_gateway.core.segments import Predicate, Recorder, compile_segment
 from tornado_gateway.core.trace import record_node
 from tornado_gateway.core.validation import Breathe, check_document, go_on, items_of
-from tornado_gateway.core.wire import USAGE, common_props, event_tail, impression, shown_start, to_json
+from tornado_gateway.core.wire import USAGE, common_props, event_tail, impression, shown_head, shown_start, to_json
 
 DEFAULT_SDK = Sdk("fme-gateway", "0")
 
@@ -49,18 +49,25 @@ _MARKED_WORDS = re.compile(
 _MARKED_LIST = re.compile(r"inlist\([^)]*\)")
 
 Document = dict[str, Any]
+Shared = TypeVar("Shared", str, bytes)
 
 
 def compile_settings(
-    document: object, *, sdk: Sdk = DEFAULT_SDK, traced: bool = False, breathe: Breathe = go_on
+    document: object,
+    *,
+    sdk: Sdk = DEFAULT_SDK,
+    traced: bool = False,
+    breathe: Breathe = go_on,
+    read_again: Callable[[], Document] | None = None,
 ) -> Settings:
     """Compile a parsed settings document; raise SettingsError when it cannot be used. Never changes the document.
 
     With `traced`, segments record what they see in the trace of a decision, and everything costs more. `breathe` is
-    called every few dozen microseconds: who compiles beside other work can do some of that in it.
+    called every few dozen microseconds: who compiles beside other work can do some of that in it. The settings keep the
+    document, which is half of what they weigh; with `read_again` they call that instead, when somebody asks for it.
     """
     checked = check_document(document, breathe)
-    return _Compiler(checked, sdk, record_node if traced else None, breathe).compile()
+    return _Compiler(checked, sdk, record_node if traced else None, breathe).compile(read_again)
 
 
 def traced_twin(settings: Settings) -> Settings:
@@ -70,20 +77,33 @@ def traced_twin(settings: Settings) -> Settings:
     return settings.twins[0]
 
 
-class _Campaign:
-    """A campaign of the document with its compiled variations."""
+class _Segment(NamedTuple):
+    """A compiled segment. A marked one makes an SDK with a gateway ask for location and device facts."""
 
-    def __init__(self, document: Document, kind: str, variations: tuple[Variation, ...]) -> None:
-        self.document = document
-        self.kind = kind
-        self.variations = variations
-        self.segment: Predicate | None = None
-        self.facts = NO_FACTS
-        self.is_marked = False
+    predicate: Predicate | None
+    facts: Facts
+    is_marked: bool
+
+
+_NO_SEGMENT = _Segment(None, NO_FACTS, False)
+
+
+class _Campaign(NamedTuple):
+    """A campaign of the document with its compiled variations and their segments."""
+
+    document: Document
+    kind: str
+    variations: tuple[Variation, ...]
+    segments: list[_Segment]
+    segment: _Segment
 
 
 class _Compiler:
-    """One compilation. The order of the steps matters: see `compile`."""
+    """One compilation. The order of the steps matters: see `compile`.
+
+    What is equal in many features is made once and shared: it takes less time and memory, and a decision finds it in
+    the processor's cache although another feature was asked for before.
+    """
 
     def __init__(self, document: Document, sdk: Sdk, recorder: Recorder | None, breathe: Breathe) -> None:
         self.breathe = breathe
@@ -92,12 +112,14 @@ class _Compiler:
         self.recorder = recorder
         self.account_id = str(document["accountId"])
         self.props = common_props(sdk, document["sdkKey"])
-        self.props_text = to_json(self.props)[:-1]
         # `featureId` conditions name features by a number.
         self.feature_keys = {feature["id"]: feature["key"] for feature in reversed(items_of(document["features"]))}
         self.groups: dict[str, Group] = {}
+        self.group_features: dict[str, tuple[GroupFeature, ...]] = {}
+        self.segments: dict[str, _Segment] = {}  # by their JSON
+        self.shared: dict[Any, Any] = {}
 
-    def compile(self) -> Settings:
+    def compile(self, read_again: Callable[[], Document] | None) -> Settings:
         document = self.document
         campaigns = [self.campaign(item) for item in items_of(document["campaigns"])]
         by_id = {campaign.document["id"]: campaign for campaign in campaigns}  # the last of an id wins
@@ -105,7 +127,7 @@ class _Compiler:
         holdouts = [self.holdout(item) for item in items_of(document.get("holdouts"))]
         applicable = [_applicable(feature, holdouts) for feature in items_of(document["features"])]
         self.fill_groups(linked, applicable)
-        is_marked = any(_is_marked(item["segments"]) for item in items_of(document.get("holdouts")))
+        is_marked = any(self.segment(item["segments"]).is_marked for item in items_of(document.get("holdouts")))
         features = {}
         for index, item in reversed(list(enumerate(items_of(document["features"])))):  # the first of a key wins
             features[item["key"]] = self.feature(item, linked[index], applicable[index], is_marked)
@@ -122,14 +144,19 @@ class _Compiler:
             usage_stats_account_id=document.get("usageStatsAccountId"),
             features=MappingProxyType(dict(reversed(features.items()))),
             event_names=_event_names(document),
-            document=document,
             sdk=self.sdk,
             identify=identity_of(self.account_id),
             variations_by_key=_variations_by_key(campaigns, linked),
+            group_features=self.group_features,
             event_parts=EventParts(
-                f'"vwo_fs_environment":{to_json(document["sdkKey"])}', self.props, event_tail(USAGE, self.props)
+                f'"vwo_fs_environment":{to_json(document["sdkKey"])}',
+                self.props,
+                shown_head(self.props),
+                event_tail(USAGE, self.props),
             ),
             is_traced=self.recorder is not None,
+            read_document=read_again or (lambda: document),
+            documents=[] if read_again else [document],
             twins=[],
         )
 
@@ -140,42 +167,47 @@ class _Compiler:
         kind = _KINDS.get(document["type"], OTHER)
         items = items_of(document["variations"])
         ranges = ranges_of(item["weight"] for item in items) if kind is AB else [(0, 0)] * len(items)
-        variations = tuple(
-            self.variation(document["id"], item, bounds) for item, bounds in zip(items, ranges, strict=True)
-        )
-        campaign = _Campaign(document, kind, variations)
-        if kind is AB:
-            campaign.segment, campaign.facts = self.segment(document["segments"])
-            campaign.is_marked = _is_marked(document["segments"])
-        elif variations:
-            campaign.segment, campaign.facts = variations[0].segment, variations[0].facts
-            campaign.is_marked = _is_marked(items[0].get("segments"))
-        return campaign
+        segments = [self.segment(item.get("segments")) for item in items]
+        variations = tuple(map(self.variation, [document["id"]] * len(items), items, ranges, segments))
+        own = self.segment(document["segments"]) if kind is AB else next(iter(segments), _NO_SEGMENT)
+        return _Campaign(document, kind, variations, segments, own)
 
-    def variation(self, campaign_id: Id, document: Document, bounds: tuple[int, int]) -> Variation:
-        segment, facts = self.segment(document.get("segments"))
+    def variation(self, campaign_id: Id, document: Document, bounds: tuple[int, int], segment: _Segment) -> Variation:
         variables = [
             {"value": item["value"], "type": item["type"], "key": item["key"], "id": item["id"]}
             for item in items_of(document.get("variables"))
         ]
         return Variation(
             id=document["id"],
-            name=document["name"],
+            name=self.share(document["name"]),
             weight=document["weight"],
             start=bounds[0],
             end=bounds[1],
             salt=document.get("salt"),
-            variables=variables,
-            body=f'{{"isEnabled":true,"variables":{to_json(variables)}}}'.encode(),
-            impression=impression(self.props_text, campaign_id, document["id"]),
-            segment=segment,
-            facts=facts,
+            body=self.share(f'{{"isEnabled":true,"variables":{to_json(variables)}}}'.encode()),
+            impression=impression(campaign_id, document["id"]),
+            segment=segment.predicate,
+            facts=segment.facts,
         )
 
-    def segment(self, segment: Document | None) -> tuple[Predicate | None, Facts]:
+    def segment(self, segment: Document | None) -> _Segment:
         if not segment:
-            return None, NO_FACTS
-        return compile_segment(segment, self.feature_keys, self.recorder)
+            return _NO_SEGMENT
+        try:
+            text = to_json(segment)
+        except RecursionError:
+            return self.compiled_segment(segment)
+        if text not in self.segments:
+            self.segments[text] = self.compiled_segment(segment)
+        return self.segments[text]
+
+    def compiled_segment(self, segment: Document) -> _Segment:
+        predicate, facts = compile_segment(segment, self.feature_keys, self.recorder)
+        return _Segment(predicate, NO_FACTS if facts == NO_FACTS else facts, _is_marked(segment))
+
+    def share(self, value: Shared) -> Shared:
+        """Return the first value that is equal to this one; for values of which equal ones are alike: texts, bytes."""
+        return self.shared.setdefault(value, value)  # type: ignore[no-any-return]
 
     # --- rules ---
 
@@ -185,34 +217,32 @@ class _Compiler:
         return tuple(self.rule(feature, rule, campaign) for rule, campaign in found if campaign)
 
     def rule(self, feature: Document, rule: Document, campaign: _Campaign) -> Rule:
-        document, kind = campaign.document, campaign.kind
+        self.breathe()
+        document, kind, segment = campaign.document, campaign.kind, campaign.segment
         variations = _linked_variations(campaign, rule.get("variationId"))
-        segment, facts, is_marked = campaign.segment, campaign.facts, campaign.is_marked
         if kind is not AB and variations != campaign.variations:
-            segment, facts = variations[0].segment, variations[0].facts
-            is_marked = _is_marked(
-                items_of(document["variations"])[campaign.variations.index(variations[0])].get("segments")
-            )
+            segment = campaign.segments[campaign.variations.index(variations[0])]
+        facts = segment.facts
         if kind is AB and document.get("isForcedVariationEnabled"):
             facts = _join([facts, *(variation.facts for variation in variations)])
         salt = document.get("salt") if kind is AB else variations and variations[0].salt
         prefix = f"{salt or document['id']}_"
         limit = document.get("percentTraffic") if kind is AB else variations and variations[0].weight
-        feature_rule_key = f"{feature['key']}_{rule['ruleKey']}"
+        feature_rule_key = self.share(f"{feature['key']}_{rule['ruleKey']}")
         personal_member = f"{document['id']}_{variations[0].id}" if variations else ""
-        experiment_key = feature_rule_key if kind is PERSONALIZE else document["key"]
+        experiment_key = feature_rule_key if kind is PERSONALIZE else self.share(document["key"])
         key = feature_rule_key if kind is ROLLOUT else experiment_key
         member = personal_member if kind is PERSONALIZE and variations[0].id else str(document["id"])
         return Rule(
             kind=kind,
-            rule_key=rule["ruleKey"],
+            rule_key=self.share(rule["ruleKey"]),
             campaign_id=document["id"],
-            campaign_key=document["key"],
-            campaign_name=document["name"],
+            campaign_key=self.share(document["key"]),
+            campaign_name=self.share(document["name"]),
             variations=variations,
-            segment=segment,
+            segment=segment.predicate,
             facts=facts,
-            is_marked=is_marked,
+            is_marked=segment.is_marked,
             is_forced=kind is AB and bool(document.get("isForcedVariationEnabled")),
             is_user_list=bool(document.get("isUserListEnabled")),
             traffic_prefix=prefix.encode(),
@@ -230,12 +260,12 @@ class _Compiler:
         self, document: Document, rules: tuple[Rule, ...], holdouts: tuple[Holdout, ...], is_marked: bool
     ) -> Feature:
         self.breathe()
-        facts, storage_keys = _reach(document["key"], rules, holdouts)
+        facts, storage_keys = self.reach(document["key"], rules, holdouts)
         is_marked = is_marked or any(rule.is_marked for rule in rules)
         impact_id = (document.get("impactCampaign") or {}).get("campaignId")
         impact: tuple[Impression, Impression] | None = None
         if impact_id:
-            impact = impression(self.props_text, impact_id, 1), impression(self.props_text, impact_id, 2)
+            impact = impression(impact_id, 1), impression(impact_id, 2)
         return Feature(
             key=document["key"],
             id=document["id"],
@@ -243,7 +273,7 @@ class _Compiler:
             holdouts=holdouts,
             rollouts=tuple(rule for rule in rules if rule.kind is ROLLOUT),
             experiments=tuple(rule for rule in rules if rule.kind in (AB, PERSONALIZE)),
-            campaign_ids=frozenset(rule["campaignId"] for rule in document["rules"]),
+            campaign_ids=tuple(rule["campaignId"] for rule in document["rules"]),
             impact=impact,
             is_debugged=bool(document.get("isDebuggerEnabled")),
             needs_location=is_marked and facts.location,
@@ -252,11 +282,33 @@ class _Compiler:
             storage_keys=storage_keys,
         )
 
+    def reach(self, key: str, rules: tuple[Rule, ...], holdouts: tuple[Holdout, ...]) -> tuple[Facts, tuple[str, ...]]:
+        """Return the facts and the storage keys that a decision about one feature can look at."""
+        facts = [holdout.facts for holdout in holdouts]
+        keys = {key: None}
+        groups: dict[str, Group] = {}
+        waiting = [rule for rule in rules if rule.kind is not OTHER]
+        for rule in waiting:  # which grows on the way
+            facts.append(rule.facts)
+            group = rule.group
+            if group is None or group.id in groups:
+                continue
+            groups[group.id] = group
+            keys[group.storage_key] = None
+            for member in self.group_features.get(group.id, ()):
+                keys[member.key] = None
+                facts += [holdout.facts for holdout in member.holdouts]
+                facts += [candidate.facts for candidate in member.candidates]
+                waiting += member.rollouts
+        joined = _join(facts)
+        keys.update(dict.fromkeys(joined.features))
+        return joined, tuple(keys)
+
     # --- holdouts ---
 
     def holdout(self, document: Document) -> Holdout:
-        segment, facts = self.segment(document["segments"])
-        start = shown_start(self.props_text, document["id"])
+        segment = self.segment(document["segments"])
+        start = shown_start(document["id"])
         return Holdout(
             id=document["id"],
             name=document["name"],
@@ -265,8 +317,8 @@ class _Compiler:
             percent_traffic=document["percentTraffic"],
             prefix=f"{self.account_id}_{document['id']}_".encode(),
             tails=(f'{start}1,"isFirst":1,"fId":', f'{start}2,"isFirst":1,"fId":'),
-            segment=segment,
-            facts=facts,
+            segment=segment.predicate,
+            facts=segment.facts,
         )
 
     # --- groups ---
@@ -307,7 +359,7 @@ class _Compiler:
                 continue
             # Of several features with one key the first counts, but the rules of all can be candidates.
             keys = dict.fromkeys(features[index]["key"] for index in indexes)
-            group.features = tuple(
+            self.group_features[group.id] = tuple(
                 GroupFeature(
                     key,
                     applicable[by_key[key][0]],
@@ -395,29 +447,6 @@ def _is_marked(segment: Document | None) -> bool:
 
 
 # --- what a decision can look at ---------------------------------------------
-
-
-def _reach(key: str, rules: tuple[Rule, ...], holdouts: tuple[Holdout, ...]) -> tuple[Facts, tuple[str, ...]]:
-    """Return the facts and the storage keys that a decision about one feature can look at."""
-    facts = [holdout.facts for holdout in holdouts]
-    keys = {key: None}
-    groups: dict[str, Group] = {}
-    waiting = [rule for rule in rules if rule.kind is not OTHER]
-    for rule in waiting:  # which grows on the way
-        facts.append(rule.facts)
-        group = rule.group
-        if group is None or group.id in groups:
-            continue
-        groups[group.id] = group
-        keys[group.storage_key] = None
-        for member in group.features:
-            keys[member.key] = None
-            facts += [holdout.facts for holdout in member.holdouts]
-            facts += [candidate.facts for candidate in member.candidates]
-            waiting += member.rollouts
-    joined = _join(facts)
-    keys.update(dict.fromkeys(joined.features))
-    return joined, tuple(keys)
 
 
 def _join(facts: list[Facts]) -> Facts:

@@ -29,15 +29,21 @@ def event_tail(name: str, props: dict[str, Any]) -> str:
     return f'"name":{to_json(name)},"props":{to_json(props)}}}}}}}'
 
 
-def impression(props_text: str, campaign_id: Id, variation_id: Id) -> Impression:
-    """Return the event of showing a variation. `props_text` is the JSON of `common_props` without the closing brace."""
+def shown_head(props: dict[str, Any]) -> str:
+    """Return what all `vwo_variationShown` have after `"event":{"time":<ms>,`, before their own tail."""
+    return f'"name":"{SHOWN}","props":{to_json(props)[:-1]},'
+
+
+def impression(campaign_id: Id, variation_id: Id) -> Impression:
+    """Return the event of showing a variation."""
     variation_id = whole(variation_id)
-    tail = f'{shown_start(props_text, campaign_id)}{to_json(variation_id)},"isFirst":1}}}}}}}}'
-    return Impression(campaign_id, variation_id, tail)
+    return Impression(
+        campaign_id, variation_id, f'{shown_start(campaign_id)}{to_json(variation_id)},"isFirst":1}}}}}}}}'
+    )
 
 
-def shown_start(props_text: str, campaign_id: Id) -> str:
-    return f'"name":"{SHOWN}","props":{props_text},"id":{to_json(campaign_id)},"variation":'
+def shown_start(campaign_id: Id) -> str:
+    return f'"id":{to_json(campaign_id)},"variation":'
 
 
 def whole(variation_id: Id) -> Id:
