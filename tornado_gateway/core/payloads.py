@@ -122,13 +122,17 @@ def _shown_props(context: Context, hidden: Properties = NOTHING) -> str:
     """Return what impressions of rules add to the visitor's properties. `hidden` goes over the custom variables."""
     if not context.post_segmentation_variables and not context.device:
         return f',"ip":{to_json(context.ip_address)}' if context.ip_address else ""
-    variables = {**(context.custom_variables or NOTHING), **hidden}
-    props = {name: variables[name] for name in context.post_segmentation_variables if name in variables}
+    props: dict[str, Any] = {}
+    if context.post_segmentation_variables:
+        variables = {**(context.custom_variables or NOTHING), **hidden}
+        props = {name: variables[name] for name in context.post_segmentation_variables if name in variables}
     if context.ip_address:
         props["ip"] = context.ip_address
-    for name, fact in (("vwo_osv", "os_version"), ("vwo_bv", "browser_version")):
-        if context.device and context.device.get(fact):
-            props[name] = context.device[fact]
+    if context.device:
+        if version := context.device.get("os_version"):
+            props["vwo_osv"] = version
+        if version := context.device.get("browser_version"):
+            props["vwo_bv"] = version
     return f",{to_json(props)[1:-1]}" if props else ""
 
 
