@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import orjson
@@ -68,6 +69,13 @@ def test_recent_agents_are_remembered_within_bounds():
         device.facts(f"agent {number}")
     device.facts(PIXEL)
     assert device.misses == 5
+
+
+def test_the_rules_are_loaded_once_however_many_ask():
+    device = DeviceReader()
+    with ThreadPoolExecutor(4) as pool:
+        resolvers = [future.result() for future in [pool.submit(device.load) for _ in range(4)]]
+    assert all(resolver is resolvers[0] for resolver in resolvers)
 
 
 def test_tv_device_type():

@@ -5,6 +5,7 @@ families, the tables here turn them into the words that the vendor's dashboard u
 """
 
 import re
+import threading
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -141,6 +142,7 @@ class DeviceReader:
         self._device = DEVICE_WORDS | own["device"]
         self._device_type = {"tv": tv_device_type} | own["device_type"]
         self._resolve: Resolver | None = None
+        self._loading = threading.Lock()
         self._recent = lru_cache(maxsize=cache_size)(self._read)
 
     def load(self) -> Resolver:
@@ -148,9 +150,10 @@ class DeviceReader:
 
         The first question does it too; call it before, in a thread, where that would make a visitor wait.
         """
-        if self._resolve is None:
-            self._resolve = BestAvailableResolver(load_lazy_builtins())
-        return self._resolve
+        with self._loading:  # two that ask at once must not load twice: what the slower one has made stays in memory
+            if self._resolve is None:
+                self._resolve = BestAvailableResolver(load_lazy_builtins())
+            return self._resolve
 
     def facts(self, user_agent: str) -> Mapping[str, str]:
         """Return os, os_version, browser_string, browser_version, device_type, device and ps; never raises.
