@@ -21,8 +21,8 @@ class Sink:
         self.answers = collections.deque()  # errors for the next requests
         self.refuse = lambda documents: 200
 
-    async def send_batch(self, body):
-        documents = [entry["e"] for entry in orjson.loads(body)["ev"]]
+    async def send_batch(self, documents):
+        documents = [orjson.loads(document)["e"] for document in documents.split(b"\n")]
         if self.answers:
             raise self.answers.popleft()
         if (status := self.refuse(documents)) != 200:

@@ -222,10 +222,10 @@ def _chunks(group: Sequence[Entry], most_events: int) -> list[NewChunk]:
 class EventSink(Protocol):
     """Where events go: the vendor's collector."""
 
-    async def send_batch(self, body: bytes) -> None:
-        """Post `{"ev":[...]}`. Raises UpstreamError unless the answer is 200."""
+    async def send_batch(self, documents: bytes) -> None:
+        """Post event documents that are joined by newlines. Raises UpstreamError unless the answer is 200."""
 
-    async def send_event(self, query: str, body: bytes) -> None:
+    async def send_event(self, query: str, document: bytes) -> None:
         """Post one event to `/events/t?query`. Raises UpstreamError unless the answer is 200."""
 
 
@@ -372,7 +372,7 @@ class Flusher:
                 if part.query:
                     await self._sink.send_event(part.query, part.body)
                 else:
-                    await self._sink.send_batch(b'{"ev":[' + part.body.replace(b"\n", b",") + b"]}")
+                    await self._sink.send_batch(part.body)
                 self.on_request("delivered", time.monotonic() - before)
                 return
             except UpstreamError as error:

@@ -1,16 +1,19 @@
 """The vendor's service, as an async client: settings, events, list checks.
 
-The only module that knows curl. Every method raises `UpstreamError` unless the answer is 200.
+The only module that knows curl, which does everything but sending events: there are too many of them for it, so that
+they have a `Sender`. Every method raises `UpstreamError` unless the answer is 200.
 """
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HTTPResponse
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 
 from .errors import UpstreamError
+from .sender import Sender
 
 MAX_CLIENTS = 32
 NO_ANSWER = 599  # tornado's code
@@ -54,9 +57,16 @@ class Upstream:
         self._timeout_seconds = timeout_seconds
         AsyncHTTPClient.configure("tornado.curl_httpclient.CurlAsyncHTTPClient")
         self._client = AsyncHTTPClient(force_instance=True, max_clients=MAX_CLIENTS)
+        self._sender: Sender | None = None
+        if not _is_behind_proxy(self._collect_url):
+            user_agent = f"{sdk_name}/{sdk_version}"
+            self._sender = Sender(self._collect_url, user_agent=user_agent, timeout_seconds=timeout_seconds)
+        self._batch_target = ("", "", ""), ""
 
     def close(self) -> None:
         self._client.close()
+        if self._sender is not None:
+            self._sender.close()
 
     async def fetch_settings(self, dialect: Dialect, *, pull: bool = False) -> bytes:
         """The settings document as bytes. `pull` asks for a forced refresh, as the SDKs do after a webhook."""
@@ -72,15 +82,18 @@ class Upstream:
         path = "v2-pull" if pull else "v2-settings"
         return await self._fetch("settings", f"{self._url}/server-side/{path}?{urlencode(query)}")
 
-    async def send_batch(self, body: bytes) -> None:
-        """Post `{"ev":[...]}` (wire contract B.5)."""
-        query = urlencode({"a": self.account_id, "env": self.sdk_key, **self._sdk})
-        url = f"{self._collect_url}{self._prefix()}/server-side/batch-events-v2?{query}"
-        await self._fetch("events", url, body, {"Authorization": self.sdk_key})
+    async def send_batch(self, documents: bytes) -> None:
+        """Post event documents, joined by newlines, as `{"ev":[...]}` (wire contract B.5)."""
+        account = self.collection_prefix, self.account_id, self.sdk_key
+        if self._batch_target[0] != account:
+            query = urlencode({"a": self.account_id, "env": self.sdk_key, **self._sdk})
+            self._batch_target = account, f"{self._prefix()}/server-side/batch-events-v2?{query}"
+        body = (b'{"ev":[', documents.replace(b"\n", b","), b"]}")
+        await self._post("events", self._batch_target[1], body, JSON_HEADERS | {"Authorization": self.sdk_key})
 
-    async def send_event(self, query: str, body: bytes) -> None:
+    async def send_event(self, query: str, document: bytes) -> None:
         """Post one event with its own query to `/events/t`."""
-        await self._fetch("event", f"{self._collect_url}{self._prefix()}/events/t?{query}", body)
+        await self._post("event", f"{self._prefix()}/events/t?{query}", (document,), JSON_HEADERS)
 
     async def check_attribute(self, list_id: str, value: str) -> bool:
         """Whether the value is in the list (wire contract A.3)."""
@@ -95,13 +108,25 @@ class Upstream:
     def _prefix(self) -> str:
         return f"/{self.collection_prefix}" if self.collection_prefix else ""
 
+    async def _post(self, what: str, target: str, body: Sequence[bytes], headers: Mapping[str, str]) -> None:
+        if self._sender is None:
+            await self._fetch(what, self._collect_url + target, b"".join(body), headers)
+            return
+        try:
+            answer = await self._sender.post(target, headers, body)
+        except OSError as error:
+            self.on_answer(what, 0)
+            raise UpstreamError(f"{what}: {error}") from error
+        self.on_answer(what, answer.status)
+        _check(what, answer.status, answer.reason, answer.retry_after)
+
     async def _fetch(
         self, what: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> bytes:
         request = HTTPRequest(
             url,
             method="GET" if body is None else "POST",
-            headers={**JSON_HEADERS, **(headers or {})} if body is not None else None,
+            headers=dict(headers or JSON_HEADERS) if body is not None else None,
             body=body,
             connect_timeout=self._timeout_seconds,
             request_timeout=self._timeout_seconds,
@@ -113,33 +138,36 @@ class Upstream:
         except (HTTPClientError, OSError) as error:
             self.on_answer(what, 0)
             raise UpstreamError(f"{what}: {error}") from error
-        self.on_answer(what, 0 if response.code == NO_ANSWER else response.code)
-        _check(what, response)
+        if response.code == NO_ANSWER:
+            self.on_answer(what, 0)
+            raise UpstreamError(f"{what}: no answer from upstream ({response.error})")
+        self.on_answer(what, response.code)
+        _check(what, response.code, response.reason, response.headers.get("Retry-After", ""))
         return response.body
 
 
 class Nowhere:
     """Takes the events of a gateway that has neither an account nor a collector: a trial with the sample settings."""
 
-    async def send_batch(self, body: bytes) -> None:
+    async def send_batch(self, documents: bytes) -> None:
         return None
 
-    async def send_event(self, query: str, body: bytes) -> None:
+    async def send_event(self, query: str, document: bytes) -> None:
         return None
 
 
-def _check(what: str, response: HTTPResponse) -> None:
+def _check(what: str, status: int, reason: str, retry_after: str) -> None:
     """Raise unless the answer is 200. The message never holds the URL: that has the SDK key in it."""
-    if response.code == 200:
-        return
-    if response.code == NO_ANSWER:
-        raise UpstreamError(f"{what}: no answer from upstream ({response.error})")
-    raise UpstreamError(
-        f"{what}: upstream answered {response.code} {response.reason}",
-        response.code,
-        _retry_after_seconds(response.headers.get("Retry-After", "")),
-    )
+    if status != 200:
+        seconds = float(retry_after) if retry_after.isdecimal() else 0.0
+        raise UpstreamError(f"{what}: upstream answered {status} {reason}", status, seconds)
 
 
-def _retry_after_seconds(header: str) -> float:
-    return float(header) if header.isdecimal() else 0.0
+def _is_behind_proxy(url: str) -> bool:
+    """Whether a proxy is between here and there, by the environment (https_proxy, all_proxy, no_proxy and the like).
+
+    Curl knows how to talk to proxies. It decides by the same variables again, so that a needless yes only costs time.
+    """
+    parts, proxies = urlsplit(url), getproxies()
+    is_meant = parts.scheme in proxies or "all" in proxies
+    return is_meant and not proxy_bypass(parts.hostname or "")
