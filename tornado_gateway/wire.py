@@ -69,13 +69,16 @@ def form_decoded(raw: bytes) -> str:
 
 
 def query_text(query: bytes, name: bytes) -> str | None:
-    """A parameter's text, None if it is absent or one of the ways to say "nothing".
+    """A parameter's text, None if it is absent or one of the ways to say "nothing"."""
+    raw = raw_query_value(query, name)
+    return None if raw is None else parameter_text(raw)
+
+
+def parameter_text(raw: bytes) -> str | None:
+    """The text of a parameter's undecoded value, None if it is one of the ways to say "nothing".
 
     Some clients encode twice (wire contract A.2): what still holds escapes and no blank is decoded once more.
     """
-    raw = raw_query_value(query, name)
-    if raw is None:
-        return None
     if raw.isdigit():
         return raw.decode()
     value = form_decoded(raw)
