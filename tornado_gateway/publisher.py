@@ -14,6 +14,7 @@ from .errors import UpstreamError
 from .http1 import Request, Response, json_error
 from .published import Published, publish
 from .settings import Fetch, SettingsMirror, Snapshot
+from .turns import parse, pauses, take_apart
 from .upstream import Dialect
 from .wire import AccountCheck, query_text
 
@@ -135,8 +136,8 @@ class Publisher:
         """The document in another dialect. When upstream fails: the last one, or None."""
         try:
             document = await fetch(dialect)
-            if _is_settings(document):
-                self._others[dialect] = await asyncio.to_thread(publish, document)
+            if published := await asyncio.to_thread(_publish_settings, document):
+                self._others[dialect] = published
         except UpstreamError:
             pass
         finally:
@@ -161,12 +162,18 @@ def _dialect(query: bytes) -> Dialect:
     )
 
 
-def _is_settings(document: bytes) -> bool:
+def _publish_settings(document: bytes) -> Published | None:
+    """In turns with the loop; None for what is not a settings document."""
+    breathe = pauses()
     try:
-        fields = orjson.loads(document)
+        fields = parse(document, breathe)
     except orjson.JSONDecodeError:
-        return False
-    return isinstance(fields, dict) and {"version", "accountId", "features", "campaigns"} <= fields.keys()
+        return None
+    if not isinstance(fields, dict) or not fields.keys() >= {"version", "accountId", "features", "campaigns"}:
+        return None
+    published = publish(document, fields, breathe)
+    take_apart(fields, breathe)
+    return published
 
 
 def _token(request: Request) -> bytes:

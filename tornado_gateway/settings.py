@@ -8,12 +8,14 @@ import gc
 import hashlib
 import logging
 import time
+import weakref
 import zlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from tornado.ioloop import PeriodicCallback
@@ -22,16 +24,17 @@ from . import core
 from .errors import GatewayError, StoreError
 from .published import Published, publish
 from .store import StateStore, StoredDocument
+from .turns import Breathe, go_on, let_go, parse, pauses, take_apart
 
 logger = logging.getLogger(__name__)
 
 POLL_JITTER = 0.1
-WORK_SECONDS, REST_SECONDS = 0.0005, 0.0015  # of the thread that compiles, in turns
 SHOWN_CHANGES = 20  # features that a line of the log names
 LEASE_NAME = "poll"
 LEASE_INTERVALS = 2.5  # a poller that is silent for so many intervals is replaced by another worker
 
 Fetch = Callable[[], Awaitable[bytes]]
+Fingerprints = Mapping[str, int]  # of each feature by its key
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class Snapshot:
     document: bytes
     digest: str
     published: Published
+    fingerprints: Fingerprints
     version: int
     source: str
 
@@ -93,6 +97,7 @@ class SettingsMirror:
         self._first: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[bool] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._letting_go: set[asyncio.Task[None]] = set()
         self._timer = PeriodicCallback(self.poll, poll_seconds * 1000, jitter=POLL_JITTER)
 
     async def start(self, wait_seconds: float) -> None:
@@ -109,7 +114,9 @@ class SettingsMirror:
 
     async def stop(self) -> None:
         self._timer.stop()
-        tasks = [task for task in (self._watching, self._first, self._refreshing) if task is not None]
+        tasks = [
+            task for task in (self._watching, self._first, self._refreshing, *self._letting_go) if task is not None
+        ]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -203,14 +210,28 @@ class SettingsMirror:
 
     def _use(self, compiled: "_Compiled", document: bytes, version: int, source: str) -> None:
         before = self.current
-        settings, digest, published = compiled
-        self.current = Snapshot(settings, document, digest, published, version, source)
-        logger.info(
-            "settings %s from %s: %s", digest, source, describe_change(before.settings if before else None, settings)
+        self.current = Snapshot(
+            compiled.settings,
+            document,
+            compiled.digest,
+            compiled.published,
+            compiled.fingerprints,
+            version,
+            source,
         )
+        change = describe_change(before.fingerprints if before else None, compiled.fingerprints)
+        logger.info("settings %s from %s: %s", compiled.digest, source, change)
+        if before is not None:
+            self._let_go(before.settings)
         for tell in self.on_change:
             tell(self.current)
         self.loaded.set()
+
+    def _let_go(self, settings: core.Settings) -> None:
+        """Have them freed bit by bit once no request uses them any more: at once it would keep all requests waiting."""
+        task = asyncio.create_task(let_go(weakref.ref(settings), settings.parts()))
+        self._letting_go.add(task)
+        task.add_done_callback(self._letting_go.discard)
 
     async def _load_stored(self) -> None:
         try:
@@ -265,23 +286,48 @@ class SettingsMirror:
         self.last_poll = LastPoll(at=now, error=reason, failing_since=self.last_poll.failing_since or now)
 
 
-_Compiled = tuple[core.Settings, str, Published]
+class _Compiled(NamedTuple):
+    """Everything that takes time and depends on the document alone."""
+
+    settings: core.Settings
+    digest: str
+    published: Published
+    fingerprints: Fingerprints
 
 
 def _compile_all(document: bytes, sdk: core.Sdk) -> _Compiled:
-    """Everything that takes time and depends on the document alone."""
-    settings = compile_document(document, sdk, _pauses())
-    return settings, hashlib.sha256(document).hexdigest()[:16], publish(document)
+    breathe = pauses()
+    gc.collect(1)  # what is garbage by now shall not be kept
+    with _without_collector():
+        parsed = _parse(document, breathe)
+        try:
+            settings = _compile(document, parsed, sdk, breathe)
+            digest = hashlib.sha256(document).hexdigest()[:16]
+            published = publish(document, parsed, breathe)
+            compiled = _Compiled(settings, digest, published, fingerprints_of(parsed, breathe))
+        finally:
+            take_apart(parsed, breathe)
+        # Compiled settings have no cycles, and the collector would keep the loop waiting while it looks for some.
+        gc.freeze()
+    return compiled
 
 
-def compile_document(document: bytes, sdk: core.Sdk, breathe: Callable[[], object] = lambda: None) -> core.Settings:
-    """Parse and compile. Raises SettingsError, also for bytes that are not JSON. `breathe` as in `compile_settings`."""
+def compile_document(document: bytes, sdk: core.Sdk) -> core.Settings:
+    """Parse and compile. Raises SettingsError, also for bytes that are not JSON."""
+    with _without_collector():
+        return _compile(document, _parse(document, go_on), sdk, go_on)
+
+
+def _parse(document: bytes, breathe: Breathe) -> Any:
     try:
-        parsed = orjson.loads(document)
+        return parse(document, breathe)
     except orjson.JSONDecodeError as error:
         raise core.SettingsError((f"the settings document is not JSON: {error}",)) from error
-    with _without_collector():
-        return core.compile_settings(parsed, sdk=sdk, breathe=breathe)
+
+
+def _compile(document: bytes, parsed: Any, sdk: core.Sdk, breathe: Breathe) -> core.Settings:
+    """The settings hold the bytes instead of what was parsed from them, which takes five times as much memory."""
+    return core.compile_settings(parsed, sdk=sdk, breathe=breathe, read_again=partial(orjson.loads, document))
 
 
 @contextmanager
@@ -294,54 +340,36 @@ def _without_collector() -> Iterator[None]:
         gc.enable()
 
 
-def _pauses() -> Callable[[], None]:
-    """To be called often by a thread that computes: leaves the interpreter to the loop for most of the time.
-
-    The loop takes the interpreter's lock for each of its callbacks; against a thread that never waits for anything it
-    would get hold of it once in a switch interval (5 ms), which is once for each request.
-    """
-    worked_since = time.monotonic()
-
-    def pause() -> None:
-        nonlocal worked_since
-        if time.monotonic() - worked_since > WORK_SECONDS:
-            time.sleep(REST_SECONDS)
-            worked_since = time.monotonic()
-
-    return pause
+def fingerprints_of(document: Mapping[str, Any], breathe: Breathe = go_on) -> Fingerprints:
+    """Each feature with the campaigns of its rules: what its decisions are made from, but for groups and holdouts."""
+    campaigns = {campaign["id"]: campaign for campaign in document["campaigns"]}
+    fingerprints: dict[str, int] = {}
+    for feature in document["features"]:
+        linked = [campaigns.get(rule["campaignId"]) for rule in feature["rules"]]
+        fingerprints.setdefault(feature["key"], _fingerprint([feature, *linked]))
+        breathe()
+    return fingerprints
 
 
-def describe_change(before: core.Settings | None, after: core.Settings) -> str:
+def _fingerprint(part: object) -> int:
+    try:
+        return hash(orjson.dumps(part, option=orjson.OPT_SORT_KEYS))
+    except TypeError:  # nested more deeply than anybody writes: its changes go unmentioned
+        return 0
+
+
+def describe_change(before: Fingerprints | None, after: Fingerprints) -> str:
     """What an operator wants to read in the log when settings change."""
     if before is None:
-        return f"{len(after.features)} features"
-    old, new = set(before.features), set(after.features)
-    then, now = _parts_by_feature(before.document), _parts_by_feature(after.document)
+        return f"{len(after)} features"
     parts = [
-        *(f"+{key}" for key in sorted(new - old)),
-        *(f"-{key}" for key in sorted(old - new)),
-        *(f"~{key}" for key in sorted(old & new) if then.get(key) != now.get(key)),
+        *(f"+{key}" for key in sorted(after.keys() - before.keys())),
+        *(f"-{key}" for key in sorted(before.keys() - after.keys())),
+        *(f"~{key}" for key in sorted(key for key, print_ in after.items() if before.get(key, print_) != print_)),
     ]
     if len(parts) > SHOWN_CHANGES:
         parts[SHOWN_CHANGES:] = [f"and {len(parts) - SHOWN_CHANGES} more"]
-    return f"{len(new)} features" + (f" ({', '.join(parts)})" if parts else "")
-
-
-def _parts_by_feature(document: dict[str, Any]) -> dict[Any, list[Any]]:
-    """Each feature with the campaigns of its rules: what its decisions are made from, but for groups and holdouts."""
-    campaigns = {campaign.get("id"): campaign for campaign in _objects(document.get("campaigns"))}
-    return {
-        feature.get("key"): [feature, *map(campaigns.get, _campaign_ids(feature))]
-        for feature in _objects(document.get("features"))
-    }
-
-
-def _campaign_ids(feature: dict[str, Any]) -> list[Any]:
-    return [rule.get("campaignId") for rule in _objects(feature.get("rules"))]
-
-
-def _objects(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+    return f"{len(after)} features" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def document_name(account_id: str, sdk_key: str, dialect: str) -> str:

@@ -125,7 +125,7 @@ class _Compiler:
         by_id = {campaign.document["id"]: campaign for campaign in campaigns}  # the last of an id wins
         linked = [self.rules(feature, by_id) for feature in items_of(document["features"])]
         holdouts = [self.holdout(item) for item in items_of(document.get("holdouts"))]
-        applicable = [_applicable(feature, holdouts) for feature in items_of(document["features"])]
+        applicable = [self.applicable(feature, holdouts) for feature in items_of(document["features"])]
         self.fill_groups(linked, applicable)
         is_marked = any(self.segment(item["segments"]).is_marked for item in items_of(document.get("holdouts")))
         features = {}
@@ -146,7 +146,7 @@ class _Compiler:
             event_names=_event_names(document),
             sdk=self.sdk,
             identify=identity_of(self.account_id),
-            variations_by_key=_variations_by_key(campaigns, linked),
+            variations_by_key=self.variations_by_key(campaigns, linked),
             group_features=self.group_features,
             event_parts=EventParts(
                 f'"vwo_fs_environment":{to_json(document["sdkKey"])}',
@@ -321,6 +321,10 @@ class _Compiler:
             facts=segment.facts,
         )
 
+    def applicable(self, feature: Document, holdouts: list[Holdout]) -> tuple[Holdout, ...]:
+        self.breathe()
+        return tuple(holdout for holdout in holdouts if holdout.is_global or feature["id"] in holdout.feature_ids)
+
     # --- groups ---
 
     def group(self, member: str) -> Group | None:
@@ -341,6 +345,7 @@ class _Compiler:
         by_campaign: dict[Any, list[int]] = {}
         by_key: dict[str, list[int]] = {}
         for index, feature in enumerate(features):
+            self.breathe()
             by_key.setdefault(feature["key"], []).append(index)
             for rule in feature["rules"]:
                 by_campaign.setdefault(rule["campaignId"], []).append(index)
@@ -369,16 +374,29 @@ class _Compiler:
                 for key in keys
             )
 
+    # --- what records name ---
+
+    def variations_by_key(
+        self, campaigns: list[_Campaign], linked: list[tuple[Rule, ...]]
+    ) -> dict[str, list[tuple[Variation, ...]]]:
+        """Index variations by the keys that records use: the first campaign of a key, then the rules."""
+        found: dict[str, list[tuple[Variation, ...]]] = {}
+        for campaign in campaigns:
+            self.breathe()
+            found.setdefault(self.share(campaign.document["key"]), [campaign.variations])
+        for rules in linked:
+            self.breathe()
+            for rule in rules:
+                if rule.kind is not OTHER:
+                    found.setdefault(rule.key, []).append(rule.variations)
+        return found
+
 
 def _positive(value: object) -> int | None:
     """Return a number of milliseconds; the schema does not check it, and anything else counts as absent."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
         return None
     return int(value)
-
-
-def _applicable(feature: Document, holdouts: list[Holdout]) -> tuple[Holdout, ...]:
-    return tuple(holdout for holdout in holdouts if holdout.is_global or feature["id"] in holdout.feature_ids)
 
 
 def _linked_variations(campaign: _Campaign, variation_id: Id | None) -> tuple[Variation, ...]:
@@ -409,20 +427,6 @@ def _candidates(rules: Iterable[Rule], members: frozenset[str]) -> tuple[Rule, .
         if str(rule.campaign_id) in members or rule.personal_member in members:
             found.setdefault(rule.rule_key, rule)
     return tuple(found.values())
-
-
-def _variations_by_key(
-    campaigns: list[_Campaign], linked: list[tuple[Rule, ...]]
-) -> dict[str, list[tuple[Variation, ...]]]:
-    """Index variations by the keys that records use: the first campaign of a key, then the rules."""
-    found: dict[str, list[tuple[Variation, ...]]] = {}
-    for campaign in campaigns:
-        found.setdefault(campaign.document["key"], [campaign.variations])
-    for rules in linked:
-        for rule in rules:
-            if rule.kind is not OTHER:
-                found.setdefault(rule.key, []).append(rule.variations)
-    return found
 
 
 def _event_names(document: Document) -> frozenset[str]:

@@ -186,6 +186,7 @@ def _check_loadable(document: dict[str, Any], problems: Problems) -> None:
         problems.add(Path(None, "sdkKey"), "a string that is not empty", _shown(document.get("sdkKey", _NOTHING)))
     kinds = {}
     for index, campaign in enumerate(items_of(document["campaigns"])):
+        problems.breathe()
         kinds[campaign["id"]] = campaign
         if campaign["type"] in ("FLAG_ROLLOUT", "FLAG_PERSONALIZE"):
             continue
@@ -194,6 +195,7 @@ def _check_loadable(document: dict[str, Any], problems: Problems) -> None:
                 path = Path(Path(Path(Path(None, "campaigns"), index), "variations"), place)
                 problems.add(Path(path, "weight"), "a number in this type of campaign", _shown(variation["weight"]))
     for index, feature in enumerate(items_of(document["features"])):
+        problems.breathe()
         path = Path(Path(None, "features"), index)
         if "rules" not in feature:
             problems.add(Path(path, "rules"), "an array", _shown(_NOTHING))
