@@ -2,6 +2,8 @@
 
 import asyncio
 import functools
+import itertools
+import random
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from redis_servers import DEPLOYMENTS, needs_redis_server
 
 from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store import NewChunk, Store
+from tornado_gateway.store import Chunk, NewChunk, Store, sqlite
 from tornado_gateway.store.redis import open_redis
 from tornado_gateway.store.sqlite import open_sqlite
 
@@ -223,3 +225,89 @@ async def test_a_directory_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="file/data"):
         await open_sqlite(Path(tmp_path / "file" / "data")).open()
+
+
+@pytest.mark.parametrize("memory", [0, 40, 1 << 20])
+@pytest.mark.parametrize("seed", range(8))
+async def test_whatever_happens_each_chunk_is_claimed_in_turn_and_settled_once(tmp_path, monkeypatch, seed, memory):
+    """However much of the log is held in memory, and whatever is under way at the same time."""
+    monkeypatch.setattr(sqlite, "FRESH_BYTES", memory)
+    monkeypatch.setattr(sqlite, "SETTLE_SECONDS", 0.001)
+    chance = random.Random(seed)
+    store = open_sqlite(tmp_path)
+    await store.open()
+    names = itertools.count(1)
+    claimed: list[Chunk] = []  # and neither settled nor released
+    seen: list[int] = []
+    appended = 0
+
+    async def append():
+        nonlocal appended
+        new = [NewChunk(1, b"%d" % next(names)) for _ in range(chance.randint(1, 4))]
+        await store.events.append(new)
+        appended += len(new)
+
+    async def claim():
+        got = await store.events.claim(chance.randint(1, 6))
+        ids = [int(chunk.id) for chunk in got]
+        assert ids == sorted(set(ids) - {chunk.id for chunk in claimed})
+        claimed.extend(got)
+
+    async def settle():
+        done, claimed[:] = claimed[:], []
+        seen.extend(int(chunk.body) for chunk in done)
+        await store.events.settle(done)
+
+    async def release():
+        back, claimed[:] = claimed[:], []
+        await store.events.release(back)
+
+    async def refuse():
+        if claimed:
+            chunk = claimed.pop(0)
+            await store.events.settle([chunk], dead=[(NewChunk(1, chunk.body), "no")])
+            await store.events.requeue()
+
+    for _ in range(40):
+        steps = chance.choices([append, claim, settle, release, refuse], [6, 4, 3, 2, 1], k=chance.randint(1, 4))
+        await asyncio.gather(*(step() for step in steps))
+        depth = await store.events.depth()
+        assert depth.waiting == appended - len(seen)
+    while len(seen) < appended:
+        await asyncio.gather(claim(), append() if chance.random() < 0.3 else asyncio.sleep(0))
+        await settle()
+    assert sorted(seen) == list(range(1, appended + 1))
+    await store.close()
+    await store.open()
+    assert (await store.events.depth()).waiting == 0
+    await store.close()
+
+
+async def test_what_is_delivered_is_deleted_even_if_nothing_is_appended_any_more(tmp_path):
+    store = open_sqlite(tmp_path)
+    await store.open()
+    await store.events.append(chunks("a", "b"))
+    await store.events.settle(await store.events.claim(2))
+    assert (await store.events.depth()).waiting == 0
+    await store.close()
+
+
+async def test_a_log_that_cannot_be_written_deletes_what_is_delivered_as_soon_as_it_can(tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite, "RETRY_SECONDS", 0.01)
+    store = open_sqlite(tmp_path)
+    await store.open()
+    await store.events.append(chunks("a", "b"))
+    claimed = await store.events.claim(2)
+    await store.events._database.run(lambda connection: connection.execute("PRAGMA query_only=ON"))
+    settling = asyncio.ensure_future(store.events.settle(claimed))
+    with pytest.raises(StoreError, match="readonly"):
+        await store.events.append(chunks("c"))
+    await asyncio.sleep(0.05)
+    assert not settling.done()
+    assert (await store.events.depth()).waiting == 2
+    await store.events._database.run(lambda connection: connection.execute("PRAGMA query_only=OFF"))
+    await settling
+    assert (await store.events.depth()).waiting == 0
+    await store.events.append(chunks("d"))
+    assert await bodies_claimed(store, 9) == ["d"]
+    await store.close()

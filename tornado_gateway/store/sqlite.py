@@ -10,11 +10,14 @@ synchronous=FULL (STORE_SYNC=full) pays one fsync for each commit and loses noth
 
 import asyncio
 import fcntl
+import itertools
+import logging
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,9 +28,12 @@ import orjson
 from ..errors import StoreError
 from . import Chunk, DeadLetter, Depth, NewChunk, Record, Store, StoredDocument
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-_Job = tuple["asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...]]
+_Waiting = Sequence["asyncio.Future[None]"]
+_Job = tuple["asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...], _Waiting]
 
 # Some builds of SQLite overwrite what is deleted, which would write every event twice.
 STATE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA secure_delete=OFF;"
@@ -35,7 +41,10 @@ STATE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA secure_delete=OFF;"
 # that for the disk: a short one after each megabyte (250 pages) keeps the longest wait at a few milliseconds.
 EVENT_PRAGMAS = f"PRAGMA main.locking_mode=EXCLUSIVE; {STATE_PRAGMAS} PRAGMA wal_autocheckpoint=250;"
 SYNC_MODES = {"normal": "NORMAL", "full": "FULL"}
-CLAIMED_CHUNKS = 5000  # one claim never reads more chunks than this
+READ_CHUNKS = 5000  # one claim never reads more chunks than this
+FRESH_BYTES = 8 * 1024 * 1024  # of appended chunks that wait in memory to be claimed; the others are read
+SETTLE_SECONDS = 0.02  # what is delivered waits so long for an append that deletes it, too
+RETRY_SECONDS = 1.0  # pause after delivered events could not be deleted
 ADOPTED_AT_ONCE = 256  # chunks that move out of an abandoned log in one transaction
 WATCH_SECONDS = 1.0
 BUSY_SECONDS = 10.0  # what another process may keep a file to itself
@@ -43,8 +52,7 @@ BUSY_PAUSE_SECONDS = 0.02
 
 EVENT_TABLES = """
 CREATE TABLE IF NOT EXISTS chunks (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    at REAL NOT NULL, count INTEGER NOT NULL, query TEXT NOT NULL, body BLOB NOT NULL
+    id INTEGER PRIMARY KEY, at REAL NOT NULL, count INTEGER NOT NULL, query TEXT NOT NULL, body BLOB NOT NULL
 );
 """
 # `owner` is the log that counts a letter; any worker may show it and queue it again.
@@ -66,7 +74,7 @@ CREATE TABLE IF NOT EXISTS records (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS records_until ON records (until);
 """
-INSERT_CHUNK = "INSERT INTO chunks (at, count, query, body) VALUES (?, ?, ?, ?)"
+INSERT_CHUNK = "INSERT INTO chunks (id, at, count, query, body) VALUES (?, ?, ?, ?, ?)"
 INSERT_DEAD = "INSERT INTO letters.dead (owner, at, count, query, body, reason) VALUES (?, ?, ?, ?, ?, ?)"
 SAVE_DOCUMENT = """
 INSERT INTO documents (name, version, saved_at, body) VALUES (?1, 1, ?2, ?3)
@@ -84,7 +92,11 @@ def open_sqlite(directory: Path, sync: str = "normal") -> Store:
 
 
 class SqliteEvents:
-    """The event log of this worker."""
+    """The event log of this worker.
+
+    What has been appended stays in memory, too, until it is claimed, so that on the way upstream nothing is read back
+    as long as deliveries keep up. What is settled is deleted by the next transaction that appends.
+    """
 
     def __init__(self, directory: Path, sync: str = "normal") -> None:
         self.failure: str | None = None
@@ -93,8 +105,17 @@ class SqliteEvents:
         self._script = f"{EVENT_PRAGMAS} {_synchronous(sync)} {EVENT_TABLES}"
         self._database = _Database()
         self._lock: int | None = None
-        self._released: list[int] = []
-        self._last_claimed = 0
+        self._ids = itertools.count(1)  # of the next chunks; used in the thread alone
+        self._last_stored = 0
+        self._released: list[Chunk] = []
+        self._fresh: deque[Chunk] = deque()
+        self._fresh_bytes = 0
+        self._last_known = 0  # each chunk up to this one is in `_fresh`, or has been claimed
+        self._settled: list[int] = []  # to be deleted
+        self._settling: list[asyncio.Future[None]] = []  # who waits for that
+        self._settle_timer: asyncio.TimerHandle | None = None
+        self._deleting: asyncio.Task[None] | None = None
+        self._reading = asyncio.Lock()
 
     async def open(self) -> None:
         try:
@@ -102,32 +123,121 @@ class SqliteEvents:
             slot, self._lock = _lock_first_free_log(self._directory)
         except OSError as error:
             raise StoreError(f"the event log in {self._directory} cannot be opened: {error}") from error
-        self._last_claimed, self._released = 0, []
         path = _log_path(self._directory, slot)
         self._log = path.stem
         await self._database.open(path, self._script)
         await self._database.run(_attach_dead_letters, self._directory / "dead.db")
+        self._last_stored = await self._database.run(_last_id)
+        self._ids = itertools.count(self._last_stored + 1)
+        self._last_known, self._released, self._fresh_bytes = 0, [], 0
+        self._fresh.clear()
         await self.adopt()
 
     async def close(self) -> None:
+        if self._settled:
+            await self._delete_settled()
+        self._take_settled()  # what could not be deleted is sent once more after the next start
         await self._database.close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     async def append(self, chunks: Sequence[NewChunk]) -> None:
-        await self._database.run(_append, chunks)
+        settled, settling = self._take_settled()
+        try:
+            last = await self._database.run(_append, self._ids, chunks, settled, then=settling)
+        except StoreError:
+            self._settle_later(settled, settling, RETRY_SECONDS)
+            raise
+        self._last_stored = max(self._last_stored, last)
+        self._keep(last - len(chunks), chunks)
+
+    def _keep(self, before: int, chunks: Sequence[NewChunk]) -> None:
+        """Hold just stored chunks for the next claims, if nothing unknown is before them, and there is room."""
+        size = sum(len(chunk.body) for chunk in chunks)
+        if before == self._last_known and self._fresh_bytes + size <= FRESH_BYTES:
+            self._fresh.extend(Chunk(before + n, c.count, c.body, c.query) for n, c in enumerate(chunks, 1))
+            self._fresh_bytes += size
+            self._last_known = before + len(chunks)
 
     async def claim(self, max_events: int) -> list[Chunk]:
-        return await self._database.run(self._claim, max_events)
+        claimed: list[Chunk] = []
+        while chunk := self._first_at_hand():
+            if claimed and chunk.count > max_events:
+                return claimed
+            claimed.append(self._take_first())
+            max_events -= chunk.count
+        if self._last_stored > self._last_known and (max_events > 0 or not claimed):
+            claimed += await self._read(max_events, needs_one=not claimed)
+        return claimed
+
+    async def _read(self, max_events: int, *, needs_one: bool) -> list[Chunk]:
+        async with self._reading:
+            stored = await self._database.run(_read_after, self._last_known, max_events, needs_one)
+            new = [chunk for chunk in stored if int(chunk.id) > self._last_known]  # else `_keep` has them by now
+            if new:
+                self._last_known = int(new[-1].id)
+            return new
+
+    def _first_at_hand(self) -> Chunk | None:
+        if self._released:
+            return self._released[0]
+        return self._fresh[0] if self._fresh else None
+
+    def _take_first(self) -> Chunk:
+        if self._released:
+            return self._released.pop(0)
+        chunk = self._fresh.popleft()
+        self._fresh_bytes -= len(chunk.body)
+        return chunk
 
     async def release(self, chunks: Sequence[Chunk]) -> None:
-        self._released = sorted([*self._released, *(int(chunk.id) for chunk in chunks)])
+        self._released = sorted([*self._released, *chunks], key=lambda chunk: int(chunk.id))
 
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:
-        await self._database.run(_settle, self._log, chunks, dead, remaining)
+        """As promised by EventStore. What is only to be deleted waits for the next append, if that comes soon."""
+        ids = [int(chunk.id) for chunk in chunks]
+        if dead or remaining:
+            await self._store_more(_settle, self._log, ids, dead, remaining)
+        elif ids:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._settle_later(ids, [done], SETTLE_SECONDS)
+            await done
+
+    def _settle_later(self, ids: Sequence[int], waiting: Sequence["asyncio.Future[None]"], seconds: float) -> None:
+        self._settled += ids
+        self._settling += waiting
+        if self._settled and self._settle_timer is None:
+            self._settle_timer = asyncio.get_running_loop().call_later(seconds, self._settle_now)
+
+    def _settle_now(self) -> None:
+        self._settle_timer = None
+        self._deleting = asyncio.ensure_future(self._delete_settled())
+
+    async def _delete_settled(self) -> None:
+        settled, settling = self._take_settled()
+        try:
+            await self._database.run(_delete, settled, then=settling)
+        except StoreError as error:
+            logger.debug("delivered events cannot be deleted yet: %s", error)
+            self._settle_later(settled, settling, RETRY_SECONDS)
+
+    def _take_settled(self) -> tuple[list[int], list["asyncio.Future[None]"]]:
+        settled, settling = self._settled, self._settling
+        self._settled, self._settling = [], []
+        if self._settle_timer is not None:
+            self._settle_timer.cancel()
+            self._settle_timer = None
+        return settled, settling
+
+    async def _store_more(self, work: Callable[..., T], *args: object) -> T:
+        """Run what inserts chunks on its own. Even if it fails, it may have inserted some."""
+        try:
+            return await self._database.run(work, self._ids, *args)
+        finally:
+            self._last_stored = max(self._last_stored, self._last_known + 1)  # the next claim has to look
 
     async def depth(self) -> Depth:
         """As promised by EventStore; of the dead, those that this log counts."""
@@ -138,7 +248,7 @@ class SqliteEvents:
 
     async def requeue(self, ids: Sequence[int | str] | None = None) -> int:
         """As promised by EventStore, whichever worker they are of. Two that do it at once may send some twice."""
-        return await self._database.run(_requeue, ids)
+        return await self._store_more(_requeue, ids)
 
     async def adopt(self) -> int:
         """Move what the logs of dead workers hold into this one. Returns the number of events moved.
@@ -152,34 +262,10 @@ class SqliteEvents:
             if lock is None:
                 continue
             try:
-                moved += await self._database.run(_move_log, path, self._log)
+                moved += await self._store_more(_move_log, path, self._log)
             finally:
                 os.close(lock)
         return moved
-
-    def _claim(self, connection: sqlite3.Connection, max_events: int) -> list[Chunk]:
-        claimed: list[Chunk] = []
-        budget = max_events
-        for row in self._claimable(connection):
-            chunk = Chunk(*row)
-            if claimed and chunk.count > budget:
-                break
-            claimed.append(chunk)
-            budget -= chunk.count
-        self._mark_claimed(claimed)
-        return claimed
-
-    def _claimable(self, connection: sqlite3.Connection) -> Iterator[tuple[int, int, bytes, str]]:
-        by_id = "SELECT id, count, body, query FROM chunks WHERE id = ?"
-        for released in list(self._released):
-            yield from connection.execute(by_id, (released,))
-        after = "SELECT id, count, body, query FROM chunks WHERE id > ? ORDER BY id LIMIT ?"
-        yield from connection.execute(after, (self._last_claimed, CLAIMED_CHUNKS))
-
-    def _mark_claimed(self, chunks: Sequence[Chunk]) -> None:
-        ids = {int(chunk.id) for chunk in chunks}
-        self._released = [id_ for id_ in self._released if id_ not in ids]
-        self._last_claimed = max([self._last_claimed, *ids])
 
 
 class SqliteState:
@@ -267,12 +353,12 @@ class _Database:
             await asyncio.to_thread(self._thread.join)
             self._thread = None
 
-    async def run(self, work: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts) -> T:
-        """Call `work(connection, ...)` in the thread."""
+    async def run(self, work: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts, then: _Waiting = ()) -> T:
+        """Call `work(connection, ...)` in the thread. If that does not fail, the futures in `then` are done, too."""
         if self._thread is None:
             raise StoreError("the store is closed")
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._jobs.put((done, work, args))
+        self._jobs.put((done, work, args, then))
         try:
             return await done
         except (sqlite3.Error, OSError) as error:
@@ -286,12 +372,12 @@ class _Database:
             return
         _hand_over(opened, None, None)
         while (job := self._jobs.get()) is not None:
-            done, work, args = job
+            done, work, args, then = job
             try:
-                _hand_over(done, work(connection, *args), None)
+                _hand_over(done, work(connection, *args), None, then)
             except BaseException as error:
                 _hand_over(done, None, error)
-            del job, done, work, args  # not to keep a group of events alive until the next one
+            del job, done, work, args, then  # not to keep a group of events alive until the next one
         connection.close()
 
 
@@ -323,13 +409,16 @@ def _synchronous(sync: str) -> str:
     return f"PRAGMA synchronous={SYNC_MODES[sync]};"
 
 
-def _hand_over(done: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:
+def _hand_over(done: "asyncio.Future[Any]", result: object, error: BaseException | None, then: _Waiting = ()) -> None:
     """Tell the loop, from the thread. A loop that is closed has nobody who waits."""
     with suppress(RuntimeError):
-        done.get_loop().call_soon_threadsafe(_finish, done, result, error)
+        done.get_loop().call_soon_threadsafe(_finish, done, result, error, then)
 
 
-def _finish(done: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:
+def _finish(done: "asyncio.Future[Any]", result: object, error: BaseException | None, then: _Waiting) -> None:
+    for other in then:
+        if not other.done():
+            other.set_result(None)
     if done.done():  # cancelled by who waited for it
         return
     if error is None:
@@ -379,10 +468,58 @@ def _lock_first_free_log(directory: Path) -> tuple[int, int]:
     return slot, lock
 
 
-def _append(connection: sqlite3.Connection, chunks: Sequence[NewChunk]) -> None:
+def _last_id(connection: sqlite3.Connection) -> int:
+    last: int
+    (last,) = connection.execute("SELECT coalesce(max(id), 0) FROM chunks").fetchone()
+    return last
+
+
+def _append(
+    connection: sqlite3.Connection, ids: Iterator[int], chunks: Sequence[NewChunk], settled: Sequence[int]
+) -> int:
+    """Returns the last id. Each statement is a hand-over of the interpreter's lock: one chunk needs no transaction."""
     now = time.time()
-    with _transaction(connection):
-        connection.executemany(INSERT_CHUNK, [(now, chunk.count, chunk.query, chunk.body) for chunk in chunks])
+    rows = [(next(ids), now, chunk.count, chunk.query, chunk.body) for chunk in chunks]
+    if len(rows) == 1 and not settled:
+        connection.execute(INSERT_CHUNK, rows[0])
+    else:
+        with _transaction(connection):
+            _delete(connection, settled)  # first: its pages are used again at once
+            connection.executemany(INSERT_CHUNK, rows)
+    return rows[-1][0]
+
+
+def _insert(connection: sqlite3.Connection, ids: Iterator[int], rows: Iterable[tuple[float, int, str, bytes]]) -> None:
+    connection.executemany(INSERT_CHUNK, [(next(ids), *row) for row in rows])
+
+
+def _delete(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
+    for first, last in _ranges(ids):
+        connection.execute("DELETE FROM chunks WHERE id BETWEEN ? AND ?", (first, last))
+
+
+def _ranges(ids: Sequence[int]) -> list[tuple[int, int]]:
+    """Runs of successive numbers, each as its first and its last one."""
+    ranges: list[tuple[int, int]] = []
+    for id_ in sorted(ids):
+        if ranges and id_ == ranges[-1][1] + 1:
+            ranges[-1] = ranges[-1][0], id_
+        else:
+            ranges.append((id_, id_))
+    return ranges
+
+
+def _read_after(connection: sqlite3.Connection, last: int, max_events: int, needs_one: bool) -> list[Chunk]:
+    """The next chunks, together at most `max_events`, but at least one if it is needed."""
+    chunks: list[Chunk] = []
+    query = "SELECT id, count, body, query FROM chunks WHERE id > ? ORDER BY id LIMIT ?"
+    for row in connection.execute(query, (last, READ_CHUNKS)):
+        chunk = Chunk(*row)
+        if chunk.count > max_events and (chunks or not needs_one):
+            break
+        chunks.append(chunk)
+        max_events -= chunk.count
+    return chunks
 
 
 def _attach_dead_letters(connection: sqlite3.Connection, path: Path) -> None:
@@ -392,8 +529,9 @@ def _attach_dead_letters(connection: sqlite3.Connection, path: Path) -> None:
 
 def _settle(
     connection: sqlite3.Connection,
+    ids: Iterator[int],
     log: str,
-    chunks: Sequence[Chunk],
+    settled: Sequence[int],
     dead: Sequence[tuple[NewChunk, str]],
     remaining: Sequence[NewChunk],
 ) -> None:
@@ -403,8 +541,8 @@ def _settle(
         with _transaction(connection):
             connection.executemany(INSERT_DEAD, [(log, now, c.count, c.query, c.body, reason) for c, reason in dead])
     with _transaction(connection):
-        connection.executemany("DELETE FROM chunks WHERE id = ?", [(chunk.id,) for chunk in chunks])
-        connection.executemany(INSERT_CHUNK, [(now, c.count, c.query, c.body) for c in remaining])
+        _delete(connection, settled)
+        _insert(connection, ids, [(now, c.count, c.query, c.body) for c in remaining])
 
 
 def _depth(connection: sqlite3.Connection, log: str) -> Depth:
@@ -423,18 +561,18 @@ def _dead_letters(connection: sqlite3.Connection, limit: int) -> list[DeadLetter
     return [DeadLetter(*row) for row in connection.execute(query, (limit,))]
 
 
-def _requeue(connection: sqlite3.Connection, ids: Sequence[int | str] | None) -> int:
+def _requeue(connection: sqlite3.Connection, ids: Iterator[int], letters: Sequence[int | str] | None) -> int:
     query = "SELECT id, at, count, query, body FROM letters.dead ORDER BY id"
-    wanted = None if ids is None else set(ids)
+    wanted = None if letters is None else set(letters)
     rows = [row for row in connection.execute(query) if wanted is None or row[0] in wanted]
     with _transaction(connection):
-        connection.executemany(INSERT_CHUNK, [row[1:] for row in rows])
+        _insert(connection, ids, [row[1:] for row in rows])
     with _transaction(connection):
         connection.executemany("DELETE FROM letters.dead WHERE id = ?", [row[:1] for row in rows])
     return sum(row[2] for row in rows)
 
 
-def _move_log(connection: sqlite3.Connection, path: Path, log: str) -> int:
+def _move_log(connection: sqlite3.Connection, ids: Iterator[int], path: Path, log: str) -> int:
     """Move what waits in an abandoned log into this one, and count its dead letters here. Returns how many events."""
     moved = _count_dead(connection, path.stem)
     connection.execute("UPDATE letters.dead SET owner = ? WHERE owner = ?", (log, path.stem))
@@ -444,7 +582,7 @@ def _move_log(connection: sqlite3.Connection, path: Path, log: str) -> int:
         select = f"SELECT id, at, count, query, body FROM chunks ORDER BY id LIMIT {ADOPTED_AT_ONCE}"  # noqa: S608
         while rows := source.execute(select).fetchall():
             with _transaction(connection):
-                connection.executemany(INSERT_CHUNK, [row[1:] for row in rows])
+                _insert(connection, ids, [row[1:] for row in rows])
             source.execute("DELETE FROM chunks WHERE id <= ?", (rows[-1][0],))
             moved += sum(row[2] for row in rows)
     finally:
