@@ -92,6 +92,33 @@ def test_keep_alive(serve):
     assert live.server.in_flight == 0
 
 
+def said(request):
+    return b"X-Said: %b\r\n" % (request.header(b"x-say") or b"nothing")
+
+
+def test_more_headers_for_marked_requests_only(serve):
+    client = serve(more_headers=said, marks={b"x-say"}).connect()
+    for headers, expected in ([], None), (["X-Say: one"], "one"), (["x-sayings: a"], None), (["x-SAY: two"], "two"):
+        assert client.send(get("/const", *headers)).answer().headers.get("x-said") == expected
+    pipelined = get("/async-gated-not", "X-Say: three") + get("/const") + get("/const", "X-Say: four")
+    client.send(pipelined)
+    assert [client.answer().headers.get("x-said") for _ in range(3)] == ["three", None, "four"]
+    assert client.send(get("/const", "X-Say: five", "Content-Length: 1e9")).answer().headers["x-said"] == "five"
+
+
+def test_more_headers_for_all(serve):
+    client = serve(more_headers=said).connect()
+    for headers, expected in ([], "nothing"), (["X-Say: one"], "one"), ([], "nothing"):
+        assert client.send(get("/const", *headers)).answer().headers["x-said"] == expected
+
+
+def test_a_trailer_marks_nothing(serve):
+    client = serve(more_headers=said, marks={b"x-say"}).connect()
+    chunked = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-Say: me\r\n\r\n"
+    assert "x-said" not in client.send(chunked).answer().headers
+    assert "x-said" not in client.send(get("/const")).answer().headers
+
+
 def test_connection_close(serve):
     client = serve().connect().send(get("/const", "Connection: close"))
     assert client.answer().headers["connection"] == "close"

@@ -23,7 +23,7 @@ import logging
 import socket
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, NamedTuple, final
@@ -85,10 +85,22 @@ _DEFAULT_LIMITS = Limits()
 class Request:
     """One request, complete with its body. `headers` keep the client's order and spelling; `version` is "1.1" or "1.0".
 
-    A handler may set `gate`: its answer is then held back until that gate opens.
+    A handler may set `gate`: its answer is then held back until that gate opens. `is_marked`: see `Server`.
     """
 
-    __slots__ = ("_answer", "body", "gate", "headers", "keep_alive", "method", "path", "peer", "query", "version")
+    __slots__ = (
+        "_answer",
+        "body",
+        "gate",
+        "headers",
+        "is_marked",
+        "keep_alive",
+        "method",
+        "path",
+        "peer",
+        "query",
+        "version",
+    )
 
     def __init__(
         self,
@@ -109,6 +121,7 @@ class Request:
         self.peer = peer
         self.keep_alive = keep_alive
         self.version = version
+        self.is_marked = False
         self.gate: Gate | None = None
         self._answer: Response | _Page | None = None
 
@@ -216,6 +229,10 @@ class Gate:
 Handler = Callable[[Request], Response | Awaitable[Response]]
 
 
+def _no_lines(request: Request) -> bytes:
+    return b""
+
+
 class _RefusedError(Exception):
     """Raised inside a parser callback to stop parsing: the client gets `response` as its last answer."""
 
@@ -254,11 +271,14 @@ class _Connection(asyncio.Protocol):
         "gate",
         "head_headers",
         "held",
+        "is_marked",
         "loop",
         "mark",
         "max_body",
         "max_headers",
+        "max_pipelined",
         "more_headers",
+        "noted_initials",
         "on_answer",
         "out",
         "parser",
@@ -289,6 +309,8 @@ class _Connection(asyncio.Protocol):
         self.on_answer = server.on_answer
         self.max_body = limits.max_body_bytes
         self.max_headers = limits.max_headers
+        self.max_pipelined = limits.max_pipelined
+        self.noted_initials = server.noted_initials
         self.slice_bytes = min(_SLICE_BYTES, limits.max_header_bytes)
         self.stopping = server.stopping
         self.parser: Any = httptools.HttpRequestParser(self)
@@ -303,6 +325,7 @@ class _Connection(asyncio.Protocol):
         self.fields = self.head_headers
         self.body: bytes | bytearray = b""
         self.expect: bytes | None = None
+        self.is_marked = server.marks is None
         self.continue_due = False
         self.seen_bytes = 0
         # requests and answers
@@ -351,13 +374,8 @@ class _Connection(asyncio.Protocol):
         self.corked = False
         if self.phase or self.blocked or self.stopping:
             self._after_slice(len(data))
-        out = self.out
-        if out:
-            if len(out) == 1:
-                self.transport.write(out[0])  # type: ignore[union-attr]  # data comes only while there is a transport
-                out.clear()
-            else:
-                self._write_out()
+        if self.out:
+            self._write_out()
 
     def eof_received(self) -> bool:
         """The client sends no more, but may still read: what it asked for is answered. TLS has no such half-close."""
@@ -407,8 +425,17 @@ class _Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.fields.append((name, value))
-        if len(name) == 6 and name.lower() == b"expect" and self.fields is self.head_headers:
+        if name[0] in self.noted_initials:
+            self._note(name.lower(), value)
+
+    def _note(self, name: bytes, value: bytes) -> None:
+        """Of all headers only these few are looked at before a handler asks for them."""
+        if self.fields is not self.head_headers:
+            return  # a trailer
+        if name == b"expect":
             self.expect = value
+        elif self.server.marks is not None and name in self.server.marks:
+            self.is_marked = True
 
     def on_headers_complete(self) -> None:
         self.phase = _BODY
@@ -466,6 +493,9 @@ class _Connection(asyncio.Protocol):
         if type(body) is not bytes:
             body = bytes(body)
         request = Request(parser.get_method(), path, query, self.head_headers, body, self.peer, keep_alive, version)
+        if self.is_marked:
+            request.is_marked = True
+            self.is_marked = self.server.marks is None
         if self.blocked:
             self.waiting.append(request)
         else:
@@ -623,14 +653,15 @@ class _Connection(asyncio.Protocol):
             answer = handler(request)
         except Exception as error:
             answer = _error_answer(request, error)
-        if isinstance(answer, Response):
-            if request.gate is None and not self.queue and not self.stopping:
+        if type(answer) is Response:
+            gate = request.gate
+            if gate is None and not self.queue and not self.stopping:
                 self._send(request, answer)
                 return
             request._answer = answer
             self._enqueue(request)
-            if request.gate is not None:
-                self._hold(request.gate)
+            if gate is not None:
+                self._hold(gate)
         else:
             self._enqueue(request)
             self._start_task(request, answer)
@@ -650,15 +681,15 @@ class _Connection(asyncio.Protocol):
 
     def _enqueue(self, request: Request) -> None:
         self.queue.append(request)
-        if len(self.queue) >= self.server.limits.max_pipelined:
+        if len(self.queue) >= self.max_pipelined:
             self._block()
 
     def _hold(self, gate: Gate) -> None:
-        if gate.is_open:
-            self.flush()
-        elif self.gate is not gate:
+        if self.gate is not gate and not gate.is_open:
             self.gate = gate
             gate._holders.append(self)
+        elif gate.is_open:
+            self.flush()
 
     def _start_task(self, request: Request, answer: Awaitable[Response]) -> None:
         try:
@@ -716,7 +747,7 @@ class _Connection(asyncio.Protocol):
 
     def _send(self, request: Request, answer: Response) -> None:
         out = self.out
-        lines = b"" if self.more_headers is None else self.more_headers(request)
+        lines = self.more_headers(request) if request.is_marked else b""
         plain = request.keep_alive and request.version == "1.1" and request.method != b"HEAD" and not self.stopping
         if plain and not lines:
             out.append(answer.wire)
@@ -748,8 +779,9 @@ class _Connection(asyncio.Protocol):
                 logger.exception("the on_answer hook failed")
 
     def _write_out(self) -> None:
-        data = b"".join(self.out)
-        self.out.clear()
+        out = self.out
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write(data)
 
@@ -761,7 +793,9 @@ class _Connection(asyncio.Protocol):
         if self.refusal is not None:
             refusal, self.refusal = self.refusal, None
             path, query = _split_target(self.url) if self.url else (b"", b"")
-            self._send(Request(b"", path, query, self.head_headers, b"", self.peer, False), refusal)
+            request = Request(b"", path, query, self.head_headers, b"", self.peer, False)
+            request.is_marked = self.is_marked
+            self._send(request, refusal)
         if self.out:
             self._write_out()
         self.linger()
@@ -1032,7 +1066,8 @@ class Server:
     A request without handler goes to `fallback`, a `tornado.web.Application`. `body_limit(path)` is asked only about
     a body larger than `limits.max_body_bytes`, so it can raise that limit but not lower it. `on_answer(request,
     status)` is called once for each answer; a request that could not be parsed has an empty method.
-    `more_headers(request)` gives header lines that each answer of a data route, errors included, gets in addition.
+    `more_headers(request)` gives header lines that each answer of a data route, errors included, gets in addition;
+    with `marks`, names in lower case, it is asked only for requests that have one of these headers.
     """
 
     def __init__(
@@ -1044,6 +1079,7 @@ class Server:
         body_limit: Callable[[bytes], int] | None = None,
         on_answer: Callable[[Request, int], object] | None = None,
         more_headers: Callable[[Request], bytes] | None = None,
+        marks: Collection[bytes] | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self.find = find
@@ -1051,7 +1087,10 @@ class Server:
         self.limits = limits
         self.body_limit = body_limit
         self.on_answer = on_answer
-        self.more_headers = more_headers
+        self.more_headers = more_headers or _no_lines
+        self.marks = marks if more_headers else ()
+        initials = {name[:1] for name in (b"expect", *(self.marks or ()))}
+        self.noted_initials = frozenset(b"".join(initials) + b"".join(initials).upper())
         self.port = 0
         self.stopping = False
         self.clients: set[_Connection] = set()

@@ -145,9 +145,13 @@ def failed_request_id(record: logging.LogRecord) -> str | None:
 
 
 class Tracing:
-    """Gives ids back to the clients that sent them, on data routes, beside the header lines of `more` (CORS)."""
+    """Gives ids back to the clients that sent them, on data routes, beside the header lines of `more` (CORS).
+
+    `marks` are the headers of requests that get header lines; None: all do.
+    """
 
     def __init__(self, more: HeaderLines | None) -> None:
+        self.marks = frozenset({b"x-request-id", b"traceparent"}) if more is None else None
         self._more = more
 
     def header_lines(self, request: Request) -> bytes:

@@ -135,6 +135,7 @@ class Worker:
             body_limit=lambda path: config.max_batch_bytes if path.endswith(BATCH_PATH) else config.max_body_bytes,
             on_answer=tracing.noting(self.metrics.answered),
             more_headers=tracing.header_lines,
+            marks=tracing.marks,
             ssl_context=self.certificates.context if self.certificates else None,
         )
 
