@@ -345,6 +345,8 @@ def is_silent(peer):
 
 
 FAILURES = {
+    "closes at once": (lambda peer: None, "closed without an answer|lost"),
+    "resets at once": (Peer.reset, "closed without an answer|lost|no connection"),
     "closes": (closes, "closed without an answer"),
     "resets": (resets, "lost: .*reset"),
     "is silent": (is_silent, "in time"),
@@ -366,6 +368,13 @@ def test_no_answer_on_a_new_connection_is_an_error_at_once(run, play, message):
             run(post(server.url, timeout_seconds=0.4))
         assert len(server.requests) <= 1
     assert "SECRET" not in str(failure.value)
+
+
+def test_a_connection_that_ends_before_it_is_used(run):
+    with Server(Peer.reset) as server:
+        for _ in range(50):
+            with pytest.raises(OSError, match=r"closed|lost|no connection"):
+                run(post(server.url))
 
 
 def test_nobody_listens(run):

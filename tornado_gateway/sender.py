@@ -108,7 +108,7 @@ class Sender:
         try:
             async with asyncio.timeout_at(deadline):
                 return await self._connect_to_any(deadline)
-        except (OSError, UnicodeError) as error:  # a name that cannot be one is a UnicodeError
+        except (OSError, ValueError) as error:  # a name that cannot be one is a ValueError
             reason = str(error) or TOO_LATE
             raise OSError(f"no connection to {self._host}, port {self._port}: {reason}") from error
 
@@ -151,10 +151,13 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._asked: asyncio.Future[Answer] | None = None
         self._answer: Answer | None = None
+        self._failure: OSError | None = None  # why it is closed
         self._reason = self._retry_after = b""
 
     def ask(self, request: Sequence[bytes], deadline: float) -> "asyncio.Future[Answer]":
         """Send a request. Its answer comes until `deadline`, or a TimeoutError."""
+        if self._failure is not None:  # the server closed a new connection at once
+            raise self._failure
         self._asked = self._loop.create_future()
         self._timer = self._loop.call_at(deadline, self._end, TimeoutError(TOO_LATE))
         self._answer = None
@@ -225,16 +228,17 @@ class _Connection(asyncio.Protocol):
             self.is_reusable = True
             self.idle_since = self._loop.time()
         else:
-            self._end(None)
+            self._end(ConnectionResetError("this was its last answer"))
 
     # ----
 
-    def _end(self, error: Exception | None) -> None:
+    def _end(self, failure: OSError) -> None:
         """The connection is of no use any more. If the head of an answer has come, it stands."""
+        self._failure = self._failure or failure
         self.close()
-        self._settle(error)
+        self._settle()
 
-    def _settle(self, error: Exception | None = None) -> None:
+    def _settle(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         asked, self._asked = self._asked, None
@@ -242,8 +246,8 @@ class _Connection(asyncio.Protocol):
             return
         if self._answer is not None:
             asked.set_result(self._answer)
-        else:
-            asked.set_exception(error or OSError("no answer"))
+        elif self._failure is not None:
+            asked.set_exception(self._failure)
 
 
 def _head(target: str, headers: Mapping[str, str], body_bytes: int) -> bytes:
