@@ -244,7 +244,8 @@ class Flusher:
 
     It sends full batches as soon as there are any, and everything when `interval_seconds` have passed, at start (what
     a previous process left has waited long enough), when the queue says that something is overdue, and at stop.
-    Delivery is at least once: a duplicate arises only when the process dies between upstream's 200 and `settle`.
+    Delivery is at least once: a duplicate arises only when the process dies between upstream's 200 and `settle`, or
+    when that 200 is lost on its way.
     """
 
     def __init__(
@@ -288,12 +289,20 @@ class Flusher:
         while not self._stopping.is_set():
             if self._failures:
                 await self._pause(self._backoff_seconds())
-                everything = True
+                self._overdue = True
             else:
-                everything = not await self._batch_is_full_within(self._interval_seconds * random.uniform(0.9, 1.0))
-            everything, self._overdue = everything or self._overdue, False
+                await self._wait()
+            everything, self._overdue = self._overdue, False
             await self.flush(everything=everything)
         await self.flush(everything=True)
+
+    async def _wait(self) -> None:
+        """Until a batch is full, or anything is overdue: after the interval at the latest."""
+        seconds = self._interval_seconds * random.uniform(0.9, 1.0)
+        timer = asyncio.get_running_loop().call_later(seconds, self._flush_everything_soon)
+        await self._woken.wait()
+        self._woken.clear()
+        timer.cancel()
 
     async def flush(self, *, everything: bool) -> bool:
         """Send full batches, or all there is with `everything`. False as soon as upstream or the store fails."""
@@ -388,14 +397,6 @@ class Flusher:
     def _flush_everything_soon(self) -> None:
         self._overdue = True
         self._woken.set()
-
-    async def _batch_is_full_within(self, seconds: float) -> bool:
-        try:
-            await asyncio.wait_for(self._woken.wait(), seconds)
-        except TimeoutError:
-            return False
-        self._woken.clear()
-        return True
 
     async def _pause(self, seconds: float) -> None:
         try:
