@@ -65,6 +65,7 @@ class Worker:
         self._adopted = 0  # how many processes had ended when their logs were last taken over
         self._adopting: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[bool] | None = None
+        self._loading_device: asyncio.Future[object] | None = None
         self._stop_adopting = asyncio.Event()
         self._publishing = PeriodicCallback(self._publish, PUBLISH_SECONDS * 1000, jitter=0.1)
         self._started_at = time.monotonic()
@@ -214,7 +215,7 @@ class Worker:
         if self._config.is_offline:
             self.upstream.account_id, self.upstream.sdk_key = settings.account_id, settings.sdk_key
         if any(feature.needs_device for feature in settings.features.values()):
-            asyncio.get_running_loop().run_in_executor(None, self.device.load)
+            self._loading_device = asyncio.get_running_loop().run_in_executor(None, self.device.load)
 
     def _build_sink(self) -> EventSink:
         """Without an account events are sent only where somebody has explicitly said to send them."""
@@ -236,6 +237,8 @@ class Worker:
         if self.mirror.current is None and self.mirror.last_poll.at is None:  # another worker is fetching them
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.mirror.loaded.wait(), self._config.socket_timeout_seconds)
+        if self._loading_device is not None:
+            await self._loading_device  # it holds the interpreter for longer than a visitor should wait
         if self.certificates is not None:
             self.certificates.start()
         await self.server.listen(self._config.host, self._config.port, sock=self._post.sock)
