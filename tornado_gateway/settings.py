@@ -205,8 +205,9 @@ class SettingsMirror:
             return self.current.version if self.current else 0
 
     async def _compile(self, document: bytes) -> "_Compiled":
-        """Off the loop, so that no request waits for it."""
-        return await asyncio.get_running_loop().run_in_executor(None, _compile_all, document, self._sdk)
+        """Off the loop, so that no request waits for it; without current settings all wait for these."""
+        breathe = pauses() if self.current else go_on
+        return await asyncio.get_running_loop().run_in_executor(None, _compile_all, document, self._sdk, breathe)
 
     def _use(self, compiled: "_Compiled", document: bytes, version: int, source: str) -> None:
         before = self.current
@@ -295,8 +296,7 @@ class _Compiled(NamedTuple):
     fingerprints: Fingerprints
 
 
-def _compile_all(document: bytes, sdk: core.Sdk) -> _Compiled:
-    breathe = pauses()
+def _compile_all(document: bytes, sdk: core.Sdk, breathe: Breathe) -> _Compiled:
     gc.collect(1)  # what is garbage by now shall not be kept
     with _without_collector():
         parsed = _parse(document, breathe)

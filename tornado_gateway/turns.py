@@ -16,7 +16,9 @@ import orjson
 
 Breathe = Callable[[], object]
 
-WORK_SECONDS, REST_SECONDS = 0.0005, 0.0015  # of the thread that computes, in turns
+# Of the thread that computes, in turns. A loop at half of its maximal rate has no more than this to spare when the
+# machine is slow for a while: with half of the rest, requests queued up during a refresh.
+WORK_SECONDS, REST_SECONDS = 0.0005, 0.003
 PIECE_BYTES = 32 * 1024  # of JSON; takes 0.1 to 0.3 ms
 PARTS_AT_ONCE = 20  # of settings, each of some dozen objects; takes 0.1 ms
 PARTS_SECONDS = 0.002

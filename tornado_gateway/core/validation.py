@@ -18,17 +18,18 @@ class SettingsError(ValueError):
         self.problems = problems
 
 
-class Path(NamedTuple):
-    """Where a value is in the document; spelled out only when there is something to say about it."""
+# Where a value is in the document: (path of what it is in, key or index). Spelled out only when there is something to
+# say about it.
+Path = tuple["Path | None", str | int]
 
-    parent: "Path | None"
-    step: str | int
 
-    def __str__(self) -> str:
-        step = f"[{self.step}]" if isinstance(self.step, int) else str(self.step)
-        if self.parent is None:
-            return step
-        return f"{self.parent}{step}" if isinstance(self.step, int) else f"{self.parent}.{step}"
+def _spelled(path: Path | None) -> str:
+    if path is None:
+        return ""
+    parent, step = path
+    if isinstance(step, int):
+        return f"{_spelled(parent)}[{step}]"
+    return f"{_spelled(parent)}.{step}" if parent else step
 
 
 Breathe = Callable[[], object]
@@ -47,7 +48,7 @@ class Problems:
 
     def add(self, path: Path | None, expected: str, got: str) -> None:
         if len(self.lines) < MOST_PROBLEMS:
-            self.lines.append(f"{path or 'document'}: expected {expected}, got {got}")
+            self.lines.append(f"{_spelled(path) or 'document'}: expected {expected}, got {got}")
 
 
 Check = Callable[[Any, Path, Problems], None]
@@ -86,13 +87,13 @@ def _check_fields(value: Mapping[str, Any], table: tuple[Field, ...], path: Path
     for name, is_required, types, expected, check in table:
         if name not in value:
             if is_required:
-                problems.add(Path(path, name), expected, _shown(_NOTHING))
+                problems.add((path, name), expected, _shown(_NOTHING))
             continue
         item = value[name]
         if type(item) not in types:
-            problems.add(Path(path, name), expected, _shown(item))
+            problems.add((path, name), expected, _shown(item))
         elif check is not None:
-            check(item, Path(path, name), problems)
+            check(item, (path, name), problems)
 
 
 _NOTHING = object()
@@ -124,9 +125,9 @@ def _each(table: tuple[Field, ...]) -> Check:
         problems.breathe()
         for index, item in enumerate(items):
             if type(item) is dict:
-                _check_fields(item, table, Path(path, index), problems)
+                _check_fields(item, table, (path, index), problems)
             else:
-                problems.add(Path(path, index), "an object", _shown(item))
+                problems.add((path, index), "an object", _shown(item))
 
     return check
 
@@ -148,9 +149,9 @@ def _each_of_type(types: tuple[type, ...], expected: str, is_unique: bool = Fals
     def check(items: list[Any], path: Path, problems: Problems) -> None:
         for index, item in enumerate(items):
             if type(item) not in types:
-                problems.add(Path(path, index), expected, _shown(item))
+                problems.add((path, index), expected, _shown(item))
             elif is_unique and item in items[:index]:
-                problems.add(Path(path, index), "no duplicates", _shown(item))
+                problems.add((path, index), "no duplicates", _shown(item))
 
     return check
 
@@ -165,11 +166,11 @@ def _each_value(keys: re.Pattern[str], field: Field) -> Check:
     def check(value: dict[str, Any], path: Path, problems: Problems) -> None:
         for key, item in value.items():
             if not keys.search(key):
-                problems.add(Path(path, key), f"a key like {field.name}", "this key")
+                problems.add((path, key), f"a key like {field.name}", "this key")
             elif type(item) not in field.types:
-                problems.add(Path(path, key), field.expected, _shown(item))
+                problems.add((path, key), field.expected, _shown(item))
             elif field.check:
-                field.check(item, Path(path, key), problems)
+                field.check(item, (path, key), problems)
 
     return check
 
@@ -177,13 +178,13 @@ def _each_value(keys: re.Pattern[str], field: Field) -> Check:
 def _check_weights(value: dict[str, Any], path: Path, problems: Problems) -> None:
     for key, weight in value.items():
         if _DIGITS.search(key) and type(weight) not in _NUMBER:
-            problems.add(Path(path, key), "a number", _shown(weight))
+            problems.add((path, key), "a number", _shown(weight))
 
 
 def _check_loadable(document: dict[str, Any], problems: Problems) -> None:
     """Check what is needed beyond the schema; only of documents that fulfil the schema."""
     if not document.get("sdkKey"):
-        problems.add(Path(None, "sdkKey"), "a string that is not empty", _shown(document.get("sdkKey", _NOTHING)))
+        problems.add((None, "sdkKey"), "a string that is not empty", _shown(document.get("sdkKey", _NOTHING)))
     kinds = {}
     for index, campaign in enumerate(items_of(document["campaigns"])):
         problems.breathe()
@@ -192,17 +193,17 @@ def _check_loadable(document: dict[str, Any], problems: Problems) -> None:
             continue
         for place, variation in enumerate(items_of(campaign["variations"])):
             if variation["weight"] and isinstance(variation["weight"], str):
-                path = Path(Path(Path(Path(None, "campaigns"), index), "variations"), place)
-                problems.add(Path(path, "weight"), "a number in this type of campaign", _shown(variation["weight"]))
+                path_of_weight = (((((None, "campaigns"), index), "variations"), place), "weight")
+                problems.add(path_of_weight, "a number in this type of campaign", _shown(variation["weight"]))
     for index, feature in enumerate(items_of(document["features"])):
         problems.breathe()
-        path = Path(Path(None, "features"), index)
+        path = ((None, "features"), index)
         if "rules" not in feature:
-            problems.add(Path(path, "rules"), "an array", _shown(_NOTHING))
+            problems.add((path, "rules"), "an array", _shown(_NOTHING))
         for place, rule in enumerate(feature.get("rules", ())):
             campaign = kinds.get(rule["campaignId"])
             if campaign and campaign["type"] in ("FLAG_ROLLOUT", "FLAG_PERSONALIZE") and not campaign["variations"]:
-                path_of_id = Path(Path(Path(path, "rules"), place), "campaignId")
+                path_of_id = (((path, "rules"), place), "campaignId")
                 problems.add(path_of_id, "a campaign with variations", f"campaign {rule['campaignId']} without")
 
 
