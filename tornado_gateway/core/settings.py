@@ -49,7 +49,7 @@ _MARKED_WORDS = re.compile(
 _MARKED_LIST = re.compile(r"inlist\([^)]*\)")
 
 Document = dict[str, Any]
-Shared = TypeVar("Shared", str, bytes)
+Shared = TypeVar("Shared", str, bytes, int)
 
 
 def compile_settings(
@@ -181,8 +181,8 @@ class _Compiler:
             id=document["id"],
             name=self.share(document["name"]),
             weight=document["weight"],
-            start=bounds[0],
-            end=bounds[1],
+            start=self.share(bounds[0]),
+            end=self.share(bounds[1]),
             salt=document.get("salt"),
             body=self.share(f'{{"isEnabled":true,"variables":{to_json(variables)}}}'.encode()),
             impression=impression(campaign_id, document["id"]),
@@ -206,7 +206,7 @@ class _Compiler:
         return _Segment(predicate, NO_FACTS if facts == NO_FACTS else facts, _is_marked(segment))
 
     def share(self, value: Shared) -> Shared:
-        """Return the first value that is equal to this one; for values of which equal ones are alike: texts, bytes."""
+        """Return the first value that is equal to this one; for texts, bytes and integers, where equal is alike."""
         return self.shared.setdefault(value, value)  # type: ignore[no-any-return]
 
     # --- rules ---
@@ -401,7 +401,7 @@ def _positive(value: object) -> int | None:
 
 def _linked_variations(campaign: _Campaign, variation_id: Id | None) -> tuple[Variation, ...]:
     """Return the one variation that the rule names, with the range it has among all; else all of them."""
-    if variation_id is not None:
+    if variation_id is not None and len(campaign.variations) > 1:
         for variation in campaign.variations:
             if variation.id == variation_id:
                 return (variation,)
