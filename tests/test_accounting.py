@@ -21,7 +21,7 @@ FAULTS = {
     "503 with Retry-After": lambda: Fault(503, headers={"Retry-After": "1"}),
     "429": lambda: Fault(429),
     "413": lambda: Fault(413, times=3),
-    "400 for some": lambda: Fault(400, times=20, refuses=lambda event: event["d"]["visId"].endswith(("0", "1"))),
+    "400 for some": lambda: Fault(400, times=60, refuses=lambda event: event["d"]["visId"].endswith(("0", "1"))),
     "time-out": lambda: Fault(200, delay_seconds=1.5),
     "closed": lambda: Fault(close=True),
 }

@@ -315,3 +315,76 @@ async def test_stop_keeps_to_its_deadline(store, sink):
         await queue.stop()
         await flusher.stop(0.1)
     assert (await store.depth()).waiting == 10
+
+
+class SlowSink(Sink):
+    """Answers when it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.go = asyncio.Event()
+        self.under_way = self.most_under_way = 0
+
+    async def send_batch(self, documents):
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        await self.go.wait()
+        self.under_way -= 1
+        await super().send_batch(documents)
+
+
+async def test_as_many_requests_at_the_same_time_as_there_are_full_batches(store):
+    sink = SlowSink()
+    queue = await started_queue(store, limit=10_000)
+    flusher = flusher_of(store, queue, sink)
+    await flusher.start()
+    for number in range(35):
+        await opened(queue.append(documents(number), 1))
+    await until(lambda: sink.under_way == 3)
+    for number in range(35, 1005):
+        await opened(queue.append(documents(number), 1))
+    await until(lambda: sink.under_way == events.PARALLEL_REQUESTS)
+    sink.go.set()
+    await until(lambda: queue.counts.delivered == 1000)
+    assert sink.most_under_way == events.PARALLEL_REQUESTS
+    assert all(len(batch) == 10 for batch in sink.batches)
+    await flusher.stop(5)
+    assert sorted(sink.delivered()) == list(range(1005))
+    assert_balanced(queue)
+    await queue.stop()
+
+
+async def test_one_request_of_many_that_fails_stops_all_until_it_is_sent_again(store):
+    sink = SlowSink()
+    queue = await started_queue(store, limit=10_000)
+    for number in range(500):
+        await opened(queue.append(documents(number), 1))
+    flusher = flusher_of(store, queue, sink)
+    sink.answers.append(UpstreamError("answered 503", 503))
+    flushing = asyncio.ensure_future(flusher.flush(everything=False))
+    await until(lambda: sink.under_way == events.PARALLEL_REQUESTS)
+    sink.go.set()
+    assert await flushing is False
+    assert queue.counts.delivered == 10 * (events.PARALLEL_REQUESTS - 1)
+    assert "503" in flusher.last.error
+    assert await flusher.flush(everything=True)
+    assert sorted(sink.delivered()) == list(range(500))
+    assert_balanced(queue)
+    assert queue.counts.waiting == 0
+    await queue.stop()
+
+
+async def test_what_comes_while_everything_is_sent_waits_for_a_full_batch_again(store):
+    sink = SlowSink()
+    queue = await started_queue(store)
+    flusher = flusher_of(store, queue, sink)
+    await opened(queue.append(documents(1, 2, 3), 3))
+    flushing = asyncio.ensure_future(flusher.flush(everything=True))
+    await until(lambda: sink.under_way == 1)
+    await opened(queue.append(documents(4), 1))
+    sink.go.set()
+    assert await flushing is True
+    assert sink.batches == [[1, 2, 3]]
+    assert await flusher.flush(everything=True)
+    assert sink.batches == [[1, 2, 3], [4]]
+    await queue.stop()

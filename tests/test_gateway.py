@@ -38,7 +38,8 @@ def expected():
 
 
 def new_events(vendor, gateway, path, body, count):
-    """What arrives upstream because of a request."""
+    """What arrives upstream because of a request, when the events of earlier ones have arrived."""
+    vendor.wait_until(lambda: gateway.status()["events"]["waiting"] == 0, 10, lambda: "nothing waits")
     before = len(vendor.events)
     status, answer = gateway.post(path, body)
     assert status == 200

@@ -520,7 +520,8 @@ def test_and_not_if(run, second):
 
 
 def test_requests_at_the_same_time_have_connections_of_their_own_and_few_are_kept(run):
-    together = threading.Barrier(8)
+    clients = KEPT_CONNECTIONS + 4
+    together = threading.Barrier(clients)
 
     def play(peer):
         peer.request()
@@ -530,16 +531,16 @@ def test_requests_at_the_same_time_have_connections_of_their_own_and_few_are_kep
 
     async def scenario(server):
         sender = Sender(server.url, user_agent="gateway/1", timeout_seconds=PATIENCE_SECONDS)
-        await asyncio.gather(*(sender.post(TARGET, {}, (b"%d" % number,)) for number in range(8)))
-        for _ in range(8 - KEPT_CONNECTIONS):
+        await asyncio.gather(*(sender.post(TARGET, {}, (b"%d" % number,)) for number in range(clients)))
+        for _ in range(clients - KEPT_CONNECTIONS):
             await ended(server)()
-        await sender.post(TARGET, {}, (b"8",))
+        await sender.post(TARGET, {}, (b"%d" % clients,))
         sender.close()
 
     with Server(play) as server:
         run(scenario(server))
-        assert server.connections == 8
-        assert sorted(body for _, body in server.requests) == [b"%d" % number for number in range(9)]
+        assert server.connections == clients
+        assert sorted(int(body) for _, body in server.requests) == list(range(clients + 1))
 
 
 @pytest.mark.parametrize("where", ["answering", "connecting"])

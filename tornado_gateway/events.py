@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 STORE_RETRY_SECONDS = 1.0  # pause after a failed commit of events that are acknowledged already
 RECOUNT_SECONDS = 1.0  # how often a shared store is asked how many events wait
-PARALLEL_REQUESTS = 4  # batches of one worker that may be on their way upstream at the same time
+CLAIMED_BATCHES = 4  # how many are claimed at once
+PARALLEL_REQUESTS = 16  # batches of one worker that may be on their way upstream at the same time
 REFUSALS_BEFORE_DEAD = 3
 REFUSAL_PAUSE_SECONDS = 0.5
 BACKOFF_FIRST_SECONDS = 2.0  # as the SDKs: 2, 4, 8 ... (wire contract B.5)
@@ -260,6 +262,13 @@ class Flusher:
         self._interval_seconds = interval_seconds
         self._failures = 0
         self._retry_after_seconds = 0.0
+        self._batches: deque[list[Chunk]] = deque()  # claimed, not on their way yet
+        self._claimed = 0  # events, with those on their way
+        self._claiming = asyncio.Lock()
+        self._group: asyncio.TaskGroup | None = None  # the lanes of the flush under way
+        self._lanes = 0
+        self._overdue_events = 0  # that it has to claim although they do not fill a batch
+        self._problems: list[UpstreamError | StoreError] = []  # which end it
         self._overdue = False
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -305,45 +314,85 @@ class Flusher:
         timer.cancel()
 
     async def flush(self, *, everything: bool) -> bool:
-        """Send full batches, or all there is with `everything`. False as soon as upstream or the store fails."""
-        enough = 1 if everything else self._events_per_request
+        """Send full batches, with `everything` all there is now. False as soon as upstream or the store fails."""
+        self._overdue_events = self._queue.stored if everything else 0
+        self._problems = []
+        async with asyncio.TaskGroup() as self._group:
+            self._open_lane(self._group)
+        self._group = None
+        if not self._problems:
+            return True
         try:
-            while self._queue.stored >= enough and (batches := await self._claim_batches(everything)):
-                failures = [f for f in await asyncio.gather(*map(self._deliver, batches)) if f is not None]
-                if failures:
-                    self._failed(failures[0])
-                    return False
-                self._succeeded(sum(chunk.count for batch in batches for chunk in batch))
+            while self._batches:
+                await self._release(self._batches.pop())
         except StoreError as error:
-            self._failed(error)
-            return False
-        return True
+            self._problems.append(error)
+        self._failed(self._problems[0])
+        return False
 
-    async def _claim_batches(self, everything: bool) -> list[list[Chunk]]:
-        """Claim enough for all parallel requests and pack it, in order, into batches of whole chunks."""
-        batches: list[list[Chunk]] = []
+    def _open_lane(self, group: asyncio.TaskGroup) -> None:
+        """A lane sends one batch after the other; there are as many as there are batches to be sent at the moment."""
+        self._lanes += 1
+        group.create_task(self._send_batches(group))
+
+    async def _send_batches(self, group: asyncio.TaskGroup) -> None:
+        try:
+            while not self._problems and (batch := await self._next_batch()):
+                if self._lanes < PARALLEL_REQUESTS and (self._batches or self._is_enough()):
+                    self._open_lane(group)
+                failure = await self._deliver(batch)
+                if failure is not None:
+                    self._problems.append(failure)
+                elif not self._problems:
+                    self._succeeded(sum(chunk.count for chunk in batch))
+        except StoreError as error:
+            self._problems.append(error)
+        finally:
+            self._lanes -= 1
+
+    async def _next_batch(self) -> list[Chunk] | None:
+        async with self._claiming:
+            if not self._batches and self._is_enough():
+                await self._claim_batches()
+            return self._batches.popleft() if self._batches else None
+
+    def _is_enough(self) -> bool:
+        """Whether what is stored and not claimed is worth a request."""
+        return self._queue.stored - self._claimed >= (1 if self._overdue_events > 0 else self._events_per_request)
+
+    async def _claim_batches(self) -> None:
+        """Claim some and pack it, in order, into batches of whole chunks."""
         room = 0
-        for chunk in await self._store.claim(PARALLEL_REQUESTS * self._events_per_request):
+        for chunk in await self._store.claim(CLAIMED_BATCHES * self._events_per_request):
             if chunk.query or chunk.count > room:
-                batches.append([])
+                self._batches.append([])
                 room = self._events_per_request
-            batches[-1].append(chunk)
+            self._batches[-1].append(chunk)
+            self._claimed += chunk.count
             room = 0 if chunk.query else room - chunk.count
-        if not everything and len(batches) > 1 and room > 0:
-            await self._store.release(batches.pop())  # the last one may still fill up
-        return batches
+        is_overdue = self._overdue_events > 0
+        self._overdue_events -= sum(chunk.count for batch in self._batches for chunk in batch)
+        if not is_overdue and len(self._batches) > 1 and room > 0:
+            await self._release(self._batches.pop())  # the last one may still fill up
+
+    async def _release(self, batch: Sequence[Chunk]) -> None:
+        self._claimed -= sum(chunk.count for chunk in batch)
+        await self._store.release(batch)
 
     async def _deliver(self, batch: Sequence[Chunk]) -> UpstreamError | None:
         """Send one batch and settle it. Returns why something of it has to be sent again later, if so."""
         whole = NewChunk(sum(chunk.count for chunk in batch), b"\n".join(chunk.body for chunk in batch), batch[0].query)
-        dead, remaining, failure = await self._send_in_parts(whole)
-        waiting = sum(part.count for part in remaining)
-        if waiting == whole.count:
-            await self._store.release(batch)
-        else:
-            await self._store.settle(batch, dead, remaining)
-            refused = sum(part.count for part, _ in dead)
-            self._queue.settled(whole.count - waiting - refused, refused)
+        try:
+            dead, remaining, failure = await self._send_in_parts(whole)
+            waiting = sum(part.count for part in remaining)
+            if waiting == whole.count:
+                await self._store.release(batch)
+            else:
+                await self._store.settle(batch, dead, remaining)
+                refused = sum(part.count for part, _ in dead)
+                self._queue.settled(whole.count - waiting - refused, refused)
+        finally:
+            self._claimed -= whole.count
         return failure
 
     async def _send_in_parts(
@@ -391,8 +440,12 @@ class Flusher:
             await asyncio.sleep(REFUSAL_PAUSE_SECONDS)
 
     def _wake_if_a_batch_is_full(self) -> None:
-        if self._queue.stored >= self._events_per_request:
+        if self._queue.stored - self._claimed < self._events_per_request:
+            return
+        if self._group is None or not self._lanes:
             self._woken.set()
+        elif self._lanes < PARALLEL_REQUESTS and not self._problems:
+            self._open_lane(self._group)
 
     def _flush_everything_soon(self) -> None:
         self._overdue = True

@@ -26,7 +26,7 @@ import httptools
 
 __all__ = ["Answer", "Sender"]
 
-KEPT_CONNECTIONS = 4
+KEPT_CONNECTIONS = 16
 MOST_IDLE_SECONDS = 60.0
 MAX_ANSWER_BYTES = 65536
 TOO_LATE = "no answer in time"

@@ -43,7 +43,7 @@ EVENT_PRAGMAS = f"PRAGMA main.locking_mode=EXCLUSIVE; {STATE_PRAGMAS} PRAGMA wal
 SYNC_MODES = {"normal": "NORMAL", "full": "FULL"}
 READ_CHUNKS = 5000  # one claim never reads more chunks than this
 FRESH_BYTES = 8 * 1024 * 1024  # of appended chunks that wait in memory to be claimed; the others are read
-SETTLE_SECONDS = 0.02  # what is delivered waits so long for an append that deletes it, too
+SETTLE_SECONDS = 0.02  # what is delivered waits so long for an append that deletes it, too, if the last was not before
 RETRY_SECONDS = 1.0  # pause after delivered events could not be deleted
 ADOPTED_AT_ONCE = 256  # chunks that move out of an abandoned log in one transaction
 WATCH_SECONDS = 1.0
@@ -114,6 +114,7 @@ class SqliteEvents:
         self._settled: list[int] = []  # to be deleted
         self._settling: list[asyncio.Future[None]] = []  # who waits for that
         self._settle_timer: asyncio.TimerHandle | None = None
+        self._appended_at = -SETTLE_SECONDS
         self._deleting: asyncio.Task[None] | None = None
         self._reading = asyncio.Lock()
 
@@ -149,6 +150,7 @@ class SqliteEvents:
         except StoreError:
             self._settle_later(settled, settling, RETRY_SECONDS)
             raise
+        self._appended_at = asyncio.get_running_loop().time()
         self._last_stored = max(self._last_stored, last)
         self._keep(last - len(chunks), chunks)
 
@@ -202,8 +204,10 @@ class SqliteEvents:
         if dead or remaining:
             await self._store_more(_settle, self._log, ids, dead, remaining)
         elif ids:
-            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._settle_later(ids, [done], SETTLE_SECONDS)
+            loop = asyncio.get_running_loop()
+            done: asyncio.Future[None] = loop.create_future()
+            is_busy = loop.time() - self._appended_at < SETTLE_SECONDS
+            self._settle_later(ids, [done], SETTLE_SECONDS if is_busy else 0)
             await done
 
     def _settle_later(self, ids: Sequence[int], waiting: Sequence["asyncio.Future[None]"], seconds: float) -> None:
