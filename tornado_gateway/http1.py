@@ -1183,7 +1183,8 @@ class Server:
             return
         # asyncio loses a connection that it has accepted but not set up when its listener closes; so: first no more
         # accepting, then a turn for those on their way. uvloop sets up at once and has no reader here.
-        for listening in self._listener.sockets:
+        sockets: Iterable[Any] = getattr(self._listener, "sockets")  # noqa: B009 - typed as a tuple, with uvloop a list
+        for listening in sockets:
             asyncio.get_running_loop().remove_reader(listening.fileno())
         await asyncio.sleep(0)
         await asyncio.sleep(0)

@@ -230,7 +230,7 @@ class SettingsMirror:
 
     def _let_go(self, settings: core.Settings) -> None:
         """Have them freed bit by bit once no request uses them any more: at once it would keep all requests waiting."""
-        task = asyncio.create_task(let_go(weakref.ref(settings), settings.parts()))
+        task = asyncio.create_task(let_go(weakref.ref(settings.life), settings.parts()))
         self._letting_go.add(task)
         task.add_done_callback(self._letting_go.discard)
 

@@ -209,7 +209,7 @@ def test_settings_go_with_the_last_reference() -> None:
             for key in settings.features:
                 decide(settings, key, Context("u"), stored={}, trace=Trace() if groups % 2 else None)
             groups += len(settings.group_features)
-            settings_left = weakref.ref(settings)
+            settings_left = weakref.ref(settings.life)
             del settings
             assert settings_left() is None
         found = gc.collect()

@@ -19,6 +19,7 @@ from core.sdk_reference import Reference
 from core.test_against_sdk import is_new_holdout
 from tornado_gateway.core import SettingsError, compile_settings
 from tornado_gateway.decisions import Decisions
+from tornado_gateway.events import EventQueue
 from tornado_gateway.http1 import Request
 from tornado_gateway.store.sqlite import open_sqlite
 
@@ -42,11 +43,12 @@ def test_500_sequences_agree(tmp_path: Path, reference: Reference) -> None:
 
 async def compare_sequences(directory: Path, reference: Reference) -> Counter[str]:
     store = open_sqlite(directory)
-    await store.state.open()
+    await store.open()
     mirror = SimpleNamespace(current=None)
-    queue: Any = SimpleNamespace(durable=False, append=lambda *_: None)
+    queue = EventQueue(store.events, limit=10**9, chunk_events=100, durable=False)
     enrichment: Any = SimpleNamespace()
     decisions = Decisions(mirror, queue, enrichment, enrichment, enrichment, store.state, sticky_seconds=3600)  # type: ignore[arg-type]
+    await queue.start()
     seen: Counter[str] = Counter()
     seed = 0
     while seen["sequences"] < SEQUENCES:
@@ -64,7 +66,8 @@ async def compare_sequences(directory: Path, reference: Reference) -> Counter[st
             decisions.settings_changed(mirror.current)
             await sequence.compare(decisions, document, settings, f"{seed}-{number}", seen)
         seen["sequences"] += 1
-    await store.state.close()
+    await queue.stop()
+    await store.close()
     return seen
 
 

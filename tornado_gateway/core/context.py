@@ -56,7 +56,7 @@ class Context:
 
     def __init__(
         self,
-        user_id: str,
+        user_id: Any,  # a string, or the decision says what is wrong
         bucketing_seed: str | None = None,
         custom_variables: Properties | None = NOTHING,
         variation_targeting_variables: Properties | None = NOTHING,
@@ -66,7 +66,7 @@ class Context:
         ip_address: str | None = None,
         location: Properties | None = None,
         device: Properties | None = None,
-        session_id: int | None = None,
+        session_id: Any = None,
         use_id_for_web: bool = False,
         is_dev_mode: bool = False,
         lists: Mapping[tuple[str, str], bool] = MappingProxyType({}),
@@ -87,7 +87,7 @@ class Context:
         self.lists = lists
 
 
-def context_from_json(fields: Mapping[str, Any], user_id: str) -> Context:
+def context_from_json(fields: Mapping[str, Any], user_id: Any) -> Context:
     """Return the context that a JSON body with the clients' camelCase names describes; unknown names are ignored.
 
     Fields of a wrong type count as absent, except null variables, which stay None (see Context). With `_vwo` or

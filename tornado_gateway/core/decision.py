@@ -149,7 +149,7 @@ def context_problem(settings: Settings, context: Context) -> str | None:
 
 def uuid_of(settings: Settings, context: Context) -> str | None:
     """Return the visitor uuid of a user; None for an empty id."""
-    user_id = context.user_id
+    user_id: str = context.user_id
     if settings.is_web_connected and is_web_uuid(user_id):
         return user_id
     return settings.identify(user_id) if user_id else None

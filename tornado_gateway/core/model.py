@@ -52,7 +52,7 @@ class Variation:
 
     id: Id
     name: str
-    weight: float | str
+    weight: int | float | str
     start: int
     end: int
     salt: Any
@@ -89,7 +89,7 @@ class Rule:
     is_user_list: bool
     traffic_prefix: bytes
     variation_prefix: bytes
-    limit: float | None
+    limit: int | float | None  # as in the document; mypyc makes a float of an int that is called a float
     key: str
     experiment_key: str
     member: str  # how a group lists it: "campaignId", of personalizations "campaignId_variationId"
@@ -110,7 +110,7 @@ class Holdout:
     name: str
     is_global: bool
     feature_ids: frozenset[Id]
-    percent_traffic: float
+    percent_traffic: int | float
     prefix: bytes
     tails: tuple[str, str]
     segment: "Predicate | None"
@@ -169,7 +169,7 @@ class Feature:
     storage_keys: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Settings:
     """One compiled settings document, immutable: the snapshot that decisions are made from.
 
@@ -196,6 +196,7 @@ class Settings:
     read_document: Callable[[], dict[str, Any]]
     documents: list[dict[str, Any]]  # holds the document, unless it is read once it is asked for
     twins: list["Settings"]  # holds the traced twin once it is asked for
+    life: set[object] = field(default_factory=set)  # what a weak reference can be to: not to a class compiled by mypyc
 
     @property
     def document(self) -> dict[str, Any]:

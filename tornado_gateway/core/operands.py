@@ -140,16 +140,20 @@ def _comparison(compare: Callable[[Any, Any], bool]) -> Callable[[str, Text], Ma
         want = _version(want_text)
         if want is None:  # an operand of stray dots, gt(.): such texts are compared part by part as texts
             return lambda value: _version(text(value)) is None and compare(text(value).split("."), want_text.split("."))
-
-        def matches(value: object) -> bool:
-            if type(value) is int and 0 < value < _LARGEST_EXACT_INTEGER:
-                return compare((value,), want)
-            have = _version(text(value))
-            return have is not None and compare(have, want)
-
-        return matches
+        return _compared(compare, want, text)
 
     return matcher
+
+
+# A function of its own: two functions inside one refer to each other in a compiled build.
+def _compared(compare: Callable[[Any, Any], bool], want: Version, text: Text) -> Matcher:
+    def matches(value: object) -> bool:
+        if type(value) is int and 0 < value < _LARGEST_EXACT_INTEGER:
+            return compare((value,), want)
+        have = _version(text(value))
+        return have is not None and compare(have, want)
+
+    return matches
 
 
 def _equal_version(want_text: str) -> Matcher:

@@ -291,18 +291,19 @@ def _ip_address(operand: object, compilation: Compilation, depth: int) -> Predic
 
 
 def _device_version(fact: str) -> Callable[[object, Compilation, int], Predicate]:
-    def compile_version(operand: object, compilation: Compilation, depth: int) -> Predicate:
-        compilation.device = True
-        matches = version_matcher(operand)
+    return lambda operand, compilation, depth: _version(fact, operand, compilation)
 
-        def matches_version(visit: Visit, properties: Properties, hidden: object) -> bool:
-            device = visit.context.device
-            version = device.get(fact) if device else None
-            return version is not None and matches(version)
 
-        return matches_version
+def _version(fact: str, operand: object, compilation: Compilation) -> Predicate:
+    compilation.device = True
+    matches = version_matcher(operand)
 
-    return compile_version
+    def matches_version(visit: Visit, properties: Properties, hidden: object) -> bool:
+        device = visit.context.device
+        version = device.get(fact) if device else None
+        return version is not None and matches(version)
+
+    return matches_version
 
 
 def _campaign_variation(operand: object, compilation: Compilation, depth: int) -> Predicate:

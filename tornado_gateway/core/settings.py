@@ -113,7 +113,7 @@ class _Compiler:
         self.account_id = str(document["accountId"])
         self.props = common_props(sdk, document["sdkKey"])
         # `featureId` conditions name features by a number.
-        self.feature_keys = {feature["id"]: feature["key"] for feature in reversed(items_of(document["features"]))}
+        self.feature_keys = {feature["id"]: feature["key"] for feature in items_of(document["features"])[::-1]}
         self.groups: dict[str, Group] = {}
         self.group_features: dict[str, tuple[GroupFeature, ...]] = {}
         self.segments: dict[str, _Segment] = {}  # by their JSON
@@ -129,7 +129,7 @@ class _Compiler:
         self.fill_groups(linked, applicable)
         is_marked = any(self.segment(item["segments"]).is_marked for item in items_of(document.get("holdouts")))
         features = {}
-        for index, item in reversed(list(enumerate(items_of(document["features"])))):  # the first of a key wins
+        for index, item in list(enumerate(items_of(document["features"])))[::-1]:  # the first of a key wins
             features[item["key"]] = self.feature(item, linked[index], applicable[index], is_marked)
         prefix = document.get("collectionPrefix")
         return Settings(

@@ -43,11 +43,12 @@ def record_node(node: object, predicate: Predicate, step: str) -> Predicate:
         if trace is None:
             return predicate(visit, properties, hidden)
         trace.open(step, node=node, **_actual(step, node, visit, properties, hidden))
-        result: bool | None = None
         try:
             result = predicate(visit, properties, hidden)
-        finally:
-            trace.close(result=result)
+        except BaseException:
+            trace.close(result=None)
+            raise
+        trace.close(result=result)
         return result
 
     return recorded

@@ -19,8 +19,8 @@ class SettingsError(ValueError):
 
 
 # Where a value is in the document: (path of what it is in, key or index). Spelled out only when there is something to
-# say about it.
-Path = tuple["Path | None", str | int]
+# say about it. The former is Any since mypyc (setup.py) cannot do with a type that contains itself.
+Path = tuple[Any, str | int]
 
 
 def _spelled(path: Path | None) -> str:

@@ -37,7 +37,8 @@ class Visit:
     ) -> None:
         self.settings = settings
         self.context = context
-        self.user_id = user_id = context.user_id
+        user_id: str = context.user_id
+        self.user_id = user_id
         self.properties: Properties | None = context.custom_variables
         seed = context.bucketing_seed
         self.bucketing_id = (seed if seed and seed.strip() else user_id).encode()
