@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from . import __version__, core
+from .build import BUILD
 from .client import Client, ClientError
 from .config import OPTIONS, Config, add_flags, described, given_flags, load
 from .device import DeviceReader
@@ -53,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "tornado-gateway", description="A gateway service for VWO/Wingify Feature Management & Experimentation."
     )
-    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--version", action="version", version=BUILD)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     add_flags(_add_command(commands, "serve", _serve, "run the gateway"))

@@ -20,6 +20,7 @@ from . import __version__, core, logs, metrics, notify
 from .access import Access
 from .admin import Admin, Explainer, RequestCounts, request_latencies
 from .api import Api
+from .build import BUILD
 from .collector import Collector
 from .config import Config
 from .cors import Cors
@@ -249,7 +250,7 @@ class Worker:
             self._adopting = asyncio.create_task(self._adopt_regularly(self.store.events))
         self._publish()
         scheme = "https" if self.certificates else "http"
-        logger.info("serving on %s://%s:%d", scheme, self._config.host, self.server.port)
+        logger.info("serving on %s://%s:%d, version %s", scheme, self._config.host, self.server.port, BUILD)
 
     async def stop(self) -> None:
         """Take no new work, finish what was accepted, flush once more; what is left stays stored."""
