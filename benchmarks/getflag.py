@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import accounts
-from measure import Case, effort, end_cleanly_when_told, run_cases
+from measure import PURE, Case, effort, end_cleanly_when_told, run_cases
 from report import DELIVERED, LOAD_COLUMNS, Result, save
 from servers import FLAG_PROBE, constant, directory, gateway
 
@@ -20,6 +20,7 @@ NOTES = (
     "CPU time includes storing the events and sending them upstream, until the last one has arrived.",
     '"main": a rollout and an A/B rule with a segment by custom variable; 100 features, asked for in turn; durable '
     "acknowledgement; embedded store (SQLite). The other rows differ from it in what their name says.",
+    "All rows are of the compiled build, but for the one in pure Python.",
 )
 
 
@@ -35,6 +36,7 @@ def cases(folder: Path) -> list[Case]:
         Case("constant answer of the same front", constant, "getflag.lua", [100], FLAG_PROBE),
         case("plain: rollout only", accounts.plain),
         case("main"),
+        case("main, pure Python", PYTHONPATH=PURE),
         case("fast acknowledgement", EVENT_ACK="fast"),
         Case("location and device segments", located, "enriched.lua", [100, *lists], FLAG_PROBE),
         case("1 feature", features=1),

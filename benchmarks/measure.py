@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+PURE = str(HERE.parent)  # as PYTHONPATH: the gateway in pure Python
+COMPILED = f"{HERE.parent / 'build' / 'compiled'}:{PURE}"  # the compiled one, which scripts/compile makes
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = CORES[0], CORES[-1]
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -99,7 +101,7 @@ def process(
     *command: object, cores: Sequence[int], ready: Callable[[], bool], **environment: object
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process on the given cores, once `ready` says so; ended afterwards, and with this process in any case."""
-    variables = {"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE.parent), "HOME": tempfile.gettempdir()}
+    variables = {"PATH": os.environ["PATH"], "PYTHONPATH": COMPILED, "HOME": tempfile.gettempdir()}
     variables |= {name: str(value) for name, value in environment.items()}
     pinned = ["setpriv", "--pdeathsig", "TERM", "taskset", "-c", ",".join(map(str, cores)), *map(str, command)]
     with tempfile.TemporaryFile() as log:
