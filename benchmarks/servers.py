@@ -113,6 +113,7 @@ def started_gateway(
     """A gateway that is ready: its process and its port."""
     port = free_port()
     defaults: dict[str, object] = {
+        "PYTHONSAFEPATH": 1,  # PYTHONPATH says which build, not the current directory
         "HOST": "127.0.0.1",
         "PORT": port,
         "WORKERS": 1,

@@ -52,7 +52,7 @@ class Decision:
         "writes",
     )
 
-    def __init__(self, feature_key: str, session_id: int | None) -> None:
+    def __init__(self, feature_key: str, session_id: Any) -> None:
         self.feature_key = feature_key
         self.uuid: str | None = None
         self.session_id = session_id
