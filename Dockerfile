@@ -1,13 +1,16 @@
-# Two stages: the first has pip and builds, the second has Python, the virtualenv and nothing else.
-FROM python:3.11-slim AS build
+# Two stages: the first has pip and a C compiler and builds, the second has Python, the virtualenv and nothing else.
+FROM python:3.11 AS build
 WORKDIR /source
 RUN python -m venv /opt/tornado-gateway
 # Exactly the locked files, or none. A layer of its own: it changes less often than the gateway does.
-COPY conf/requirements.lock .
-RUN /opt/tornado-gateway/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
+# What only the build needs stays outside of the virtualenv.
+COPY conf/requirements.lock conf/build.lock ./
+RUN /opt/tornado-gateway/bin/pip install --no-cache-dir --require-hashes -r requirements.lock \
+    && /opt/tornado-gateway/bin/pip install --no-cache-dir --require-hashes --target /tools -r build.lock
 COPY setup.py pyproject.toml README.md ./
 COPY tornado_gateway tornado_gateway
-RUN /opt/tornado-gateway/bin/pip install --no-cache-dir --no-deps . \
+RUN TORNADO_GATEWAY_COMPILE=1 PYTHONPATH=/tools \
+    /opt/tornado-gateway/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
     && /opt/tornado-gateway/bin/python -m compileall -q /opt/tornado-gateway
 
 FROM python:3.11-slim

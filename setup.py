@@ -26,7 +26,7 @@ FRONT = [
     f"tornado_gateway/{name}.py" for name in ("api", "collector", "decisions", "events", "http1", "lookups", "wire")
 ]
 
-MYPY = "mypy[mypyc]==2.4.1"  # it makes the code: another version is another build
+MYPY = "mypy==2.4.1"  # it makes the code: another version is another build. Also in conf/build.lock
 IS_WANTED = os.environ.get("TORNADO_GATEWAY_COMPILE", "0") not in ("", "0") and "editable_wheel" not in sys.argv
 IS_BUILT = not {"egg_info", "dist_info"} & set(sys.argv)  # pip asks what a build needs before it builds
 
