@@ -56,12 +56,16 @@ def user_id(fields: Fields) -> str:
 
 def raw_query_value(query: bytes, name: bytes) -> bytes | None:
     """The undecoded value of a parameter; None if it is absent. Nothing but `&` separates parameters."""
-    marked = b"&%b&" % query
-    start = marked.find(b"&%b=" % name)
-    if start < 0:
-        return None
-    start += len(name) + 2
-    return marked[start : marked.index(b"&", start)]
+    marker = b"&" + name + b"="
+    if query.startswith(marker[1:]):
+        start = len(marker) - 1
+    else:
+        start = query.find(marker)
+        if start < 0:
+            return None
+        start += len(marker)
+    end = query.find(b"&", start)
+    return query[start:] if end < 0 else query[start:end]
 
 
 def form_decoded(raw: bytes) -> str:
