@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_effort(parser)
     options = parser.parse_args()
-    seconds = options.seconds or (8.0 if options.quick else 30.0)
+    seconds = options.seconds or (8.0 if options.quick else 60.0)
     chosen = Effort(seconds, 1, 1.0, options.quick)
     rows = [steady("steady", STEADY_FEATURES, chosen), refreshing(chosen)]
     rows.append(steady(f"settings of {CHANGING_FEATURES:,} features do not change", CHANGING_FEATURES, chosen))
