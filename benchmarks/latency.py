@@ -12,13 +12,12 @@ length of one run.
 import argparse
 import contextlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 
+import openloop
 from accounts import ACCOUNT_ID, SDK_KEY, account
-from measure import HERE, LOAD_CORE, Effort, Row, Target, add_effort, end_cleanly_when_told, fetch_json, say, wrk
+from measure import LOAD_CORE, Effort, Row, Target, add_effort, end_cleanly_when_told, fetch_json, say, wrk
 from report import Column, Result, draw_timeline, save
 from servers import delivery, directory, gateway, started_gateway, vendor
 
@@ -104,9 +103,7 @@ def open_loop(target: Target, features: int, chosen: Effort) -> Row:
     closed = wrk(target.port, "getflag.lua", [features], 3, [LOAD_CORE])
     target.drain()
     rate = closed["requests"] / closed["seconds"] / 2
-    command = ["taskset", "-c", str(LOAD_CORE), sys.executable, str(HERE / "openloop.py"), str(target.port)]
-    command += [f"--rate={rate:.0f}", f"--seconds={chosen.seconds:g}", f"--features={features}"]
-    row: Row = json.loads(subprocess.run(command, capture_output=True, check=True, cwd=HERE).stdout)
+    row = openloop.run(target.port, rate=rate, seconds=chosen.seconds, features=features)
     row |= {"rate": rate, "seconds": chosen.seconds, "pause_count": len(row["pauses"])} | target.drain()
     return row | {"is_valid": row["errors"] == 0 and row["is_balanced"]}
 

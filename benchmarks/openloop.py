@@ -4,136 +4,103 @@ when a request was meant to leave. A server that stalls is therefore charged for
     python benchmarks/openloop.py PORT --rate 10000 --seconds 30 [--features 100] [--connections 64]
 
 Prints one line of JSON. A request that finds no free connection waits for one, and that counts too. `late` is how much
-later than meant the requests left although a connection was free: what this generator, and whoever shares its core,
-adds by itself.
+later than meant the requests left although a connection was free: what the generator, and whoever shares its core,
+adds by itself. The generator is openloop.c: one in Python would be as busy as the server, and be what is measured.
 """
 
 import argparse
-import gc
 import json
-import select
-import socket
+import shutil
 import statistics
+import subprocess
 import time
 from array import array
-from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from measure import Row
+from measure import HERE, LOAD_CORE, Row, UnavailableError
 
+SOURCE = HERE / "openloop.c"
+PROGRAM = HERE.parent / "build" / "openloop"
 PAUSE_MS = 20.0
 BUCKETS_PER_SECOND = 10
 
 
-class Load:
-    """One run. Single-threaded: waits until the next request is due or an answer is there, whichever comes first."""
+@dataclass(frozen=True)
+class Samples:
+    """For each answer, in the order in which they came. All in seconds, `meant_at` since `started_at`."""
 
-    def __init__(self, port: int, rate: float, seconds: float, features: int, connections: int) -> None:
-        self._interval = 1 / rate
-        self._count = int(rate * seconds)
-        self._features = features
-        self._sockets = [socket.create_connection(("127.0.0.1", port)) for _ in range(connections)]
-        self._by_number = {sock.fileno(): sock for sock in self._sockets}
-        self._free = deque(self._by_number)
-        self._asked: dict[int, float] = {}  # connection: when its request was meant to leave
-        self._first_visitor = time.time_ns() // 1000 % 10**10 * 1000
-        self._poll = select.epoll()
-        for sock in self._sockets:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._poll.register(sock, select.EPOLLIN)
-        self.errors = 0
-        self.meant_at = array("d")
-        self.latencies = array("d")
-        self.late = array("d")
-
-    def run(self) -> float:
-        """Send everything, wait for all answers; returns when it started."""
-        gc.collect()
-        gc.disable()
-        started = time.monotonic() + 0.05
-        sent, free_at = 0, started
-        while sent < self._count or self._asked:
-            now = time.monotonic()
-            while sent < self._count and self._free and (due := started + sent * self._interval) <= now:
-                self.late.append(now - max(due, free_at))
-                self._send(self._free.popleft(), sent, due)
-                sent += 1
-                now = time.monotonic()
-            if self._receive(started + sent * self._interval if sent < self._count and self._free else None):
-                free_at = time.monotonic()
-            if now > started + self._count * self._interval + 30:
-                self.errors += len(self._asked) + self._count - sent
-                break
-        return started
-
-    def _send(self, number: int, sent: int, due: float) -> None:
-        plan = "none" if sent % 2 else "gold"
-        body = (
-            f'{{"featureKey":"feature-{sent % self._features}","userId":"visitor-{self._first_visitor + sent}",'
-            f'"customVariables":{{"plan":"{plan}","age":33}}}}'
-        )
-        head = f"POST /server-side/getFlag HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
-        self._by_number[number].send((head + body).encode())
-        self._asked[number] = due
-
-    def _receive(self, until: float | None) -> bool:
-        """Take the answers that are there, after waiting for one; not longer than `until`. True if there were any.
-
-        epoll waits for whole milliseconds only, select for microseconds.
-        """
-        patience = 1.0 if until is None else max(0.0, until - time.monotonic())
-        if not select.select([self._poll], [], [], patience)[0]:
-            return False
-        for number, _ in self._poll.poll(0):
-            answer = self._by_number[number].recv(65536)
-            now, due = time.monotonic(), self._asked.pop(number)
-            self.meant_at.append(due)
-            self.latencies.append(now - due)
-            self.errors += b'"isEnabled":true' not in answer
-            self._free.append(number)
-        return True
+    started_at: float  # of the monotonic clock
+    meant_at: Sequence[float]
+    latencies: Sequence[float]
+    late: Sequence[float]
+    errors: int
 
 
-def percentile(ordered: list[float], percent: float) -> float:
+def run(port: int, *, rate: float, seconds: float, features: int, connections: int = 64) -> Row:
+    """Send everything, wait for all answers. Raises UnavailableError where the generator cannot be compiled."""
+    first_visitor = time.time_ns() // 1000 % 10**10 * 1000
+    numbers = (port, rate, seconds, features, connections, first_visitor)
+    command = ["taskset", "-c", str(LOAD_CORE), str(_program()), *map(str, numbers)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the generator of the load failed: {done.stderr.decode()}")
+    started_at, errors = done.stderr.split()
+    values = array("d", done.stdout)
+    return _result(Samples(float(started_at), values[::3], values[1::3], values[2::3], int(errors)))
+
+
+def _program() -> Path:
+    if not PROGRAM.exists() or PROGRAM.stat().st_mtime < SOURCE.stat().st_mtime:
+        if shutil.which("cc") is None:
+            raise UnavailableError("no C compiler (Debian: gcc)")
+        PROGRAM.parent.mkdir(exist_ok=True)
+        subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", str(PROGRAM), str(SOURCE)], check=True)
+    return PROGRAM
+
+
+def _percentile(ordered: list[float], percent: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else 0.0
 
 
-def result(load: Load, started: float) -> Row:
-    ordered = sorted(latency * 1000 for latency in load.latencies)
-    late = sorted(value * 1000 for value in load.late)
+def _result(samples: Samples) -> Row:
+    ordered = sorted(latency * 1000 for latency in samples.latencies)
+    late = sorted(value * 1000 for value in samples.late)
     return {
         "requests": len(ordered),
-        "started_at": started,
-        "errors": load.errors,
+        "started_at": samples.started_at,
+        "errors": samples.errors,
         "mean_ms": statistics.fmean(ordered),
-        **{key: percentile(ordered, percent) for key, percent in (("p50_ms", 50), ("p99_ms", 99), ("p999_ms", 99.9))},
+        **{key: _percentile(ordered, percent) for key, percent in (("p50_ms", 50), ("p99_ms", 99), ("p999_ms", 99.9))},
         "max_ms": ordered[-1],
-        "late_p99_ms": percentile(late, 99),
+        "late_p99_ms": _percentile(late, 99),
         "late_max_ms": late[-1],
-        "pauses": pauses(load, started),
-        "timeline": timeline(load, started),
+        "pauses": _pauses(samples),
+        "timeline": _timeline(samples),
     }
 
 
-def pauses(load: Load, started: float) -> list[Row]:
+def _pauses(samples: Samples) -> list[Row]:
     """Stretches in which requests waited more than 20 ms: when each began, and the longest wait in it."""
-    slow = sorted((at, wait) for at, wait in zip(load.meant_at, load.latencies, strict=True) if wait * 1000 > PAUSE_MS)
+    waits = zip(samples.meant_at, samples.latencies, strict=True)
+    slow = sorted((at, wait) for at, wait in waits if wait * 1000 > PAUSE_MS)
     found: list[Row] = []
     last = -1.0
     for at, wait in slow:
         if at - last > PAUSE_MS / 1000:
-            found.append({"second": at - started, "longest_ms": 0.0, "requests": 0})
+            found.append({"second": at, "longest_ms": 0.0, "requests": 0})
         last = at
         found[-1]["longest_ms"] = max(found[-1]["longest_ms"], wait * 1000)
         found[-1]["requests"] += 1
     return found
 
 
-def timeline(load: Load, started: float) -> list[tuple[float, float]]:
+def _timeline(samples: Samples) -> list[tuple[float, float]]:
     """The longest wait of each tenth of a second."""
     slowest: dict[int, float] = {}
-    for at, wait in zip(load.meant_at, load.latencies, strict=True):
-        bucket = int((at - started) * BUCKETS_PER_SECOND)
+    for at, wait in zip(samples.meant_at, samples.latencies, strict=True):
+        bucket = int(at * BUCKETS_PER_SECOND)
         slowest[bucket] = max(slowest.get(bucket, 0.0), wait * 1000)
     return [(bucket / BUCKETS_PER_SECOND, round(wait, 3)) for bucket, wait in sorted(slowest.items())]
 
@@ -146,8 +113,8 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=100)
     parser.add_argument("--connections", type=int, default=64)
     options = parser.parse_args()
-    load = Load(options.port, options.rate, options.seconds, options.features, options.connections)
-    print(json.dumps(result(load, load.run())))
+    chosen = {name: getattr(options, name) for name in ("rate", "seconds", "features", "connections")}
+    print(json.dumps(run(options.port, **chosen)))
 
 
 if __name__ == "__main__":

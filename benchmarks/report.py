@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -194,7 +195,8 @@ def machine() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"Linux": platform.release().split("-")[0], "Python": platform.python_version()}
+    python = platform.python_version() + " (the distribution's)" * (sys.base_prefix == "/usr")
+    versions = {"Linux": platform.release().split("-")[0], "Python": python}
     versions |= {name: metadata.version(name) for name in ("uvloop", "httptools", "orjson")}
     for name, command in {"Node": ["node", "--version"], "nginx": ["nginx", "-v"]}.items():
         try:

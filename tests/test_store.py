@@ -4,6 +4,7 @@ import asyncio
 import functools
 import itertools
 import random
+import sqlite3
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from redis_servers import DEPLOYMENTS, needs_redis_server
 
 from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store import Chunk, NewChunk, Store, sqlite
+from tornado_gateway.store import Chunk, NewChunk, Store
+from tornado_gateway.store import sqlite as module
 from tornado_gateway.store.redis import open_redis
 from tornado_gateway.store.sqlite import open_sqlite
 
@@ -230,9 +232,10 @@ async def test_a_directory_that_cannot_be_made_is_told(tmp_path):
 @pytest.mark.parametrize("memory", [0, 40, 1 << 20])
 @pytest.mark.parametrize("seed", range(8))
 async def test_whatever_happens_each_chunk_is_claimed_in_turn_and_settled_once(tmp_path, monkeypatch, seed, memory):
-    """However much of the log is held in memory, and whatever is under way at the same time."""
-    monkeypatch.setattr(sqlite, "FRESH_BYTES", memory)
-    monkeypatch.setattr(sqlite, "SETTLE_SECONDS", 0.001)
+    """However much of the log is held in memory, and whatever is under way at the same time; a checkpoint always is."""
+    monkeypatch.setattr(module, "FRESH_BYTES", memory)
+    monkeypatch.setattr(module, "CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.001)
     chance = random.Random(seed)
     store = open_sqlite(tmp_path)
     await store.open()
@@ -283,6 +286,33 @@ async def test_whatever_happens_each_chunk_is_claimed_in_turn_and_settled_once(t
     await store.close()
 
 
+async def test_the_wal_begins_anew_while_events_come(tmp_path):
+    store = open_sqlite(tmp_path)
+    await store.open()
+    body, size = b"x" * 500_000, 0
+    for _ in range(100):
+        await store.events.append([NewChunk(1, body)])
+        size = max(size, (tmp_path / "events-0.db-wal").stat().st_size)
+    assert size < 10 * module.CHECKPOINT_BYTES < (tmp_path / "events-0.db").stat().st_size
+    assert (await store.events.depth()).waiting == 100
+    await store.close()
+
+
+async def test_events_are_stored_although_the_checkpoint_fails(tmp_path, monkeypatch, caplog):
+    def fail(connection):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(module, "CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr(module, "_checkpoint", fail)
+    store = open_sqlite(tmp_path)
+    await store.open()
+    await store.events.append(chunks("a"))
+    await store.events.append(chunks("b"))
+    assert await bodies_claimed(store, 9) == ["a", "b"]
+    await store.close()
+    assert "the event log grows, because its checkpoint failed: SQLite: disk I/O error" in caplog.text
+
+
 async def test_what_is_delivered_is_deleted_even_if_nothing_is_appended_any_more(tmp_path):
     store = open_sqlite(tmp_path)
     await store.open()
@@ -293,7 +323,7 @@ async def test_what_is_delivered_is_deleted_even_if_nothing_is_appended_any_more
 
 
 async def test_a_log_that_cannot_be_written_deletes_what_is_delivered_as_soon_as_it_can(tmp_path, monkeypatch):
-    monkeypatch.setattr(sqlite, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
     store = open_sqlite(tmp_path)
     await store.open()
     await store.events.append(chunks("a", "b"))

@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import sqlite3
+import sys
 import threading
 import time
 from collections import deque
@@ -37,9 +38,11 @@ _Job = tuple["asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...], _Waitin
 
 # Some builds of SQLite overwrite what is deleted, which would write every event twice.
 STATE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA secure_delete=OFF;"
-# A log has one user, who need not lock it for each transaction. A commit waits for the checkpoint that it causes, and
-# that for the disk: a short one after each megabyte (250 pages) keeps the longest wait at a few milliseconds.
-EVENT_PRAGMAS = f"PRAGMA main.locking_mode=EXCLUSIVE; {STATE_PRAGMAS} PRAGMA wal_autocheckpoint=250;"
+# A commit that caused a checkpoint would wait for it, and that for the disk. `SqliteEvents` has them made beside the
+# commits; SQLite's own (after 64 MB) are for when that does not work.
+EVENT_PRAGMAS = f"{STATE_PRAGMAS} PRAGMA wal_autocheckpoint=16384;"
+CHECKPOINT_BYTES = 4 * 1024 * 1024
+TRANSACTION_BYTES = 8192  # what a transaction adds to the WAL besides its events, roughly
 SYNC_MODES = {"normal": "NORMAL", "full": "FULL"}
 READ_CHUNKS = 5000  # one claim never reads more chunks than this
 FRESH_BYTES = 8 * 1024 * 1024  # of appended chunks that wait in memory to be claimed; the others are read
@@ -96,6 +99,9 @@ class SqliteEvents:
 
     What has been appended stays in memory, too, until it is claimed, so that on the way upstream nothing is read back
     as long as deliveries keep up. What is settled is deleted by the next transaction that appends.
+
+    Checkpoints copy the WAL into the file in a thread of their own while commits go on. What was committed meanwhile is
+    little; the commits' own thread copies it, which lets the WAL begin anew.
     """
 
     def __init__(self, directory: Path, sync: str = "normal") -> None:
@@ -104,6 +110,9 @@ class SqliteEvents:
         self._log = ""  # its name, once it is open
         self._script = f"{EVENT_PRAGMAS} {_synchronous(sync)} {EVENT_TABLES}"
         self._database = _Database()
+        self._checkpoints = _Database()
+        self._checkpointing: asyncio.Task[None] | None = None
+        self._wal_bytes = 0  # since the last checkpoint began
         self._lock: int | None = None
         self._ids = itertools.count(1)  # of the next chunks; used in the thread alone
         self._last_stored = 0
@@ -128,6 +137,7 @@ class SqliteEvents:
         self._log = path.stem
         await self._database.open(path, self._script)
         await self._database.run(_attach_dead_letters, self._directory / "dead.db")
+        await self._checkpoints.open(path, self._script)
         self._last_stored = await self._database.run(_last_id)
         self._ids = itertools.count(self._last_stored + 1)
         self._last_known, self._released, self._fresh_bytes = 0, [], 0
@@ -138,6 +148,9 @@ class SqliteEvents:
         if self._settled:
             await self._delete_settled()
         self._take_settled()  # what could not be deleted is sent once more after the next start
+        if self._checkpointing is not None:
+            await self._checkpointing
+        await self._checkpoints.close()
         await self._database.close()
         if self._lock is not None:
             os.close(self._lock)
@@ -152,11 +165,24 @@ class SqliteEvents:
             raise
         self._appended_at = asyncio.get_running_loop().time()
         self._last_stored = max(self._last_stored, last)
-        self._keep(last - len(chunks), chunks)
-
-    def _keep(self, before: int, chunks: Sequence[NewChunk]) -> None:
-        """Hold just stored chunks for the next claims, if nothing unknown is before them, and there is room."""
         size = sum(len(chunk.body) for chunk in chunks)
+        self._keep(last - len(chunks), chunks, size)
+        self._wal_bytes += size + TRANSACTION_BYTES
+        if self._wal_bytes >= CHECKPOINT_BYTES and self._checkpointing is None:
+            self._checkpointing = asyncio.create_task(self._checkpoint())
+
+    async def _checkpoint(self) -> None:
+        self._wal_bytes = 0
+        try:
+            await self._checkpoints.run(_checkpoint)
+            await self._database.run(_checkpoint)
+        except StoreError as error:
+            logger.error("the event log grows, because its checkpoint failed: %s", error)
+        finally:
+            self._checkpointing = None
+
+    def _keep(self, before: int, chunks: Sequence[NewChunk], size: int) -> None:
+        """Hold just stored chunks for the next claims, if nothing unknown is before them, and there is room."""
         if before == self._last_known and self._fresh_bytes + size <= FRESH_BYTES:
             self._fresh.extend(Chunk(before + n, c.count, c.body, c.query) for n, c in enumerate(chunks, 1))
             self._fresh_bytes += size
@@ -375,6 +401,7 @@ class _Database:
             _hand_over(opened, None, error)
             return
         _hand_over(opened, None, None)
+        _rest_while_others_work()
         while (job := self._jobs.get()) is not None:
             done, work, args, then = job
             try:
@@ -383,6 +410,16 @@ class _Database:
                 _hand_over(done, None, error)
             del job, done, work, args, then  # not to keep a group of events alive until the next one
         connection.close()
+
+
+def _rest_while_others_work() -> None:
+    """On a core that this thread shares with the loop, it runs when the loop has nothing to do.
+
+    Otherwise each job would interrupt the loop at once, only to find that the loop has the interpreter's lock.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):  # not allowed here: then it costs some more
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _connect(path: Path, script: str) -> sqlite3.Connection:
@@ -476,6 +513,11 @@ def _last_id(connection: sqlite3.Connection) -> int:
     last: int
     (last,) = connection.execute("SELECT coalesce(max(id), 0) FROM chunks").fetchone()
     return last
+
+
+def _checkpoint(connection: sqlite3.Connection) -> None:
+    """Copy as much of the WAL as is possible without waiting for anybody."""
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
 
 def _append(
