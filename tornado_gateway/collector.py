@@ -13,6 +13,8 @@ from .wire import ClientAddress, Fields, is_from_browser, json_object, query_tex
 
 TAKEN = Response(200, b'{"success":true}')
 USAGE_STATS = "vwo_sdkUsageStats"
+# As numbers: `in` of bytes takes what it looks for as a number first, and what is none costs an exception.
+_LINE_FEED, _RETURN = b"\n\r"
 
 
 class Collector:
@@ -35,7 +37,8 @@ class Collector:
             return self._append(request, _one_line(request.body), 1, request.query.decode("latin-1"))
         self._check_account(request)
         body = _one_line(request.body)
-        if (is_from_browser(request) or b"dh=1" in request.query) and self._fill_visitor(request, document["d"]):
+        has_visitor = is_from_browser(request) or request.query.find(b"dh=1") >= 0
+        if has_visitor and self._fill_visitor(request, document["d"]):
             body = orjson.dumps(document)
         return self._append(request, body, 1)
 
@@ -92,6 +95,6 @@ def _event_name(document: object) -> str:
 
 def _one_line(body: bytes) -> bytes:
     """Valid JSON has line breaks only between its tokens."""
-    if b"\n" in body or b"\r" in body:
+    if _LINE_FEED in body or _RETURN in body:
         return body.replace(b"\n", b" ").replace(b"\r", b" ")
     return body

@@ -30,6 +30,7 @@ _FORMS = (
 )
 _DOTTED_NUMBER = re.compile(r"(\d+\.)*\d+")
 _LARGEST_EXACT_INTEGER = 2**53
+_NAMED_NUMBERS = frozenset({"inf", "infinity", "nan"})
 
 
 def value_matcher(operand: str) -> Matcher:
@@ -53,8 +54,8 @@ def version_matcher(operand: object) -> Matcher:
 def normalise(text: str) -> str:
     """Return the one spelling of a number: "20.0", "020" and "2e1" become "20"; other texts stay as they are."""
     first = text[:1]
-    if not first or (first.isalpha() and first not in "iInN"):
-        return text
+    if not first or (first.isalpha() and (first not in "iInN" or text.rstrip().lower() not in _NAMED_NUMBERS)):
+        return text  # sooner than by an exception
     try:
         number = float(text)
     except ValueError:
