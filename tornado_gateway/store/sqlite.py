@@ -14,7 +14,6 @@ import itertools
 import logging
 import os
 import sqlite3
-import sys
 import threading
 import time
 from collections import deque
@@ -401,7 +400,6 @@ class _Database:
             _hand_over(opened, None, error)
             return
         _hand_over(opened, None, None)
-        _rest_while_others_work()
         while (job := self._jobs.get()) is not None:
             done, work, args, then = job
             try:
@@ -410,16 +408,6 @@ class _Database:
                 _hand_over(done, None, error)
             del job, done, work, args, then  # not to keep a group of events alive until the next one
         connection.close()
-
-
-def _rest_while_others_work() -> None:
-    """On a core that this thread shares with the loop, it runs when the loop has nothing to do.
-
-    Otherwise each job would interrupt the loop at once, only to find that the loop has the interpreter's lock.
-    """
-    if sys.platform == "linux":
-        with suppress(OSError):  # not allowed here: then it costs some more
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _connect(path: Path, script: str) -> sqlite3.Connection:
