@@ -423,9 +423,7 @@ class Admin:
 
     async def requeue(self, ids: Sequence[int | str] | None) -> Answer:
         """Dead letters wait again, and are sent soon."""
-        moved = await self.store.requeue(ids)
-        await self.queue.requeued(moved)
-        return {"requeued": moved}
+        return {"requeued": await self.queue.requeue(ids)}
 
     def _snapshot(self) -> Snapshot:
         if self.mirror.current is None:

@@ -390,7 +390,23 @@ class Config:
         "EVENT_QUEUE_LIMIT",
         _whole(1),
         "1000000",
-        "When that many events wait for upstream, requests that bring new ones are refused with 503.",
+        "Maximum number of undelivered events. Beyond it, new events are rejected (see EVENT_QUEUE_FULL).",
+        unit="events",
+    )
+    event_queue_full: str = _option(
+        _EVENTS,
+        "EVENT_QUEUE_FULL",
+        _one_of("drop", "refuse"),
+        "drop",
+        "getFlag while events cannot be stored: drop responds with the decision and counts its events as rejected;"
+        " refuse returns 503. trackEvent, setAttribute and events of SDKs always get a 503.",
+    )
+    dead_letter_limit: int = _option(
+        _EVENTS,
+        "DEAD_LETTER_LIMIT",
+        _whole(0),
+        "100000",
+        "Maximum number of dead letters per worker (with Redis: of the account). Beyond it, the oldest are discarded.",
         unit="events",
     )
 

@@ -6,6 +6,7 @@
   then, in the frames of the traceback, so a request that does not fail pays nothing for it.
 """
 
+import asyncio
 import json
 import logging
 import re
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 HUMAN = "%(asctime)s %(levelname)-5s %(name)s: %(message)s"
 MASK = "****"
+MAX_REASONS = 100  # that one ThrottledLog keeps apart: reasons may hold text from outside
 SHORTEST_SECRET = 4  # characters; masking anything shorter would tear words apart
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACE_PARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
@@ -171,3 +173,37 @@ class Tracing:
             logger.debug("%s %s %d [request %s]", method, path, status, found.decode())
 
         return noted
+
+
+class ThrottledLog:
+    """Logs at most one line per reason and interval. What was suppressed is counted in a line at its end.
+
+    For failures that can occur thousands of times per second. Needs a running event loop.
+    """
+
+    def __init__(self, log: logging.Logger, seconds: float = 60.0) -> None:
+        self._log = log
+        self._seconds = seconds
+        self._suppressed: dict[str, int] = {}
+
+    def error(self, reason: str, message: str, *args: object) -> None:
+        """Log a message, unless one was logged for the same reason within the interval."""
+        self._write(logging.ERROR, reason, message, args)
+
+    def warning(self, reason: str, message: str, *args: object) -> None:
+        self._write(logging.WARNING, reason, message, args)
+
+    def _write(self, level: int, reason: str, message: str, args: tuple[object, ...]) -> None:
+        if reason in self._suppressed:
+            self._suppressed[reason] += 1
+            return
+        if len(self._suppressed) >= MAX_REASONS:
+            return
+        self._suppressed[reason] = 0
+        self._log.log(level, message, *args)
+        asyncio.get_running_loop().call_later(self._seconds, self._end_interval, level, reason, message % args)
+
+    def _end_interval(self, level: int, reason: str, line: str) -> None:
+        count = self._suppressed.pop(reason)
+        if count:
+            self._log.log(level, "%s (%d more times within %g s)", line, count, self._seconds)

@@ -1,7 +1,7 @@
 """The vendor's service, as an async client: settings, events, list checks.
 
 The only module that knows curl, which does everything but sending events: there are too many of them for it, so that
-they have a `Sender`. Every method raises `UpstreamError` unless the answer is 200.
+they have a `Sender`. Every method raises `UpstreamError` unless the response is 2xx.
 """
 
 import random
@@ -157,8 +157,8 @@ class Nowhere:
 
 
 def _check(what: str, status: int, reason: str, retry_after: str) -> None:
-    """Raise unless the answer is 200. The message never holds the URL: that has the SDK key in it."""
-    if status != 200:
+    """Raise unless the request succeeded. The message never holds the URL: that has the SDK key in it."""
+    if not 200 <= status < 300:
         seconds = float(retry_after) if retry_after.isdecimal() else 0.0
         raise UpstreamError(f"{what}: upstream answered {status} {reason}", status, seconds)
 

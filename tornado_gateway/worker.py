@@ -27,7 +27,8 @@ from .cors import Cors
 from .decisions import Decisions
 from .device import DeviceReader
 from .errors import GatewayError, StoreError
-from .events import EventQueue, EventSink, Flusher
+from .events import EventQueue
+from .flusher import EventSink, Flusher
 from .http1 import Limits, Server
 from .lists import Ask, ListChecks
 from .location import LocationReader
@@ -49,6 +50,7 @@ logger = logging.getLogger(__name__)
 BATCH_PATH = b"/batch-events-v2"
 EDITION = "GeoLite2-City"
 GEO_LEASE_SECONDS = 3600.0
+COMMIT_SECONDS = 5.0  # a commit that takes longer, besides the time-outs of Redis, is reported as stalled
 FLUSH_SHARE = 0.5  # of SHUTDOWN_SECONDS that the last flush may take
 PUBLISH_SECONDS = 0.25  # how old the other workers' numbers in /status may be
 ADOPT_SECONDS = 10.0  # how often a worker looks for the event log of a dead one
@@ -97,8 +99,11 @@ class Worker:
             self.store.events,
             limit=config.event_queue_limit,
             chunk_events=config.events_per_request,
+            dead_letter_limit=config.dead_letter_limit,
             durable=config.event_ack == "durable",
             shared=uses_redis(config),
+            decisions_need_store=config.event_queue_full == "refuse",
+            commit_seconds=COMMIT_SECONDS + (2 * config.socket_timeout_seconds if uses_redis(config) else 0),
         )
         self.flusher = Flusher(
             self.store.events,
