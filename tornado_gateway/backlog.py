@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from .client import Client
 from .config import Config
+from .errors import StoreError
 from .store import DeadLetter, Depth, EventStore
 from .store.sqlite import SqliteEvents
 
@@ -125,7 +126,9 @@ def _store(config: Config) -> tuple[EventStore, str] | None:
 
 
 def is_in_use(directory: Path) -> bool:
-    """Whether a living process holds an event log in this directory."""
+    """Whether a living process holds an event log in this directory. Raise StoreError if that cannot be determined."""
+    if directory.is_dir() and not os.access(directory, os.R_OK | os.X_OK):
+        raise StoreError(f"{directory} cannot be read by this user: use the gateway's user or root")
     return any(_is_locked(path) for path in directory.glob("events-*.lock"))
 
 

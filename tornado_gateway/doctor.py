@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 
-from . import __version__, core
+from . import __version__, admin_token, core
+from .admin_token import AdminTokenError
 from .backlog import open_backlog
 from .client import Client, ClientError
 from .config import Config
@@ -65,6 +66,9 @@ REMEDIES = {
     "geo-old": "Refresh it: `tornado-gateway geo update`, or whatever brings the file to MAXMIND_DB_PATH.",
     "data-dir": "Make DATA_DIR a directory that the gateway's user may write to: `chown tornado-gateway: DATA_DIR`;"
     " in a container, mount a volume there.",
+    "admin-token": "Do what is said about the file, or set ADMIN_TOKEN. The gateway does not start without a token.",
+    "admin-token-exposed": "Run `chmod 600 DATA_DIR/admin-token`; the next start does it as well. If other users have"
+    " used the machine, delete the file and restart the gateway: it creates a new token.",
     "disk-full": "Free space on the disk of DATA_DIR now; without it events cannot be stored and are refused with 503.",
     "disk-low": "Free space on the disk of DATA_DIR, or move it: a day without upstream needs about 1 KB per event.",
     "open-files": "Raise the limit: LimitNOFILE in the service unit, `ulimits` of a container, `ulimit -n` in a shell."
@@ -143,6 +147,8 @@ async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIter
     yield await asyncio.to_thread(_look_at_location, config, settings, machine)
     storage = _look_at_data_dir(config.data_dir)
     yield storage
+    if storage.state == OK:
+        yield _look_at_admin_token(config)
     yield _look_at_disk(config.data_dir, machine)
     yield _look_at_open_files(machine)
     yield await asyncio.to_thread(_look_at_port, config)
@@ -321,6 +327,22 @@ def _look_at_data_dir(directory: Path) -> Finding:
     return Finding(
         "data directory", OK, OK, f"{directory} {'can be written to' if directory.exists() else 'can be made'}"
     )
+
+
+def _look_at_admin_token(config: Config) -> Finding:
+    path = admin_token.path_in(config.data_dir)
+    if config.admin_token is not None:
+        return Finding("admin token", OK, OK, "ADMIN_TOKEN is set")
+    try:
+        admin_token.read(config.data_dir)
+        is_exposed = admin_token.is_exposed(path)
+    except FileNotFoundError:
+        return Finding("admin token", OK, OK, f"ADMIN_TOKEN is not set: the first start creates {path}")
+    except AdminTokenError as error:
+        return Finding("admin token", FAIL, "admin-token", str(error))
+    if is_exposed:
+        return Finding("admin token", WARN, "admin-token-exposed", f"{path} is accessible to other users")
+    return Finding("admin token", OK, OK, f"ADMIN_TOKEN is not set: {path} is used")
 
 
 def _existing(directory: Path) -> Path:

@@ -6,6 +6,7 @@ Kept by hand. A test holds it to the route tables and sends its examples to a ga
 from typing import Any
 
 from . import __version__
+from .access import NO_TOKEN
 
 Schema = dict[str, Any]
 
@@ -103,14 +104,11 @@ def _operation(
     return operation
 
 
-OPERATORS: list[dict[str, list[str]]] = [{"adminToken": []}, {"session": []}, {}]
+OPERATORS: list[dict[str, list[str]]] = [{"adminToken": []}, {"session": []}]
 NOT_ALLOWED = _errors(
-    _401=("ADMIN_TOKEN is set and was not sent", "sign in, or send ADMIN_TOKEN as Authorization: Bearer"),
-    _403=(
-        "No ADMIN_TOKEN is set and the client is not on this machine, or another site's page asks",
-        "only for clients on this machine: set ADMIN_TOKEN to allow others",
-    ),
+    _401=("The admin token or a session is missing or wrong", NO_TOKEN),
 )
+OTHER_SITE = _errors(_403=("The request comes from another site's page", "not from another site's page"))
 NOT_JSON = _errors(_415=("The body is not sent as JSON", "expected Content-Type: application/json"))
 STORE_DOWN = _errors(_503=("The store cannot be read at the moment", "SQLite: disk I/O error"))
 NOT_LOADED = _errors(_503=("There are no settings yet", "no settings have been loaded yet, see /ready"))
@@ -487,17 +485,14 @@ OPERATING: Schema = {
         "get": _operation(
             "session",
             "Operators",
-            "May I, and if not, why?",
-            _ok(
-                "Always",
-                _object("allowed needs_token", allowed=BOOLEAN, needs_token=BOOLEAN, reason=_or_null(TEXT)),
-                {"allowed": True, "needs_token": False, "reason": None},
-            ),
+            "Current session",
+            {**_ok("Signed in", _object("signed_in", signed_in=BOOLEAN), {"signed_in": True}), **NOT_ALLOWED},
+            secured=OPERATORS,
         ),
         "post": _operation(
             "signIn",
             "Operators",
-            "Sign in: ADMIN_TOKEN for a cookie",
+            "Sign in: exchange the admin token for a cookie",
             {
                 "200": {
                     "description": "Signed in, for twelve hours",
@@ -505,10 +500,10 @@ OPERATING: Schema = {
                     "content": _json(_object("signed_in", signed_in=BOOLEAN), {"signed_in": True}),
                 },
                 **_errors(
-                    _400=("No ADMIN_TOKEN is set", "this gateway has no ADMIN_TOKEN: there is nothing to sign in to"),
-                    _401=("Wrong token", "the token is not the one in ADMIN_TOKEN"),
-                    _403=("Another site's page asks", "not from another site's page"),
+                    _400=("The body is not a JSON object", "the body must be a JSON object"),
+                    _401=("Wrong token", "wrong admin token: expected ADMIN_TOKEN"),
                 ),
+                **OTHER_SITE,
                 **NOT_JSON,
             },
             body=_json(_object("token", token=TEXT), {"token": "…"}),
@@ -519,7 +514,7 @@ OPERATING: Schema = {
             "Sign out: forget the cookie",
             {
                 **_ok("Signed out", _object("signed_in", signed_in=BOOLEAN), {"signed_in": False}),
-                **_errors(_403=("Another site's page asks", "not from another site's page")),
+                **OTHER_SITE,
                 **NOT_JSON,
             },
         ),
@@ -551,6 +546,7 @@ OPERATING: Schema = {
                 **_ok("The decisions and the way to each", _ref("Explanation")),
                 **BAD_BODY,
                 **NOT_ALLOWED,
+                **OTHER_SITE,
                 **NOT_JSON,
                 **NOT_LOADED,
             },
@@ -585,6 +581,7 @@ OPERATING: Schema = {
                     _400=("Not a list", "ids: expected a list of ids of dead letters, or null for all"),
                 ),
                 **NOT_ALLOWED,
+                **OTHER_SITE,
                 **NOT_JSON,
                 **STORE_DOWN,
             },
@@ -764,7 +761,7 @@ TAGS = {
     "Aliases": "Several ids of one user.",
     "Older SDKs": "Paths of earlier versions.",
     "Probes": "For load balancers and monitoring.",
-    "Operators": "What the console asks. With ADMIN_TOKEN, or without it from this machine only.",
+    "Operators": "Data of the console. Every request needs the admin token or a session.",
     "Pages": "For people.",
 }
 
@@ -784,7 +781,11 @@ DOCUMENT: Schema = {
     "components": {
         "schemas": SCHEMAS,
         "securitySchemes": {
-            "adminToken": {"type": "http", "scheme": "bearer", "description": "ADMIN_TOKEN"},
+            "adminToken": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "ADMIN_TOKEN or, if it is not set, the token in DATA_DIR/admin-token",
+            },
             "session": {"type": "apiKey", "in": "cookie", "name": "fme_gateway_session"},
             "webhookToken": {"type": "apiKey", "in": "header", "name": "X-Webhook-Token"},
         },

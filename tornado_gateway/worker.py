@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import random
+import secrets
 import signal
 import socket
 import time
@@ -130,7 +131,8 @@ class Worker:
                 self.status,
                 lambda: self._stopping,
                 self.admin,
-                Access(config.admin_token, config.trusted_proxies),
+                # `serve` has chosen the token before it started this worker. Without one, no request is authorized.
+                Access(config.admin_token or secrets.token_urlsafe(), config.trusted_proxies),
                 exposition.render,
             ),
             limits=Limits(max_body_bytes=config.max_body_bytes, keep_alive_seconds=config.keep_alive_seconds),

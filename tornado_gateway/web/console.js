@@ -17,41 +17,64 @@ let featuresHash = null; // of the settings that it was about
 // --- signing in --------------------------------------------------------------
 
 async function enter() {
-  let session;
+  let isSignedIn = true;
   try {
-    session = await ask("/admin/session");
+    await ask("/admin/session");
   } catch (error) {
-    setState("bad", error.message);
-    timer = setTimeout(enter, OVERVIEW_MS * 3);
-    return;
+    if (error.status !== 401) {
+      setState("bad", error.message);
+      timer = setTimeout(enter, OVERVIEW_MS * 3);
+      return;
+    }
+    isSignedIn = false;
   }
-  byId("sign-in").hidden = session.allowed || !session.needs_token;
-  byId("refused").hidden = session.allowed || session.needs_token;
-  byId("refused-reason").textContent = session.reason ?? "";
-  document.querySelector(".tabs").hidden = !session.allowed;
-  byId("sign-out").hidden = !(session.allowed && session.needs_token);
-  if (session.allowed) {
+  byId("sign-in").hidden = isSignedIn;
+  document.querySelector(".tabs").hidden = !isSignedIn;
+  byId("sign-out").hidden = !isSignedIn;
+  if (isSignedIn) {
     show(tabOfAddress());
     return;
   }
   stopRefreshing();
   for (const name of TABS) byId(name).hidden = true;
-  setState("warn", session.needs_token ? "signed out" : "refused");
-  if (session.needs_token) byId("token").focus();
+  setState("warn", "signed out");
+  byId("token").focus();
 }
 
-async function signIn(event) {
+async function signIn(token) {
+  await post("/admin/session", { token });
+  byId("sign-in-problem").textContent = "";
+  await enter();
+}
+
+async function signInWithForm(event) {
   event.preventDefault();
   const field = byId("token");
   try {
-    await post("/admin/session", { token: field.value });
+    await signIn(field.value);
     field.value = "";
-    byId("sign-in-problem").textContent = "";
-    await enter();
     byId(`tab-${tab}`).focus();
   } catch (error) {
     byId("sign-in-problem").textContent = error.message;
     field.select();
+  }
+}
+
+/** The token of a link from `tornado-gateway console-url`. It leaves the address bar before anything else happens. */
+function takeTokenFromAddress() {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (token !== null) history.replaceState(null, "", location.pathname + location.search);
+  return token;
+}
+
+async function start() {
+  const token = takeTokenFromAddress();
+  if (token === null) return enter();
+  try {
+    await signIn(token);
+  } catch (error) {
+    byId("sign-in-problem").textContent = `The link did not sign in: ${error.message}`;
+    await enter();
   }
 }
 
@@ -83,7 +106,12 @@ function show(name) {
 
 function choose(name) {
   if (location.hash !== `#${name}`) history.pushState(null, "", `#${name}`);
-  if (byId("sign-in").hidden && byId("refused").hidden) show(name);
+  if (byId("sign-in").hidden) show(name);
+}
+
+function followAddress() {
+  if (location.hash.startsWith("#token=")) start();
+  else if (tab !== null) choose(tabOfAddress());
 }
 
 function moveAlongTabs(event) {
@@ -736,13 +764,13 @@ for (const name of TABS) byId(`tab-${name}`).addEventListener("click", () => cho
 document.querySelector(".tabs").addEventListener("keydown", moveAlongTabs);
 document.addEventListener("keydown", shortcut);
 document.addEventListener("visibilitychange", () => document.hidden || tab === null || refresh());
-addEventListener("popstate", () => tab === null || choose(tabOfAddress()));
-addEventListener("hashchange", () => tab === null || choose(tabOfAddress()));
-byId("sign-in-form").addEventListener("submit", signIn);
+addEventListener("popstate", followAddress);
+addEventListener("hashchange", followAddress);
+byId("sign-in-form").addEventListener("submit", signInWithForm);
 byId("sign-out").addEventListener("click", signOut);
 byId("filter").addEventListener("input", showFeatures);
 byId("explain-form").addEventListener("submit", explain);
 byId("requeue-all").addEventListener("click", (event) => requeue(null, event.target));
 byId("pause").addEventListener("click", pause);
 replace(byId("charts"), charts.map((each) => each.element));
-enter();
+start();
