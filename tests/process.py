@@ -105,17 +105,17 @@ class Gateway:
     def log(self) -> str:
         return self.log_path.read_text()
 
-    def get(self, path: str) -> tuple[int, Any]:
-        return self.request("GET", path)
+    def get(self, path: str, **headers: str) -> tuple[int, Any]:
+        return self.request("GET", path, **headers)
 
     def post(self, path: str, body: Any) -> tuple[int, Any]:
         return self.request("POST", path, body if isinstance(body, bytes) else orjson.dumps(body))
 
-    def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
+    def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
         """Status, and the parsed body (None when it is empty)."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            connection.request(method, path, body)
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
             data = response.read()
             return response.status, orjson.loads(data) if data else None
