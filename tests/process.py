@@ -118,8 +118,8 @@ class Gateway:
         file = self.data_dir / "admin-token"
         return file.read_text().strip() if file.is_file() else ""
 
-    def get(self, path: str) -> tuple[int, Any]:
-        return self.request("GET", path)
+    def get(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        return self.request("GET", path, headers=headers)
 
     def post(self, path: str, body: Any) -> tuple[int, Any]:
         return self.request("POST", path, body if isinstance(body, bytes) else orjson.dumps(body))

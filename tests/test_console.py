@@ -17,6 +17,8 @@ from pathlib import Path
 
 import orjson
 import pytest
+from in_process import TOKEN as OPERATORS_TOKEN
+from in_process import InProcess
 from load import Load
 from process import Gateway, sample_document
 from vendor import Fault, Vendor
@@ -456,6 +458,23 @@ def faults(page):
         for fault in found["violations"]
         if fault["impact"] in ("serious", "critical")
     ]
+
+
+def test_h8_stuck_events_are_a_problem_on_the_overview(open_page, vendor, tmp_path):
+    """Row H8. The delivery of the worker has ended without an error."""
+    options = {"DECISION_REQUIRED": "true", "FLUSH_EVENTS_INTERVAL": "0.2"}
+    with InProcess(tmp_path / "data", vendor, 1.0, **options) as one:
+        one.call(lambda: one.worker.flusher.stop(0))
+        one.track(3)
+        page = open_page(at=one)
+        page.watch.allowed = "401"
+        page.fill("#token", OPERATORS_TOKEN)
+        page.press("#token", "Enter")
+        expect(page.locator("#state-text")).to_contain_text("Events are stuck: 3 waiting", timeout=60_000)
+        delivery = page.locator("#panels .panel", has=page.get_by_role("heading", name="Delivery"))
+        expect(delivery.locator(".pill.bad")).to_have_text("stuck")
+        expect(delivery.locator("dd.bad")).to_contain_text("delivery reports no error")
+        page.goto("about:blank")  # it must not ask a gateway that has ended
 
 
 # Who may

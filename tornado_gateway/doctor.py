@@ -21,7 +21,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 
 from . import __version__, admin_token, core
 from .admin_token import AdminTokenError
-from .backlog import open_backlog
+from .backlog import Overall, open_backlog
 from .client import Client, ClientError
 from .config import Config
 from .errors import GatewayError, StoreError, UpstreamError
@@ -79,6 +79,8 @@ REMEDIES = {
     " itself when the files change.",
     "certificate-ending": "Renew the certificate; the gateway takes it up by itself when the files change.",
     "events-waiting": "Events do not get away: see the lines about upstream, and last_flush in /status for the reason.",
+    "events-stuck": "Restart the gateway: waiting events stay stored and are sent after the start. If it happens again,"
+    " report it with the log and /status.",
     "events-dead": "See why with `tornado-gateway events list`, then `tornado-gateway events requeue` or"
     " `tornado-gateway events export`.",
     "events-unreadable": "If a gateway runs, give this command its HOST, PORT and ADMIN_TOKEN; if none does, look at"
@@ -411,10 +413,20 @@ async def _look_at_events(config: Config, machine: Machine) -> Finding:
     except (GatewayError, OSError) as error:
         return Finding("events", WARN, "events-unreadable", str(error))
     age = machine.now() - depth.oldest_at if depth.oldest_at is not None else 0.0
-    message = f"{depth.waiting} wait (oldest {age:.0f} s), {depth.dead} dead: {backlog.where}"
+    message = f"{depth.waiting} wait ({_oldest(depth, age)}), {depth.dead} dead: {backlog.where}"
+    if depth.stuck is not None:
+        return Finding("events", FAIL, "events-stuck", f"{depth.stuck} {message}")
     is_late = age > WAITING_INTERVALS * config.flush_seconds
     if is_late or depth.waiting > WAITING_SHARE * config.event_queue_limit:
         return Finding("events", WARN, "events-waiting", message)
     if depth.dead:
         return Finding("events", WARN, "events-dead", message)
     return Finding("events", OK, OK, message)
+
+
+def _oldest(depth: Overall, age: float) -> str:
+    if depth.unknown_since is None:
+        return f"oldest {age:.0f} s"
+    known = "not known" if depth.oldest_at is None else f"{age:.0f} s"
+    read = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(depth.unknown_since))
+    return f"oldest {known}, last read {read}"

@@ -178,7 +178,8 @@ function showState({ status, account, queue }) {
   badge.hidden = !queue.dead;
   badge.textContent = count(queue.dead);
   badge.title = `${plural(queue.dead, "dead event")}`;
-  if (version === null) setState("warn", "no settings yet");
+  if (status.stuck) setState("bad", status.stuck.message);
+  else if (version === null) setState("warn", "no settings yet");
   else if (status.last_error) setState("warn", `account ${account.id} · ${status.last_error}`);
   else setState("good", `account ${account.id} · settings version ${version} · ${plural(account.features, "feature")}`);
 }
@@ -244,10 +245,11 @@ function showPanels({ at, status, queue, location: database, store, account }) {
       ["Source", settings?.source ?? "–"],
       poll?.error ? ["Poll", poll.error, "bad"] : ["Last poll", ago(poll?.at, at)],
     ]),
-    panel("Delivery", flush?.error ? ["failing", "bad"] : ["working", "good"], [
+    panel("Delivery", delivery(status), [
+      ...(status.stuck ? [["Problem", status.stuck.message, "bad"]] : []),
       ["Last flush", ago(flush?.at, at)],
       flush?.error ? ["Error", flush.error, "bad"] : ["Sent in it", count(flush?.events ?? 0)],
-      ["Oldest waits", queue.oldest_at ? duration(at - queue.oldest_at) : "–"],
+      ["Oldest waits", oldest(queue, at)],
       ["Dead letters", count(queue.dead)],
     ]),
     panel("Store", store.is_up ? ["up", "good"] : ["down", "bad"], [
@@ -264,6 +266,14 @@ function showPanels({ at, status, queue, location: database, store, account }) {
       ...(database.error ? [["Error", database.error, "bad"]] : []),
     ]),
   );
+}
+
+const delivery = ({ stuck, last_flush: flush }) =>
+  stuck ? ["stuck", "bad"] : flush?.error ? ["failing", "bad"] : ["working", "good"];
+
+function oldest({ oldest_at: since, oldest_unknown_since: unknown }, at) {
+  const age = since ? duration(at - since) : unknown ? "unknown" : "–";
+  return unknown ? `${age} (last read ${ago(unknown, at)})` : age;
 }
 
 const panel = (title, [word, tone], facts) =>
