@@ -75,8 +75,8 @@ class Gateway:
     def check_secrets(self) -> None:
         """Whatever a test was about: nothing that the gateway wrote holds a secret that it was given."""
         written = self.log() if self.log_path.exists() else ""
-        for name in SECRETS:
-            secret = self._environment.get(name, "")
+        secrets = {name: self._environment.get(name, "") for name in SECRETS}
+        for name, secret in {**secrets, "admin-token": self._generated_token()}.items():
             assert len(secret) < SHORTEST_SECRET or secret not in written, f"{name} is in the log"
 
     def start(self, path: str = "/health") -> None:
@@ -105,17 +105,32 @@ class Gateway:
     def log(self) -> str:
         return self.log_path.read_text()
 
-    def get(self, path: str) -> tuple[int, Any]:
-        return self.request("GET", path)
+    @property
+    def admin_token(self) -> str:
+        """ADMIN_TOKEN or, without it, the token that the gateway has made."""
+        return self._environment.get("ADMIN_TOKEN") or self._generated_token()
+
+    @property
+    def admin_headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.admin_token}"}
+
+    def _generated_token(self) -> str:
+        file = self.data_dir / "admin-token"
+        return file.read_text().strip() if file.is_file() else ""
+
+    def get(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        return self.request("GET", path, headers=headers)
 
     def post(self, path: str, body: Any) -> tuple[int, Any]:
         return self.request("POST", path, body if isinstance(body, bytes) else orjson.dumps(body))
 
-    def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any]:
         """Status, and the parsed body (None when it is empty)."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            connection.request(method, path, body)
+            connection.request(method, path, body, headers or {})
             response = connection.getresponse()
             data = response.read()
             return response.status, orjson.loads(data) if data else None

@@ -230,6 +230,63 @@ def test_events_of_a_running_gateway_are_asked_for_over_http(tmp_path):
             assert event["d"]["event"]["name"] == "purchase"
 
 
+def test_f1_commands_read_the_generated_token_from_data_dir(tmp_path):
+    """Row F1."""
+    with Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS) as gateway:
+        known = {"DATA_DIR": str(gateway.data_dir), "PORT": str(gateway.port), "HOST": "127.0.0.1"}
+        known |= {"SETTINGS_FILE": str(SAMPLE_SETTINGS)}
+        status = orjson.loads(run("events", "status", "--json", **known).stdout)
+        assert "gateway at http://" in status["where"]
+        requeued = run("events", "requeue", "--all", "--json", **known)
+        assert orjson.loads(requeued.stdout) == {"requeued": 0}
+        report = orjson.loads(run("doctor", "--json", **known).stdout)
+        states = {finding["check"]: finding["state"] for finding in report["findings"]}
+        assert (states["admin token"], states["events"]) == ("ok", "ok")
+        wrong = run("events", "status", **known, ADMIN_TOKEN="another-token-0123456789")
+        assert wrong.returncode == 1
+        assert "ADMIN_TOKEN is not the one of this gateway" in wrong.stderr
+        (gateway.data_dir / "admin-token").unlink()
+        missing = run("events", "status", **known)
+        assert missing.returncode == 1
+        assert str(gateway.data_dir / "admin-token") in missing.stderr
+        assert run("health", **known).returncode == 0, "a health check needs no token"
+
+
+def test_f1_health_checks_need_no_token_that_can_be_read(tmp_path):
+    """Row F1."""
+    with Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS) as gateway:
+        (gateway.data_dir / "admin-token").write_text("")
+        result = run("health", "--ready", DATA_DIR=str(gateway.data_dir), PORT=str(gateway.port), HOST="127.0.0.1")
+        assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:8123"),
+        ("::", "http://[::1]:8123"),
+        ("127.0.0.1", "http://127.0.0.1:8123"),
+        ("gateway.example", "http://gateway.example:8123"),
+    ],
+)
+def test_f1_the_link_of_the_console_can_be_opened(tmp_path, host, origin):
+    """Row F1: no link leads to 0.0.0.0, and a token with any characters stays one."""
+    result = run("console-url", HOST=host, PORT="8123", ADMIN_TOKEN="operators+token/#%&=0123")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"{origin}/console#token=operators%2Btoken%2F%23%25%26%3D0123\n"
+    (tmp_path / "admin-token").write_text("a-generated-token-0123456789\n")
+    result = run("console-url", HOST=host, PORT="8123", DATA_DIR=str(tmp_path))
+    assert result.stdout == f"{origin}/console#token=a-generated-token-0123456789\n"
+
+
+def test_f1_there_is_no_link_before_the_first_start(tmp_path):
+    """Row F1."""
+    result = run("console-url", DATA_DIR=str(tmp_path / "none"))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"{tmp_path / 'none' / 'admin-token'} does not exist" in result.stderr
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_gateway_that_holds_the_events_but_does_not_answer_is_told(tmp_path):
     with Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS) as gateway:
         known = {"DATA_DIR": str(gateway.data_dir), "PORT": str(free_port()), "SETTINGS_FILE": str(SAMPLE_SETTINGS)}

@@ -8,15 +8,22 @@ import asyncio
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
 import pytest
+from in_process import TOKEN as OPERATORS_TOKEN
+from in_process import InProcess
 from load import Load
 from process import Gateway, sample_document
 from vendor import Fault, Vendor
+
+from tornado_gateway.access import COOKIE, Access
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.base", reason="axe-playwright-python is not installed")
@@ -99,7 +106,10 @@ def open_page(browser, gateway):
     opened = []
 
     def open_one(path="/console", at=gateway, host="127.0.0.1", width=1280, height=860, **context):
-        page = browser.new_context(viewport={"width": width, "height": height}, **context).new_page()
+        own = browser.new_context(viewport={"width": width, "height": height}, **context)
+        if at is gateway and host == "127.0.0.1":
+            own.add_cookies([session_of(gateway)])
+        page = own.new_page()
         page.set_default_timeout(15_000)
         watch = Watch(page)
         origin = f"http://{host}:{at.port}"
@@ -112,6 +122,12 @@ def open_page(browser, gateway):
     for page, watch, origin in opened:
         page.context.close()
         watch.check(origin)
+
+
+def session_of(gateway):
+    """The cookie of an operator who has signed in."""
+    value = Access(gateway.admin_token).new_session(time.time())
+    return {"name": COOKIE, "value": value, "url": f"http://127.0.0.1:{gateway.port}"}
 
 
 def show(page, tab):
@@ -426,6 +442,7 @@ def test_axe_finds_no_serious_fault(open_page, guarded, scheme, width):
     expect(docs.locator(".try .pill")).to_have_text("200")
     assert faults(docs) == []
     locked = open_page(at=guarded, color_scheme=scheme, width=width)
+    locked.watch.allowed = "401"
     expect(locked.locator("#sign-in")).to_be_visible()
     assert faults(locked) == []
 
@@ -441,6 +458,23 @@ def faults(page):
         for fault in found["violations"]
         if fault["impact"] in ("serious", "critical")
     ]
+
+
+def test_h8_stuck_events_are_a_problem_on_the_overview(open_page, vendor, tmp_path):
+    """Row H8. The delivery of the worker has ended without an error."""
+    options = {"DECISION_REQUIRED": "true", "FLUSH_EVENTS_INTERVAL": "0.2"}
+    with InProcess(tmp_path / "data", vendor, 1.0, **options) as one:
+        one.call(lambda: one.worker.flusher.stop(0))
+        one.track(3)
+        page = open_page(at=one)
+        page.watch.allowed = "401"
+        page.fill("#token", OPERATORS_TOKEN)
+        page.press("#token", "Enter")
+        expect(page.locator("#state-text")).to_contain_text("Events are stuck: 3 waiting", timeout=60_000)
+        delivery = page.locator("#panels .panel", has=page.get_by_role("heading", name="Delivery"))
+        expect(delivery.locator(".pill.bad")).to_have_text("stuck")
+        expect(delivery.locator("dd.bad")).to_contain_text("delivery reports no error")
+        page.goto("about:blank")  # it must not ask a gateway that has ended
 
 
 # Who may
@@ -473,13 +507,71 @@ def test_signing_in_and_out(open_page, guarded):
     assert page.context.cookies() == []
 
 
-def test_under_a_foreign_name_the_console_shows_nothing(open_page):
-    """What a hostile page could do with a name of its own that suddenly points to this machine."""
+def test_f1_under_a_foreign_name_the_console_shows_nothing(open_page):
+    """Row F1: a hostile page may have a name of its own that suddenly points to this machine."""
     page = open_page(host="gateway.example")
-    expect(page.locator("#refused")).to_be_visible()
-    expect(page.locator("#refused-reason")).to_contain_text("ADMIN_TOKEN")
-    assert page.evaluate("fetch('/admin/overview').then((r) => r.status)") == 403
-    page.watch.allowed = "403"
+    page.watch.allowed = "401"
+    expect(page.locator("#sign-in")).to_be_visible()
+    assert page.evaluate("fetch('/admin/overview').then((r) => r.status)") == 401
+
+
+def command_link(gateway):
+    """The output of `tornado-gateway console-url`."""
+    command = [sys.executable, "-m", "tornado_gateway", "console-url"]
+    return subprocess.run(command, env=gateway._environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def blank_page(browser):
+    """A page of somebody who has not signed in anywhere."""
+    page = browser.new_context().new_page()
+    page.set_default_timeout(15_000)
+    yield page
+    page.context.close()
+
+
+def test_f1_the_link_of_the_command_signs_in(blank_page, gateway):
+    """Row F1: the token leaves the address bar, is sent to no server in an address, and is not stored."""
+    page, sent = blank_page, []
+    page.on("request", lambda request: sent.append(request))
+    link = command_link(gateway)
+    page.goto(link)
+    expect(page.locator("#overview")).to_be_visible()
+    expect(page.locator("#equation")).to_contain_text("received")
+    assert page.url == f"http://127.0.0.1:{gateway.port}/console"
+    token = gateway.admin_token
+    assert link.endswith(f"#token={token}")
+    assert not [one.url for one in sent if token in one.url.partition("#")[0] + one.headers.get("referer", "")]
+    assert [one.url for one in sent if token in (one.post_data or "")] == [page.url.replace("console", "admin/session")]
+    assert token not in page.evaluate("JSON.stringify({...localStorage, ...sessionStorage})")
+    page.goto("about:blank")
+    page.go_back()
+    expect(page.locator("#overview")).to_be_visible()
+    assert token not in page.url
+
+
+def test_f1_the_link_signs_in_a_console_that_is_open_already(blank_page, gateway):
+    """Row F1: only the part behind # changes, so the browser loads no page."""
+    page = blank_page
+    page.goto(f"http://127.0.0.1:{gateway.port}/console")
+    expect(page.locator("#sign-in")).to_be_visible()
+    page.goto(command_link(gateway))
+    expect(page.locator("#overview")).to_be_visible()
+    assert gateway.admin_token not in page.url
+    page.click("#sign-out")
+    expect(page.locator("#sign-in")).to_be_visible()
+    page.goto(command_link(gateway))
+    expect(page.locator("#overview")).to_be_visible()
+    assert gateway.admin_token not in page.url
+
+
+def test_f1_a_link_with_a_wrong_token_says_so(blank_page, gateway):
+    """Row F1."""
+    blank_page.goto(f"http://127.0.0.1:{gateway.port}/console#token=wrong-token-0123456789")
+    expect(blank_page.locator("#sign-in-problem")).to_contain_text("wrong admin token")
+    expect(blank_page.locator("#sign-in")).to_be_visible()
+    expect(blank_page.locator("#overview")).to_be_hidden()
+    assert "wrong-token" not in blank_page.url
 
 
 def test_another_sites_page_can_read_and_change_nothing(open_page, gateway):
@@ -542,7 +634,9 @@ def test_the_browser_asks_no_other_host(launch, gateway, tmp_path):
     log = tmp_path / "net.json"
     origin = f"http://127.0.0.1:{gateway.port}"
     with launch(f"--log-net-log={log}") as browser:
-        page = browser.new_context().new_page()
+        context = browser.new_context()
+        context.add_cookies([session_of(gateway)])
+        page = context.new_page()
         page.goto(f"{origin}/console")
         fill_every_tab(page)
         page.goto(f"{origin}/docs")

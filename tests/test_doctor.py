@@ -19,6 +19,7 @@ from process import ROOT, SAMPLE_SETTINGS, Gateway, free_port, sample_document
 from redis_servers import RedisServer, needs_redis_server
 from vendor import Fault, Vendor
 
+from tornado_gateway import admin_token
 from tornado_gateway.config import load
 from tornado_gateway.doctor import REMEDIES, Machine, examine
 from tornado_gateway.store import NewChunk
@@ -73,8 +74,8 @@ def only_fault(findings, check, code, state="fail"):
 def test_nothing_is_wrong(patient):
     findings = patient.findings(MAXMIND_DB_PATH=fresh_database())
     assert {finding.code for finding in findings.values() if finding.check != "geoip"} == {"ok"}
-    checks = ["configuration", "upstream", "clock", "redis", "geoip", "data directory", "disk", "open files", "port"]
-    assert list(findings) == [*checks, "events"]
+    checks = ["configuration", "upstream", "clock", "redis", "geoip", "data directory", "admin token"]
+    assert list(findings) == [*checks, "disk", "open files", "port", "events"]
     assert not patient.options["DATA_DIR"].exists(), "looking leaves no traces"
 
 
@@ -86,6 +87,31 @@ def fresh_database():
 def test_fault_1_a_key_that_the_vendor_refuses(patient, status):
     patient.vendor.settings_faults.append(Fault(status=status))
     assert str(status) in only_fault(patient.findings(), "upstream", "key-refused")
+
+
+def test_f1_the_source_of_the_admin_token_is_named(patient):
+    """Row F1."""
+    file = patient.options["DATA_DIR"] / "admin-token"
+    assert "ADMIN_TOKEN is set" in patient.findings(ADMIN_TOKEN="operators-token-1234")["admin token"].message
+    before = patient.findings()["admin token"]
+    assert (before.state, before.code) == ("ok", "ok")
+    assert f"the first start creates {file}" in before.message
+    token = admin_token.ensure(patient.options["DATA_DIR"])
+    found = patient.findings()["admin token"]
+    assert (found.state, found.message) == ("ok", f"ADMIN_TOKEN is not set: {file} is used")
+    file.chmod(0o640)
+    findings = patient.findings()
+    assert str(file) in only_fault(findings, "admin token", "admin-token-exposed", "warn")
+    assert token not in str(findings)
+    assert file.stat().st_mode & 0o777 == 0o640, "the doctor changes nothing"
+
+
+def test_f1_a_token_that_cannot_be_used_is_a_fault(patient):
+    """Row F1."""
+    file = patient.options["DATA_DIR"] / "admin-token"
+    file.parent.mkdir()
+    file.touch(0o600)
+    assert f"{file} is empty" in only_fault(patient.findings(), "admin token", "admin-token")
 
 
 def test_fault_2_a_vendor_that_cannot_be_reached(patient):

@@ -353,7 +353,7 @@ def test_a_reader_never_sees_half_a_row():
 
 def test_gauges_of_a_worker_that_has_ended_are_not_shown():
     memory, board = Memory(2), Scoreboard(2)
-    gauges = {"oldest_at": 1.0, "geo_built_at": 1.0, "degraded": 1.0, "redis_up": 0.0}
+    gauges = {"geo_built_at": 1.0, "degraded": 1.0, "redis_up": 0.0}
     memory.write(0, Row(1, gauges, [0] * module._LAYOUT.size))
     text, _ = Exposition(memory, board, About("1", 10), lambda: None).render()
     samples = samples_of(text.decode())

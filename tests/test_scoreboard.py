@@ -3,11 +3,13 @@
 import os
 import signal
 import time
+from dataclasses import asdict
 
 import pytest
 
 from tornado_gateway import scoreboard as module
 from tornado_gateway.scoreboard import EVENT_COUNTS, PLACE_BYTES, Scoreboard, instance_status
+from tornado_gateway.waiting import Reading
 
 
 def counts(waiting=0, delivered=0, dead=0, rejected=0):
@@ -28,6 +30,7 @@ def record(place, generation, adopted=0, **events):
         "in_flight": 1,
         "settings": {"version": 1, "stored_version": 1, "age_seconds": 1.0, "hash": "a", "source": "store"},
         "events": counts(**events),
+        "reading": asdict(Reading()),
         "last_poll": {"at": None, "error": None},
         "last_flush": {"at": None, "events": 0, "error": None},
         "last_error": None,
@@ -240,3 +243,107 @@ def test_the_status_takes_what_differs_from_the_worker_that_knows_best():
     assert [worker["settings"] for worker in status["workers"]] == ["a", "new", "new"]
     assert status["workers"][0]["pid"] == 1001
     assert status["workers"][0]["connections"] == 2
+
+
+# What waits (rows H7 and H8)
+
+
+def holding(place, generation, waiting, is_shared=False, **reading):
+    known = asdict(Reading(**{"at": time.time(), "stuck_after": 60.0, **reading}))
+    return record(place, generation, waiting=waiting) | {"reading": known, "is_queue_shared": is_shared}
+
+
+def status_of(*records):
+    board = Scoreboard(len(records))
+    for one in records:
+        board.publish(one["place"], one)
+    return instance_status(board, "1")
+
+
+def still_for(seconds):
+    return time.monotonic() - seconds
+
+
+def test_h7_the_oldest_event_is_that_of_all_workers():
+    status = status_of(holding(0, 1, 2, oldest_at=500.0), holding(1, 2, 3, oldest_at=400.0), holding(2, 3, 0))
+    assert (status["events"]["waiting"], status["events"]["oldest_at"]) == (5, 400.0)
+    assert status["events"]["oldest_unknown_since"] is None
+    assert "reading" not in status["workers"][0]
+    assert status_of(holding(0, 1, 0, oldest_at=400.0))["events"]["oldest_at"] is None
+
+
+def test_h8_an_oldest_event_that_stays_the_same_without_an_error_is_stuck():
+    stuck = holding(0, 1, 680, oldest_at=time.time() - 3600, still_since=still_for(61))
+    status = status_of(stuck, holding(1, 2, 5, oldest_at=time.time() - 1, still_since=still_for(-600)))
+    assert status["stuck"]["events"] == 680
+    assert 3600 <= status["stuck"]["seconds"] < 3700
+    assert "680 waiting" in status["stuck"]["message"]
+    assert status["last_error"] == status["stuck"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("still_seconds", "reading"),
+    [(None, {}), (0, {"stuck_after": 1000.0}), (900, {"stuck_after": 1800.0}), (900, {"oldest_at": None})],
+    ids=["an error is reported", "for a short time", "a longer flush interval", "never read"],
+)
+def test_h8_old_events_alone_are_not_stuck(still_seconds, reading):
+    since = None if still_seconds is None else still_for(still_seconds)
+    old = {"oldest_at": time.time() - 3600, "still_since": since}
+    assert status_of(holding(0, 1, 3, **old | reading))["stuck"] is None
+
+
+def test_h8_an_oldest_event_counts_as_the_same_until_the_last_reading_only():
+    """A large log is read rarely: since then the oldest event may have been delivered."""
+    old = {"oldest_at": time.time() - 3600, "still_since": still_for(1000)}
+    assert status_of(holding(0, 1, 3, still_until=still_for(990), **old))["stuck"] is None
+    assert status_of(holding(0, 1, 3, still_until=still_for(900), **old))["stuck"]["events"] == 3
+
+
+def test_h8_nothing_is_stuck_when_nothing_waits():
+    assert status_of(holding(0, 1, 0, oldest_at=1.0, still_since=still_for(61)))["stuck"] is None
+
+
+def test_h8_a_shared_queue_is_stuck_if_all_workers_agree():
+    seen = {"oldest_at": time.time() - 3600, "is_shared": True}
+    one = holding(0, 1, 7, still_since=still_for(61), **seen)
+    assert status_of(one, holding(1, 2, 7, still_since=still_for(70), **seen))["stuck"]["events"] == 7
+    assert status_of(one, holding(1, 2, 7, still_since=still_for(-600), **seen))["stuck"] is None
+
+
+def test_h8_what_an_ended_worker_left_behind_can_be_stuck():
+    board = Scoreboard(2)
+    reading = {"oldest_at": 400.0, "still_since": still_for(61), "still_until": still_for(61)}
+    board.publish(0, holding(0, 1, 4, **reading))
+    assert instance_status(board, "1")["stuck"] is None
+    board.publish(1, holding(1, 2, 0))
+    board.retire(0, 1)
+    status = instance_status(board, "1")
+    assert status["events"]["oldest_at"] == 400.0
+    assert status["stuck"]["events"] == 4
+    board.publish(1, holding(1, 2, 0) | {"adopted": board.retirements})
+    assert instance_status(board, "1")["stuck"] is None
+
+
+def test_h7_a_store_that_cannot_be_read_is_unknown_since_its_last_reading():
+    known = holding(0, 1, 2, oldest_at=500.0)
+    status = status_of(known, holding(1, 2, 3, oldest_at=None, unknown_since=450.0))
+    assert status["events"]["oldest_at"] == 500.0
+    assert status["events"]["oldest_unknown_since"] == 450.0
+    shared = holding(0, 1, 2, oldest_at=500.0, is_shared=True)
+    other = holding(1, 2, 2, unknown_since=450.0, is_shared=True)
+    assert status_of(shared, other)["events"]["oldest_unknown_since"] is None, "one that can read it is enough"
+
+
+def test_h7_the_dead_of_a_shared_queue_are_those_that_it_holds():
+    """A worker counts only those of its own time."""
+    before = holding(0, 1, 0, is_shared=True, dead=3, at=100.0)
+    assert status_of(before, holding(1, 2, 0, is_shared=True, dead=5, at=200.0))["events"]["dead"] == 5
+
+
+def test_h8_a_worker_that_cannot_deliver_is_not_hidden_by_one_that_can():
+    failed = {"at": 5.0, "events": 0, "error": "events: HTTP 503"}
+    fine = {"at": 9.0, "events": 2, "error": None}
+    failing, working = holding(0, 1, 4) | {"last_flush": failed}, holding(1, 2, 1) | {"last_flush": fine}
+    assert status_of(failing, working)["last_flush"] == failed
+    done = holding(0, 1, 0) | {"last_flush": failed}
+    assert status_of(done, working)["last_flush"] == fine, "nothing waits for it"

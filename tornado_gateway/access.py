@@ -1,9 +1,9 @@
-"""Who may use the operators' endpoints, and how the console stays signed in.
+"""Access to the operators' endpoints, and the session of the console.
 
-With ADMIN_TOKEN: who sends it as a bearer token, or has the cookie that `POST /admin/session` gives for it. The cookie
-is signed with the token, so every worker knows it without having seen it, and a new token ends all sessions.
-Without: clients on the machine itself, whoever they say they are, but not through a proxy and not under a name that a
-hostile page could have pointed here (DNS rebinding).
+A request needs the admin token (`admin_token.py`) as a bearer token, or the cookie that `POST /admin/session` gives for
+it. The cookie is signed with the token, so every worker accepts it without having seen it, and a new token ends all
+sessions. The address of a client, its Host and its headers prove nothing: behind a proxy on this machine every client
+looks local.
 
 What changes something must not come from another site's page: the browser says where it is from, and a form cannot send
 JSON.
@@ -13,10 +13,11 @@ import base64
 import hashlib
 import hmac
 import ipaddress
+import posixpath
 import secrets
 from collections.abc import Sequence
 from http.cookies import SimpleCookie
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
@@ -25,26 +26,20 @@ from .wire import Network
 
 COOKIE = "fme_gateway_session"
 SESSION_SECONDS = 12 * 3600
-PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-Ip", "Via")
-
-ASKS_TOKEN = "sign in, or send ADMIN_TOKEN as Authorization: Bearer"  # noqa: S105 - a message
-ONLY_LOCAL = "only for clients on this machine: set ADMIN_TOKEN to allow others"
+NO_TOKEN = "the admin token is required: sign in, or send it as Authorization: Bearer"  # noqa: S105 - a message
 
 
 class Access:
-    """Raises RequestError 401 or 403 for who may not. `now` is in unix seconds."""
+    """Raise RequestError (401 or 403) if a request is not authorized. `now` is in unix seconds."""
 
-    def __init__(self, token: str | None, trusted_proxies: Sequence[Network] = ()) -> None:
-        self.needs_token = token is not None
-        self._token = (token or "").encode()
+    def __init__(self, token: str, trusted_proxies: Sequence[Network] = ()) -> None:
+        self._token = token.encode()
         self._key = hashlib.sha256(b"session:" + self._token).digest()
         self._trusted_proxies = tuple(trusted_proxies)
 
     def check(self, request: HTTPServerRequest, now: float) -> None:
-        if not self.needs_token:
-            self._check_local(request)
-        elif not self._has_token(request.headers) and not self._has_session(request.headers, now):
-            raise RequestError(401, ASKS_TOKEN)
+        if not self._has_token(request.headers) and not self._has_session(request.headers, now):
+            raise RequestError(401, NO_TOKEN)
 
     def check_change(self, request: HTTPServerRequest) -> None:
         """Is it a request of our own page, or of no page at all?"""
@@ -57,7 +52,7 @@ class Access:
             raise RequestError(403, "not from another site's page")
 
     def is_token(self, given: str) -> bool:
-        return self.needs_token and hmac.compare_digest(given.encode(), self._token)
+        return hmac.compare_digest(given.encode(), self._token)
 
     def new_session(self, now: float) -> str:
         content = f"{int(now) + SESSION_SECONDS}.{secrets.token_urlsafe(12)}"
@@ -92,15 +87,6 @@ class Access:
         digest = hmac.digest(self._key, content.encode(), "sha256")
         return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
-    def _check_local(self, request: HTTPServerRequest) -> None:
-        address = _address(request.remote_ip)
-        if address is None or not address.is_loopback:
-            raise RequestError(403, ONLY_LOCAL)
-        if any(name in request.headers for name in PROXY_HEADERS):
-            raise RequestError(403, f"came through a proxy: {ONLY_LOCAL}")
-        if not _is_own_name(request.headers.get("Host", "")):
-            raise RequestError(403, f"asked for under a name that is not this machine's: {ONLY_LOCAL}")
-
 
 def _address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
@@ -111,12 +97,7 @@ def _address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address 
     return mapped or address
 
 
-def _is_own_name(host: str) -> bool:
-    """An address cannot be re-pointed; of names only localhost is known to be here."""
-    try:
-        name = urlsplit(f"//{host}").hostname
-    except ValueError:
-        return False
-    if name is None:
-        return False
-    return name == "localhost" or name.endswith(".localhost") or _address(name) is not None
+def is_operators_path(path: str) -> bool:
+    """Whether a path leads below /admin when it is decoded and normalized, as proxies do. No page has such a path."""
+    normal = posixpath.normpath(unquote(path)).lower()
+    return normal.strip("/").partition("/")[0] == "admin"

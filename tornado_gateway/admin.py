@@ -26,7 +26,7 @@ from .lists import ListChecks
 from .location import LocationReader
 from .metrics import REQUEST_BUCKETS, REQUEST_SECONDS, Memory
 from .settings import SettingsMirror, Snapshot
-from .store import DeadLetter, Depth, EventStore, StateStore
+from .store import DeadLetter, EventStore, StateStore
 from .wire import Fields, required_text, user_id
 
 Status = Callable[[], Mapping[str, Any]]
@@ -34,7 +34,6 @@ Answer = dict[str, Any]
 
 SAMPLE_SECONDS = 1.0
 SAMPLES = 300
-DEPTH_SECONDS = 1.0  # how old the answer to "how many wait" may be
 RECENT_ENTRIES = 50
 RECENT_BYTES = 16_384  # of one entry; a batch of thousands is not kept alive for being looked at
 SHOWN_EVENTS = 50
@@ -296,6 +295,13 @@ class Known(NamedTuple):
     is_given: bool
 
 
+def _queue(status: Mapping[str, Any]) -> Answer:
+    """What waits and what is dead in all workers, from the numbers of /status."""
+    events = status["events"]
+    shown = ("waiting", "dead", "oldest_at", "oldest_unknown_since")
+    return {**{name: events[name] for name in shown}, "stuck": status["stuck"]}
+
+
 def _feature_keys(settings: core.Settings, fields: Fields) -> list[str]:
     if fields.get("featureKey") in (None, "", "*"):
         return list(settings.features)
@@ -365,7 +371,6 @@ class Admin:
     recent: RecentEvents = field(default_factory=RecentEvents)
     _history: History = field(init=False)
     _described: tuple[str, list[Answer]] = ("", [])
-    _depth: tuple[float, Depth] = (float("-inf"), Depth(0, 0, None))
 
     def __post_init__(self) -> None:
         self._history = History(self.status, self.latencies)
@@ -389,7 +394,7 @@ class Admin:
                 "id": snapshot.settings.account_id if snapshot else None,
                 "features": len(snapshot.settings.features) if snapshot else 0,
             },
-            "queue": await self._queue_depth(status["events"]),
+            "queue": _queue(status),
             "location": self._location(now),
             "store": self._store_health(),
             "samples": self._history.series(),
@@ -413,10 +418,9 @@ class Admin:
 
     async def events(self, letters_limit: int = SHOWN_LETTERS) -> Answer:
         """The oldest dead letters, whole, and the newest events."""
-        depth = await self.store.depth()
         letters = await self.store.dead_letters(letters_limit)
         return {
-            "depth": {"waiting": depth.waiting, "dead": depth.dead, "oldest_at": depth.oldest_at},
+            "depth": _queue(self.status()),
             "dead": [_letter(letter) for letter in letters],
             "recent": self.recent.newest(),
         }
@@ -429,15 +433,6 @@ class Admin:
         if self.mirror.current is None:
             raise RequestError(503, "no settings have been loaded yet, see /ready")
         return self.mirror.current
-
-    async def _queue_depth(self, events: Mapping[str, int]) -> Answer:
-        """How many wait is known of the instance; since when, only of what this worker's store can see."""
-        if time.monotonic() - self._depth[0] > DEPTH_SECONDS:
-            try:
-                self._depth = time.monotonic(), await self.store.depth()
-            except StoreError:
-                pass  # the store's own panel says that it is down
-        return {"waiting": events["waiting"], "dead": events["dead"], "oldest_at": self._depth[1].oldest_at}
 
     def _location(self, now: float) -> Answer:
         reader = self.explainer.location

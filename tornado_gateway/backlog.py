@@ -14,10 +14,11 @@ from typing import Any, Protocol
 
 from .client import Client
 from .config import Config
+from .errors import StoreError
 from .store import DeadLetter, Depth, EventStore
 from .store.sqlite import SqliteEvents
 
-__all__ = ["Backlog", "Letter", "is_in_use", "open_backlog"]
+__all__ = ["Backlog", "Letter", "Overall", "is_in_use", "open_backlog"]
 
 LETTERS_LIMIT = 1_000_000
 
@@ -33,12 +34,20 @@ class Letter:
     body: str
 
 
+@dataclass(frozen=True, slots=True)
+class Overall(Depth):
+    """The numbers of all workers. `oldest_at` is of the time `unknown_since` if it cannot be read at the moment."""
+
+    unknown_since: float | None = None
+    stuck: str | None = None  # the problem in words, see waiting.py; only a running gateway can say
+
+
 class Backlog(Protocol):
     """`where` says in words whom the answers are from."""
 
     where: str
 
-    async def depth(self) -> Depth: ...
+    async def depth(self) -> Overall: ...
 
     async def letters(self) -> list[Letter]: ...
 
@@ -51,9 +60,17 @@ class _OfGateway:
         self.where = f"the gateway at {client.url}"
         self._client = client
 
-    async def depth(self) -> Depth:
-        depth = self._client.get("/admin/events")["depth"]
-        return Depth(depth["waiting"], depth["dead"], depth.get("oldest_at"))
+    async def depth(self) -> Overall:
+        """The same numbers whichever worker is asked: those of the whole instance."""
+        depth = self._client.get("/admin/events?limit=1")["depth"]
+        stuck = depth.get("stuck") or {}
+        return Overall(
+            depth["waiting"],
+            depth["dead"],
+            depth.get("oldest_at"),
+            depth.get("oldest_unknown_since"),
+            stuck.get("message"),
+        )
 
     async def letters(self) -> list[Letter]:
         dead: list[dict[str, Any]] = self._client.get(f"/admin/events?limit={LETTERS_LIMIT}")["dead"]
@@ -69,8 +86,9 @@ class _OfStore:
         self.where = where
         self._events = events
 
-    async def depth(self) -> Depth:
-        return await self._events.depth()
+    async def depth(self) -> Overall:
+        depth = await self._events.depth()
+        return Overall(depth.waiting, depth.dead, depth.oldest_at)
 
     async def letters(self) -> list[Letter]:
         return [_letter(dead) for dead in await self._events.dead_letters(LETTERS_LIMIT)]
@@ -85,8 +103,8 @@ class _Empty:
     def __init__(self, where: str) -> None:
         self.where = where
 
-    async def depth(self) -> Depth:
-        return Depth(0, 0, None)
+    async def depth(self) -> Overall:
+        return Overall(0, 0, None)
 
     async def letters(self) -> list[Letter]:
         return []
@@ -125,7 +143,9 @@ def _store(config: Config) -> tuple[EventStore, str] | None:
 
 
 def is_in_use(directory: Path) -> bool:
-    """Whether a living process holds an event log in this directory."""
+    """Whether a living process holds an event log in this directory. Raise StoreError if that cannot be determined."""
+    if directory.is_dir() and not os.access(directory, os.R_OK | os.X_OK):
+        raise StoreError(f"{directory} cannot be read by this user: use the gateway's user or root")
     return any(_is_locked(path) for path in directory.glob("events-*.lock"))
 
 

@@ -1,10 +1,12 @@
 """The command line: what commands there are, and those that need no running gateway. `operations.py` has the others."""
 
 import argparse
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from .device import DeviceReader
 from .errors import ConfigError
 from .location import LocationReader
 from .terminal import bullets, print_columns, print_json
+
+logger = logging.getLogger(__name__)
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -67,6 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
     health = _add_command(commands, "health", _health, "ask the running gateway whether it lives", has_json=True)
     health.add_argument("--ready", action="store_true", help="whether it can decide as well")
     add_flags(health)
+    console_url = _add_command(commands, "console-url", _console_url, "print a link that signs in to the console")
+    add_flags(console_url)
     _add_events(commands)
     _add_facts(commands)
     _add_evaluate(commands)
@@ -146,13 +152,30 @@ def _without_account(arguments: argparse.Namespace) -> Config:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from . import logs, metrics, supervisor, worker
+    from . import admin_token, logs, metrics, supervisor, worker
 
     config = _configuration(arguments)
     secrets = [getattr(config, option.attribute) for option in OPTIONS if option.secret]
     logs.set_up(config.log_level, config.log_format, [secret for secret in secrets if secret is not None])
+    if config.admin_token is None:  # once, here: all workers get the same token
+        try:
+            config = replace(config, admin_token=admin_token.ensure(config.data_dir))
+        except admin_token.AdminTokenError as error:
+            logger.error("the gateway cannot start: %s", error)
+            return 1
+        logs.hide(config.admin_token)
+    _announce_console(config)
     places = 2 * config.worker_count  # of the scoreboard: while a worker is replaced there are two
     return supervisor.run(config, partial(worker.run, memory=metrics.Memory(places)))
+
+
+def _announce_console(config: Config) -> None:
+    """Print the sign-in link for a person at a terminal. A log, which others can read, gets no token."""
+    client = Client(config)
+    if sys.stderr.isatty() and config.log_format != "json":
+        print(f"Console: {client.console_link()}", file=sys.stderr)
+    else:
+        logger.info("the console is %s/console; `tornado-gateway console-url` prints a sign-in link", client.url)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -217,6 +240,15 @@ def _health(arguments: argparse.Namespace) -> int:
     else:
         print(": ".join(str(answer[name]) for name in ("status", "reason") if name in answer))
     return 0 if status == 200 else 1
+
+
+def _console_url(arguments: argparse.Namespace) -> int:
+    try:
+        print(Client(_without_account(arguments)).console_link())
+    except ClientError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 def _events(arguments: argparse.Namespace) -> int:

@@ -3,9 +3,12 @@
 import http.client
 import ssl
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 
+from . import admin_token
+from .admin_token import AdminTokenError
 from .config import Config
 from .errors import GatewayError
 
@@ -23,12 +26,12 @@ class ClientError(GatewayError):
 
 
 class Client:
-    """Asks the gateway at HOST and PORT, with ADMIN_TOKEN if there is one."""
+    """Send requests to the gateway at HOST and PORT, below /admin with the admin token."""
 
     def __init__(self, config: Config, timeout_seconds: float = 5.0) -> None:
         self._host = _EVERYWHERE.get(config.host, config.host)
         self._port = config.port
-        self._token = config.admin_token
+        self._config = config
         self._is_https = config.tls_cert_path is not None
         self._timeout_seconds = timeout_seconds
         shown = f"[{self._host}]" if ":" in self._host else self._host
@@ -36,7 +39,7 @@ class Client:
 
     def ask(self, path: str, body: Any = None) -> tuple[int, Any]:
         """Status and JSON of the answer to a GET, or to a POST of `body`. Raises ClientError."""
-        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        headers = self._authorization() if path.startswith("/admin/") else {}
         connection = self._connection()
         try:
             if body is None:
@@ -65,8 +68,37 @@ class Client:
         if status == 200:
             return answer
         said = answer.get("error", "") if isinstance(answer, dict) else ""
-        hint = "; set ADMIN_TOKEN to that of the gateway" if status in (401, 403) else ""
+        hint = f"; {self._hint()}" if status == 401 else ""
         raise ClientError(f"{self.url}{path} answered {status}: {said}{hint}", status)
+
+    def console_link(self) -> str:
+        """Return a link that signs in to the console. Browsers do not send the part behind # to any server."""
+        token = self._token()
+        if token is None:
+            file = admin_token.path_in(self._config.data_dir)
+            raise ClientError(f"{file} does not exist: start the gateway first, or set its ADMIN_TOKEN or DATA_DIR")
+        return f"{self.url}/console#token={quote(token, safe='')}"
+
+    def _authorization(self) -> dict[str, str]:
+        token = self._token()
+        return {} if token is None else {"Authorization": f"Bearer {token}"}
+
+    def _token(self) -> str | None:
+        """Return ADMIN_TOKEN or the token in DATA_DIR, None if there is neither."""
+        if self._config.admin_token is not None:
+            return self._config.admin_token
+        try:
+            return admin_token.read(self._config.data_dir)
+        except FileNotFoundError:
+            return None
+        except AdminTokenError as error:
+            raise ClientError(str(error)) from error
+
+    def _hint(self) -> str:
+        if self._config.admin_token is not None:
+            return "ADMIN_TOKEN is not the one of this gateway"
+        file = admin_token.path_in(self._config.data_dir)
+        return f"set ADMIN_TOKEN or DATA_DIR to that of the gateway (ADMIN_TOKEN is not set, {file} was tried)"
 
     def _connection(self) -> http.client.HTTPConnection:
         if not self._is_https:

@@ -555,7 +555,8 @@ class Config:
         "ADMIN_TOKEN",
         _word,
         None,
-        "Bearer token of the operators' endpoints; without one they answer only clients on the machine itself.",
+        "Token of the console and of all other endpoints below /admin. If it is not set, the first start creates one in"
+        " DATA_DIR/admin-token. Gateways that share a load balancer but not DATA_DIR need the same ADMIN_TOKEN.",
         secret=True,
     )
 

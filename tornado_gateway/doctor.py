@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 
-from . import __version__, core
-from .backlog import open_backlog
+from . import __version__, admin_token, core
+from .admin_token import AdminTokenError
+from .backlog import Overall, open_backlog
 from .client import Client, ClientError
 from .config import Config
 from .errors import GatewayError, StoreError, UpstreamError
@@ -65,6 +66,9 @@ REMEDIES = {
     "geo-old": "Refresh it: `tornado-gateway geo update`, or whatever brings the file to MAXMIND_DB_PATH.",
     "data-dir": "Make DATA_DIR a directory that the gateway's user may write to: `chown tornado-gateway: DATA_DIR`;"
     " in a container, mount a volume there.",
+    "admin-token": "Do what is said about the file, or set ADMIN_TOKEN. The gateway does not start without a token.",
+    "admin-token-exposed": "Run `chmod 600 DATA_DIR/admin-token`; the next start does it as well. If other users have"
+    " used the machine, delete the file and restart the gateway: it creates a new token.",
     "disk-full": "Free space on the disk of DATA_DIR now; without it events cannot be stored and are refused with 503.",
     "disk-low": "Free space on the disk of DATA_DIR, or move it: a day without upstream needs about 1 KB per event.",
     "open-files": "Raise the limit: LimitNOFILE in the service unit, `ulimits` of a container, `ulimit -n` in a shell."
@@ -75,6 +79,8 @@ REMEDIES = {
     " itself when the files change.",
     "certificate-ending": "Renew the certificate; the gateway takes it up by itself when the files change.",
     "events-waiting": "Events do not get away: see the lines about upstream, and last_flush in /status for the reason.",
+    "events-stuck": "Restart the gateway: waiting events stay stored and are sent after the start. If it happens again,"
+    " report it with the log and /status.",
     "events-dead": "See why with `tornado-gateway events list`, then `tornado-gateway events requeue` or"
     " `tornado-gateway events export`.",
     "events-unreadable": "If a gateway runs, give this command its HOST, PORT and ADMIN_TOKEN; if none does, look at"
@@ -143,6 +149,8 @@ async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIter
     yield await asyncio.to_thread(_look_at_location, config, settings, machine)
     storage = _look_at_data_dir(config.data_dir)
     yield storage
+    if storage.state == OK:
+        yield _look_at_admin_token(config)
     yield _look_at_disk(config.data_dir, machine)
     yield _look_at_open_files(machine)
     yield await asyncio.to_thread(_look_at_port, config)
@@ -323,6 +331,22 @@ def _look_at_data_dir(directory: Path) -> Finding:
     )
 
 
+def _look_at_admin_token(config: Config) -> Finding:
+    path = admin_token.path_in(config.data_dir)
+    if config.admin_token is not None:
+        return Finding("admin token", OK, OK, "ADMIN_TOKEN is set")
+    try:
+        admin_token.read(config.data_dir)
+        is_exposed = admin_token.is_exposed(path)
+    except FileNotFoundError:
+        return Finding("admin token", OK, OK, f"ADMIN_TOKEN is not set: the first start creates {path}")
+    except AdminTokenError as error:
+        return Finding("admin token", FAIL, "admin-token", str(error))
+    if is_exposed:
+        return Finding("admin token", WARN, "admin-token-exposed", f"{path} is accessible to other users")
+    return Finding("admin token", OK, OK, f"ADMIN_TOKEN is not set: {path} is used")
+
+
 def _existing(directory: Path) -> Path:
     """The directory, or the nearest one above that exists."""
     return next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
@@ -389,10 +413,20 @@ async def _look_at_events(config: Config, machine: Machine) -> Finding:
     except (GatewayError, OSError) as error:
         return Finding("events", WARN, "events-unreadable", str(error))
     age = machine.now() - depth.oldest_at if depth.oldest_at is not None else 0.0
-    message = f"{depth.waiting} wait (oldest {age:.0f} s), {depth.dead} dead: {backlog.where}"
+    message = f"{depth.waiting} wait ({_oldest(depth, age)}), {depth.dead} dead: {backlog.where}"
+    if depth.stuck is not None:
+        return Finding("events", FAIL, "events-stuck", f"{depth.stuck} {message}")
     is_late = age > WAITING_INTERVALS * config.flush_seconds
     if is_late or depth.waiting > WAITING_SHARE * config.event_queue_limit:
         return Finding("events", WARN, "events-waiting", message)
     if depth.dead:
         return Finding("events", WARN, "events-dead", message)
     return Finding("events", OK, OK, message)
+
+
+def _oldest(depth: Overall, age: float) -> str:
+    if depth.unknown_since is None:
+        return f"oldest {age:.0f} s"
+    known = "not known" if depth.oldest_at is None else f"{age:.0f} s"
+    read = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(depth.unknown_since))
+    return f"oldest {known}, last read {read}"

@@ -32,10 +32,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from . import core
-from .errors import StoreError
 from .http1 import Handler, Request
-from .scoreboard import Record, Scoreboard
-from .store import EventStore
+from .scoreboard import Reading, Record, Scoreboard
+from .waiting import Merged
 
 T = TypeVar("T")
 Find = Callable[[bytes, bytes], Handler | None]
@@ -75,13 +74,11 @@ LOOKUPS = ("hit", "miss")
 REQUEST_BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 FLUSH_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-GAUGES = ("oldest_at", "geo_built_at", "degraded", "redis_up")  # of a worker; NaN: does not apply
+GAUGES = ("geo_built_at", "degraded", "redis_up")  # of a worker; NaN: does not apply
 
 SAMPLE_EVERY = 16  # requests, on the average
 BUSY_REQUESTS_PER_SECOND = 400  # below that every request is measured
 BEAT_SECONDS = 0.1  # how often the lag of the loop is measured
-QUEUE_WATCH_SECONDS = 2.0  # how often the store is asked for its oldest event
-QUEUE_WATCH_SHARE = 0.01  # of the store's time that this question may take
 KNOWN_KEYS = 2048  # spellings of known routes that are remembered
 LONGEST_MEASURED = 10_000  # requests under way at the same time whose beginning is remembered
 
@@ -252,7 +249,6 @@ class Metrics:
     def __init__(self, memory: Memory, place: int = 0, generation: int = 1) -> None:
         before = memory.read(place)
         self.counts: list[int] = before.counts if before else [0] * _LAYOUT.size
-        self.oldest_at: float | None = None  # when the oldest event that waits here was stored
         self._memory = memory
         self._place = place
         self._generation = generation
@@ -262,26 +258,20 @@ class Metrics:
         self._sampled = 0
         self._due = 0.0
         self._beat: asyncio.TimerHandle | None = None
-        self._watching: asyncio.Task[None] | None = None
         self._caches = dict.fromkeys(CACHES, (0, 0))
         self._inherited = self._totals()
         self.answered = self._answered()
 
-    def start(self, store: EventStore, waiting: Callable[[], int]) -> None:
-        """Measure the loop, and look for the oldest event while `waiting` says that there are any."""
+    def start(self) -> None:
+        """Measure the loop."""
         self._expect_beat()
-        self._watching = asyncio.create_task(self._watch(store, waiting))
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         if self._beat is not None:
             self._beat.cancel()
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait([self._watching])
 
     def publish(self, gauges: Mapping[str, float | None]) -> None:
-        values = {"oldest_at": self.oldest_at, **gauges}
-        shown = {name: math.nan if (value := values.get(name)) is None else float(value) for name in GAUGES}
+        shown = {name: math.nan if (value := gauges.get(name)) is None else float(value) for name in GAUGES}
         self._memory.write(self._place, Row(self._generation, shown, self.counts))
 
     # Requests
@@ -411,19 +401,6 @@ class Metrics:
         self._due = time.monotonic() + BEAT_SECONDS
         self._beat = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._measure_lag)
 
-    async def _watch(self, store: EventStore, waiting: Callable[[], int]) -> None:
-        while True:
-            before = time.monotonic()
-            if waiting():
-                try:
-                    self.oldest_at = (await store.depth()).oldest_at
-                except StoreError:
-                    pass  # the one that was known goes on ageing, which is what it does
-            else:
-                self.oldest_at = None
-            took = time.monotonic() - before
-            await asyncio.sleep(max(QUEUE_WATCH_SECONDS * random.uniform(0.9, 1.1), took / QUEUE_WATCH_SHARE))
-
 
 def route_of(path: bytes) -> str:
     """The label of a path. Clients may double slashes and put the account's prefix in front (wire contract 0.8)."""
@@ -468,21 +445,22 @@ class Exposition(Collector):
 
     def collect(self) -> Iterator[Metric]:
         self._refresh()
-        workers, events = self._memory.steady(self._read)
+        reading, events = self._memory.steady(self._read)
+        workers = reading.workers
         rows = [row for place in range(self._memory.places) if (row := self._memory.read(place)) is not None]
         counts = [sum(column) for column in zip(*(row.counts for row in rows), strict=True)] or [0] * _LAYOUT.size
         gauges = [row.gauges for worker in workers if (row := self._row(worker)) is not None]
         yield from _requests(counts, workers)
-        yield from _events(events, gauges, self._about.queue_limit * len(workers))
+        yield from _events(events, reading.waiting, self._about.queue_limit * len(workers))
         yield from _upstream(counts)
         yield from _settings(counts, workers)
         yield from _facts(counts, gauges)
         yield from _stores(gauges)
         yield from self._processes(counts, workers)
 
-    def _read(self) -> tuple[list[Record], dict[str, int]]:
+    def _read(self) -> tuple[Reading, dict[str, int]]:
         reading = self._scoreboard.read_all()
-        return reading.workers, reading.events
+        return reading, reading.events
 
     def _row(self, worker: Record) -> Row | None:
         row = self._memory.read(worker["place"])
@@ -513,16 +491,23 @@ def _requests(counts: list[int], workers: list[Record]) -> Iterator[Metric]:
     yield _counters("fme_decisions", "Decisions of getFlag.", ("outcome",), DECISIONS, counts, with_zeros=True)
 
 
-def _events(events: dict[str, int], gauges: list[dict[str, float]], limit: int) -> Iterator[Metric]:
+def _events(events: dict[str, int], waiting: Merged, limit: int) -> Iterator[Metric]:
     yield _counter("fme_events_received", "Events that have been taken, or refused.", events["received"])
     yield _counter("fme_events_delivered", "Events that upstream has taken.", events["delivered"])
     yield _counter("fme_events_rejected", "Events that were refused with a 503.", events["rejected"])
     yield _gauge("fme_events_waiting", "Events that wait for upstream.", events["waiting"])
     yield _gauge("fme_events_dead", "Events that upstream refused for good; they can be re-queued.", events["dead"])
-    oldest = [row["oldest_at"] for row in gauges if not math.isnan(row["oldest_at"])]
-    age = max(0.0, time.time() - min(oldest)) if oldest and events["waiting"] else 0.0
-    yield _gauge("fme_events_oldest_seconds", "How long the oldest waiting event has been waiting.", round(age, 3))
+    yield _gauge("fme_events_oldest_seconds", "How long the oldest waiting event has been waiting.", _age(waiting))
+    stuck = waiting.stuck["events"] if waiting.stuck is not None else 0
+    yield _gauge("fme_events_stuck", "Events that wait although delivery reports no error.", stuck)
     yield _gauge("fme_events_queue_limit", "Events that may wait before new ones are refused.", limit)
+
+
+def _age(waiting: Merged) -> float:
+    """Of the oldest event; NaN if it has never been read."""
+    if waiting.oldest_at is not None:
+        return round(max(0.0, time.time() - waiting.oldest_at), 3)
+    return 0.0 if waiting.unknown_since is None else math.nan
 
 
 def _upstream(counts: list[int]) -> Iterator[Metric]:

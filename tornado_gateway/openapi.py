@@ -6,6 +6,7 @@ Kept by hand. A test holds it to the route tables and sends its examples to a ga
 from typing import Any
 
 from . import __version__
+from .access import NO_TOKEN
 
 Schema = dict[str, Any]
 
@@ -103,14 +104,11 @@ def _operation(
     return operation
 
 
-OPERATORS: list[dict[str, list[str]]] = [{"adminToken": []}, {"session": []}, {}]
+OPERATORS: list[dict[str, list[str]]] = [{"adminToken": []}, {"session": []}]
 NOT_ALLOWED = _errors(
-    _401=("ADMIN_TOKEN is set and was not sent", "sign in, or send ADMIN_TOKEN as Authorization: Bearer"),
-    _403=(
-        "No ADMIN_TOKEN is set and the client is not on this machine, or another site's page asks",
-        "only for clients on this machine: set ADMIN_TOKEN to allow others",
-    ),
+    _401=("The admin token or a session is missing or wrong", NO_TOKEN),
 )
+OTHER_SITE = _errors(_403=("The request comes from another site's page", "not from another site's page"))
 NOT_JSON = _errors(_415=("The body is not sent as JSON", "expected Content-Type: application/json"))
 STORE_DOWN = _errors(_503=("The store cannot be read at the moment", "SQLite: disk I/O error"))
 NOT_LOADED = _errors(_503=("There are no settings yet", "no settings have been loaded yet, see /ready"))
@@ -487,17 +485,14 @@ OPERATING: Schema = {
         "get": _operation(
             "session",
             "Operators",
-            "May I, and if not, why?",
-            _ok(
-                "Always",
-                _object("allowed needs_token", allowed=BOOLEAN, needs_token=BOOLEAN, reason=_or_null(TEXT)),
-                {"allowed": True, "needs_token": False, "reason": None},
-            ),
+            "Current session",
+            {**_ok("Signed in", _object("signed_in", signed_in=BOOLEAN), {"signed_in": True}), **NOT_ALLOWED},
+            secured=OPERATORS,
         ),
         "post": _operation(
             "signIn",
             "Operators",
-            "Sign in: ADMIN_TOKEN for a cookie",
+            "Sign in: exchange the admin token for a cookie",
             {
                 "200": {
                     "description": "Signed in, for twelve hours",
@@ -505,10 +500,10 @@ OPERATING: Schema = {
                     "content": _json(_object("signed_in", signed_in=BOOLEAN), {"signed_in": True}),
                 },
                 **_errors(
-                    _400=("No ADMIN_TOKEN is set", "this gateway has no ADMIN_TOKEN: there is nothing to sign in to"),
-                    _401=("Wrong token", "the token is not the one in ADMIN_TOKEN"),
-                    _403=("Another site's page asks", "not from another site's page"),
+                    _400=("The body is not a JSON object", "the body must be a JSON object"),
+                    _401=("Wrong token", "wrong admin token: expected ADMIN_TOKEN"),
                 ),
+                **OTHER_SITE,
                 **NOT_JSON,
             },
             body=_json(_object("token", token=TEXT), {"token": "…"}),
@@ -519,7 +514,7 @@ OPERATING: Schema = {
             "Sign out: forget the cookie",
             {
                 **_ok("Signed out", _object("signed_in", signed_in=BOOLEAN), {"signed_in": False}),
-                **_errors(_403=("Another site's page asks", "not from another site's page")),
+                **OTHER_SITE,
                 **NOT_JSON,
             },
         ),
@@ -551,6 +546,7 @@ OPERATING: Schema = {
                 **_ok("The decisions and the way to each", _ref("Explanation")),
                 **BAD_BODY,
                 **NOT_ALLOWED,
+                **OTHER_SITE,
                 **NOT_JSON,
                 **NOT_LOADED,
             },
@@ -565,7 +561,7 @@ OPERATING: Schema = {
             "Operators",
             "Events that wait, that are dead, that came last",
             {
-                **_ok("Of the worker that answers, or of Redis", _ref("Events")),
+                **_ok("Of all workers; the newest events are those of the worker that answers", _ref("Events")),
                 **_errors(_400=("No number", "limit: expected a number of dead letters, 1 to 9999999")),
                 **NOT_ALLOWED,
                 **STORE_DOWN,
@@ -585,6 +581,7 @@ OPERATING: Schema = {
                     _400=("Not a list", "ids: expected a list of ids of dead letters, or null for all"),
                 ),
                 **NOT_ALLOWED,
+                **OTHER_SITE,
                 **NOT_JSON,
                 **STORE_DOWN,
             },
@@ -646,19 +643,37 @@ SCHEMAS: Schema = {
     "AliasRow": _object("aliasId userId", aliasId=TEXT, userId=TEXT),
     "Ready": _object("status settings_age_seconds", status=TEXT, settings_age_seconds=_or_null(NUMBER)),
     "EventCounts": _object(
-        "received waiting delivered dead rejected",
+        "received waiting delivered dead rejected oldest_at oldest_unknown_since",
         received=WHOLE,
         waiting=WHOLE,
         delivered=WHOLE,
         dead=WHOLE,
         rejected=WHOLE,
+        oldest_at=_said(_or_null(NUMBER), "When the oldest waiting event was stored, in unix seconds"),
+        oldest_unknown_since=_said(_or_null(NUMBER), "The time of the last reading, while a store cannot be read"),
+    ),
+    "Stuck": _said(
+        _object("since seconds events message", since=NUMBER, seconds=NUMBER, events=WHOLE, message=TEXT),
+        "Events that wait although delivery reports no error; since when the oldest of them waits",
+    ),
+    "Queue": _said(
+        _object(
+            "waiting dead oldest_at oldest_unknown_since stuck",
+            waiting=WHOLE,
+            dead=WHOLE,
+            oldest_at=_or_null(NUMBER),
+            oldest_unknown_since=_or_null(NUMBER),
+            stuck=_or_null(_ref("Stuck")),
+        ),
+        "Of all workers, as in /status",
     ),
     "Status": _object(
-        "version uptime_seconds settings events workers",
+        "version uptime_seconds settings events stuck workers",
         version=TEXT,
         uptime_seconds=NUMBER,
         settings=_or_null(ANY_OBJECT),
         events=_ref("EventCounts"),
+        stuck=_or_null(_ref("Stuck")),
         last_poll=_or_null(ANY_OBJECT),
         last_flush=_or_null(ANY_OBJECT),
         last_error=_or_null(TEXT),
@@ -670,7 +685,7 @@ SCHEMAS: Schema = {
         worker=_said(WHOLE, "The process that answers"),
         status=_ref("Status"),
         account=ANY_OBJECT,
-        queue=_object("waiting dead oldest_at", waiting=WHOLE, dead=WHOLE, oldest_at=_or_null(NUMBER)),
+        queue=_ref("Queue"),
         location=_said(ANY_OBJECT, "The GeoIP database"),
         store=_object("kind is_up error", kind=TEXT, is_up=BOOLEAN, error=_or_null(TEXT)),
         samples=_said(
@@ -748,7 +763,7 @@ SCHEMAS: Schema = {
     ),
     "Events": _object(
         "depth dead recent",
-        depth=_object("waiting dead oldest_at", waiting=WHOLE, dead=WHOLE, oldest_at=_or_null(NUMBER)),
+        depth=_ref("Queue"),
         dead=_list(_ref("DeadLetter")),
         recent=_said(_list(ANY_OBJECT), "The newest first"),
     ),
@@ -764,7 +779,7 @@ TAGS = {
     "Aliases": "Several ids of one user.",
     "Older SDKs": "Paths of earlier versions.",
     "Probes": "For load balancers and monitoring.",
-    "Operators": "What the console asks. With ADMIN_TOKEN, or without it from this machine only.",
+    "Operators": "Data of the console. Every request needs the admin token or a session.",
     "Pages": "For people.",
 }
 
@@ -784,7 +799,11 @@ DOCUMENT: Schema = {
     "components": {
         "schemas": SCHEMAS,
         "securitySchemes": {
-            "adminToken": {"type": "http", "scheme": "bearer", "description": "ADMIN_TOKEN"},
+            "adminToken": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "ADMIN_TOKEN or, if it is not set, the token in DATA_DIR/admin-token",
+            },
             "session": {"type": "apiKey", "in": "cookie", "name": "fme_gateway_session"},
             "webhookToken": {"type": "apiKey", "in": "header", "name": "X-Webhook-Token"},
         },

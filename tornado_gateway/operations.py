@@ -98,10 +98,16 @@ async def _events_status(backlog: Backlog, arguments: argparse.Namespace) -> int
     depth = await backlog.depth()
     age = None if depth.oldest_at is None else round(time.time() - depth.oldest_at, 1)
     if arguments.json:
-        print_json({"waiting": depth.waiting, "dead": depth.dead, "oldest_seconds": age, "where": backlog.where})
+        numbers = {"waiting": depth.waiting, "dead": depth.dead, "oldest_seconds": age}
+        unsure = {"oldest_unknown_since": depth.unknown_since, "stuck": depth.stuck}
+        print_json({**numbers, **unsure, "where": backlog.where})
         return 0
     print(f"{backlog.where}:")
+    if depth.stuck is not None:
+        print(f"  {paint(depth.stuck, 'red')}")
     oldest = "" if age is None else f", the oldest for {age:.0f} s"
+    if depth.unknown_since is not None:
+        oldest += f" (last read {_at(depth.unknown_since)}: the store cannot be read)"
     print(f"  {depth.waiting} events wait for upstream{oldest}")
     print(f"  {depth.dead} events are dead letters")
     return 0

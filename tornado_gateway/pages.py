@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import orjson
 from tornado.web import Application, HTTPError, RequestHandler
 
-from .access import COOKIE, SESSION_SECONDS, Access
+from .access import COOKIE, SESSION_SECONDS, Access, is_operators_path
 from .admin import SHOWN_LETTERS, Admin
 from .errors import RequestError, StoreError
 from .openapi import DOCUMENT
@@ -24,7 +24,8 @@ from .wire import Fields, json_object
 
 Status = Callable[[], Mapping[str, Any]]
 
-WRONG_TOKEN_SECONDS = 0.5  # what a wrong token costs the one who tries
+WRONG_TOKEN_SECONDS = 0.5  # delay of the response to a wrong token
+WRONG_TOKEN = "wrong admin token: expected ADMIN_TOKEN or, if it is not set, the token in DATA_DIR/admin-token"  # noqa: S105
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -68,6 +69,7 @@ def build_application(
             ("/admin/events/requeue", RequeuePage, operators),
         ],
         default_handler_class=UnknownPage,
+        default_handler_args={"access": access},
         log_function=lambda handler: None,  # never a log line for each request
     )
 
@@ -98,6 +100,12 @@ class Page(RequestHandler):
     def head(self) -> Awaitable[None] | None:
         return self.get()
 
+    def reject(self, error: RequestError) -> None:
+        if error.status == 401:
+            self.set_header("WWW-Authenticate", 'Bearer realm="operators"')
+        self.set_status(error.status)
+        self.finish(orjson.dumps({"status": 0, "error": str(error)}))
+
     def _message(self, status: int, raised: Any) -> str:
         error = raised[1] if raised else None
         if isinstance(error, HTTPError) and error.log_message:
@@ -113,7 +121,18 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
 
 
 class UnknownPage(Page):
+    """Below /admin, however it is spelled, only operators learn that there is no such path."""
+
+    def initialize(self, access: Access) -> None:
+        self._access = access
+
     def prepare(self) -> None:
+        if is_operators_path(self.request.path):
+            try:
+                self._access.check(self.request, time.time())
+            except RequestError as error:
+                self.reject(error)
+                return
         raise HTTPError(404, f"no such path: {self.request.path}"[:200].replace("%", "%%"))
 
 
@@ -207,60 +226,53 @@ class DescriptionPage(Page):
 
 
 class AdminPage(Page):
-    """Only for who may; see access.py. What is raised as RequestError or StoreError becomes the answer."""
+    """Requires the admin token or a session (access.py). RequestError and StoreError become error responses."""
 
     def initialize(self, admin: Admin, access: Access) -> None:
         self._admin = admin
         self._access = access
 
     def prepare(self) -> None:
-        if self.request.method not in self.METHODS:
-            raise HTTPError(405)
         try:
             self._access.check(self.request, time.time())
+            if self.request.method not in self.METHODS:
+                raise HTTPError(405)
             if self.request.method not in ("GET", "HEAD"):
                 self._access.check_change(self.request)
         except RequestError as error:
-            self._refuse(error)
+            self.reject(error)
 
     async def answer(self, answer: Awaitable[Mapping[str, Any]]) -> None:
         try:
             self.write_json(await answer)
         except RequestError as error:
-            self._refuse(error)
+            self.reject(error)
         except StoreError as error:
-            self._refuse(RequestError(503, str(error)))
+            self.reject(RequestError(503, str(error)))
 
     def fields(self) -> Fields:
         return json_object(self.request.body)
 
-    def _refuse(self, error: RequestError) -> None:
-        if error.status == 401:
-            self.set_header("WWW-Authenticate", 'Bearer realm="operators"')
-        self.set_status(error.status)
-        self.finish(orjson.dumps({"status": 0, "error": str(error)}))
-
 
 class SessionPage(AdminPage):
-    """GET: may I? POST: the token for a cookie. DELETE: forget the cookie. Open to all; each says no by itself."""
+    """GET: check the session. POST: exchange the token for a cookie. DELETE: forget the cookie.
+
+    POST and DELETE need no session, so that it can begin and so that signing out always succeeds.
+    """
 
     METHODS: ClassVar[tuple[str, ...]] = ("GET", "HEAD", "POST", "DELETE")
 
     def prepare(self) -> None:
-        if self.request.method in ("GET", "HEAD"):
+        if self.request.method not in ("POST", "DELETE"):
+            super().prepare()
             return
         try:
             self._access.check_change(self.request)
         except RequestError as error:
-            self._refuse(error)
+            self.reject(error)
 
     def get(self) -> None:
-        reason = None
-        try:
-            self._access.check(self.request, time.time())
-        except RequestError as error:
-            reason = str(error)
-        self.write_json({"allowed": reason is None, "needs_token": self._access.needs_token, "reason": reason})
+        self.write_json({"signed_in": True})
 
     async def post(self) -> None:
         await self.answer(self._sign_in())
@@ -271,11 +283,9 @@ class SessionPage(AdminPage):
 
     async def _sign_in(self) -> Mapping[str, Any]:
         token = self.fields().get("token")
-        if not self._access.needs_token:
-            raise RequestError(400, "this gateway has no ADMIN_TOKEN: there is nothing to sign in to")
         if not isinstance(token, str) or not self._access.is_token(token):
             await asyncio.sleep(WRONG_TOKEN_SECONDS)
-            raise RequestError(401, "the token is not the one in ADMIN_TOKEN")
+            raise RequestError(401, WRONG_TOKEN)
         self.set_cookie(
             COOKIE,
             self._access.new_session(time.time()),

@@ -17,8 +17,9 @@ Everything that binds the sums is in this file:
   dead + rejected holds for the sums at any time.
 - A log that is taken over in the moment between the end of its worker and the retirement counts twice until the next
   time that somebody takes over logs.
-- With a queue that is shared with other machines (Redis) every worker shows what waits there as a whole, so the sums
-  have it once, and no worker leaves anything behind. What one machine received another one may deliver.
+- With a queue that is shared with other machines (Redis) every worker shows what waits and what is dead there as a
+  whole, so the sums have it once, and no worker leaves anything behind. What one machine received another one may
+  deliver.
 """
 
 import mmap
@@ -32,6 +33,8 @@ from typing import Any
 
 import orjson
 
+from . import waiting
+
 Record = dict[str, Any]
 
 PLACE_BYTES = 65536
@@ -42,7 +45,7 @@ _NUMBER_BYTES = 8  # of the last record that is complete
 _HEAD = struct.Struct("=QII")  # its number again, its length, the checksum
 _HALF_BYTES = (PLACE_BYTES - _NUMBER_BYTES) // 2
 _ROOM_BYTES = _HALF_BYTES - _HEAD.size
-_INTERNAL = frozenset({"place", "generation", "adopted", "is_queue_shared", "last_poll"})
+_INTERNAL = frozenset({"place", "generation", "adopted", "is_queue_shared", "last_poll", "reading"})
 _NO_TOTALS: Record = {"retirements": 0, "adopted": 0, "retired": {}, "events": {}, "left_behind": []}
 
 
@@ -52,6 +55,7 @@ class Reading:
 
     workers: list[Record]
     events: dict[str, int]
+    waiting: waiting.Merged
 
 
 class Scoreboard:
@@ -80,13 +84,18 @@ class Scoreboard:
         events: Counter[str] = Counter(totals["events"])
         for record in living:
             events.update(record["events"])
-        if any(record["is_queue_shared"] for record in living):
+        holders = [waiting.Waiting(record["events"]["waiting"], _reading(record)) for record in living]
+        is_shared = any(record["is_queue_shared"] for record in living)
+        if is_shared:
             events["waiting"] = max(record["events"]["waiting"] for record in living)
-        for retirement, counts in totals["left_behind"]:
+            events["dead"] = waiting.newest_dead(holders, events["dead"])
+        for retirement, counts, reading in totals["left_behind"]:
             if retirement > adopted:
                 events.update(counts)
+                holders.append(waiting.Waiting(counts["waiting"], waiting.Reading(**reading)))
         living.sort(key=lambda record: (record["slot"], record["generation"]))
-        return Reading(living, {name: events[name] for name in EVENT_COUNTS})
+        counted = {name: events[name] for name in EVENT_COUNTS}
+        return Reading(living, counted, waiting.merged(holders, is_shared=is_shared))
 
     def retire(self, place: int, generation: int) -> None:
         """Keep the counts of a process that has ended. Only the parent may call it."""
@@ -104,7 +113,8 @@ class Scoreboard:
             totals["events"] = Counter(totals["events"]) + Counter(done)
             totals["adopted"] = max(totals["adopted"], final.get("adopted", 0))
             if any(left.values()):
-                totals["left_behind"].append([totals["retirements"], _received(left)])
+                reading = final["reading"] | {"still_until": None}  # no other reading follows
+                totals["left_behind"].append([totals["retirements"], _received(left), reading])
         adopted = max([totals["adopted"], *self._adopted()])
         totals["left_behind"] = [entry for entry in totals["left_behind"] if entry[0] > adopted]
         self._write(self.places, totals)
@@ -162,6 +172,10 @@ def _is_retired(record: Record, totals: Record) -> bool:
     return bool(record["generation"] <= totals["retired"].get(str(record["place"]), 0))
 
 
+def _reading(record: Record) -> waiting.Reading:
+    return waiting.Reading(**record["reading"])
+
+
 def _received(counts: dict[str, int]) -> dict[str, int]:
     return {"received": sum(counts.values()), **counts}
 
@@ -170,14 +184,21 @@ def instance_status(scoreboard: Scoreboard, version: str) -> Record:
     """The body of /status. What the workers differ in comes from the one that knows best."""
     reading = scoreboard.read_all()
     workers = reading.workers
+    stuck = reading.waiting.stuck
+    errors = (worker["last_error"] for worker in workers if worker["last_error"])
     return {
         "version": version,
         "uptime_seconds": round(time.monotonic() - scoreboard.started_at, 3),
         "settings": _newest_settings(workers),
-        "events": reading.events,
+        "events": {
+            **reading.events,
+            "oldest_at": reading.waiting.oldest_at,
+            "oldest_unknown_since": reading.waiting.unknown_since,
+        },
+        "stuck": stuck,
         "last_poll": max((worker["last_poll"] for worker in workers), key=_at, default=None),
-        "last_flush": max((worker["last_flush"] for worker in workers), key=_at, default=None),
-        "last_error": next((worker["last_error"] for worker in workers if worker["last_error"]), None),
+        "last_flush": max(workers, key=_flush_order, default={"last_flush": None})["last_flush"],
+        "last_error": next(errors, stuck and stuck["message"]),
         "workers": [_as_listed(worker) for worker in workers],
     }
 
@@ -190,6 +211,12 @@ def _newest_settings(workers: list[Record]) -> Record | None:
 
 def _at(last: Record) -> float:
     return last["at"] or 0.0
+
+
+def _flush_order(worker: Record) -> tuple[bool, float]:
+    """Failures first, then the newest: a worker that delivers must not hide one that cannot deliver what it holds."""
+    flush = worker["last_flush"]
+    return bool(flush["error"] and worker["events"]["waiting"]), _at(flush)
 
 
 def _as_listed(worker: Record) -> Record:

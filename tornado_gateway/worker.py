@@ -6,9 +6,11 @@ import gc
 import logging
 import os
 import random
+import secrets
 import signal
 import socket
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 from tornado.httpclient import AsyncHTTPClient
 from tornado.ioloop import PeriodicCallback
 
-from . import __version__, core, logs, metrics, notify
+from . import __version__, core, logs, metrics, notify, waiting
 from .access import Access
 from .admin import Admin, Explainer, RequestCounts, request_latencies
 from .api import Api
@@ -60,7 +62,13 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Worker:
     """Everything of one process. `start` and `stop` mirror each other."""
 
-    def __init__(self, config: Config, post: Post, memory: metrics.Memory | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        post: Post,
+        memory: metrics.Memory | None = None,
+        stuck_after_seconds: float | None = None,
+    ) -> None:
         self._config = config
         self._post = post
         memory = memory or metrics.Memory(post.scoreboard.places)
@@ -112,6 +120,12 @@ class Worker:
             events_per_request=config.events_per_request,
             interval_seconds=config.flush_seconds,
         )
+        self.waiting = waiting.Watch(
+            self.store.events,
+            lambda: self.events.counts.waiting,
+            stuck_after_seconds or waiting.stuck_after(config.flush_seconds, config.socket_timeout_seconds),
+            is_shared=uses_redis(config),
+        )
         database = config.maxmind_db_path or (self._downloaded_database if config.maxmind_license_key else None)
         self.location = LocationReader(database, config.geo_map_file, copy_directory=config.data_dir)
         self.geo_refresh = self._build_geo_refresh()
@@ -135,7 +149,8 @@ class Worker:
                 self.status,
                 lambda: self._stopping,
                 self.admin,
-                Access(config.admin_token, config.trusted_proxies),
+                # `serve` has chosen the token before it started this worker. Without one, no request is authorized.
+                Access(config.admin_token or secrets.token_urlsafe(), config.trusted_proxies),
                 exposition.render,
             ),
             limits=Limits(max_body_bytes=config.max_body_bytes, keep_alive_seconds=config.keep_alive_seconds),
@@ -249,7 +264,8 @@ class Worker:
             self.certificates.start()
         await self.server.listen(self._config.host, self._config.port, sock=self._post.sock)
         await self.flusher.start()
-        self.metrics.start(self.store.events, lambda: self.events.counts.waiting)
+        self.waiting.start()
+        self.metrics.start()
         self.admin.start()
         if self._post.parent is not None and isinstance(self.store.events, SqliteEvents):
             self._adopting = asyncio.create_task(self._adopt_regularly(self.store.events))
@@ -272,7 +288,8 @@ class Worker:
         self.location.stop()
         if self._adopting is not None:
             await self._adopting  # never cut off: its lock on the other log would go before the move is done
-        await self.metrics.stop()
+        self.metrics.stop()
+        await self.waiting.stop()
         await self.events.stop()
         await self.flusher.stop(deadline * FLUSH_SHARE)
         await self.store.close()
@@ -307,6 +324,7 @@ class Worker:
     def _record(self) -> Record:
         """What the other workers may know of this one."""
         now = time.time()
+        not_sent = self.events.failure or self.store.events.failure or self.flusher.last.error
         snapshot, poll, flush, counts = (
             self.mirror.current,
             self.mirror.last_poll,
@@ -339,9 +357,10 @@ class Worker:
                 "dead": counts.dead,
                 "rejected": counts.rejected,
             },
+            "reading": asdict(self.waiting.reading(not_sent)),
             "last_poll": {"at": poll.at, "error": poll.error},
             "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
-            "last_error": self.events.failure or self.store.events.failure or flush.error or poll.error,
+            "last_error": not_sent or poll.error,
         }
 
     async def _adopt_regularly(self, log: SqliteEvents) -> None:

@@ -17,41 +17,64 @@ let featuresHash = null; // of the settings that it was about
 // --- signing in --------------------------------------------------------------
 
 async function enter() {
-  let session;
+  let isSignedIn = true;
   try {
-    session = await ask("/admin/session");
+    await ask("/admin/session");
   } catch (error) {
-    setState("bad", error.message);
-    timer = setTimeout(enter, OVERVIEW_MS * 3);
-    return;
+    if (error.status !== 401) {
+      setState("bad", error.message);
+      timer = setTimeout(enter, OVERVIEW_MS * 3);
+      return;
+    }
+    isSignedIn = false;
   }
-  byId("sign-in").hidden = session.allowed || !session.needs_token;
-  byId("refused").hidden = session.allowed || session.needs_token;
-  byId("refused-reason").textContent = session.reason ?? "";
-  document.querySelector(".tabs").hidden = !session.allowed;
-  byId("sign-out").hidden = !(session.allowed && session.needs_token);
-  if (session.allowed) {
+  byId("sign-in").hidden = isSignedIn;
+  document.querySelector(".tabs").hidden = !isSignedIn;
+  byId("sign-out").hidden = !isSignedIn;
+  if (isSignedIn) {
     show(tabOfAddress());
     return;
   }
   stopRefreshing();
   for (const name of TABS) byId(name).hidden = true;
-  setState("warn", session.needs_token ? "signed out" : "refused");
-  if (session.needs_token) byId("token").focus();
+  setState("warn", "signed out");
+  byId("token").focus();
 }
 
-async function signIn(event) {
+async function signIn(token) {
+  await post("/admin/session", { token });
+  byId("sign-in-problem").textContent = "";
+  await enter();
+}
+
+async function signInWithForm(event) {
   event.preventDefault();
   const field = byId("token");
   try {
-    await post("/admin/session", { token: field.value });
+    await signIn(field.value);
     field.value = "";
-    byId("sign-in-problem").textContent = "";
-    await enter();
     byId(`tab-${tab}`).focus();
   } catch (error) {
     byId("sign-in-problem").textContent = error.message;
     field.select();
+  }
+}
+
+/** The token of a link from `tornado-gateway console-url`. It leaves the address bar before anything else happens. */
+function takeTokenFromAddress() {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (token !== null) history.replaceState(null, "", location.pathname + location.search);
+  return token;
+}
+
+async function start() {
+  const token = takeTokenFromAddress();
+  if (token === null) return enter();
+  try {
+    await signIn(token);
+  } catch (error) {
+    byId("sign-in-problem").textContent = `The link did not sign in: ${error.message}`;
+    await enter();
   }
 }
 
@@ -83,7 +106,12 @@ function show(name) {
 
 function choose(name) {
   if (location.hash !== `#${name}`) history.pushState(null, "", `#${name}`);
-  if (byId("sign-in").hidden && byId("refused").hidden) show(name);
+  if (byId("sign-in").hidden) show(name);
+}
+
+function followAddress() {
+  if (location.hash.startsWith("#token=")) start();
+  else if (tab !== null) choose(tabOfAddress());
 }
 
 function moveAlongTabs(event) {
@@ -150,7 +178,8 @@ function showState({ status, account, queue }) {
   badge.hidden = !queue.dead;
   badge.textContent = count(queue.dead);
   badge.title = `${plural(queue.dead, "dead event")}`;
-  if (version === null) setState("warn", "no settings yet");
+  if (status.stuck) setState("bad", status.stuck.message);
+  else if (version === null) setState("warn", "no settings yet");
   else if (status.last_error) setState("warn", `account ${account.id} · ${status.last_error}`);
   else setState("good", `account ${account.id} · settings version ${version} · ${plural(account.features, "feature")}`);
 }
@@ -216,10 +245,11 @@ function showPanels({ at, status, queue, location: database, store, account }) {
       ["Source", settings?.source ?? "–"],
       poll?.error ? ["Poll", poll.error, "bad"] : ["Last poll", ago(poll?.at, at)],
     ]),
-    panel("Delivery", flush?.error ? ["failing", "bad"] : ["working", "good"], [
+    panel("Delivery", delivery(status), [
+      ...(status.stuck ? [["Problem", status.stuck.message, "bad"]] : []),
       ["Last flush", ago(flush?.at, at)],
       flush?.error ? ["Error", flush.error, "bad"] : ["Sent in it", count(flush?.events ?? 0)],
-      ["Oldest waits", queue.oldest_at ? duration(at - queue.oldest_at) : "–"],
+      ["Oldest waits", oldest(queue, at)],
       ["Dead letters", count(queue.dead)],
     ]),
     panel("Store", store.is_up ? ["up", "good"] : ["down", "bad"], [
@@ -236,6 +266,14 @@ function showPanels({ at, status, queue, location: database, store, account }) {
       ...(database.error ? [["Error", database.error, "bad"]] : []),
     ]),
   );
+}
+
+const delivery = ({ stuck, last_flush: flush }) =>
+  stuck ? ["stuck", "bad"] : flush?.error ? ["failing", "bad"] : ["working", "good"];
+
+function oldest({ oldest_at: since, oldest_unknown_since: unknown }, at) {
+  const age = since ? duration(at - since) : unknown ? "unknown" : "–";
+  return unknown ? `${age} (last read ${ago(unknown, at)})` : age;
 }
 
 const panel = (title, [word, tone], facts) =>
@@ -736,13 +774,13 @@ for (const name of TABS) byId(`tab-${name}`).addEventListener("click", () => cho
 document.querySelector(".tabs").addEventListener("keydown", moveAlongTabs);
 document.addEventListener("keydown", shortcut);
 document.addEventListener("visibilitychange", () => document.hidden || tab === null || refresh());
-addEventListener("popstate", () => tab === null || choose(tabOfAddress()));
-addEventListener("hashchange", () => tab === null || choose(tabOfAddress()));
-byId("sign-in-form").addEventListener("submit", signIn);
+addEventListener("popstate", followAddress);
+addEventListener("hashchange", followAddress);
+byId("sign-in-form").addEventListener("submit", signInWithForm);
 byId("sign-out").addEventListener("click", signOut);
 byId("filter").addEventListener("input", showFeatures);
 byId("explain-form").addEventListener("submit", explain);
 byId("requeue-all").addEventListener("click", (event) => requeue(null, event.target));
 byId("pause").addEventListener("click", pause);
 replace(byId("charts"), charts.map((each) => each.element));
-enter();
+start();
