@@ -1,4 +1,4 @@
-"""received = delivered + waiting + dead + rejected, in every scrape, whatever upstream does.
+"""received = delivered + waiting + dead + rejected + discarded, in every scrape, whatever upstream does.
 
 ACCOUNTING_SECONDS is how long faults are injected (default 20).
 """

@@ -116,7 +116,7 @@ class History:
         self._due = now + SAMPLE_SECONDS if lag_ms > SAMPLE_SECONDS * 1000 or self._due is None else self._due + 1.0
         self._count_requests(status.get("workers") or ())
         events = status["events"]
-        counted = {name: events[name] for name in ("received", "delivered", "rejected", "waiting", "dead")}
+        counted = {name: events[name] for name in ("received", "delivered", "rejected", "discarded", "waiting", "dead")}
         values = {**self._totals, **counted, "lag_ms": round(lag_ms, 2)}
         self._ring.append(Sample(time.time(), values, self._latencies()))
 

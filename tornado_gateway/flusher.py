@@ -168,6 +168,7 @@ class Flusher:
             await self._wait()
             everything, self._is_flush_due = self._is_flush_due, False
             await self.flush(everything=everything)
+            self._note_idle()
         self._paused_until = 0.0
         await self.flush(everything=True)
 
@@ -354,6 +355,12 @@ class Flusher:
         self._retries = RetryQueue()
 
     # ---- Whether delivery works
+
+    def _note_idle(self) -> None:
+        """Forget a failure if no events are left here: with a shared store another instance has delivered them."""
+        if self._failures and not self._claims and self._queue.stored <= 0:
+            self._failures = self._pauses = 0
+            self.last = LastFlush(at=self.last.at)
 
     def _succeeded(self, events: int) -> None:
         if self.last.failing_since is not None:

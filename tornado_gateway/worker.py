@@ -356,6 +356,7 @@ class Worker:
                 "delivered": counts.delivered,
                 "dead": counts.dead,
                 "rejected": counts.rejected,
+                "discarded": counts.discarded,
             },
             "reading": asdict(self.waiting.reading(not_sent)),
             "last_poll": {"at": poll.at, "error": poll.error},
