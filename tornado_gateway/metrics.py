@@ -5,8 +5,8 @@
   counter ever goes backwards, whatever becomes of a worker: at most its last moment is missing.
 - What is counted is fixed beforehand (`ROUTES`, `STATUSES`, ...), so the rows have one size, and what clients send
   cannot make new series: unknown paths, methods and statuses are all "other".
-- Events are shown from one reading of the scoreboard: received = delivered + waiting + dead + rejected + discarded in each
-  scrape.
+- Events are shown from one reading of the scoreboard: in each scrape
+  received = delivered + waiting + dead + rejected + discarded.
 - Latency is measured for some requests and counted for all: see `Metrics.sampled`.
 """
 

@@ -5,11 +5,11 @@ any worker shows the sums.
 
 Everything that binds the sums is in this file:
 
-- A worker counts received = delivered + waiting + dead + rejected + discarded for itself and publishes all at once. Whatever
-  its event log holds when it opens or adopts it, it counts as received. So the log is the truth of what waits.
-- When a worker has ended, the parent retires it: delivered, rejected and discarded, the events that are done with, go into the
-  totals for good, and are received there too. What waits or is dead lies in its log and is going to be received
-  again by the worker that takes the log over.
+- A worker counts received = delivered + waiting + dead + rejected + discarded for itself and publishes all at once.
+  Whatever its event log holds when it opens or adopts it, it counts as received. So the log is the truth of what waits.
+- When a worker has ended, the parent retires it: delivered, rejected and discarded, the events that are done with, go
+  into the totals permanently, and are received there too. What waits or is dead lies in its log and is going to be
+  received again by the worker that takes the log over.
 - Until then these are "left behind" and stay in the sums, so that nothing disappears in between. They are dropped
   when a worker says that it has taken over all that was left behind up to a certain retirement.
 - A worker that was killed had no chance to publish its last moment. What it had received then comes back with its
