@@ -143,6 +143,14 @@ class Request:
                 return value
         return None
 
+    def list_header(self, name: bytes) -> bytes:
+        """Join all lines of a header that is a list, in their order (RFC 9110, 5.3); b"" if it is absent.
+
+        Some proxies append a line instead of a value, as haproxy does with `option forwardfor`.
+        """
+        size = len(name)
+        return b", ".join([value for key, value in self.headers if len(key) == size and key.lower() == name])
+
 
 @lru_cache(maxsize=256)
 def _status_line(status: int, content_type: bytes | None) -> bytes:
