@@ -327,5 +327,5 @@ def test_application_that_fails_to_start_a_request(serve, caplog):
     client = serve(fallback=Failing(), limits=QUICK).connect().send(get("/page") + get("/const"))
     assert client.answer().error == "internal error"
     assert client.answer().status == 200
-    assert caplog.records[0].message == "the application failed"
+    assert caplog.records[0].message == "Unhandled error in GET /page"
     caplog.clear()

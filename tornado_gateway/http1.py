@@ -21,6 +21,7 @@ What it decides where HTTP leaves a choice:
 import asyncio
 import fcntl
 import logging
+import re
 import socket
 import ssl
 import struct
@@ -46,7 +47,7 @@ from tornado.iostream import StreamClosedError
 
 from .errors import RequestError
 
-__all__ = ["Gate", "Handler", "Limits", "Request", "Response", "Server", "json_error"]
+__all__ = ["Gate", "Handler", "Limits", "Request", "Response", "Server", "json_error", "log_failure", "request_id"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,10 @@ _MAX_QUEUED_BYTES = 262144
 _CHECK_SECONDS = 0.01  # between two looks at what is left to be answered while the server stops
 # Chunk sizes, extensions and trailers may take this many bytes for each byte of body (1-byte chunks take 5).
 _CHUNK_OVERHEAD = 8
+
+_LOGGED_PATH = 200  # characters of a path in a log line; a path can have 64 KB
+_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_TRACE_PARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 
 
 class Limits(NamedTuple):
@@ -150,6 +155,32 @@ class Request:
         """
         size = len(name)
         return b", ".join([value for key, value in self.headers if len(key) == size and key.lower() == name])
+
+
+def request_id(request: Request) -> bytes | None:
+    """The client's name for this request: X-Request-Id, else the trace id of `traceparent`; None if it is not sound."""
+    trace = None
+    for name, value in request.headers:
+        size = len(name)
+        if size == 12 and name.lower() == b"x-request-id":
+            return value if _ID.fullmatch(value) else None
+        if size == 11 and name.lower() == b"traceparent":
+            trace = value
+    found = None if trace is None else _TRACE_PARENT.fullmatch(trace)
+    return None if found is None else found[1]
+
+
+def _log_fields(request: Request) -> dict[str, str | None]:
+    """The id of a failed request for its log line: `logs.py` cannot find it, as compiled code has no frames."""
+    found = request_id(request)
+    return {"request_id": None if found is None else found.decode("ascii")}
+
+
+def log_failure(request: Request, error: BaseException | None) -> None:
+    """Log an error that a request was not meant to cause, without the query, which may hold a key."""
+    path = ascii(request.path[:_LOGGED_PATH].decode("latin-1"))[1:-1]
+    method = request.method.decode("latin-1")
+    logger.error("Unhandled error in %s %s", method, path, exc_info=error, extra=_log_fields(request))
 
 
 @lru_cache(maxsize=256)
@@ -653,7 +684,7 @@ class _Connection(asyncio.Protocol):
         if isinstance(cause, _RefusedError):
             self._refuse(cause.response)
         elif isinstance(error, httptools.HttpParserCallbackError):
-            logger.error("cannot serve a request", exc_info=cause)
+            log_failure(Request(self.parser.get_method(), *_split_target(self.url), self.head_headers), cause)
             self._refuse(_INTERNAL_ERROR)
         elif self.phase == _ENDED or (self.version and not self.url):
             self.phase = _ENDED  # stray bytes after a complete request
@@ -834,7 +865,7 @@ class _Connection(asyncio.Protocol):
             try:
                 self.on_answer(request, status)
             except Exception:
-                logger.exception("the on_answer hook failed")
+                logger.exception("the on_answer hook failed", extra=_log_fields(request))
 
     def _write_out(self) -> None:
         out = self.out
@@ -1054,7 +1085,7 @@ def _error_answer(request: Request, error: BaseException) -> Response:
         return json_error(error.status, str(error))
     if isinstance(error, asyncio.CancelledError):
         return _CANCELLED
-    logger.error("a handler failed", exc_info=error)
+    log_failure(request, error)
     return _INTERNAL_ERROR
 
 
@@ -1104,8 +1135,8 @@ class _Page(HTTPConnection):
             await self._deliver()
         except HTTPInputError as error:
             self._send_error(json_error(400, str(error)))
-        except Exception:
-            logger.exception("the application failed")
+        except Exception as error:
+            log_failure(self._request, error)
             self._send_error(_INTERNAL_ERROR)
 
     async def _deliver(self) -> None:
