@@ -350,6 +350,7 @@ class _Connection(asyncio.Protocol):
         "tls",
         "transport",
         "unsent",
+        "unsent_bytes",
         "url",
         "version",
         "waiting",
@@ -394,6 +395,7 @@ class _Connection(asyncio.Protocol):
         self.out: list[bytes] = []
         self.out_bytes = 0
         self.unsent: deque[memoryview] = deque()  # a large piece, and all that follows it
+        self.unsent_bytes = 0
         self.feed_due = False
         self.refusal: Response | None = None
         self.gate: Gate | None = None
@@ -449,13 +451,13 @@ class _Connection(asyncio.Protocol):
         if self.tls:
             return False
         self._settle()
-        return bool(self.queue or self.waiting or self.held or self.unsent)
+        return bool(self.queue or self.waiting or self.held or self.unsent_bytes)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The peer is gone. What it has asked for is still done; the answers lead nowhere."""
         self.transport = None
         self.write_paused = False
-        self.unsent.clear()
+        self._forget_unsent()
         self.server.clients.discard(self)
         self.server.orphans.add(self)
         self._release_writers()
@@ -474,7 +476,7 @@ class _Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.write_paused = False
-        if self.unsent:
+        if self.unsent_bytes:
             self._feed()
         else:
             self._go_on()
@@ -706,7 +708,7 @@ class _Connection(asyncio.Protocol):
     def _has_room(self) -> bool:
         return (
             not self.write_paused
-            and not self.unsent
+            and not self.unsent_bytes
             and self.queued_bytes < _MAX_QUEUED_BYTES
             and len(self.queue) < self.max_pipelined
         )
@@ -797,7 +799,7 @@ class _Connection(asyncio.Protocol):
 
     def _send_ready(self) -> None:
         queue = self.queue
-        while queue and not self.write_paused and not self.unsent:
+        while queue and not self.write_paused and not self.unsent_bytes:
             request = queue[0]
             answer = request._answer
             if answer is None:
@@ -869,7 +871,7 @@ class _Connection(asyncio.Protocol):
 
     def _write_out(self) -> None:
         out = self.out
-        if self.out_bytes >= _WRITE_BYTES or self.unsent:
+        if self.out_bytes >= _WRITE_BYTES or self.unsent_bytes:
             self._write_pieces()
             return
         data = out[0] if len(out) == 1 else b"".join(out)
@@ -883,7 +885,7 @@ class _Connection(asyncio.Protocol):
         pieces, self.out, self.out_bytes = self.out, [], 0
         if self.transport is None or self.transport.is_closing():
             return
-        is_first = not self.unsent
+        is_first = not self.unsent_bytes
         small: list[bytes] = []
         for piece in pieces:
             if len(piece) < _WRITE_BYTES:
@@ -895,39 +897,45 @@ class _Connection(asyncio.Protocol):
         self._leave(b"".join(small))
         if is_first:
             self._write_slice()
-            if self.unsent:
+            if self.unsent_bytes:
                 self._block()
                 self._feed_later()
 
     def _leave(self, data: bytes) -> None:
         if data:
             self.unsent.append(memoryview(data))
+            self.unsent_bytes += len(data)
 
     def _write_slice(self) -> None:
         """Hand up to a slice of what is unsent to the transport, unless that has enough."""
         room = _WRITE_SLICE_BYTES
-        while self.unsent and room and not self.write_paused:
+        while self.unsent_bytes and room and not self.write_paused:
             if self.transport is None or self.transport.is_closing():
-                self.unsent.clear()
+                self._forget_unsent()
                 return
             piece = self.unsent.popleft()
             if len(piece) > room:
                 self.unsent.appendleft(piece[room:])
                 piece = piece[:room]
             room -= len(piece)
+            self.unsent_bytes -= len(piece)
             self.transport.write(piece)
+
+    def _forget_unsent(self) -> None:
+        self.unsent.clear()
+        self.unsent_bytes = 0
 
     def _feed(self) -> None:
         self.feed_due = False
         self._write_slice()
-        if not self.unsent and not self.write_paused:
+        if not self.unsent_bytes and not self.write_paused:
             self._go_on()
         else:
             self._feed_later()
 
     def _feed_later(self) -> None:
         """Write the next slice in the next turn of the loop, or in resume_writing."""
-        if self.unsent and not self.write_paused and not self.feed_due:
+        if self.unsent_bytes and not self.write_paused and not self.feed_due:
             self.feed_due = True
             self.loop.call_soon(self._feed)
 
@@ -940,7 +948,7 @@ class _Connection(asyncio.Protocol):
     def _settle(self) -> None:
         """When nothing more will be read and all is answered: the last word, and close."""
         is_over = self.phase >= _ENDED or self.eof or self.transport is None
-        if not is_over or self.corked or self.queue or self.waiting or self.held or self.unsent:
+        if not is_over or self.corked or self.queue or self.waiting or self.held or self.unsent_bytes:
             return
         if self.refusal is not None:
             refusal, self.refusal = self.refusal, None
@@ -980,7 +988,7 @@ class _Connection(asyncio.Protocol):
         for piece in pieces:
             self._put(piece)
         self._write_out()
-        if self.write_paused or self.unsent:
+        if self.write_paused or self.unsent_bytes:
             self.writers.append(future)
         else:
             future.set_result(None)
@@ -1031,7 +1039,7 @@ class _Connection(asyncio.Protocol):
     def _buffered(self) -> int:
         if self.transport is None:
             return 0
-        return self.transport.get_write_buffer_size() + sum(map(len, self.unsent))
+        return self.transport.get_write_buffer_size() + self.unsent_bytes
 
     def sweep(self, now: float) -> None:
         """Called from time to time: close the connection if nothing has changed for too long."""
