@@ -4,11 +4,13 @@ import http.client
 import itertools
 import re
 import time
+from ipaddress import ip_network
 from urllib.parse import quote
 
 import orjson
 import pytest
-from process import Gateway, sample_document
+from process import SAMPLE_SETTINGS, Gateway, sample_document
+from sdk import wire
 from vendor import Fault, Vendor
 
 from tornado_gateway import core
@@ -150,6 +152,29 @@ def test_a_session_is_a_cookie_that_scripts_and_other_sites_cannot_use(guarded):
     assert TOKEN not in cookie
     assert exchange(guarded, "GET", "/admin/overview", Cookie=cookie)[0] == 200
     assert exchange(guarded, "GET", "/admin/overview", Cookie=f"a=b; {cookie}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("sent", "is_encrypted"),
+    [("https", True), ("HTTPS", True), ("http, https", True), ("https,http", False), ("https, ", False), ("", False)],
+)
+def test_e1_the_nearest_proxy_says_whether_the_client_came_with_tls(sent, is_encrypted):
+    """Row E1: the lines of X-Forwarded-Proto, which Tornado joins with commas, are read from the right."""
+    access = Access("one", [ip_network("10.0.0.0/8")])
+    assert access.is_encrypted(Asking("10.0.0.1", **{"X-Forwarded-Proto": sent})) is is_encrypted
+    assert not access.is_encrypted(Asking("192.0.2.7", **{"X-Forwarded-Proto": sent}))
+
+
+@pytest.mark.parametrize(("values", "is_secure"), [(["http", "https"], True), (["https", "http"], False)])
+def test_e1_the_cookie_behind_a_proxy_that_appends_a_line(tmp_path, values, is_secure):
+    body = b'{"token":"%b"}' % TOKEN.encode()
+    lines = b"".join(b"X-Forwarded-Proto: %b\r\n" % value.encode() for value in values)
+    head = b"POST /admin/session HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    options = {"SETTINGS_FILE": SAMPLE_SETTINGS, "ADMIN_TOKEN": TOKEN, "TRUSTED_PROXIES": "127.0.0.0/8"}
+    with Gateway(tmp_path / "data", **options) as gateway:
+        data = wire.exchange(gateway.port, b"%b%bContent-Length: %d\r\n\r\n%b" % (head, lines, len(body), body))
+    assert data.startswith(b"HTTP/1.1 200 ")
+    assert (b"; Secure" in data) == is_secure
 
 
 def test_a_session_that_was_tampered_with_is_none(guarded):

@@ -2,18 +2,22 @@
 
 import asyncio
 import contextlib
+import json
+import re
 import socket
 import ssl
 import struct
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import test_http1_harness as harness
+from process import Gateway, sample_document
 from test_http1_harness import PATIENCE_SECONDS, QUICK, Client, get, post
 
-from tornado_gateway.http1 import Response
+from tornado_gateway.http1 import Gate, Response
 
 serve = harness.serve
 
@@ -134,6 +138,158 @@ def test_unread_answer_is_not_kept_for_ever(serve):
     live.connect(SO_RCVBUF=4096).send(get("/big") * 60 + get("/const", "Connection: close"))
     live.until(lambda: live.server.connections)
     live.until(lambda: not live.server.connections)
+
+
+# ---- flow control by bytes (row D2)
+
+LARGE = b"x" * 8_000_000  # more than the kernel's buffers take: 4 MB here, and SO_RCVBUF of the client
+SMALL_BUFFERS = 400_000  # in the transport of a client that does not read: one slice, and what one may be above 64 KB
+
+
+class Large:
+    """Counts its calls. All responses have the same body, as those of a settings document have."""
+
+    def __init__(self, body=LARGE):
+        self.response = Response(200, body, b"text/plain")
+        self.calls = 0
+
+    def find(self, method, path):
+        return {b"/large": self.handle, b"/async": self.handle_later}.get(path, lambda request: Response(200, b"1"))
+
+    def handle(self, request):
+        self.calls += 1
+        return self.response
+
+    async def handle_later(self, request):
+        await asyncio.sleep(0)
+        return self.handle(request)
+
+
+def wait_for_data(client):
+    assert client.sock.recv(1, socket.MSG_PEEK)
+
+
+@pytest.mark.parametrize("headers", [[], ["Origin: https://shop.example"]], ids=["as it is", "with more headers"])
+def test_d2_nothing_starts_behind_a_large_response_that_is_not_read(serve, headers):
+    """Row D2: all pipelined requests were started, and their responses joined: 48 MB for 16 of 3 MB."""
+    large = Large()
+    live = serve(find=large.find, marks=[b"origin"], more_headers=lambda request: b"X-More: 1\r\n")
+    clients = [live.connect(SO_RCVBUF=65536).send(get("/large", *headers) * 6) for _ in range(5)]
+    for client in clients:
+        wait_for_data(client)
+    assert live.ask(get("/const")).status == 200
+    assert large.calls == len(clients)
+    assert live.call(lambda: buffered(live)) < SMALL_BUFFERS * len(clients)
+    for _ in range(6):
+        assert clients[0].answer().body == LARGE
+    assert large.calls == 6 + len(clients) - 1
+
+
+def test_d2_large_responses_of_coroutines_leave_one_by_one(serve):
+    large = Large()
+    live = serve(find=large.find)
+    client = live.connect(SO_RCVBUF=65536).send(get("/async") * 8)
+    wait_for_data(client)
+    assert live.call(lambda: buffered(live)) < SMALL_BUFFERS
+    for _ in range(8):
+        assert client.answer().body == LARGE
+
+
+def test_d2_responses_that_wait_for_their_turn_are_counted_by_bytes(serve):
+    """A response of its own for each request, held back by a gate: two of 200 KB are enough, not 64."""
+    gate, started = Gate(), []
+
+    def handle(request):
+        started.append(request.query)
+        request.gate = gate
+        return Response(200, request.query * 200_000)
+
+    live = serve(find=lambda method, path: handle)
+    client = live.connect().send(b"".join(get(f"/?{number % 10}") for number in range(64)))
+    live.until(lambda: started)
+    live.turn()
+    assert len(started) == 2
+    live.call(gate.open)
+    for number in range(64):
+        assert client.answer().body == b"%d" % (number % 10) * 200_000
+
+
+@pytest.mark.parametrize("size", [65_535, 65_536, 131_072, 131_073, 1_000_000])
+def test_d2_large_and_small_responses_keep_their_order(serve, size):
+    large = Large(b"x" * size)
+    client = serve(find=large.find).connect()
+    paths = ["/const", "/large", "/large", "/const", "/async", "/const", "/large"] * 20
+    sender = threading.Thread(target=client.send, args=(b"".join(map(get, paths)),))
+    sender.start()
+    for path in paths:
+        assert client.answer().body == (b"1" if path == "/const" else large.response.body)
+    sender.join()
+
+
+def test_d2_large_response_to_a_half_closed_client(serve):
+    client = serve(find=Large().find).connect(SO_RCVBUF=65536).send(get("/large") * 2 + get("/const")).half_close()
+    assert [len(client.answer().body) for _ in range(3)] == [len(LARGE)] * 2 + [1]
+    client.assert_closed()
+
+
+@pytest.mark.parametrize("request_", [get("/large", "Connection: close"), get("/large", version="1.0")])
+def test_d2_large_last_response(serve, request_):
+    client = serve(find=Large().find).connect(SO_RCVBUF=65536).send(request_ + get("/const"))
+    wait_for_data(client)
+    assert client.answer().body == LARGE
+    client.assert_closed()
+
+
+def test_d2_client_leaves_in_the_middle_of_a_large_response(serve):
+    seen = []
+    large = Large()
+    live = serve(find=large.find, on_answer=lambda request, status: seen.append(status))
+    client = live.connect(SO_RCVBUF=65536).send(get("/large") * 16 + get("/async"))
+    client.take(1_000_000)
+    reset(client)
+    live.until(lambda: not live.server.connections and not live.server.in_flight and not live.server.tasks)
+    assert len(seen) == large.calls == 17  # what was received is done
+
+
+def test_d2_stop_waits_until_a_large_response_is_read(serve):
+    live = serve(find=Large().find)
+    client = live.connect(SO_RCVBUF=65536).send(get("/large") * 2)
+    wait_for_data(client)
+    stopping = asyncio.run_coroutine_threadsafe(live.server.stop(30), live.loop)
+    assert [client.answer().body for _ in range(2)] == [LARGE] * 2
+    client.assert_closed()
+    assert stopping.result(PATIENCE_SECONDS) is True
+
+
+def test_d2_a_slow_reader_is_kept_while_it_reads(serve):
+    """The kernel takes more only when a third of its buffer is free. Before that, this reader ran into the time-out."""
+    live = serve(find=Large().find, limits=QUICK._replace(write_seconds=3))
+    client = live.connect().send(get("/large"))
+    end = time.monotonic() + 7
+    while time.monotonic() < end:
+        client.take(5000)
+        time.sleep(0.05)
+    assert live.server.connections
+    assert client.take(4_000_000)
+
+
+def process_memory(gateway):
+    status = Path(f"/proc/{gateway.process.pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+
+
+def test_d2_memory_of_a_gateway_whose_clients_do_not_read(tmp_path):
+    """Row D2 as it is: 4.6 GB for 100 clients."""
+    (tmp_path / "settings.json").write_text(json.dumps(sample_document() | {"padding": "x" * 3_000_000}))
+    with contextlib.ExitStack() as stack:
+        gateway = stack.enter_context(Gateway(tmp_path / "data", SETTINGS_FILE=tmp_path / "settings.json"))
+        for number in range(100):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port), PATIENCE_SECONDS))
+            client.sendall(get("/server-side/v2-settings", *[f"X-Request-Id: {number}"] * (number % 2)) * 16)
+            if number % 10 == 9:
+                assert client.recv(1)
+                assert gateway.post("/server-side/getFlag", {"featureKey": "new-checkout", "userId": "u"})[0] == 200
+        assert process_memory(gateway) < 200_000_000
 
 
 # ---- peers that go away
@@ -440,9 +596,9 @@ def serve_tls(serve, certificate, **options):
     return serve(ssl_context=context, **options)
 
 
-def connect_tls(live, certificate):
+def connect_tls(live, certificate, **options):
     context = ssl.create_default_context(cafile=str(certificate[0]))
-    plain = live.connect()
+    plain = live.connect(**options)
     client = Client(context.wrap_socket(plain.sock, server_hostname="localhost"))
     live.clients.append(client)
     return client
@@ -460,6 +616,18 @@ def test_tls_requests(serve, certificate):
     assert len(client.send(post("/echo", body)).answer().json["body"]) == 500_000
     assert client.send(get("/const", "Connection: close")).answer().headers["connection"] == "close"
     client.assert_closed()
+
+
+def test_d2_tls_client_that_does_not_read(serve, certificate):
+    large = Large()
+    live = serve_tls(serve, certificate, find=large.find)
+    client = connect_tls(live, certificate, SO_RCVBUF=65536).send(get("/large") * 6)
+    client.buffer = client.take(1) + client.buffer
+    live.turn()
+    assert large.calls == 1
+    assert live.call(lambda: buffered(live)) < SMALL_BUFFERS
+    for _ in range(6):
+        assert client.answer().body == LARGE
 
 
 def test_tls_refuses_and_closes(serve, certificate):

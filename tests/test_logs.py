@@ -15,6 +15,7 @@ import time
 
 import pytest
 from process import SAMPLE_SETTINGS, Gateway, free_port, sample_document
+from test_build import BUILDS, both_builds
 from vendor import Fault, Vendor
 
 from tornado_gateway import logs
@@ -227,8 +228,74 @@ def test_the_line_of_a_failed_request_has_its_id(written, log_format, is_async):
     if log_format == "json":
         assert json.loads(text())["request_id"] == "abc-123"
     else:
-        assert "a handler failed [request abc-123]" in text().splitlines()[0]
+        assert "Unhandled error in GET / [request abc-123]" in text().splitlines()[0]
     assert "s3cr" not in text()
+
+
+# A server whose handlers, hook and page fail, and a client that asks each of them once.
+FAILING = """
+import asyncio, sys
+from tornado.web import Application
+from tornado_gateway import http1, logs
+from tornado_gateway.pages import Page
+
+def fail(asked):
+    raise RuntimeError("on purpose")
+
+async def fail_later(asked):
+    fail(asked)
+
+class FailingPage(Page):
+    def get(self):
+        fail(None)
+
+class FailingApplication:
+    def start_request(self, *_):
+        fail(None)
+
+def hook(request, status):
+    if status == 204:
+        fail(request)
+
+def find(method, path):
+    if path == b"/find":
+        fail(None)
+    found = {b"/handler": fail, b"/task": fail_later, b"/nothing": lambda request: None}
+    found[b"/hook"] = lambda request: http1.Response(204)
+    return found.get(path)
+
+async def main():
+    logs.set_up("INFO", "json")
+    pages = Application([("/.*", FailingPage)], log_function=lambda handler: None)
+    for number, application in enumerate([pages, FailingApplication()]):
+        server = http1.Server(find, application, on_answer=hook)
+        await server.listen("127.0.0.1")
+        for path in sys.argv[1:] if not number else ["/application"]:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            head = f"GET {path}?i=key HTTP/1.1\\r\\nHost: x\\r\\nX-Request-Id: id-of-{path[:12]}\\r\\n\\r\\n"
+            writer.write(head.encode())
+            assert b"HTTP/1.1 204" in await reader.read(4096) or path != "/hook"
+            writer.close()
+        await server.stop(1)
+
+asyncio.run(main())
+"""
+
+
+@both_builds
+def test_h3_the_line_of_a_failed_request_has_its_id_in_each_build(build):
+    """Row H3: the id was looked for in the frames of the traceback, and compiled code has none."""
+    long = "/page" + "x" * 5000
+    paths = ["/handler", "/task", "/nothing", "/find", "/hook", "/page", long]
+    environment = {"PYTHONPATH": str(BUILDS[build]), "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-c", FAILING, *paths]
+    written = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr
+    lines = [json.loads(line) for line in written.splitlines()]
+    assert [line["request_id"] for line in lines] == [f"id-of-{path[:12]}" for path in [*paths, "/application"]]
+    expected = [f"Unhandled error in GET {path}" for path in ("/handler", "/task", "/nothing", "/find")]
+    expected += ["the on_answer hook failed", "Unhandled error in GET /page", f"Unhandled error in GET {long[:200]}"]
+    assert [line["message"] for line in lines] == [*expected, "Unhandled error in GET /application"]
+    assert all("Traceback" in line["exception"] or "TypeError" in line["exception"] for line in lines)
 
 
 def ask(gateway, headers, method="POST", path="/server-side/getFlag"):
