@@ -31,6 +31,14 @@ def sample_document() -> dict[str, Any]:
     return document
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process exists and has not ended; a zombie has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 class Gateway:
     """`tornado-gateway serve` with these options; a context manager that leaves no process behind.
 
@@ -68,8 +76,7 @@ class Gateway:
 
     def __exit__(self, *_: object) -> None:
         if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+            self.kill()
         self.check_secrets()
 
     def check_secrets(self) -> None:
@@ -91,10 +98,22 @@ class Gateway:
             assert time.monotonic() < deadline, f"the gateway does not answer: {self.log()}"
             time.sleep(0.02)
 
-    def kill(self) -> None:
+    def worker_pids(self) -> list[int]:
+        """The children of the parent process, in the order of their start."""
         assert self.process is not None
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def kill(self) -> None:
+        """SIGKILL to the parent, and wait until its workers have ended as well."""
+        assert self.process is not None
+        workers = self.worker_pids()
         self.process.kill()
         self.process.wait()
+        deadline = time.monotonic() + 30
+        while any(map(is_running, workers)):
+            assert time.monotonic() < deadline, f"workers outlive their parent: {workers}"
+            time.sleep(0.001)
 
     def terminate(self, seconds: float = 30) -> int:
         """SIGTERM, and the exit code."""

@@ -140,7 +140,8 @@ def test_a_full_disk_refuses_events_until_there_is_room_again(tmp_path):
         vendor.event_faults.append(Fault(503, times=10**6))
         before = Load(gateway.port, visitor_requests(0), connections=4, total=40)
         asyncio.run(before.run())
-        limits = resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        (worker,) = gateway.worker_pids()
+        limits = resource.prlimit(worker, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
         full = Load(gateway.port, visitor_requests(1), connections=4, total=400)
         asyncio.run(full.run())
         assert 503 in {e.status for e in full.exchanges}
@@ -148,7 +149,7 @@ def test_a_full_disk_refuses_events_until_there_is_room_again(tmp_path):
         assert refusal["status"] == 0
         assert "could not be stored" in refusal["error"]
         assert gateway.get("/health")[0] == 200
-        resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, limits)
+        resource.prlimit(worker, resource.RLIMIT_FSIZE, limits)
         after = Load(gateway.port, visitor_requests(2), connections=4, total=40)
         asyncio.run(after.run())
         assert {e.status for e in after.exchanges} == {200}

@@ -78,13 +78,7 @@ def test_the_unit_names_what_systemd_needs_to_know():
     assert int(unit_values("TimeoutStopSec")[0].removesuffix("s")) > int(shutdown)
 
 
-PARENT_NOTIFIES = "notify" in (ROOT / "tornado_gateway" / "supervisor.py").read_text()
-
-
-@pytest.mark.parametrize(
-    "workers",
-    [1, pytest.param(2, marks=pytest.mark.skipif(not PARENT_NOTIFIES, reason="the parent does not notify yet"))],
-)
+@pytest.mark.parametrize("workers", [1, 2])
 def test_the_command_of_the_unit_runs_and_notifies(installed, tmp_path, workers):
     """As systemd would run it: the unit's command, its environment and its file, and a socket to tell things to."""
     (env_file,) = unit_values("EnvironmentFile")

@@ -338,6 +338,10 @@ def test_without_need_the_front_is_left_alone(restored):
 
 def test_requests_write_no_lines(tmp_path):
     with Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS, LOG_LEVEL="INFO") as gateway:
+        deadline = time.monotonic() + 30
+        while " serves" not in gateway.log():  # the parent's line, the last one of a start
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         before = gateway.log()
         for number in range(20):
             gateway.post("/server-side/getFlag", {"featureKey": "new-checkout", "userId": f"u{number}"})

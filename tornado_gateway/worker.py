@@ -18,7 +18,7 @@ from typing import Any
 from tornado.httpclient import AsyncHTTPClient
 from tornado.ioloop import PeriodicCallback
 
-from . import __version__, core, logs, metrics, notify, waiting
+from . import __version__, core, logs, metrics, waiting
 from .access import Access
 from .admin import Admin, Explainer, RequestCounts, request_latencies
 from .api import Api
@@ -73,7 +73,6 @@ class Worker:
         self.metrics = metrics.Metrics(memory, post.place, post.generation)
         self._adopted = 0  # how many processes had ended when their logs were last taken over
         self._adopting: asyncio.Task[None] | None = None
-        self._refreshing: asyncio.Task[bool] | None = None
         self._loading_device: asyncio.Future[object] | None = None
         self._stop_adopting = asyncio.Event()
         self._publishing = PeriodicCallback(self._publish, PUBLISH_SECONDS * 1000, jitter=0.1)
@@ -257,12 +256,12 @@ class Worker:
             await self._loading_device  # it holds the interpreter for longer than a visitor should wait
         if self.certificates is not None:
             self.certificates.start()
-        await self.server.listen(self._config.host, self._config.port, sock=self._post.sock)
+        await self.server.listen(sock=self._post.sock)
         await self.flusher.start()
         self.waiting.start()
         self.metrics.start()
         self.admin.start()
-        if self._post.parent is not None and isinstance(self.store.events, SqliteEvents):
+        if isinstance(self.store.events, SqliteEvents):
             self._adopting = asyncio.create_task(self._adopt_regularly(self.store.events))
         self._publish()
         scheme = "https" if self.certificates else "http"
@@ -292,16 +291,13 @@ class Worker:
         self._publishing.stop()
         self._publish()
 
-    def refresh_settings(self) -> None:
-        logger.info("settings are refreshed now (SIGHUP)")
-        self._refreshing = asyncio.create_task(self.mirror.refresh())
-
     def status(self) -> dict[str, Any]:
         """The body of /status: the whole instance, whichever worker is asked."""
         self._publish()
         return instance_status(self._post.scoreboard, __version__)
 
     def _publish(self) -> None:
+        self._post.scoreboard.beat(self._post.place)
         counts = self.metrics
         self.requests.total, self.requests.decisions = counts.totals()
         counts.count_lookups("location", self.location.hits, self.location.misses)
@@ -437,11 +433,7 @@ async def _read_file(path: Path) -> bytes:
 
 
 def run(config: Config, post: Post, memory: metrics.Memory | None = None) -> int:
-    """Run one worker until SIGTERM or SIGINT, or until its parent is gone. Returns the exit code.
-
-    SIGHUP refreshes the settings. (The parent of several workers replaces them instead.)
-    """
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are settings to refresh
+    """Run one worker until SIGTERM or SIGINT. Returns the exit code."""
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
         try:
             return runner.run(_serve(config, post, memory))
@@ -455,42 +447,15 @@ async def _serve(config: Config, post: Post, memory: metrics.Memory | None) -> i
     stop = asyncio.Event()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
-    if post.parent is not None:
-        loop.add_reader(post.parent, _parent_is_gone, post.parent, stop)
     worker = Worker(config, post, memory)
     await worker.start()
     _tune_collector()
-    loop.add_signal_handler(signal.SIGHUP, worker.refresh_settings)
     post.report_ready()
-    telling = asyncio.create_task(_tell_systemd(post, stop))
     await stop.wait()
     # The end of the loop takes its handlers away; a repeated signal would then kill the process in its last moment.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, signal.SIGHUP))
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     await worker.stop()
-    telling.cancel()
     return 0
-
-
-async def _tell_systemd(post: Post, stop: asyncio.Event) -> None:
-    """On the loop that serves: when it hangs, the watchdog hears nothing any more and systemd restarts the gateway."""
-    if post.parent is not None:
-        return  # systemd listens to the parent
-    notify.ready()
-    interval = notify.watchdog_interval()
-    while not stop.is_set():
-        notify.ping()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), interval)
-    notify.stopping()
-    while interval is not None:
-        notify.ping()
-        await asyncio.sleep(interval)
-
-
-def _parent_is_gone(pipe: int, stop: asyncio.Event) -> None:
-    asyncio.get_running_loop().remove_reader(pipe)
-    logger.error("the parent is gone: shutting down")
-    stop.set()
 
 
 def _tune_collector() -> None:
