@@ -14,6 +14,7 @@ import orjson
 
 ROOT = Path(__file__).parents[1]
 SECRETS = ("SDK_KEY", "REDIS_PASSWORD", "MAXMIND_LICENSE_KEY", "ADMIN_TOKEN", "WEBHOOK_TOKEN")
+PATIENCE_SECONDS = 60.0  # for anything that is bound to happen, however slow the machine is
 SHORTEST_SECRET = 4  # what the gateway masks
 COMPILED = ROOT / "build" / "compiled"  # made by scripts/compile
 IS_COMPILED = subprocess.run([ROOT / "scripts" / "compile", "--check"], stdout=subprocess.DEVNULL).returncode == 0
@@ -92,7 +93,7 @@ class Gateway:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tornado_gateway", "serve"], env=self._environment, stderr=log, stdout=log
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not self._answers(path):
             assert self.process.poll() is None, f"the gateway ended: {self.log()}"
             assert time.monotonic() < deadline, f"the gateway does not answer: {self.log()}"
@@ -115,7 +116,7 @@ class Gateway:
             assert time.monotonic() < deadline, f"workers outlive their parent: {workers}"
             time.sleep(0.001)
 
-    def terminate(self, seconds: float = 30) -> int:
+    def terminate(self, seconds: float = PATIENCE_SECONDS) -> int:
         """SIGTERM, and the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
@@ -147,7 +148,7 @@ class Gateway:
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, Any]:
         """Status, and the parsed body (None when it is empty)."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()

@@ -32,7 +32,7 @@ def reset(client):
 
 
 def test_idle_connection_is_closed(serve):
-    live = serve(limits=QUICK._replace(keep_alive_seconds=0.1))
+    live = serve(limits=QUICK._replace(keep_alive_seconds=1))
     fresh, used = live.connect(), live.connect().send(get("/const"))
     assert used.answer().status == 200
     fresh.assert_closed()
@@ -51,7 +51,7 @@ def test_slow_head(serve, start):
 
 def test_dripping_head(serve):
     """A byte now and then does not help: the whole head has to be there in time."""
-    live = serve(limits=QUICK._replace(header_seconds=0.1))
+    live = serve(limits=QUICK._replace(header_seconds=0.1, linger_seconds=PATIENCE_SECONDS))
     client = live.connect().send(b"GET / HTTP/1.1\r\nX: ")
     client.sock.settimeout(0.01)
     while not client.buffer:
@@ -71,8 +71,8 @@ def test_slow_body(serve, framing):
 
 
 def test_slow_handler_is_not_a_slow_client(serve):
-    quick = QUICK._replace(keep_alive_seconds=0.05, header_seconds=0.05, body_seconds=0.05, write_seconds=0.05)
-    client = serve(limits=quick).connect().send(get("/async?0.3"))
+    quick = QUICK._replace(keep_alive_seconds=0.5, header_seconds=0.5, body_seconds=0.5, write_seconds=0.5)
+    client = serve(limits=quick).connect().send(get("/async?1.5"))
     assert client.answer().body == b'"async"'
     client.assert_closed()
 
@@ -125,18 +125,22 @@ def test_peer_that_reads_late_gets_everything(serve):
 
 
 def test_peer_that_reads_slowly_is_kept(serve):
-    live = serve(limits=QUICK._replace(write_seconds=0.2))
-    client = live.connect(SO_RCVBUF=4096).send(get("/big") * 20)
-    for _ in range(20):
-        time.sleep(0.03)
+    """Reading takes longer than `write_seconds`, and never stands still for nearly as long."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that the server sees each step of the reader
+    live = serve(listen={"sock": listener}, limits=QUICK._replace(write_seconds=2))
+    client = live.connect(SO_RCVBUF=4096).send(get("/big") * 10)
+    for _ in range(10):
+        time.sleep(0.3)
         assert len(client.answer().body) == 200_000
 
 
 def test_unread_answer_is_not_kept_for_ever(serve):
     """The last answer is given, nothing more is to come, but the client does not read it."""
-    live = serve(limits=QUICK._replace(write_seconds=0.2))
+    answered = []
+    live = serve(limits=QUICK._replace(write_seconds=0.2), on_answer=lambda request, status: answered.append(status))
     live.connect(SO_RCVBUF=4096).send(get("/big") * 60 + get("/const", "Connection: close"))
-    live.until(lambda: live.server.connections)
+    live.until(lambda: answered)
     live.until(lambda: not live.server.connections)
 
 
@@ -372,11 +376,18 @@ def test_client_leaves_in_the_middle_of_an_answer(serve):
 # ---- stop
 
 
+async def stop_when(live, condition):
+    """Stop in the turn of the loop that meets the condition, however late the thread of the test is."""
+    while not condition():
+        await asyncio.sleep(0)
+    return await live.server.stop(PATIENCE_SECONDS)
+
+
 def test_stop_when_idle(serve):
     live = serve()
     clients = [live.connect(), live.connect().send(get("/const"))]
     assert clients[1].answer().status == 200
-    assert live.run(live.server.stop(5)) is True
+    assert live.run(live.server.stop(PATIENCE_SECONDS)) is True
     for client in clients:
         client.assert_closed()
     with pytest.raises(ConnectionRefusedError):
@@ -386,10 +397,10 @@ def test_stop_when_idle(serve):
 def test_stop_waits_for_requests_in_flight(serve):
     live = serve()
     clients = [live.connect().send(get(path)) for path in ("/async?0.2", "/gated", "/async-gated")]
-    live.until(lambda: len(live.routes.started) == 3)
-    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), live.loop)
-    live.loop.call_soon_threadsafe(live.loop.call_later, 0.3, live.routes.gate.open)
-    assert live.run(live.server.stop(5)) is True
+    stopping = asyncio.run_coroutine_threadsafe(stop_when(live, lambda: len(live.routes.started) == 3), live.loop)
+    live.until(lambda: live.server.stopping)
+    live.call(live.routes.gate.open)
+    assert stopping.result(PATIENCE_SECONDS) is True
     for client in clients:
         answer = client.answer()
         assert (answer.status, answer.headers["connection"]) == (200, "close")
@@ -399,8 +410,7 @@ def test_stop_waits_for_requests_in_flight(serve):
 def test_stop_answers_pipelined_requests_and_closes_with_the_last(serve):
     live = serve()
     client = live.connect().send(get("/async?0.1") + get("/const") + get("/async?0.05"))
-    live.until(lambda: len(live.routes.started) == 2)
-    assert live.run(live.server.stop(5)) is True
+    assert live.run(stop_when(live, lambda: len(live.routes.started) == 2)) is True
     assert ["connection" in client.answer().headers for _ in range(3)] == [False, False, True]
     client.assert_closed()
 
@@ -415,7 +425,7 @@ def test_stop_serves_what_the_kernel_has_accepted(serve):
     async def stop_after_a_pause():
         is_blocked.set()
         go_on.wait(PATIENCE_SECONDS)  # the loop must see nothing of what happens meanwhile
-        return await live.server.stop(5)
+        return await live.server.stop(PATIENCE_SECONDS)
 
     stopping = asyncio.run_coroutine_threadsafe(stop_after_a_pause(), live.loop)
     is_blocked.wait(PATIENCE_SECONDS)
@@ -437,7 +447,7 @@ def test_stop_loses_no_new_connection(serve):
     for _ in range(15):
         live = serve()
         clients = [live.connect().send(get("/const")) for _ in range(5)]
-        assert live.run(live.server.stop(5)) is True
+        assert live.run(live.server.stop(PATIENCE_SECONDS)) is True
         assert [client.answer().status for client in clients] == [200] * 5
         for client in clients:
             client.assert_closed()
@@ -448,17 +458,17 @@ def test_stop_waits_for_the_rest_of_a_request(serve):
     live = serve()
     client = live.connect().send(post("/echo", b"{}")[:-1])
     live.turn()
-    stopping = asyncio.run_coroutine_threadsafe(live.server.stop(5), live.loop)
+    stopping = asyncio.run_coroutine_threadsafe(live.server.stop(PATIENCE_SECONDS), live.loop)
     time.sleep(0.1)
     assert client.send(b"}").answer().headers["connection"] == "close"
     assert stopping.result(PATIENCE_SECONDS) is True
 
 
 def test_stop_serves_a_request_that_comes_in_the_grace_time(serve):
-    live = serve(limits=QUICK._replace(drain_seconds=1))
+    live = serve(limits=QUICK._replace(drain_seconds=5))
     client = live.connect().send(get("/const"))
     assert "connection" not in client.answer().headers
-    stopping = asyncio.run_coroutine_threadsafe(live.server.stop(5), live.loop)
+    stopping = asyncio.run_coroutine_threadsafe(live.server.stop(PATIENCE_SECONDS), live.loop)
     live.until(lambda: live.server.stopping)
     assert client.send(get("/const")).answer().headers["connection"] == "close"
     client.assert_closed()
@@ -470,7 +480,7 @@ def test_stop_waits_until_the_answer_is_read(serve):
     live = serve()
     client = live.connect(SO_RCVBUF=4096).send(get("/big") * 15)
     client.take(1)
-    stopping = asyncio.run_coroutine_threadsafe(live.server.stop(5), live.loop)
+    stopping = asyncio.run_coroutine_threadsafe(live.server.stop(PATIENCE_SECONDS), live.loop)
     time.sleep(0.2)
     assert not stopping.done()
     assert len(client.rest()) > 15 * 200_000
@@ -482,7 +492,7 @@ def test_stop_does_not_wait_for_handshakes(serve, certificate):
     live = serve_tls(serve, certificate)
     silent = live.connect()
     live.turn()
-    assert live.run(live.server.stop(5)) is True
+    assert live.run(live.server.stop(PATIENCE_SECONDS)) is True
     silent.sock.close()
 
 
@@ -503,26 +513,24 @@ def test_stop_at_the_deadline(serve):
 def test_stop_under_load(serve):
     """Clients that ask again and again: each gets an answer to everything it sends, until it is told to close."""
     live = serve()
-    counts, failures = [], []
+    counts, failures = [0] * 8, []
 
-    def ask():
-        client, count = live.connect(), 0
+    def ask(number):
+        client = live.connect()
         try:
             while client.send(get("/const")).answer().headers.get("connection") != "close":
-                count += 1
+                counts[number] += 1
         except (AssertionError, OSError) as error:
             failures.append(error)
-        counts.append(count)
 
-    threads = [threading.Thread(target=ask) for _ in range(8)]
+    threads = [threading.Thread(target=ask, args=[number]) for number in range(8)]
     for thread in threads:
         thread.start()
-    time.sleep(0.2)
-    assert live.run(live.server.stop(5)) is True
+    live.until(lambda: min(counts) > 10 or failures)
+    assert live.run(live.server.stop(PATIENCE_SECONDS)) is True
     for thread in threads:
         thread.join(PATIENCE_SECONDS)
     assert failures == []
-    assert min(counts) > 0
 
 
 def test_port_is_free_after_stop(serve):
@@ -655,8 +663,7 @@ def test_plain_text_on_a_tls_port(serve, certificate):
 def test_tls_stop(serve, certificate):
     live = serve_tls(serve, certificate)
     idle, busy = connect_tls(live, certificate), connect_tls(live, certificate).send(get("/async?0.1"))
-    live.until(lambda: live.routes.started)
-    stopping = asyncio.run_coroutine_threadsafe(live.server.stop(5), live.loop)
+    stopping = asyncio.run_coroutine_threadsafe(stop_when(live, lambda: live.routes.started), live.loop)
     assert busy.answer().headers["connection"] == "close"
     idle.assert_closed()
     for client in (idle, busy):

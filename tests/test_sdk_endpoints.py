@@ -61,7 +61,7 @@ def gateway(vendor, tmp_path_factory):
         "ALIASING_ENABLED": "true",
         "WEBHOOK_TOKEN": "let-me-in",
         "MAXMIND_DB_PATH": GEOIP,
-        "SOCKET_TIMEOUT": 3,
+        "SOCKET_TIMEOUT": 30,
     }
     with Gateway.of_vendor(tmp_path_factory.mktemp("endpoints") / "data", vendor, **options) as gateway:
         yield gateway
@@ -175,14 +175,14 @@ def test_older_sdks_get_lists_where_upstream_writes_empty_objects(tmp_path):
 def test_pulls_share_a_request_and_all_get_the_change(get, vendor):
     before = len(vendor.calls_to("/server-side/v2-pull"))
     started = time.monotonic()
-    for round_ in (1, 2):
+    for round_, clients, delay in ((1, 1, 0), (2, 8, 2)):  # the delay gives all of them the time to ask
         vendor.settings = orjson.dumps(document(version=10 + round_))
-        vendor.settings_faults.append(Fault(200, delay_seconds=0.3))
-        with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda _: get(f"/server-side/v2-pull?a=123456&i={KEY}&r=1"), range(8)))
+        vendor.settings_faults.append(Fault(200, delay_seconds=delay))
+        with ThreadPoolExecutor(clients) as pool:
+            answers = list(pool.map(lambda _: get(f"/server-side/v2-pull?a=123456&i={KEY}&r=1"), range(clients)))
         assert {(answer.status, answer.body) for answer in answers} == {(200, vendor.settings)}
         assert len(vendor.calls_to("/server-side/v2-pull")) == before + round_
-    assert time.monotonic() - started >= 1.0  # the second one had to wait
+    assert time.monotonic() - started >= 1.0 + delay  # the second request waited for its turn
 
 
 def test_a_pull_that_fails_answers_what_is_there(get, vendor):

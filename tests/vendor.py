@@ -66,19 +66,19 @@ class Vendor:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
 
-    def wait_for_events(self, count: int, seconds: float = 20.0) -> list[dict[str, Any]]:
+    def wait_for_events(self, count: int, seconds: float = 60.0) -> list[dict[str, Any]]:
         """All events once at least `count` have arrived; fails after `seconds`."""
         self.wait_until(lambda: len(self.events) >= count, seconds, lambda: f"{len(self.events)} of {count} events")
         return list(self.events)
 
-    def wait_until(self, condition: Any, seconds: float = 20.0, describe: Any = lambda: "") -> None:
+    def wait_until(self, condition: Any, seconds: float = 60.0, describe: Any = lambda: "") -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"not within {seconds} s: {describe()}"
