@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from process import SAMPLE_SETTINGS, Gateway, free_port, sample_document
@@ -365,8 +366,8 @@ def test_an_outage_is_one_line_and_its_end_another(tmp_path):
             vendor.wait_until(lambda: "~new-checkout" in gateway.log())
             gateway.terminate()
     lines = [json.loads(line)["message"] for line in gateway.log().splitlines()]
-    down = [line for line in lines if line.startswith("settings cannot be refreshed")]
-    again = [line for line in lines if line.startswith("settings are refreshed again, after ")]
+    down = [line for line in lines if line.startswith("Settings refresh failed: VWO returned 500 ")]
+    again = [line for line in lines if line.startswith("Settings refresh succeeded after failing for ")]
     assert (len(down), len(again)) == (1, 1)
     (changed,) = [line for line in lines if "~new-checkout" in line]
     gone = sample_document()["features"][-1]["key"]

@@ -313,7 +313,7 @@ async def test_a_lost_group_is_made_again(server):
 async def test_a_full_redis_says_so_and_can_be_emptied(own_server):
     async with Opened(store_on(own_server.port)) as store:
         await store.events.append(chunks("a", "b"))
-        await store.state.acquire_lease("poll", "one", 30)
+        await store.state.acquire_lease("poll", "one")
         own_server.command("CONFIG", "SET", "maxmemory", "1")
         with pytest.raises(StoreError, match="memory is full"):
             await store.events.append(chunks("c"))
@@ -321,7 +321,7 @@ async def test_a_full_redis_says_so_and_can_be_emptied(own_server):
             await store.events.append(())
         with pytest.raises(StoreError, match="memory is full"):
             await store.state.set_alias("a", "b")
-        assert await store.state.acquire_lease("poll", "one", 30)
+        assert await store.state.acquire_lease("poll", "one")
         mine = await store.events.claim(2)
         assert [chunk.body for chunk in mine] == [b"a", b"b"]
         await store.events.settle(mine, dead=[(NewChunk(1, b"a"), "400")])

@@ -165,7 +165,7 @@ class ReadyPage(Page):
         self._is_stopping = is_stopping
 
     def get(self) -> None:
-        age = self._mirror.age_seconds(time.time())
+        age = self._mirror.age_seconds()
         if self._is_stopping():
             self._not_ready("the gateway is shutting down")
         elif self._mirror.current is None:

@@ -50,7 +50,6 @@ logger = logging.getLogger(__name__)
 
 BATCH_PATH = b"/batch-events-v2"
 EDITION = "GeoLite2-City"
-GEO_LEASE_SECONDS = 3600.0
 FLUSH_SHARE = 0.5  # of SHUTDOWN_SECONDS that the last flush may take
 PUBLISH_SECONDS = 0.25  # how old the other workers' numbers in /status may be
 ADOPT_SECONDS = 10.0  # how often a worker looks for the event log of a dead one
@@ -249,9 +248,6 @@ class Worker:
         if self.geo_refresh is not None:
             self.geo_refresh.start()
         await self.mirror.start(self._config.socket_timeout_seconds)
-        if self.mirror.current is None and self.mirror.last_poll.at is None:  # another worker is fetching them
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.mirror.loaded.wait(), self._config.socket_timeout_seconds)
         if self._loading_device is not None:
             await self._loading_device  # it holds the interpreter for longer than a visitor should wait
         if self.certificates is not None:
@@ -314,7 +310,6 @@ class Worker:
 
     def _record(self) -> Record:
         """What the other workers may know of this one."""
-        now = time.time()
         not_sent = self.events.failure or self.store.events.failure or self.flusher.last.error
         snapshot, poll, flush, counts = (
             self.mirror.current,
@@ -337,7 +332,7 @@ class Worker:
             "settings": {
                 "version": snapshot.settings.version if snapshot else None,
                 "stored_version": snapshot.version if snapshot else None,
-                "age_seconds": self.mirror.age_seconds(now),
+                "age_seconds": self.mirror.age_seconds(),
                 "hash": snapshot.digest if snapshot else None,
                 "source": snapshot.source if snapshot else None,
             },
@@ -349,7 +344,12 @@ class Worker:
                 "rejected": counts.rejected,
             },
             "reading": asdict(self.waiting.reading(not_sent)),
-            "last_poll": {"at": poll.at, "error": poll.error},
+            "last_poll": {
+                "at": poll.at,
+                "age_seconds": poll.age_seconds(),
+                "instance": poll.instance,
+                "error": poll.error,
+            },
             "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
             "last_error": not_sent or poll.error,
         }
@@ -398,7 +398,7 @@ class Worker:
         """One downloader for each directory, whatever else its workers share."""
         name = f"geoip:{socket.gethostname()}:{self._config.data_dir.resolve()}"
         try:
-            return await self.store.state.acquire_lease(name, self._owner, GEO_LEASE_SECONDS)
+            return await self.store.state.acquire_lease(name, self._owner)
         except StoreError:
             return False
 
