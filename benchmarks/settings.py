@@ -28,6 +28,7 @@ from measure import (
     Target,
     effort,
     end_cleanly_when_told,
+    family_of,
     rss_megabytes,
     run_cases,
     say,
@@ -122,7 +123,8 @@ def worker_megabytes(features: int) -> float:
     """After a second of getFlag for all features in turn."""
     with gateway(account(features)) as target:
         wrk(target.port, "getflag.lua", [features], 1, [LOAD_CORE])
-        return rss_megabytes(target.pid)
+        (worker,) = family_of(target.pid)[1:]  # the first is its parent
+        return rss_megabytes(worker)
 
 
 def measure_compiling(chosen: Effort) -> None:

@@ -9,7 +9,8 @@ import orjson
 from process import free_port, sample_document
 
 from tornado_gateway.config import load
-from tornado_gateway.supervisor import Post
+from tornado_gateway.scoreboard import Scoreboard
+from tornado_gateway.supervisor import Post, bind
 from tornado_gateway.worker import Worker
 
 TOKEN = "operators-token-1234"
@@ -42,7 +43,8 @@ class InProcess:
 
     async def _serve(self):
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        self.worker = Worker(self._config, Post(), stuck_after_seconds=self._stuck_after)
+        post = Post(0, 0, 1, Scoreboard(), bind("127.0.0.1", self.port), ready_pipe=-1)  # it reports to no parent
+        self.worker = Worker(self._config, post, stuck_after_seconds=self._stuck_after)
         try:
             await self.worker.start()
         except BaseException as error:

@@ -14,6 +14,7 @@ import orjson
 
 ROOT = Path(__file__).parents[1]
 SECRETS = ("SDK_KEY", "REDIS_PASSWORD", "MAXMIND_LICENSE_KEY", "ADMIN_TOKEN", "WEBHOOK_TOKEN")
+PATIENCE_SECONDS = 60.0  # for anything that is bound to happen, however slow the machine is
 SHORTEST_SECRET = 4  # what the gateway masks
 COMPILED = ROOT / "build" / "compiled"  # made by scripts/compile
 IS_COMPILED = subprocess.run([ROOT / "scripts" / "compile", "--check"], stdout=subprocess.DEVNULL).returncode == 0
@@ -29,6 +30,14 @@ def free_port() -> int:
 def sample_document() -> dict[str, Any]:
     document: dict[str, Any] = orjson.loads(SAMPLE_SETTINGS.read_bytes())
     return document
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists and has not ended; a zombie has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 class Gateway:
@@ -68,8 +77,7 @@ class Gateway:
 
     def __exit__(self, *_: object) -> None:
         if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+            self.kill()
         self.check_secrets()
 
     def check_secrets(self) -> None:
@@ -85,18 +93,30 @@ class Gateway:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tornado_gateway", "serve"], env=self._environment, stderr=log, stdout=log
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not self._answers(path):
             assert self.process.poll() is None, f"the gateway ended: {self.log()}"
             assert time.monotonic() < deadline, f"the gateway does not answer: {self.log()}"
             time.sleep(0.02)
 
-    def kill(self) -> None:
+    def worker_pids(self) -> list[int]:
+        """The children of the parent process, in the order of their start."""
         assert self.process is not None
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def kill(self) -> None:
+        """SIGKILL to the parent, and wait until its workers have ended as well."""
+        assert self.process is not None
+        workers = self.worker_pids()
         self.process.kill()
         self.process.wait()
+        deadline = time.monotonic() + 30
+        while any(map(is_running, workers)):
+            assert time.monotonic() < deadline, f"workers outlive their parent: {workers}"
+            time.sleep(0.001)
 
-    def terminate(self, seconds: float = 30) -> int:
+    def terminate(self, seconds: float = PATIENCE_SECONDS) -> int:
         """SIGTERM, and the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
@@ -128,7 +148,7 @@ class Gateway:
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, Any]:
         """Status, and the parsed body (None when it is empty)."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()

@@ -387,7 +387,7 @@ def test_bash_offers_what_can_be_typed(typed, offered, tmp_path):
         $function tornado-gateway {typed[-1]!r}
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
-    answer = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=20)
+    answer = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60)
     assert set(answer.stdout.split()) == offered, answer.stderr
 
 

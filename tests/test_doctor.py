@@ -56,7 +56,7 @@ def patient(tmp_path):
             "DATA_DIR": tmp_path / "data",
             "HOST": "127.0.0.1",
             "PORT": free_port(),
-            "SOCKET_TIMEOUT": "2",
+            "SOCKET_TIMEOUT": "20",
         }
         yield Patient(options, vendor)
 
@@ -287,7 +287,7 @@ def test_fault_13_redis_with_another_password(patient, tmp_path):
 def test_redis_without_tls_where_tls_is_expected(patient, tmp_path):
     with RedisServer(tmp_path / "redis") as redis:
         options = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": redis.port, "REDIS_ENABLE_TLS": "true"}
-        assert patient.findings(**options)["redis"].code == "redis-tls"
+        assert patient.findings(**options, SOCKET_TIMEOUT="2")["redis"].code == "redis-tls"
 
 
 @needs_redis_server
@@ -406,7 +406,7 @@ class Canned:
             except OSError:
                 return
             try:
-                connection.settimeout(5)
+                connection.settimeout(60)
                 if self._context is not None:
                     connection = self._context.wrap_socket(connection, server_side=True)
                 if not self._answer.startswith(b"220"):

@@ -39,7 +39,7 @@ def expected():
 
 def new_events(vendor, gateway, path, body, count):
     """What arrives upstream because of a request, when the events of earlier ones have arrived."""
-    vendor.wait_until(lambda: gateway.status()["events"]["waiting"] == 0, 10, lambda: "nothing waits")
+    vendor.wait_until(lambda: gateway.status()["events"]["waiting"] == 0, describe=lambda: "nothing waits")
     before = len(vendor.events)
     status, answer = gateway.post(path, body)
     assert status == 200
@@ -291,7 +291,7 @@ def test_it_starts_from_the_stored_settings_when_upstream_is_down(tmp_path):
 def test_without_any_settings_it_is_alive_but_not_ready_until_they_come(tmp_path):
     with Vendor(sample_document()) as vendor:
         vendor.settings_faults.append(Fault(500, times=10**6))
-        with Gateway.of_vendor(tmp_path / "d", vendor, POLLING_TIME=200, SOCKET_TIMEOUT=1) as gateway:
+        with Gateway.of_vendor(tmp_path / "d", vendor, POLLING_TIME=200) as gateway:
             assert gateway.get("/health") == (200, {"status": "ok"})
             status, answer = gateway.get("/ready")
             assert status == 503
@@ -305,7 +305,7 @@ def test_without_any_settings_it_is_alive_but_not_ready_until_they_come(tmp_path
 def test_a_settings_file_bootstraps_when_upstream_is_down(tmp_path):
     with Vendor() as vendor:
         vendor.settings_faults.append(Fault(close=True, times=10**6))
-        options = {"SETTINGS_FILE": SAMPLE_SETTINGS, "SOCKET_TIMEOUT": 1}
+        options = {"SETTINGS_FILE": SAMPLE_SETTINGS}
         with Gateway.of_vendor(tmp_path / "d", vendor, **options) as gateway:
             assert headline(gateway) == "Almost there"
             assert gateway.status()["settings"]["source"] == "file"

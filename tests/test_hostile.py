@@ -182,7 +182,7 @@ def test_markup_comes_back_as_json_only(gateway, method, path):
 @BODY_ROUTES
 def test_a_body_over_the_limit_is_refused_before_it_has_arrived(gateway, path):
     limit = BATCH_LIMIT if path.endswith("/batch-events-v2") else BODY_LIMIT
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
     connection.putrequest("POST", path)
     connection.putheader("Content-Length", str(limit + 1))
     connection.endheaders()  # and not one byte of the body

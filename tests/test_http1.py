@@ -56,6 +56,13 @@ def test_header_lookup_ignores_case_and_takes_the_first():
     assert request.header(b"x-b") is None
 
 
+def test_e1_lines_of_a_list_header_are_joined_in_their_order():
+    request = Request(b"GET", b"/", b"", [(b"X-A", b"1"), (b"x-a", b"2, 3"), (b"X-AB", b"4"), (b"X-A", b"")])
+    assert request.list_header(b"x-a") == b"1, 2, 3, "
+    assert request.list_header(b"x-ab") == b"4"
+    assert request.list_header(b"x-b") == b""
+
+
 def test_gate_opens_once():
     gate = Gate()
     gate.open()

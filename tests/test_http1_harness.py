@@ -20,7 +20,7 @@ NEW_LOOP: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
 }
-PATIENCE_SECONDS = 10
+PATIENCE_SECONDS = 60  # for anything that is bound to happen
 
 
 class Answer:

@@ -65,10 +65,10 @@ def deliver_everything(gateways, vendor, exchanges, seconds=60):
 def test_one_instance_polls_for_all(gateways, vendor):
     vendor.wait_until(lambda: all(gateway.get("/ready")[0] == 200 for gateway in gateways))
     before, started = len(vendor.settings_calls()), time.monotonic()
-    time.sleep(5)
-    intervals = (time.monotonic() - started) / 0.5
+    vendor.wait_until(lambda: len(vendor.settings_calls()) >= before + 10)
     polls = len(vendor.settings_calls()) - before
-    assert 1 <= polls <= 1.3 * intervals + 2, f"{polls} polls of {INSTANCES} instances in {intervals:.0f} intervals"
+    intervals = (time.monotonic() - started) / 0.5
+    assert polls <= 1.3 * intervals + 2, f"{polls} polls of {INSTANCES} instances in {intervals:.0f} intervals"
 
 
 def test_a_change_reaches_all_instances(gateways, vendor):
@@ -77,7 +77,7 @@ def test_a_change_reaches_all_instances(gateways, vendor):
     vendor.settings = orjson.dumps(document)
     vendor.wait_until(lambda: any(gateway.status()["settings"]["version"] == 77 for gateway in gateways))
     first = time.monotonic()
-    vendor.wait_until(lambda: all(gateway.status()["settings"]["version"] == 77 for gateway in gateways), 5)
+    vendor.wait_until(lambda: all(gateway.status()["settings"]["version"] == 77 for gateway in gateways))
     print(f"the last instance switched {time.monotonic() - first:.2f} s after the first")
 
 
@@ -211,7 +211,7 @@ def test_redis_comes_back_empty_and_is_healed(tmp_path, vendor):
         exchanges = before.exchanges + during.exchanges + after.exchanges
         assert {exchange.status for exchange in exchanges} == {200}
         deliver_everything([first, second], vendor, exchanges)
-        vendor.wait_until(lambda: any(b":document:" in key for key in redis.command("KEYS", "*")), 10)
+        vendor.wait_until(lambda: any(b":document:" in key for key in redis.command("KEYS", "*")))
 
 
 def test_a_wrong_password_degrades_and_is_told(tmp_path, vendor):

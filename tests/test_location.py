@@ -332,7 +332,7 @@ def run_python(code: str, *arguments: object) -> str:
         [sys.executable, "-X", "faulthandler", "-c", code, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert process.returncode == 0, f"the process ended with {process.returncode}: {process.stderr[-3000:]}"
@@ -477,25 +477,23 @@ path.write_bytes(city)
 sys.setswitchinterval(0.0002)
 reader = LocationReader(path, cache_size=4, copy_directory=path.parent / "copies")
 assert reader.open()
-ending, wrong, counts = threading.Event(), [], []
+ending, wrong, counts = threading.Event(), [], [0, 0]
 known = [("81.2.69.160", "United Kingdom"), ("89.160.20.112", "Sweden"), ("216.160.83.56", "United States"),
          ("2001:218::", "Japan"), ("2.125.160.216", "United Kingdom"), ("81.2.69.142", "United Kingdom")]
 
-def look():
-    count = 0
+def look(number):
     while not ending.is_set():
         for ip, name in known:
             found = reader.lookup(ip)
-            count += 1
+            counts[number] += 1
             if found.get("country") != name:
                 wrong.append((ip, found))
-    counts.append(count)
 
-threads = [threading.Thread(target=look) for _ in range(2)]
+threads = [threading.Thread(target=look, args=[number], daemon=True) for number in range(len(counts))]
 for thread in threads:
     thread.start()
-end, swaps, turn = time.monotonic() + 3, 0, 0
-while time.monotonic() < end:
+swaps, turn = 0, 0
+while swaps < 20 or min(counts) < 1000:         # however long that takes; the test has a deadline
     turn += 1
     content = (city, country, city[: len(city) // 3], b"")[turn % 4]
     if turn % 3:
@@ -513,8 +511,6 @@ for thread in threads:
     thread.join()
 assert not wrong, wrong[:5]
 assert reader.corrupt == 0, reader.corrupt
-assert swaps > 10, swaps
-assert min(counts) > 1000, counts
 print("swaps", swaps, "lookups", sum(counts))
 """
 
@@ -532,7 +528,7 @@ FOLDER = "GeoLite2-City_20260204"
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, "waited too long"
         await asyncio.sleep(0.01)

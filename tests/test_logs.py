@@ -15,6 +15,7 @@ import time
 
 import pytest
 from process import SAMPLE_SETTINGS, Gateway, free_port, sample_document
+from test_build import BUILDS, both_builds
 from vendor import Fault, Vendor
 
 from tornado_gateway import logs
@@ -105,7 +106,7 @@ def test_a_terminal_gets_lines_for_people_unless_json_is_wanted(tmp_path, log_fo
             text += os.read(ours, 4096)
     finally:
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
         os.close(ours)
     lines = text.decode().splitlines()
     assert all(line.startswith("{") for line in lines) == (log_format == "json"), lines
@@ -160,17 +161,19 @@ def test_nothing_that_a_gateway_writes_has_a_secret_in_it(tmp_path):
         "REDIS_PASSWORD": "redis-password-0123456789",
     }
     redis = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": free_port()}  # nobody is there
-    options = {"LOG_LEVEL": "DEBUG", "POLLING_TIME": 500, "MAXMIND_USER_ID": 1, "WORKERS": 2, **redis, **secrets}
+    options = {"LOG_LEVEL": "DEBUG", "POLLING_TIME": 500, "FLUSH_EVENTS_INTERVAL": 1, "WORKERS": 2}
+    options |= {"MAXMIND_USER_ID": 1, **redis, **secrets}
     with Vendor(sample_document()) as vendor:
         vendor.settings_faults += [Fault(401), Fault(500), Fault(close=True)]
         vendor.event_faults += [Fault(500), Fault(close=True), Fault(400, times=10)]
         with Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
-            time.sleep(1)
+            vendor.wait_until(lambda: not vendor.settings_faults and gateway.get("/ready")[0] == 200)
             for _ in range(4):
                 gateway.post("/server-side/getFlag?i=" + secrets["SDK_KEY"], {"featureKey": "f", "userId": "u"})
+                gateway.post("/server-side/trackEvent", {"eventName": "purchase", "userId": "u"})
                 gateway.get("/server-side/v2-settings?i=" + secrets["SDK_KEY"])
                 gateway.get("/nothing?token=" + secrets["ADMIN_TOKEN"])
-            time.sleep(3)
+            vendor.wait_until(lambda: len(vendor.event_faults) <= 1)
             gateway.terminate()
     text = gateway.log()
     assert len(text.splitlines()) > 10
@@ -227,12 +230,78 @@ def test_the_line_of_a_failed_request_has_its_id(written, log_format, is_async):
     if log_format == "json":
         assert json.loads(text())["request_id"] == "abc-123"
     else:
-        assert "a handler failed [request abc-123]" in text().splitlines()[0]
+        assert "Unhandled error in GET / [request abc-123]" in text().splitlines()[0]
     assert "s3cr" not in text()
 
 
+# A server whose handlers, hook and page fail, and a client that asks each of them once.
+FAILING = """
+import asyncio, sys
+from tornado.web import Application
+from tornado_gateway import http1, logs
+from tornado_gateway.pages import Page
+
+def fail(asked):
+    raise RuntimeError("on purpose")
+
+async def fail_later(asked):
+    fail(asked)
+
+class FailingPage(Page):
+    def get(self):
+        fail(None)
+
+class FailingApplication:
+    def start_request(self, *_):
+        fail(None)
+
+def hook(request, status):
+    if status == 204:
+        fail(request)
+
+def find(method, path):
+    if path == b"/find":
+        fail(None)
+    found = {b"/handler": fail, b"/task": fail_later, b"/nothing": lambda request: None}
+    found[b"/hook"] = lambda request: http1.Response(204)
+    return found.get(path)
+
+async def main():
+    logs.set_up("INFO", "json")
+    pages = Application([("/.*", FailingPage)], log_function=lambda handler: None)
+    for number, application in enumerate([pages, FailingApplication()]):
+        server = http1.Server(find, application, on_answer=hook)
+        await server.listen("127.0.0.1")
+        for path in sys.argv[1:] if not number else ["/application"]:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            head = f"GET {path}?i=key HTTP/1.1\\r\\nHost: x\\r\\nX-Request-Id: id-of-{path[:12]}\\r\\n\\r\\n"
+            writer.write(head.encode())
+            assert b"HTTP/1.1 204" in await reader.read(4096) or path != "/hook"
+            writer.close()
+        await server.stop(1)
+
+asyncio.run(main())
+"""
+
+
+@both_builds
+def test_h3_the_line_of_a_failed_request_has_its_id_in_each_build(build):
+    """Row H3: the id was looked for in the frames of the traceback, and compiled code has none."""
+    long = "/page" + "x" * 5000
+    paths = ["/handler", "/task", "/nothing", "/find", "/hook", "/page", long]
+    environment = {"PYTHONPATH": str(BUILDS[build]), "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-c", FAILING, *paths]
+    written = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr
+    lines = [json.loads(line) for line in written.splitlines()]
+    assert [line["request_id"] for line in lines] == [f"id-of-{path[:12]}" for path in [*paths, "/application"]]
+    expected = [f"Unhandled error in GET {path}" for path in ("/handler", "/task", "/nothing", "/find")]
+    expected += ["the on_answer hook failed", "Unhandled error in GET /page", f"Unhandled error in GET {long[:200]}"]
+    assert [line["message"] for line in lines] == [*expected, "Unhandled error in GET /application"]
+    assert all("Traceback" in line["exception"] or "TypeError" in line["exception"] for line in lines)
+
+
 def ask(gateway, headers, method="POST", path="/server-side/getFlag"):
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
     connection.request(method, path, b'{"featureKey":"f","userId":"u"}', headers)
     response = connection.getresponse()
     response.read()
@@ -271,6 +340,10 @@ def test_without_need_the_front_is_left_alone(restored):
 
 def test_requests_write_no_lines(tmp_path):
     with Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS, LOG_LEVEL="INFO") as gateway:
+        deadline = time.monotonic() + 30
+        while " serves" not in gateway.log():  # the parent's line, the last one of a start
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         before = gateway.log()
         for number in range(20):
             gateway.post("/server-side/getFlag", {"featureKey": "new-checkout", "userId": f"u{number}"})
@@ -282,19 +355,19 @@ def test_requests_write_no_lines(tmp_path):
 
 def test_an_outage_is_one_line_and_its_end_another(tmp_path):
     with Vendor(sample_document()) as vendor:
-        options = {"POLLING_TIME": 500, "SOCKET_TIMEOUT": 1}
+        options = {"POLLING_TIME": 500}
         with Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
             vendor.settings_faults.append(Fault(500, times=3))
             document = sample_document()
-            vendor.wait_until(lambda: not vendor.settings_faults, 30)
+            vendor.wait_until(lambda: not vendor.settings_faults)
             document["features"][0]["name"] = "Another name"
             document["features"].pop()
             vendor.settings = json.dumps(document).encode()
-            vendor.wait_until(lambda: "~new-checkout" in gateway.log(), 30)
+            vendor.wait_until(lambda: "~new-checkout" in gateway.log())
             gateway.terminate()
     lines = [json.loads(line)["message"] for line in gateway.log().splitlines()]
-    down = [line for line in lines if line.startswith("settings cannot be refreshed")]
-    again = [line for line in lines if line.startswith("settings are refreshed again, after ")]
+    down = [line for line in lines if line.startswith("Settings refresh failed: VWO returned 500 ")]
+    again = [line for line in lines if line.startswith("Settings refresh succeeded after failing for ")]
     assert (len(down), len(again)) == (1, 1)
     (changed,) = [line for line in lines if "~new-checkout" in line]
     gone = sample_document()["features"][-1]["key"]

@@ -55,7 +55,7 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 def scrape(gateway, accept="text/plain"):
     """Body and type, over a connection of its own, so that any worker may answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
     try:
         connection.request("GET", "/metrics", headers={"Accept": accept})
         response = connection.getresponse()
@@ -106,8 +106,14 @@ def gateway(tmp_path_factory):
     with Gateway(tmp_path_factory.mktemp("metrics") / "data", WORKERS=2, **options) as running:
         # Slowly: at a higher rate latencies are sampled, and their count is an estimate.
         asyncio.run(Load(running.port, visitor_requests(1), connections=4, total=200, pause_seconds=0.03).run())
-        time.sleep(0.5)  # until every worker has published
+        _until(running, lambda s: answered(s) == 200 and s["fme_loop_lag_seconds_count", ()] > 0)
         yield running
+
+
+def answered(samples):
+    """Requests of data that had a result, as far as the workers have published them."""
+    wanted = [(("method", "POST"), ("route", route), ("status", "200")) for route in DATA_ROUTES]
+    return sum(samples.get(("fme_requests_total", labels), 0) for labels in wanted)
 
 
 def test_the_text_is_what_prometheus_reads(gateway):
@@ -150,11 +156,10 @@ def test_what_clients_invent_makes_no_series(gateway):
     for number in range(50):
         gateway.get(f"/nothing/{number}")
         gateway.request("PUT" if number % 2 else "DELETE", f"/server-side/{number}")
-    time.sleep(0.5)
-    samples = samples_of(scrape(gateway)[0])
+    unknown = "fme_requests_total", (("method", "GET"), ("route", OTHER), ("status", "404"))
+    samples = _until(gateway, lambda samples: samples.get(unknown, 0) >= 50)
+    assert samples[unknown] == 50
     assert len(samples) <= before + 4
-    unknown = (("method", "GET"), ("route", OTHER), ("status", "404"))
-    assert samples["fme_requests_total", unknown] == 50
 
 
 def test_everything_is_documented_and_everything_documented_exists(gateway):
@@ -256,15 +261,12 @@ def test_no_counter_goes_backwards_under_load_or_when_workers_are_killed(tmp_pat
     ):
         killed, scrapes = asyncio.run(_scrape_while_workers_die(gateway, rng, kills=4))
         assert killed == 4
-    assert len(scrapes) > 50
     for before, after in itertools.pairwise(scrapes):
         assert_adds_up(after)
         for key, value in before.items():
             if is_cumulative(key[0]):
                 assert after.get(key, -1) >= value, key
-    last = scrapes[-1]
-    assert last["fme_worker_restarts_total", ()] == 4
-    assert last["fme_requests_total", (("method", "POST"), ("route", DATA_ROUTES[0]), ("status", "200"))] > 100
+    assert scrapes[-1]["fme_worker_restarts_total", ()] == 4
 
 
 async def _scrape_while_workers_die(gateway, rng, kills):
@@ -279,24 +281,30 @@ async def _scrape_while_workers_die(gateway, rng, kills):
 
     load = Visitors(gateway.port, visitor_requests("x"), connections=8, pause_seconds=0.005)
     running = asyncio.create_task(load.run())
-    scrapes, killed, next_kill, end = [], 0, time.monotonic() + 1.5, None
-    while end is None or time.monotonic() < end:
+    scrapes, killed, next_kill, deadline = [], 0, time.monotonic() + 1.5, time.monotonic() + 300
+    while killed < kills or not _goes_on_after(scrapes, kills):
+        assert time.monotonic() < deadline, (killed, scrapes[-1])
         try:
             scrapes.append(samples_of((await asyncio.to_thread(scrape, gateway))[0]))
         except (OSError, http.client.HTTPException):  # that worker has just been killed
             continue
-        if end is None and time.monotonic() >= next_kill:
+        if killed < kills and time.monotonic() >= next_kill:
             status = await asyncio.to_thread(gateway.status)
             serving = [worker for worker in status["workers"] if worker["state"] == "serving"]
             if len(serving) == 2:
                 os.kill(rng.choice(serving)["pid"], signal.SIGKILL)
                 killed, next_kill = killed + 1, time.monotonic() + rng.uniform(1.0, 1.5)
-        if killed == kills and end is None:
-            end = time.monotonic() + 3
         await asyncio.sleep(0.02)
     load.stopping = True
     await running
     return killed, scrapes
+
+
+def _goes_on_after(scrapes, kills):
+    """All replacements have been seen for a while, and they have done something."""
+    if len(scrapes) <= 100 or scrapes[-50]["fme_worker_restarts_total", ()] < kills:
+        return False
+    return answered(scrapes[-1]) > answered(scrapes[-50]) + 100
 
 
 def test_what_a_worker_delivered_in_its_last_moment_is_added_to_both_sides():
@@ -351,14 +359,14 @@ def test_a_reader_never_sees_half_a_row():
             gauges = dict.fromkeys(module.GAUGES, float(number))
             memory.write(1, Row(number, gauges, [number] * module._LAYOUT.size))
     try:
-        deadline = time.monotonic() + 1
+        deadline = time.monotonic() + 60
         seen = set()
-        while time.monotonic() < deadline:
+        while len(seen) <= 1000:
+            assert time.monotonic() < deadline, len(seen)
             if (row := memory.read(1)) is not None:
                 assert set(row.counts) == {row.generation}
                 assert set(row.gauges.values()) == {float(row.generation)}
                 seen.add(row.generation)
-        assert len(seen) > 20
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -487,7 +495,7 @@ def test_the_oldest_event_ages(tmp_path):
             _until(gateway, lambda s: s["fme_events_oldest_seconds", ()] > first + 1)
 
 
-def _until(gateway, condition, seconds=30):
+def _until(gateway, condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition(samples := samples_of(scrape(gateway)[0])):
         assert time.monotonic() < deadline, samples

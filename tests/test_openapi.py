@@ -106,7 +106,7 @@ def gateway(tmp_path_factory):
 
 
 def send(gateway, method, path, query=None, body=None):
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
     try:
         target = f"{path}?{urlencode(query)}" if query else path
         headers = {"Authorization": f"Bearer {TOKEN}"} | (

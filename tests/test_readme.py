@@ -24,7 +24,7 @@ def port(tmp_path_factory):
         deadline = time.monotonic() + 60
         while True:
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5).close()
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=60).close()
                 break
             except OSError:
                 assert running.poll() is None
@@ -44,7 +44,7 @@ def test_the_first_screen_has_run_request_and_test():
 @pytest.mark.parametrize(("command", "answer"), EXAMPLES)
 def test_a_request_of_the_readme_gets_its_answer(port, command, answer):
     command = command.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
-    output = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, timeout=30).stdout
+    output = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, timeout=60).stdout
     assert orjson.loads(output) == orjson.loads(answer)
 
 

@@ -3,22 +3,28 @@
 import gzip
 import re
 import socket
+import subprocess
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from ipaddress import ip_network
+from shutil import which
 from typing import Any
 from unittest.mock import MagicMock
 from urllib.parse import quote, quote_plus
 
 import orjson
 import pytest
-from process import ROOT, Gateway, sample_document
+from process import ROOT, Gateway, free_port, sample_document
 from sdk.wire import ask, exchange, parse, request_bytes
 from vendor import Fault, Vendor
 
 from tornado_gateway import lists
 from tornado_gateway.api import Api
 from tornado_gateway.errors import UpstreamError
+from tornado_gateway.http1 import Request
+from tornado_gateway.wire import MAX_HOPS, ClientAddress
 
 JSON = "application/json; charset=utf-8"
 SCRIPT = "application/javascript; charset=utf-8"
@@ -55,7 +61,7 @@ def gateway(vendor, tmp_path_factory):
         "ALIASING_ENABLED": "true",
         "WEBHOOK_TOKEN": "let-me-in",
         "MAXMIND_DB_PATH": GEOIP,
-        "SOCKET_TIMEOUT": 3,
+        "SOCKET_TIMEOUT": 30,
     }
     with Gateway.of_vendor(tmp_path_factory.mktemp("endpoints") / "data", vendor, **options) as gateway:
         yield gateway
@@ -125,7 +131,9 @@ def test_settings_have_a_tag_and_a_compressed_form(get, vendor):
     assert packed.headers["vary"] == plain.headers["vary"] == "Accept-Encoding"
     assert gzip.decompress(packed.body) == vendor.settings
     assert packed.body == get("/server-side/v2-settings", {"Accept-Encoding": "gzip"}).body
-    for known, status in ((tag, 304), (f'"other", {tag}', 304), ("*", 304), ('"other"', 200)):
+    two_lines = lines("If-None-Match", '"other"', tag)["If-None-Match"]  # row E1: lists may come in several lines
+    assert get("/server-side/v2-settings", lines("Accept-Encoding", "br", "gzip")).body == packed.body
+    for known, status in ((tag, 304), (f'"other", {tag}', 304), (two_lines, 304), ("*", 304), ('"other"', 200)):
         answer = get("/server-side/v2-settings", {"If-None-Match": known})
         assert (answer.status, answer.headers["etag"]) == (status, tag)
         assert answer.body == (b"" if status == 304 else plain.body)
@@ -167,14 +175,14 @@ def test_older_sdks_get_lists_where_upstream_writes_empty_objects(tmp_path):
 def test_pulls_share_a_request_and_all_get_the_change(get, vendor):
     before = len(vendor.calls_to("/server-side/v2-pull"))
     started = time.monotonic()
-    for round_ in (1, 2):
+    for round_, clients, delay in ((1, 1, 0), (2, 8, 2)):  # the delay gives all of them the time to ask
         vendor.settings = orjson.dumps(document(version=10 + round_))
-        vendor.settings_faults.append(Fault(200, delay_seconds=0.3))
-        with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda _: get(f"/server-side/v2-pull?a=123456&i={KEY}&r=1"), range(8)))
+        vendor.settings_faults.append(Fault(200, delay_seconds=delay))
+        with ThreadPoolExecutor(clients) as pool:
+            answers = list(pool.map(lambda _: get(f"/server-side/v2-pull?a=123456&i={KEY}&r=1"), range(clients)))
         assert {(answer.status, answer.body) for answer in answers} == {(200, vendor.settings)}
         assert len(vendor.calls_to("/server-side/v2-pull")) == before + round_
-    assert time.monotonic() - started >= 1.0  # the second one had to wait
+    assert time.monotonic() - started >= 1.0 + delay  # the second request waited for its turn
 
 
 def test_a_pull_that_fails_answers_what_is_there(get, vendor):
@@ -258,11 +266,23 @@ ORIGIN = {"Origin": "https://shop.example"}
 FORWARDED = {"X-Forwarded-For": "216.160.83.56, 81.2.69.160, 127.0.0.9"}  # forged, the visitor, a proxy of ours
 
 
+def lines(name: str, *values: str) -> dict[str, str]:
+    """A header in several lines, as `request_bytes` writes it."""
+    return {name: f"\r\n{name}: ".join(values)}
+
+
+# haproxy's `option forwardfor` appends a line below the client's.
+TWO_LINES = lines("X-Forwarded-For", "2.125.160.216", "81.2.69.160")
+THREE_LINES = lines("X-Forwarded-For", "2.125.160.216, 216.160.83.56", "81.2.69.160", "127.0.0.9,127.0.0.8")
+
+
 @pytest.mark.parametrize(
     ("options", "headers", "location"),
     [
         ({}, ORIGIN | FORWARDED, {}),
         ({"TRUSTED_PROXIES": "127.0.0.0/8"}, ORIGIN | FORWARDED, LONDON),
+        ({"TRUSTED_PROXIES": "127.0.0.0/8"}, ORIGIN | TWO_LINES, LONDON),
+        ({"TRUSTED_PROXIES": "127.0.0.0/8"}, ORIGIN | THREE_LINES, LONDON),
         ({"TRUSTED_PROXIES": "127.0.0.0/8"}, FORWARDED, {}),
         ({"TRUSTED_PROXIES": "127.0.0.0/8"}, FORWARDED | {"User-Agent": MAC_AGENT}, {}),
         ({"TRUSTED_PROXIES": "127.0.0.0/8", "CORS_CONFIG_REQUIRED": "true"}, FORWARDED | {"User-Agent": "node"}, {}),
@@ -275,7 +295,8 @@ FORWARDED = {"X-Forwarded-For": "216.160.83.56, 81.2.69.160, 127.0.0.9"}  # forg
         ({"TRUSTED_PROXIES": "127.0.0.0/8", "CLIENT_IP_FALLBACK": "never"}, ORIGIN | FORWARDED, {}),
     ],
     ids=[
-        *("an untrusted proxy", "a browser", "a server SDK", "no browsers are served", "a server SDK beside browsers"),
+        *("an untrusted proxy", "a browser", "E1 two lines", "E1 three lines"),
+        *("a server SDK", "no browsers are served", "a server SDK beside browsers"),
         *("a browser without origin", "always", "never"),
     ],
 )
@@ -286,6 +307,70 @@ def test_whose_address_stands_in(tmp_path, options, headers, location):
         assert answer.json() == {"location": location, "userAgent": FACTS}
         given = ask(gateway.port, "GET", "/get-user-details?ipAddress=2.125.160.216", headers=headers).json()
         assert given["location"]["city"] == "Boxford"
+
+
+HAPROXY = """
+defaults
+  mode http
+  timeout connect 10s
+  timeout client 30s
+  timeout server 30s
+  option forwardfor
+listen proxy
+  bind 127.0.0.1:{port}
+  server gateway 127.0.0.1:{gateway}
+"""
+
+
+@contextmanager
+def haproxy_before(gateway, tmp_path):
+    port = free_port()
+    (tmp_path / "haproxy.cfg").write_text(HAPROXY.format(port=port, gateway=gateway.port))
+    process = subprocess.Popen(["haproxy", "-db", "-f", str(tmp_path / "haproxy.cfg")], stderr=subprocess.DEVNULL)
+    try:
+        gateway_answers(port)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def gateway_answers(port):
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            assert ask(port, "GET", "/health").status == 200
+            return
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@pytest.mark.skipif(which("haproxy") is None, reason="there is no haproxy")
+@pytest.mark.parametrize("sent", [{}, {"X-Forwarded-For": "2.125.160.216"}], ids=["honest", "forged"])
+def test_e1_behind_a_real_haproxy_the_visitor_is_the_one_that_it_saw(tmp_path, sent):
+    """haproxy leaves the client's line as it is and appends its own."""
+    event = orjson.dumps({"d": EVENT["d"] | {"visitor_ip": ""}})
+    with (
+        Vendor(document()) as vendor,
+        Gateway.of_vendor(tmp_path / "d", vendor, TRUSTED_PROXIES="127.0.0.1", EVENTS_PER_REQUEST=1) as gateway,
+        haproxy_before(gateway, tmp_path) as port,
+        socket.create_connection(("127.0.0.1", port), 30, source_address=("127.0.0.2", 0)) as client,
+    ):
+        client.sendall(request_bytes("POST", "/events/t", event, ORIGIN | sent))
+        assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+        vendor.wait_for_events(1)
+        assert vendor.events[0]["d"]["visitor_ip"] == "127.0.0.2"
+
+
+def test_e1_no_more_than_so_many_hops_are_read():
+    """Row E1: a client can send 16,000 of them."""
+    client_address = ClientAddress([ip_network("127.0.0.0/8")])
+    hops = ["81.2.69.160", *[f"127.0.0.{number}" for number in range(1, MAX_HOPS + 1)]]
+    for skipped, expected in ((1, "81.2.69.160"), (0, "127.0.0.1")):
+        sent = ",".join([hops[0], *hops[1 + skipped :]]).encode()
+        request = Request(b"GET", b"/", b"", [(b"X-Forwarded-For", sent)], peer="127.0.0.1")
+        assert client_address(request) == expected
 
 
 # Lists: A.3

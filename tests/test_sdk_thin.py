@@ -61,7 +61,7 @@ def test_a_transcript_gets_the_answers_that_its_client_wants(tmp_path, transcrip
     with (
         Vendor(document()) as vendor,
         Gateway.of_vendor(tmp_path / "d", vendor, SDK_KEY=document()["sdkKey"], EVENTS_PER_REQUEST=1) as gateway,
-        socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection,
+        socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as connection,
     ):
         assert decision()["isEnabled"]
         for request, wanted in zip(requests(transcript), answers, strict=True):

@@ -15,7 +15,7 @@ from tornado_gateway.store.sqlite import open_sqlite
 
 pytestmark = needs_redis_server
 
-SECONDS = 15  # for what happens in the background
+SECONDS = 60  # for what happens in the background
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ class Gateway:
 
     def __init__(self, server, directory, **options):
         config = Config(
-            **{"redis_host": "127.0.0.1", "redis_port": server.port, "socket_timeout_seconds": 1, **options}
+            **{"redis_host": "127.0.0.1", "redis_port": server.port, "socket_timeout_seconds": 5, **options}
         )
         self.primary = open_redis(config, "1", "gateway").events
         self.local = open_sqlite(directory).events

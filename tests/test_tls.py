@@ -67,7 +67,7 @@ class Client:
 
     def __init__(self, port, pair):
         context = ssl.create_default_context(cafile=pair[0])
-        self._connection = http.client.HTTPSConnection("localhost", port, context=context, timeout=20)
+        self._connection = http.client.HTTPSConnection("localhost", port, context=context, timeout=60)
         self._connection.connect()
         self.protocol = self._connection.sock.version()
         self.alpn = self._connection.sock.selected_alpn_protocol()
@@ -171,7 +171,7 @@ def https_gateway(tmp_path, installed):
 class HttpsGateway(Gateway):
     def request(self, method, path, body=None):
         context = ssl._create_unverified_context()
-        connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=30, context=context)
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=60, context=context)
         try:
             connection.request(method, path, body)
             response = connection.getresponse()
@@ -181,7 +181,7 @@ class HttpsGateway(Gateway):
             connection.close()
 
 
-LOOK_SECONDS = 15.0  # the gateway looks at the files every five seconds
+LOOK_SECONDS = 60.0  # the gateway looks at the files every five seconds
 
 
 def test_flags_over_https_and_a_renewal_that_no_connection_notices(tmp_path, pairs, installed):
@@ -224,7 +224,7 @@ def wait_for(condition, seconds):
 
 def test_plain_http_on_the_https_port_gets_no_answer_and_does_no_harm(tmp_path, pairs, installed):
     with https_gateway(tmp_path, installed) as gateway:
-        plain = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+        plain = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
         plain.request("GET", "/health")
         with pytest.raises((http.client.HTTPException, OSError)):
             plain.getresponse()
@@ -236,7 +236,7 @@ def test_a_gateway_does_not_start_with_a_pair_that_does_not_fit(tmp_path, pairs)
     gateway = https_gateway(tmp_path, (pairs["first"][0], pairs["second"][1]))
     with gateway.log_path.open("ab") as log:
         result = subprocess.run(
-            [sys.executable, "-m", "tornado_gateway", "serve"], env=gateway._environment, stderr=log, timeout=30
+            [sys.executable, "-m", "tornado_gateway", "serve"], env=gateway._environment, stderr=log, timeout=60
         )
     assert result.returncode == 1
     assert "do not belong together" in gateway.log()

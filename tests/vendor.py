@@ -40,10 +40,12 @@ class Call:
 class Vendor:
     """Runs in a thread of its own; use as a context manager. Everything that arrived can be looked at any time.
 
-    With a TLS context it also listens on `tls_port`.
+    With a TLS context it also listens on `tls_port`. Port 0 means any free one.
     """
 
-    def __init__(self, settings: dict[str, Any] | None = None, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, settings: dict[str, Any] | None = None, tls: ssl.SSLContext | None = None, port: int = 0
+    ) -> None:
         self.settings: bytes = orjson.dumps(settings if settings is not None else {})
         self.dialects: dict[tuple[str, str], bytes] = {}  # (api-version, platform): a document of its own
         self.lists: dict[str, set[str]] = {}  # list id: its members, for check-attribute
@@ -54,7 +56,7 @@ class Vendor:
         self.event_faults: collections.deque[Fault] = collections.deque()
         self.settings_faults: collections.deque[Fault] = collections.deque()
         self.lookup_faults: collections.deque[Fault] = collections.deque()  # of lists and event segments
-        self.port = 0
+        self.port = port
         self.tls_port = 0
         self._tls = tls
         self._ready = threading.Event()
@@ -66,19 +68,19 @@ class Vendor:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
 
-    def wait_for_events(self, count: int, seconds: float = 20.0) -> list[dict[str, Any]]:
+    def wait_for_events(self, count: int, seconds: float = 60.0) -> list[dict[str, Any]]:
         """All events once at least `count` have arrived; fails after `seconds`."""
         self.wait_until(lambda: len(self.events) >= count, seconds, lambda: f"{len(self.events)} of {count} events")
         return list(self.events)
 
-    def wait_until(self, condition: Any, seconds: float = 20.0, describe: Any = lambda: "") -> None:
+    def wait_until(self, condition: Any, seconds: float = 60.0, describe: Any = lambda: "") -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"not within {seconds} s: {describe()}"
@@ -96,7 +98,7 @@ class Vendor:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        sockets = bind_sockets(0, "127.0.0.1")
+        sockets = bind_sockets(self.port, "127.0.0.1")
         self.port = sockets[0].getsockname()[1]
         application = Application(
             [

@@ -1,7 +1,19 @@
-"""python -m tornado_gateway"""
+"""python -m tornado_gateway, and the command tornado-gateway."""
 
+import signal
 import sys
 
-from .cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Run one command. Returns the exit code."""
+    if sys.argv[1:2] == ["serve"]:
+        # Before the rest is loaded, which takes a third of a second: for the PID 1 of a container the kernel drops
+        # signals that are neither handled nor blocked. `supervisor` takes those that arrive meanwhile.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    from .cli import main as run_command
+
+    return run_command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -59,12 +59,13 @@ class Access:
         return f"{content}.{self._signature(content)}"
 
     def is_encrypted(self, request: HTTPServerRequest) -> bool:
-        """TLS here, or at a trusted proxy."""
+        """TLS here, or at a trusted proxy. The right-most value is the one that the nearest proxy has set."""
         if request.protocol == "https":
             return True
         address = _address(request.remote_ip)
         is_trusted = address is not None and any(address in network for network in self._trusted_proxies)
-        return is_trusted and request.headers.get("X-Forwarded-Proto", "").lower() == "https"
+        nearest = request.headers.get("X-Forwarded-Proto", "").rpartition(",")[2]
+        return is_trusted and nearest.strip().lower() == "https"
 
     def _has_token(self, headers: HTTPHeaders) -> bool:
         scheme, _, given = headers.get("Authorization", "").partition(" ")

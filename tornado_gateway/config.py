@@ -278,7 +278,12 @@ class Config:
         _SERVER, "PORT", _whole(0, 65535), "8000", "Port to listen on. 0 takes any free port and needs WORKERS=1."
     )
     workers: int = _option(
-        _SERVER, "WORKERS", _whole(0, 1024), "0", "Number of worker processes. 0 starts one for each core it may use."
+        _SERVER,
+        "WORKERS",
+        _whole(0, 1024),
+        "0",
+        "Number of worker processes. 0 starts one for each core it may use. A parent process replaces those that end or"
+        " hang.",
     )
     tls_cert_path: Path | None = _option(
         _SERVER, "TLS_CERT_PATH", _file, None, "Certificate chain (PEM) to serve HTTPS with. Needs TLS_KEY_PATH."

@@ -260,7 +260,7 @@ async def _look_at_redis(config: Config) -> Finding:
     before = time.monotonic()
     try:
         await state.open()
-        await state.acquire_lease("doctor", owner, 1.0)  # a write, which a replica or a full Redis refuses
+        await state.acquire_lease("doctor", owner)  # a write, which a replica or a full Redis refuses
         await state.release_lease("doctor", owner)
     except StoreError as error:
         code = "redis-tls" if await _is_silent_to_tls(config, error) else _code_of_redis(str(error))

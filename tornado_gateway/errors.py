@@ -49,9 +49,11 @@ class UpstreamError(GatewayError):
     """The vendor's service failed.
 
     `status` is its HTTP status, 0 when there was none (network, time-out); `retry_after_seconds` is what it asked for.
+    `cause` is the reason alone if there was no response, such as "Could not resolve host".
     """
 
-    def __init__(self, message: str, status: int = 0, retry_after_seconds: float = 0.0) -> None:
+    def __init__(self, message: str, status: int = 0, retry_after_seconds: float = 0.0, cause: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.retry_after_seconds = retry_after_seconds
+        self.cause = cause

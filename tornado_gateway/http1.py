@@ -19,9 +19,13 @@ What it decides where HTTP leaves a choice:
 """
 
 import asyncio
+import fcntl
 import logging
+import re
 import socket
 import ssl
+import struct
+import termios
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import lru_cache
@@ -43,7 +47,7 @@ from tornado.iostream import StreamClosedError
 
 from .errors import RequestError
 
-__all__ = ["Gate", "Handler", "Limits", "Request", "Response", "Server", "json_error"]
+__all__ = ["Gate", "Handler", "Limits", "Request", "Response", "Server", "json_error", "log_failure", "request_id"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +60,22 @@ _SLASH = b"/"[0]
 
 # The parser cannot be paused inside one call, so it gets at most this much at once.
 _SLICE_BYTES = 16384
-# So many answers are joined before they are written, which is also when a peer that does not read is noticed.
-_COALESCED_ANSWERS = 16
+# Flow control is by bytes. Small responses are joined and written at this size, which is also when a peer that does not
+# read is noticed; a larger piece is never joined, because the copy would cost as much as the response.
+_WRITE_BYTES = 65536
+# A large piece is handed to the transport in slices of this size, one per turn of the loop: asyncio copies unsent data,
+# and other connections must get their turn.
+_WRITE_SLICE_BYTES = 131072
+# No further request starts while complete responses of this size wait for their turn: 128 responses of 2 KB, so a group
+# commit is not split.
+_MAX_QUEUED_BYTES = 262144
 _CHECK_SECONDS = 0.01  # between two looks at what is left to be answered while the server stops
 # Chunk sizes, extensions and trailers may take this many bytes for each byte of body (1-byte chunks take 5).
 _CHUNK_OVERHEAD = 8
+
+_LOGGED_PATH = 200  # characters of a path in a log line; a path can have 64 KB
+_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_TRACE_PARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 
 
 class Limits(NamedTuple):
@@ -133,6 +148,40 @@ class Request:
                 return value
         return None
 
+    def list_header(self, name: bytes) -> bytes:
+        """Join all lines of a header that is a list, in their order (RFC 9110, 5.3); b"" if it is absent.
+
+        Some proxies append a line instead of a value, as haproxy does with `option forwardfor`.
+        """
+        size = len(name)
+        return b", ".join([value for key, value in self.headers if len(key) == size and key.lower() == name])
+
+
+def request_id(request: Request) -> bytes | None:
+    """The client's name for this request: X-Request-Id, else the trace id of `traceparent`; None if it is not sound."""
+    trace = None
+    for name, value in request.headers:
+        size = len(name)
+        if size == 12 and name.lower() == b"x-request-id":
+            return value if _ID.fullmatch(value) else None
+        if size == 11 and name.lower() == b"traceparent":
+            trace = value
+    found = None if trace is None else _TRACE_PARENT.fullmatch(trace)
+    return None if found is None else found[1]
+
+
+def _log_fields(request: Request) -> dict[str, str | None]:
+    """The id of a failed request for its log line: `logs.py` cannot find it, as compiled code has no frames."""
+    found = request_id(request)
+    return {"request_id": None if found is None else found.decode("ascii")}
+
+
+def log_failure(request: Request, error: BaseException | None) -> None:
+    """Log an error that a request was not meant to cause, without the query, which may hold a key."""
+    path = ascii(request.path[:_LOGGED_PATH].decode("latin-1"))[1:-1]
+    method = request.method.decode("latin-1")
+    logger.error("Unhandled error in %s %s", method, path, exc_info=error, extra=_log_fields(request))
+
 
 @lru_cache(maxsize=256)
 def _status_line(status: int, content_type: bytes | None) -> bytes:
@@ -179,6 +228,10 @@ class Response:
     def render(self, connection: bytes, is_head: bool) -> bytes:
         """The bytes for a request that is not plain HTTP/1.1 keep-alive; `connection` is b"" or a header line."""
         return b"%b%b\r\n%b" % (self._head, connection, b"" if is_head else self.body)
+
+    def head(self, connection: bytes) -> bytes:
+        """The bytes of `render` without the body, for a body that is too large to be copied for each client."""
+        return b"%b%b\r\n" % (self._head, connection)
 
 
 def json_error(status: int, message: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> Response:
@@ -266,6 +319,7 @@ class _Connection(asyncio.Protocol):
         "corked",
         "eof",
         "expect",
+        "feed_due",
         "fields",
         "find",
         "gate",
@@ -281,10 +335,12 @@ class _Connection(asyncio.Protocol):
         "noted_initials",
         "on_answer",
         "out",
+        "out_bytes",
         "parser",
         "peer",
         "phase",
         "queue",
+        "queued_bytes",
         "refusal",
         "seen_bytes",
         "server",
@@ -293,6 +349,8 @@ class _Connection(asyncio.Protocol):
         "stopping",
         "tls",
         "transport",
+        "unsent",
+        "unsent_bytes",
         "url",
         "version",
         "waiting",
@@ -333,7 +391,12 @@ class _Connection(asyncio.Protocol):
         self.held: deque[bytes] = deque()
         self.waiting: deque[Request] = deque()
         self.queue: deque[Request] = deque()
+        self.queued_bytes = 0  # of the complete responses in the queue
         self.out: list[bytes] = []
+        self.out_bytes = 0
+        self.unsent: deque[memoryview] = deque()  # a large piece, and all that follows it
+        self.unsent_bytes = 0
+        self.feed_due = False
         self.refusal: Response | None = None
         self.gate: Gate | None = None
         self.writers: list[asyncio.Future[None]] = []
@@ -353,6 +416,8 @@ class _Connection(asyncio.Protocol):
         if isinstance(peer, tuple):
             self.peer = peer[0].removeprefix("::ffff:")
         self.tls = transport.get_extra_info("sslcontext") is not None
+        if self.tls:  # as for plain connections; the default for TLS is eight times as much
+            self.transport.set_write_buffer_limits(_WRITE_BYTES)  # type: ignore[union-attr]  # set above
         server = self.server
         server.clients.add(self)
         if server.limits.max_connections and len(server.clients) > server.limits.max_connections:
@@ -386,12 +451,13 @@ class _Connection(asyncio.Protocol):
         if self.tls:
             return False
         self._settle()
-        return bool(self.queue or self.waiting or self.held)
+        return bool(self.queue or self.waiting or self.held or self.unsent_bytes)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The peer is gone. What it has asked for is still done; the answers lead nowhere."""
         self.transport = None
         self.write_paused = False
+        self._forget_unsent()
         self.server.clients.discard(self)
         self.server.orphans.add(self)
         self._release_writers()
@@ -400,6 +466,7 @@ class _Connection(asyncio.Protocol):
         for page in pages:
             page.client_closed()
             page.start()
+        self._send_ready()
         self._pump()
 
     def pause_writing(self) -> None:
@@ -409,8 +476,10 @@ class _Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.write_paused = False
-        self._release_writers()
-        self._pump()
+        if self.unsent_bytes:
+            self._feed()
+        else:
+            self._go_on()
 
     # ---- the parser calls these
 
@@ -598,7 +667,7 @@ class _Connection(asyncio.Protocol):
         """Ask for a body that the client holds back, as soon as all earlier answers are out."""
         if self.continue_due and self.phase == _BODY and not self.queue and not self.waiting:
             self.continue_due = False
-            self.out.append(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._put(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _without_upgrade(self) -> bytes:
         """The head just read, to be read again without Upgrade: the parser takes what follows for another protocol."""
@@ -617,7 +686,7 @@ class _Connection(asyncio.Protocol):
         if isinstance(cause, _RefusedError):
             self._refuse(cause.response)
         elif isinstance(error, httptools.HttpParserCallbackError):
-            logger.error("cannot serve a request", exc_info=cause)
+            log_failure(Request(self.parser.get_method(), *_split_target(self.url), self.head_headers), cause)
             self._refuse(_INTERNAL_ERROR)
         elif self.phase == _ENDED or (self.version and not self.url):
             self.phase = _ENDED  # stray bytes after a complete request
@@ -637,7 +706,12 @@ class _Connection(asyncio.Protocol):
             self.transport.pause_reading()
 
     def _has_room(self) -> bool:
-        return not self.write_paused and len(self.queue) < self.server.limits.max_pipelined
+        return (
+            not self.write_paused
+            and not self.unsent_bytes
+            and self.queued_bytes < _MAX_QUEUED_BYTES
+            and len(self.queue) < self.max_pipelined
+        )
 
     def _resume_reading(self) -> None:
         if self.transport is not None and not self.transport.is_closing() and not self.eof:
@@ -659,6 +733,7 @@ class _Connection(asyncio.Protocol):
                 self._send(request, answer)
                 return
             request._answer = answer
+            self.queued_bytes += len(answer.body)
             self._enqueue(request)
             if gate is not None:
                 self._hold(gate)
@@ -681,7 +756,7 @@ class _Connection(asyncio.Protocol):
 
     def _enqueue(self, request: Request) -> None:
         self.queue.append(request)
-        if len(self.queue) >= self.max_pipelined:
+        if len(self.queue) >= self.max_pipelined or self.queued_bytes >= _MAX_QUEUED_BYTES:
             self._block()
 
     def _hold(self, gate: Gate) -> None:
@@ -695,7 +770,7 @@ class _Connection(asyncio.Protocol):
         try:
             task = asyncio.ensure_future(answer)
         except TypeError as error:  # neither a Response nor an awaitable
-            request._answer = _error_answer(request, error)
+            self._complete(request, _error_answer(request, error))
             self.flush()
             return
         self.server.tasks.add(task)
@@ -703,10 +778,14 @@ class _Connection(asyncio.Protocol):
 
     def _finish_task(self, request: Request, task: asyncio.Future[Response]) -> None:
         self.server.tasks.discard(task)
-        request._answer = _outcome(request, task)
+        self._complete(request, _outcome(request, task))
         if request.gate is not None:
             self._hold(request.gate)
         self.flush()
+
+    def _complete(self, request: Request, answer: Response) -> None:
+        request._answer = answer
+        self.queued_bytes += len(answer.body)
 
     def flush(self) -> None:
         """Send every answer that is ready and whose turn it is, and go on with what waited for that."""
@@ -720,7 +799,7 @@ class _Connection(asyncio.Protocol):
 
     def _send_ready(self) -> None:
         queue = self.queue
-        while queue:
+        while queue and not self.write_paused and not self.unsent_bytes:
             request = queue[0]
             answer = request._answer
             if answer is None:
@@ -728,6 +807,7 @@ class _Connection(asyncio.Protocol):
             if isinstance(answer, _Page):
                 answer.start()
                 return
+            size = len(answer.body)
             gate = request.gate
             if gate is not None:
                 if not gate.is_open:
@@ -735,6 +815,7 @@ class _Connection(asyncio.Protocol):
                 if gate._failure is not None:
                     answer = gate._failure
             queue.popleft()
+            self.queued_bytes -= size
             self._send(request, answer)
 
     def _end_turn(self) -> None:
@@ -746,17 +827,27 @@ class _Connection(asyncio.Protocol):
             self._settle()
 
     def _send(self, request: Request, answer: Response) -> None:
-        out = self.out
         lines = self.more_headers(request) if request.is_marked else b""
         plain = request.keep_alive and request.version == "1.1" and request.method != b"HEAD" and not self.stopping
-        if plain and not lines:
-            out.append(answer.wire)
-        else:
-            out.append(answer.render(self.connection_line(request) + lines, request.method == b"HEAD"))
+        data = answer.wire if plain and not lines else self._render(request, answer, lines)
         if self.on_answer is not None:
             self.count(request, answer.status)
-        if len(out) >= _COALESCED_ANSWERS:
+        self.out.append(data)
+        self.out_bytes += len(data)
+        if self.out_bytes >= _WRITE_BYTES:
             self._write_out()
+
+    def _render(self, request: Request, answer: Response, lines: bytes) -> bytes:
+        """The response, or of a large one the body, after its head has been put in front."""
+        lines = self.connection_line(request) + lines
+        if len(answer.body) < _WRITE_BYTES or request.method == b"HEAD":
+            return answer.render(lines, request.method == b"HEAD")
+        self._put(answer.head(lines))
+        return answer.body
+
+    def _put(self, data: bytes) -> None:
+        self.out.append(data)
+        self.out_bytes += len(data)
 
     def connection_line(self, request: Request) -> bytes:
         """Decide whether the connection goes on after this answer, and say so in a header line if need be."""
@@ -776,19 +867,88 @@ class _Connection(asyncio.Protocol):
             try:
                 self.on_answer(request, status)
             except Exception:
-                logger.exception("the on_answer hook failed")
+                logger.exception("the on_answer hook failed", extra=_log_fields(request))
 
     def _write_out(self) -> None:
         out = self.out
+        if self.out_bytes >= _WRITE_BYTES or self.unsent_bytes:
+            self._write_pieces()
+            return
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
+        self.out_bytes = 0
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write(data)
+
+    def _write_pieces(self) -> None:
+        """Write what may hold large pieces, behind what is unsent: pieces are joined only up to `_WRITE_BYTES`."""
+        pieces, self.out, self.out_bytes = self.out, [], 0
+        if self.transport is None or self.transport.is_closing():
+            return
+        is_first = not self.unsent_bytes
+        small: list[bytes] = []
+        for piece in pieces:
+            if len(piece) < _WRITE_BYTES:
+                small.append(piece)
+            else:
+                self._leave(b"".join(small))
+                self._leave(piece)
+                small.clear()
+        self._leave(b"".join(small))
+        if is_first:
+            self._write_slice()
+            if self.unsent_bytes:
+                self._block()
+                self._feed_later()
+
+    def _leave(self, data: bytes) -> None:
+        if data:
+            self.unsent.append(memoryview(data))
+            self.unsent_bytes += len(data)
+
+    def _write_slice(self) -> None:
+        """Hand up to a slice of what is unsent to the transport, unless that has enough."""
+        room = _WRITE_SLICE_BYTES
+        while self.unsent_bytes and room and not self.write_paused:
+            if self.transport is None or self.transport.is_closing():
+                self._forget_unsent()
+                return
+            piece = self.unsent.popleft()
+            if len(piece) > room:
+                self.unsent.appendleft(piece[room:])
+                piece = piece[:room]
+            room -= len(piece)
+            self.unsent_bytes -= len(piece)
+            self.transport.write(piece)
+
+    def _forget_unsent(self) -> None:
+        self.unsent.clear()
+        self.unsent_bytes = 0
+
+    def _feed(self) -> None:
+        self.feed_due = False
+        self._write_slice()
+        if not self.unsent_bytes and not self.write_paused:
+            self._go_on()
+        else:
+            self._feed_later()
+
+    def _feed_later(self) -> None:
+        """Write the next slice in the next turn of the loop, or in resume_writing."""
+        if self.unsent_bytes and not self.write_paused and not self.feed_due:
+            self.feed_due = True
+            self.loop.call_soon(self._feed)
+
+    def _go_on(self) -> None:
+        """Continue with everything that waited because the peer had not read enough."""
+        self._release_writers()
+        self._send_ready()
+        self._pump()
 
     def _settle(self) -> None:
         """When nothing more will be read and all is answered: the last word, and close."""
         is_over = self.phase >= _ENDED or self.eof or self.transport is None
-        if not is_over or self.corked or self.queue or self.waiting or self.held:
+        if not is_over or self.corked or self.queue or self.waiting or self.held or self.unsent_bytes:
             return
         if self.refusal is not None:
             refusal, self.refusal = self.refusal, None
@@ -818,16 +978,17 @@ class _Connection(asyncio.Protocol):
 
     # ---- for pages
 
-    def write(self, data: bytes) -> asyncio.Future[None]:
+    def write(self, *pieces: bytes) -> asyncio.Future[None]:
         """Write a part of a streamed answer. The future is done when more may follow."""
         future: asyncio.Future[None] = self.loop.create_future()
         if self.transport is None or self.transport.is_closing():
             future.set_exception(StreamClosedError())
             future.exception()  # not everybody awaits it
             return future
-        self.out.append(data)
+        for piece in pieces:
+            self._put(piece)
         self._write_out()
-        if self.write_paused:
+        if self.write_paused or self.unsent_bytes:
             self.writers.append(future)
         else:
             future.set_result(None)
@@ -876,11 +1037,16 @@ class _Connection(asyncio.Protocol):
         return self._buffered() > 0
 
     def _buffered(self) -> int:
-        return 0 if self.transport is None else self.transport.get_write_buffer_size()
+        if self.transport is None:
+            return 0
+        return self.transport.get_write_buffer_size() + self.unsent_bytes
 
     def sweep(self, now: float) -> None:
         """Called from time to time: close the connection if nothing has changed for too long."""
         buffered = self._buffered()
+        if buffered:
+            # The kernel takes more only when a large part of its buffer, up to 4 MB, is free: progress is seen there.
+            buffered += _kernel_bytes(self.transport)
         phase, headers, before = self.mark
         answering = self.queue and not buffered
         if phase != self.phase or headers is not self.head_headers or before != buffered or answering:
@@ -904,6 +1070,18 @@ class _Connection(asyncio.Protocol):
             self._refuse(_TIMEOUT)
 
 
+def _kernel_bytes(transport: asyncio.Transport | None) -> int:
+    """Bytes that the kernel has taken and the peer has not acknowledged."""
+    sock = None if transport is None else transport.get_extra_info("socket")
+    if sock is None:
+        return 0
+    try:
+        size: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+    except (OSError, ValueError):  # closed meanwhile
+        return 0
+    return size
+
+
 def _answer_not_found(request: Request) -> Response:
     return _NOT_FOUND
 
@@ -915,7 +1093,7 @@ def _error_answer(request: Request, error: BaseException) -> Response:
         return json_error(error.status, str(error))
     if isinstance(error, asyncio.CancelledError):
         return _CANCELLED
-    logger.error("a handler failed", exc_info=error)
+    log_failure(request, error)
     return _INTERNAL_ERROR
 
 
@@ -965,8 +1143,8 @@ class _Page(HTTPConnection):
             await self._deliver()
         except HTTPInputError as error:
             self._send_error(json_error(400, str(error)))
-        except Exception:
-            logger.exception("the application failed")
+        except Exception as error:
+            log_failure(self._request, error)
             self._send_error(_INTERNAL_ERROR)
 
     async def _deliver(self) -> None:
@@ -1028,7 +1206,7 @@ class _Page(HTTPConnection):
             lines.append((b"Transfer-Encoding", b"chunked"))
         head = b"HTTP/1.1 %d %b\r\n" % (start_line.code, start_line.reason.encode("latin1"))
         head += _header_lines(lines) + self._connection_line(headers) + b"\r\n"
-        return self._connection.write(head + self._frame(chunk or b""))
+        return self._connection.write(head, *self._frame(chunk or b""))
 
     def _connection_line(self, headers: HTTPHeaders) -> bytes:
         if headers.get("Connection", "").lower() == "close":
@@ -1037,17 +1215,17 @@ class _Page(HTTPConnection):
         return self._connection.connection_line(self._request)
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
-        return self._connection.write(self._frame(chunk))
+        return self._connection.write(*self._frame(chunk))
 
-    def _frame(self, chunk: bytes) -> bytes:
+    def _frame(self, chunk: bytes) -> tuple[bytes, ...]:
         if self._remaining is not None:
             self._remaining -= len(chunk)
             if self._remaining < 0:
                 self._connection.abort()
                 raise HTTPOutputError("more data written than Content-Length says")
         if self._is_chunked and chunk:  # an empty chunk would be the end
-            return b"%x\r\n%b\r\n" % (len(chunk), chunk)
-        return chunk
+            return b"%x\r\n" % len(chunk), chunk, b"\r\n"
+        return (chunk,)
 
     def finish(self) -> None:
         connection = self._connection

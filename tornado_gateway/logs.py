@@ -2,8 +2,8 @@
 
 - Lines are for people on a terminal and JSON elsewhere (LOG_FORMAT).
 - Whatever is written, tracebacks included, goes through one formatter that masks the secrets.
-- A line about a failed request has the id of that request, from `X-Request-Id` or `traceparent`. It is looked for only
-  then, in the frames of the traceback, so a request that does not fail pays nothing for it.
+- A line about a failed request has the id of that request, from `X-Request-Id` or `traceparent`: `http1` passes it on
+  with the line (`extra`), so a request that does not fail pays nothing for it.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, TextIO
 from urllib.parse import quote, quote_plus
 
-from .http1 import Request
+from .http1 import Request, request_id
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,6 @@ HUMAN = "%(asctime)s %(levelname)-5s %(name)s: %(message)s"
 MASK = "****"
 MAX_REASONS = 100  # that one ThrottledLog keeps apart: reasons may hold text from outside
 SHORTEST_SECRET = 4  # characters; masking anything shorter would tear words apart
-_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_TRACE_PARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 
 Answered = Callable[[Request, int], None]
 HeaderLines = Callable[[Request], bytes]
@@ -91,8 +89,8 @@ class HumanFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  named by the standard library
         line = super().formatMessage(record)
-        request_id = failed_request_id(record)
-        return line if request_id is None else f"{line} [request {request_id}]"
+        failed = failed_request_id(record)
+        return line if failed is None else f"{line} [request {failed}]"
 
     def format(self, record: logging.LogRecord) -> str:
         return masked(super().format(record))
@@ -110,40 +108,20 @@ class JsonFormatter(logging.Formatter):
             "message": masked(record.getMessage()),
             "pid": record.process,
         }
-        request_id = failed_request_id(record)
-        if request_id is not None:
-            line["request_id"] = masked(request_id)
+        failed = failed_request_id(record)
+        if failed is not None:
+            line["request_id"] = masked(failed)
         if record.exc_info:
             line["exception"] = masked(self.formatException(record.exc_info))
         return json.dumps(line)
 
 
-# --- request ids -------------------------------------------------------------
-
-
-def request_id(request: Request) -> bytes | None:
-    """What the client calls this request: X-Request-Id, else the trace id of `traceparent`; None if it is not sound."""
-    trace = None
-    for name, value in request.headers:
-        size = len(name)
-        if size == 12 and name.lower() == b"x-request-id":
-            return value if _ID.fullmatch(value) else None
-        if size == 11 and name.lower() == b"traceparent":
-            trace = value
-    found = None if trace is None else _TRACE_PARENT.fullmatch(trace)
-    return None if found is None else found[1]
-
-
 def failed_request_id(record: logging.LogRecord) -> str | None:
-    """The id of the request that the exception of this record came from: `http1` has it in its frames."""
-    traceback = record.exc_info[2] if record.exc_info else None
-    while traceback is not None:
-        request = traceback.tb_frame.f_locals.get("request")
-        if isinstance(request, Request):
-            found = request_id(request)
-            return None if found is None else found.decode("ascii")
-        traceback = traceback.tb_next
-    return None
+    found: str | None = getattr(record, "request_id", None)
+    return found
+
+
+# --- request ids -------------------------------------------------------------
 
 
 class Tracing:

@@ -1,6 +1,6 @@
 """What systemd is told about this process: ready, stopping, still alive (sd_notify(3)).
 
-Used by the main process only: the supervisor, or the worker when there is just one. The protocol is two environment
+Used by the main process only, which is the supervisor. The protocol is two environment
 variables of systemd and a datagram; where systemd is not the parent, every function here does nothing.
 """
 

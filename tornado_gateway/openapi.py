@@ -675,10 +675,17 @@ SCHEMAS: Schema = {
         settings=_or_null(ANY_OBJECT),
         events=_ref("EventCounts"),
         stuck=_or_null(_ref("Stuck")),
-        last_poll=_or_null(ANY_OBJECT),
+        last_poll=_or_null(_ref("LastPoll")),
         last_flush=_or_null(ANY_OBJECT),
         last_error=_or_null(TEXT),
         workers=_list(ANY_OBJECT),
+    ),
+    "LastPoll": _object(
+        "at age_seconds instance error",
+        at=_said(_or_null(NUMBER), "When settings were last fetched or an attempt failed, in Unix seconds"),
+        age_seconds=_said(_or_null(NUMBER), "How long ago that was"),
+        instance=_said(_or_null(TEXT), "The process that polled, as host:pid. It can belong to another gateway"),
+        error=_said(_or_null(TEXT), "Why the attempt failed"),
     ),
     "Overview": _object(
         "at worker status account queue location store samples",

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from http.client import responses
 from importlib import resources
+from types import TracebackType
 from typing import Any, ClassVar
 
 import orjson
@@ -18,6 +19,7 @@ from tornado.web import Application, HTTPError, RequestHandler
 from .access import COOKIE, SESSION_SECONDS, Access, is_operators_path
 from .admin import SHOWN_LETTERS, Admin
 from .errors import RequestError, StoreError
+from .http1 import Request, log_failure
 from .openapi import DOCUMENT
 from .settings import SettingsMirror
 from .wire import Fields, json_object
@@ -106,6 +108,15 @@ class Page(RequestHandler):
         self.set_status(error.status)
         self.finish(orjson.dumps({"status": 0, "error": str(error)}))
 
+    def log_exception(self, kind: Any, error: BaseException | None, traceback: TracebackType | None) -> None:
+        """Log it as for data routes, with the id of the request."""
+        if error is None or isinstance(error, HTTPError):
+            super().log_exception(kind, error, traceback)
+            return
+        asked = self.request
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in asked.headers.get_all()]
+        log_failure(Request((asked.method or "").encode(), asked.path.encode("latin-1"), b"", headers), error)
+
     def _message(self, status: int, raised: Any) -> str:
         error = raised[1] if raised else None
         if isinstance(error, HTTPError) and error.log_message:
@@ -154,7 +165,7 @@ class ReadyPage(Page):
         self._is_stopping = is_stopping
 
     def get(self) -> None:
-        age = self._mirror.age_seconds(time.time())
+        age = self._mirror.age_seconds()
         if self._is_stopping():
             self._not_ready("the gateway is shutting down")
         elif self._mirror.current is None:

@@ -146,10 +146,10 @@ class Publisher:
 
 
 def _answer(request: Request, published: Published) -> Response:
-    known = request.header(b"if-none-match")
-    if known is not None and (known == b"*" or published.etag in known):
+    known = request.list_header(b"if-none-match")
+    if known == b"*" or published.etag in known:
         return published.not_modified
-    if b"gzip" in (request.header(b"accept-encoding") or b""):
+    if b"gzip" in request.list_header(b"accept-encoding"):
         return published.compressed
     return published.plain
 

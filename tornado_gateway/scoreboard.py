@@ -68,9 +68,22 @@ class Scoreboard:
     def __init__(self, places: int = 1) -> None:
         self.places = places
         self.started_at = time.monotonic()
-        self._memory = mmap.mmap(-1, (places + 1) * PLACE_BYTES)  # the last place is for the totals
+        records_bytes = (places + 1) * PLACE_BYTES  # the last place is for the totals
+        self._memory = mmap.mmap(-1, records_bytes + places * _NUMBER_BYTES)
         # Stores 8 bytes at once. `struct` fills with zeros first, which another process would see.
         self._numbers = memoryview(self._memory).cast("Q")
+        self._beats = self._numbers[records_bytes // _NUMBER_BYTES :]
+
+    def beat(self, place: int) -> None:
+        """Note that the process that owns the place is alive and does its work.
+
+        Not a part of the record: a record that cannot be written is no reason to end a worker.
+        """
+        self._beats[place] = time.monotonic_ns()
+
+    def last_beat(self, place: int) -> float:
+        """When that was, by the monotonic clock, which all processes of a machine share. 0.0 at first."""
+        return self._beats[place] / 1e9
 
     def publish(self, place: int, record: Mapping[str, Any]) -> None:
         """Replace the record of a place. Only the process that owns the place may call it."""

@@ -137,10 +137,12 @@ class Upstream:
             response = await self._client.fetch(request, raise_error=False)
         except (HTTPClientError, OSError) as error:
             self.on_answer(what, 0)
-            raise UpstreamError(f"{what}: {error}") from error
+            cause = _cause(error)
+            raise UpstreamError(f"{what}: {cause}", cause=cause) from error
         if response.code == NO_ANSWER:
             self.on_answer(what, 0)
-            raise UpstreamError(f"{what}: no answer from upstream ({response.error})")
+            cause = _cause(response.error)
+            raise UpstreamError(f"{what}: no answer from upstream ({cause})", cause=cause)
         self.on_answer(what, response.code)
         _check(what, response.code, response.reason, response.headers.get("Retry-After", ""))
         return response.body
@@ -154,6 +156,11 @@ class Nowhere:
 
     async def send_event(self, query: str, document: bytes) -> None:
         return None
+
+
+def _cause(error: BaseException | None) -> str:
+    """The reason alone: "HTTP 599" in front of it is Tornado's own."""
+    return str(error.message if isinstance(error, HTTPClientError) else error)
 
 
 def _check(what: str, status: int, reason: str, retry_after: str) -> None:

@@ -20,6 +20,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 NOTHING = frozenset({"", "undefined", "null", "None"})  # how SDKs write a value that they do not have
 ESCAPE = re.compile(b"%[0-9A-Fa-f]{2}")
 KNOWN_QUERIES = 1000  # how many checked query strings are remembered
+MAX_HOPS = 32  # addresses of X-Forwarded-For that are read: a client can send 16,000
 
 
 def json_object(body: bytes) -> Fields:
@@ -118,7 +119,7 @@ class AccountCheck:
 class ClientAddress:
     """Where a request really comes from: the socket, or what trusted proxies say about it.
 
-    Of `X-Forwarded-For` the right-most address that is not a trusted proxy counts; all left of it can be forged.
+    The right-most address of `X-Forwarded-For` that is not a trusted proxy counts; all left of it can be forged.
     """
 
     def __init__(self, trusted: Sequence[Network]) -> None:
@@ -128,7 +129,8 @@ class ClientAddress:
         address = request.peer
         if not self._trusted or not self._is_trusted(address):
             return address
-        for hop in reversed((request.header(b"x-forwarded-for") or b"").decode("latin-1").split(",")):
+        hops = request.list_header(b"x-forwarded-for").decode("latin-1").rsplit(",", MAX_HOPS)
+        for hop in reversed(hops[-MAX_HOPS:]):
             hop = hop.strip()
             if not hop:
                 continue

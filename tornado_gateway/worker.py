@@ -18,7 +18,7 @@ from typing import Any
 from tornado.httpclient import AsyncHTTPClient
 from tornado.ioloop import PeriodicCallback
 
-from . import __version__, core, logs, metrics, notify, waiting
+from . import __version__, core, logs, metrics, waiting
 from .access import Access
 from .admin import Admin, Explainer, RequestCounts, request_latencies
 from .api import Api
@@ -51,7 +51,6 @@ logger = logging.getLogger(__name__)
 
 BATCH_PATH = b"/batch-events-v2"
 EDITION = "GeoLite2-City"
-GEO_LEASE_SECONDS = 3600.0
 COMMIT_SECONDS = 5.0  # a commit that takes longer, besides the time-outs of Redis, is reported as stalled
 FLUSH_SHARE = 0.5  # of SHUTDOWN_SECONDS that the last flush may take
 PUBLISH_SECONDS = 0.25  # how old the other workers' numbers in /status may be
@@ -75,7 +74,6 @@ class Worker:
         self.metrics = metrics.Metrics(memory, post.place, post.generation)
         self._adopted = 0  # how many processes had ended when their logs were last taken over
         self._adopting: asyncio.Task[None] | None = None
-        self._refreshing: asyncio.Task[bool] | None = None
         self._loading_device: asyncio.Future[object] | None = None
         self._stop_adopting = asyncio.Event()
         self._publishing = PeriodicCallback(self._publish, PUBLISH_SECONDS * 1000, jitter=0.1)
@@ -255,19 +253,16 @@ class Worker:
         if self.geo_refresh is not None:
             self.geo_refresh.start()
         await self.mirror.start(self._config.socket_timeout_seconds)
-        if self.mirror.current is None and self.mirror.last_poll.at is None:  # another worker is fetching them
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.mirror.loaded.wait(), self._config.socket_timeout_seconds)
         if self._loading_device is not None:
             await self._loading_device  # it holds the interpreter for longer than a visitor should wait
         if self.certificates is not None:
             self.certificates.start()
-        await self.server.listen(self._config.host, self._config.port, sock=self._post.sock)
+        await self.server.listen(sock=self._post.sock)
         await self.flusher.start()
         self.waiting.start()
         self.metrics.start()
         self.admin.start()
-        if self._post.parent is not None and isinstance(self.store.events, SqliteEvents):
+        if isinstance(self.store.events, SqliteEvents):
             self._adopting = asyncio.create_task(self._adopt_regularly(self.store.events))
         self._publish()
         scheme = "https" if self.certificates else "http"
@@ -297,16 +292,13 @@ class Worker:
         self._publishing.stop()
         self._publish()
 
-    def refresh_settings(self) -> None:
-        logger.info("settings are refreshed now (SIGHUP)")
-        self._refreshing = asyncio.create_task(self.mirror.refresh())
-
     def status(self) -> dict[str, Any]:
         """The body of /status: the whole instance, whichever worker is asked."""
         self._publish()
         return instance_status(self._post.scoreboard, __version__)
 
     def _publish(self) -> None:
+        self._post.scoreboard.beat(self._post.place)
         counts = self.metrics
         self.requests.total, self.requests.decisions = counts.totals()
         counts.count_lookups("location", self.location.hits, self.location.misses)
@@ -323,7 +315,6 @@ class Worker:
 
     def _record(self) -> Record:
         """What the other workers may know of this one."""
-        now = time.time()
         not_sent = self.events.failure or self.store.events.failure or self.flusher.last.error
         snapshot, poll, flush, counts = (
             self.mirror.current,
@@ -346,7 +337,7 @@ class Worker:
             "settings": {
                 "version": snapshot.settings.version if snapshot else None,
                 "stored_version": snapshot.version if snapshot else None,
-                "age_seconds": self.mirror.age_seconds(now),
+                "age_seconds": self.mirror.age_seconds(),
                 "hash": snapshot.digest if snapshot else None,
                 "source": snapshot.source if snapshot else None,
             },
@@ -359,7 +350,12 @@ class Worker:
                 "discarded": counts.discarded,
             },
             "reading": asdict(self.waiting.reading(not_sent)),
-            "last_poll": {"at": poll.at, "error": poll.error},
+            "last_poll": {
+                "at": poll.at,
+                "age_seconds": poll.age_seconds(),
+                "instance": poll.instance,
+                "error": poll.error,
+            },
             "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
             "last_error": not_sent or poll.error,
         }
@@ -408,7 +404,7 @@ class Worker:
         """One downloader for each directory, whatever else its workers share."""
         name = f"geoip:{socket.gethostname()}:{self._config.data_dir.resolve()}"
         try:
-            return await self.store.state.acquire_lease(name, self._owner, GEO_LEASE_SECONDS)
+            return await self.store.state.acquire_lease(name, self._owner)
         except StoreError:
             return False
 
@@ -443,11 +439,7 @@ async def _read_file(path: Path) -> bytes:
 
 
 def run(config: Config, post: Post, memory: metrics.Memory | None = None) -> int:
-    """Run one worker until SIGTERM or SIGINT, or until its parent is gone. Returns the exit code.
-
-    SIGHUP refreshes the settings. (The parent of several workers replaces them instead.)
-    """
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are settings to refresh
+    """Run one worker until SIGTERM or SIGINT. Returns the exit code."""
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
         try:
             return runner.run(_serve(config, post, memory))
@@ -461,42 +453,15 @@ async def _serve(config: Config, post: Post, memory: metrics.Memory | None) -> i
     stop = asyncio.Event()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
-    if post.parent is not None:
-        loop.add_reader(post.parent, _parent_is_gone, post.parent, stop)
     worker = Worker(config, post, memory)
     await worker.start()
     _tune_collector()
-    loop.add_signal_handler(signal.SIGHUP, worker.refresh_settings)
     post.report_ready()
-    telling = asyncio.create_task(_tell_systemd(post, stop))
     await stop.wait()
     # The end of the loop takes its handlers away; a repeated signal would then kill the process in its last moment.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, signal.SIGHUP))
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     await worker.stop()
-    telling.cancel()
     return 0
-
-
-async def _tell_systemd(post: Post, stop: asyncio.Event) -> None:
-    """On the loop that serves: when it hangs, the watchdog hears nothing any more and systemd restarts the gateway."""
-    if post.parent is not None:
-        return  # systemd listens to the parent
-    notify.ready()
-    interval = notify.watchdog_interval()
-    while not stop.is_set():
-        notify.ping()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), interval)
-    notify.stopping()
-    while interval is not None:
-        notify.ping()
-        await asyncio.sleep(interval)
-
-
-def _parent_is_gone(pipe: int, stop: asyncio.Event) -> None:
-    asyncio.get_running_loop().remove_reader(pipe)
-    logger.error("the parent is gone: shutting down")
-    stop.set()
 
 
 def _tune_collector() -> None:

@@ -15,7 +15,7 @@ from typing import IO, Any, Self
 HERE = Path(__file__).parent
 PACKAGES = HERE / "node_modules"
 BUNDLE = Path("dist", "client", "vwo-fme-javascript-sdk.min.js")
-ANSWER_SECONDS = 30.0
+ANSWER_SECONDS = 60.0
 VENDOR_HOST = "dev.visualwebsiteoptimizer.com"  # some events go there past the gateway (wire contract B.7)
 
 CHROMIUM_FLAGS = (

@@ -25,7 +25,7 @@ def request_bytes(method: str, target: str | bytes, body: bytes, headers: Mappin
     return b"%b %b HTTP/1.1\r\n%b\r\n%b" % (method.encode(), target, head.encode("latin-1"), body)
 
 
-def exchange(port: int, data: bytes, seconds: float = 30.0) -> bytes:
+def exchange(port: int, data: bytes, seconds: float = 60.0) -> bytes:
     """Everything that comes back until the server closes."""
     received = bytearray()
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:

@@ -65,6 +65,14 @@ class StoredDocument:
     saved_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """A check that a stored document is the current one: `at` in unix seconds, `by` the process that checked."""
+
+    at: float
+    by: str
+
+
 class EventStore(Protocol):
     """A durable queue of chunks, oldest first. `failure` says why events are kept elsewhere at the moment, if so."""
 
@@ -105,20 +113,23 @@ class StateStore(Protocol):
 
     async def load_document(self, name: str) -> StoredDocument | None: ...
 
-    async def save_document(self, name: str, body: bytes) -> StoredDocument:
-        """Store the document under the next version."""
+    async def save_document(self, name: str, body: bytes, by: str = "") -> StoredDocument:
+        """Store the document under the next version. `by` names the process that fetched it."""
 
-    async def confirm_document(self, name: str) -> None:
-        """Note that the stored document is still the one that upstream has."""
+    async def confirm_document(self, name: str, by: str = "") -> None:
+        """Note that the stored document is still the one that upstream has, and the process that has checked this."""
 
-    async def confirmed_at(self, name: str) -> float | None:
-        """When the document was last saved or confirmed, in unix seconds; None without a document."""
+    async def last_confirmation(self, name: str) -> Confirmation | None:
+        """Return when and by which process the document was last saved or confirmed; None without a document."""
 
     async def wait_for_document(self, name: str, known_version: int) -> StoredDocument:
         """Return as soon as the stored version is another than the known one."""
 
-    async def acquire_lease(self, name: str, owner: str, seconds: float) -> bool:
-        """True if `owner` now holds the lease for `seconds`; the holder may call again to prolong it."""
+    async def acquire_lease(self, name: str, owner: str) -> bool:
+        """Return whether `owner` holds the lease now. It ends when it is released, or soon after its process has ended.
+
+        A lease is a hint to avoid duplicate work. It can be lost, so ask again before each use.
+        """
 
     async def release_lease(self, name: str, owner: str) -> None: ...
 

@@ -4,8 +4,8 @@
     {fme:<account>}:counts       hash: events `waiting` and `dead`
     {fme:<account>}:dead         stream of what upstream refused for good
     {fme:<account>}:consumers    sorted set: until when (the server's ms) each consumer counts as alive; 0: it left
-    {fme:<account>}:document:…   hash with body, version, saved_at; its name is published on {fme:<account>}:changes
-    {fme:<account>}:lease:…      owner, with expiry
+    {fme:<account>}:document:…   hash with body, version, saved_at, by; its name is published on {fme:<account>}:changes
+    {fme:<account>}:lease:…      owner, with an expiry of seconds that a living owner keeps prolonging
     {fme:<account>}:aliases      hash
     {fme:<account>}:record:…     one sticky decision, with expiry
 
@@ -40,7 +40,7 @@ from redis.crc import key_slot
 
 from ..config import Config
 from ..errors import StoreError
-from . import Chunk, DeadLetter, Depth, NewChunk, Record, Store, StoredDocument
+from . import Chunk, Confirmation, DeadLetter, Depth, NewChunk, Record, Store, StoredDocument
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ Address = tuple[str, int]
 Value = str | bytes | int | float
 
 GROUP = "gateway"
+LEASE_SECONDS = 12.0  # after its process was killed; prolonged four times in that time, whatever it is held for
 ALIVE_SECONDS = 6.0  # a consumer that has been silent for so long is dead
 PIPELINES = 4  # that may be under way at the same time; what comes meanwhile shares the next
 HEALTH_CHECK_SECONDS = 30
@@ -223,14 +224,14 @@ return redis.call('ZADD', KEYS[2], 0, ARGV[2])
 # Versions never repeat, even if Redis lost its data: the saver tells the highest version that it has seen.
 _SAVE = _Script("""
 local version = math.max(tonumber(redis.call('HGET', KEYS[1], 'version') or 0), tonumber(ARGV[1])) + 1
-redis.call('HSET', KEYS[1], 'version', version, 'saved_at', ARGV[2], 'body', ARGV[3])
+redis.call('HSET', KEYS[1], 'version', version, 'saved_at', ARGV[2], 'body', ARGV[3], 'by', ARGV[5])
 redis.call('PUBLISH', KEYS[2], ARGV[4])
 return version
 """)
 
 _CONFIRM = _Script("""
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('HSET', KEYS[1], 'saved_at', ARGV[1])
+redis.call('HSET', KEYS[1], 'saved_at', ARGV[1], 'by', ARGV[2])
 return 1
 """)
 
@@ -457,8 +458,11 @@ class RedisState:
     `open` does not wait for Redis, so that a gateway starts without it; every call tells when it cannot be reached.
     """
 
-    def __init__(self, link: "Link", account: str) -> None:
+    def __init__(self, link: "Link", account: str, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self._link = link
+        self._lease_seconds = lease_seconds
+        self._leases: dict[str, str] = {}  # the owner of each held lease
+        self._prolonging: asyncio.Task[None] | None = None
         self._prefix = f"{{fme:{account}}}"
         self._channel = f"{self._prefix}:changes"
         self._last_seen: dict[str, StoredDocument] = {}
@@ -473,6 +477,11 @@ class RedisState:
             self._listening.cancel()
             await asyncio.wait([self._listening])
             self._listening = None
+        if self._prolonging is not None:
+            self._prolonging.cancel()
+            await asyncio.wait([self._prolonging])
+            self._prolonging = None
+        await self._release_all()
         await self._link.close()
         self._notify()
 
@@ -482,19 +491,19 @@ class RedisState:
         )
         return self._seen(name, StoredDocument(body, int(version), float(saved_at))) if version else None
 
-    async def save_document(self, name: str, body: bytes) -> StoredDocument:
+    async def save_document(self, name: str, body: bytes, by: str = "") -> StoredDocument:
         now = time.time()
         seen = self._last_seen[name].version if name in self._last_seen else 0
         keys = (self._key("document", name), self._channel)
-        version = await self._link.run(_SAVE, keys, seen, repr(now), body, name)
+        version = await self._link.run(_SAVE, keys, seen, repr(now), body, name, by)
         return self._seen(name, StoredDocument(body, version, now))
 
-    async def confirm_document(self, name: str) -> None:
-        await self._link.run(_CONFIRM, (self._key("document", name),), repr(time.time()))
+    async def confirm_document(self, name: str, by: str = "") -> None:
+        await self._link.run(_CONFIRM, (self._key("document", name),), repr(time.time()), by)
 
-    async def confirmed_at(self, name: str) -> float | None:
-        saved_at = await self._link.call("HGET", self._key("document", name), "saved_at")
-        return float(saved_at) if saved_at else None
+    async def last_confirmation(self, name: str) -> Confirmation | None:
+        saved_at, by = await self._link.call("HMGET", self._key("document", name), "saved_at", "by")
+        return Confirmation(float(saved_at), (by or b"").decode()) if saved_at else None
 
     async def wait_for_document(self, name: str, known_version: int) -> StoredDocument:
         """As promised by StateStore; waits through outages of Redis as well.
@@ -514,11 +523,40 @@ class RedisState:
                 return stored
             await _wait(changed, RECHECK_SECONDS * random.uniform(0.8, 1.0))
 
-    async def acquire_lease(self, name: str, owner: str, seconds: float) -> bool:
-        return bool(await self._link.run(_ACQUIRE, (self._key("lease", name),), owner, _milliseconds(seconds)))
+    async def acquire_lease(self, name: str, owner: str) -> bool:
+        is_held = await self._prolong(name, owner)
+        if is_held:
+            self._leases[name] = owner
+            if self._prolonging is None or self._prolonging.done():
+                self._prolonging = asyncio.create_task(self._keep_leases())
+        return is_held
 
     async def release_lease(self, name: str, owner: str) -> None:
+        if self._leases.get(name) == owner:
+            del self._leases[name]
         await self._link.run(_RELEASE, (self._key("lease", name),), owner)
+
+    async def _keep_leases(self) -> None:
+        while self._leases:
+            await asyncio.sleep(self._lease_seconds / 4 * random.uniform(0.8, 1.0))
+            for name, owner in list(self._leases.items()):
+                try:
+                    await self._prolong(name, owner)
+                except StoreError as error:
+                    logger.debug("the lease %s was not prolonged: %s", name, error)
+
+    async def _prolong(self, name: str, owner: str) -> bool:
+        """Acquire or prolong, whichever it is, and forget the lease if another process holds it."""
+        key, milliseconds = self._key("lease", name), _milliseconds(self._lease_seconds)
+        is_held = bool(await self._link.run(_ACQUIRE, (key,), owner, milliseconds))
+        if not is_held:
+            self._leases.pop(name, None)
+        return is_held
+
+    async def _release_all(self) -> None:
+        for name, owner in list(self._leases.items()):
+            with suppress(StoreError):  # it expires
+                await self.release_lease(name, owner)
 
     async def set_alias(self, alias_id: str, user_id: str) -> None:
         await self._link.call("HSET", self._key("aliases"), alias_id, user_id)

@@ -2,7 +2,8 @@
 
 `events-<n>.db` is the event log of one worker, held by a lock on `events-<n>.lock` for as long as the worker lives, so
 that commits never wait for each other. The log of a worker that is gone is adopted by a living one. `state.db` and
-`dead.db`, the events that upstream refused, are shared by all workers of the machine.
+`dead.db`, the events that upstream refused, are shared by all workers of the machine. A lease is a lock on a file
+`lease-<hash>.lock`: it ends with its process, whatever the clock says.
 
 WAL with synchronous=NORMAL loses nothing when the process dies; a power cut can lose the last moment.
 synchronous=FULL (STORE_SYNC=full) pays one fsync for each commit and loses nothing then either.
@@ -10,6 +11,7 @@ synchronous=FULL (STORE_SYNC=full) pays one fsync for each commit and loses noth
 
 import asyncio
 import fcntl
+import hashlib
 import itertools
 import logging
 import os
@@ -26,7 +28,7 @@ from typing import Any, TypeVar, TypeVarTuple
 import orjson
 
 from ..errors import StoreError
-from . import Chunk, DeadLetter, Depth, NewChunk, Record, Store, StoredDocument
+from . import Chunk, Confirmation, DeadLetter, Depth, NewChunk, Record, Store, StoredDocument
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ STATE_TABLES = """
 CREATE TABLE IF NOT EXISTS documents (
     name TEXT PRIMARY KEY, version INTEGER NOT NULL, saved_at REAL NOT NULL, body BLOB NOT NULL
 );
-CREATE TABLE IF NOT EXISTS leases (name TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS confirmations (name TEXT PRIMARY KEY, owner TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS aliases (alias_id TEXT PRIMARY KEY, user_id TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS records (
     user_id TEXT NOT NULL, key TEXT NOT NULL, until REAL NOT NULL, record BLOB NOT NULL, PRIMARY KEY (user_id, key)
@@ -82,9 +84,9 @@ SAVE_DOCUMENT = """
 INSERT INTO documents (name, version, saved_at, body) VALUES (?1, 1, ?2, ?3)
 ON CONFLICT (name) DO UPDATE SET version = version + 1, saved_at = ?2, body = ?3 RETURNING version
 """
-ACQUIRE_LEASE = """
-INSERT INTO leases (name, owner, until) VALUES (?1, ?2, ?4)
-ON CONFLICT (name) DO UPDATE SET owner = ?2, until = ?4 WHERE owner = ?2 OR until <= ?3
+NOTE_OWNER = "INSERT OR REPLACE INTO confirmations (name, owner) VALUES (?, ?)"
+LAST_CONFIRMATION = """
+SELECT saved_at, coalesce(owner, '') FROM documents LEFT JOIN confirmations USING (name) WHERE name = ?
 """
 
 
@@ -304,6 +306,7 @@ class SqliteState:
         self._path = directory / "state.db"
         self._script = f"{STATE_PRAGMAS} {_synchronous(sync)} {STATE_TABLES}"
         self._database = _Database()
+        self._leases: dict[str, tuple[str, int]] = {}  # owner and descriptor of each held lease
 
     async def open(self) -> None:
         await self._database.open(self._path, self._script)
@@ -311,18 +314,20 @@ class SqliteState:
 
     async def close(self) -> None:
         await self._database.close()
+        while self._leases:
+            os.close(self._leases.popitem()[1][1])
 
     async def load_document(self, name: str) -> StoredDocument | None:
         return await self._database.run(_load_document, name)
 
-    async def save_document(self, name: str, body: bytes) -> StoredDocument:
-        return await self._database.run(_save_document, name, body, time.time())
+    async def save_document(self, name: str, body: bytes, by: str = "") -> StoredDocument:
+        return await self._database.run(_save_document, name, body, time.time(), by)
 
-    async def confirm_document(self, name: str) -> None:
-        await self._database.run(_execute, "UPDATE documents SET saved_at = ? WHERE name = ?", (time.time(), name))
+    async def confirm_document(self, name: str, by: str = "") -> None:
+        await self._database.run(_confirm_document, name, time.time(), by)
 
-    async def confirmed_at(self, name: str) -> float | None:
-        return await self._database.run(_confirmed_at, name)
+    async def last_confirmation(self, name: str) -> Confirmation | None:
+        return await self._database.run(_last_confirmation, name)
 
     async def wait_for_document(self, name: str, known_version: int) -> StoredDocument:
         while True:
@@ -331,12 +336,22 @@ class SqliteState:
                 return stored
             await asyncio.sleep(WATCH_SECONDS)
 
-    async def acquire_lease(self, name: str, owner: str, seconds: float) -> bool:
-        now = time.time()
-        return await self._database.run(_acquire_lease, (name, owner, now, now + seconds))
+    async def acquire_lease(self, name: str, owner: str) -> bool:
+        if name in self._leases:
+            return self._leases[name][0] == owner
+        try:
+            lock = _try_lock(_lease_path(self._path.parent, name))
+        except OSError as error:
+            raise StoreError(f"the lease {name} cannot be acquired: {error}") from error
+        if lock is not None:
+            self._leases[name] = owner, lock
+        return lock is not None
 
     async def release_lease(self, name: str, owner: str) -> None:
-        await self._database.run(_execute, "DELETE FROM leases WHERE name = ? AND owner = ?", (name, owner))
+        holder, lock = self._leases.get(name, ("", 0))
+        if holder == owner:
+            del self._leases[name]
+            os.close(lock)
 
     async def set_alias(self, alias_id: str, user_id: str) -> None:
         await self._database.run(_execute, "INSERT OR REPLACE INTO aliases VALUES (?, ?)", (alias_id, user_id))
@@ -640,18 +655,27 @@ def _load_document_unless(connection: sqlite3.Connection, name: str, known_versi
     return _load_document(connection, name) if row and row[0] != known_version else None
 
 
-def _confirmed_at(connection: sqlite3.Connection, name: str) -> float | None:
-    row = connection.execute("SELECT saved_at FROM documents WHERE name = ?", (name,)).fetchone()
-    return row[0] if row else None
+def _last_confirmation(connection: sqlite3.Connection, name: str) -> Confirmation | None:
+    row = connection.execute(LAST_CONFIRMATION, (name,)).fetchone()
+    return Confirmation(*row) if row else None
 
 
-def _save_document(connection: sqlite3.Connection, name: str, body: bytes, now: float) -> StoredDocument:
-    (version,) = connection.execute(SAVE_DOCUMENT, (name, now, body)).fetchone()
+def _save_document(connection: sqlite3.Connection, name: str, body: bytes, now: float, by: str) -> StoredDocument:
+    with _transaction(connection):
+        (version,) = connection.execute(SAVE_DOCUMENT, (name, now, body)).fetchone()
+        connection.execute(NOTE_OWNER, (name, by))
     return StoredDocument(body, version, now)
 
 
-def _acquire_lease(connection: sqlite3.Connection, parameters: tuple[str, str, float, float]) -> bool:
-    return connection.execute(ACQUIRE_LEASE, parameters).rowcount > 0
+def _confirm_document(connection: sqlite3.Connection, name: str, now: float, by: str) -> None:
+    with _transaction(connection):
+        connection.execute("UPDATE documents SET saved_at = ? WHERE name = ?", (now, name))
+        connection.execute(NOTE_OWNER, (name, by))
+
+
+def _lease_path(directory: Path, name: str) -> Path:
+    """Names hold paths and can be long, so that the file is named after their hash."""
+    return directory / f"lease-{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
 
 
 def _aliases(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[str, str]:
