@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from .backoff import Backoff
 from .batches import CONTENT_STATUSES, Claim, Part, RetryQueue, is_dead, pack, pieces_after
 from .errors import StoreError, UpstreamError
 from .events import EventQueue
@@ -32,27 +33,16 @@ RETRY_AFTER_LONGEST_SECONDS = 300.0
 
 
 class RetryPolicy(NamedTuple):
-    """Pauses in seconds. Each grows by a factor of two from `first` to `longest`, with jitter.
+    """The first and the longest pause, in seconds.
 
-    `pause` is for delivery as a whole, while nothing succeeds; the SDKs wait 2, 4, 8 ... s (wire contract B.5). Its
-    limit is also the longest time for which a failing event can delay others. `part` is for one failing batch.
+    `pause_...` is for delivery as a whole, while nothing succeeds; the SDKs wait 2, 4, 8 ... s (wire contract B.5). Its
+    limit is also the longest time for which a failing event can delay others. `part_...` is for one failing batch.
     """
 
     pause_first: float = 2.0
     pause_longest: float = 30.0
     part_first: float = 1.0
     part_longest: float = 300.0
-
-    def pause(self, failures: int) -> float:
-        return _backoff(self.pause_first, self.pause_longest, failures)
-
-    def part(self, failures: int) -> float:
-        return _backoff(self.part_first, self.part_longest, failures)
-
-
-def _backoff(first: float, longest: float, failures: int) -> float:
-    seconds: float = min(longest, first * 2.0 ** min(failures - 1, 30))
-    return seconds * random.uniform(0.5, 1.0)
 
 
 class EventSink(Protocol):
@@ -102,7 +92,9 @@ class Flusher:
         self._sink = sink
         self._events_per_request = events_per_request
         self._interval_seconds = interval_seconds
-        self._policy = retries or RetryPolicy()
+        policy = retries or RetryPolicy()
+        self._pause = Backoff(policy.pause_first, policy.pause_longest)
+        self._part_pause = Backoff(policy.part_first, policy.part_longest)
         self._log = ThrottledLog(logger)
         # Claims and their parts. Each part of a claim is in `_ready`, in `_retries`, or in flight.
         self._claims: set[Claim] = set()
@@ -113,7 +105,6 @@ class Flusher:
         # Outcomes of requests
         self._successes = 0
         self._failures = 0  # since the last success
-        self._pauses = 0  # since the last success
         self._paused_until = 0.0
         # The present flush
         self._claiming = asyncio.Lock()
@@ -309,7 +300,7 @@ class Flusher:
         elif pieces > 1:
             self._ready.extendleft(reversed(part.split(pieces)))
         else:
-            delay = max(self._policy.part(max(1, part.failures)), _retry_after(error))
+            delay = max(self._part_pause.after(max(1, part.failures)), _retry_after(error))
             self._retries.push(asyncio.get_running_loop().time() + delay, part)
 
     def _is_alone(self, claim: Claim) -> bool:
@@ -359,15 +350,14 @@ class Flusher:
     def _note_idle(self) -> None:
         """Forget a failure if no events are left here: with a shared store another instance has delivered them."""
         if self._failures and not self._claims and self._queue.stored <= 0:
-            self._failures = self._pauses = 0
+            self._reset_failures()
             self.last = LastFlush(at=self.last.at)
 
     def _succeeded(self, events: int) -> None:
         if self.last.failing_since is not None:
             self._log.error("delivered", "event delivery resumed after %.0f s", time.time() - self.last.failing_since)
         self._successes += 1
-        self._failures = self._pauses = 0
-        self._paused_until = 0.0
+        self._reset_failures()
         self.last = LastFlush(at=time.time(), events=events)
 
     def _failed(self, error: UpstreamError | StoreError) -> None:
@@ -378,8 +368,12 @@ class Flusher:
         self.last = LastFlush(at=now, error=str(error), failing_since=self.last.failing_since or now)
         loop_time = asyncio.get_running_loop().time()
         if loop_time >= self._paused_until:  # requests that were in flight together fail together: one failure
-            self._pauses += 1
-            self._paused_until = loop_time + max(self._policy.pause(self._pauses), _retry_after(error))
+            self._paused_until = loop_time + max(self._pause.next(), _retry_after(error))
+
+    def _reset_failures(self) -> None:
+        self._failures = 0
+        self._paused_until = 0.0
+        self._pause.reset()
 
 
 def _retry_after(error: UpstreamError | StoreError) -> float:
