@@ -159,8 +159,8 @@ class Worker:
             mirror,
             events,
             client_address,
-            account_id=str(config.account_id or ""),
-            limit=config.max_events_per_request,
+            sdk_key=config.sdk_key,
+            slice_events=config.max_events_per_request,
         )
         lookups = Lookups(
             self.location,
