@@ -15,7 +15,7 @@ from .events import EventQueue
 from .http1 import Request, Response
 from .repeats import RepeatedLine
 from .settings import SettingsMirror
-from .wire import NOTHING, ClientAddress, Fields, is_from_browser, json_value, query_text
+from .wire import NOTHING, ClientAddress, Fields, is_from_browser, json_value, parameter_text, raw_query_value
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class Collector:
         self._events = events
         self._client_address = client_address
         self._sdk_key = sdk_key
+        self._raw_key = (sdk_key or "").encode()
         self._slice_events = slice_events
         self._foreign = RepeatedLine(logger, "rejected %d events: %s", interval_seconds=3600)
         self._malformed = RepeatedLine(logger, "rejected %d events: %s", interval_seconds=60)
@@ -67,7 +68,7 @@ class Collector:
     def take_event(self, request: Request) -> Response:
         """One event document `{"d":{...}}`."""
         document, body = json_value(request.body)
-        reason = self._reason_to_reject(document, query_text(request.query, b"env"))
+        reason = self._reason_to_reject(document, self._query_key(request.query))
         if reason is not None:
             self._reject(reason, 1)
             return TAKEN
@@ -91,7 +92,7 @@ class Collector:
             self._reject(NO_BATCH, 1)
             return TAKEN
         batch = _Batch()
-        query_key = query_text(request.query, b"env")
+        query_key = self._query_key(request.query)
         if len(events) > self._slice_events:
             return self._take_slices(request, events, query_key, batch)
         self._sort(events, query_key, batch)
@@ -147,6 +148,12 @@ class Collector:
             return None
         key = query_key or _property(event, "vwo_envKey") or _property(data.get("visitor"), "vwo_fs_environment")
         return None if key is None or self._is_own(key) else OTHER_ENVIRONMENT
+
+    def _query_key(self, query: bytes) -> str | None:
+        raw = raw_query_value(query, b"env")
+        if raw is None:
+            return None
+        return self._sdk_key if raw == self._raw_key else parameter_text(raw)
 
     def _is_own(self, key: str) -> bool:
         if key == self._sdk_key:
