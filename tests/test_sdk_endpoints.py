@@ -666,6 +666,59 @@ def test_an_event_counts_when_its_client_did_not_wait(gateway, vendor):
     assert new_events(gateway, vendor, 1, send) == [EVENT]
 
 
+# Row D1: request lines of PHP SDKs
+
+RAW_AGENT = b"Mozilla/5.0 (iPhone; CPU iPhone OS 17_2)\tK\xc3\xa4se"
+
+
+@pytest.mark.parametrize("prefix", [b"", b"/eu01", b"/"])
+def test_d1_events_with_an_unescaped_user_agent_arrive(gateway, vendor, prefix):
+    target = b"%b/events/t?en=buy&a=123456&env=%b&visitor_ua=%b" % (prefix, KEY.encode(), RAW_AGENT)
+
+    def send():
+        request = request_bytes("POST", target, orjson.dumps(EVENT), {"Connection": "keep-alive"})
+        data = exchange(gateway.port, request * 2 + request_bytes("POST", target, orjson.dumps(EVENT), {}))
+        for _ in range(3):
+            answer, data = parse(data)
+            assert (answer.status, answer.body) == (200, b'{"success":true}')
+        assert not data
+
+    assert new_events(gateway, vendor, 3, send) == [EVENT] * 3
+
+
+def test_d1_the_key_behind_an_unescaped_user_agent_counts(gateway, post, vendor):
+    target = b"/events/t?visitor_ua=%b&env=%b" % (RAW_AGENT, OTHER_KEY.encode())
+    rejected(gateway, vendor, 1, lambda: post(target, EVENT))
+
+
+def test_d1_usage_statistics_keep_an_encoded_query(gateway, post, vendor):
+    stats = {"d": {"event": {"name": "vwo_sdkUsageStats", "props": {}}}}
+    target = b"/events/t?a=888888&visitor_ua=%b" % RAW_AGENT
+    assert new_events(gateway, vendor, 1, lambda: post(target, stats)) == [stats]
+    assert vendor.calls[-1].query["visitor_ua"] == RAW_AGENT.decode()
+
+
+def test_d1_lookups_with_unescaped_values(get, post, vendor):
+    details = get(b"/get-user-details?ipAddress=81.2.69.160&userAgent=" + MAC_AGENT.encode())
+    assert details.json() == {"location": LONDON, "userAgent": FACTS}
+    for value in ("two words", "k\u00e4se"):
+        answer = get(b"/check-attribute?listId=list-77&attribute=" + value.encode())
+        assert (answer.status, answer.body) == (200, TRUE)
+    answer = post(b"/user-alias/setUserAlias?userId=raw guest&aliasId=raw member", b"")
+    assert answer.json() == {"isAliasSet": True}
+    rows = get(b'/user-alias/getAliasUserId?userId=["raw member"]').json()
+    assert rows == [{"aliasId": "raw member", "userId": "raw guest"}]
+
+
+@pytest.mark.parametrize(
+    "target", ["/admin/events", "/status", "/health", "/webhook", "/metrics", "/", "/us01/admin", "/no/such/path"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_d1_other_paths_stay_strict(gateway, method, target):
+    answer = ask(gateway.port, method, f"{target}?a=b c")
+    assert (answer.status, answer.json()["error"]) == (400, "malformed HTTP request")
+
+
 # Aliases: A.8
 
 

@@ -138,6 +138,7 @@ class Worker:
             on_answer=tracing.noting(self.metrics.answered),
             more_headers=tracing.header_lines,
             marks=tracing.marks,
+            lenient=api.is_sdk_path,
             ssl_context=self.certificates.context if self.certificates else None,
         )
 
