@@ -205,8 +205,10 @@ def test_d1_gated_answers_keep_their_order(lenient):
 
 def test_d1_upgrade_and_expect(lenient):
     live = lenient()
-    client = live.connect().send(post("/echo?a b", b"{}", "Connection: Upgrade", "Upgrade: h2c") + get("/echo?c d"))
-    assert [client.answer().json["query"] for _ in range(2)] == ["a%20b", "c%20d"]
+    for target, query in (("/echo?a b", "a%20b"), ("/echo?ab", "ab")):
+        first = post(target, b"{}", "Connection: Upgrade", "Upgrade: h2c")
+        client = live.connect().send(first + get("/echo?c d"))
+        assert [client.answer().json["query"] for _ in range(2)] == [query, "c%20d"]
     client = live.connect().send(get("/echo?a b", "Expect: 100-continue", "Content-Length: 2", method="POST"))
     assert client.answer().status == 100
     assert client.send(b"{}").answer().json["body"] == "{}"
@@ -338,7 +340,7 @@ def everything(live, data, cuts):
             client.send(part)
             live.turn()
         return client.half_close().rest()
-    except (BrokenPipeError, ConnectionResetError, OSError):
+    except (BrokenPipeError, ConnectionResetError):
         return None
     finally:
         client.sock.close()
@@ -380,7 +382,8 @@ def test_d1_any_query_arrives(lenient):
         answer = client.send(b"POST /echo?%b HTTP/1.1\r\nContent-Length: 0\r\n\r\n" % query).answer()
         assert answer.status == 200
         given_query = answer.json["query"]
-        assert unquote_to_bytes(given_query) == unquote_to_bytes(query)
+        # The strict parser accepts spaces before the version, and drops them.
+        assert unquote_to_bytes(given_query).rstrip(b" ") == unquote_to_bytes(query).rstrip(b" ")
         assert given_query.isascii()
         assert not re.search(r"[\0-\x20\x7f]", given_query)
 

@@ -379,11 +379,11 @@ class _Connection(asyncio.Protocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._parse(self._without_upgrade() + data[upgrade.args[0] :], _IDLE)
+            if self._reads_again():
+                return
         except httptools.HttpParserError as error:
             self._recover(error, data, started)
-            if self.held:  # the line, encoded, and what follows it
-                self.corked = False
-                self._pump()
+            if self._reads_again():
                 return
         self.corked = False
         if self.phase or self.blocked or self.stopping:
@@ -676,6 +676,14 @@ class _Connection(asyncio.Protocol):
         self.parser = httptools.HttpRequestParser(self)
         self.phase = _IDLE
         self.held.extendleft((rest, encoded))
+
+    def _reads_again(self) -> bool:
+        """Go on with the line that _recover has encoded, and with what follows it. False if it has not."""
+        if not self.held:
+            return False
+        self.corked = False
+        self._pump()
+        return True
 
     def _rejected_line(self, error: httptools.HttpParserError, data: bytes, started: int) -> bytes | None:
         """The rejected request line, as far as it has arrived, and what follows it; None if it was something else."""
