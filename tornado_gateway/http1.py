@@ -569,13 +569,15 @@ class _Connection(asyncio.Protocol):
     def _check_incomplete(self, data: bytes, started: int) -> None:
         """The limits of a message that is not complete at the end of a slice."""
         size = len(data)
-        self._remember(data, started)
         if self.phase == _HEAD:
+            self._remember(data, started)
             # Of the first slice only what is known to belong to this head counts.
             self.seen_bytes += size if self.seen_bytes else self._head_size()
             if self.seen_bytes > self.server.limits.max_header_bytes:
                 self._refuse(_HEAD_TOO_LARGE)
-        elif self.phase == _BODY:
+            return
+        self.partial = None
+        if self.phase == _BODY:
             try:
                 self._check_incomplete_body(size)
             except _RefusedError as refused:
@@ -646,9 +648,9 @@ class _Connection(asyncio.Protocol):
 
     def _remember(self, data: bytes, started: int) -> None:
         """At the end of a slice, keep what is needed if the next one turns out to end a rejected line."""
-        if self.phase != _HEAD or self.server.lenient is None:
-            self.partial = None
-        elif started == _HEAD and self.partial is not None:
+        if self.server.lenient is None:
+            return
+        if started == _HEAD and self.partial is not None:
             self.partial += data
             if len(self.partial) > self.server.limits.max_header_bytes + self.slice_bytes:
                 self.partial = None
