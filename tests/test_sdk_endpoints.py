@@ -560,7 +560,13 @@ def test_a9_lone_surrogates_in_decisions(post):
     assert answers[1].json() == {"purchase": True}
     alias = post("/user-alias/setUserAlias", rb'{"userId":"u\ud83d","aliasId":"m\ud83d"}')
     assert alias.json() == {"isAliasSet": True}
-    assert post("/evaluate-event-dsl", rb'{"dsl":{},"context":{"id":"\ud83d"}}').status == 200
+
+
+def test_a9_event_segments_are_forwarded_repaired(post, vendor):
+    answer = post("/evaluate-event-dsl", rb'{"dsl":{},"context":{"id":"\ud83d"}}')
+    assert (answer.status, answer.body) == (200, b"true")
+    call = vendor.calls_to("/eu01/evaluate-event-dsl")[-1]
+    assert orjson.loads(call.body) == {"dsl": {}, "context": {"id": "\ufffd"}}
 
 
 def test_usage_statistics_travel_alone_with_their_own_query(gateway, post, vendor):
