@@ -119,6 +119,11 @@ class EventQueue:
         self._group.append((count, documents, query))
         return self._gate
 
+    def reject(self, count: int) -> None:
+        """Count events that arrived but are not to be stored."""
+        self.counts.received += count
+        self.counts.rejected += count
+
     def settled(self, delivered: int, dead: int) -> None:
         """Events have left the queue."""
         self.stored -= delivered + dead
