@@ -117,11 +117,12 @@ QUERY_NAMES = [
     *("a", "i", "accountId", "sdkKey", "api-version", "platform", "userAgent", "ipAddress", "attribute", "listId"),
     *("userId", "aliasId", "en", "env", "dh", "visitor_ua", "visitor_ip", "r", "uuid"),
 ]
-# What the parser lets through to the routes: printable ASCII without blanks.
+# What the parser lets through to the routes, and what it lets through on the paths of SDKs only (row D1).
 QUERIES = st.lists(
     st.tuples(
         st.sampled_from(QUERY_NAMES),
         st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="#"), max_size=60)
+        | st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="#\x7f"), max_size=60)
         | st.sampled_from(
             ["%", "%zz", "%00", "%ff%fe", "%25" * 50, "[[", '["', '["x"', "[null]", "[[1]]", "{}", "+" * 99]
         )

@@ -21,6 +21,7 @@ GOOD = [
     get("/echo", "Transfer-Encoding: chunked", method="POST") + b"3;a=b\r\nabc\r\n0\r\nT: u\r\n\r\n",
     get("/const", version="1.0", method="HEAD"),
     get("/const", "X: " + "y" * 3000),
+    post("/echo?u=Mozilla/5.0 (X11)\t\xe4", b"GET /echo?a b HTTP/1.1\r\n"),
 ]
 NOISE = [b"\r\n", b"\0", b" ", b"\t", b":", b"\xff", b"0", b"-", b"\n", b"HTTP/1.1", b"Transfer-Encoding: chunked\r\n"]
 
@@ -58,9 +59,11 @@ def throw(live, parts, is_patient):
         sock.close()
 
 
+@pytest.mark.parametrize("lenient", [None, lambda path: path.endswith(b"/echo")], ids=["strict", "lenient"])
 @pytest.mark.parametrize("kind", [st.binary(max_size=300), mutated()], ids=["bytes", "mutated"])
-def test_fuzz(serve, kind):
-    live = serve(limits=QUICK._replace(max_header_bytes=4000, max_body_bytes=2000, max_pipelined=3))
+def test_fuzz(serve, kind, lenient):
+    limits = QUICK._replace(max_header_bytes=4000, max_body_bytes=2000, max_pipelined=3)
+    live = serve(limits=limits, lenient=lenient)
 
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(kind, st.lists(st.integers(0, 1000), max_size=3), st.booleans())

@@ -496,18 +496,162 @@ def test_an_event_arrives_as_it_was_written(gateway, vendor, target, body, heade
     assert new_events(gateway, vendor, 1, send) == [EVENT]
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"{", b"[]", b'"d"', {}, {"d": 1}, {"d": {}}, {"d": {"event": {}}}, {"d": {"event": {"name": ""}}}],
-    ids=repr,
-)
-def test_what_is_no_event_is_a_400(post, body):
-    answer = post("/events/t", body)
+def rejected(gateway, vendor, count, act):
+    """Check that an action is acknowledged with 200 and that its `count` events are counted as rejected."""
+    before = gateway.status()["events"]
+    assert new_events(gateway, vendor, 0, act) == []
+    after = gateway.status()["events"]
+    assert after["rejected"] - before["rejected"] == count
+    assert after["received"] - before["received"] == count
+    assert after["received"] == sum(after[name] for name in ("delivered", "waiting", "dead", "rejected"))
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"no JSON", b'"\xff"'], ids=repr)
+@pytest.mark.parametrize("path", ["/events/t", "/server-side/batch-events-v2"])
+def test_a7_only_invalid_json_is_a_400(post, path, body):
+    answer = post(path, body)
     assert (answer.status, answer.headers["content-type"], answer.json()["status"]) == (400, JSON, 0)
 
 
-def test_an_event_of_another_account_is_a_400(post):
-    assert post("/events/t?a=1", EVENT).status == 400
+@pytest.mark.parametrize(
+    "body",
+    [b"[]", b'"d"', {}, {"d": 1}, {"d": {}}, {"d": {"event": {}}}, {"d": {"event": {"name": ""}}}],
+    ids=repr,
+)
+def test_a7_what_is_no_event_is_rejected_with_a_200(gateway, post, vendor, body):
+    """.NET SDKs send an event again forever after any other status; PHP SDKs block for 14 s."""
+
+    def send():
+        answer = post("/events/t", body)
+        assert (answer.status, answer.headers["content-type"], answer.body) == (200, JSON, b'{"success":true}')
+
+    rejected(gateway, vendor, 1, send)
+
+
+OTHER_KEY = "f" * 32
+
+
+def keyed(event_key=None, visitor_key=None):
+    """An event with these keys in its properties and in those of its visitor."""
+    props = {"sku": "A-1"} if event_key is None else {"vwo_envKey": event_key}
+    data = {"event": {"name": "purchase", "props": props}}
+    if visitor_key is not None:
+        data["visitor"] = {"props": {"vwo_fs_environment": visitor_key}}
+    return {"d": data}
+
+
+OURS = {
+    "session id in a (PHP 1.20)": ("?en=vwo_variationShown&a=1795456295", keyed(KEY)),
+    "another account, our key": (f"?a=1&env={KEY}", keyed()),
+    "no key at all": ("?a=1", keyed()),
+    "no visitor either": ("", EVENT),
+    "empty keys": ("?env=", keyed("", "null")),
+    "keys of PHP and Java": ("?env=null", keyed(None, KEY)),
+    "keys that are no texts": ("", keyed(7, ["x"])),
+    "the query counts first": (f"?env={KEY}", keyed(OTHER_KEY, OTHER_KEY)),
+    "then the event": ("?env=undefined", keyed(KEY, OTHER_KEY)),
+}
+FOREIGN = {
+    "in the query": (f"?a=123456&env={OTHER_KEY}", keyed(KEY, KEY)),
+    "in the event": ("?a=123456", keyed(OTHER_KEY, KEY)),
+    "of the visitor": ("?env=", keyed(None, OTHER_KEY)),
+    "in the query, encoded": ("?env=%6Fther", keyed()),
+}
+
+
+@pytest.mark.parametrize(("query", "event"), OURS.values(), ids=OURS)
+def test_a6_the_key_decides_and_not_the_account(gateway, post, vendor, query, event):
+    for path, body in (("/events/t", event), ("/server-side/batch-events-v2", {"ev": [event]})):
+        send = lambda: post(path + query, body)  # noqa: B023, E731
+        assert new_events(gateway, vendor, 1, send) == [event]
+
+
+@pytest.mark.parametrize(("query", "event"), FOREIGN.values(), ids=FOREIGN)
+def test_a6_events_of_another_environment_are_dropped_with_a_200(gateway, post, vendor, query, event):
+    for path, body, count in (("/events/t", event, 1), ("/server-side/batch-events-v2", {"ev": [event] * 2}, 2)):
+
+        def send():
+            answer = post(path + query, body)  # noqa: B023
+            assert (answer.status, answer.body) == (200, b'{"success":true}')
+
+        rejected(gateway, vendor, count, send)
+
+
+def test_a6_one_warning_per_hour_and_no_key_in_it(tmp_path):
+    with Vendor(document()) as vendor, Gateway.of_vendor(tmp_path / "d", vendor, EVENTS_PER_REQUEST=1) as gateway:
+        for _ in range(5):
+            assert ask(gateway.port, "POST", f"/events/t?env={OTHER_KEY}", orjson.dumps(EVENT)).status == 200
+            assert ask(gateway.port, "POST", "/events/t", b"{}").status == 200
+        assert gateway.status()["events"]["rejected"] == 10
+        lines = [line for line in gateway.log().splitlines() if "rejected" in line]
+        assert sum("SDK key" in line for line in lines) == 1
+        assert sum("object" in line for line in lines) == 1
+        assert OTHER_KEY not in gateway.log()
+
+
+def test_a6_before_there_are_settings_the_configured_key_counts(tmp_path):
+    with Vendor(document()) as vendor:
+        vendor.settings_faults.append(Fault(500, times=1_000_000))
+        with Gateway.of_vendor(tmp_path / "d", vendor, EVENTS_PER_REQUEST=1) as gateway:
+            for key in (KEY, OTHER_KEY):
+                assert ask(gateway.port, "POST", "/events/t?a=1", orjson.dumps(keyed(key))).status == 200
+            assert vendor.wait_for_events(1) == [keyed(KEY)]
+            assert gateway.get("/ready")[0] == 503
+            assert gateway.status()["events"]["rejected"] == 1
+
+
+def test_a6_offline_the_key_of_the_settings_counts(tmp_path):
+    settings = ROOT / "conf" / "sample-settings.json"
+    with Gateway(tmp_path / "d", SETTINGS_FILE=settings) as gateway:
+        for key in (KEY, OTHER_KEY):
+            assert ask(gateway.port, "POST", "/events/t", orjson.dumps(keyed(key))).status == 200
+        events = gateway.status()["events"]
+        assert (events["received"], events["rejected"]) == (2, 1)
+
+
+BROKEN = rb'{"d":{"event":{"name":"purchase","props":{"t":"x\ud83d"}},"visitor_ua":"\ude00 Agent"}}'
+REPAIRED = {"d": {"event": {"name": "purchase", "props": {"t": "x\ufffd"}}, "visitor_ua": "\ufffd Agent"}}
+
+
+def test_a9_a_lone_surrogate_costs_no_event(gateway, post, vendor):
+    good = orjson.dumps(EVENT)
+    body = b'{"ev":[%b,%b,%b]}' % (good, BROKEN, good)
+    send = lambda: post("/server-side/batch-events-v2", body)  # noqa: E731
+    assert new_events(gateway, vendor, 3, send) == [EVENT, REPAIRED, EVENT]
+
+
+@pytest.mark.parametrize(("target", "headers"), [("/events/t", {}), ("/events/t?dh=1", {"User-Agent": "Agent"})])
+def test_a9_a_single_event_is_repaired(gateway, post, vendor, target, headers):
+    (event,) = new_events(gateway, vendor, 1, lambda: post(target, BROKEN, headers))
+    assert event["d"].items() >= REPAIRED["d"].items()
+
+
+def test_a9_usage_statistics_are_repaired(gateway, post, vendor):
+    body = rb'{"d":{"event":{"name":"vwo_sdkUsageStats","props":{"t":"\ud83d"}}}}'
+    (event,) = new_events(gateway, vendor, 1, lambda: post("/events/t?a=888888", body))
+    assert event["d"]["event"]["props"] == {"t": "\ufffd"}
+
+
+def test_a9_lone_surrogates_in_decisions(post):
+    answers = []
+    for path, body in (
+        ("getFlag", rb'{"featureKey":"new-checkout","userId":"u\ud83d","customVariables":{"t":"abc\ud83d"}}'),
+        ("trackEvent", rb'{"eventName":"purchase","userId":"u\ud83d","eventProperties":{"t":"\ude00"}}'),
+        ("setAttribute", rb'{"attributeKey":"t","attributeValue":"\ud83d","userId":"u\ud83d"}'),
+    ):
+        answers.append(post(f"/server-side/{path}", body))
+        assert "warning" not in answers[-1].headers
+    assert [answer.status for answer in answers] == [200, 200, 200]
+    assert answers[1].json() == {"purchase": True}
+    alias = post("/user-alias/setUserAlias", rb'{"userId":"u\ud83d","aliasId":"m\ud83d"}')
+    assert alias.json() == {"isAliasSet": True}
+
+
+def test_a9_event_segments_are_forwarded_repaired(post, vendor):
+    answer = post("/evaluate-event-dsl", rb'{"dsl":{},"context":{"id":"\ud83d"}}')
+    assert (answer.status, answer.body) == (200, b"true")
+    call = vendor.calls_to("/eu01/evaluate-event-dsl")[-1]
+    assert orjson.loads(call.body) == {"dsl": {}, "context": {"id": "\ufffd"}}
 
 
 def test_usage_statistics_travel_alone_with_their_own_query(gateway, post, vendor):
@@ -543,28 +687,55 @@ def test_a_browsers_agent_and_address_are_put_into_its_event(gateway, post, vend
     ]
 
 
-@pytest.mark.parametrize(
-    ("body", "status"),
-    [
-        ({"ev": [EVENT]}, 200),
-        ({"ev": [EVENT] * 3}, 200),
-        ({"ev": [EVENT] * 4}, 413),
-        ({"ev": []}, 400),
-        ({}, 400),
-        ({"ev": {}}, 400),
-        ({"ev": [EVENT, {"d": 1}]}, 400),
-        (b"no JSON", 400),
-    ],
-    ids=["one", "the most", "too many", "empty", "nothing", "no list", "one is no event", "no JSON"],
-)
-def test_a_batch_is_taken_whole_or_not_at_all(gateway, post, vendor, body, status):
-    def send():
-        answer = post(f"/server-side/batch-events-v2?a=123456&env={KEY}", body, {"Authorization": KEY})
-        assert (answer.status, answer.headers["content-type"]) == (status, JSON)
-        assert answer.json() == {"success": True} if status == 200 else answer.json()["status"] == 0
+DEEP = b'{"d":{"event":{"name":"purchase","props":%b}}}' % (b"[" * 300 + b"]" * 300)
 
-    taken = body["ev"] if status == 200 else []
-    assert new_events(gateway, vendor, len(taken), send) == taken
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ({"ev": [EVENT]}, 0),
+        ({"ev": [EVENT] * 3}, 0),
+        ({"ev": [EVENT] * 4}, 0),
+        ({"ev": [EVENT] * 100}, 0),
+        ({"ev": []}, 0),
+        ({}, 1),
+        ([EVENT], 1),
+        ({"ev": {}}, 1),
+        ({"ev": [EVENT, {"d": 1}, 7, {}, EVENT]}, 3),
+        ({"ev": [{"d": 1}]}, 1),
+        ({"ev": [keyed(KEY), keyed(OTHER_KEY), keyed(), keyed(None, OTHER_KEY)]}, 2),
+        (b'{"ev":[%b,%b]}' % (orjson.dumps(EVENT), DEEP), 1),
+    ],
+    ids=[
+        *("one", "three", "more than MAX_EVENTS_PER_REQUEST", "many", "A8: empty", "nothing", "a list", "no list"),
+        *("three are no events", "none is an event", "A6: two of another environment", "deep"),
+    ],
+)
+def test_a7_of_a_batch_only_what_is_no_event_is_rejected(gateway, post, vendor, body, count):
+    """Rows A6, A7, A8: each event of a batch is decided on its own."""
+    events = body.get("ev", []) if isinstance(body, dict) else [EVENT] if isinstance(body, bytes) else []
+    good = [event for event in events if event in (EVENT, keyed(KEY), keyed())] if isinstance(events, list) else []
+
+    def send():
+        answer = post("/server-side/batch-events-v2?a=123456", body, {"Authorization": KEY})
+        assert (answer.status, answer.headers["content-type"], answer.body) == (200, JSON, b'{"success":true}')
+
+    before = gateway.status()["events"]["rejected"]
+    assert new_events(gateway, vendor, len(good), send) == good
+    assert gateway.status()["events"]["rejected"] == before + count
+
+
+def test_a7_a_full_queue_is_a_503_and_nothing_of_the_batch_is_stored(tmp_path):
+    """Row A7: a batch is stored as a whole, so that a client that repeats it causes no duplicates."""
+    with Vendor(document()) as vendor:
+        vendor.event_faults.append(Fault(503, times=1_000_000))
+        limits = {"EVENT_QUEUE_LIMIT": 10, "EVENTS_PER_REQUEST": 3, "MAX_EVENTS_PER_REQUEST": 3}
+        with Gateway.of_vendor(tmp_path / "d", vendor, **limits) as gateway:
+            body = orjson.dumps({"ev": [EVENT] * 8 + [{}]})
+            answers = [ask(gateway.port, "POST", "/server-side/batch-events-v2", body).status for _ in range(2)]
+            assert answers == [200, 503]
+            events = gateway.status()["events"]
+            assert (events["waiting"], events["received"], events["rejected"]) == (8, 17, 9)
 
 
 def test_stray_bytes_behind_an_event_change_nothing(gateway, vendor):
@@ -584,6 +755,59 @@ def test_an_event_counts_when_its_client_did_not_wait(gateway, vendor):
             connection.sendall(request_bytes("POST", "/events/t", orjson.dumps(EVENT), {}))
 
     assert new_events(gateway, vendor, 1, send) == [EVENT]
+
+
+# Row D1: request lines of PHP SDKs
+
+RAW_AGENT = b"Mozilla/5.0 (iPhone; CPU iPhone OS 17_2)\tK\xc3\xa4se"
+
+
+@pytest.mark.parametrize("prefix", [b"", b"/eu01", b"/"])
+def test_d1_events_with_an_unescaped_user_agent_arrive(gateway, vendor, prefix):
+    target = b"%b/events/t?en=buy&a=123456&env=%b&visitor_ua=%b" % (prefix, KEY.encode(), RAW_AGENT)
+
+    def send():
+        request = request_bytes("POST", target, orjson.dumps(EVENT), {"Connection": "keep-alive"})
+        data = exchange(gateway.port, request * 2 + request_bytes("POST", target, orjson.dumps(EVENT), {}))
+        for _ in range(3):
+            answer, data = parse(data)
+            assert (answer.status, answer.body) == (200, b'{"success":true}')
+        assert not data
+
+    assert new_events(gateway, vendor, 3, send) == [EVENT] * 3
+
+
+def test_d1_the_key_behind_an_unescaped_user_agent_counts(gateway, post, vendor):
+    target = b"/events/t?visitor_ua=%b&env=%b" % (RAW_AGENT, OTHER_KEY.encode())
+    rejected(gateway, vendor, 1, lambda: post(target, EVENT))
+
+
+def test_d1_usage_statistics_keep_an_encoded_query(gateway, post, vendor):
+    stats = {"d": {"event": {"name": "vwo_sdkUsageStats", "props": {}}}}
+    target = b"/events/t?a=888888&visitor_ua=%b" % RAW_AGENT
+    assert new_events(gateway, vendor, 1, lambda: post(target, stats)) == [stats]
+    assert vendor.calls[-1].query["visitor_ua"] == RAW_AGENT.decode()
+
+
+def test_d1_lookups_with_unescaped_values(get, post, vendor):
+    details = get(b"/get-user-details?ipAddress=81.2.69.160&userAgent=" + MAC_AGENT.encode())
+    assert details.json() == {"location": LONDON, "userAgent": FACTS}
+    for value in ("two words", "k\u00e4se"):
+        answer = get(b"/check-attribute?listId=list-77&attribute=" + value.encode())
+        assert (answer.status, answer.body) == (200, TRUE)
+    answer = post(b"/user-alias/setUserAlias?userId=raw guest&aliasId=raw member", b"")
+    assert answer.json() == {"isAliasSet": True}
+    rows = get(b'/user-alias/getAliasUserId?userId=["raw member"]').json()
+    assert rows == [{"aliasId": "raw member", "userId": "raw guest"}]
+
+
+@pytest.mark.parametrize(
+    "target", ["/admin/events", "/status", "/health", "/webhook", "/metrics", "/", "/us01/admin", "/no/such/path"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_d1_other_paths_stay_strict(gateway, method, target):
+    answer = ask(gateway.port, method, f"{target}?a=b c")
+    assert (answer.status, answer.json()["error"]) == (400, "malformed HTTP request")
 
 
 # Aliases: A.8

@@ -62,6 +62,10 @@ class Api:
         """The handler of a request; None if the path is not a data route."""
         return self.routes.get((method, path)) or self._find_leniently(method, path)
 
+    def is_sdk_path(self, path: bytes) -> bool:
+        """Whether SDKs send requests to this path, some of which do not escape their query."""
+        return self.find(b"GET", path) is not None and not path.endswith(b"/webhook")
+
     def _find_leniently(self, method: bytes, path: bytes) -> Handler | None:
         """Paths of clients that write them in their own way (wire contract 0.8, 0.10), HEAD, and wrong methods."""
         path = SLASHES.sub(b"/", path)

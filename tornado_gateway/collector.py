@@ -1,58 +1,126 @@
 """Events of SDKs that decide by themselves: /events/t and batches (wire contract A.4, A.7).
 
-An event is stored as the client wrote it, so that upstream gets the SDK's own content.
+An event is stored as the client wrote it, so that upstream gets the SDK's own content. Whatever is valid JSON is
+answered with 200 unless it cannot be stored at the moment: .NET SDKs repeat an event forever after any other status,
+and PHP SDKs block for 14 s. Documents that are no events, and events of other environments, are counted as rejected.
 """
+
+import asyncio
+import logging
+from collections.abc import Awaitable
 
 import orjson
 
-from .errors import RequestError
 from .events import EventQueue
-from .http1 import Request, Response, json_error
+from .http1 import Request, Response
+from .repeats import RepeatedLine
 from .settings import SettingsMirror
-from .wire import ClientAddress, Fields, is_from_browser, json_object, query_text
+from .wire import NOTHING, ClientAddress, Fields, is_from_browser, json_value, parameter_text, raw_query_value
+
+logger = logging.getLogger(__name__)
 
 TAKEN = Response(200, b'{"success":true}')
 USAGE_STATS = "vwo_sdkUsageStats"
+NO_BATCH = 'the document is no batch, expected {"ev":[...]}'
+NO_OBJECT = 'the event is no object with an object "d"'
+NO_NAME = 'the event has no name, expected {"d":{"event":{"name":...}}}'
+TOO_DEEP = "the event has too many nested lists and objects"
+OTHER_ENVIRONMENT = "their SDK key is that of another environment"
 # As numbers: `in` of bytes takes what it looks for as a number first, and what is none costs an exception.
 _LINE_FEED, _RETURN = b"\n\r"
 
 
+class _Batch:
+    """The documents of a batch that are to be stored, and how many are rejected, by reason."""
+
+    def __init__(self) -> None:
+        self.documents: list[bytes] = []
+        self.rejected: dict[str, int] = {}
+
+    def reject(self, reason: str) -> None:
+        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+
+
 class Collector:
-    """The endpoints that take events."""
+    """The endpoints that take events. `sdk_key` is the configured one, None for a gateway without upstream.
+
+    Batches of more than `slice_events` are read in slices, so that other requests are served between them.
+    """
 
     def __init__(
-        self, mirror: SettingsMirror, events: EventQueue, client_address: ClientAddress, *, account_id: str, limit: int
+        self,
+        mirror: SettingsMirror,
+        events: EventQueue,
+        client_address: ClientAddress,
+        *,
+        sdk_key: str | None,
+        slice_events: int,
     ) -> None:
         self._mirror = mirror
         self._events = events
         self._client_address = client_address
-        self._account_id = account_id
-        self._limit = limit
+        self._sdk_key = sdk_key
+        self._raw_key = (sdk_key or "").encode()
+        self._slice_events = slice_events
+        self._foreign = RepeatedLine(logger, "rejected %d events: %s", interval_seconds=3600)
+        self._malformed = RepeatedLine(logger, "rejected %d events: %s", interval_seconds=60)
 
     def take_event(self, request: Request) -> Response:
         """One event document `{"d":{...}}`."""
-        document = json_object(request.body)
-        name = _event_name(document)
-        if name == USAGE_STATS:  # filed under the vendor's account, so it must keep its query and travel alone
-            return self._append(request, _one_line(request.body), 1, request.query.decode("latin-1"))
-        self._check_account(request)
-        body = _one_line(request.body)
+        document, body = json_value(request.body)
+        reason = self._reason_to_reject(document, self._query_key(request.query))
+        if reason is not None:
+            self._reject(reason, 1)
+            return TAKEN
+        data = document["d"]
+        if data["event"]["name"] == USAGE_STATS:  # filed under the vendor's account: keeps its query and travels alone
+            return self._append(request, _one_line(body), 1, request.query.decode("latin-1"))
         has_visitor = is_from_browser(request) or request.query.find(b"dh=1") >= 0
-        if has_visitor and self._fill_visitor(request, document["d"]):
-            body = orjson.dumps(document)
-        return self._append(request, body, 1)
+        if has_visitor and self._fill_visitor(request, data):
+            encoded = _encoded(document)
+            if encoded is None:
+                self._reject(TOO_DEEP, 1)
+                return TAKEN
+            return self._append(request, encoded, 1)
+        return self._append(request, _one_line(body), 1)
 
-    def take_batch(self, request: Request) -> Response:
-        """`{"ev":[{"d":{...}}, ...]}`, at most MAX_EVENTS_PER_REQUEST."""
-        self._check_account(request)
-        events = json_object(request.body).get("ev")
-        if not isinstance(events, list) or not events:
-            raise RequestError(400, "ev: expected a list with at least one event")
-        if len(events) > self._limit:
-            return json_error(413, f"ev: {len(events)} events, at most {self._limit} fit into one request")
+    def take_batch(self, request: Request) -> Response | Awaitable[Response]:
+        """`{"ev":[{"d":{...}}, ...]}`. What is accepted of it is stored as a whole."""
+        document = json_value(request.body)[0]
+        events = document.get("ev") if isinstance(document, dict) else None
+        if not isinstance(events, list):
+            self._reject(NO_BATCH, 1)
+            return TAKEN
+        batch = _Batch()
+        query_key = self._query_key(request.query)
+        if len(events) > self._slice_events:
+            return self._take_slices(request, events, query_key, batch)
+        self._sort(events, query_key, batch)
+        return self._take(request, batch)
+
+    async def _take_slices(
+        self, request: Request, events: list[object], query_key: str | None, batch: _Batch
+    ) -> Response:
+        for start in range(0, len(events), self._slice_events):
+            self._sort(events[start : start + self._slice_events], query_key, batch)
+            await asyncio.sleep(0)
+        return self._take(request, batch)
+
+    def _sort(self, events: list[object], query_key: str | None, batch: _Batch) -> None:
         for event in events:
-            _event_name(event)
-        return self._append(request, b"\n".join(map(orjson.dumps, events)), len(events))
+            reason = self._reason_to_reject(event, query_key)
+            document = _encoded(event) if reason is None else None
+            if document is not None:
+                batch.documents.append(document)
+            else:
+                batch.reject(reason or TOO_DEEP)
+
+    def _take(self, request: Request, batch: _Batch) -> Response:
+        if batch.documents:  # first, because a client repeats the batch if the queue is full
+            self._append(request, b"\n".join(batch.documents), len(batch.documents))
+        for reason, count in batch.rejected.items():
+            self._reject(reason, count)
+        return TAKEN
 
     def _append(self, request: Request, documents: bytes, count: int, query: str = "") -> Response:
         gate = self._events.append(documents, count, query)
@@ -60,12 +128,38 @@ class Collector:
             request.gate = gate
         return TAKEN
 
-    def _check_account(self, request: Request) -> None:
+    def _reject(self, reason: str, count: int) -> None:
+        self._events.reject(count)
+        (self._foreign if reason == OTHER_ENVIRONMENT else self._malformed).add(reason, count)
+
+    def _reason_to_reject(self, document: object, query_key: str | None) -> str | None:
+        """Return the reason why an event is not accepted, None if it is.
+
+        The key decides about its environment, because the account in the query is a session id in PHP 1.20 and 1.21.
+        """
+        data = document.get("d") if isinstance(document, dict) else None
+        if not isinstance(data, dict):
+            return NO_OBJECT
+        event = data.get("event")
+        name = event.get("name") if isinstance(event, dict) else None
+        if not isinstance(name, str) or not name:
+            return NO_NAME
+        if name == USAGE_STATS:
+            return None
+        key = query_key or _property(event, "vwo_envKey") or _property(data.get("visitor"), "vwo_fs_environment")
+        return None if key is None or self._is_own(key) else OTHER_ENVIRONMENT
+
+    def _query_key(self, query: bytes) -> str | None:
+        raw = raw_query_value(query, b"env")
+        if raw is None:
+            return None
+        return self._sdk_key if raw == self._raw_key else parameter_text(raw)
+
+    def _is_own(self, key: str) -> bool:
+        if key == self._sdk_key:
+            return True
         snapshot = self._mirror.current
-        own = snapshot.settings.account_id if snapshot is not None else self._account_id
-        given = query_text(request.query, b"a")
-        if given is not None and own and given != own:
-            raise RequestError(400, "a: this gateway takes events of another account")
+        return self._sdk_key is None if snapshot is None else key == snapshot.settings.sdk_key
 
     def _fill_visitor(self, request: Request, data: Fields) -> bool:
         """Put a browser's user agent and address where a batch keeps them. True if something was put in."""
@@ -84,13 +178,18 @@ class Collector:
         return filled
 
 
-def _event_name(document: object) -> str:
-    data = document.get("d") if isinstance(document, dict) else None
-    event = data.get("event") if isinstance(data, dict) else None
-    name = event.get("name") if isinstance(event, dict) else None
-    if not isinstance(name, str) or not name:
-        raise RequestError(400, 'invalid event payload: expected {"d":{"event":{"name":...}}}')
-    return name
+def _property(part: object, name: str) -> str | None:
+    props = part.get("props") if isinstance(part, dict) else None
+    value = props.get(name) if isinstance(props, dict) else None
+    return value if isinstance(value, str) and value not in NOTHING else None
+
+
+def _encoded(document: object) -> bytes | None:
+    """Return the JSON of a document, None if it is nested more deeply than the encoder allows."""
+    try:
+        return orjson.dumps(document)
+    except orjson.JSONEncodeError:
+        return None
 
 
 def _one_line(body: bytes) -> bytes:

@@ -379,7 +379,8 @@ class Config:
         "MAX_EVENTS_PER_REQUEST",
         _whole(1, 5000),
         "5000",
-        "The most events in one batch, accepted or sent; upstream takes 5000. A larger batch is answered with 413.",
+        "Maximum number of events in one batch to upstream, which accepts 5000. Larger batches of SDKs are accepted and"
+        " split.",
         unit="events",
     )
     flush_seconds: float = _option(

@@ -179,6 +179,11 @@ class EventQueue:
             return f"events cannot be stored at the moment: {self.failure}"
         return f"the event queue is full: {self.counts.waiting} events wait (EVENT_QUEUE_LIMIT)"
 
+    def reject(self, count: int) -> None:
+        """Count events that arrived but are not to be stored."""
+        self.counts.received += count
+        self.counts.rejected += count
+
     def settled(self, delivered: int, dead: int) -> None:
         """Events have left the queue."""
         self.stored -= delivered + dead

@@ -11,7 +11,10 @@ What it decides where HTTP leaves a choice:
   a word: some SDKs leave a stray `Connection: close` behind their body.
 - Pipelined requests start at once, answers leave in order. Starting them one after the other would cost one group
   commit each. Only requests for the Tornado application wait for their turn, because they stream.
-- llhttp refuses control characters, spaces and bytes above 0x7F in a request target; all else reaches the route.
+- llhttp rejects control characters, spaces and bytes above 0x7F in a request target; all else reaches the route. On
+  paths for which `lenient` is true, spaces, tabs and bytes above 0x7F in the query are then percent-encoded and the
+  line is read again (`request_line.py`), because PHP SDKs write such lines. Everything else stays rejected. After more
+  than `max_header_bytes` of pipelined requests without a pause the start of a line is not known, and it is rejected.
 - Data routes send no Date: it would have to be rendered anew each second, and no client of ours reads it.
 - An `Upgrade` is ignored, as RFC 9110 allows: the request is served as if the header were not there.
 - A connection is closed by half-closing it and reading on for a moment. Closing at once with unread bytes in the
@@ -45,6 +48,7 @@ from tornado.httputil import (
 )
 from tornado.iostream import StreamClosedError
 
+from . import request_line
 from .errors import RequestError
 
 __all__ = ["Gate", "Handler", "Limits", "Request", "Response", "Server", "json_error", "log_failure", "request_id"]
@@ -337,11 +341,13 @@ class _Connection(asyncio.Protocol):
         "out",
         "out_bytes",
         "parser",
+        "partial",
         "peer",
         "phase",
         "queue",
         "queued_bytes",
         "refusal",
+        "remaining",
         "seen_bytes",
         "server",
         "since",
@@ -386,6 +392,9 @@ class _Connection(asyncio.Protocol):
         self.is_marked = server.marks is None
         self.continue_due = False
         self.seen_bytes = 0
+        # where the message began that the last slice has left incomplete: see _since_boundary
+        self.partial: bytearray | None = None
+        self.remaining = -1
         # requests and answers
         # (`gate` is the last one that knows this connection, so that it is told only once)
         self.held: deque[bytes] = deque()
@@ -424,7 +433,8 @@ class _Connection(asyncio.Protocol):
             self._refuse(_OVERLOADED)
 
     def data_received(self, data: bytes) -> None:
-        if self.phase >= _ENDED:
+        started = self.phase
+        if started >= _ENDED:
             return
         if self.blocked or len(data) > self.slice_bytes:
             self._hold_and_pump(data)
@@ -433,12 +443,18 @@ class _Connection(asyncio.Protocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._parse(self._without_upgrade() + data[upgrade.args[0] :])
+            self._parse(self._without_upgrade() + data[upgrade.args[0] :], _IDLE)
+            if self._reads_again():
+                return
         except httptools.HttpParserError as error:
-            self._fail(error)
+            self._recover(error, data, started)
+            if self._reads_again():
+                return
         self.corked = False
         if self.phase or self.blocked or self.stopping:
-            self._after_slice(len(data))
+            self._after_slice(data, started)
+        elif started:
+            self.partial = None
         if self.out:
             self._write_out()
 
@@ -597,42 +613,51 @@ class _Connection(asyncio.Protocol):
             self._serve(self.waiting.popleft())
             return
         data = self.held.popleft()
-        if self.phase < _ENDED:
-            self._parse(data)
-            self._check_incomplete(len(data))
+        started = self.phase
+        if started < _ENDED:
+            self._parse(data, started)
+            self._check_incomplete(data, started)
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: bytes, started: int) -> None:
+        """Feed a slice to the parser; `started` is the phase at its beginning."""
         while data and self.phase < _ENDED:
             try:
                 self.parser.feed_data(data)
                 return
             except httptools.HttpParserUpgrade as upgrade:
-                data = self._without_upgrade() + data[upgrade.args[0] :]
+                data, started = self._without_upgrade() + data[upgrade.args[0] :], _IDLE
             except httptools.HttpParserError as error:
-                self._fail(error)
+                self._recover(error, data, started)
+                return
 
-    def _after_slice(self, size: int) -> None:
+    def _after_slice(self, data: bytes, started: int) -> None:
         """The slice has ended, but not everything is done."""
-        self._check_incomplete(size)
+        self._check_incomplete(data, started)
         self.flush()
 
-    def _check_incomplete(self, size: int) -> None:
+    def _check_incomplete(self, data: bytes, started: int) -> None:
         """The limits of a message that is not complete at the end of a slice."""
+        size = len(data)
         if self.phase == _HEAD:
+            self._remember(data, started)
             # Of the first slice only what is known to belong to this head counts.
             self.seen_bytes += size if self.seen_bytes else self._head_size()
             if self.seen_bytes > self.server.limits.max_header_bytes:
                 self._refuse(_HEAD_TOO_LARGE)
-        elif self.phase == _BODY:
+            return
+        self.partial = None
+        if self.phase == _BODY:
             try:
                 self._check_incomplete_body(size)
             except _RefusedError as refused:
                 self._refuse(refused.response)
 
     def _check_incomplete_body(self, size: int) -> None:
+        self.remaining -= size
         if not self.seen_bytes:
             self.continue_due = False
             announced = Request(b"", b"", b"", self.head_headers).header(b"content-length")
+            self.remaining = -1 if announced is None else int(announced) - len(self.body)
             if announced is not None and int(announced) > self.max_body:
                 self._check_body_size(int(announced))
             if self.expect is not None:
@@ -679,6 +704,67 @@ class _Connection(asyncio.Protocol):
         line = b"%b %b HTTP/%b\r\n" % (method, self.url, self.parser.get_http_version().encode())
         self.parser = httptools.HttpRequestParser(self)
         return line + _header_lines(headers) + b"\r\n"
+
+    # ---- reading a request line again, leniently: see request_line.py
+
+    def _since_boundary(self, data: bytes, started: int) -> bytes | None:
+        """The bytes from the last known start of a message to the end of a slice; None if none is known."""
+        if started == _IDLE:
+            return data
+        if started == _HEAD:
+            return None if self.partial is None else bytes(self.partial) + data
+        return data[self.remaining :] if self.remaining >= 0 else None
+
+    def _remember(self, data: bytes, started: int) -> None:
+        """At the end of a slice, keep what is needed if the next one turns out to end a rejected line."""
+        if self.server.lenient is None:
+            return
+        if started == _HEAD and self.partial is not None:
+            self.partial += data
+            if len(self.partial) > self.server.limits.max_header_bytes + self.slice_bytes:
+                self.partial = None
+        else:
+            known = self._since_boundary(data, started)
+            self.partial = None if known is None else bytearray(known)
+
+    def _recover(self, error: httptools.HttpParserError, data: bytes, started: int) -> None:
+        """The parser has rejected something: let it read the request line again if it was that, otherwise fail."""
+        line = self._rejected_line(error, data, started)
+        lenient = self.server.lenient
+        path = None if line is None else request_line.path_of(line)
+        if line is None or path is None or lenient is None or not lenient(path):
+            self._fail(error)
+            return
+        line, end, rest = line.partition(b"\n")
+        if not end:
+            self.parser = request_line.PendingLine(line)
+            self.url = line.partition(b" ")[2]
+            return
+        encoded = request_line.encoded(line)
+        if encoded is None:
+            self._fail(error)
+            return
+        self.parser = httptools.HttpRequestParser(self)
+        self.phase = _IDLE
+        self.held.extendleft((rest, encoded))
+
+    def _reads_again(self) -> bool:
+        """Go on with the line that _recover has encoded, and with what follows it. False if it has not."""
+        if not self.held:
+            return False
+        self.corked = False
+        self._pump()
+        return True
+
+    def _rejected_line(self, error: httptools.HttpParserError, data: bytes, started: int) -> bytes | None:
+        """The rejected request line, as far as it has arrived, and what follows it; None if it was something else."""
+        if isinstance(self.parser, request_line.PendingLine):
+            return bytes(self.parser.data)
+        if self.phase != _HEAD or self.head_headers or isinstance(error, httptools.HttpParserCallbackError):
+            return None
+        known = None if self.server.lenient is None else self._since_boundary(data, started)
+        start = None if known is None else request_line.start_of_rejected_line(known)
+        return None if known is None or start is None else known[start:]
 
     def _fail(self, error: httptools.HttpParserError) -> None:
         """The parser has stopped for good."""
@@ -1245,7 +1331,8 @@ class Server:
     a body larger than `limits.max_body_bytes`, so it can raise that limit but not lower it. `on_answer(request,
     status)` is called once for each answer; a request that could not be parsed has an empty method.
     `more_headers(request)` gives header lines that each answer of a data route, errors included, gets in addition;
-    with `marks`, names in lower case, it is asked only for requests that have one of these headers.
+    with `marks`, names in lower case, it is asked only for requests that have one of these headers. `lenient(path)`:
+    whether a query with spaces, tabs and bytes above 0x7F is accepted.
     """
 
     def __init__(
@@ -1258,6 +1345,7 @@ class Server:
         on_answer: Callable[[Request, int], object] | None = None,
         more_headers: Callable[[Request], bytes] | None = None,
         marks: Collection[bytes] | None = None,
+        lenient: Callable[[bytes], bool] | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self.find = find
@@ -1267,6 +1355,7 @@ class Server:
         self.on_answer = on_answer
         self.more_headers = more_headers or _no_lines
         self.marks = marks if more_headers else ()
+        self.lenient = lenient
         initials = {name[:1] for name in (b"expect", *(self.marks or ()))}
         self.noted_initials = frozenset(b"".join(initials) + b"".join(initials).upper())
         self.port = 0

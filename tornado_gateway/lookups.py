@@ -22,6 +22,7 @@ from .wire import (
     form_decoded,
     is_from_browser,
     json_object,
+    json_value,
     parameter_text,
     query_text,
     raw_query_value,
@@ -150,9 +151,11 @@ class Lookups:
 
     async def evaluate_event_dsl(self, request: Request) -> Response:
         """Only upstream knows what a visitor did before; without it the answer is "no"."""
-        json_object(request.body)
+        fields, body = json_value(request.body)
+        if not isinstance(fields, dict):
+            raise RequestError(400, "the body must be a JSON object")
         try:
-            return Response(200, await self._upstream.evaluate_event_dsl(request.query.decode("latin-1"), request.body))
+            return Response(200, await self._upstream.evaluate_event_dsl(request.query.decode("latin-1"), body))
         except UpstreamError:
             return ANSWERS[False]
 

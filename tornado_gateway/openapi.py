@@ -122,14 +122,19 @@ QUEUE_FULL = _errors(
         "the event queue is full: 1000000 events wait (EVENT_QUEUE_LIMIT)",
     )
 )
-TOO_LARGE = _errors(
-    _413=("The body, or the batch, is too large", "ev: 20000 events, at most 10000 fit into one request")
+TOO_LARGE = _errors(_413=("The body is too large", "the request body is too large"))
+NO_JSON_EVENTS = _errors(
+    _400=(
+        "The body is not JSON. Any JSON is answered with 200; documents that are no events are counted as rejected",
+        "the body is not JSON: unexpected end of data: line 1 column 1 (char 0)",
+    )
 )
 
 ACCOUNT = [
     _query("a", "The account. Optional; if given, it must be this gateway's", "123456"),
     _query("i", "The SDK key. Optional; if given, it must be this gateway's"),
 ]
+EVENT_KEY = _query("env", "The SDK key of the event. Events of another environment are dropped and counted as rejected")
 EVENT_EXAMPLE = {
     "d": {
         "visId": "user-1",
@@ -276,17 +281,12 @@ SDKS: Schema = {
             "Events",
             "Take one event of an SDK",
             {
-                **_ok("The event is stored", _ref("Success"), {"success": True}),
-                **_errors(
-                    _400=(
-                        "Not an event, or of another account",
-                        'invalid event payload: expected {"d":{"event":{"name":...}}}',
-                    )
-                ),
+                **_ok("The event is stored, or counted as rejected", _ref("Success"), {"success": True}),
+                **NO_JSON_EVENTS,
                 **TOO_LARGE,
                 **QUEUE_FULL,
             },
-            parameters=[_query("en", "The event's name, as SDKs send it", "purchase"), *ACCOUNT],
+            parameters=[_query("en", "The event's name, as SDKs send it", "purchase"), EVENT_KEY],
             body=_json(_ref("Event"), EVENT_EXAMPLE),
         )
     },
@@ -296,12 +296,12 @@ SDKS: Schema = {
             "Events",
             "Take a batch of events of an SDK",
             {
-                **_ok("All of them are stored", _ref("Success"), {"success": True}),
-                **_errors(_400=("Not a batch; nothing was taken", "ev: expected a list with at least one event")),
+                **_ok("Each event is stored, or counted as rejected", _ref("Success"), {"success": True}),
+                **NO_JSON_EVENTS,
                 **TOO_LARGE,
                 **QUEUE_FULL,
             },
-            parameters=ACCOUNT,
+            parameters=[EVENT_KEY],
             body=_json(_ref("Batch"), {"ev": [EVENT_EXAMPLE]}),
         )
     },

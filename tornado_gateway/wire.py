@@ -19,19 +19,53 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 NOTHING = frozenset({"", "undefined", "null", "None"})  # how SDKs write a value that they do not have
 ESCAPE = re.compile(b"%[0-9A-Fa-f]{2}")
+# A lone surrogate, in a text without escaped backslashes: a high one without a low one behind it, or the reverse.
+_LONE_SURROGATE = re.compile(
+    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD])[c-fC-F][0-9a-fA-F]{2})"
+)
+_SURROGATE_BYTES = re.compile(
+    b"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]|\xed[\xa0-\xbf][\x80-\xbf]"
+)  # no other character of UTF-8 has such bytes
+MAX_REPAIRS = 50_000  # surrogates per body, at most 50 ms; a body with more is not JSON
 KNOWN_QUERIES = 1000  # how many checked query strings are remembered
 MAX_HOPS = 32  # addresses of X-Forwarded-For that are read: a client can send 16,000
 
 
 def json_object(body: bytes) -> Fields:
-    """The body as a JSON object, whatever the content type says. Of duplicate keys the last one counts."""
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise RequestError(400, f"the body is not JSON: {error}") from error
+    """Return the body as a JSON object, whatever the content type says. If a key is repeated, the last value wins."""
+    fields = json_value(body)[0]
     if type(fields) is not dict:
         raise RequestError(400, "the body must be a JSON object")
     return fields
+
+
+def json_value(body: bytes) -> tuple[Any, bytes]:
+    """Return the value of a JSON body, and the body; the latter is repaired if it has lone surrogates.
+
+    JavaScript and .NET cut texts between the two halves of a character and write the half that is left.
+    """
+    try:
+        return orjson.loads(body), body
+    except orjson.JSONDecodeError:
+        repaired = _without_lone_surrogates(body)
+    try:
+        return orjson.loads(repaired), repaired
+    except orjson.JSONDecodeError as error:
+        raise RequestError(400, f"the body is not JSON: {error}") from error
+
+
+def _without_lone_surrogates(body: bytes) -> bytes:
+    """Replace lone surrogates, escaped or as bytes, by U+FFFD; a pair in bytes (CESU-8) by its character."""
+    if b"\1" in body:  # not valid in JSON, so it is free to stand for a backslash
+        return body
+    marked = _LONE_SURROGATE.sub(rb"\\ufffd", body.replace(b"\\\\", b"\1\1"), MAX_REPAIRS).replace(b"\1\1", b"\\\\")
+    return _SURROGATE_BYTES.sub(_decoded, marked, MAX_REPAIRS)
+
+
+def _decoded(surrogates: re.Match[bytes]) -> bytes:
+    units = surrogates[0].decode("utf-8", "surrogatepass").encode("utf-16-le", "surrogatepass")
+    return units.decode("utf-16-le", "replace").encode()
 
 
 def required_text(fields: Fields, name: str) -> str:

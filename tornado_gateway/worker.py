@@ -156,6 +156,7 @@ class Worker:
             on_answer=tracing.noting(self.metrics.answered),
             more_headers=tracing.header_lines,
             marks=tracing.marks,
+            lenient=api.is_sdk_path,
             ssl_context=self.certificates.context if self.certificates else None,
         )
 
@@ -177,8 +178,8 @@ class Worker:
             mirror,
             events,
             client_address,
-            account_id=str(config.account_id or ""),
-            limit=config.max_events_per_request,
+            sdk_key=config.sdk_key,
+            slice_events=config.max_events_per_request,
         )
         lookups = Lookups(
             self.location,
