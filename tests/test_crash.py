@@ -13,7 +13,7 @@ from process import Gateway, sample_document
 from vendor import Fault, Vendor
 
 from tornado_gateway import core
-from tornado_gateway.events import PARALLEL_REQUESTS
+from tornado_gateway.flusher import PARALLEL_REQUESTS
 
 EVENTS_PER_REQUEST = 50
 ROUNDS = 10

@@ -154,34 +154,33 @@ class Tracing:
 
 
 class ThrottledLog:
-    """Logs at most one line per reason and interval. What was suppressed is counted in a line at its end.
+    """Logs one line per reason and interval, and at its end another one with the number of further occurrences.
 
-    For failures that can occur thousands of times per second. Needs a running event loop.
+    For events that can happen thousands of times per second. Needs a running event loop.
     """
 
     def __init__(self, log: logging.Logger, seconds: float = 60.0) -> None:
         self._log = log
         self._seconds = seconds
-        self._suppressed: dict[str, int] = {}
+        self._further: dict[str, int] = {}
 
-    def error(self, reason: str, message: str, *args: object) -> None:
-        """Log a message, unless one was logged for the same reason within the interval."""
-        self._write(logging.ERROR, reason, message, args)
+    def error(self, reason: str, message: str, *args: object, count: int = 1) -> None:
+        """Log a message for `count` occurrences, unless one was logged for the same reason within the interval."""
+        self._add(logging.ERROR, reason, message, args, count)
 
-    def warning(self, reason: str, message: str, *args: object) -> None:
-        self._write(logging.WARNING, reason, message, args)
+    def warning(self, reason: str, message: str, *args: object, count: int = 1) -> None:
+        self._add(logging.WARNING, reason, message, args, count)
 
-    def _write(self, level: int, reason: str, message: str, args: tuple[object, ...]) -> None:
-        if reason in self._suppressed:
-            self._suppressed[reason] += 1
-            return
-        if len(self._suppressed) >= MAX_REASONS:
-            return
-        self._suppressed[reason] = 0
-        self._log.log(level, message, *args)
-        asyncio.get_running_loop().call_later(self._seconds, self._end_interval, level, reason, message % args)
+    def _add(self, level: int, reason: str, message: str, args: tuple[object, ...], count: int) -> None:
+        if reason in self._further:
+            self._further[reason] += count
+        elif len(self._further) < MAX_REASONS:
+            self._further[reason] = count - 1
+            self._log.log(level, message, *args)
+            line = message % args
+            asyncio.get_running_loop().call_later(self._seconds, self._end_interval, level, reason, line)
 
     def _end_interval(self, level: int, reason: str, line: str) -> None:
-        count = self._suppressed.pop(reason)
+        count = self._further.pop(reason)
         if count:
-            self._log.log(level, "%s (%d more times within %g s)", line, count, self._seconds)
+            self._log.log(level, "%s (%d more within %g s)", line, count, self._seconds)
