@@ -141,7 +141,10 @@ async def test_a_full_queue_rejects_impressions_but_not_the_decision(store):
 
 
 async def test_a_full_queue_rejects_the_decision_as_well_if_configured_so(store):
-    queue = await started_queue(store, limit=2, decisions_need_store=True)
+    queue = await started_queue(FullDisk(store, 1), limit=2, decisions_need_store=True)
+    failed = queue.append_impressions(documents(1), 1)
+    await opened(failed)
+    assert failed._failure.status == 503
     assert queue.append_impressions(documents(1, 2), 2) is queue.append_impressions(b"", 0)
     with pytest.raises(RequestError) as rejected:
         queue.append_impressions(documents(3), 1)

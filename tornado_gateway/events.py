@@ -56,8 +56,8 @@ class _Group:
 
     def release(self, failure: str) -> None:
         """Let the responses go although the events are not stored."""
-        self.decisions.open()
         self.gate.fail(json_error(503, failure))
+        self.decisions.open()  # without effect if both are one
 
 
 class EventQueue:
