@@ -431,6 +431,19 @@ async def test_stop_leaves_events_that_cannot_be_delivered_in_the_store(store, s
     assert_balanced(queue)
 
 
+async def test_stop_sends_failed_batches_once_more(store, sink):
+    sink.failures.extend(UpstreamError("no", 503) for _ in range(3))
+    queue = await started_queue(store)
+    flush = flusher_of(store, queue, sink, retries=RetryPolicy(600.0, 600.0, 600.0, 600.0))
+    await append(queue, range(100))
+    await flush.start()
+    await until(lambda: not sink.failures)
+    await queue.stop()
+    await flush.stop(60)
+    assert sorted(sink.delivered()) == list(range(100))
+    assert (await store.depth()).waiting == 0
+
+
 async def test_stop_does_not_store_the_delivered_part_of_a_batch_again(store, sink):
     sink.status_of = lambda documents: 0 if 7 in documents else 200
     queue = await started_queue(store)

@@ -225,7 +225,9 @@ class Flusher:
             return self._retries.pop() if self._failures and self._retries else None
 
     def _has_retry_due(self) -> bool:
-        return self._retries.due <= asyncio.get_running_loop().time()
+        """True if a part is to be sent again now. At stop each one gets a last chance."""
+        is_last_chance = self._stopping.is_set() and len(self._retries) > 0
+        return is_last_chance or self._retries.due <= asyncio.get_running_loop().time()
 
     def _is_worth_a_claim(self) -> bool:
         if self._failures:  # claim only as many as it takes to find out whether others succeed
@@ -297,6 +299,8 @@ class Flusher:
         is_full = len(self._retries) >= MAX_RETRYING
         if is_dead(error.status, part, others_succeed=others_succeed, is_full=is_full):
             self._bury(part, error)
+        elif self._stopping.is_set():
+            return  # it goes back to the store with its claim
         elif pieces > 1:
             self._ready.extendleft(reversed(part.split(pieces)))
         else:
