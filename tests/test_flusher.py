@@ -432,7 +432,7 @@ async def test_stop_leaves_events_that_cannot_be_delivered_in_the_store(store, s
 
 
 async def test_stop_sends_failed_batches_once_more(store, sink):
-    sink.failures.extend(UpstreamError("no", 503) for _ in range(3))
+    sink.failures.append(UpstreamError("no", 503))
     queue = await started_queue(store)
     flush = flusher_of(store, queue, sink, retries=RetryPolicy(600.0, 600.0, 600.0, 600.0))
     await append(queue, range(100))
