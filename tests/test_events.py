@@ -21,7 +21,7 @@ class Sink:
         self.answers = collections.deque()  # errors for the next requests
         self.refuse = lambda documents: 200
 
-    async def send_batch(self, documents):
+    async def send_batch(self, documents, identity):
         documents = [orjson.loads(document)["e"] for document in documents.split(b"\n")]
         if self.answers:
             raise self.answers.popleft()
@@ -303,7 +303,7 @@ async def test_stop_leaves_what_cannot_be_delivered_in_the_store(store, sink):
 
 
 async def test_stop_keeps_to_its_deadline(store, sink):
-    async def hang(body):
+    async def hang(body, identity):
         await asyncio.sleep(60)
 
     sink.send_batch = hang
@@ -325,12 +325,12 @@ class SlowSink(Sink):
         self.go = asyncio.Event()
         self.under_way = self.most_under_way = 0
 
-    async def send_batch(self, documents):
+    async def send_batch(self, documents, identity):
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         await self.go.wait()
         self.under_way -= 1
-        await super().send_batch(documents)
+        await super().send_batch(documents, identity)
 
 
 async def test_as_many_requests_at_the_same_time_as_there_are_full_batches(store):

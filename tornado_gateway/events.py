@@ -15,7 +15,7 @@ from typing import Protocol
 
 from .errors import RequestError, StoreError, UpstreamError
 from .http1 import Gate, json_error
-from .store import Chunk, EventStore, NewChunk
+from .store import NO_IDENTITY, Chunk, EventStore, Identity, NewChunk
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class EventQueue:
         self.on_overdue: Callable[[], None] = lambda: None  # there are events that have waited long enough
         self.on_commit: Callable[[Sequence[Entry]], None] = lambda group: None  # what has just become durable
         self.durable = durable
+        self.identity = NO_IDENTITY  # under which the account's events are accepted now
         self._store = store
         self._limit = limit
         self._chunk_events = chunk_events
@@ -175,7 +176,7 @@ class EventQueue:
         group, gate = self._group, self._gate
         self._group, self._gate = [], Gate()
         try:
-            await self._store.append(_chunks(group, self._chunk_events))
+            await self._store.append(_chunks(group, self._chunk_events, self.identity))
         except StoreError as error:
             await self._not_stored(group, gate, error)
             return
@@ -202,30 +203,33 @@ class EventQueue:
             self._wanted.set()
 
 
-def _chunks(group: Sequence[Entry], most_events: int) -> list[NewChunk]:
+def _chunks(group: Sequence[Entry], most_events: int, identity: Identity) -> list[NewChunk]:
     """Join a group into chunks of at most `most_events`, so that a chunk always fits into one request upstream."""
     chunks: list[NewChunk] = []
     bodies: list[bytes] = []
     events = 0
     for count, body, query in group:
         if query:
-            chunks.append(NewChunk(count, body, query))
+            chunks.append(NewChunk(count, body, query, identity))
             continue
         if events + count > most_events and bodies:
-            chunks.append(NewChunk(events, b"\n".join(bodies)))
+            chunks.append(NewChunk(events, b"\n".join(bodies), "", identity))
             bodies, events = [], 0
         bodies.append(body)
         events += count
     if bodies:
-        chunks.append(NewChunk(events, b"\n".join(bodies)))
+        chunks.append(NewChunk(events, b"\n".join(bodies), "", identity))
     return chunks
 
 
 class EventSink(Protocol):
     """Where events go: the vendor's collector."""
 
-    async def send_batch(self, documents: bytes) -> None:
-        """Post event documents that are joined by newlines. Raises UpstreamError unless the answer is 200."""
+    async def send_batch(self, documents: bytes, identity: Identity) -> None:
+        """Post event documents that are joined by newlines, under the identity under which they were accepted.
+
+        NO_IDENTITY stands for the configured one. Raises UpstreamError unless the answer is 200.
+        """
 
     async def send_event(self, query: str, document: bytes) -> None:
         """Post one event to `/events/t?query`. Raises UpstreamError unless the answer is 200."""
@@ -361,12 +365,14 @@ class Flusher:
         return self._queue.stored - self._claimed >= (1 if self._overdue_events > 0 else self._events_per_request)
 
     async def _claim_batches(self) -> None:
-        """Claim some and pack it, in order, into batches of whole chunks."""
+        """Claim some and pack it, in order, into batches of whole chunks, each of one identity."""
         room = 0
+        identity = NO_IDENTITY
         for chunk in await self._store.claim(CLAIMED_BATCHES * self._events_per_request):
-            if chunk.query or chunk.count > room:
+            if chunk.query or chunk.count > room or chunk.identity != identity:
                 self._batches.append([])
                 room = self._events_per_request
+                identity = chunk.identity
             self._batches[-1].append(chunk)
             self._claimed += chunk.count
             room = 0 if chunk.query else room - chunk.count
@@ -381,14 +387,19 @@ class Flusher:
 
     async def _deliver(self, batch: Sequence[Chunk]) -> UpstreamError | None:
         """Send one batch and settle it. Returns why something of it has to be sent again later, if so."""
-        whole = NewChunk(sum(chunk.count for chunk in batch), b"\n".join(chunk.body for chunk in batch), batch[0].query)
+        events, first = sum(chunk.count for chunk in batch), batch[0]
+        whole = NewChunk(events, b"\n".join(chunk.body for chunk in batch), first.query, first.identity)
         try:
             dead, remaining, failure = await self._send_in_parts(whole)
             waiting = sum(part.count for part in remaining)
             if waiting == whole.count:
                 await self._store.release(batch)
             else:
-                await self._store.settle(batch, dead, remaining)
+                try:
+                    await self._store.settle(batch, dead, remaining)
+                except StoreError:
+                    await self._store.release(batch)
+                    raise
                 refused = sum(part.count for part, _ in dead)
                 self._queue.settled(whole.count - waiting - refused, refused)
         finally:
@@ -430,7 +441,7 @@ class Flusher:
                 if part.query:
                     await self._sink.send_event(part.query, part.body)
                 else:
-                    await self._sink.send_batch(part.body)
+                    await self._sink.send_batch(part.body, part.identity)
                 self.on_request("delivered", time.monotonic() - before)
                 return
             except UpstreamError as error:
@@ -487,4 +498,5 @@ def _halves(part: NewChunk) -> tuple[NewChunk, NewChunk]:
     documents = part.body.split(b"\n")
     middle = len(documents) // 2
     first, second = documents[:middle], documents[middle:]
-    return NewChunk(len(second), b"\n".join(second)), NewChunk(len(first), b"\n".join(first))
+    whose = part.query, part.identity
+    return NewChunk(len(second), b"\n".join(second), *whose), NewChunk(len(first), b"\n".join(first), *whose)

@@ -162,17 +162,30 @@ class StateStore(Protocol):
         """Keep sticky decisions by key, for `seconds` from now."""
 
 
+class Background(Protocol):
+    """A task that lasts as long as the store is open."""
+
+    def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Both halves, as one worker uses them."""
+    """Both halves, as one worker uses them, and a task that brings in the data of a former version, if there is one."""
 
     events: EventStore
     state: StateStore
+    take_over: Background | None = None
 
     async def open(self) -> None:
         await self.state.open()
         await self.events.open()
+        if self.take_over is not None:
+            self.take_over.start()
 
     async def close(self) -> None:
+        if self.take_over is not None:
+            await self.take_over.stop()
         await self.events.close()
         await self.state.close()

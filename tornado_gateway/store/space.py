@@ -18,6 +18,8 @@ RESERVE_BYTES = 1024 * 1024
 RESERVE_SHARE = 32
 AMPLE_BYTES = 256 * 1024 * 1024  # more than the WALs of all workers
 CHECK_SECONDS = 0.1  # between two checks, unless many bytes were written
+CHECKPOINT_TRIES = 25  # another connection may be making a checkpoint at the moment
+CHECKPOINT_PAUSE_SECONDS = 0.02
 FULL_CODES = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 
 
@@ -113,8 +115,12 @@ def _wal_bytes(directory: Path) -> int:
 
 def _make_room(connection: sqlite3.Connection) -> int:
     """Empty the WAL. Returns the number of bytes in the file that can be used again."""
-    with suppress(sqlite3.Error):
-        connection.execute("PRAGMA main.wal_checkpoint(TRUNCATE)").fetchone()
+    for _ in range(CHECKPOINT_TRIES):
+        with suppress(sqlite3.Error):
+            busy, *_ = connection.execute("PRAGMA main.wal_checkpoint(TRUNCATE)").fetchone()
+            if not busy:
+                break
+        time.sleep(CHECKPOINT_PAUSE_SECONDS)
     (pages,) = connection.execute("PRAGMA main.freelist_count").fetchone()
     (page_bytes,) = connection.execute("PRAGMA main.page_size").fetchone()
     return int(pages * page_bytes)
