@@ -94,6 +94,38 @@ async def test_a19_again_and_again_a_full_disk_is_emptied_and_filled(disk):
     await events.close()
 
 
+async def test_a19_workers_return_the_space_that_they_do_not_need(disk):
+    """Each has its log on the same disk; what one of them has delivered makes room for the other."""
+    first, second = SqliteEvents(disk / "data"), SqliteEvents(disk / "data")
+    await first.open()
+    await second.open()
+    for events in (first, second, first):
+        stored = await append_until_rejected(events, size=5000)
+        assert stored > 200
+        await deliver_everything(events)
+        await until_deleted(events)
+        await events.adopt()  # as a worker does every few seconds
+    await first.close()
+    await second.close()
+
+
+async def test_a19_the_log_of_a_dead_worker_that_fills_the_disk_is_delivered(disk):
+    first, second = SqliteEvents(disk / "data"), SqliteEvents(disk / "data")
+    await first.open()
+    await second.open()
+    stored = await append_until_rejected(second, size=5000)
+    await second.close()
+    delivered = 0
+    async with asyncio.timeout(SECONDS):
+        while delivered < stored:  # what does not fit yet follows when delivered chunks have made room
+            with contextlib.suppress(StoreError):
+                await first.adopt()
+            delivered += len(await deliver_everything(first))
+    assert (await first.depth()).waiting == 0
+    assert [path.name for path in (disk / "data").glob("events-*.db")] == ["events-0.db"]
+    await first.close()
+
+
 async def test_a19_a_start_on_a_full_disk_delivers_what_waits(disk, caplog):
     events = SqliteEvents(disk / "data")
     await events.open()

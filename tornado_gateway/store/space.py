@@ -43,10 +43,20 @@ class DiskSpace:
         if self.problem is not None:
             raise StoreError(self.problem)
 
+    def claim_for_move(self, connection: sqlite3.Connection, size: int) -> None:
+        """Raise StoreError if there is no room to move `size` bytes of stored events. They may go below the floor."""
+        free, floor = self._free(), self._floor()
+        if free >= AMPLE_BYTES:
+            return
+        reusable = _make_room(connection, floor // 4)
+        free = self._free()
+        if free - size < floor // 4 or free + reusable - size < floor // 2:
+            raise StoreError(f"the disk of {self._directory} is full: {free / 1e6:.1f} MB are free")
+
     def check(self, connection: sqlite3.Connection) -> None:
         """Update `problem`. If space is low, empty the WAL first and count the file's unused pages as free."""
         had_problem = self.problem is not None
-        self.problem = self._find_problem(0) and self._find_problem(_make_room(connection))
+        self.problem = self._find_problem(0) and self._find_problem(_make_room(connection, self._step))
         if had_problem and self.problem is None:
             self.keep_reserve()
 
@@ -113,14 +123,32 @@ def _wal_bytes(directory: Path) -> int:
     return 0
 
 
-def _make_room(connection: sqlite3.Connection) -> int:
-    """Empty the WAL. Returns the number of bytes in the file that can be used again."""
+def _make_room(connection: sqlite3.Connection, small: int) -> int:
+    """Empty the WAL, and shrink the file if it holds little. Returns the bytes in the file that can be used again."""
+    _truncate_wal(connection)
+    free, used = _pages(connection)
+    if used <= small < free:
+        with suppress(sqlite3.Error):  # other workers need the space as well
+            connection.execute("PRAGMA temp_store=MEMORY")
+            connection.execute("VACUUM main")
+        _truncate_wal(connection)
+        free, used = _pages(connection)
+    return free
+
+
+def _truncate_wal(connection: sqlite3.Connection) -> None:
     for _ in range(CHECKPOINT_TRIES):
         with suppress(sqlite3.Error):
             busy, *_ = connection.execute("PRAGMA main.wal_checkpoint(TRUNCATE)").fetchone()
             if not busy:
-                break
+                return
         time.sleep(CHECKPOINT_PAUSE_SECONDS)
-    (pages,) = connection.execute("PRAGMA main.freelist_count").fetchone()
-    (page_bytes,) = connection.execute("PRAGMA main.page_size").fetchone()
-    return int(pages * page_bytes)
+
+
+def _pages(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Bytes of the file that are free and used."""
+    free, pages, size = (
+        connection.execute(f"PRAGMA main.{name}").fetchone()[0]
+        for name in ("freelist_count", "page_count", "page_size")
+    )
+    return free * size, (pages - free) * size

@@ -52,7 +52,7 @@ READ_BYTES = 8 * 1024 * 1024  # nor more bytes of bodies, except for the first c
 SETTLE_SECONDS = 0.02  # deletions wait this long for the next append, to share its transaction
 RETRY_SECONDS = 1.0  # pause after delivered events could not be deleted
 ADOPTED_AT_ONCE = 256  # chunks that move out of an abandoned log in one transaction
-ADOPTED_BYTES = 1024 * 1024
+ADOPTED_BYTES = 256 * 1024
 LETTERS_AT_ONCE = 100  # dead letters that move back in one transaction
 WATCH_SECONDS = 1.0
 BUSY_SECONDS = 10.0  # what another process may keep a file to itself
@@ -172,10 +172,9 @@ class SqliteEvents:
         """Succeeds although the disk is full: what waits can be delivered, and new events are rejected."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            slot, self._lock = _lock_first_free_log(self._directory)
+            path, self._lock = _lock_log(self._directory)
         except OSError as error:
             raise StoreError(f"the event log in {self._directory} cannot be opened: {error}") from error
-        path = _log_path(self._directory, slot)
         self._log = path.stem
         await self._database.open(path, self._set_up)
         await self._database.run(_attach_dead_letters, self._space, self._directory / "dead.db")
@@ -414,6 +413,7 @@ class SqliteEvents:
                 failure = failure or error
             finally:
                 os.close(lock)
+        await self._database.run(self._space.check)  # also of a worker without events: others may need its space
         if failure is not None:
             raise failure
         return moved
@@ -672,11 +672,22 @@ def _try_lock(path: Path) -> int | None:
     return descriptor
 
 
-def _lock_first_free_log(directory: Path) -> tuple[int, int]:
+def _lock_log(directory: Path) -> tuple[Path, int]:
+    """The largest log that no living process has, because on a full disk it could not be moved; or a new one."""
+    for path in sorted(directory.glob("events-*.db"), key=_size, reverse=True):
+        if (lock := _try_lock(path.with_suffix(".lock"))) is not None:
+            return path, lock
     slot = 0
     while (lock := _try_lock(_log_path(directory, slot).with_suffix(".lock"))) is None:
         slot += 1
-    return slot, lock
+    return _log_path(directory, slot), lock
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # another worker has adopted it
+        return 0
 
 
 def _last_id(connection: sqlite3.Connection) -> int:
@@ -904,7 +915,7 @@ def _move_page(connection: sqlite3.Connection, ids: _Ids, space: DiskSpace, sour
         last = id_
     if not rows:
         return 0
-    space.claim(connection, size)
+    space.claim_for_move(connection, size)
     with _transaction(connection):
         _insert(connection, ids, rows)
     source.execute("DELETE FROM chunks WHERE id <= ?", (last,))
