@@ -12,6 +12,7 @@ from tornado_gateway import batches, flusher
 from tornado_gateway.errors import StoreError, UpstreamError
 from tornado_gateway.events import EventQueue
 from tornado_gateway.flusher import Flusher, RetryPolicy
+from tornado_gateway.store import Identity
 from tornado_gateway.store.sqlite import open_sqlite
 
 QUICK = RetryPolicy(pause_first=0.01, pause_longest=0.05, part_first=0.01, part_longest=0.05)
@@ -28,7 +29,7 @@ class Sink:
         self.failures = collections.deque()
         self.status_of = lambda documents: 200
 
-    async def send_batch(self, documents):
+    async def send_batch(self, documents, identity):
         self.requests += 1
         documents = [orjson.loads(document)["e"] for document in documents.split(b"\n")]
         if self.failures:
@@ -52,12 +53,12 @@ class SlowSink(Sink):
         self.go = asyncio.Event()
         self.in_flight = self.most_in_flight = 0
 
-    async def send_batch(self, documents):
+    async def send_batch(self, documents, identity):
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         await self.go.wait()
         self.in_flight -= 1
-        await super().send_batch(documents)
+        await super().send_batch(documents, identity)
 
 
 @pytest.fixture
@@ -332,6 +333,59 @@ async def test_more_poisoned_events_than_can_be_retried_at_once_do_not_stop_deli
     assert_balanced(queue)
 
 
+OLD, NEW = Identity("1", "old-key"), Identity("1", "new-key")
+
+
+async def queue_with_two_identities(store, first, second):
+    queue = await started_queue(store)
+    queue.identity = OLD
+    await append(queue, first)
+    queue.identity = NEW
+    await append(queue, second)
+    return queue
+
+
+def reject_identity(sink, rejected):
+    async def send_batch(documents, identity):
+        if identity == rejected:
+            sink.requests += 1
+            raise UpstreamError("answered 401", 401)
+        await Sink.send_batch(sink, documents, identity)
+
+    sink.send_batch = send_batch
+
+
+async def test_events_under_a_former_key_that_is_rejected_do_not_delay_others(store, sink):
+    """Rows A5 and B2: nothing will make that key valid again, so its events become dead letters, in whole batches."""
+    reject_identity(sink, OLD)
+    queue = await queue_with_two_identities(store, range(2_000), range(2_000, 2_100))
+    flush = flusher_of(store, queue, sink)
+    await flush.start()
+    later = iter(range(2_100, 2_000_000))
+    while queue.counts.dead < 2_000:
+        await append(queue, [next(later) for _ in range(10)])
+        await asyncio.sleep(0.01)
+    assert {letter.count for letter in await store.dead_letters()} == {10}
+    assert set(range(2_000, 2_100)) <= set(sink.delivered())
+    await queue.stop()
+    await flush.stop(60)
+    assert_balanced(queue)
+
+
+async def test_events_under_the_configured_key_are_kept_although_those_under_another_one_succeed(store, sink):
+    """Row A5."""
+    reject_identity(sink, NEW)
+    queue = await queue_with_two_identities(store, range(500), range(500, 1_000))
+    flush = flusher_of(store, queue, sink)
+    await flush.start()
+    await until(lambda: len(sink.delivered()) == 500 and sink.requests > 200)
+    assert sorted(sink.delivered()) == list(range(500))
+    assert (queue.counts.dead, queue.counts.waiting) == (0, 500)
+    await flush.stop(60)
+    await queue.stop()
+    assert_balanced(queue)
+
+
 async def test_a_batch_that_is_too_large_is_halved(store, sink):
     sink.status_of = lambda documents: 413 if len(documents) > 3 else 200
     queue, _ = await deliver(store, sink, range(10), wait_for=lambda: len(sink.delivered()) == 10)
@@ -460,7 +514,7 @@ async def test_stop_does_not_store_the_delivered_part_of_a_batch_again(store, si
 
 
 async def test_stop_keeps_to_its_deadline(store, sink):
-    async def hang(body):
+    async def hang(body, identity):
         await asyncio.sleep(600)
 
     sink.send_batch = hang
@@ -483,11 +537,11 @@ async def test_whatever_fails_all_events_are_delivered_in_the_end(store, sink, s
     chance = random.Random(seed)
     is_over = False
 
-    async def send_batch(documents):
+    async def send_batch(documents, identity):
         await asyncio.sleep(chance.choice([0, 0, 0.001, 0.01]))
         if not is_over and chance.random() < 0.4:
             raise UpstreamError("at random", chance.choice([0, 429, 500, 503]))
-        await Sink.send_batch(sink, documents)
+        await Sink.send_batch(sink, documents, identity)
 
     sink.send_batch = send_batch
     queue = await started_queue(store)

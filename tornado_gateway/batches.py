@@ -6,10 +6,11 @@ that cause the failure stand alone. Only such an event can become a dead letter.
 
 import heapq
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
-from .store import Chunk, NewChunk
+from .store import Chunk, Identity, NewChunk
 
+KEY_STATUSES: Final = frozenset({401, 403})  # responses that concern the SDK key
 CONTENT_STATUSES: Final = frozenset({400, 413, 422})  # responses that concern events of the request, not the route
 RETRIED_STATUSES: Final = frozenset({408, 425, 429})  # 4xx that mean "later", not "never"
 FAILURES_BEFORE_SPLIT = 3  # while others succeed; a single event that is rejected (4xx) so often becomes a dead letter
@@ -31,7 +32,7 @@ class Claim:
         self.delivered = 0
         self.dead: list[tuple[NewChunk, str]] = []
         body = b"\n".join([chunk.body for chunk in chunks])
-        whole = NewChunk(sum([chunk.count for chunk in chunks]), body, chunks[0].query)
+        whole = NewChunk(sum([chunk.count for chunk in chunks]), body, chunks[0].query, chunks[0].identity)
         self.parts: set[Part] = {Part(self, whole)}
 
     @property
@@ -57,16 +58,16 @@ class Part:
     """Events of one claim that are sent in one request.
 
     `failures` counts the failures that say something about these events, because other requests succeeded meanwhile.
-    `successes_seen` is the flusher's count of successful requests at the last failure, or at the first attempt.
+    `seen` is the state of `Successes` at the last failure, or at the first attempt.
     """
 
-    __slots__ = ("claim", "events", "failures", "successes_seen")
+    __slots__ = ("claim", "events", "failures", "seen")
 
-    def __init__(self, claim: Claim, events: NewChunk, failures: int = 0, successes_seen: int = -1) -> None:
+    def __init__(self, claim: Claim, events: NewChunk, failures: int = 0, seen: "SuccessCount | None" = None) -> None:
         self.claim = claim
         self.events = events
         self.failures = failures
-        self.successes_seen = successes_seen
+        self.seen = seen
 
     @property
     def is_culprit(self) -> bool:
@@ -75,12 +76,32 @@ class Part:
 
     def split(self, pieces: int) -> list["Part"]:
         """Replace this part in its claim by smaller ones, in order."""
-        parts = [
-            Part(self.claim, events, self.failures, self.successes_seen) for events in split_events(self.events, pieces)
-        ]
+        parts = [Part(self.claim, events, self.failures, self.seen) for events in split_events(self.events, pieces)]
         self.claim.parts.discard(self)
         self.claim.parts.update(parts)
         return parts
+
+
+class SuccessCount(NamedTuple):
+    """Numbers of successful requests: with events of one identity, and with events of any."""
+
+    own: int
+    total: int
+
+
+class Successes:
+    """Counts successful requests, which show whether a failure concerns the events that were sent."""
+
+    def __init__(self) -> None:
+        self._own: dict[Identity, int] = {}
+        self._total = 0
+
+    def add(self, identity: Identity) -> None:
+        self._own[identity] = self._own.get(identity, 0) + 1
+        self._total += 1
+
+    def count(self, identity: Identity) -> SuccessCount:
+        return SuccessCount(self._own.get(identity, 0), self._total)
 
 
 class RetryQueue:
@@ -112,11 +133,14 @@ class RetryQueue:
 
 
 def pack(chunks: Iterable[Chunk], most_events: int) -> list[list[Chunk]]:
-    """Pack chunks, in order, into batches of at most `most_events`. A chunk with a query travels alone."""
+    """Pack chunks, in order, into batches of at most `most_events` and of one identity.
+
+    A chunk with a query travels alone.
+    """
     batches: list[list[Chunk]] = []
     room = 0
     for chunk in chunks:
-        if chunk.query or chunk.count > room:
+        if chunk.query or chunk.count > room or chunk.identity != batches[-1][0].identity:
             batches.append([])
             room = most_events
         batches[-1].append(chunk)
@@ -129,7 +153,7 @@ def split_events(events: NewChunk, pieces: int) -> list[NewChunk]:
     documents = events.body.split(b"\n")
     size = -(-len(documents) // pieces)
     groups = [documents[at : at + size] for at in range(0, len(documents), size)]
-    return [NewChunk(len(group), b"\n".join(group), events.query) for group in groups]
+    return [NewChunk(len(group), b"\n".join(group), events.query, events.identity) for group in groups]
 
 
 def pieces_after(status: int, part: Part) -> int:
@@ -146,11 +170,14 @@ def pieces_after(status: int, part: Part) -> int:
     return 1
 
 
-def is_dead(status: int, part: Part, *, others_succeed: bool, is_full: bool) -> bool:
-    """True if a single event failed so often, while others succeeded, that it is not sent again.
+def is_dead(status: int, part: Part, is_orphaned: bool, *, others_succeed: bool, is_full: bool) -> bool:
+    """True if events failed so often, while others succeeded, that they are not sent again.
 
-    `is_full`: there is no room for further parts to be retried, and this one would take it from others.
+    `is_orphaned`: their key is rejected, and it is not the configured one. `is_full`: there is no room for further
+    parts to be retried, and this one would take it from others.
     """
+    if is_orphaned:
+        return others_succeed and part.failures >= FAILURES_BEFORE_SPLIT
     if not part.is_culprit or not (others_succeed or is_full):
         return False
     is_rejected = 400 <= status < 500 and status not in RETRIED_STATUSES

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from .errors import RequestError, StoreError
 from .http1 import Gate, json_error
 from .logs import ThrottledLog
-from .store import EventStore, NewChunk
+from .store import NO_IDENTITY, EventStore, Identity, NewChunk
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ class EventQueue:
         self.on_overdue: Callable[[], None] = lambda: None  # there are events that have waited long enough
         self.on_commit: Callable[[Sequence[Entry]], None] = lambda group: None  # entries that have become durable
         self.durable = durable
+        self.identity = NO_IDENTITY  # under which the account's events are accepted now
         self._store = store
         self._limit = limit
         self._chunk_events = chunk_events
@@ -265,7 +266,7 @@ class EventQueue:
         group, self._group = self._group, self._new_group()
         self._committing, self._commit_began = group, asyncio.get_running_loop().time()
         try:
-            await self._store.append(_chunks(group.entries, self._chunk_events))
+            await self._store.append(_chunks(group.entries, self._chunk_events, self.identity))
         except StoreError as error:
             await self._not_stored(group, error)
             return
@@ -318,20 +319,20 @@ class EventQueue:
                 self._reject(pending)
 
 
-def _chunks(group: Sequence[Entry], most_events: int) -> list[NewChunk]:
+def _chunks(group: Sequence[Entry], most_events: int, identity: Identity) -> list[NewChunk]:
     """Join a group into chunks of at most `most_events`, so that a chunk always fits into one request upstream."""
     chunks: list[NewChunk] = []
     bodies: list[bytes] = []
     events = 0
     for count, body, query in group:
         if query:
-            chunks.append(NewChunk(count, body, query))
+            chunks.append(NewChunk(count, body, query, identity))
             continue
         if events + count > most_events and bodies:
-            chunks.append(NewChunk(events, b"\n".join(bodies)))
+            chunks.append(NewChunk(events, b"\n".join(bodies), "", identity))
             bodies, events = [], 0
         bodies.append(body)
         events += count
     if bodies:
-        chunks.append(NewChunk(events, b"\n".join(bodies)))
+        chunks.append(NewChunk(events, b"\n".join(bodies), "", identity))
     return chunks

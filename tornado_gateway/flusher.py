@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from .backoff import Backoff
-from .batches import CONTENT_STATUSES, Claim, Part, RetryQueue, is_dead, pack, pieces_after
+from .batches import CONTENT_STATUSES, KEY_STATUSES, Claim, Part, RetryQueue, Successes, is_dead, pack, pieces_after
 from .errors import StoreError, UpstreamError
 from .events import EventQueue
 from .logs import ThrottledLog
-from .store import EventStore, NewChunk
+from .store import NO_IDENTITY, EventStore, Identity, NewChunk
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,11 @@ class RetryPolicy(NamedTuple):
 class EventSink(Protocol):
     """The vendor's collector."""
 
-    async def send_batch(self, documents: bytes) -> None:
-        """Post event documents that are joined by newlines. Raise UpstreamError unless they are accepted."""
+    async def send_batch(self, documents: bytes, identity: Identity) -> None:
+        """Post event documents, joined by newlines, under the account and key under which they were accepted.
+
+        NO_IDENTITY: the configured ones. Raise UpstreamError unless the events are accepted.
+        """
 
     async def send_event(self, query: str, document: bytes) -> None:
         """Post one event to `/events/t?query`. Raise UpstreamError unless it is accepted."""
@@ -103,7 +106,7 @@ class Flusher:
         self._retries = RetryQueue()
         self._unsettled: list[Claim] = []  # all parts are done, but the store has failed to settle them
         # Outcomes of requests
-        self._successes = 0
+        self._successes = Successes()
         self._failures = 0  # since the last success
         self._paused_until = 0.0
         # The present flush
@@ -258,13 +261,14 @@ class Flusher:
         if part.events.count > self._events_per_request:  # stored when EVENTS_PER_REQUEST was larger
             self._ready.extendleft(reversed(part.split(-(-part.events.count // self._events_per_request))))
             return
-        successes = self._successes
+        before = self._successes.count(part.events.identity)
+        part.seen = part.seen or before
         try:
             await self._send(part.events)
         except UpstreamError as error:
-            self._part_failed(part, error, self._successes > successes)
+            self._part_failed(part, error, others_succeeded_meanwhile=self._has_succeeded_since(before.total))
         else:
-            self._succeeded(part.events.count)
+            self._succeeded(part.events)
             part.claim.delivered += part.events.count
             part.claim.parts.discard(part)
         if not part.claim.parts:
@@ -277,7 +281,7 @@ class Flusher:
             if events.query:
                 await self._sink.send_event(events.query, events.body)
             else:
-                await self._sink.send_batch(events.body)
+                await self._sink.send_batch(events.body, events.identity)
             outcome = "delivered"
         except UpstreamError as error:
             outcome = "refused" if 400 <= error.status < 500 else "failed"
@@ -285,19 +289,20 @@ class Flusher:
         finally:
             self.on_request(outcome, time.monotonic() - before)
 
-    def _part_failed(self, part: Part, error: UpstreamError, others_succeeded_meanwhile: bool) -> None:
-        others_succeed = others_succeeded_meanwhile or (0 <= part.successes_seen < self._successes)
-        part.successes_seen = self._successes
-        if others_succeed or self._is_alone(part.claim):
-            part.failures += 1
-        pieces = pieces_after(error.status, part)
+    def _has_succeeded_since(self, total: int) -> bool:
+        return self._successes.count(NO_IDENTITY).total > total
+
+    def _part_failed(self, part: Part, error: UpstreamError, *, others_succeeded_meanwhile: bool) -> None:
+        is_orphaned = self._is_orphaned(part.events.identity, error.status)
+        others_succeed = self._note_failure(part, is_orphaned)
+        pieces = 1 if is_orphaned else pieces_after(error.status, part)
         if not others_succeeded_meanwhile and not part.is_culprit:
             self._failures += 1
             is_isolating = pieces > 1 and error.status in CONTENT_STATUSES
             if not is_isolating or self._failures > REJECTIONS_BEFORE_PAUSE:
                 self._failed(error)
         is_full = len(self._retries) >= MAX_RETRYING
-        if is_dead(error.status, part, others_succeed=others_succeed, is_full=is_full):
+        if is_dead(error.status, part, is_orphaned, others_succeed=others_succeed, is_full=is_full):
             self._bury(part, error)
         elif self._stopping.is_set():
             return  # it goes back to the store with its claim
@@ -307,14 +312,27 @@ class Flusher:
             delay = max(self._part_pause.after(max(1, part.failures)), _retry_after(error))
             self._retries.push(asyncio.get_running_loop().time() + delay, part)
 
+    def _is_orphaned(self, identity: Identity, status: int) -> bool:
+        """True if VWO rejects a key that is not the configured one: nothing will make it valid again from here."""
+        return status in KEY_STATUSES and identity not in (NO_IDENTITY, self._queue.identity)
+
+    def _note_failure(self, part: Part, is_orphaned: bool) -> bool:
+        """Count a failure of a part if it concerns its events. Return True if others have succeeded meanwhile."""
+        seen, now = part.seen, self._successes.count(part.events.identity)
+        part.seen = now
+        others_succeed = seen is not None and (now.total > seen.total if is_orphaned else now.own > seen.own)
+        if others_succeed or self._is_alone(part.claim):
+            part.failures += 1
+        return others_succeed
+
     def _is_alone(self, claim: Claim) -> bool:
         """True if there are no other events whose success could show that the failure concerns these."""
         return self._claims == {claim} and len(claim.parts) == 1 and self._queue.stored <= self._claimed
 
     def _bury(self, part: Part, error: UpstreamError) -> None:
-        """Make a single event that fails while others succeed a dead letter."""
-        reason = str(error)
-        self._log.error(reason, "VWO rejected an event permanently, it is a dead letter now: %s", reason)
+        """Make events that fail while others succeed dead letters."""
+        reason, count = str(error), part.events.count
+        self._log.error(reason, "VWO rejected %d events permanently, they are dead letters now: %s", count, reason)
         part.claim.dead.append((part.events, reason))
         part.claim.parts.discard(part)
 
@@ -357,12 +375,12 @@ class Flusher:
             self._reset_failures()
             self.last = LastFlush(at=self.last.at)
 
-    def _succeeded(self, events: int) -> None:
+    def _succeeded(self, events: NewChunk) -> None:
         if self.last.failing_since is not None:
             self._log.error("delivered", "event delivery resumed after %.0f s", time.time() - self.last.failing_since)
-        self._successes += 1
+        self._successes.add(events.identity)
         self._reset_failures()
-        self.last = LastFlush(at=time.time(), events=events)
+        self.last = LastFlush(at=time.time(), events=events.count)
 
     def _failed(self, error: UpstreamError | StoreError) -> None:
         """Note that nothing succeeds at the moment, and pause."""
