@@ -6,9 +6,9 @@ that cause the failure stand alone. Only such an event can become a dead letter.
 
 import heapq
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
-from .store import Chunk, Identity, NewChunk
+from .store import Chunk, NewChunk
 
 KEY_STATUSES: Final = frozenset({401, 403})  # responses that concern the SDK key
 CONTENT_STATUSES: Final = frozenset({400, 413, 422})  # responses that concern events of the request, not the route
@@ -58,16 +58,17 @@ class Part:
     """Events of one claim that are sent in one request.
 
     `failures` counts the failures that say something about these events, because other requests succeeded meanwhile.
-    `seen` is the state of `Successes` at the last failure, or at the first attempt.
+    `successes_seen` is the number of successful requests of the same identity at the last failure, or at the first
+    attempt.
     """
 
-    __slots__ = ("claim", "events", "failures", "seen")
+    __slots__ = ("claim", "events", "failures", "successes_seen")
 
-    def __init__(self, claim: Claim, events: NewChunk, failures: int = 0, seen: "SuccessCount | None" = None) -> None:
+    def __init__(self, claim: Claim, events: NewChunk, failures: int = 0, successes_seen: int | None = None) -> None:
         self.claim = claim
         self.events = events
         self.failures = failures
-        self.seen = seen
+        self.successes_seen = successes_seen
 
     @property
     def is_culprit(self) -> bool:
@@ -76,32 +77,12 @@ class Part:
 
     def split(self, pieces: int) -> list["Part"]:
         """Replace this part in its claim by smaller ones, in order."""
-        parts = [Part(self.claim, events, self.failures, self.seen) for events in split_events(self.events, pieces)]
+        parts = [
+            Part(self.claim, events, self.failures, self.successes_seen) for events in split_events(self.events, pieces)
+        ]
         self.claim.parts.discard(self)
         self.claim.parts.update(parts)
         return parts
-
-
-class SuccessCount(NamedTuple):
-    """Numbers of successful requests: with events of one identity, and with events of any."""
-
-    own: int
-    total: int
-
-
-class Successes:
-    """Counts successful requests, which show whether a failure concerns the events that were sent."""
-
-    def __init__(self) -> None:
-        self._own: dict[Identity, int] = {}
-        self._total = 0
-
-    def add(self, identity: Identity) -> None:
-        self._own[identity] = self._own.get(identity, 0) + 1
-        self._total += 1
-
-    def count(self, identity: Identity) -> SuccessCount:
-        return SuccessCount(self._own.get(identity, 0), self._total)
 
 
 class RetryQueue:
@@ -173,11 +154,11 @@ def pieces_after(status: int, part: Part) -> int:
 def is_dead(status: int, part: Part, is_orphaned: bool, *, others_succeed: bool, is_full: bool) -> bool:
     """True if events failed so often, while others succeeded, that they are not sent again.
 
-    `is_orphaned`: their key is rejected, and it is not the configured one. `is_full`: there is no room for further
-    parts to be retried, and this one would take it from others.
+    `is_orphaned`: their key is rejected, and it is not the configured one; the success of others is no evidence then.
+    `is_full`: there is no room for further parts to be retried, and this one would take it from others.
     """
     if is_orphaned:
-        return others_succeed and part.failures >= FAILURES_BEFORE_SPLIT
+        return part.failures >= FAILURES_BEFORE_SPLIT
     if not part.is_culprit or not (others_succeed or is_full):
         return False
     is_rejected = 400 <= status < 500 and status not in RETRIED_STATUSES

@@ -10,13 +10,13 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from .backoff import Backoff
-from .batches import CONTENT_STATUSES, KEY_STATUSES, Claim, Part, RetryQueue, Successes, is_dead, pack, pieces_after
+from .batches import CONTENT_STATUSES, KEY_STATUSES, Claim, Part, RetryQueue, is_dead, pack, pieces_after
 from .errors import StoreError, UpstreamError
 from .events import EventQueue
 from .logs import ThrottledLog
@@ -106,7 +106,7 @@ class Flusher:
         self._retries = RetryQueue()
         self._unsettled: list[Claim] = []  # all parts are done, but the store has failed to settle them
         # Outcomes of requests
-        self._successes = Successes()
+        self._successes: Counter[Identity] = Counter()
         self._failures = 0  # since the last success
         self._paused_until = 0.0
         # The present flush
@@ -261,12 +261,13 @@ class Flusher:
         if part.events.count > self._events_per_request:  # stored when EVENTS_PER_REQUEST was larger
             self._ready.extendleft(reversed(part.split(-(-part.events.count // self._events_per_request))))
             return
-        before = self._successes.count(part.events.identity)
-        part.seen = part.seen or before
+        before = self._successes.total()
+        if part.successes_seen is None:
+            part.successes_seen = self._successes[part.events.identity]
         try:
             await self._send(part.events)
         except UpstreamError as error:
-            self._part_failed(part, error, others_succeeded_meanwhile=self._has_succeeded_since(before.total))
+            self._part_failed(part, error, others_succeeded_meanwhile=self._successes.total() > before)
         else:
             self._succeeded(part.events)
             part.claim.delivered += part.events.count
@@ -289,14 +290,13 @@ class Flusher:
         finally:
             self.on_request(outcome, time.monotonic() - before)
 
-    def _has_succeeded_since(self, total: int) -> bool:
-        return self._successes.count(NO_IDENTITY).total > total
-
     def _part_failed(self, part: Part, error: UpstreamError, *, others_succeeded_meanwhile: bool) -> None:
         is_orphaned = self._is_orphaned(part.events.identity, error.status)
-        others_succeed = self._note_failure(part, is_orphaned)
+        others_succeed = self._others_succeed(part)
+        if others_succeed or is_orphaned or self._is_alone(part.claim):
+            part.failures += 1
         pieces = 1 if is_orphaned else pieces_after(error.status, part)
-        if not others_succeeded_meanwhile and not part.is_culprit:
+        if not (others_succeeded_meanwhile or is_orphaned or part.is_culprit):
             self._failures += 1
             is_isolating = pieces > 1 and error.status in CONTENT_STATUSES
             if not is_isolating or self._failures > REJECTIONS_BEFORE_PAUSE:
@@ -316,14 +316,11 @@ class Flusher:
         """True if VWO rejects a key that is not the configured one: nothing will make it valid again from here."""
         return status in KEY_STATUSES and identity not in (NO_IDENTITY, self._queue.identity)
 
-    def _note_failure(self, part: Part, is_orphaned: bool) -> bool:
-        """Count a failure of a part if it concerns its events. Return True if others have succeeded meanwhile."""
-        seen, now = part.seen, self._successes.count(part.events.identity)
-        part.seen = now
-        others_succeed = seen is not None and (now.total > seen.total if is_orphaned else now.own > seen.own)
-        if others_succeed or self._is_alone(part.claim):
-            part.failures += 1
-        return others_succeed
+    def _others_succeed(self, part: Part) -> bool:
+        """True if requests with events of the same identity have succeeded since the last failure of this part."""
+        seen, now = part.successes_seen, self._successes[part.events.identity]
+        part.successes_seen = now
+        return seen is not None and now > seen
 
     def _is_alone(self, claim: Claim) -> bool:
         """True if there are no other events whose success could show that the failure concerns these."""
@@ -378,7 +375,7 @@ class Flusher:
     def _succeeded(self, events: NewChunk) -> None:
         if self.last.failing_since is not None:
             self._log.error("delivered", "event delivery resumed after %.0f s", time.time() - self.last.failing_since)
-        self._successes.add(events.identity)
+        self._successes[events.identity] += 1
         self._reset_failures()
         self.last = LastFlush(at=time.time(), events=events.count)
 
