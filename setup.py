@@ -23,7 +23,8 @@ CORE = [
     )
 ]
 FRONT = [
-    f"tornado_gateway/{name}.py" for name in ("api", "collector", "decisions", "events", "http1", "lookups", "wire")
+    f"tornado_gateway/{name}.py"
+    for name in ("api", "batches", "collector", "decisions", "events", "flusher", "http1", "lookups", "wire")
 ]
 
 MYPY = "mypy==2.4.1"  # it makes the code: another version is another build. Also in conf/build.lock

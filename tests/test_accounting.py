@@ -1,4 +1,4 @@
-"""received = delivered + waiting + dead + rejected, in every scrape, whatever upstream does.
+"""received = delivered + waiting + dead + rejected + discarded, in every scrape, whatever upstream does.
 
 ACCOUNTING_SECONDS is how long faults are injected (default 20).
 """
@@ -30,6 +30,7 @@ FAULTS = {
 
 def test_the_events_always_add_up(tmp_path, record_property):
     options = {"WORKERS": 2, "EVENTS_PER_REQUEST": 200, "SOCKET_TIMEOUT": 1, "FLUSH_EVENTS_INTERVAL": 1}
+    options["EVENT_QUEUE_FULL"] = "refuse"  # so that each 200 acknowledges its events
     with Vendor(sample_document()) as vendor:
         with Gateway.of_vendor(tmp_path / "data", vendor, EVENT_QUEUE_LIMIT=1500, **options) as gateway:
             load = Load(gateway.port, visitor_requests("a"), connections=16, pause_seconds=0.04)

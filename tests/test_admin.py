@@ -458,7 +458,7 @@ def test_a_dead_letter_can_be_seen_and_sent_again(tmp_path):
             assert ask(gateway, "POST", "/admin/events/requeue", {"ids": None})[2] == {"requeued": 1}
             vendor.wait_for_events(3)
             counts = wait_for(lambda: (c := gateway.status()["events"])["delivered"] == 3 and c)
-            expected = {"received": 3, "delivered": 3, "waiting": 0, "dead": 0, "rejected": 0}
+            expected = {"received": 3, "delivered": 3, "waiting": 0, "dead": 0, "rejected": 0, "discarded": 0}
             assert counts == expected | {"oldest_at": None, "oldest_unknown_since": None}
 
 
@@ -516,7 +516,7 @@ def test_what_the_tail_costs_an_event():
 
 def test_the_overview_samples_rates_and_gauges():
     workers = {"pid": 1, "requests": {"total": 0, "decisions": 0}}
-    events = {"received": 0, "delivered": 0, "rejected": 0, "waiting": 0, "dead": 0}
+    events = {"received": 0, "delivered": 0, "rejected": 0, "discarded": 0, "waiting": 0, "dead": 0}
     latencies = [0] * (len(REQUEST_BUCKETS) + 1)
     history = History(
         lambda: {"workers": [dict(workers, requests=dict(workers["requests"]))], "events": dict(events)},

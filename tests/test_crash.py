@@ -13,7 +13,7 @@ from process import Gateway, sample_document
 from vendor import Fault, Vendor
 
 from tornado_gateway import core
-from tornado_gateway.events import PARALLEL_REQUESTS
+from tornado_gateway.flusher import PARALLEL_REQUESTS
 
 EVENTS_PER_REQUEST = 50
 ROUNDS = 10
@@ -136,7 +136,8 @@ def test_upstream_down_for_good_keeps_the_events_for_the_next_process(tmp_path):
 
 
 def test_a_full_disk_refuses_events_until_there_is_room_again(tmp_path):
-    with Vendor(sample_document()) as vendor, Gateway.of_vendor(tmp_path / "data", vendor) as gateway:
+    options = {"EVENT_QUEUE_FULL": "refuse"}  # so that each 200 acknowledges its events
+    with Vendor(sample_document()) as vendor, Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
         vendor.event_faults.append(Fault(503, times=10**6))
         before = Load(gateway.port, visitor_requests(0), connections=4, total=40)
         asyncio.run(before.run())

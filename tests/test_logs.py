@@ -20,6 +20,7 @@ from vendor import Fault, Vendor
 
 from tornado_gateway import logs
 from tornado_gateway.http1 import Request, Response, Server
+from tornado_gateway.logs import MAX_REASONS, ThrottledLog
 from tornado_gateway.settings import SHOWN_CHANGES, describe_change, fingerprints_of
 
 SECRET = "s3cr/t+w ith\"quotes'"
@@ -388,3 +389,24 @@ def test_what_has_changed_in_words():
     words = describe_change(before, fingerprints_of(document))
     assert words.startswith("35 features (+n00, +n01, ")
     assert words.endswith("+n19, and 5 more)")
+
+
+async def test_a7_one_line_per_reason_and_interval_and_the_number_of_further_occurrences(caplog):
+    log = ThrottledLog(logging.getLogger("x"), seconds=0.1)
+    for _ in range(1000):
+        log.warning("one", "rejected: %s", "one", count=2)
+    log.error("another", "rejected: %s", "another")
+    assert [record.getMessage() for record in caplog.records] == ["rejected: one", "rejected: another"]
+    async with asyncio.timeout(60):
+        while len(caplog.records) < 3:
+            await asyncio.sleep(0.01)
+    assert caplog.records[2].getMessage() == "rejected: one (1999 more within 0.1 s)"
+    log.warning("one", "rejected: %s", "one")
+    assert caplog.records[3].getMessage() == "rejected: one"
+
+
+async def test_reasons_with_text_from_outside_cannot_fill_the_log(caplog):
+    log = ThrottledLog(logging.getLogger("x"))
+    for number in range(10 * MAX_REASONS):
+        log.error(str(number), "failed: %d", number)
+    assert len(caplog.records) == MAX_REASONS

@@ -43,7 +43,13 @@ from tornado_gateway.pages import build_application
 from tornado_gateway.scoreboard import Scoreboard
 
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
-DONE = ("fme_events_delivered_total", "fme_events_waiting", "fme_events_dead", "fme_events_rejected_total")
+DONE = (
+    "fme_events_delivered_total",
+    "fme_events_waiting",
+    "fme_events_dead",
+    "fme_events_rejected_total",
+    "fme_events_discarded_total",
+)
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -305,7 +311,14 @@ def test_what_a_worker_delivered_in_its_last_moment_is_added_to_both_sides():
     memory = Memory()
 
     def steady(received, delivered, waiting):
-        counts = {"received": received, "delivered": delivered, "waiting": waiting, "dead": 0, "rejected": 0}
+        counts = {
+            "received": received,
+            "delivered": delivered,
+            "waiting": waiting,
+            "dead": 0,
+            "rejected": 0,
+            "discarded": 0,
+        }
         return memory.steady(lambda: (None, counts))[1]
 
     assert steady(100, 50, 50)["received"] == 100

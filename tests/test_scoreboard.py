@@ -12,8 +12,8 @@ from tornado_gateway.scoreboard import EVENT_COUNTS, PLACE_BYTES, Scoreboard, in
 from tornado_gateway.waiting import Reading
 
 
-def counts(waiting=0, delivered=0, dead=0, rejected=0):
-    done = {"waiting": waiting, "delivered": delivered, "dead": dead, "rejected": rejected}
+def counts(waiting=0, delivered=0, dead=0, rejected=0, discarded=0):
+    done = {"waiting": waiting, "delivered": delivered, "dead": dead, "rejected": rejected, "discarded": discarded}
     return {"received": sum(done.values()), **done}
 
 
@@ -154,7 +154,14 @@ def test_a_queue_that_is_shared_with_other_machines_is_counted_once():
     board = Scoreboard(2)
 
     def publish(place, generation, received, delivered, waiting):
-        events = {"received": received, "waiting": waiting, "delivered": delivered, "dead": 0, "rejected": 0}
+        events = {
+            "received": received,
+            "waiting": waiting,
+            "delivered": delivered,
+            "dead": 0,
+            "rejected": 0,
+            "discarded": 0,
+        }
         board.publish(place, record(place, generation) | {"is_queue_shared": True, "events": events})
 
     publish(0, 1, received=10, delivered=2, waiting=12)

@@ -47,12 +47,16 @@ class Vendor:
         self, settings: dict[str, Any] | None = None, tls: ssl.SSLContext | None = None, port: int = 0
     ) -> None:
         self.settings: bytes = orjson.dumps(settings if settings is not None else {})
+        self.environments: dict[str, bytes] = {}  # SDK key: a document of its own
         self.dialects: dict[tuple[str, str], bytes] = {}  # (api-version, platform): a document of its own
         self.lists: dict[str, set[str]] = {}  # list id: its members, for check-attribute
         self.event_dsl = b"true"
         self.calls: list[Call] = []
         self.events: list[dict[str, Any]] = []  # every event that was taken with a 200, in order
         self.batches: list[int] = []  # their sizes
+        self.taken: dict[
+            tuple[str, str], list[dict[str, Any]]
+        ] = {}  # the same events by account and key of the request
         self.event_faults: collections.deque[Fault] = collections.deque()
         self.settings_faults: collections.deque[Fault] = collections.deque()
         self.lookup_faults: collections.deque[Fault] = collections.deque()  # of lists and event segments
@@ -91,6 +95,10 @@ class Vendor:
 
     def calls_to(self, path: str) -> list[Call]:
         return [call for call in self.calls if call.path.startswith(path)]
+
+    def users_by_key(self) -> dict[tuple[str, str], set[str]]:
+        """The visitors whose events were taken in batches, by account and key of the requests."""
+        return {whose: {event["d"]["visId"] for event in events} for whose, events in self.taken.items()}
 
     def _run(self) -> None:
         asyncio.run(self._serve())
@@ -170,7 +178,8 @@ class _Settings(_Handler):
         if not await self.meet(self.vendor.settings_faults, []):
             self.set_header("Content-Type", "application/json")
             dialect = self.get_query_argument("api-version", ""), self.get_query_argument("platform", "")
-            self.finish(self.vendor.dialects.get(dialect, self.vendor.settings))
+            settings = self.vendor.environments.get(self.get_query_argument("i", ""), self.vendor.settings)
+            self.finish(self.vendor.dialects.get(dialect, settings))
 
 
 class _Lists(_Handler):
@@ -196,6 +205,10 @@ class _Events(_Handler):
         events = body.get("ev", [body])
         if not await self.meet(self.vendor.event_faults, events):
             self.vendor.events += events
+            key = self.get_query_argument("env", "")
+            if key and self.request.headers.get("Authorization") != key:
+                raise AssertionError("the query and the header name different keys")
+            self.vendor.taken.setdefault((self.get_query_argument("a", ""), key), []).extend(events)
             self.vendor.batches.append(len(events))
             self.finish({"success": True})
 

@@ -116,7 +116,7 @@ class History:
         self._due = now + SAMPLE_SECONDS if lag_ms > SAMPLE_SECONDS * 1000 or self._due is None else self._due + 1.0
         self._count_requests(status.get("workers") or ())
         events = status["events"]
-        counted = {name: events[name] for name in ("received", "delivered", "rejected", "waiting", "dead")}
+        counted = {name: events[name] for name in ("received", "delivered", "rejected", "discarded", "waiting", "dead")}
         values = {**self._totals, **counted, "lag_ms": round(lag_ms, 2)}
         self._ring.append(Sample(time.time(), values, self._latencies()))
 
@@ -427,9 +427,7 @@ class Admin:
 
     async def requeue(self, ids: Sequence[int | str] | None) -> Answer:
         """Dead letters wait again, and are sent soon."""
-        moved = await self.store.requeue(ids)
-        await self.queue.requeued(moved)
-        return {"requeued": moved}
+        return {"requeued": await self.queue.requeue(ids)}
 
     def _snapshot(self) -> Snapshot:
         if self.mirror.current is None:

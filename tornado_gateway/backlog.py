@@ -135,7 +135,7 @@ def _store(config: Config) -> tuple[EventStore, str] | None:
     if config.redis_host is not None or config.redis_sentinels:
         from .store.redis import open_redis  # what a command without Redis need not load
 
-        redis = open_redis(config, str(config.account_id or "file"), f"command:{os.getpid()}")
+        redis = open_redis(config, config.namespace, f"command:{os.getpid()}")
         return redis.events, "Redis"
     if not any(config.data_dir.glob("events-*.db")):
         return None

@@ -13,7 +13,7 @@ import orjson
 
 from .events import EventQueue
 from .http1 import Request, Response
-from .repeats import RepeatedLine
+from .logs import ThrottledLog
 from .settings import SettingsMirror
 from .wire import NOTHING, ClientAddress, Fields, is_from_browser, json_value, parameter_text, raw_query_value
 
@@ -62,8 +62,8 @@ class Collector:
         self._sdk_key = sdk_key
         self._raw_key = (sdk_key or "").encode()
         self._slice_events = slice_events
-        self._foreign = RepeatedLine(logger, "rejected %d events: %s", interval_seconds=3600)
-        self._malformed = RepeatedLine(logger, "rejected %d events: %s", interval_seconds=60)
+        self._foreign = ThrottledLog(logger, 3600)
+        self._malformed = ThrottledLog(logger)
 
     def take_event(self, request: Request) -> Response:
         """One event document `{"d":{...}}`."""
@@ -130,7 +130,8 @@ class Collector:
 
     def _reject(self, reason: str, count: int) -> None:
         self._events.reject(count)
-        (self._foreign if reason == OTHER_ENVIRONMENT else self._malformed).add(reason, count)
+        log = self._foreign if reason == OTHER_ENVIRONMENT else self._malformed
+        log.warning(reason, "events were rejected: %s", reason, count=count)
 
     def _reason_to_reject(self, document: object, query_key: str | None) -> str | None:
         """Return the reason why an event is not accepted, None if it is.

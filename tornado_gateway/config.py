@@ -10,6 +10,7 @@ and `docs/configuration.md` come from the table, and nothing else in the gateway
 
 import argparse
 import difflib
+import hashlib
 import ipaddress
 import json
 import os
@@ -396,7 +397,23 @@ class Config:
         "EVENT_QUEUE_LIMIT",
         _whole(1),
         "1000000",
-        "When that many events wait for upstream, requests that bring new ones are refused with 503.",
+        "Maximum number of undelivered events. Beyond it, new events are rejected (see EVENT_QUEUE_FULL).",
+        unit="events",
+    )
+    event_queue_full: str = _option(
+        _EVENTS,
+        "EVENT_QUEUE_FULL",
+        _one_of("drop", "refuse"),
+        "drop",
+        "getFlag while events cannot be stored: drop responds with the decision and counts its events as rejected;"
+        " refuse returns 503. trackEvent, setAttribute and events of SDKs always get a 503.",
+    )
+    dead_letter_limit: int = _option(
+        _EVENTS,
+        "DEAD_LETTER_LIMIT",
+        _whole(0),
+        "100000",
+        "Maximum number of dead letters per worker (with Redis: of the account). Beyond it, the oldest are discarded.",
         unit="events",
     )
 
@@ -414,6 +431,15 @@ class Config:
         "normal",
         "Embedded store: normal loses nothing when the process dies, but a power cut can take the last moment; full"
         " also survives the power cut, with an fsync for every commit.",
+    )
+    store_namespace: str | None = _option(
+        _STORE,
+        "STORE_NAMESPACE",
+        _matching(r"[A-Za-z0-9._:-]{1,100}", "letters, digits and . _ : -, at most 100"),
+        None,
+        "Name that separates the stored data of environments that share a Redis or a DATA_DIR. The default is"
+        " derived from ACCOUNT_ID and SDK_KEY (a short hash, from which the key cannot be recovered). Set it to keep"
+        " aliases and stored decisions when the key of an environment changes.",
     )
     sticky_decisions: bool = _option(
         _STORE,
@@ -584,6 +610,21 @@ class Config:
     def is_offline(self) -> bool:
         """Whether the settings come from SETTINGS_FILE only, without polling."""
         return self.sdk_key is None
+
+    @property
+    def namespace(self) -> str:
+        """STORE_NAMESPACE, or the account with a short hash of the key, so that environments never mix."""
+        if self.store_namespace is not None:
+            return self.store_namespace
+        if self.sdk_key is None:
+            return self.former_namespace
+        digest = hashlib.sha256(f"{self.account_id}:{self.sdk_key}".encode()).hexdigest()
+        return f"{self.former_namespace}:{digest[:12]}"
+
+    @property
+    def former_namespace(self) -> str:
+        """The name that version 0.1 used."""
+        return str(self.account_id or "file")
 
     @property
     def worker_count(self) -> int:

@@ -114,7 +114,9 @@ class Decisions:
         self.on_decision(decision)
         documents, count = core.event_documents(settings, context, decision, time.time_ns() // 1_000_000)
         if count:
-            self._append(request, documents, count)
+            gate = self._events.append_impressions(documents, count)
+            if self._events.durable:
+                request.gate = gate
         answer = self._answers.get(decision.body)
         if answer is None:
             answer = self._answers[decision.body] = Response(200, decision.body)
@@ -145,12 +147,9 @@ class Decisions:
 
     def _append_one(self, request: Request, document: bytes) -> None:
         if document:  # else the core says that nothing is to be sent for this visitor
-            self._append(request, document, 1)
-
-    def _append(self, request: Request, documents: bytes, count: int) -> None:
-        gate = self._events.append(documents, count)
-        if self._events.durable:
-            request.gate = gate
+            gate = self._events.append(document, 1)
+            if self._events.durable:
+                request.gate = gate
 
     # The same with what has to be asked for first
 

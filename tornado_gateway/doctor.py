@@ -5,6 +5,7 @@ Nothing is changed: what is written for a test is removed again.
 """
 
 import asyncio
+import errno
 import os
 import re
 import resource
@@ -156,7 +157,7 @@ async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIter
     yield await asyncio.to_thread(_look_at_port, config)
     if config.tls_cert_path and config.tls_key_path:
         yield _look_at_certificate(config.tls_cert_path, config.tls_key_path, machine)
-    if storage.state == OK:
+    if storage.code != "data-dir":  # the events that wait can be counted on a full disk, too
         yield await _look_at_events(config, machine)
 
 
@@ -256,7 +257,7 @@ async def _look_at_redis(config: Config) -> Finding:
     from .store.redis import open_redis  # what a gateway without Redis need not load
 
     owner = f"doctor:{os.getpid()}"
-    state = open_redis(config, str(config.account_id or "file"), owner).state
+    state = open_redis(config, config.namespace, owner).state
     before = time.monotonic()
     try:
         await state.open()
@@ -325,7 +326,8 @@ def _look_at_data_dir(directory: Path) -> Finding:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return Finding("data directory", FAIL, "data-dir", f"{directory} cannot be written to: {error.strerror}")
+        code = "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "data-dir"
+        return Finding("data directory", FAIL, code, f"{directory} cannot be written to: {error.strerror}")
     return Finding(
         "data directory", OK, OK, f"{directory} {'can be written to' if directory.exists() else 'can be made'}"
     )

@@ -6,6 +6,7 @@
   with the line (`extra`), so a request that does not fail pays nothing for it.
 """
 
+import asyncio
 import json
 import logging
 import re
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 HUMAN = "%(asctime)s %(levelname)-5s %(name)s: %(message)s"
 MASK = "****"
+MAX_REASONS = 100  # that one ThrottledLog keeps apart: reasons may hold text from outside
 SHORTEST_SECRET = 4  # characters; masking anything shorter would tear words apart
 
 Answered = Callable[[Request, int], None]
@@ -149,3 +151,36 @@ class Tracing:
             logger.debug("%s %s %d [request %s]", method, path, status, found.decode())
 
         return noted
+
+
+class ThrottledLog:
+    """Logs one line per reason and interval, and at its end another one with the number of further occurrences.
+
+    For events that can happen thousands of times per second. Needs a running event loop.
+    """
+
+    def __init__(self, log: logging.Logger, seconds: float = 60.0) -> None:
+        self._log = log
+        self._seconds = seconds
+        self._further: dict[str, int] = {}
+
+    def error(self, reason: str, message: str, *args: object, count: int = 1) -> None:
+        """Log a message for `count` occurrences, unless one was logged for the same reason within the interval."""
+        self._add(logging.ERROR, reason, message, args, count)
+
+    def warning(self, reason: str, message: str, *args: object, count: int = 1) -> None:
+        self._add(logging.WARNING, reason, message, args, count)
+
+    def _add(self, level: int, reason: str, message: str, args: tuple[object, ...], count: int) -> None:
+        if reason in self._further:
+            self._further[reason] += count
+        elif len(self._further) < MAX_REASONS:
+            self._further[reason] = count - 1
+            self._log.log(level, message, *args)
+            line = message % args
+            asyncio.get_running_loop().call_later(self._seconds, self._end_interval, level, reason, line)
+
+    def _end_interval(self, level: int, reason: str, line: str) -> None:
+        count = self._further.pop(reason)
+        if count:
+            self._log.log(level, "%s (%d more within %g s)", line, count, self._seconds)

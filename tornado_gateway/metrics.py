@@ -5,7 +5,8 @@
   counter ever goes backwards, whatever becomes of a worker: at most its last moment is missing.
 - What is counted is fixed beforehand (`ROUTES`, `STATUSES`, ...), so the rows have one size, and what clients send
   cannot make new series: unknown paths, methods and statuses are all "other".
-- Events are shown from one reading of the scoreboard: received = delivered + waiting + dead + rejected in each scrape.
+- Events are shown from one reading of the scoreboard: in each scrape
+  received = delivered + waiting + dead + rejected + discarded.
 - Latency is measured for some requests and counted for all: see `Metrics.sampled`.
 """
 
@@ -494,7 +495,8 @@ def _requests(counts: list[int], workers: list[Record]) -> Iterator[Metric]:
 def _events(events: dict[str, int], waiting: Merged, limit: int) -> Iterator[Metric]:
     yield _counter("fme_events_received", "Events that have been taken, or refused.", events["received"])
     yield _counter("fme_events_delivered", "Events that upstream has taken.", events["delivered"])
-    yield _counter("fme_events_rejected", "Events that were refused with a 503.", events["rejected"])
+    yield _counter("fme_events_rejected", "Events that were never stored.", events["rejected"])
+    yield _counter("fme_events_discarded", "Dead letters beyond DEAD_LETTER_LIMIT.", events["discarded"])
     yield _gauge("fme_events_waiting", "Events that wait for upstream.", events["waiting"])
     yield _gauge("fme_events_dead", "Events that upstream refused for good; they can be re-queued.", events["dead"])
     yield _gauge("fme_events_oldest_seconds", "How long the oldest waiting event has been waiting.", _age(waiting))

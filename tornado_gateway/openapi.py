@@ -462,7 +462,7 @@ OPERATING: Schema = {
             "Probes",
             "How is it doing?",
             _ok("The whole instance, all workers", _ref("Status")),
-            description="received = delivered + waiting + dead + rejected, at any time.",
+            description="received = delivered + waiting + dead + rejected + discarded, at any time.",
         )
     },
     "/metrics": {
@@ -643,12 +643,13 @@ SCHEMAS: Schema = {
     "AliasRow": _object("aliasId userId", aliasId=TEXT, userId=TEXT),
     "Ready": _object("status settings_age_seconds", status=TEXT, settings_age_seconds=_or_null(NUMBER)),
     "EventCounts": _object(
-        "received waiting delivered dead rejected oldest_at oldest_unknown_since",
+        "received waiting delivered dead rejected discarded oldest_at oldest_unknown_since",
         received=WHOLE,
         waiting=WHOLE,
         delivered=WHOLE,
         dead=WHOLE,
         rejected=WHOLE,
+        discarded=WHOLE,
         oldest_at=_said(_or_null(NUMBER), "When the oldest waiting event was stored, in unix seconds"),
         oldest_unknown_since=_said(_or_null(NUMBER), "The time of the last reading, while a store cannot be read"),
     ),

@@ -5,16 +5,16 @@ any worker shows the sums.
 
 Everything that binds the sums is in this file:
 
-- A worker counts received = delivered + waiting + dead + rejected for itself and publishes all five at once. Whatever
-  its event log holds when it opens or adopts it, it counts as received. So the log is the truth of what waits.
-- When a worker has ended, the parent retires it: delivered and rejected, the events that are done with, go into the
-  totals for good, and are received there too. What waits or is dead lies in its log and is going to be received
-  again by the worker that takes the log over.
+- A worker counts received = delivered + waiting + dead + rejected + discarded for itself and publishes all at once.
+  Whatever its event log holds when it opens or adopts it, it counts as received. So the log is the truth of what waits.
+- When a worker has ended, the parent retires it: delivered, rejected and discarded, the events that are done with, go
+  into the totals permanently, and are received there too. What waits or is dead lies in its log and is going to be
+  received again by the worker that takes the log over.
 - Until then these are "left behind" and stay in the sums, so that nothing disappears in between. They are dropped
   when a worker says that it has taken over all that was left behind up to a certain retirement.
 - A worker that was killed had no chance to publish its last moment. What it had received then comes back with its
   log; what it had delivered then is missing among received and delivered alike. So received = delivered + waiting +
-  dead + rejected holds for the sums at any time.
+  dead + rejected + discarded holds for the sums at any time.
 - A log that is taken over in the moment between the end of its worker and the retirement counts twice until the next
   time that somebody takes over logs.
 - With a queue that is shared with other machines (Redis) every worker shows what waits and what is dead there as a
@@ -39,7 +39,8 @@ Record = dict[str, Any]
 
 PLACE_BYTES = 65536
 READ_TRIES = 100
-EVENT_COUNTS = ("received", "waiting", "delivered", "dead", "rejected")
+FINAL_COUNTS = ("delivered", "rejected", "discarded")
+EVENT_COUNTS = ("received", "waiting", "dead", *FINAL_COUNTS)
 
 _NUMBER_BYTES = 8  # of the last record that is complete
 _HEAD = struct.Struct("=QII")  # its number again, its length, the checksum
@@ -121,7 +122,7 @@ class Scoreboard:
             if final["is_queue_shared"]:
                 done, left = {**counts, "waiting": 0}, {}
             else:
-                done = _received({"delivered": counts["delivered"], "rejected": counts["rejected"]})
+                done = _received({name: counts[name] for name in FINAL_COUNTS})
                 left = {"waiting": counts["waiting"], "dead": counts["dead"]}
             totals["events"] = Counter(totals["events"]) + Counter(done)
             totals["adopted"] = max(totals["adopted"], final.get("adopted", 0))

@@ -1,7 +1,7 @@
 """The vendor's service, as an async client: settings, events, list checks.
 
 The only module that knows curl, which does everything but sending events: there are too many of them for it, so that
-they have a `Sender`. Every method raises `UpstreamError` unless the answer is 200.
+they have a `Sender`. Every method raises `UpstreamError` unless the response is 2xx.
 """
 
 import random
@@ -14,6 +14,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 
 from .errors import UpstreamError
 from .sender import Sender
+from .store import NO_IDENTITY, Identity
 
 MAX_CLIENTS = 32
 NO_ANSWER = 599  # tornado's code
@@ -82,14 +83,15 @@ class Upstream:
         path = "v2-pull" if pull else "v2-settings"
         return await self._fetch("settings", f"{self._url}/server-side/{path}?{urlencode(query)}")
 
-    async def send_batch(self, documents: bytes) -> None:
+    async def send_batch(self, documents: bytes, identity: Identity = NO_IDENTITY) -> None:
         """Post event documents, joined by newlines, as `{"ev":[...]}` (wire contract B.5)."""
-        account = self.collection_prefix, self.account_id, self.sdk_key
+        account_id, sdk_key = (self.account_id, self.sdk_key) if identity == NO_IDENTITY else identity
+        account = self.collection_prefix, account_id, sdk_key
         if self._batch_target[0] != account:
-            query = urlencode({"a": self.account_id, "env": self.sdk_key, **self._sdk})
+            query = urlencode({"a": account_id, "env": sdk_key, **self._sdk})
             self._batch_target = account, f"{self._prefix()}/server-side/batch-events-v2?{query}"
         body = (b'{"ev":[', documents.replace(b"\n", b","), b"]}")
-        await self._post("events", self._batch_target[1], body, JSON_HEADERS | {"Authorization": self.sdk_key})
+        await self._post("events", self._batch_target[1], body, JSON_HEADERS | {"Authorization": sdk_key})
 
     async def send_event(self, query: str, document: bytes) -> None:
         """Post one event with its own query to `/events/t`."""
@@ -151,7 +153,7 @@ class Upstream:
 class Nowhere:
     """Takes the events of a gateway that has neither an account nor a collector: a trial with the sample settings."""
 
-    async def send_batch(self, documents: bytes) -> None:
+    async def send_batch(self, documents: bytes, identity: Identity = NO_IDENTITY) -> None:
         return None
 
     async def send_event(self, query: str, document: bytes) -> None:
@@ -164,8 +166,8 @@ def _cause(error: BaseException | None) -> str:
 
 
 def _check(what: str, status: int, reason: str, retry_after: str) -> None:
-    """Raise unless the answer is 200. The message never holds the URL: that has the SDK key in it."""
-    if status != 200:
+    """Raise unless the request succeeded. The message never holds the URL: that has the SDK key in it."""
+    if not 200 <= status < 300:
         seconds = float(retry_after) if retry_after.isdecimal() else 0.0
         raise UpstreamError(f"{what}: upstream answered {status} {reason}", status, seconds)
 

@@ -29,7 +29,8 @@ from .cors import Cors
 from .decisions import Decisions
 from .device import DeviceReader
 from .errors import GatewayError, StoreError
-from .events import EventQueue, EventSink, Flusher
+from .events import EventQueue
+from .flusher import EventSink, Flusher
 from .http1 import Limits, Server
 from .lists import Ask, ListChecks
 from .location import LocationReader
@@ -39,7 +40,7 @@ from .pages import build_application
 from .publisher import Publisher
 from .scoreboard import Record, instance_status
 from .settings import Fetch, SettingsMirror, Snapshot, document_name
-from .store import Store
+from .store import SHARED, Identity, Store
 from .store.sqlite import SqliteEvents, open_sqlite
 from .supervisor import Post
 from .tls import Certificates
@@ -50,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 BATCH_PATH = b"/batch-events-v2"
 EDITION = "GeoLite2-City"
+COMMIT_SECONDS = 5.0  # a commit that takes longer, besides the time-outs of Redis, is reported as stalled
 FLUSH_SHARE = 0.5  # of SHUTDOWN_SECONDS that the last flush may take
 PUBLISH_SECONDS = 0.25  # how old the other workers' numbers in /status may be
 ADOPT_SECONDS = 10.0  # how often a worker looks for the event log of a dead one
@@ -103,9 +105,13 @@ class Worker:
             self.store.events,
             limit=config.event_queue_limit,
             chunk_events=config.events_per_request,
+            dead_letter_limit=config.dead_letter_limit,
             durable=config.event_ack == "durable",
             shared=uses_redis(config),
+            decisions_need_store=config.event_queue_full == "refuse",
+            commit_seconds=COMMIT_SECONDS + (2 * config.socket_timeout_seconds if uses_redis(config) else 0),
         )
+        self.events.identity = Identity(str(config.account_id or ""), config.sdk_key or "")
         self.flusher = Flusher(
             self.store.events,
             self.events,
@@ -229,6 +235,7 @@ class Worker:
         self.upstream.collection_prefix = settings.collection_prefix or ""
         if self._config.is_offline:
             self.upstream.account_id, self.upstream.sdk_key = settings.account_id, settings.sdk_key
+            self.events.identity = Identity(settings.account_id, settings.sdk_key)
         if any(feature.needs_device for feature in settings.features.values()):
             self._loading_device = asyncio.get_running_loop().run_in_executor(None, self.device.load)
 
@@ -343,6 +350,7 @@ class Worker:
                 "delivered": counts.delivered,
                 "dead": counts.dead,
                 "rejected": counts.rejected,
+                "discarded": counts.discarded,
             },
             "reading": asdict(self.waiting.reading(not_sent)),
             "last_poll": {
@@ -363,9 +371,11 @@ class Worker:
                 return
             ended = self._post.scoreboard.retirements
             try:
-                if moved := await log.adopt():
-                    logger.info("%d events of a worker that has ended are taken over", moved)
-                await self.events.count_adopted()
+                try:
+                    if moved := await log.adopt():
+                        logger.info("%d events of a worker that has ended are taken over", moved)
+                finally:  # a part may have been taken over
+                    await self.events.count_adopted()
             except (StoreError, OSError) as error:
                 logger.error("the events of an ended worker cannot be taken over yet: %s", error)
             else:
@@ -397,7 +407,7 @@ class Worker:
 
     async def _holds_geo_lease(self) -> bool:
         """One downloader for each directory, whatever else its workers share."""
-        name = f"geoip:{socket.gethostname()}:{self._config.data_dir.resolve()}"
+        name = f"{SHARED}geoip:{socket.gethostname()}:{self._config.data_dir.resolve()}"
         try:
             return await self.store.state.acquire_lease(name, self._owner)
         except StoreError:
@@ -419,14 +429,17 @@ def uses_redis(config: Config) -> bool:
 def build_store(config: Config, owner: str) -> Store:
     """The embedded store; with Redis, that one, and the embedded event log for the time when Redis fails."""
     if not uses_redis(config):
-        return open_sqlite(config.data_dir, config.store_sync)
+        return open_sqlite(config.data_dir, config.store_sync, config.namespace)
     from .store.redis import open_redis  # what a gateway without Redis need not load
     from .store.spill import SpillingEvents
+    from .store.takeover import take_over
 
-    redis = open_redis(config, str(config.account_id or "file"), owner)
+    redis = open_redis(config, config.namespace, owner)
     local = SqliteEvents(config.data_dir, config.store_sync)
     patience_seconds = 2 * config.socket_timeout_seconds  # Redis itself has given up by then
-    return Store(SpillingEvents(redis.events, local, patience_seconds=patience_seconds), redis.state)
+    return Store(
+        SpillingEvents(redis.events, local, patience_seconds=patience_seconds), redis.state, take_over(config, owner)
+    )
 
 
 async def _read_file(path: Path) -> bytes:

@@ -7,9 +7,21 @@ runs against both. Everything raises `StoreError` when the store cannot do what 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 Record = dict[str, Any]
+
+SHARED = "shared:"  # begins the names of leases that all environments of a DATA_DIR share
+
+
+class Identity(NamedTuple):
+    """The account and the environment's key under which events were accepted, and are sent."""
+
+    account_id: str
+    sdk_key: str
+
+
+NO_IDENTITY = Identity("", "")  # of events stored by version 0.1: they are sent under the configured identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +35,7 @@ class NewChunk:
     count: int
     body: bytes
     query: str = ""
+    identity: Identity = NO_IDENTITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +46,7 @@ class Chunk:
     count: int
     body: bytes
     query: str = ""
+    identity: Identity = NO_IDENTITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +59,7 @@ class DeadLetter:
     query: str
     reason: str
     at: float
+    identity: Identity = NO_IDENTITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +109,27 @@ class EventStore(Protocol):
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:
-        """Remove claimed chunks; in the same step keep what was refused, with the reason, and what is still to send."""
+        """Remove claimed chunks; in the same step keep the refused parts, with the reason, and the parts still to send.
+
+        If StoreError is raised the chunks still belong to the caller, who has to release them. If there is nothing to
+        keep, this may return before the chunks are deleted: after a crash a few of them are sent again.
+        """
 
     async def depth(self) -> Depth: ...
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]: ...
 
-    async def requeue(self, ids: Sequence[int | str] | None = None) -> int:
-        """Move dead letters (None: all) back into the queue. Returns the number of events moved."""
+    async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:
+        """Move dead letters (None: all) back into the queue, in portions, together at most `max_events`.
+
+        Returns the number of events moved. Raises StoreError only if nothing was moved.
+        """
+
+    async def trim_dead_letters(self, max_events: int) -> int:
+        """Delete the oldest dead letters beyond `max_events`, of those that `depth` counts here.
+
+        Returns the number of events discarded.
+        """
 
 
 class StateStore(Protocol):
@@ -145,17 +173,30 @@ class StateStore(Protocol):
         """Keep sticky decisions by key, for `seconds` from now."""
 
 
+class Background(Protocol):
+    """A task that lasts as long as the store is open."""
+
+    def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Both halves, as one worker uses them."""
+    """Both halves, as one worker uses them, and a task that brings in the data of a former version, if there is one."""
 
     events: EventStore
     state: StateStore
+    take_over: Background | None = None
 
     async def open(self) -> None:
         await self.state.open()
         await self.events.open()
+        if self.take_over is not None:
+            self.take_over.start()
 
     async def close(self) -> None:
+        if self.take_over is not None:
+            await self.take_over.stop()
         await self.events.close()
         await self.state.close()

@@ -1,15 +1,18 @@
-"""The distributed store: one Redis (standalone, behind Sentinels, or a Cluster) shared by all instances of an account.
+"""The distributed store: one Redis (standalone, behind Sentinels, or a Cluster) shared by all instances of a namespace.
 
-    {fme:<account>}:events       stream of chunks with a consumer group; each process is a consumer
-    {fme:<account>}:counts       hash: events `waiting` and `dead`
-    {fme:<account>}:dead         stream of what upstream refused for good
-    {fme:<account>}:consumers    sorted set: until when (the server's ms) each consumer counts as alive; 0: it left
-    {fme:<account>}:document:…   hash with body, version, saved_at, by; its name is published on {fme:<account>}:changes
-    {fme:<account>}:lease:…      owner, with an expiry of seconds that a living owner keeps prolonging
-    {fme:<account>}:aliases      hash
-    {fme:<account>}:record:…     one sticky decision, with expiry
+A namespace belongs to one account and environment (STORE_NAMESPACE); its prefix is {fme:<namespace>}.
 
-All keys of an account have the same hash tag, so they share a slot and every step below is one script, atomic on one
+    …:events       stream of chunks (n events, query, body, account, key) with a consumer group of the processes
+    …:counts       hash: events `waiting` and `dead`
+    …:dead         stream of permanently rejected events (also r, the reason)
+    …:consumers    sorted set: until when (the server's ms) each consumer counts as alive; 0: it left
+    …:document:…   hash with body, version, saved_at, by; its name is published on …:changes
+    …:lease:…      owner, with an expiry of seconds that a living owner keeps prolonging
+    …:aliases      hash
+    …:record:…     one sticky decision, with expiry
+    …:format       says that these keys are not those of version 0.1 (see takeover.py)
+
+All keys of a namespace have the same hash tag, so they share a slot and every step below is one script, atomic on one
 node. The stream is never trimmed: it holds what was acknowledged to clients. Its bound is EVENT_QUEUE_LIMIT at the
 entrance, where new events are refused with 503. For the same reason Redis must not evict (maxmemory-policy noeviction).
 
@@ -26,7 +29,7 @@ import re
 import ssl
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,7 +43,7 @@ from redis.crc import key_slot
 
 from ..config import Config
 from ..errors import StoreError
-from . import Chunk, Confirmation, DeadLetter, Depth, NewChunk, Record, Store, StoredDocument
+from . import Chunk, Confirmation, DeadLetter, Depth, Identity, NewChunk, Record, Store, StoredDocument
 
 logger = logging.getLogger(__name__)
 
@@ -60,17 +63,28 @@ CLAIMED_CHUNKS = 5000  # one claim never takes more chunks than this
 PAGE = 100
 
 
-def open_redis(config: Config, account: str, owner: str, *, alive_seconds: float = ALIVE_SECONDS) -> Store:
-    """The store of `account` on the Redis that `config` names. `owner` names this process in the consumer group."""
-    link = Link(_route(config, f"{{fme:{account}}}"), config.socket_timeout_seconds)
-    return Store(RedisEvents(link, account, owner, alive_seconds=alive_seconds), RedisState(link, account))
+def open_redis(config: Config, namespace: str, owner: str, *, alive_seconds: float = ALIVE_SECONDS) -> Store:
+    """The store of `namespace` on the Redis that `config` names. `owner` names this process in the consumer group."""
+    link = make_link(config, namespace)
+    return Store(RedisEvents(link, namespace, owner, alive_seconds=alive_seconds), RedisState(link, namespace))
+
+
+def make_link(config: Config, namespace: str) -> "Link":
+    return Link(_route(config, prefix(namespace)), config.socket_timeout_seconds)
+
+
+def prefix(namespace: str) -> str:
+    """What all keys of a namespace begin with. The braces make it the hash tag."""
+    return f"{{fme:{namespace}}}"
 
 
 # ---- Scripts ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Script:
+class Script:
+    """A Lua script under its hash."""
+
     text: str
     sha: str = field(init=False, default="")
 
@@ -86,18 +100,21 @@ if tonumber(ARGV[1]) > 0 and now > tonumber(ARGV[1]) then return redis.error_rep
 """
 
 # The counter comes first: it is refused by a full or read-only Redis, and then nothing has been written.
-_APPEND = _Script(
+_APPEND = Script(
     _ON_TIME
     + """
 redis.call('HINCRBY', KEYS[2], 'waiting', ARGV[2])
-for i = 3, #ARGV, 3 do redis.call('XADD', KEYS[1], '*', 'n', ARGV[i], 'q', ARGV[i + 1], 'b', ARGV[i + 2]) end
+for i = 3, #ARGV, 5 do
+    redis.call('XADD', KEYS[1], '*',
+        'n', ARGV[i], 'q', ARGV[i + 1], 'b', ARGV[i + 2], 'a', ARGV[i + 3], 'k', ARGV[i + 4])
+end
 return 1
 """
 )
 
 # Say that the consumer is alive and, with a budget of events, claim: first what dead consumers left, then new chunks,
 # until the budget is reached or exceeded by the last one.
-_CLAIM = _Script(
+_CLAIM = Script(
     _ON_TIME
     + """
 local stream, consumers = KEYS[1], KEYS[2]
@@ -109,7 +126,7 @@ redis.call('ZADD', consumers, now + alive_ms, me)
 local claimed, events = {}, 0
 local function keep(entry)
     local values = entry[2]
-    claimed[#claimed + 1] = {entry[1], values[2], values[4], values[6]}
+    claimed[#claimed + 1] = {entry[1], values[2], values[4], values[6], values[8] or '', values[10] or ''}
     events = events + tonumber(values[2])
 end
 local function wanted() return events < budget and #claimed < most end
@@ -146,7 +163,7 @@ return {now, alive_until > now and 1 or 0, claimed}
 )
 
 # What this consumer holds after an id; of an entry that is not in the stream any more only the id.
-_PENDING = _Script(
+_PENDING = Script(
     _ON_TIME
     + """
 local got = redis.pcall('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', ARGV[5], 'STREAMS', KEYS[1], ARGV[4])
@@ -154,14 +171,14 @@ if not got or got.err then return {} end
 local held = {}
 for _, entry in ipairs(got[1][2]) do
     local values = entry[2] or {}
-    held[#held + 1] = {entry[1], values[2], values[4], values[6]}
+    held[#held + 1] = {entry[1], values[2], values[4], values[6], values[8] or '', values[10] or ''}
 end
 return held
 """
 )
 
 # A chunk counts only if it was still there: its consumer may have been taken for dead, and another one settled it.
-_SETTLE = _Script(
+_SETTLE = Script(
     _ON_TIME
     + """
 local at = 2
@@ -176,13 +193,15 @@ for _ = 1, tonumber(next_argument()) do
     if redis.call('XDEL', KEYS[1], id) == 1 then waiting = waiting - count end
 end
 for _ = 1, tonumber(next_argument()) do
-    local count, query, body, reason = next_argument(), next_argument(), next_argument(), next_argument()
-    redis.call('XADD', KEYS[3], '*', 'n', count, 'q', query, 'b', body, 'r', reason)
+    local count, query, body = next_argument(), next_argument(), next_argument()
+    local account, key, reason = next_argument(), next_argument(), next_argument()
+    redis.call('XADD', KEYS[3], '*', 'n', count, 'q', query, 'b', body, 'r', reason, 'a', account, 'k', key)
     dead = dead + tonumber(count)
 end
 for _ = 1, tonumber(next_argument()) do
     local count, query, body = next_argument(), next_argument(), next_argument()
-    redis.call('XADD', KEYS[1], '*', 'n', count, 'q', query, 'b', body)
+    local account, key = next_argument(), next_argument()
+    redis.call('XADD', KEYS[1], '*', 'n', count, 'q', query, 'b', body, 'a', account, 'k', key)
     waiting = waiting + tonumber(count)
 end
 redis.call('HINCRBY', KEYS[2], 'waiting', waiting)
@@ -191,28 +210,48 @@ return 1
 """
 )
 
-_DEPTH = _Script("""
+_DEPTH = Script("""
 local counts = redis.call('HMGET', KEYS[2], 'waiting', 'dead')
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
 return {tonumber(counts[1] or 0), tonumber(counts[2] or 0), first[1] and first[1][1] or false}
 """)
 
-# The letters between two ids, a page at a time. Returns the number of letters and of events that were moved.
-_REQUEUE = _Script("""
+# The letters between two ids, a page at a time, while they have no more events than the budget (-1: any number).
+# Returns the number of letters and of events that were moved. Those of version 0.1 have no account and key.
+_REQUEUE = Script("""
 local letters, events = redis.call('XRANGE', KEYS[3], ARGV[1], ARGV[2], 'COUNT', ARGV[3]), 0
+local budget, moved = tonumber(ARGV[4]), 0
 for _, letter in ipairs(letters) do
     local values = letter[2]
-    redis.call('XADD', KEYS[1], '*', 'n', values[2], 'q', values[4], 'b', values[6])
+    if budget >= 0 and events + tonumber(values[2]) > budget then break end
+    redis.call('XADD', KEYS[1], '*',
+        'n', values[2], 'q', values[4], 'b', values[6], 'a', values[10] or '', 'k', values[12] or '')
     redis.call('XDEL', KEYS[3], letter[1])
     redis.call('HINCRBY', KEYS[2], 'waiting', values[2])
     redis.call('HINCRBY', KEYS[2], 'dead', -values[2])
     events = events + tonumber(values[2])
+    moved = moved + 1
 end
-return {#letters, events}
+return {moved, events}
+""")
+
+# The oldest letters beyond a limit, a page at a time. Returns the number of letters and of events that were deleted.
+_TRIM = Script("""
+local dead, limit = tonumber(redis.call('HGET', KEYS[2], 'dead') or 0), tonumber(ARGV[1])
+local letters, events = 0, 0
+if dead <= limit then return {0, 0} end
+for _, letter in ipairs(redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', ARGV[2])) do
+    if dead - events <= limit then break end
+    redis.call('XDEL', KEYS[3], letter[1])
+    events = events + tonumber(letter[2][2])
+    letters = letters + 1
+end
+if letters > 0 then redis.call('HINCRBY', KEYS[2], 'dead', -events) end
+return {letters, events}
 """)
 
 # With nothing left to it the consumer disappears, otherwise others may take over at once.
-_LEAVE = _Script("""
+_LEAVE = Script("""
 local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
 if pending.err or #pending == 0 then
     redis.pcall('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
@@ -222,32 +261,32 @@ return redis.call('ZADD', KEYS[2], 0, ARGV[2])
 """)
 
 # Versions never repeat, even if Redis lost its data: the saver tells the highest version that it has seen.
-_SAVE = _Script("""
+_SAVE = Script("""
 local version = math.max(tonumber(redis.call('HGET', KEYS[1], 'version') or 0), tonumber(ARGV[1])) + 1
 redis.call('HSET', KEYS[1], 'version', version, 'saved_at', ARGV[2], 'body', ARGV[3], 'by', ARGV[5])
 redis.call('PUBLISH', KEYS[2], ARGV[4])
 return version
 """)
 
-_CONFIRM = _Script("""
+_CONFIRM = Script("""
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 redis.call('HSET', KEYS[1], 'saved_at', ARGV[1], 'by', ARGV[2])
 return 1
 """)
 
-_RESTORE = _Script("""
+RESTORE = Script("""
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'saved_at', ARGV[2], 'body', ARGV[3])
 redis.call('PUBLISH', KEYS[2], ARGV[4])
 return 1
 """)
 
-_ACQUIRE = _Script("""
+ACQUIRE = Script("""
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0
 """)
 
-_RELEASE = _Script("""
+RELEASE = Script("""
 return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0
 """)
 
@@ -268,11 +307,12 @@ class RedisEvents:
     Redis too late, because it was stopped or swamped, is not.)
     """
 
-    def __init__(self, link: "Link", account: str, owner: str, *, alive_seconds: float = ALIVE_SECONDS) -> None:
+    def __init__(self, link: "Link", namespace: str, owner: str, *, alive_seconds: float = ALIVE_SECONDS) -> None:
         self.failure: str | None = None
         self._link = link
-        self._keys = tuple(f"{{fme:{account}}}:{name}" for name in ("events", "counts", "dead"))
-        self._consumers = f"{{fme:{account}}}:consumers"
+        self._keys = tuple(f"{prefix(namespace)}:{name}" for name in ("events", "counts", "dead"))
+        self._consumers = f"{prefix(namespace)}:consumers"
+        self._format = f"{prefix(namespace)}:format"
         # A process that starts anew under the same name and pid, as in containers, is another consumer.
         self._consumer = f"{owner}:{uuid.uuid4().hex[:8]}"
         self._alive_seconds = alive_seconds
@@ -280,7 +320,9 @@ class RedisEvents:
         self._server_clock: float | None = None  # the server's milliseconds at our monotonic 0
         self._held: list[Chunk] = []  # ours, and nobody works on them: released, or more than the last claim wanted
         self._ours: set[str] = set()  # ids of all chunks that we know to be ours
-        self._may_hold_more = False  # a claim may have succeeded without our knowing
+        self._in_doubt_until: float | None = None  # a claim may succeed until then, or have succeeded, unknown to us
+        self._claiming = asyncio.Lock()
+        self._claims: set[asyncio.Task[int]] = set()
         self._heart: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -291,6 +333,8 @@ class RedisEvents:
         except (StoreError, asyncio.CancelledError):
             await self._link.close()
             raise
+        with suppress(StoreError):  # such as a full Redis
+            await self._link.call("SET", self._format, 1)
         self._heart = asyncio.create_task(self._beat())
 
     async def close(self) -> None:
@@ -299,6 +343,8 @@ class RedisEvents:
         self._heart.cancel()
         await asyncio.wait([self._heart])
         self._heart = None
+        if self._claims:
+            await asyncio.wait(self._claims)
         try:
             await self._link.run(_LEAVE, (self._keys[0], self._consumers), GROUP, self._consumer)
         except StoreError as error:
@@ -308,16 +354,43 @@ class RedisEvents:
 
     async def append(self, chunks: Sequence[NewChunk]) -> None:
         """As promised by EventStore. Appending nothing tells whether something could be appended."""
-        values = [value for chunk in chunks for value in (chunk.count, chunk.query, chunk.body)]
+        values = [value for chunk in chunks for value in _values(chunk)]
         await self._run_on_time(_APPEND, self._keys, sum(chunk.count for chunk in chunks), *values)
 
     async def claim(self, max_events: int) -> list[Chunk]:
-        if self._may_hold_more:
-            await self._find_lost_claims()
-        missing = max_events - sum(chunk.count for chunk in self._held)
-        if missing > 0:
-            self._held.extend(await self._claim_events(missing))
-        return self._take_held(max_events)
+        """As promised by EventStore. A claim that is cancelled goes on, and its chunks are held for the next one."""
+        while True:
+            found = 0
+            if self._missing(max_events) > 0 or self._in_doubt_until is not None:
+                found = await asyncio.shield(self._start_claim(max_events))
+            chunks = self._take_held(max_events)
+            if chunks or not found:
+                return chunks
+
+    def _missing(self, max_events: int) -> int:
+        return max_events - sum(chunk.count for chunk in self._held)
+
+    def _start_claim(self, max_events: int) -> "asyncio.Task[int]":
+        task = asyncio.create_task(self._claim_more(max_events))
+        self._claims.add(task)
+        task.add_done_callback(self._claim_ended)
+        return task
+
+    def _claim_ended(self, task: "asyncio.Task[int]") -> None:
+        self._claims.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may be gone
+
+    async def _claim_more(self, max_events: int) -> int:
+        """Hold enough chunks for a claim. Returns the number of chunks that are held."""
+        async with self._claiming:
+            if self._in_doubt_until is not None:
+                await self._find_lost_claims(self._in_doubt_until)
+            missing = self._missing(max_events)
+            if missing > 0:
+                claimed = await self._claim_events(missing)
+                self._held.extend(claimed)
+            return len(self._held)
 
     async def release(self, chunks: Sequence[Chunk]) -> None:
         self._held = sorted([*self._held, *chunks], key=lambda chunk: _order(str(chunk.id)))
@@ -326,8 +399,8 @@ class RedisEvents:
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:
         settled: list[Value] = [value for chunk in chunks for value in (chunk.id, chunk.count)]
-        refused = [value for chunk, reason in dead for value in (chunk.count, chunk.query, chunk.body, reason)]
-        waiting = [value for chunk in remaining for value in (chunk.count, chunk.query, chunk.body)]
+        refused = [value for chunk, reason in dead for value in (*_values(chunk), reason)]
+        waiting = [value for chunk in remaining for value in _values(chunk)]
         await self._run_on_time(
             _SETTLE, self._keys, GROUP, len(chunks), *settled, len(dead), *refused, len(remaining), *waiting
         )
@@ -341,19 +414,42 @@ class RedisEvents:
         entries = await self._link.call("XRANGE", self._keys[2], "-", "+", "COUNT", limit)
         return [_letter(entry_id, fields) for entry_id, fields in entries]
 
-    async def requeue(self, ids: Sequence[int | str] | None = None) -> int:
+    async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:
         """Move dead letters back; each moves in one step, and those moved before an error stay moved."""
-        if ids is not None:
-            known = [str(id_) for id_ in ids if re.fullmatch(r"\d{1,20}-\d{1,20}", str(id_))]
-            moves = await asyncio.gather(*(self._link.run(_REQUEUE, self._keys, id_, id_, 1) for id_ in known))
-            return sum(events for _, events in moves)
-        last = await self._link.call("XREVRANGE", self._keys[2], "+", "-", "COUNT", 1)
         moved = 0
-        letters = len(last)
-        while letters:
-            letters, events = await self._link.run(_REQUEUE, self._keys, "-", last[0][0], PAGE)
-            moved += events
+        try:
+            async for events in self._requeued(ids, -1 if max_events is None else max_events):
+                moved += events
+        except StoreError as error:
+            if not moved:
+                raise
+            logger.error("requeued %d dead events, the others stay dead: %s", moved, error)
         return moved
+
+    async def _requeued(self, ids: Sequence[int | str] | None, budget: int) -> AsyncIterator[int]:
+        """Move one portion after the other. Yields the number of events of each."""
+        if ids is None:
+            last = await self._link.call("XREVRANGE", self._keys[2], "+", "-", "COUNT", 1)
+            ranges = [("-", last[0][0].decode(), PAGE)] if last else []
+        else:
+            known = [str(id_) for id_ in ids if re.fullmatch(r"\d{1,20}-\d{1,20}", str(id_))]
+            ranges = [(id_, id_, 1) for id_ in known]
+        for first, last_id, page in ranges:
+            while True:
+                letters, events = await self._link.run(_REQUEUE, self._keys, first, last_id, page, budget)
+                yield events
+                budget -= events if budget >= 0 else 0
+                if letters < page or page == 1:
+                    break
+
+    async def trim_dead_letters(self, max_events: int) -> int:
+        """As promised by EventStore; of all instances, which share the dead letters."""
+        discarded = 0
+        while True:
+            letters, events = await self._link.run(_TRIM, self._keys, max_events, PAGE)
+            discarded += int(events)
+            if letters < PAGE:
+                return discarded
 
     async def _claim_events(self, budget: int) -> list[Chunk]:
         """Say that we are alive and claim until the budget is reached; the last chunk may exceed it."""
@@ -372,7 +468,8 @@ class RedisEvents:
                 CLAIMED_CHUNKS,
             )
         except (StoreError, asyncio.CancelledError):
-            self._may_hold_more = self._may_hold_more or budget > 0
+            if budget > 0:
+                self._in_doubt_until = time.monotonic() + self._link.timeout_seconds
             raise
         self._set_clock(now_ms, asked_at)
         if not was_alive:
@@ -391,15 +488,22 @@ class RedisEvents:
         chunks, self._held = self._held[:taken], self._held[taken:]
         return chunks
 
-    async def _find_lost_claims(self) -> None:
-        """Hold the chunks that are ours according to Redis but that we never heard of."""
+    async def _find_lost_claims(self, in_doubt_until: float) -> None:
+        """Hold the chunks that are ours according to Redis but that we never heard of.
+
+        A claim whose answer was lost may reach Redis only now, so one search is enough only if it begins late enough.
+        """
+        began = time.monotonic()
+        known = set(self._ours)  # an answer may be older than a settlement that ends while it is awaited
         after = "0"
         while entries := await self._run_on_time(_PENDING, self._keys[:1], GROUP, self._consumer, after, PAGE):
-            found = [_chunk(entry) for entry in entries if len(entry) == 4 and entry[0].decode() not in self._ours]
+            chunks = [_chunk(entry) for entry in entries if len(entry) == 6]
+            found = [chunk for chunk in chunks if chunk.id not in known and chunk.id not in self._ours]
             self._ours.update(str(chunk.id) for chunk in found)
             await self.release(found)
             after = entries[-1][0].decode()
-        self._may_hold_more = False
+        if began >= in_doubt_until:
+            self._in_doubt_until = None
 
     async def _beat(self) -> None:
         while True:
@@ -409,7 +513,7 @@ class RedisEvents:
             except StoreError as error:
                 logger.debug("no heartbeat: %s", error)
 
-    async def _run_on_time(self, script: _Script, keys: Sequence[str], *args: Value) -> Any:
+    async def _run_on_time(self, script: Script, keys: Sequence[str], *args: Value) -> Any:
         """Run a script that Redis refuses when it gets to it after we have given up."""
         last_moment = 0
         if self._server_clock is not None:
@@ -430,14 +534,21 @@ class RedisEvents:
             self._server_clock = clock
 
 
+def _values(chunk: NewChunk) -> tuple[Value, ...]:
+    """A chunk as arguments of scripts."""
+    return chunk.count, chunk.query, chunk.body, *chunk.identity
+
+
 def _chunk(entry: Sequence[bytes]) -> Chunk:
-    entry_id, count, query, body = entry
-    return Chunk(entry_id.decode(), int(count), body, query.decode())
+    entry_id, count, query, body, account, key = entry
+    return Chunk(entry_id.decode(), int(count), body, query.decode(), Identity(account.decode(), key.decode()))
 
 
 def _letter(entry_id: bytes, fields: Sequence[bytes]) -> DeadLetter:
-    count, query, body, reason = fields[1::2]
-    return DeadLetter(entry_id.decode(), int(count), body, query.decode(), reason.decode(), _stored_at(entry_id))
+    count, query, body, reason, account, key = (*fields[1::2], b"", b"")[:6]
+    identity = Identity(account.decode(), key.decode())
+    at = _stored_at(entry_id)
+    return DeadLetter(entry_id.decode(), int(count), body, query.decode(), reason.decode(), at, identity)
 
 
 def _order(entry_id: str) -> tuple[int, int]:
@@ -458,12 +569,12 @@ class RedisState:
     `open` does not wait for Redis, so that a gateway starts without it; every call tells when it cannot be reached.
     """
 
-    def __init__(self, link: "Link", account: str, *, lease_seconds: float = LEASE_SECONDS) -> None:
+    def __init__(self, link: "Link", namespace: str, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self._link = link
         self._lease_seconds = lease_seconds
         self._leases: dict[str, str] = {}  # the owner of each held lease
         self._prolonging: asyncio.Task[None] | None = None
-        self._prefix = f"{{fme:{account}}}"
+        self._prefix = prefix(namespace)
         self._channel = f"{self._prefix}:changes"
         self._last_seen: dict[str, StoredDocument] = {}
         self._changed = asyncio.Event()
@@ -534,7 +645,7 @@ class RedisState:
     async def release_lease(self, name: str, owner: str) -> None:
         if self._leases.get(name) == owner:
             del self._leases[name]
-        await self._link.run(_RELEASE, (self._key("lease", name),), owner)
+        await self._link.run(RELEASE, (self._key("lease", name),), owner)
 
     async def _keep_leases(self) -> None:
         while self._leases:
@@ -548,7 +659,7 @@ class RedisState:
     async def _prolong(self, name: str, owner: str) -> bool:
         """Acquire or prolong, whichever it is, and forget the lease if another process holds it."""
         key, milliseconds = self._key("lease", name), _milliseconds(self._lease_seconds)
-        is_held = bool(await self._link.run(_ACQUIRE, (key,), owner, milliseconds))
+        is_held = bool(await self._link.run(ACQUIRE, (key,), owner, milliseconds))
         if not is_held:
             self._leases.pop(name, None)
         return is_held
@@ -600,7 +711,7 @@ class RedisState:
         if version is None and name in self._last_seen:
             seen = self._last_seen[name]
             keys = (self._key("document", name), self._channel)
-            if await self._link.run(_RESTORE, keys, seen.version, repr(seen.saved_at), seen.body, name):
+            if await self._link.run(RESTORE, keys, seen.version, repr(seen.saved_at), seen.body, name):
                 logger.error("Redis had lost the document %s, it has been stored again", name)
         if version is None or int(version) == known_version:
             return None
@@ -695,7 +806,7 @@ class Link:
         self._waiting.append(call)
         return await call.reply
 
-    async def run(self, script: _Script, keys: Sequence[str], *args: Value) -> Any:
+    async def run(self, script: Script, keys: Sequence[str], *args: Value) -> Any:
         """The reply of a script."""
         try:
             return await self.call("EVALSHA", script.sha, len(keys), *keys, *args)

@@ -112,15 +112,18 @@ class SpillingEvents:
     ) -> None:
         """As promised by EventStore. If the primary cannot be told, it will be later, and the rest is kept locally."""
         local, primary = _split(chunks)
+        has_failed = False
         if primary:
             try:
                 await self._ask(self._primary.settle, primary, dead, remaining)
                 dead = remaining = ()
             except StoreError:
-                self._delivered += primary
+                has_failed = True
         if local or dead or remaining:
             await self._local.settle(local, dead, remaining)
-        if remaining:
+        if has_failed:  # only now: what failed as a whole still belongs to the caller
+            self._delivered += primary
+        if remaining or has_failed:
             self._wanted.set()
 
     async def depth(self) -> Depth:
@@ -141,18 +144,33 @@ class SpillingEvents:
                 letters += await self._ask(self._primary.dead_letters, limit)
         return sorted(letters, key=lambda letter: letter.at)[:limit]
 
-    async def requeue(self, ids: Sequence[int | str] | None = None) -> int:
+    async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:
+        """As promised by EventStore, first of the primary store: if it fails, nothing is moved."""
         local = None if ids is None else [_local_id(id_) for id_ in ids if _is_local(id_)]
         primary = None if ids is None else [id_ for id_ in ids if not _is_local(id_)]
         moved = 0
         if primary is None or primary:
             if not self._primary_is_open:
                 raise StoreError(self.failure or "the store is closed")
-            moved += await self._ask(self._primary.requeue, primary)
+            moved += await self._ask_long(self._primary.requeue, primary, max_events)
         if local is None or local:
-            moved += await self._local.requeue(local)
+            left = None if max_events is None else max_events - moved
+            try:
+                moved += await self._local.requeue(local, left)
+            except StoreError as error:
+                if not moved:
+                    raise
+                logger.error("requeued %d dead events, those of the local store stay dead: %s", moved, error)
             self._wanted.set()
         return moved
+
+    async def trim_dead_letters(self, max_events: int) -> int:
+        """As promised by EventStore; each of the two stores keeps as many."""
+        discarded = await self._local.trim_dead_letters(max_events)
+        if self._primary_is_open:
+            with suppress(StoreError):
+                discarded += await self._ask_long(self._primary.trim_dead_letters, max_events)
+        return discarded
 
     async def _claim_local(self, max_events: int) -> list[Chunk]:
         return [replace(chunk, id=f"{LOCAL}{chunk.id}") for chunk in await self._local.claim(max_events)]
@@ -174,6 +192,14 @@ class SpillingEvents:
             error = failure
         self._failed(error)
         raise error
+
+    async def _ask_long(self, work: Callable[..., Awaitable[T]], *args: object) -> T:
+        """Let the primary store do many steps, each of which it bounds by itself: together they may take long."""
+        try:
+            return await work(*args)
+        except StoreError as error:
+            self._failed(error)
+            raise
 
     async def _open_primary(self) -> None:
         if not self._primary_is_open:
@@ -206,7 +232,7 @@ class SpillingEvents:
         self._recovered()
         while not self._stopping.is_set() and (chunks := await self._local.claim(MOVED_EVENTS)):
             try:
-                await self._ask(self._primary.append, [NewChunk(c.count, c.body, c.query) for c in chunks])
+                await self._ask(self._primary.append, [_renewed(chunk) for chunk in chunks])
             except BaseException:
                 await self._local.release(chunks)
                 raise
@@ -222,6 +248,10 @@ class SpillingEvents:
         if self.failure is not None:
             logger.error("events go to the primary store again")
         self.failure = None
+
+
+def _renewed(chunk: Chunk) -> NewChunk:
+    return NewChunk(chunk.count, chunk.body, chunk.query, chunk.identity)
 
 
 def _split(chunks: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:

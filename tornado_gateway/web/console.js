@@ -219,6 +219,7 @@ const LEDGER = [
   ["waiting", "second"],
   ["dead", "bad"],
   ["rejected", "warn"],
+  ["discarded", "bad"],
 ];
 
 function showLedger(events) {
@@ -228,7 +229,7 @@ function showLedger(events) {
     byId("equation"),
     h("span", {}, h("b", {}, count(events.received)), " received ="),
     LEDGER.map(([name, tone], index) =>
-      h("span", {}, h("i", { class: `swatch tone-${tone}` }), h("b", {}, count(events[name])), ` ${name}`, index < 3 ? " +" : ""),
+      h("span", {}, h("i", { class: `swatch tone-${tone}` }), h("b", {}, count(events[name])), ` ${name}`, index < LEDGER.length - 1 ? " +" : ""),
     ),
   );
 }

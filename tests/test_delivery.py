@@ -1,0 +1,136 @@
+"""Delivery under faults, end to end: a real gateway, real files, a vendor that fails on demand."""
+
+import sqlite3
+import threading
+import time
+from contextlib import closing
+
+import orjson
+import pytest
+from process import Gateway, sample_document
+from vendor import Fault, Vendor
+
+FOREVER = 1_000_000_000
+GOLD = {"featureKey": "new-checkout", "userId": "user-1", "customVariables": {"plan": "gold"}}
+TRACK = {"eventName": "purchase", "userId": "user-1"}
+ADMIN = "an-admin-token-for-tests"
+
+
+@pytest.fixture
+def vendor():
+    with Vendor(sample_document()) as vendor:
+        yield vendor
+
+
+def event(number, name="purchase"):
+    return {"d": {"event": {"name": name, "props": {"number": number}}}}
+
+
+def number_of(document):
+    return document["d"]["event"]["props"].get("number")
+
+
+def send_batches(gateway, numbers, size=100):
+    numbers = list(numbers)
+    for at in range(0, len(numbers), size):
+        batch = {"ev": [event(number) for number in numbers[at : at + size]]}
+        assert gateway.post("/server-side/batch-events-v2", batch)[0] == 200
+
+
+def delivered(vendor):
+    return {number_of(document) for document in list(vendor.events)}
+
+
+@pytest.mark.parametrize("fault", [{"status": 500}, {"close": True}], ids=["500", "reset"])
+def test_a_poisoned_event_among_10000_does_not_delay_the_others(tmp_path, vendor, fault):
+    """Row A1, acceptance 3: all others arrive while load goes on, and no other batch is cut up for it."""
+    vendor.event_faults.append(Fault(**fault, times=FOREVER, refuses=lambda document: number_of(document) == 4_444))
+    with Gateway.of_vendor(tmp_path / "data", vendor, FLUSH_EVENTS_INTERVAL=1) as gateway:
+        send_batches(gateway, range(10_000))
+        vendor.wait_until(
+            lambda: len(delivered(vendor)) == 9_999, 60, lambda: f"{len(delivered(vendor))} of 9999 arrived"
+        )
+        assert sum(size == 100 for size in vendor.batches) >= 99
+        send_batches(gateway, range(20_000, 20_200))
+        vendor.wait_until(lambda: {20_000, 20_199} <= delivered(vendor), 60)
+
+
+def test_an_event_without_a_response_does_not_delay_the_others(tmp_path, vendor):
+    """Row A1: each attempt costs a time-out, so the batch is cut up at once."""
+    fault = Fault(times=FOREVER, delay_seconds=3600, refuses=lambda document: number_of(document) == 44)
+    vendor.event_faults.append(fault)
+    with Gateway.of_vendor(tmp_path / "data", vendor, FLUSH_EVENTS_INTERVAL=1, SOCKET_TIMEOUT=1) as gateway:
+        send_batches(gateway, range(1_000))
+        vendor.wait_until(lambda: len(delivered(vendor)) == 999, 60, lambda: f"{len(delivered(vendor))} of 999 arrived")
+        assert sum(size == 100 for size in vendor.batches) >= 9
+
+
+@pytest.mark.parametrize("status", [401, 405, 302])
+def test_a_rejection_of_everything_keeps_all_events(tmp_path, vendor, status):
+    """Rows A5 and A21: no dead letters, one log line, and delivery resumes by itself when the cause is gone.
+
+    tests/test_flusher.py has more statuses.
+    """
+    vendor.event_faults.append(Fault(status=status, times=FOREVER))
+    with Gateway.of_vendor(tmp_path / "data", vendor, FLUSH_EVENTS_INTERVAL=1) as gateway:
+        send_batches(gateway, range(2_000))
+        vendor.wait_until(lambda: len(vendor.calls_to("/server-side/batch-events-v2")) > 3, 60)
+        status_now = gateway.status()
+        assert (status_now["events"]["waiting"], status_now["events"]["dead"]) == (2_000, 0)
+        assert str(status) in status_now["last_flush"]["error"]
+        lines = [line for line in gateway.log().splitlines() if "event delivery failed" in line]
+        assert len(lines) == 1
+        vendor.event_faults.clear()
+        vendor.wait_until(lambda: len(delivered(vendor)) == 2_000, 60)
+        vendor.wait_until(lambda: gateway.status()["events"]["delivered"] == 2_000, 60)
+
+
+def test_decisions_continue_while_the_queue_is_full(tmp_path, vendor):
+    """Row A20: the impression of a decision is secondary; an event alone is still rejected with 503."""
+    vendor.event_faults.append(Fault(status=503, times=FOREVER))
+    options = {"EVENT_QUEUE_LIMIT": 10, "EVENTS_PER_REQUEST": 10}
+    with Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
+        for _ in range(20):
+            status, answer = gateway.post("/server-side/getFlag", GOLD)
+            assert (status, answer["isEnabled"]) == (200, True)
+        assert gateway.post("/server-side/trackEvent", TRACK)[0] == 503
+        assert gateway.post("/events/t?en=purchase", event(1))[0] == 503
+        events = gateway.status()["events"]
+        assert events["waiting"] == 10
+        assert events["received"] == events["waiting"] + events["rejected"]
+        assert gateway.log().count("decisions continue") == 1
+
+
+def test_a_full_queue_rejects_decisions_if_configured_so(tmp_path, vendor):
+    vendor.event_faults.append(Fault(status=503, times=FOREVER))
+    options = {"EVENT_QUEUE_LIMIT": 10, "EVENTS_PER_REQUEST": 10, "EVENT_QUEUE_FULL": "refuse"}
+    with Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
+        statuses = {gateway.post("/server-side/getFlag", GOLD)[0] for _ in range(20)}
+        assert statuses == {200, 503}
+
+
+def test_decisions_continue_while_the_disk_does_not_respond(tmp_path, vendor):
+    """Row A20: a write that takes too long is reported, and decisions do not wait for it.
+
+    The disk is played by another process's lock on the event log, which makes the gateway's commit wait.
+    """
+    with Gateway.of_vendor(tmp_path / "data", vendor, EVENTS_PER_REQUEST=100) as gateway:
+        assert gateway.post("/server-side/getFlag", GOLD)[0] == 200
+        with closing(sqlite3.connect(tmp_path / "data" / "events-0.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            answers = []
+            asking = threading.Thread(target=lambda: answers.append(gateway.post("/server-side/getFlag", GOLD)))
+            asking.start()
+            asking.join(60)
+            assert answers[0][0] == 200
+            other.execute("ROLLBACK")
+        assert "cannot be stored" in gateway.log()
+        deadline = time.monotonic() + 60
+        while gateway.post("/server-side/trackEvent", TRACK)[0] != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        events = orjson.loads(orjson.dumps(gateway.status()["events"]))
+        assert events["received"] == sum(count for name, count in events.items() if name in PARTS)
+
+
+PARTS = ("waiting", "delivered", "dead", "rejected", "discarded")
