@@ -1,5 +1,7 @@
 """Delivery under faults, end to end: a real gateway, real files, a vendor that fails on demand."""
 
+import asyncio
+import os
 import sqlite3
 import threading
 import time
@@ -7,13 +9,16 @@ from contextlib import closing
 
 import orjson
 import pytest
+from ledger import acknowledged, arrived, visitor_requests
+from load import Load
 from process import Gateway, sample_document
+from redis_servers import RedisServer
 from vendor import Fault, Vendor
 
 FOREVER = 1_000_000_000
+ROUNDS = int(os.environ.get("DELIVERY_ROUNDS", "3"))  # of test_a17; the acceptance run has 10
 GOLD = {"featureKey": "new-checkout", "userId": "user-1", "customVariables": {"plan": "gold"}}
 TRACK = {"eventName": "purchase", "userId": "user-1"}
-ADMIN = "an-admin-token-for-tests"
 
 
 @pytest.fixture
@@ -134,3 +139,28 @@ def test_decisions_continue_while_the_disk_does_not_respond(tmp_path, vendor):
 
 
 PARTS = ("waiting", "delivered", "dead", "rejected", "discarded")
+
+
+def test_a17_upstream_that_fails_again_and_again_leaves_nothing_behind_on_redis(tmp_path, vendor, record_property):
+    """Row A17, acceptance 2: rounds of 2 s of 503 under load; afterwards everything arrives without traffic."""
+    with RedisServer(tmp_path / "redis") as server:
+        options = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": server.port, "WORKERS": 2, "FLUSH_EVENTS_INTERVAL": 1}
+        with Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
+            load = Load(gateway.port, visitor_requests("a17"), connections=8, pause_seconds=0.01)
+            running = threading.Thread(target=lambda: asyncio.run(load.run()))
+            running.start()
+            for _ in range(ROUNDS):
+                vendor.event_faults.append(Fault(status=503, times=FOREVER))
+                time.sleep(2)
+                vendor.event_faults.clear()
+                time.sleep(0.5)
+            load.stopping = True
+            running.join(60)
+            recovered = time.monotonic()
+            wanted = acknowledged(load.exchanges)
+            vendor.wait_until(
+                lambda: wanted <= arrived(vendor), 60, lambda: f"{(wanted - arrived(vendor)).total()} miss"
+            )
+            record_property("seconds", time.monotonic() - recovered)
+            print(f"{wanted.total()} events, all {time.monotonic() - recovered:.1f} s after upstream had recovered")
+            vendor.wait_until(lambda: gateway.status()["events"]["waiting"] == 0, 60)
