@@ -8,7 +8,7 @@ import sys
 
 import uvloop
 
-from tornado_gateway.http1 import Response, Server
+from tornado_gateway.http.connection import Response, Server
 
 ANSWER = Response(200, b'{"isEnabled":true,"variables":[{"value":"on","type":"string","key":"title","id":1}]}')
 

@@ -38,8 +38,8 @@ from report import LOAD_COLUMNS, Column, Result, save
 from servers import directory, gateway, nginx, started_gateway, vendor
 
 from tornado_gateway.core import compile_settings
-from tornado_gateway.core.settings import DEFAULT_SDK
-from tornado_gateway.settings import compile_document
+from tornado_gateway.core.compiler import DEFAULT_SDK
+from tornado_gateway.settings.mirror import compile_document
 
 PATH = f"/server-side/v2-settings?a={ACCOUNT_ID}&i={SDK_KEY}"
 SIZES = (1, 10, 100, 1000)

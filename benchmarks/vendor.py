@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 import uvloop
 
-from tornado_gateway.http1 import Limits, Request, Response, Server
+from tornado_gateway.http.connection import Limits, Request, Response, Server
 
 TAKEN = Response(200, b'{"success":true}')
 

@@ -48,7 +48,7 @@ def listed():
     """The modules that setup.py compiles."""
     with patch("setuptools.setup"), patch.object(sys, "argv", ["setup.py", "egg_info"]):
         names = runpy.run_path(str(ROOT / "setup.py"))
-    return [*names["CORE"], *names["FRONT"]]
+    return [path for paths, _ in names["LIBRARIES"] for path in paths]
 
 
 @needs_compiled

@@ -10,7 +10,7 @@ def main() -> int:
         # Before the rest is loaded, which takes a third of a second: for the PID 1 of a container the kernel drops
         # signals that are neither handled nor blocked. `supervisor` takes those that arrive meanwhile.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-    from .cli import main as run_command
+    from tornado_gateway.cli.main import main as run_command
 
     return run_command()
 

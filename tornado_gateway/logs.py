@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, TextIO
 from urllib.parse import quote, quote_plus
 
-from .http1 import Request, request_id
+from tornado_gateway.http.connection import Request, request_id
 
 logger = logging.getLogger(__name__)
 

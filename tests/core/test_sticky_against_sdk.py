@@ -17,11 +17,11 @@ import pytest
 from core.generator import Generator
 from core.sdk_reference import Reference
 from core.test_against_sdk import is_new_holdout
+from tornado_gateway.api.flags import Decisions
 from tornado_gateway.core import SettingsError, compile_settings
-from tornado_gateway.decisions import Decisions
-from tornado_gateway.events import EventQueue
-from tornado_gateway.http1 import Request
-from tornado_gateway.store.sqlite import open_sqlite
+from tornado_gateway.events.queue import EventQueue
+from tornado_gateway.http.connection import Request
+from tornado_gateway.store.sqlite.events import open_sqlite
 
 SEQUENCES = 500
 CALLS_BEFORE_AND_AFTER = 3

@@ -4,11 +4,12 @@ It imports nothing of the gateway but itself and does no IO: clock, records, loc
 memberships are arguments.
 """
 
+from tornado_gateway.core.compiler import compile_settings, traced_twin
 from tornado_gateway.core.context import Context, context_from_json
 from tornado_gateway.core.decision import Decision, context_problem, decide, uuid_of
 from tornado_gateway.core.identity import is_web_uuid, visitor_uuid
 from tornado_gateway.core.model import DISABLED_BODY, Feature, Impression, Sdk, Settings
-from tornado_gateway.core.operands import list_value
+from tornado_gateway.core.operators import list_value
 from tornado_gateway.core.payloads import (
     attribute_document,
     attributes_problem,
@@ -16,7 +17,6 @@ from tornado_gateway.core.payloads import (
     event_problem,
     track_event_document,
 )
-from tornado_gateway.core.settings import compile_settings, traced_twin
 from tornado_gateway.core.trace import Trace, explain_lines
 from tornado_gateway.core.validation import SettingsError
 

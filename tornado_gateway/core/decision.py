@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from tornado_gateway.core.compiler import traced_twin
 from tornado_gateway.core.context import Abort, Context
+from tornado_gateway.core.evaluation import UNSET, Record, StoredRecords, Visit
 from tornado_gateway.core.groups import Winners, passes
 from tornado_gateway.core.holdouts import evaluate_holdouts, holdout_ids, holdout_impression, known_holdouts
 from tornado_gateway.core.identity import is_web_uuid
@@ -20,9 +22,7 @@ from tornado_gateway.core.model import (
 from tornado_gateway.core.records import read_record, write_record
 from tornado_gateway.core.rules import choose_variation, forced_variation, in_traffic
 from tornado_gateway.core.segments import HIDDEN_USER
-from tornado_gateway.core.settings import traced_twin
 from tornado_gateway.core.trace import Trace
-from tornado_gateway.core.visit import UNSET, Record, StoredRecords, Visit
 
 INVALID_WEB_UUID = "UUID passed in context is not a valid UUID"
 

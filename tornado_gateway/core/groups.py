@@ -8,11 +8,11 @@ from typing import Any
 
 from tornado_gateway.core.bucketing import VARIATION_BUCKETS, bucket_of, ranges_of
 from tornado_gateway.core.context import Abort
+from tornado_gateway.core.evaluation import Visit
 from tornado_gateway.core.holdouts import evaluate_holdouts, known_holdouts
 from tornado_gateway.core.model import AB, PERSONALIZE, Feature, Group, GroupFeature, Passed, Rule
 from tornado_gateway.core.records import read_record, write_record
 from tornado_gateway.core.rules import hidden_user, in_segment, in_traffic
-from tornado_gateway.core.visit import Visit
 
 # Group id -> what has won it in this decision: a campaign id, "campaignId_variationId", or NOBODY.
 Winners = dict[str, Any]

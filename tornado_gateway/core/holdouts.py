@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from tornado_gateway.core.bucketing import TRAFFIC_BUCKETS, bucket_of
 from tornado_gateway.core.context import NULL, Abort
+from tornado_gateway.core.evaluation import Record, Visit
 from tornado_gateway.core.model import Holdout, Id, Impression
-from tornado_gateway.core.visit import Record, Visit
 
 IN_HOLDOUT = 1
 NOT_IN_HOLDOUT = 2

@@ -9,9 +9,9 @@ from uuid import UUID, uuid5
 
 from tornado_gateway.core.context import NOTHING, Context, Properties
 from tornado_gateway.core.decision import Decision, context_problem, uuid_of
+from tornado_gateway.core.event_templates import event_tail, to_json
 from tornado_gateway.core.model import Settings
 from tornado_gateway.core.segments import HIDDEN_USER
-from tornado_gateway.core.wire import event_tail, to_json
 
 _DEBUG_NAMESPACE = UUID("11e13cd7-6c48-53ec-8679-7e9c752273c5")
 

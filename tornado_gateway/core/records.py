@@ -3,8 +3,8 @@
 from typing import Any
 
 from tornado_gateway.core.context import Abort
+from tornado_gateway.core.evaluation import Record, Visit
 from tornado_gateway.core.model import Passed
-from tornado_gateway.core.visit import Record, Visit
 
 _NO_DATA = ("Storage is undefined", "No data found", "Campaign paused", "Whitelisted variation")
 _BAD_DATA = ("Incorrect data", "Variation not found")

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from tornado_gateway.core.bucketing import TRAFFIC_BUCKETS, VARIATION_BUCKETS, bucket_of, ranges_of
 from tornado_gateway.core.context import Abort
+from tornado_gateway.core.evaluation import Visit
 from tornado_gateway.core.model import Rule, Variation
-from tornado_gateway.core.visit import Visit
 
 
 def hidden_user(visit: Visit, rule: Rule) -> str | None:

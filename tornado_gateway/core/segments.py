@@ -11,10 +11,10 @@ from itertools import groupby
 from typing import Any
 
 from tornado_gateway.core.context import Abort, Properties
+from tornado_gateway.core.evaluation import UNSET, Visit
 from tornado_gateway.core.model import Facts
-from tornado_gateway.core.operands import list_value, value_matcher, version_matcher
+from tornado_gateway.core.operators import list_value, value_matcher, version_matcher
 from tornado_gateway.core.records import has_record
-from tornado_gateway.core.visit import UNSET, Visit
 from tornado_gateway.core.webtests import campaign_condition
 
 Predicate = Callable[[Visit, Properties, object], bool]

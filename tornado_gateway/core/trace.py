@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tornado_gateway.core.context import Properties
+from tornado_gateway.core.evaluation import UNSET, Visit
 from tornado_gateway.core.segments import HIDDEN_USER, Predicate
-from tornado_gateway.core.visit import UNSET, Visit
 
 Step = dict[str, Any]
 

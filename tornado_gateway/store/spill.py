@@ -17,8 +17,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
-from ..errors import StoreError
-from . import Chunk, DeadLetter, Depth, EventStore, NewChunk
+from tornado_gateway.errors import StoreError
+from tornado_gateway.store.interfaces import Chunk, DeadLetter, Depth, EventStore, NewChunk
 
 logger = logging.getLogger(__name__)
 

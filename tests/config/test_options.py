@@ -1,0 +1,325 @@
+"""Configuration: cases under data/config/, and what holds the documents to the table."""
+
+import argparse
+import dataclasses
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tornado_gateway.config import OPTIONS, Config
+from tornado_gateway.config import options as config
+from tornado_gateway.errors import ConfigError
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+ACCOUNT = {"ACCOUNT_ID": "123456", "SDK_KEY": "0123456789abcdef"}
+SECRETS = {option.name: f"hush-{option.name.lower()}-1234" for option in OPTIONS if option.secret}
+
+
+def cases(name: str) -> Any:
+    rows = json.loads((ROOT / "tests" / "data" / "config" / name).read_text(encoding="utf-8"))
+    return pytest.mark.parametrize("case", [pytest.param(row, id=row["id"]) for row in rows])
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def load(case: dict[str, Any]) -> Config:
+    for name, text in case.get("files", {}).items():
+        Path(name).write_text(text, encoding="utf-8", newline="")
+    env_file = None
+    if "env_file" in case:
+        env_file = Path("gateway.env")
+        env_file.write_text("\n".join(case["env_file"]), encoding="utf-8", newline="")
+    return config.load(case.get("flags", {}), case.get("environ", {}), env_file)
+
+
+def as_json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [as_json(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+# ---- Reading ---------------------------------------------------------------------------------------------------------
+
+
+@cases("valid.json")
+def test_valid(case: dict[str, Any]) -> None:
+    loaded = load(case)
+    values = {name: as_json(getattr(loaded, name)) for name in case["expect"]}
+    assert values == case["expect"]
+    assert {name: type(value) for name, value in values.items()} == {n: type(v) for n, v in case["expect"].items()}
+    for name, source in case.get("sources", {}).items():
+        assert loaded.source(name) == source
+
+
+@cases("invalid.json")
+def test_invalid(case: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(case)
+    assert list(caught.value.problems) == case["problems"]
+    assert str(caught.value) == "\n".join(case["problems"])
+
+
+def test_env_file_that_is_not_there() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load({}, {}, Path("none.env"))
+    assert caught.value.problems == (
+        '--env-file (flag): expected a text file that can be read, got "none.env" (No such file or directory)',
+    )
+
+
+def test_env_file_that_is_not_text() -> None:
+    Path("gateway.env").write_bytes(b"SDK_KEY=hush\xff")
+    with pytest.raises(ConfigError) as caught:
+        config.load({}, ACCOUNT, Path("gateway.env"))
+    assert caught.value.problems == (
+        '--env-file (flag): expected a text file that can be read, got "gateway.env" (not UTF-8)',
+    )
+
+
+def test_secret_file_that_is_not_text() -> None:
+    Path("key").write_bytes(b"hush\xff")
+    with pytest.raises(ConfigError) as caught:
+        config.load({"--sdk-key-file": "./key"}, {"ACCOUNT_ID": "1"})
+    assert caught.value.problems == (
+        'SDK_KEY_FILE (flag): expected a text file that can be read, got "./key" (not UTF-8)',
+    )
+
+
+def test_nothing_else_reads_the_environment() -> None:
+    # The other two read what the terminal and systemd say of themselves, which are no options of the gateway.
+    exceptions = ("main.py", "__main__.py", "output.py", "systemd.py")
+    modules = [path for path in (ROOT / "tornado_gateway").rglob("*.py") if path.name not in exceptions]
+    readers = [str(path.name) for path in modules if re.search(r"os\.(environ|getenv)", path.read_text("utf-8"))]
+    assert readers == []
+
+
+# ---- The table -------------------------------------------------------------------------------------------------------
+
+
+def test_every_field_is_an_option() -> None:
+    attributes = [f.name for f in dataclasses.fields(Config) if f.name != "sources"]
+    assert [option.attribute for option in OPTIONS] == attributes
+    assert len({option.name for option in OPTIONS}) == len(OPTIONS)
+
+
+def test_attributes_are_the_names_unless_a_unit_had_to_be_added() -> None:
+    renamed = {o.name: o.attribute for o in OPTIONS if o.attribute != o.name.lower()}
+    assert renamed == {
+        "POLLING_TIME": "poll_seconds",
+        "FLUSH_EVENTS_INTERVAL": "flush_seconds",
+        "SOCKET_TIMEOUT": "socket_timeout_seconds",
+    }
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o.default], ids=lambda option: option.name)
+def test_default_is_shown_as_it_is_written(option: config.Option) -> None:
+    default = option.default.removeprefix("./") if option.name == "DATA_DIR" else option.default
+    assert option.shown(getattr(Config(), option.attribute)) == default
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_help_is_a_sentence(option: config.Option) -> None:
+    assert option.help.endswith(".")
+    assert option.help[0].isupper() or option.help.startswith("auto")
+
+
+def test_config_is_frozen_and_can_be_sent_to_another_process() -> None:
+    loaded = config.load({}, ACCOUNT)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        loaded.port = 1  # type: ignore[misc]
+    assert pickle.loads(pickle.dumps(loaded)) == loaded
+    assert hash(loaded) == hash(config.load(ACCOUNT, {}))
+    assert dataclasses.replace(loaded, port=9).port == 9
+
+
+def test_workers_default_to_the_cores() -> None:
+    assert Config().worker_count == len(os.sched_getaffinity(0))
+    assert Config(workers=3).worker_count == 3
+
+
+# ---- Secrets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("secret", "shown"),
+    [("", "****"), ("a", "****"), ("1234567", "****"), ("12345678", "****5678"), ("0123456789abcdef", "****cdef")],
+)
+def test_mask(secret: str, shown: str) -> None:
+    assert config.mask(secret) == shown
+
+
+def test_secrets_are_those_that_we_think_of() -> None:
+    assert set(SECRETS) == {"SDK_KEY", "REDIS_PASSWORD", "MAXMIND_LICENSE_KEY", "WEBHOOK_TOKEN", "ADMIN_TOKEN"}
+
+
+def test_secrets_are_not_shown() -> None:
+    loaded = config.load({}, {"ACCOUNT_ID": "1", "MAXMIND_USER_ID": "1", **SECRETS})
+    seen = f"{loaded!r} {loaded!s} {loaded} {config.described(loaded)} {loaded.sources}"
+    assert [secret for secret in SECRETS.values() if secret in seen] == []
+    assert "hush" not in seen
+    assert seen.count("****1234") == 4 * len(SECRETS)
+    assert "sdk_key='****1234'" in repr(loaded)
+
+
+def test_secrets_are_not_in_errors() -> None:
+    broken = {name: f"{secret}\x01{secret}" for name, secret in SECRETS.items()}
+    Path("gateway.env").write_text("".join(f"{name}=hush '{secret}\n" for name, secret in SECRETS.items()))
+    with pytest.raises(ConfigError) as caught:
+        config.load({"--sdk-kee": "hush"}, broken, Path("gateway.env"))
+    assert len(caught.value.problems) >= len(SECRETS)
+    assert "hush" not in f"{caught.value} {caught.value!r}"
+    assert caught.value.__context__ is None
+
+
+def test_repr_has_what_differs_from_the_default() -> None:
+    loaded = config.load({"--polling-time": "1500"}, ACCOUNT)
+    assert repr(loaded) == "Config(account_id='123456', sdk_key='****cdef', poll_seconds='1500')"
+
+
+# ---- Flags -----------------------------------------------------------------------------------------------------------
+
+
+def parse(*argv: str) -> dict[str, str]:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    config.add_flags(parser)
+    namespace, rest = parser.parse_known_args(argv)
+    return config.given_flags(namespace, rest)
+
+
+@pytest.mark.parametrize(
+    ("argv", "given"),
+    [
+        pytest.param([], {}, id="none"),
+        pytest.param(["--port", "9000"], {"PORT": "9000"}, id="a value after a blank"),
+        pytest.param(["--port=9000"], {"PORT": "9000"}, id="a value after an equals sign"),
+        pytest.param(["--redis-enable-tls", "--port=1"], {"REDIS_ENABLE_TLS": "true", "PORT": "1"}, id="boolean alone"),
+        pytest.param(["--redis-enable-tls", "no"], {"REDIS_ENABLE_TLS": "no"}, id="boolean with a value"),
+        pytest.param(["--sdk-key-file", "key"], {"SDK_KEY_FILE": "key"}, id="the file of a secret"),
+        pytest.param(
+            ["--sdkkey", "hush", "--x=hush"], {"--sdkkey": "", "--x": ""}, id="unknown flags lose their value"
+        ),
+        pytest.param(["--x=1", "stray"], {"--x": "", "stray": ""}, id="a stray word"),
+        pytest.param(["--env-file", "gateway.env"], {}, id="the env file is not an option"),
+    ],
+)
+def test_flags(argv: list[str], given: dict[str, str]) -> None:
+    assert parse(*argv) == given
+
+
+def test_every_option_has_a_flag_and_help() -> None:
+    parser = argparse.ArgumentParser()
+    config.add_flags(parser)
+    text = parser.format_help()
+    assert [o.flag for o in OPTIONS if f"{o.flag} " not in text] == []
+    assert "--env-file PATH" in text
+    assert "[60000 ms]" in text
+
+
+# ---- Showing ---------------------------------------------------------------------------------------------------------
+
+
+def test_described() -> None:
+    rows = {row.name: row for row in config.described(config.load({"--polling-time": "1500"}, ACCOUNT))}
+    assert list(rows) == [option.name for option in OPTIONS]
+    assert rows["POLLING_TIME"][:4] == ("POLLING_TIME", "1500", "flag", "60000")
+    assert rows["SDK_KEY"][:4] == ("SDK_KEY", "****cdef", "environment", "")
+    assert rows["COLLECT_URL"][:4] == ("COLLECT_URL", "https://dev.visualwebsiteoptimizer.com", "default", "")
+    assert rows["REDIS_HOST"][:4] == ("REDIS_HOST", "", "default", "")
+
+
+def test_described_lists_can_be_read_again() -> None:
+    given = {"REDIS_SENTINELS": "a:1,[::1]:2", "REDIS_SENTINEL_MASTER": "m", "TRUSTED_PROXIES": "10.0.0.0/8,::1/128"}
+    rows = {row.name: row.value for row in config.described(config.load({}, ACCOUNT | given))}
+    assert {name: rows[name] for name in given} == given
+
+
+@pytest.mark.parametrize(
+    ("path", "render", "word"),
+    [
+        ("conf/gateway.env", config.render_env_file, "env"),
+        ("docs/configuration.md", config.render_markdown, "markdown"),
+    ],
+)
+def test_document_is_rendered_from_the_table(path: str, render: Any, word: str) -> None:
+    document = (ROOT / path).read_bytes()
+    hint = f"run: python -m tornado_gateway.config {word} > {path}"
+    assert document == render().encode(), hint
+    command = [sys.executable, "-m", "tornado_gateway.config", word]
+    assert subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout == document
+
+
+def test_usage_of_the_renderer() -> None:
+    done = subprocess.run([sys.executable, "-m", "tornado_gateway.config"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "usage: python -m tornado_gateway.config env|markdown\n")
+
+
+def test_env_file_as_rendered_changes_nothing() -> None:
+    loaded = config.load({}, ACCOUNT, ROOT / "conf" / "gateway.env")
+    assert loaded == config.load({}, ACCOUNT)
+    assert set(loaded.sources) == set(ACCOUNT)
+
+
+def test_env_file_with_all_lines_taken_in_has_the_defaults() -> None:
+    text = re.sub(r"^#(?=[A-Z0-9_]+=)", "", config.render_env_file(), flags=re.MULTILINE)
+    Path("all.env").write_text(text, encoding="utf-8")
+    loaded = config.load({}, ACCOUNT, Path("all.env"))
+    assert loaded == config.load({}, ACCOUNT)
+    assert set(loaded.sources) == set(ACCOUNT) | {o.name for o in OPTIONS if o.default}
+
+
+def test_every_option_is_documented() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    for option in OPTIONS:
+        assert f"| `{option.name}` | `{option.flag}` |" in text
+        assert (f"`{option.file_name}`" in text) == option.secret
+
+
+def blocks_of_the_documentation() -> list[str]:
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    return re.findall(r"^```\w*\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_env_file_of_the_documentation() -> None:
+    [example] = [block for block in blocks_of_the_documentation() if "export" in block]
+    Path("example.env").write_text(example, encoding="utf-8")
+    loaded = config.load({}, {"SDK_KEY": ACCOUNT["SDK_KEY"]}, Path("example.env"))
+    assert (loaded.account_id, loaded.log_level) == (123456, "INFO")
+    assert (loaded.redis_password, loaded.webhook_token) == (r"taken # literally \n", 'with-"escapes"')
+
+
+def test_errors_of_the_documentation() -> None:
+    Path("gateway.env").write_text("\n\nPOLLING_TIM=1\n")
+    environ = ACCOUNT | {"REDIS_PORT": "redis", "MAX_EVENTS_PER_REQUEST": "500"}
+    with pytest.raises(ConfigError) as caught:
+        config.load({"--events-per-request": "600"}, environ, Path("gateway.env"))
+    assert f"{caught.value}\n" == blocks_of_the_documentation()[-1]
+
+
+# ---- The sample account ----------------------------------------------------------------------------------------------
+
+
+def test_sample_account_hangs_together() -> None:
+    document = json.loads((ROOT / "conf" / "sample-settings.json").read_text(encoding="utf-8"))
+    campaigns = {campaign["id"]: campaign for campaign in document["campaigns"]}
+    rules = [rule for feature in document["features"] for rule in feature["rules"]]
+    assert len(campaigns) == len(document["campaigns"])
+    assert sorted(rule["campaignId"] for rule in rules) == sorted(campaigns)
+    assert all(campaigns[rule["campaignId"]]["type"] == rule["type"] for rule in rules)
+    members = {m: int(g) for g, group in document["groups"].items() for m in group["campaigns"]}
+    assert members == document["campaignGroups"]
+    assert {f["key"] for f in document["features"]} >= {"new-checkout", "free-shipping", "loyalty", "beta-console"}
+
+
+def test_sample_account_serves_offline() -> None:
+    assert config.load({"--settings-file": str(ROOT / "conf" / "sample-settings.json")}, {}).is_offline

@@ -1,0 +1,652 @@
+"""The operators' endpoints: who may use them, and that what they say is what the gateway does."""
+
+import http.client
+import itertools
+import re
+import time
+from ipaddress import ip_network
+from urllib.parse import quote
+
+import orjson
+import pytest
+from process import SAMPLE_SETTINGS, Gateway, sample_document
+from sdk import wire
+from vendor import Fault, Vendor
+
+from tornado_gateway import core
+from tornado_gateway.console.admin import RECENT_BYTES, RECENT_ENTRIES, History, RecentEvents, quantile_ms
+from tornado_gateway.console.auth import SESSION_SECONDS, Access
+from tornado_gateway.console.descriptions import EVERYONE, describe_features, describe_node, describe_segment, sentence
+from tornado_gateway.errors import RequestError
+from tornado_gateway.telemetry.metrics import REQUEST_BUCKETS
+
+TOKEN = "correct-horse-battery"
+JSON = {"Content-Type": "application/json"}
+PATHS = ["/admin/overview", "/admin/features", "/admin/events"]
+VISITOR = {"id": "user-1", "customVariables": {"plan": "gold"}}
+
+
+@pytest.fixture(scope="module")
+def vendor():
+    with Vendor(sample_document()) as vendor:
+        yield vendor
+
+
+@pytest.fixture(scope="module")
+def gateway(vendor, tmp_path_factory):
+    with Gateway.of_vendor(tmp_path_factory.mktemp("open") / "data", vendor, EVENTS_PER_REQUEST=1) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def guarded(vendor, tmp_path_factory):
+    with Gateway.of_vendor(tmp_path_factory.mktemp("guarded") / "data", vendor, ADMIN_TOKEN=TOKEN) as gateway:
+        yield gateway
+
+
+def exchange(gateway, method, path, body=None, **headers):
+    """Status, headers by lower-case name, parsed body. `Content_Type` in `headers` is Content-Type."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
+    try:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        encoded = body if body is None or isinstance(body, bytes) else orjson.dumps(body)
+        connection.request(method, path, encoded, (JSON if body is not None else {}) | sent)
+        response = connection.getresponse()
+        data = response.read()
+        got = {name.lower(): value for name, value in response.getheaders()}
+        is_json = got.get("content-type", "").startswith("application/json")
+        return response.status, got, orjson.loads(data) if is_json and data else data
+    finally:
+        connection.close()
+
+
+def ask(gateway, method, path, body=None, **headers):
+    """The same as an operator."""
+    return exchange(gateway, method, path, body, **gateway.admin_headers, **headers)
+
+
+# Who may
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]:8000", "192.0.2.7", "gateway.localhost"])
+def test_f1_this_machine_needs_the_generated_token_too(gateway, path, host):
+    """Row F1: without ADMIN_TOKEN there is a generated one, and no client goes without it."""
+    status, headers, body = exchange(gateway, "GET", path, Host=host)
+    assert status == 401
+    assert headers["www-authenticate"].startswith("Bearer")
+    assert "admin token" in body["error"]
+    assert gateway.admin_token not in str(body)
+    assert exchange(gateway, "GET", path, Host=host, **gateway.admin_headers)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/admin", "/admin/", "/admin/nothing", "//admin/events", "/./admin", "/%61dmin/x", "/x/../ADMIN/events"]
+)
+def test_f1_unknown_paths_of_operators_are_known_to_operators_only(gateway, path):
+    for method in ("GET", "HEAD", "POST", "OPTIONS", "PUT"):
+        assert exchange(gateway, method, path)[0] == 401, method
+        assert ask(gateway, method, path)[0] == 404, method
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/administration", "/web/admin", "/", "//"])
+def test_other_unknown_paths_are_unknown_to_everyone(gateway, path):
+    assert exchange(gateway, "GET", path)[0] == 404
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/admin/explain", "/admin/events/requeue", "/admin/session"])
+def test_f1_a_method_that_does_not_exist_needs_the_token_first(gateway, path):
+    for method in ("OPTIONS", "PUT", "PATCH"):
+        assert exchange(gateway, method, path)[0] == 401
+        assert ask(gateway, method, path)[0] == 405
+
+
+class Asking:
+    """As much of a request as `Access` looks at."""
+
+    protocol = "http"
+
+    def __init__(self, remote_ip, **headers):
+        self.remote_ip = remote_ip
+        self.headers = {"Host": "127.0.0.1", **headers}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1", "192.0.2.7", "", "unix", None])
+def test_f1_no_address_replaces_the_token(address):
+    with pytest.raises(RequestError, match="admin token") as raised:
+        Access(TOKEN).check(Asking(address), 0)
+    assert raised.value.status == 401
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_with_a_token_nobody_else_may(guarded, path):
+    status, headers, body = exchange(guarded, "GET", path)
+    assert status == 401
+    assert headers["www-authenticate"].startswith("Bearer")
+    assert body["status"] == 0
+    for wrong in ("Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer", TOKEN, "Bearer £"):
+        assert exchange(guarded, "GET", path, Authorization=wrong.encode("latin-1"))[0] == 401
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_bearer_of_the_token_may_from_anywhere(guarded, path):
+    assert exchange(guarded, "GET", path, Authorization=f"Bearer {TOKEN}", Host="gateway.example")[0] == 200
+    assert exchange(guarded, "GET", path, Authorization=f"bearer {TOKEN}", X_Forwarded_For="192.0.2.7")[0] == 200
+
+
+def test_a_token_in_the_address_is_not_looked_at(guarded):
+    for query in (f"token={TOKEN}", f"access_token={TOKEN}", f"ADMIN_TOKEN={TOKEN}"):
+        assert exchange(guarded, "GET", f"/admin/overview?{query}")[0] == 401
+
+
+def sign_in(gateway, **headers):
+    return exchange(gateway, "POST", "/admin/session", {"token": TOKEN}, **headers)
+
+
+def test_a_session_is_a_cookie_that_scripts_and_other_sites_cannot_use(guarded):
+    status, headers, body = sign_in(guarded)
+    assert (status, body) == (200, {"signed_in": True})
+    cookie, *attributes = headers["set-cookie"].split("; ")
+    assert {"HttpOnly", "Path=/", "SameSite=Strict", f"Max-Age={SESSION_SECONDS}"} <= set(attributes)
+    assert "Secure" not in attributes  # the connection is not encrypted
+    assert TOKEN not in cookie
+    assert exchange(guarded, "GET", "/admin/overview", Cookie=cookie)[0] == 200
+    assert exchange(guarded, "GET", "/admin/overview", Cookie=f"a=b; {cookie}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("sent", "is_encrypted"),
+    [("https", True), ("HTTPS", True), ("http, https", True), ("https,http", False), ("https, ", False), ("", False)],
+)
+def test_e1_the_nearest_proxy_says_whether_the_client_came_with_tls(sent, is_encrypted):
+    """Row E1: the lines of X-Forwarded-Proto, which Tornado joins with commas, are read from the right."""
+    access = Access("one", [ip_network("10.0.0.0/8")])
+    assert access.is_encrypted(Asking("10.0.0.1", **{"X-Forwarded-Proto": sent})) is is_encrypted
+    assert not access.is_encrypted(Asking("192.0.2.7", **{"X-Forwarded-Proto": sent}))
+
+
+@pytest.mark.parametrize(("values", "is_secure"), [(["http", "https"], True), (["https", "http"], False)])
+def test_e1_the_cookie_behind_a_proxy_that_appends_a_line(tmp_path, values, is_secure):
+    body = b'{"token":"%b"}' % TOKEN.encode()
+    lines = b"".join(b"X-Forwarded-Proto: %b\r\n" % value.encode() for value in values)
+    head = b"POST /admin/session HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    options = {"SETTINGS_FILE": SAMPLE_SETTINGS, "ADMIN_TOKEN": TOKEN, "TRUSTED_PROXIES": "127.0.0.0/8"}
+    with Gateway(tmp_path / "data", **options) as gateway:
+        data = wire.exchange(gateway.port, b"%b%bContent-Length: %d\r\n\r\n%b" % (head, lines, len(body), body))
+    assert data.startswith(b"HTTP/1.1 200 ")
+    assert (b"; Secure" in data) == is_secure
+
+
+def test_a_session_that_was_tampered_with_is_none(guarded):
+    cookie = sign_in(guarded)[1]["set-cookie"].split(";")[0]
+    name, _, value = cookie.partition("=")
+    until, nonce, signature = value.split(".")
+    later = str(int(until) + 10_000)
+    for wrong in (f"{later}.{nonce}.{signature}", f"{until}.x{nonce}.{signature}", f"{until}.{nonce}.", "", "..", "x"):
+        assert exchange(guarded, "GET", "/admin/overview", Cookie=f"{name}={wrong}")[0] == 401
+
+
+def test_a_session_ends_and_is_not_of_another_token():
+    access, other = Access("one"), Access("two")
+    cookie = {"Cookie": f"fme_gateway_session={access.new_session(1000)}"}
+    access.check(Asking("192.0.2.7", **cookie), 1000 + SESSION_SECONDS - 1)
+    for wrong, now in ((access, 1000 + SESSION_SECONDS), (other, 1001)):
+        with pytest.raises(RequestError, match="sign in"):
+            wrong.check(Asking("192.0.2.7", **cookie), now)
+
+
+def test_a_wrong_token_gives_no_session_and_costs_time(guarded):
+    before = time.monotonic()
+    status, headers, _ = exchange(guarded, "POST", "/admin/session", {"token": "wrong"})
+    assert status == 401
+    assert "set-cookie" not in headers
+    assert time.monotonic() - before > 0.4
+    assert exchange(guarded, "POST", "/admin/session", {"token": 7})[0] == 401
+
+
+def test_signing_out_takes_the_cookie_back(guarded):
+    status, headers, _ = exchange(guarded, "DELETE", "/admin/session", b"{}")
+    assert status == 200
+    assert 'fme_gateway_session="";' in headers["set-cookie"]
+
+
+def test_the_session_can_be_checked(guarded):
+    assert exchange(guarded, "GET", "/admin/session")[0] == 401
+    assert ask(guarded, "GET", "/admin/session")[2] == {"signed_in": True}
+    cookie = sign_in(guarded)[1]["set-cookie"].split(";")[0]
+    assert exchange(guarded, "GET", "/admin/session", Cookie=cookie)[2] == {"signed_in": True}
+
+
+CHANGES = [
+    ("/admin/explain", VISITOR),
+    ("/admin/events/requeue", {"ids": []}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), CHANGES)
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"Origin": "http://attacker.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Sec_Fetch_Site": "cross-site"}, 403),
+        ({"Sec_Fetch_Site": "same-site"}, 403),
+        ({"Content_Type": "text/plain"}, 415),
+        ({"Content_Type": "application/x-www-form-urlencoded"}, 415),
+        ({"Content_Type": ""}, 415),
+    ],
+    ids=str,
+)
+def test_another_sites_page_changes_nothing(gateway, path, body, headers, expected):
+    assert ask(gateway, "POST", path, body, **headers)[0] == expected
+
+
+@pytest.mark.parametrize(("path", "body"), CHANGES)
+def test_our_own_page_may(gateway, path, body):
+    own = {"Origin": f"http://127.0.0.1:{gateway.port}", "Sec_Fetch_Site": "same-origin"}
+    assert ask(gateway, "POST", path, body, **own)[0] == 200
+    assert ask(gateway, "POST", path, body, Content_Type="application/json; charset=utf-8")[0] == 200
+
+
+def test_other_sites_get_no_cors_answer(gateway):
+    _, headers, _ = ask(gateway, "GET", "/admin/overview", Origin="http://attacker.example")
+    assert not [name for name in headers if name.startswith("access-control")]
+    assert headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("POST", "/admin/overview", "GET, HEAD"),
+        ("GET", "/admin/explain", "POST"),
+        ("GET", "/admin/events/requeue", "POST"),
+        ("PUT", "/admin/session", "GET, HEAD, POST, DELETE"),
+    ],
+)
+def test_a_wrong_method_names_the_right_ones(gateway, method, path, allowed):
+    status, headers, _ = ask(gateway, method, path, b"{}" if method != "GET" else None)
+    assert (status, headers["allow"]) == (405, allowed)
+
+
+def test_the_token_is_in_no_log(vendor, tmp_path):
+    options = {"ADMIN_TOKEN": TOKEN, "LOG_LEVEL": "DEBUG"}
+    with Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
+        sign_in(gateway)
+        exchange(gateway, "GET", f"/admin/overview?token={TOKEN}", Authorization=f"Bearer {TOKEN}")
+        exchange(gateway, "GET", "/admin/overview", Authorization=f"Bearer {TOKEN}x")
+        gateway.terminate()
+        assert TOKEN not in gateway.log()
+
+
+# Console and assets
+
+
+@pytest.mark.parametrize("path", ["/console", "/docs", "/web/console.js", "/web/console.css"])
+def test_pages_are_strict_and_cacheable(guarded, path):
+    status, headers, body = exchange(guarded, "GET", path)
+    assert status == 200
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    again = exchange(guarded, "GET", path, If_None_Match=headers["etag"])
+    assert (again[0], again[2]) == (304, b"")
+    head = exchange(guarded, "HEAD", path)
+    assert (head[0], head[1]["content-length"]) == (200, str(len(body)))
+
+
+@pytest.mark.parametrize("path", ["/console", "/docs"])
+def test_pages_have_no_inline_code_and_no_foreign_address(gateway, path):
+    page = ask(gateway, "GET", path)[2].decode()
+    assert not re.search(r"<script(?![^>]*\bsrc=)", page)
+    assert not re.search(r"\son\w+=|<style|\sstyle=", page)
+    assert re.findall(r"""(?:src|href)=["'](https?:)?//""", page) == []
+
+
+# Explain
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return core.compile_settings(sample_document())
+
+
+FEATURES = [feature["key"] for feature in sample_document()["features"]]
+VISITORS = [
+    {"id": "user-1"},
+    {"id": "user-2", "customVariables": {"plan": "gold", "customer": "VIP", "points": 6000}},
+    {"id": "qa-ben"},
+    {"id": "u", "variationTargetingVariables": {"team": "console"}},
+    {"id": "u", "platformVariables": {"webTestingCampaigns": {"7": "2"}}},
+    {"id": "u", "userAgent": "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X) Mobile/15E148 Safari/604.1"},
+    {"userId": "u", "customVariables": None},
+    {"id": 12, "bucketingSeed": "company-7"},
+]
+
+
+@pytest.mark.parametrize(("visitor", "key"), itertools.product(VISITORS, [*FEATURES, "no-such"]))
+def test_explain_decides_as_getflag(gateway, vendor, visitor, key):
+    status, _, explained = ask(gateway, "POST", "/admin/explain", visitor | {"featureKey": key})
+    assert status == 200
+    [decision] = explained["decisions"]
+    _, flag = gateway.post("/server-side/getFlag", visitor | {"featureKey": key})
+    assert {"isEnabled": decision["enabled"], "variables": decision["variables"]} == flag
+    assert decision["steps"][-1]["step"] == "end"
+    assert decision["lines"]
+
+
+def test_explain_tells_the_way_to_the_decision(gateway):
+    _, _, explained = ask(gateway, "POST", "/admin/explain", VISITOR | {"featureKey": "new-checkout"})
+    [decision] = explained["decisions"]
+    assert decision["rule"] == {
+        "kind": "ab",
+        "rule_key": "testingRule1",
+        "campaign_id": 102,
+        "name": "One step or two for members",
+    }
+    assert decision["variation"] == {"id": 1, "name": "Two steps"}
+    rule = next(step for step in decision["steps"] if step.get("campaign") == 102)
+    assert rule["passed"] is True
+    [segment] = rule["steps"]
+    assert (segment["words"], segment["result"]) == ("any of", True)
+    assert (segment["steps"][0]["words"], segment["steps"][0]["actual"]) == ("plan is gold", "gold")
+    bucket = next(step for step in decision["steps"] if step["step"] == "variation")
+    assert bucket["bucket"] == 4108
+    assert decision["impressions"] == [{"campaign": 101, "variation": 1}, {"campaign": 102, "variation": 1}]
+
+
+def test_explain_without_a_feature_explains_all_in_order(gateway):
+    _, _, explained = ask(gateway, "POST", "/admin/explain", VISITOR)
+    assert [decision["feature_key"] for decision in explained["decisions"]] == FEATURES
+
+
+def test_explain_sends_nothing_and_stores_nothing(vendor, tmp_path):
+    with Gateway.of_vendor(tmp_path / "data", vendor, EVENTS_PER_REQUEST=1, STICKY_DECISIONS="true") as gateway:
+        before = len(vendor.calls)
+        for visitor in VISITORS:
+            assert ask(gateway, "POST", "/admin/explain", visitor)[0] == 200
+        assert gateway.status()["events"]["received"] == 0
+        assert len(vendor.calls) == before
+        # A decision that had been stored would say so now.
+        _, _, explained = ask(gateway, "POST", "/admin/explain", VISITORS[1])
+        assert "stored" not in {decision["reason"] for decision in explained["decisions"]}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"{", "not JSON"),
+        (b"[]", "must be a JSON object"),
+        ({}, "userId is required"),
+        ({"id": " "}, "userId is required"),
+        ({"id": "u", "featureKey": 7}, "featureKey: expected a text"),
+    ],
+    ids=str,
+)
+def test_explain_says_what_is_wrong_with_a_visitor(gateway, body, message):
+    status, _, answer = ask(gateway, "POST", "/admin/explain", body)
+    assert status == 400
+    assert message in answer["error"]
+
+
+def test_a_segment_that_is_nested_deeply_can_be_explained(tmp_path):
+    document = sample_document()
+    node = {"custom_variable": {"plan": "gold"}}
+    for _ in range(110):  # as deep as the stand-in can write
+        node = {"or": [node]}
+    document["campaigns"][1]["segments"] = node
+    with Vendor(document) as vendor, Gateway.of_vendor(tmp_path / "data", vendor) as gateway:
+        status, _, explained = ask(gateway, "POST", "/admin/explain", VISITOR | {"featureKey": "new-checkout"})
+        assert status == 200
+        assert explained["decisions"][0]["variation"]["name"] == "Two steps"
+        assert ask(gateway, "GET", "/admin/features")[0] == 200
+
+
+def test_before_there_are_settings_the_answer_is_a_503(tmp_path):
+    with Vendor() as vendor, Gateway.of_vendor(tmp_path / "data", vendor) as gateway:
+        assert ask(gateway, "POST", "/admin/explain", VISITOR)[0] == 503
+        assert ask(gateway, "GET", "/admin/features")[0] == 503
+        status, _, overview = ask(gateway, "GET", "/admin/overview")
+        assert (status, overview["account"]["id"]) == (200, None)
+
+
+# Events
+
+
+def refused(event):
+    return "refused" in orjson.dumps(event).decode()
+
+
+def purchase(note):
+    return {"d": {"visId": "X", "event": {"name": "purchase", "props": {"note": note}}}}
+
+
+def wait_for(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.05)
+    return found
+
+
+def test_a_dead_letter_can_be_seen_and_sent_again(tmp_path):
+    with Vendor(sample_document()) as vendor:
+        vendor.event_faults.append(Fault(400, times=10_000, refuses=refused))
+        with Gateway.of_vendor(tmp_path / "data", vendor, EVENTS_PER_REQUEST=1) as gateway:
+            for note in ("refused 1", "refused 2", "fine"):
+                assert gateway.post("/events/t", purchase(note))[0] == 200
+            wait_for(lambda: gateway.status()["events"]["dead"] == 2)
+            _, _, events = ask(gateway, "GET", "/admin/events")
+            assert events["depth"]["dead"] == 2
+            assert sorted(orjson.loads(letter["body"])["d"]["event"]["props"]["note"] for letter in events["dead"]) == [
+                "refused 1",
+                "refused 2",
+            ]
+            assert all("400" in letter["reason"] and letter["count"] == 1 for letter in events["dead"])
+            assert [event["name"] for event in events["recent"]] == ["purchase"] * 3
+            assert len(ask(gateway, "GET", "/admin/events?limit=1")[2]["dead"]) == 1
+
+            vendor.event_faults.clear()
+            first, second = (letter["id"] for letter in events["dead"])
+            assert ask(gateway, "POST", "/admin/events/requeue", {"ids": [first]})[2] == {"requeued": 1}
+            wait_for(lambda: len(vendor.events) == 2)
+            [left] = ask(gateway, "GET", "/admin/events")[2]["dead"]
+            assert left["id"] == second
+            assert ask(gateway, "POST", "/admin/events/requeue", {"ids": None})[2] == {"requeued": 1}
+            vendor.wait_for_events(3)
+            counts = wait_for(lambda: (c := gateway.status()["events"])["delivered"] == 3 and c)
+            expected = {"received": 3, "delivered": 3, "waiting": 0, "dead": 0, "rejected": 0, "discarded": 0}
+            assert counts == expected | {"oldest_at": None, "oldest_unknown_since": None}
+
+
+@pytest.mark.parametrize("ids", ["1", 1, {}, [1.5], [None], [[1]], [True]], ids=str)
+def test_requeue_takes_a_list_of_ids(gateway, ids):
+    assert ask(gateway, "POST", "/admin/events/requeue", {"ids": ids})[0] == 400
+
+
+def test_requeue_of_nothing_is_nothing(gateway):
+    for ids in ([], [999], ["no-such"], None):
+        assert ask(gateway, "POST", "/admin/events/requeue", {"ids": ids})[2] == {"requeued": 0}
+
+
+@pytest.mark.parametrize("limit", ["0", "x", "-1", "1.5", "99999999", "²"])
+def test_the_limit_is_a_number(gateway, limit):
+    assert ask(gateway, "GET", f"/admin/events?limit={quote(limit)}")[0] == 400
+
+
+def test_recent_events_are_bounded_newest_first_and_whole():
+    recent = RecentEvents()
+    document = orjson.dumps(purchase("x"))
+    recent.note([(1, orjson.dumps(purchase(str(number))), "") for number in range(1000)])
+    assert [event["document"]["d"]["event"]["props"]["note"] for event in recent.newest()[:2]] == ["999", "998"]
+    assert len(recent.newest()) <= RECENT_ENTRIES
+    many = RECENT_BYTES // len(document) + 50
+    recent.note([(many, b"\n".join([document] * many), "")])
+    assert recent.newest()[0]["name"] == "purchase"
+    recent.note([(1, b"[1]", ""), (1, b"not json", ""), (1, b"{}", "")])
+    assert recent.newest()[0]["name"] is None
+
+
+def test_what_the_tail_costs_an_event():
+    """Group commits under load hold hundreds of events; of those it reads the last ones, and of each its beginning."""
+
+    class Group(list):
+        read = 0
+
+        def __getitem__(self, key):
+            taken = super().__getitem__(key)
+            self.read += len(taken)
+            return taken
+
+        def __iter__(self):
+            raise AssertionError("the whole group is read")
+
+    group = Group([(2, b"x" * 2 * RECENT_BYTES, "")] * 100 * RECENT_ENTRIES)
+    recent = RecentEvents()
+    recent.note(group)
+    assert group.read == RECENT_ENTRIES
+    assert {len(body) for _, body in recent._tail} == {RECENT_BYTES}
+
+
+# Numbers
+
+
+def test_the_overview_samples_rates_and_gauges():
+    workers = {"pid": 1, "requests": {"total": 0, "decisions": 0}}
+    events = {"received": 0, "delivered": 0, "rejected": 0, "discarded": 0, "waiting": 0, "dead": 0}
+    latencies = [0] * (len(REQUEST_BUCKETS) + 1)
+    history = History(
+        lambda: {"workers": [dict(workers, requests=dict(workers["requests"]))], "events": dict(events)},
+        lambda: list(latencies),
+    )
+    history.sample()
+    workers["requests"]["total"] += 500
+    events["received"] += 70
+    events["waiting"] = 7
+    latencies[1] = 500
+    time.sleep(0.05)
+    history.sample()
+    series = history.series()
+    seconds = 70 / series["received"][0]
+    assert series["requests"][0] == pytest.approx(500 / seconds, rel=0.01)
+    assert series["waiting"] == [7]
+    assert 0.25 < series["p50_ms"][0] < series["p99_ms"][0] <= 0.5
+    workers["pid"] = 2  # the worker has been replaced
+    workers["requests"]["total"] = 20
+    time.sleep(0.05)
+    history.sample()
+    assert history.series()["requests"][1] > 0
+
+
+def test_a_quantile_lies_in_its_bucket():
+    """99 requests took 0.5 to 1 ms, one took more than 2.5 ms and less than 5 ms."""
+    counts = [0, 0, 99, 0, 1] + [0] * (len(REQUEST_BUCKETS) - 4)
+    assert quantile_ms(counts, 0.5) == pytest.approx(0.5 + 0.5 * 50 / 99, abs=0.01)
+    assert 2.5 < quantile_ms(counts, 0.995) <= 5
+    assert quantile_ms([0] * len(counts), 0.5) is None
+    assert quantile_ms([*[0] * len(REQUEST_BUCKETS), 3], 0.5) == REQUEST_BUCKETS[-1] * 1000
+
+
+# Words
+
+
+def test_the_sample_account_in_words(settings):
+    features = {feature["key"]: feature for feature in describe_features(settings)}
+    assert list(features) == FEATURES
+    texts = {key: [rule["text"] for rule in feature["rules"]] for key, feature in features.items()}
+    assert texts["new-checkout"] == [
+        "Rollout for everyone: Everyone",
+        "A/B test when plan is gold or silver: Two steps 50 %, One step 50 %",
+    ]
+    assert texts["free-shipping"] == [
+        "Rollout when country is Germany or (country is United States and region is California): Warehouse countries",
+        "Personalisation when device type is mobile or tablet: Phones and tablets",
+    ]
+    assert texts["loyalty"] == [
+        "Rollout when not customer is guest: Members",
+        r"Personalisation when email matches ^[^@]+@shop\.example$: Staff",
+        "Personalisation when referrer contains partner and not market starts with test-: Partners",
+        "Personalisation when points is greater than 5000: Platinum",
+    ]
+    assert texts["beta-console"] == [
+        "A/B test for 50 % of the visitors when IP address starts with 192.0.2.: Read only 50 %, Full 50 %"
+    ]
+    assert texts["dark-mode"] == ["Rollout for 30 % of all visitors: Dark"]
+    assert texts["landing-page"] == [
+        "Rollout when the visitor sees variation 2 of web test 7: Same story as the advertisement"
+    ]
+    assert texts["promo-banner"][0] == "Personalisation when customer is VIP in any case: VIP"
+    listed = [variation["listed"]["text"] for variation in features["beta-console"]["rules"][0]["variations"]]
+    assert listed == ["always for user id is qa-anna", "always for user id is qa-ben or qa-chris or team is console"]
+    assert features["recommendations"]["holdouts"][0]["text"] == "Withheld for 5 % of all visitors"
+    assert features["search-ranking"]["rules"][0]["group"]["text"] == (
+        "A visitor sees only one of Ranking model and List or grid, drawn with equal chances"
+    )
+    assert features["promo-price"]["rules"][0]["group"]["text"].endswith(
+        "Banner for VIPs first, otherwise drawn: Banner text 70 %, Size of the discount 30 %"
+    )
+    assert features["new-checkout"]["metrics"][0]["revenue_property"] == "amount"
+    assert features["free-shipping"]["needs"] == {"location": True, "device": True, "lists": []}
+
+
+def custom(operand):
+    return {"custom_variable": {"plan": operand}}
+
+
+@pytest.mark.parametrize(
+    ("segment", "expected"),
+    [
+        ({}, EVERYONE),
+        (custom("gold"), "plan is gold"),
+        (custom(""), "plan is empty"),
+        (custom("lower(Gold)"), "plan is Gold in any case"),
+        (custom("wildcard(*old*)"), "plan contains old"),
+        (custom("wildcard(g*)"), "plan starts with g"),
+        (custom("wildcard(*d)"), "plan ends with d"),
+        (custom("wildcard(gold)"), "plan is gold"),
+        (custom("regex(^g)"), "plan matches ^g"),
+        (custom("gt(5)"), "plan is greater than 5"),
+        (custom("gte(5)"), "plan is at least 5"),
+        (custom("lt(5)"), "plan is less than 5"),
+        (custom("lte(5)"), "plan is at most 5"),
+        (custom("inlist(abc)"), "plan is in the list abc"),
+        ({"custom_variable": {"_vwoUserId": "u"}}, "the user’s uuid or id is u"),
+        ({"user": "a, b,c"}, "user id is a, b or c"),
+        ({"ua": "wildcard(*Firefox*)"}, "user agent contains Firefox"),
+        ({"ip_address": "192.0.2.1"}, "IP address is 192.0.2.1"),
+        ({"os_version": "gte(17.4)"}, "version of the operating system is at least 17.4"),
+        ({"browser_version": "lt(90)"}, "version of the browser is less than 90"),
+        ({"campaignVariation": "7"}, "the visitor is in web test 7"),
+        ({"campaignVariation": "7_2"}, "the visitor sees variation 2 of web test 7"),
+        ({"campaignVariation": "7_!2"}, "the visitor sees another variation than 2 of web test 7"),
+        ({"campaignVariation": "!7"}, "the visitor is not in web test 7"),
+        ({"or": [{"featureId": {"9": "on"}}]}, "the visitor has been decided on dark-mode before"),
+        ({"or": [{"featureId": {"9": "off"}}]}, "the visitor has not been decided on dark-mode before"),
+        ({"not": custom("gold")}, "not plan is gold"),
+        ({"and": [custom("gold"), {"user": "a"}]}, "plan is gold and user id is a"),
+        ({"or": [custom("gt(5)"), custom("x")]}, "plan is greater than 5 or plan is x"),
+        ({"or": [{"os": "wildcard(mac*)"}]}, "operating system starts with mac"),
+        ({"or": [{"browser_string": ["Chrome", "Safari"]}]}, "browser is Chrome or Safari"),
+        ({"and": [{"country": "Germany"}]}, "country is Germany"),
+        (
+            {"and": [{"country": "Germany"}, custom("gold")]},
+            "country is Germany (the SDKs skip a location beside other conditions) and plan is gold",
+        ),
+        ({"or": [{"country": "Germany"}]}, "country is Germany (never true: locations count only inside “all of”)"),
+        ({"unknown": "x"}, "unknown is 'x' (never true: the engine does not know this condition)"),
+        ({"and": [[]]}, "a malformed condition: [] (aborts the decision)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else orjson.dumps(value).decode(),
+)
+def test_a_segment_reads_as_a_person_would_say_it(segment, expected):
+    assert sentence(describe_segment(segment, sample_document())) == expected
+
+
+def test_a_joint_check_is_one_line():
+    assert describe_node({"country": "Germany", "city": "Fulda"}, {}) == "country is Germany and city is Fulda"
+    assert describe_node({"os": ["iOS"], "device_type": ["tv", "mobile"]}, {}) == (
+        "operating system is iOS or device type is tv or mobile"
+    )

@@ -1,0 +1,654 @@
+"""The console and the API page in a real browser: Chromium without a window, driven through Playwright.
+
+Screenshots are left in tests/artefacts/ to be looked at. Every page is watched: no test passes with an error in the
+console or with a request to another host.
+"""
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import orjson
+import pytest
+from in_process import TOKEN as OPERATORS_TOKEN
+from in_process import InProcess
+from load import Load
+from process import Gateway, sample_document
+from vendor import Fault, Vendor
+
+from tornado_gateway.console.auth import COOKIE, Access
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+axe = pytest.importorskip("axe_playwright_python.base", reason="axe-playwright-python is not installed")
+expect = sync_api.expect
+expect.set_options(timeout=60_000)
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")
+
+ARTEFACTS = Path(__file__).parents[1] / "artefacts"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    # Whatever a browser asks by itself (updates, autofill) does not leave this machine.
+    "--host-resolver-rules=MAP gateway.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]
+TABS = ["overview", "features", "explain", "events"]
+TOKEN = "correct-horse-battery"
+IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148 Safari/604.1"
+
+
+@pytest.fixture(scope="module")
+def vendor():
+    with Vendor(sample_document()) as vendor:
+        yield vendor
+
+
+@pytest.fixture(scope="module")
+def gateway(vendor, tmp_path_factory):
+    data_dir = tmp_path_factory.mktemp("gateway") / "data"
+    with Gateway.of_vendor(data_dir, vendor, EVENTS_PER_REQUEST=50, FLUSH_EVENTS_INTERVAL=0.5) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def guarded(vendor, tmp_path_factory):
+    with Gateway.of_vendor(tmp_path_factory.mktemp("guarded") / "data", vendor, ADMIN_TOKEN=TOKEN) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def launch():
+    """Starts browsers, each with an empty profile of its own."""
+    with sync_api.sync_playwright() as playwright:
+        yield lambda *flags: playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *flags])
+
+
+@pytest.fixture(scope="module")
+def browser(launch):
+    ARTEFACTS.mkdir(exist_ok=True)
+    with launch() as browser:
+        yield browser
+
+
+class Watch:
+    """What a page did besides what a test looks at. `allowed` is a pattern of messages that a test provokes."""
+
+    def __init__(self, page):
+        self.problems = []
+        self.requests = []
+        self.allowed = None
+        page.on("console", lambda m: m.type in ("error", "warning") and self.problems.append(f"{m.type}: {m.text}"))
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    def check(self, *origins):
+        problems = [text for text in self.problems if not (self.allowed and re.search(self.allowed, text))]
+        assert problems == []
+        foreign = [url for url in self.requests if not url.startswith((*origins, "data:"))]
+        assert foreign == []
+
+
+@pytest.fixture
+def open_page(browser, gateway):
+    """Opens pages; afterwards looks at what they did."""
+    opened = []
+
+    def open_one(path="/console", at=gateway, host="127.0.0.1", width=1280, height=860, **context):
+        own = browser.new_context(viewport={"width": width, "height": height}, **context)
+        if at is gateway and host == "127.0.0.1":
+            own.add_cookies([session_of(gateway)])
+        page = own.new_page()
+        page.set_default_timeout(60_000)
+        watch = Watch(page)
+        origin = f"http://{host}:{at.port}"
+        opened.append((page, watch, origin))
+        page.goto(origin + path)
+        page.watch = watch
+        return page
+
+    yield open_one
+    for page, watch, origin in opened:
+        page.context.close()
+        watch.check(origin)
+
+
+def session_of(gateway):
+    """The cookie of an operator who has signed in."""
+    value = Access(gateway.admin_token).new_session(time.time())
+    return {"name": COOKIE, "value": value, "url": f"http://127.0.0.1:{gateway.port}"}
+
+
+def show(page, tab):
+    page.click(f"#tab-{tab}")
+    expect(page.locator(f"#{tab}")).to_be_visible()
+
+
+def picture(page, name, full_page=True):
+    page.evaluate("scrollTo(0, 0)")
+    page.screenshot(path=ARTEFACTS / f"{name}.png", full_page=full_page)
+
+
+def fill_every_tab(page):
+    """Every tab with something to see, the last one in view."""
+    show(page, "features")
+    page.click("summary:has-text('new-checkout')")
+    show(page, "explain")
+    page.fill("#explain-id", "user-1")
+    page.fill("#explain-variables", '{"plan": "gold"}')
+    page.click("#explain-form .primary")
+    page.click(".decision summary:has-text('new-checkout')")
+    show(page, "events")
+
+
+@contextmanager
+def load_on(gateway, connections=4):
+    keys = [feature["key"] for feature in sample_document()["features"]]
+    load = Load(
+        gateway.port,
+        lambda n: (
+            "/server-side/getFlag",
+            {"featureKey": keys[n % len(keys)], "userId": f"user-{n % 997}", "customVariables": {"plan": "gold"}},
+        ),
+        connections=connections,
+    )
+    thread = threading.Thread(target=lambda: asyncio.run(load.run()))
+    thread.start()
+    try:
+        yield load
+    finally:
+        load.stopping = True
+        thread.join()
+
+
+def number(text):
+    return float(text.replace(",", "").replace("K", "e3").replace("M", "e6"))
+
+
+# What it must show
+
+
+def test_the_overview_moves_under_load(open_page, gateway):
+    page = open_page()
+    reading = page.locator(".chart .big").first
+    expect(reading).to_have_text("0")
+    expect(page.locator("#state")).to_contain_text("settings version 1 · 11 features")
+    with load_on(gateway):
+        expect(reading).to_have_text(re.compile(r"^[1-9]"))
+        decisions = page.locator(".chart .legend-value").nth(1)
+        expect(decisions).to_have_text(re.compile(r"^[1-9]"))
+        page.wait_for_timeout(3000)
+        picture(page, "overview")
+        received = number(page.locator("#equation b").first.inner_text())
+        expect(page.locator("#equation b").first).not_to_have_text(f"{received:,.0f}")
+        for path in page.locator(".chart .stroke").all():
+            expect(path).to_have_attribute("d", re.compile("L"))
+    parts = [number(part) for part in page.locator("#equation b").all_inner_texts()]
+    assert parts[0] == sum(parts[1:]) > received
+    expect(page.locator("#workers tr")).to_have_count(1)
+
+
+def test_explain_shows_the_rule_that_decided_and_sends_nothing(open_page, gateway, vendor):
+    page = open_page("/console#explain")
+    before = gateway.status()["events"]["received"]
+    page.select_option("#explain-feature", "new-checkout")
+    page.fill("#explain-id", "user-1")
+    page.fill("#explain-variables", '{"plan": "gold"}')
+    page.fill("#explain-agent", IPHONE)
+    page.click("#explain-form .primary")
+    decision = page.locator(".decision")
+    expect(decision).to_have_count(1)
+    expect(decision.locator("summary")).to_contain_text("Two steps")
+    deciding = decision.locator(".step.deciding > .line")
+    expect(deciding).to_have_count(1)
+    expect(deciding).to_contain_text("A/B test: One step or two for members")
+    expect(deciding).to_contain_text("decides")
+    path = decision.locator(".path")
+    expect(path).to_contain_text("plan is gold")
+    expect(path).to_contain_text('the visitor has "gold"')
+    expect(path).to_contain_text("bucket 4108 of 10,000 gives Two steps")
+    expect(path.locator(".buckets i.hit")).to_have_count(1)
+    expect(page.locator(".visitor")).to_contain_text("iPhone")
+    picture(page, "explain")
+    assert gateway.status()["events"]["received"] == before
+
+
+def test_explain_shows_true_and_false_of_each_node(open_page):
+    page = open_page("/console#explain")
+    page.select_option("#explain-feature", "loyalty")
+    page.fill("#explain-id", "user-1")
+    page.fill("#explain-variables", '{"customer": "member", "points": 6000, "referrer": "x"}')
+    page.click("#explain-form .primary")
+    path = page.locator(".path")
+    expect(path.locator(".step-segment:has(> .line .yes)", has_text="points is greater than 5000").last).to_be_visible()
+    expect(path.locator(".step-segment:has(> .line .no)", has_text="referrer contains partner").last).to_be_visible()
+    expect(path.locator(".deciding")).to_contain_text("Many points")
+
+
+def test_explain_of_all_features(open_page):
+    page = open_page("/console#explain")
+    page.fill("#explain-id", "user-1")
+    page.press("#explain-id", "Enter")
+    expect(page.locator(".decision")).to_have_count(11)
+    page.click(".decision summary:has-text('recommendations')")
+    expect(page.locator(".decision[open]")).to_contain_text("Holdout: Without recommendations")
+    picture(page, "explain-all")
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "message"),
+    [
+        ("#explain-id", "", "User id"),
+        ("#explain-variables", "{plan: gold}", "Custom variables: expected a JSON object"),
+        ("#explain-variables", "[1]", "Custom variables: expected a JSON object"),
+    ],
+)
+def test_a_mistake_in_the_form_is_named_and_focused(open_page, field, text, message):
+    page = open_page("/console#explain")
+    page.fill("#explain-id", "user-1")
+    page.fill(field, text)
+    page.click("#explain-form .primary")
+    expect(page.locator("#explain-problem")).to_contain_text(message)
+    expect(page.locator(field)).to_be_focused()
+    expect(page.locator(field)).to_have_attribute("aria-invalid", "true")
+
+
+def test_a_dead_letter_is_requeued_and_delivered(open_page, gateway, vendor):
+    vendor.event_faults.append(
+        Fault(400, times=10_000, refuses=lambda event: "refused" in orjson.dumps(event).decode())
+    )
+    try:
+        for note in ("refused 1", "refused 2"):
+            event = {"d": {"visId": "X", "event": {"name": "refusedPurchase", "props": {"note": note}}}}
+            assert gateway.post("/events/t", event)[0] == 200
+        page = open_page("/console#events")
+        letters = page.locator("#dead-letters > li")
+        expect(letters).to_have_count(2)
+        expect(letters.first).to_contain_text("400 Bad Request")
+        expect(page.locator("#dead-badge")).to_have_text("2")
+        letters.first.locator("summary").click()
+        expect(letters.first.locator("pre")).to_contain_text('"note": "refused')
+        expect(page.locator("#recent")).to_contain_text("refusedPurchase")
+        picture(page, "events")
+    finally:
+        vendor.event_faults.clear()
+    before = len(vendor.events)
+    letters.first.get_by_role("button", name="Re-queue").click()
+    expect(page.locator("#events-done")).to_contain_text("1 event re-queued")
+    expect(letters).to_have_count(1)
+    page.click("#requeue-all")
+    expect(letters).to_have_count(0)
+    delivered = vendor.wait_for_events(before + 2)[before:]
+    assert {event["d"]["event"]["name"] for event in delivered} == {"refusedPurchase"}
+    expect(page.locator("#dead-badge")).to_be_hidden()
+    assert gateway.status()["events"]["dead"] == 0
+
+
+def test_recent_events_can_be_paused_and_opened(open_page, gateway):
+    gateway.post("/server-side/getFlag", {"featureKey": "dark-mode", "userId": "first"})
+    page = open_page("/console#events")
+    newest = page.locator("#recent > li").first
+    expect(newest).to_contain_text("vwo_variationShown")
+    newest.locator("summary").click()
+    page.click("#pause")
+    shown = page.locator("#recent").inner_text()
+    gateway.post("/server-side/getFlag", {"featureKey": "search-ranking", "userId": "second"})
+    page.wait_for_timeout(2500)
+    assert page.locator("#recent").inner_text() == shown
+    page.click("#pause")
+    expect(page.locator("#recent")).not_to_have_text(shown)
+    expect(page.locator("#recent details[open]")).to_have_count(1)  # what was opened stays open
+
+
+def test_features_read_as_rules_and_can_be_filtered(open_page):
+    page = open_page("/console#features")
+    expect(page.locator(".feature:visible")).to_have_count(11)
+    page.fill("#filter", "gold")
+    expect(page.locator(".feature:visible")).to_have_count(1)
+    expect(page.locator("#feature-count")).to_have_text("1 of 11 features")
+    page.click(".feature:visible summary")
+    body = page.locator(".feature:visible .feature-body")
+    expect(body).to_contain_text("plan is gold or silver")
+    expect(body).to_contain_text("buckets 5001–10000")
+    expect(body).to_contain_text("purchase, addToCart")
+    picture(page, "features")
+    page.fill("#filter", "nothing like this")
+    expect(page.locator(".feature:visible")).to_have_count(0)
+    page.fill("#filter", "")
+    expect(page.locator(".feature:visible")).to_have_count(11)
+    body.get_by_role("button", name="Explain for a visitor").click()
+    expect(page.locator("#explain-feature")).to_have_value("new-checkout")
+    expect(page.locator("#explain-id")).to_be_focused()
+
+
+# Wherever it is looked at
+
+
+def test_nothing_is_wider_than_a_phone(open_page):
+    page = open_page(width=375, height=740)
+    fill_every_tab(page)
+    for tab in TABS:
+        show(page, tab)
+        widths = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        assert widths[0] <= widths[1], tab
+        outside = page.evaluate(
+            "[...document.querySelectorAll('header button, header a, main *')].filter((e) => {"
+            " const b = e.getBoundingClientRect();"
+            " return b.width && b.right > innerWidth + 1 && !e.closest('.scroll, pre, svg, .for-readers'); })"
+            ".map((e) => e.outerHTML.slice(0, 80))"
+        )
+        assert outside == [], tab
+        picture(page, f"phone-{tab}")
+    page.goto(page.url.replace("/console", "/docs").split("#")[0])
+    page.click("summary:has-text('getFlag')")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    picture(page, "phone-docs", full_page=False)
+
+
+def test_the_keyboard_is_enough(open_page):
+    page = open_page()
+    expect(page.locator("#overview")).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#main")).to_be_focused()
+    expect(page.locator("#overview")).to_be_visible()
+    page.focus("#tab-overview")
+    for key, tab in (
+        ("ArrowRight", "features"),
+        ("ArrowRight", "explain"),
+        ("End", "events"),
+        ("ArrowRight", "overview"),
+    ):
+        page.keyboard.press(key)
+        expect(page.locator(f"#tab-{tab}")).to_be_focused()
+        expect(page.locator(f"#{tab}")).to_be_visible()
+        assert page.locator("[role=tab][aria-selected=true]").get_attribute("id") == f"tab-{tab}"
+    page.keyboard.press("2")
+    expect(page.locator("#features")).to_be_visible()
+    page.keyboard.press("/")
+    expect(page.locator("#filter")).to_be_focused()
+    page.keyboard.type("loyalty 1")  # a digit in a field is a digit
+    expect(page.locator("#features")).to_be_visible()
+    page.keyboard.press("Backspace")
+    page.keyboard.press("Tab")
+    expect(page.locator(".feature:visible summary")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator(".feature[open]")).to_have_count(1)
+    page.focus("#tab-features")
+    page.keyboard.press("3")
+    page.keyboard.press("Tab")
+    expect(page.locator("#explain-feature")).to_be_focused()
+    page.keyboard.press("Tab")
+    page.keyboard.type("user-1")
+    page.keyboard.press("Enter")
+    expect(page.locator(".decision").first).to_be_visible()
+
+
+def test_back_goes_back(open_page):
+    page = open_page()
+    show(page, "features")
+    show(page, "events")
+    page.go_back()
+    expect(page.locator("#features")).to_be_visible()
+    page.reload()
+    expect(page.locator("#features")).to_be_visible()
+
+
+def brightness(page):
+    red, green, blue = map(
+        int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]
+    )
+    return (red + green + blue) / 3
+
+
+def test_colours_follow_the_system_and_the_button(open_page):
+    page = open_page(color_scheme="dark")
+    assert brightness(page) < 60
+    expect(page.locator("#charts .big").first).to_be_visible()
+    picture(page, "overview-dark")
+    button = page.get_by_role("button", name="Colours")
+    button.click()
+    assert brightness(page) > 200
+    page.reload()
+    assert brightness(page) > 200  # remembered
+    button.click()
+    assert brightness(page) < 60
+    assert brightness(open_page(color_scheme="light")) > 200
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 375])
+def test_axe_finds_no_serious_fault(open_page, guarded, scheme, width):
+    page = open_page(color_scheme=scheme, width=width)
+    fill_every_tab(page)
+    for tab in TABS:
+        show(page, tab)
+        page.wait_for_timeout(300)
+        assert faults(page) == [], tab
+    docs = open_page("/docs#getFlag", color_scheme=scheme, width=width)
+    docs.locator("#getFlag[open] .try button").click()
+    expect(docs.locator(".try .pill")).to_have_text("200")
+    assert faults(docs) == []
+    locked = open_page(at=guarded, color_scheme=scheme, width=width)
+    locked.watch.allowed = "401"
+    expect(locked.locator("#sign-in")).to_be_visible()
+    assert faults(locked) == []
+
+
+AXE = Path(axe.__file__).with_name("axe.min.js")
+
+
+def faults(page):
+    page.evaluate(AXE.read_text() + "; undefined")  # by the driver, because the page's policy lets no other script in
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        (fault["id"], [node["html"][:120] for node in fault["nodes"][:3]])
+        for fault in found["violations"]
+        if fault["impact"] in ("serious", "critical")
+    ]
+
+
+def test_h8_stuck_events_are_a_problem_on_the_overview(open_page, vendor, tmp_path):
+    """Row H8. The delivery of the worker has ended without an error."""
+    options = {"DECISION_REQUIRED": "true", "FLUSH_EVENTS_INTERVAL": "0.2"}
+    with InProcess(tmp_path / "data", vendor, 1.0, **options) as one:
+        one.call(lambda: one.worker.flusher.stop(0))
+        one.track(3)
+        page = open_page(at=one)
+        page.watch.allowed = "401"
+        page.fill("#token", OPERATORS_TOKEN)
+        page.press("#token", "Enter")
+        expect(page.locator("#state-text")).to_contain_text("Events are stuck: 3 waiting", timeout=60_000)
+        delivery = page.locator("#panels .panel", has=page.get_by_role("heading", name="Delivery"))
+        expect(delivery.locator(".pill.bad")).to_have_text("stuck")
+        expect(delivery.locator("dd.bad")).to_contain_text("delivery reports no error")
+        page.goto("about:blank")  # it must not ask a gateway that has ended
+
+
+# Who may
+
+
+def test_signing_in_and_out(open_page, guarded):
+    page = open_page(at=guarded)
+    page.watch.allowed = "401"
+    expect(page.locator("#sign-in")).to_be_visible()
+    for tab in TABS:
+        expect(page.locator(f"#{tab}")).to_be_hidden()
+    picture(page, "sign-in", full_page=False)
+    page.fill("#token", "wrong")
+    page.press("#token", "Enter")
+    expect(page.locator("#sign-in-problem")).to_contain_text("ADMIN_TOKEN")
+    page.fill("#token", TOKEN)
+    page.press("#token", "Enter")
+    expect(page.locator("#overview")).to_be_visible()
+    expect(page.locator("#equation")).to_contain_text("received")
+    page.reload()
+    expect(page.locator("#equation")).to_contain_text("received")
+    [cookie] = page.context.cookies()
+    assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+    assert page.evaluate("document.cookie") == ""
+    assert not [url for url in page.watch.requests if TOKEN in url]
+    assert TOKEN not in page.evaluate("JSON.stringify({...localStorage, ...sessionStorage})")
+    page.click("#sign-out")
+    expect(page.locator("#sign-in")).to_be_visible()
+    expect(page.locator("#overview")).to_be_hidden()
+    assert page.context.cookies() == []
+
+
+def test_f1_under_a_foreign_name_the_console_shows_nothing(open_page):
+    """Row F1: a hostile page may have a name of its own that suddenly points to this machine."""
+    page = open_page(host="gateway.example")
+    page.watch.allowed = "401"
+    expect(page.locator("#sign-in")).to_be_visible()
+    assert page.evaluate("fetch('/admin/overview').then((r) => r.status)") == 401
+
+
+def command_link(gateway):
+    """The output of `tornado-gateway console-url`."""
+    command = [sys.executable, "-m", "tornado_gateway", "console-url"]
+    return subprocess.run(command, env=gateway._environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def blank_page(browser):
+    """A page of somebody who has not signed in anywhere."""
+    page = browser.new_context().new_page()
+    page.set_default_timeout(15_000)
+    yield page
+    page.context.close()
+
+
+def test_f1_the_link_of_the_command_signs_in(blank_page, gateway):
+    """Row F1: the token leaves the address bar, is sent to no server in an address, and is not stored."""
+    page, sent = blank_page, []
+    page.on("request", lambda request: sent.append(request))
+    link = command_link(gateway)
+    page.goto(link)
+    expect(page.locator("#overview")).to_be_visible()
+    expect(page.locator("#equation")).to_contain_text("received")
+    assert page.url == f"http://127.0.0.1:{gateway.port}/console"
+    token = gateway.admin_token
+    assert link.endswith(f"#token={token}")
+    assert not [one.url for one in sent if token in one.url.partition("#")[0] + one.headers.get("referer", "")]
+    assert [one.url for one in sent if token in (one.post_data or "")] == [page.url.replace("console", "admin/session")]
+    assert token not in page.evaluate("JSON.stringify({...localStorage, ...sessionStorage})")
+    page.goto("about:blank")
+    page.go_back()
+    expect(page.locator("#overview")).to_be_visible()
+    assert token not in page.url
+
+
+def test_f1_the_link_signs_in_a_console_that_is_open_already(blank_page, gateway):
+    """Row F1: only the part behind # changes, so the browser loads no page."""
+    page = blank_page
+    page.goto(f"http://127.0.0.1:{gateway.port}/console")
+    expect(page.locator("#sign-in")).to_be_visible()
+    page.goto(command_link(gateway))
+    expect(page.locator("#overview")).to_be_visible()
+    assert gateway.admin_token not in page.url
+    page.click("#sign-out")
+    expect(page.locator("#sign-in")).to_be_visible()
+    page.goto(command_link(gateway))
+    expect(page.locator("#overview")).to_be_visible()
+    assert gateway.admin_token not in page.url
+
+
+def test_f1_a_link_with_a_wrong_token_says_so(blank_page, gateway):
+    """Row F1."""
+    blank_page.goto(f"http://127.0.0.1:{gateway.port}/console#token=wrong-token-0123456789")
+    expect(blank_page.locator("#sign-in-problem")).to_contain_text("wrong admin token")
+    expect(blank_page.locator("#sign-in")).to_be_visible()
+    expect(blank_page.locator("#overview")).to_be_hidden()
+    assert "wrong-token" not in blank_page.url
+
+
+def test_another_sites_page_can_read_and_change_nothing(open_page, gateway):
+    page = open_page("/health", host="gateway.example")  # some other origin
+    page.watch.allowed = "."
+    own = f"http://127.0.0.1:{gateway.port}"
+    page.watch.requests.clear()
+    tried = page.evaluate(
+        """async (own) => {
+            const post = {method: "POST", body: '{"ids": null}'};
+            const json = {"Content-Type": "application/json"};
+            const tries = [
+                fetch(own + "/admin/overview").then((r) => r.text()),
+                fetch(own + "/admin/events/requeue", {...post, headers: json}).then((r) => r.text()),
+                fetch(own + "/admin/events/requeue", {...post, mode: "no-cors"}).then((r) => r.type + r.status),
+            ];
+            return Promise.all(tries.map((one) => one.catch(() => "refused")));
+        }""",
+        own,
+    )
+    assert tried[:2] == ["refused", "refused"]
+    assert tried[2] in ("refused", "opaque0")
+    page.watch.requests.clear()
+    frame = page.evaluate(
+        """(own) => new Promise((done) => {
+            const frame = document.createElement("iframe");
+            frame.onload = () => done(frame.contentDocument === null ? "foreign" : frame.contentDocument.title);
+            frame.src = own + "/console";
+            document.body.append(frame);
+        })""",
+        own,
+    )
+    assert frame == "foreign"
+    assert "frame-ancestors" in " ".join(page.watch.problems)
+    page.watch.requests.clear()
+
+
+# The API page
+
+
+def test_the_api_page_describes_and_tries(open_page):
+    page = open_page("/docs")
+    page.fill("#filter", "getFlag")
+    expect(page.locator(".operation")).to_have_count(1)
+    page.click(".operation summary")
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator(".try pre")).to_contain_text('"isEnabled": true')
+    picture(page, "docs")
+    page.fill("#filter", "")
+    assert page.locator(".operation").count() > 25
+    page.click("#contents a:has-text('/get-user-details')")
+    expect(page.locator("#userDetails")).to_have_attribute("open", "")
+
+
+# Nobody else is asked
+
+
+def test_the_browser_asks_no_other_host(launch, gateway, tmp_path):
+    """From the browser's own log of its network, which has what pages do not see as well."""
+    log = tmp_path / "net.json"
+    origin = f"http://127.0.0.1:{gateway.port}"
+    with launch(f"--log-net-log={log}") as browser:
+        context = browser.new_context()
+        context.add_cookies([session_of(gateway)])
+        page = context.new_page()
+        page.goto(f"{origin}/console")
+        fill_every_tab(page)
+        page.goto(f"{origin}/docs")
+        expect(page.locator(".operation").first).to_be_visible()
+    # The browser also asks its maker by itself, but then no page is the initiator.
+    asked = [event["params"] for event in orjson.loads(log.read_bytes())["events"] if "url" in event.get("params", {})]
+    urls = {request["url"] for request in asked if request.get("initiator") == origin}
+    assert f"{origin}/admin/overview" in urls
+    assert [url for url in urls if not url.startswith((f"{origin}/", "data:"))] == []
+
+
+def test_the_picture_of_the_readme_is_small():
+    picture = Path(__file__).parents[2] / "docs" / "images" / "console.png"
+    assert os.path.getsize(picture) < 300 * 1024

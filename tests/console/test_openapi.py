@@ -1,0 +1,143 @@
+"""The API description is held to the route tables, to its own standard, and to what the gateway answers."""
+
+import http.client
+import inspect
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlencode
+
+import jsonschema
+import orjson
+import pytest
+from openapi_spec_validator import validate
+from process import Gateway, sample_document
+from vendor import Vendor
+
+from tornado_gateway.api.router import Api
+from tornado_gateway.console.openapi import DOCUMENT
+from tornado_gateway.console.pages import build_application
+
+OPERATIONS = [
+    (path, method, operation) for path, item in DOCUMENT["paths"].items() for method, operation in item.items()
+]
+IDS = [f"{method} {path}" for path, method, _ in OPERATIONS]
+TOKEN = "correct-horse-battery"  # of operators and of the webhook
+
+
+class Anything:
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace()
+
+
+def data_routes() -> set[tuple[str, str]]:
+    api = Api(Anything(), Anything(), Anything(), Anything(), decides=True, serves_browsers=False)  # type: ignore[arg-type]
+    return {(path.decode(), method.decode().lower()) for method, path in api.routes}
+
+
+def page_routes() -> set[tuple[str, str]]:
+    """Without the files that pages are made of."""
+    parts = [Anything() for _ in inspect.signature(build_application).parameters]
+    application = build_application(*parts)  # type: ignore[arg-type]
+    return {
+        (rule.matcher._path, method.lower())
+        for rule in application.wildcard_router.rules
+        for method in getattr(rule.target, "METHODS", ())
+        if method != "HEAD" and not rule.matcher._path.startswith("/web/")
+    }
+
+
+def test_it_describes_every_route_and_nothing_else():
+    described = {(path, method) for path, method, _ in OPERATIONS}
+    assert described == data_routes() | page_routes()
+
+
+def test_it_is_a_valid_openapi_document():
+    validate(DOCUMENT)
+
+
+def test_names_are_unique_and_tags_are_explained():
+    names = [operation["operationId"] for _, _, operation in OPERATIONS]
+    assert len(names) == len(set(names))
+    assert {tag for _, _, operation in OPERATIONS for tag in operation["tags"]} == {
+        tag["name"] for tag in DOCUMENT["tags"]
+    }
+
+
+def test_every_schema_is_used():
+    text = orjson.dumps(DOCUMENT).decode()
+    for name in DOCUMENT["components"]["schemas"]:
+        assert f'"#/components/schemas/{name}"' in text, name
+
+
+def check(schema: dict[str, Any], value: object) -> None:
+    """Against a schema of the document."""
+    jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]}).validate(value)
+
+
+def contents(operation):
+    """All places with a schema and an example: bodies and answers."""
+    parts = [operation.get("requestBody", {}), *operation["responses"].values()]
+    return [content for part in parts for content in part.get("content", {}).values()]
+
+
+@pytest.mark.parametrize(("path", "method", "operation"), OPERATIONS, ids=IDS)
+def test_examples_fulfil_their_schemas(path, method, operation):
+    for content in contents(operation):
+        if "example" in content:
+            check(content["schema"], content["example"])
+
+
+@pytest.mark.parametrize(("path", "method", "operation"), OPERATIONS, ids=IDS)
+def test_every_operation_says_how_it_goes_wrong(path, method, operation):
+    refusals = [status for status in operation["responses"] if status >= "400"]
+    if "requestBody" in operation or operation.get("security"):
+        assert refusals
+    for status in refusals:
+        content = operation["responses"][status]["content"]["application/json"]
+        assert content["example"], (path, status)
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory):
+    options = {"ADMIN_TOKEN": TOKEN, "WEBHOOK_TOKEN": TOKEN}
+    data_dir = tmp_path_factory.mktemp("gateway") / "data"
+    with Vendor(sample_document()) as vendor, Gateway.of_vendor(data_dir, vendor, **options) as gateway:
+        yield gateway
+
+
+def send(gateway, method, path, query=None, body=None):
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
+    try:
+        target = f"{path}?{urlencode(query)}" if query else path
+        headers = {"Authorization": f"Bearer {TOKEN}"} | (
+            {"Content-Type": "application/json"} if body is not None else {}
+        )
+        connection.request(method.upper(), target, None if body is None else orjson.dumps(body), headers)
+        response = connection.getresponse()
+        return response.status, response.getheader("Content-Type") or "", response.read()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(("path", "method", "operation"), OPERATIONS, ids=IDS)
+def test_the_gateway_takes_the_example_and_answers_as_described(gateway, path, method, operation):
+    query = {p["name"]: p["example"] for p in operation.get("parameters", ()) if "example" in p}
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
+    if path == "/admin/session" and method != "get":
+        body = {"token": TOKEN}
+    status, kind, data = send(gateway, method, path, query, body)
+    assert status == 200, data
+    content = operation["responses"]["200"].get("content", {})
+    if "application/json" in content:
+        assert kind.startswith("application/json")
+        check(content["application/json"]["schema"], orjson.loads(data))
+    elif content:
+        assert kind.startswith(next(iter(content)))
+    else:
+        assert data == b""
+
+
+def test_the_document_is_served(gateway):
+    status, kind, data = send(gateway, "get", "/openapi.json")
+    assert (status, orjson.loads(data)) == (200, DOCUMENT)
+    assert kind == "application/json; charset=utf-8"

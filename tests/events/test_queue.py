@@ -1,0 +1,216 @@
+"""The event queue on a real store."""
+
+import asyncio
+
+import orjson
+import pytest
+
+from tornado_gateway.errors import RequestError, StoreError
+from tornado_gateway.events.queue import EventQueue
+from tornado_gateway.store.sqlite.events import open_sqlite
+
+
+@pytest.fixture
+def store(tmp_path, io_loop):
+    store = open_sqlite(tmp_path)
+    io_loop.run_sync(store.open)
+    yield store.events
+    io_loop.run_sync(store.close)
+
+
+async def started_queue(store, limit=1000, durable=True, **options):
+    queue = EventQueue(store, limit=limit, chunk_events=10, durable=durable, retry_seconds=0.01, **options)
+    await queue.start()
+    return queue
+
+
+def documents(*names):
+    return b"\n".join(orjson.dumps({"e": name}) for name in names)
+
+
+async def opened(gate):
+    while not gate.is_open:
+        await asyncio.sleep(0.001)
+
+
+async def until(condition):
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def assert_balanced(queue):
+    counts = queue.counts
+    assert counts.received == counts.delivered + counts.waiting + counts.dead + counts.rejected + counts.discarded
+
+
+# The queue
+
+
+async def test_the_gate_opens_when_the_event_is_stored(store):
+    queue = await started_queue(store)
+    gate = queue.append(documents(1), 1)
+    assert not gate.is_open
+    await opened(gate)
+    assert (await store.depth()).waiting == queue.stored == 1
+    await queue.stop()
+
+
+async def test_appends_of_one_loop_turn_share_a_commit_and_chunks_keep_to_their_size(store):
+    queue = await started_queue(store)
+    gates = {queue.append(documents(i, i), 2) for i in range(12)}
+    assert len(gates) == 1
+    await opened(gates.pop())
+    assert [chunk.count for chunk in await store.claim(100)] == [10, 10, 4]
+    await queue.stop()
+
+
+async def test_stop_commits_what_is_in_memory(store):
+    queue = await started_queue(store)
+    queue.append(documents(1), 1)
+    await queue.stop()
+    assert (await store.depth()).waiting == 1
+
+
+async def test_a_full_queue_refuses_and_counts(store):
+    queue = await started_queue(store, limit=2)
+    queue.append(documents(1, 2), 2)
+    with pytest.raises(RequestError) as refused:
+        queue.append(documents(3), 1)
+    assert refused.value.status == 503
+    assert (queue.counts.rejected, queue.counts.waiting) == (1, 2)
+    assert_balanced(queue)
+    await queue.stop()
+
+
+async def test_counts_go_on_after_a_restart(store):
+    queue = await started_queue(store)
+    queue.append(documents(1, 2, 3), 3)
+    await queue.stop()
+    again = await started_queue(store)
+    assert (again.counts.received, again.counts.waiting) == (3, 3)
+    await again.stop()
+
+
+class FullDisk:
+    """A store that cannot be written `times` times."""
+
+    def __init__(self, store, times):
+        self._store, self._times = store, times
+
+    async def append(self, chunks):
+        if self._times:
+            self._times -= 1
+            raise StoreError("SQLite: database or disk is full")
+        await self._store.append(chunks)
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+
+async def test_a_store_that_fails_refuses_durable_events_and_takes_later_ones(store):
+    queue = await started_queue(FullDisk(store, 1))
+    queue.append(documents(1), 1)
+    await until(lambda: queue.failure)
+    assert (queue.counts.rejected, queue.counts.waiting) == (1, 0)
+    await opened(queue.append(documents(2), 1))
+    assert queue.failure is None
+    assert_balanced(queue)
+    await queue.stop()
+
+
+async def test_events_that_were_acknowledged_at_once_are_kept_until_the_store_works(store):
+    queue = await started_queue(FullDisk(store, 3), durable=False)
+    queue.append(documents(1), 1)
+    await until(lambda: queue.stored == 1)
+    assert (await store.depth()).waiting == 1
+    assert_balanced(queue)
+    await queue.stop()
+
+
+# Decisions continue when events cannot be stored (row A20)
+
+
+async def test_a_full_queue_rejects_impressions_but_not_the_decision(store):
+    queue = await started_queue(store, limit=2)
+    assert queue.append_impressions(documents(1, 2), 2) is not None
+    assert queue.append_impressions(documents(3), 1) is None
+    assert (queue.counts.rejected, queue.counts.waiting) == (1, 2)
+    assert_balanced(queue)
+    await queue.stop()
+
+
+async def test_a_full_queue_rejects_the_decision_as_well_if_configured_so(store):
+    queue = await started_queue(FullDisk(store, 1), limit=2, decisions_need_store=True)
+    failed = queue.append_impressions(documents(1), 1)
+    await opened(failed)
+    assert failed._failure.status == 503
+    assert queue.append_impressions(documents(1, 2), 2) is queue.append_impressions(b"", 0)
+    with pytest.raises(RequestError) as rejected:
+        queue.append_impressions(documents(3), 1)
+    assert rejected.value.status == 503
+    await queue.stop()
+
+
+async def test_a_store_that_fails_releases_the_decisions_and_fails_the_events(store):
+    queue = await started_queue(FullDisk(store, 1))
+    decision, event = queue.append_impressions(documents(1), 1), queue.append(documents(2), 1)
+    await opened(decision)
+    assert decision._failure is None
+    assert event._failure.status == 503
+    assert (queue.counts.rejected, queue.counts.waiting) == (2, 0)
+    await opened(queue.append(documents(3), 1))
+    assert_balanced(queue)
+    await queue.stop()
+
+
+class StalledDisk:
+    """A store whose writes wait until `go` is set."""
+
+    def __init__(self, store):
+        self._store = store
+        self.go = asyncio.Event()
+
+    async def append(self, chunks):
+        await self.go.wait()
+        await self._store.append(chunks)
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+
+async def test_a_commit_that_stalls_is_reported_and_releases_its_responses(store, caplog):
+    disk = StalledDisk(store)
+    queue = await started_queue(disk, commit_seconds=0.05)
+    decision, event = queue.append_impressions(documents(1), 1), queue.append(documents(2), 1)
+    await asyncio.sleep(0)
+    await opened(decision)
+    assert decision._failure is None
+    assert event._failure.status == 503
+    assert "has not completed a write" in queue.failure
+    assert "has not completed a write" in caplog.text
+    assert queue.append_impressions(documents(3), 1) is None
+    with pytest.raises(RequestError, match="has not completed a write"):
+        queue.append(documents(4), 1)
+    disk.go.set()
+    await until(lambda: queue.stored == 2)
+    await opened(queue.append(documents(5), 1))
+    assert queue.failure is None
+    assert (queue.counts.rejected, queue.counts.waiting) == (2, 3)
+    assert_balanced(queue)
+    await queue.stop()
+
+
+async def test_events_that_arrived_behind_a_stalled_commit_are_released_too(store):
+    disk = StalledDisk(store)
+    queue = await started_queue(disk, commit_seconds=0.2)
+    queue.append(documents(1), 1)
+    await until(lambda: queue._committing is not None)
+    decision, event = queue.append_impressions(documents(2), 1), queue.append(documents(3), 1)
+    await opened(decision)
+    assert event._failure.status == 503
+    disk.go.set()
+    await until(lambda: queue.stored == 1)
+    assert (queue.counts.rejected, queue.counts.waiting) == (2, 1)
+    assert_balanced(queue)
+    await queue.stop()

@@ -1,0 +1,69 @@
+"""The JSON reader of all endpoints."""
+
+import json
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tornado_gateway.errors import RequestError
+from tornado_gateway.http.fields import json_object, json_value
+
+REPAIRED = {
+    "high at the end": (rb'"x\ud83d"', "x\ufffd"),
+    "high before text": (rb'"\ud83dabcdef"', "\ufffdabcdef"),
+    "high before another escape": (rb'"\uD83D\u0041\n"', "\ufffdA\n"),
+    "high before a pair": (rb'"\ud83d\uD83d\uDe00"', "\ufffd\U0001f600"),
+    "low alone": (rb'"\uDE00"', "\ufffd"),
+    "low before high": (rb'"\ude00\ud83d"', "\ufffd\ufffd"),
+    "beside an escaped backslash": (rb'"\\ud83d\\\ud83d\\\\ud83d"', "\\ud83d\\\ufffd\\\\ud83d"),
+    "beside a pair": (rb'"\ud83d\ude00\ud83d"', "\U0001f600\ufffd"),
+    "in a name": (rb'{"\ud83d":1}', {"\ufffd": 1}),
+    "as bytes": (b'"a\xed\xa0\xbdb"', "a\ufffdb"),
+    "a pair as bytes": (b'"\xed\xa0\xbd\xed\xb8\x80"', "\U0001f600"),
+    "as bytes and escaped": (b'"\xed\xb8\x80\\ud83d\xc3\xa4"', "\ufffd\ufffd\u00e4"),
+}
+
+
+@pytest.mark.parametrize(("body", "value"), REPAIRED.values(), ids=REPAIRED)
+def test_a9_lone_surrogates_become_the_replacement_character(body, value):
+    read, repaired = json_value(body)
+    assert read == value
+    assert orjson.loads(repaired) == value
+
+
+@pytest.mark.parametrize(
+    "body",
+    [rb'"\ud83"', rb'"\u"', b'"\\', b'"\xff\\ud83d"', b'"\xc3(\xed\xa0\x80"', b'"\xed\xa0', rb"\ud83d", b'{"a":', b""],
+    ids=repr,
+)
+def test_a9_other_errors_stay_errors(body):
+    with pytest.raises(RequestError, match="the body is not JSON"):
+        json_object(body)
+
+
+def test_a9_valid_json_is_not_touched():
+    body = rb'{"a":"\\ud83d\ud83d\ude00"}'
+    assert json_value(body) == ({"a": "\\ud83d\U0001f600"}, body)
+    assert json_value(body)[1] is body
+
+
+@given(st.text(st.characters(exclude_categories=[]), max_size=60))
+def test_a9_any_text_of_javascript_is_read(text):
+    """Python writes lone surrogates as JavaScript does: `\\ud83d`."""
+    wanted = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    assert json_object(json.dumps({"t": text}).encode()) == {"t": wanted}
+    raw = json.dumps({"t": text}, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    assert json_object(raw) == {"t": wanted}
+
+
+@pytest.mark.parametrize("piece", [rb"\ud83d", rb"\\", rb"\ud83d\ude00", b"\xed\xa0\x80", rb"\ud83", b"\\"], ids=repr)
+def test_a9_large_bodies_are_repaired_piece_by_piece(piece):
+    """A search that starts again for each surrogate would take hours for 8 MB; this one is done in moments."""
+    body = b'{"t":"' + rb"\ud83d" + piece * ((8 << 20) // len(piece))
+    for end in (b'"}', b""):
+        try:
+            assert json_object(body + end)["t"][0] == "\ufffd"
+        except RequestError as error:
+            assert "not JSON" in str(error)  # noqa: PT017 - half an escape, no end, or MAX_REPAIRS

@@ -1,0 +1,402 @@
+"""What every store promises; the same tests for each implementation."""
+
+import asyncio
+import functools
+import itertools
+import random
+import sqlite3
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from redis_servers import DEPLOYMENTS, needs_redis_server
+
+from tornado_gateway.config import Config
+from tornado_gateway.errors import StoreError
+from tornado_gateway.store.interfaces import Chunk, NewChunk, Store
+from tornado_gateway.store.redis.events import LEASE_SECONDS, open_redis
+from tornado_gateway.store.sqlite import events as module
+from tornado_gateway.store.sqlite.events import open_sqlite
+
+IMPLEMENTATIONS = ["sqlite", *(pytest.param(name, marks=needs_redis_server) for name in DEPLOYMENTS)]
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory):
+    """Redis of a kind, started when the first test wants it."""
+    with ExitStack() as stack:
+        yield functools.cache(lambda kind: stack.enter_context(DEPLOYMENTS[kind](tmp_path_factory.mktemp(kind))))
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def open_store(request, tmp_path, deployment):
+    """Opens another connection to the same store, as a further worker would."""
+    if request.param == "sqlite":
+        return lambda: open_sqlite(tmp_path / "data")
+    redis = deployment(request.param)
+    redis.flush()
+    return lambda: open_redis(Config(**redis.options), "123456", "worker")
+
+
+@pytest.fixture
+def store(open_store, io_loop):
+    store: Store = open_store()
+    io_loop.run_sync(store.open)
+    yield store
+    io_loop.run_sync(store.close)
+
+
+def chunks(*bodies: str, count: int = 1) -> list[NewChunk]:
+    return [NewChunk(count, body.encode()) for body in bodies]
+
+
+async def bodies_claimed(store: Store, events: int) -> list[str]:
+    return [chunk.body.decode() for chunk in await store.events.claim(events)]
+
+
+async def test_chunks_are_claimed_in_order_and_only_once(store):
+    await store.events.append(chunks("a", "b"))
+    await store.events.append(chunks("c"))
+    assert await bodies_claimed(store, 2) == ["a", "b"]
+    assert await bodies_claimed(store, 2) == ["c"]
+    assert await bodies_claimed(store, 2) == []
+
+
+async def test_a_claim_keeps_to_the_number_of_events_but_takes_at_least_one_chunk(store):
+    await store.events.append(chunks("a", "b", "c", count=40))
+    assert await bodies_claimed(store, 100) == ["a", "b"]
+    assert await bodies_claimed(store, 10) == ["c"]
+
+
+async def test_released_chunks_are_the_next(store):
+    await store.events.append(chunks("a", "b", "c"))
+    first = await store.events.claim(1)
+    second = await store.events.claim(1)
+    await store.events.release(second)
+    await store.events.release(first)
+    assert await bodies_claimed(store, 3) == ["a", "b", "c"]
+
+
+async def test_settled_chunks_are_gone_after_a_restart_and_claimed_ones_are_back(open_store):
+    store = open_store()
+    await store.open()
+    await store.events.append(chunks("a", "b"))
+    claimed = await store.events.claim(2)
+    await store.events.settle(claimed[:1])
+    await store.close()
+    again = open_store()
+    await again.open()
+    assert (await again.events.depth()).waiting == 1
+    assert await bodies_claimed(again, 2) == ["b"]
+    await again.close()
+
+
+async def test_settling_keeps_the_dead_and_what_remains(store):
+    await store.events.append([NewChunk(3, b"a\nb\nc", "")])
+    claimed = await store.events.claim(3)
+    await store.events.settle(claimed, dead=[(NewChunk(1, b"b"), "400 bad")], remaining=[NewChunk(1, b"c", "en=x")])
+    depth = await store.events.depth()
+    assert (depth.waiting, depth.dead) == (1, 1)
+    (left,) = await store.events.claim(3)
+    assert (left.body, left.query) == (b"c", "en=x")
+    (letter,) = await store.events.dead_letters()
+    assert (letter.body, letter.reason, letter.count) == (b"b", "400 bad", 1)
+
+
+async def test_dead_letters_can_be_queued_again(store):
+    await store.events.append(chunks("a", "b", "c"))
+    claimed = await store.events.claim(3)
+    await store.events.settle(claimed, dead=[(NewChunk(1, body), "no") for body in (b"a", b"b", b"c")])
+    letters = await store.events.dead_letters()
+    assert await store.events.requeue([letters[1].id]) == 1
+    assert await bodies_claimed(store, 9) == ["b"]
+    assert await store.events.requeue() == 2
+    assert await bodies_claimed(store, 9) == ["a", "c"]
+    assert (await store.events.depth()).dead == 0
+
+
+async def test_documents_have_growing_versions_seen_by_all(store, open_store):
+    other = open_store()
+    await other.open()
+    assert await store.state.load_document("s") is None
+    assert (await store.state.save_document("s", b"1")).version == 1
+    assert (await other.state.save_document("s", b"2")).version == 2
+    loaded = await store.state.load_document("s")
+    assert (loaded.body, loaded.version) == (b"2", 2)
+    await other.close()
+
+
+async def test_a_confirmed_document_is_fresh_but_not_changed(store):
+    await store.state.confirm_document("s", "one")
+    assert await store.state.last_confirmation("s") is None
+    saved = await store.state.save_document("s", b"1", "one")
+    first = await store.state.last_confirmation("s")
+    assert (first.at, first.by) == (saved.saved_at, "one")
+    await asyncio.sleep(0.01)
+    await store.state.confirm_document("s", "two")
+    second = await store.state.last_confirmation("s")
+    assert second.at > first.at
+    assert second.by == "two"
+    loaded = await store.state.load_document("s")
+    assert (loaded.version, loaded.body) == (1, b"1")
+
+
+async def test_a_change_of_a_document_is_noticed(store, open_store):
+    other = open_store()
+    await other.open()
+    await store.state.save_document("s", b"1")
+    waiting = asyncio.ensure_future(other.state.wait_for_document("s", 1))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    await store.state.save_document("s", b"2")
+    changed = await asyncio.wait_for(waiting, 60)
+    assert (changed.body, changed.version) == (b"2", 2)
+    await other.close()
+
+
+async def test_a_lease_has_one_holder_until_it_is_released(store, open_store):
+    other = open_store()
+    await other.open()
+    assert await store.state.acquire_lease("poll", "one")
+    assert await store.state.acquire_lease("poll", "one")
+    assert not await other.state.acquire_lease("poll", "two")
+    assert await other.state.acquire_lease("geoip:host:/var/lib/" + "x" * 300, "two")
+    await other.state.release_lease("poll", "two")
+    assert not await other.state.acquire_lease("poll", "two")
+    await store.state.release_lease("poll", "one")
+    assert await other.state.acquire_lease("poll", "two")
+    assert not await store.state.acquire_lease("poll", "one")
+    await other.close()
+
+
+async def test_a_closed_store_holds_no_lease(store, open_store):
+    other = open_store()
+    await other.open()
+    assert await other.state.acquire_lease("poll", "two")
+    await other.close()
+    assert await store.state.acquire_lease("poll", "one")
+
+
+HOLD_LEASE = """
+import asyncio, sys
+from pathlib import Path
+from tornado_gateway.config import Config
+from tornado_gateway.store.redis import LEASE_SECONDS, open_redis
+from tornado_gateway.store.sqlite import open_sqlite
+
+async def hold(directory, port):
+    state = (open_redis(Config(redis_host="127.0.0.1", redis_port=port), "123456", "w") if port
+             else open_sqlite(Path(directory))).state
+    await state.open()
+    print(await state.acquire_lease("poll", "killed"), flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(hold(sys.argv[1], int(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize("open_store", [IMPLEMENTATIONS[0], IMPLEMENTATIONS[1]], indirect=True)
+async def test_a_lease_ends_with_a_killed_process_and_not_before(store, tmp_path, deployment, request):
+    """Rows C2 and C3, and guarantee 7: no clock is involved, and no polling interval."""
+    port = deployment("redis").options["redis_port"] if "redis" in request.node.name else 0
+    command = [sys.executable, "-c", HOLD_LEASE, str(tmp_path / "data"), str(port)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert await process.stdout.readline() == b"True\n"
+        assert not await store.state.acquire_lease("poll", "one")
+        if port:
+            await asyncio.sleep(LEASE_SECONDS * 1.25)  # it lives on because its owner does
+            assert not await store.state.acquire_lease("poll", "one")
+    finally:
+        process.kill()
+        await process.wait()
+    async with asyncio.timeout(60):
+        while not await store.state.acquire_lease("poll", "one"):
+            await asyncio.sleep(0.1)
+
+
+async def test_aliases_resolve_and_unknown_ids_are_left_out(store):
+    await store.state.set_alias("member-9", "guest-1")
+    await store.state.set_alias("member-9", "guest-2")
+    assert await store.state.aliases(["member-9", "nobody"]) == {"member-9": "guest-2"}
+
+
+async def test_records_are_kept_for_their_time(store):
+    await store.state.save_records("u", {"f": {"rolloutId": 1}, "g": {"rolloutId": 2}}, 30)
+    await store.state.save_records("u", {"g": {"rolloutId": 3}}, 1)
+    assert await store.state.load_records("u", ["f", "g", "h"]) == {"f": {"rolloutId": 1}, "g": {"rolloutId": 3}}
+    await asyncio.sleep(1.1)
+    assert await store.state.load_records("u", ["f", "g"]) == {"f": {"rolloutId": 1}}
+    assert await store.state.load_records("other", ["f"]) == {}
+
+
+async def test_a_closed_store_says_so(open_store):
+    store = open_store()
+    await store.open()
+    await store.close()
+    with pytest.raises(StoreError):
+        await store.events.append(chunks("a"))
+
+
+# The embedded store alone
+
+
+async def test_each_worker_has_its_own_log_and_a_living_one_adopts_that_of_a_dead_one(tmp_path):
+    first, second = open_sqlite(tmp_path), open_sqlite(tmp_path)
+    await first.open()
+    await second.open()
+    await second.events.append(chunks("b"))
+    assert await bodies_claimed(first, 9) == []
+    await second.close()
+    assert await first.events.adopt() == 1
+    assert await bodies_claimed(first, 9) == ["b"]
+    assert sorted(path.name for path in tmp_path.glob("events-*.db")) == ["events-0.db"]
+    await first.close()
+
+
+async def test_workers_see_each_others_dead_letters_and_any_may_queue_them_again(tmp_path):
+    first, second = open_sqlite(tmp_path), open_sqlite(tmp_path)
+    await first.open()
+    await second.open()
+    for store, body in ((first, b"a"), (second, b"b")):
+        await store.events.append([NewChunk(2, body)])
+        await store.events.settle(await store.events.claim(2), dead=[(NewChunk(2, body), "no")])
+    assert [letter.body for letter in await first.events.dead_letters()] == [b"a", b"b"]
+    assert ((await first.events.depth()).dead, (await second.events.depth()).dead) == (2, 2)
+    letters = await second.events.dead_letters()
+    assert await second.events.requeue([letters[0].id]) == 2
+    assert await bodies_claimed(second, 9) == ["a"]
+    assert ((await first.events.depth()).dead, (await second.events.depth()).dead) == (0, 2)
+    await second.close()
+    await first.events.adopt()
+    assert (await first.events.depth()).dead == 2
+    await first.close()
+
+
+async def test_a_directory_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="file/data"):
+        await open_sqlite(Path(tmp_path / "file" / "data")).open()
+
+
+@pytest.mark.parametrize("memory", [0, 40, 1 << 20])
+@pytest.mark.parametrize("seed", range(8))
+async def test_whatever_happens_each_chunk_is_claimed_in_turn_and_settled_once(tmp_path, monkeypatch, seed, memory):
+    """However much of the log is held in memory, and whatever is under way at the same time; a checkpoint always is."""
+    monkeypatch.setattr(module, "FRESH_BYTES", memory)
+    monkeypatch.setattr(module, "CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.001)
+    chance = random.Random(seed)
+    store = open_sqlite(tmp_path)
+    await store.open()
+    names = itertools.count(1)
+    claimed: list[Chunk] = []  # and neither settled nor released
+    seen: list[int] = []
+    appended = 0
+
+    async def append():
+        nonlocal appended
+        new = [NewChunk(1, b"%d" % next(names)) for _ in range(chance.randint(1, 4))]
+        await store.events.append(new)
+        appended += len(new)
+
+    async def claim():
+        got = await store.events.claim(chance.randint(1, 6))
+        ids = [int(chunk.id) for chunk in got]
+        assert ids == sorted(set(ids) - {chunk.id for chunk in claimed})
+        claimed.extend(got)
+
+    async def settle():
+        done, claimed[:] = claimed[:], []
+        seen.extend(int(chunk.body) for chunk in done)
+        await store.events.settle(done)
+
+    async def release():
+        back, claimed[:] = claimed[:], []
+        await store.events.release(back)
+
+    async def refuse():
+        if claimed:
+            chunk = claimed.pop(0)
+            await store.events.settle([chunk], dead=[(NewChunk(1, chunk.body), "no")])
+            await store.events.requeue()
+
+    for _ in range(40):
+        steps = chance.choices([append, claim, settle, release, refuse], [6, 4, 3, 2, 1], k=chance.randint(1, 4))
+        await asyncio.gather(*(step() for step in steps))
+        depth = await store.events.depth()
+        assert depth.waiting == appended - len(seen)
+    while len(seen) < appended:
+        await asyncio.gather(claim(), append() if chance.random() < 0.3 else asyncio.sleep(0))
+        await settle()
+    assert sorted(seen) == list(range(1, appended + 1))
+    await store.close()
+    await store.open()
+    assert (await store.events.depth()).waiting == 0
+    await store.close()
+
+
+async def test_the_wal_begins_anew_while_events_come(tmp_path):
+    store = open_sqlite(tmp_path)
+    await store.open()
+    body, size = b"x" * 500_000, 0
+    for _ in range(100):
+        await store.events.append([NewChunk(1, body)])
+        size = max(size, (tmp_path / "events-0.db-wal").stat().st_size)
+    assert size < 10 * module.CHECKPOINT_BYTES < (tmp_path / "events-0.db").stat().st_size
+    assert (await store.events.depth()).waiting == 100
+    await store.close()
+
+
+async def test_events_are_stored_although_the_checkpoint_fails(tmp_path, monkeypatch, caplog):
+    def fail(connection):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(module, "CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr(module, "_checkpoint", fail)
+    store = open_sqlite(tmp_path)
+    await store.open()
+    await store.events.append(chunks("a"))
+    await store.events.append(chunks("b"))
+    assert await bodies_claimed(store, 9) == ["a", "b"]
+    await store.close()
+    assert "the event log grows, because its checkpoint failed: SQLite: disk I/O error" in caplog.text
+
+
+async def test_what_is_delivered_is_deleted_even_if_nothing_is_appended_any_more(tmp_path):
+    store = open_sqlite(tmp_path)
+    await store.open()
+    await store.events.append(chunks("a", "b"))
+    await store.events.settle(await store.events.claim(2))
+    assert (await store.events.depth()).waiting == 0
+    await store.close()
+
+
+async def _rows(store):
+    return await store.events._database.run(
+        lambda connection: connection.execute("SELECT count(*) FROM chunks").fetchone()[0]
+    )
+
+
+async def test_a_log_that_cannot_be_written_deletes_what_is_delivered_as_soon_as_it_can(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
+    store = open_sqlite(tmp_path)
+    await store.open()
+    await store.events.append(chunks("a", "b"))
+    claimed = await store.events.claim(2)
+    await store.events._database.run(lambda connection: connection.execute("PRAGMA query_only=ON"))
+    await store.events.settle(claimed)  # row A19: a delivery does not wait for this
+    with pytest.raises(StoreError, match="readonly"):
+        await store.events.append(chunks("c"))
+    await asyncio.sleep(0.05)
+    assert (await store.events.depth()).waiting == 0
+    assert await _rows(store) == 2
+    await store.events._database.run(lambda connection: connection.execute("PRAGMA query_only=OFF"))
+    async with asyncio.timeout(30):
+        while await _rows(store):
+            await asyncio.sleep(0.01)
+    assert (await store.events.depth()).waiting == 0
+    await store.events.append(chunks("d"))
+    assert await bodies_claimed(store, 9) == ["d"]
+    await store.close()

@@ -1,0 +1,503 @@
+"""GET /metrics: right across workers, never backwards, bounded, documented; alerts and dashboard fit."""
+
+import asyncio
+import http.client
+import inspect
+import itertools
+import os
+import platform
+import random
+import re
+import signal
+import time
+from unittest.mock import MagicMock
+
+import orjson
+import pytest
+import yaml
+from ledger import visitor_requests
+from load import Load
+from process import ROOT, SAMPLE_SETTINGS, Gateway, sample_document
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+from vendor import Fault, Vendor
+
+from tornado_gateway import __version__
+from tornado_gateway.api.router import Api
+from tornado_gateway.console.pages import build_application
+from tornado_gateway.http.connection import Request
+from tornado_gateway.telemetry import metrics as module
+from tornado_gateway.telemetry.metrics import (
+    DATA_ROUTES,
+    OTHER,
+    REQUEST_SECONDS,
+    REQUESTS,
+    STATUSES,
+    About,
+    Exposition,
+    Memory,
+    Metrics,
+    Row,
+    route_of,
+)
+from tornado_gateway.telemetry.scoreboard import Scoreboard
+
+OPERATING = (ROOT / "docs" / "operating.md").read_text()
+DONE = (
+    "fme_events_delivered_total",
+    "fme_events_waiting",
+    "fme_events_dead",
+    "fme_events_rejected_total",
+    "fme_events_discarded_total",
+)
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+def scrape(gateway, accept="text/plain"):
+    """Body and type, over a connection of its own, so that any worker may answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
+    try:
+        connection.request("GET", "/metrics", headers={"Accept": accept})
+        response = connection.getresponse()
+        body = response.read().decode()
+        assert response.status == 200, body
+        return body, response.headers["Content-Type"]
+    finally:
+        connection.close()
+
+
+def samples_of(text):
+    """Every sample by name and labels."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def is_cumulative(name):
+    return name.endswith(("_total", "_bucket", "_count", "_sum"))
+
+
+def assert_adds_up(samples):
+    parts = {name: samples[name, ()] for name in DONE}
+    assert samples["fme_events_received_total", ()] == sum(parts.values()), parts
+
+
+def metrics_of(**counts):
+    memory = Memory()
+    return Metrics(memory, **counts), memory
+
+
+def request(method=b"POST", path=b"/server-side/getFlag"):
+    return Request(method, path, b"", [])
+
+
+def count_of(metrics, method, route, status):
+    return metrics.counts[REQUESTS.at(method, route, status)]
+
+
+# --- a running gateway --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory):
+    options = {"SETTINGS_FILE": SAMPLE_SETTINGS, "MAXMIND_DB_PATH": ROOT / "tests/data/geoip/GeoIP2-City-Test.mmdb"}
+    with Gateway(tmp_path_factory.mktemp("metrics") / "data", WORKERS=2, **options) as running:
+        # Slowly: at a higher rate latencies are sampled, and their count is an estimate.
+        asyncio.run(Load(running.port, visitor_requests(1), connections=4, total=200, pause_seconds=0.03).run())
+        _until(running, lambda s: answered(s) == 200 and s["fme_loop_lag_seconds_count", ()] > 0)
+        yield running
+
+
+def answered(samples):
+    """Requests of data that had a result, as far as the workers have published them."""
+    wanted = [(("method", "POST"), ("route", route), ("status", "200")) for route in DATA_ROUTES]
+    return sum(samples.get(("fme_requests_total", labels), 0) for labels in wanted)
+
+
+def test_the_text_is_what_prometheus_reads(gateway):
+    text, kind = scrape(gateway)
+    assert kind.startswith("text/plain; version=0.0.4")
+    samples = samples_of(text)
+    assert samples["fme_build_info", (("python", platform.python_version()), ("version", __version__))] == 1
+    assert samples["fme_workers", ()] == 2
+    routed = {labels: value for (name, labels), value in samples.items() if name == "fme_requests_total"}
+    get_flag = (("method", "POST"), ("route", "/server-side/getFlag"), ("status", "200"))
+    assert routed[get_flag] == 100
+    assert samples["fme_decisions_total", (("outcome", "enabled"),)] == 100
+    assert samples["fme_request_seconds_count", (("route", "/server-side/getFlag"),)] == 100
+    assert samples["fme_settings_loaded", ()] == 1
+    assert samples["fme_location_database_age_seconds", ()] > 0
+    assert samples["fme_loop_lag_seconds_count", ()] > 0
+    assert_adds_up(samples)
+
+
+def test_openmetrics_for_who_asks_for_it(gateway):
+    text, kind = scrape(gateway, OPENMETRICS)
+    assert kind.startswith("application/openmetrics-text")
+    names = {family.name for family in openmetrics.text_string_to_metric_families(text)}
+    assert "fme_requests" in names
+
+
+def test_no_label_is_a_visitor_a_feature_or_a_secret(gateway):
+    text, _ = scrape(gateway)
+    labels = {name for family in text_string_to_metric_families(text) for s in family.samples for name in s.labels}
+    assert labels <= {
+        *("method", "route", "status", "outcome", "le", "call", "of", "result"),
+        *("version", "hash", "source", "python"),
+    }
+    assert "new-checkout" not in text
+    assert sample_document()["sdkKey"] not in text
+
+
+def test_what_clients_invent_makes_no_series(gateway):
+    before = len(samples_of(scrape(gateway)[0]))
+    for number in range(50):
+        gateway.get(f"/nothing/{number}")
+        gateway.request("PUT" if number % 2 else "DELETE", f"/server-side/{number}")
+    unknown = "fme_requests_total", (("method", "GET"), ("route", OTHER), ("status", "404"))
+    samples = _until(gateway, lambda samples: samples.get(unknown, 0) >= 50)
+    assert samples[unknown] == 50
+    assert len(samples) <= before + 4
+
+
+def test_everything_is_documented_and_everything_documented_exists(gateway):
+    shown = {family.name + ("_total" if family.type == "counter" else "") for family in families(gateway)}
+    documented = set(re.findall(r"^\| `(fme_\w+)` \|", OPERATING, re.MULTILINE))
+    assert documented == shown | {"fme_redis_up"}  # absent without Redis
+
+
+def families(gateway):
+    return list(text_string_to_metric_families(scrape(gateway)[0]))
+
+
+def test_the_table_tells_kinds_and_labels(gateway):
+    for family in families(gateway):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        kind, words = re.search(rf"^\| `{name}` \| (\w+) \| (.*?) ?\|", OPERATING, re.MULTILINE).groups()
+        assert kind == family.type, name
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        assert labels == set(re.findall(r"`(\w+)`", words)), name
+
+
+# --- alerts and dashboard -------------------------------------------------------
+
+
+def names_in(expression):
+    return set(re.findall(r"\bfme_\w+", expression))
+
+
+@pytest.fixture(scope="module")
+def known_names(gateway):
+    return {name for name, _ in samples_of(scrape(gateway)[0])} | {"fme_redis_up"}
+
+
+def alerts():
+    (group,) = yaml.safe_load((ROOT / "conf" / "prometheus-alerts.yaml").read_text())["groups"]
+    return group["rules"]
+
+
+def test_alerts_ask_for_metrics_that_exist(known_names):
+    for alert in alerts():
+        assert set(alert) <= {"alert", "expr", "for", "labels", "annotations"}
+        assert names_in(alert["expr"]) <= known_names, alert["alert"]
+        assert alert["labels"]["severity"] in ("warning", "critical")
+        assert alert["annotations"]["summary"]
+
+
+def test_each_alert_has_a_section_in_the_runbook_and_no_section_is_without_one():
+    part = OPERATING.partition("\n## Alerts\n")[2].partition("\n## ")[0]
+    sections = re.findall(r"^### (\w+)$\n\n(.{80,}?)(?=^### |\Z)", part, re.MULTILINE | re.DOTALL)
+    assert [alert["alert"] for alert in alerts()] == [name for name, _ in sections]
+    for alert in alerts():
+        assert alert["annotations"]["runbook"] == f"docs/operating.md#{alert['alert'].lower()}"
+
+
+def dashboard():
+    return orjson.loads((ROOT / "conf" / "grafana-dashboard.json").read_bytes())
+
+
+def test_the_dashboard_is_one_and_asks_for_metrics_that_exist(known_names):
+    board = dashboard()
+    assert board["title"]
+    assert board["schemaVersion"] >= 36
+    assert {variable["name"] for variable in board["templating"]["list"]} == {"datasource", "instance"}
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(ids) == len(set(ids))
+    asked = set()
+    for panel in board["panels"]:
+        assert panel["title"]
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24
+        if panel["type"] == "row":
+            continue
+        assert panel["targets"], panel["title"]
+        for target in panel["targets"]:
+            assert names_in(target["expr"]) <= known_names, target["expr"]
+            asked |= names_in(target["expr"])
+    shown = {re.sub(r"_(bucket|count|sum)$", "", name) for name in asked}
+    documented = set(re.findall(r"^\| `(fme_\w+)` \|", OPERATING, re.MULTILINE))
+    assert shown == documented, "the dashboard shows all of it"
+
+
+def test_panels_do_not_overlap():
+    taken = set()
+    for panel in dashboard()["panels"]:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
+# --- never backwards --------------------------------------------------------------
+
+
+def test_no_counter_goes_backwards_under_load_or_when_workers_are_killed(tmp_path):
+    rng = random.Random(6)
+    with (
+        Vendor(sample_document()) as vendor,
+        Gateway.of_vendor(tmp_path / "data", vendor, WORKERS=2, EVENTS_PER_REQUEST=20) as gateway,
+    ):
+        killed, scrapes = asyncio.run(_scrape_while_workers_die(gateway, rng, kills=4))
+        assert killed == 4
+    for before, after in itertools.pairwise(scrapes):
+        assert_adds_up(after)
+        for key, value in before.items():
+            if is_cumulative(key[0]):
+                assert after.get(key, -1) >= value, key
+    assert scrapes[-1]["fme_worker_restarts_total", ()] == 4
+
+
+async def _scrape_while_workers_die(gateway, rng, kills):
+    class Visitors(Load):
+        async def run(self):
+            await asyncio.gather(*(self._again() for _ in range(self.connections)))
+
+        async def _again(self):
+            while not self.stopping:
+                await self._connection()
+                await asyncio.sleep(0.02)
+
+    load = Visitors(gateway.port, visitor_requests("x"), connections=8, pause_seconds=0.005)
+    running = asyncio.create_task(load.run())
+    scrapes, killed, next_kill, deadline = [], 0, time.monotonic() + 1.5, time.monotonic() + 300
+    while killed < kills or not _goes_on_after(scrapes, kills):
+        assert time.monotonic() < deadline, (killed, scrapes[-1])
+        try:
+            scrapes.append(samples_of((await asyncio.to_thread(scrape, gateway))[0]))
+        except (OSError, http.client.HTTPException):  # that worker has just been killed
+            continue
+        if killed < kills and time.monotonic() >= next_kill:
+            status = await asyncio.to_thread(gateway.status)
+            serving = [worker for worker in status["workers"] if worker["state"] == "serving"]
+            if len(serving) == 2:
+                os.kill(rng.choice(serving)["pid"], signal.SIGKILL)
+                killed, next_kill = killed + 1, time.monotonic() + rng.uniform(1.0, 1.5)
+        await asyncio.sleep(0.02)
+    load.stopping = True
+    await running
+    return killed, scrapes
+
+
+def _goes_on_after(scrapes, kills):
+    """All replacements have been seen for a while, and they have done something."""
+    if len(scrapes) <= 100 or scrapes[-50]["fme_worker_restarts_total", ()] < kills:
+        return False
+    return answered(scrapes[-1]) > answered(scrapes[-50]) + 100
+
+
+def test_what_a_worker_delivered_in_its_last_moment_is_added_to_both_sides():
+    memory = Memory()
+
+    def steady(received, delivered, waiting):
+        counts = {
+            "received": received,
+            "delivered": delivered,
+            "waiting": waiting,
+            "dead": 0,
+            "rejected": 0,
+            "discarded": 0,
+        }
+        return memory.steady(lambda: (None, counts))[1]
+
+    assert steady(100, 50, 50)["received"] == 100
+    after = steady(70, 50, 20)  # 30 were delivered and never published
+    assert (after["received"], after["delivered"], after["waiting"]) == (100, 80, 20)
+    later = steady(75, 50, 25)
+    assert (later["received"], later["delivered"], later["waiting"]) == (105, 80, 25)
+
+
+def test_a_later_process_in_a_place_goes_on_from_what_the_former_has_left():
+    first, memory = metrics_of(generation=1)
+    first.answered(request(), 200)
+    first.publish({})
+    second = Metrics(memory, generation=2)
+    second.answered(request(), 200)
+    assert count_of(second, "POST", "/server-side/getFlag", 200) == 2
+    assert second.totals() == (1, 1)  # of this process
+
+
+def test_a_writer_that_dies_half_way_leaves_the_row_before():
+    memory = Memory()
+    gauges = dict.fromkeys(module.GAUGES, 1.0)
+    memory.write(0, Row(1, gauges, [1] * module._LAYOUT.size))
+    memory.write(0, Row(1, gauges, [2] * module._LAYOUT.size))
+    start = memory._start(0)
+    other_half = start + 1 + memory._half_words  # number 3 would be here
+    memory._words[other_half : other_half + 10] = memoryview(bytes(b"\xff" * 80)).cast("Q")
+    assert memory.read(0).counts == [2] * module._LAYOUT.size
+
+
+def test_a_reader_never_sees_half_a_row():
+    memory = Memory(2)
+    pid = os.fork()
+    if pid == 0:
+        number = 0
+        while True:
+            number += 1
+            gauges = dict.fromkeys(module.GAUGES, float(number))
+            memory.write(1, Row(number, gauges, [number] * module._LAYOUT.size))
+    try:
+        deadline = time.monotonic() + 60
+        seen = set()
+        while len(seen) <= 1000:
+            assert time.monotonic() < deadline, len(seen)
+            if (row := memory.read(1)) is not None:
+                assert set(row.counts) == {row.generation}
+                assert set(row.gauges.values()) == {float(row.generation)}
+                seen.add(row.generation)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_gauges_of_a_worker_that_has_ended_are_not_shown():
+    memory, board = Memory(2), Scoreboard(2)
+    gauges = {"geo_built_at": 1.0, "degraded": 1.0, "redis_up": 0.0}
+    memory.write(0, Row(1, gauges, [0] * module._LAYOUT.size))
+    text, _ = Exposition(memory, board, About("1", 10), lambda: None).render()
+    samples = samples_of(text.decode())
+    assert samples["fme_store_degraded", ()] == 0
+    assert ("fme_redis_up", ()) not in samples
+
+
+# --- counting -----------------------------------------------------------------------
+
+
+def test_the_known_routes_are_the_routes_of_the_gateway():
+    api = Api(*[MagicMock() for _ in range(4)], decides=True, serves_browsers=True)
+    assert {path.decode() for _, path in api.routes} == set(DATA_ROUTES)
+    parts = [MagicMock() for _ in inspect.signature(build_application).parameters]
+    for rule in build_application(*parts).wildcard_router.rules:
+        path = rule.matcher.regex.pattern.removesuffix("$").replace("\\", "")
+        assert route_of(path.encode()) != OTHER, path
+
+
+ROUTES_OF_PATHS = {
+    b"/events/t": "/events/t",
+    b"//events//t": "/events/t",
+    b"/prefix/events/t": "/events/t",
+    b"/admin/events/requeue": "/admin",
+    b"/web/console.js": "/web",
+    b"/": OTHER,
+    b"": OTHER,
+    b"/a/b/events/t": OTHER,
+    b"/other": OTHER,
+    b"/\xff\xfe": OTHER,
+}
+
+
+@pytest.mark.parametrize(("path", "route"), ROUTES_OF_PATHS.items())
+def test_the_label_of_a_path(path, route):
+    assert route_of(path) == route
+
+
+def test_methods_and_statuses_that_nobody_knows_are_other():
+    metrics, _ = metrics_of()
+    metrics.answered(request(b"PROPFIND"), 207)
+    metrics.answered(request(b"", b""), 400)  # could not be parsed
+    assert count_of(metrics, OTHER, "/server-side/getFlag", OTHER) == 1
+    assert count_of(metrics, OTHER, OTHER, 400) == 1
+
+
+def test_the_spellings_that_are_remembered_are_bounded():
+    metrics, _ = metrics_of()
+    for number in range(module.KNOWN_KEYS + 10):
+        metrics.answered(request(b"POST", b"/p%d/events/t" % number), 200)
+        metrics.answered(request(b"POST", b"/p%d" % number), 404)
+    assert len(metrics._index) <= module.KNOWN_KEYS
+    assert count_of(metrics, "POST", "/events/t", 200) == module.KNOWN_KEYS + 10
+
+
+def test_every_status_that_the_gateway_sends_is_known():
+    sources = "".join(path.read_text() for path in (ROOT / "tornado_gateway").rglob("*.py"))
+    sent = {int(status) for status in re.findall(r"(?:json_error|Response|RequestError|HTTPError)\((\d{3})\b", sources)}
+    assert {200, 400, 404, 503} <= sent <= set(STATUSES)
+
+
+@pytest.mark.parametrize("weight", [1, 16])
+def test_measured_requests_stand_for_the_others(weight):
+    metrics, _ = metrics_of()
+    metrics._weight = weight
+    find = metrics.sampled(lambda method, path: lambda request: None)
+    total = 32_000
+    for _ in range(total):
+        one = request()
+        find(one.method, one.path)(one)
+        metrics.answered(one, 200)
+    start = REQUEST_SECONDS.at("/server-side/getFlag")
+    measured = sum(metrics.counts[start : start + REQUEST_SECONDS.width - 1])
+    assert measured == total if weight == 1 else 0.85 * total < measured < 1.15 * total
+    assert not metrics._started
+
+
+def test_a_cache_that_begins_anew_takes_nothing_back():
+    metrics, _ = metrics_of()
+    for hits, misses in ((5, 2), (7, 3), (1, 1)):
+        metrics.count_lookups("location", hits, misses)
+    block = module.CACHE_LOOKUPS
+    assert metrics.counts[block.at("location", "hit")] == 8
+    assert metrics.counts[block.at("location", "miss")] == 4
+
+
+# --- what the counters follow ---------------------------------------------------------
+
+
+def test_faults_upstream_are_counted(tmp_path):
+    options = {"POLLING_TIME": 1000, "FLUSH_EVENTS_INTERVAL": 1}
+    with Vendor(sample_document()) as vendor:
+        vendor.event_faults += [Fault(500), Fault(400, times=100)]
+        with Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
+            asyncio.run(Load(gateway.port, visitor_requests(1), connections=1, total=4).run())
+            gateway.post("/server-side/getFlag", {"featureKey": "nothing", "userId": "u"})
+            gateway.get("/get-user-details?userAgent=a&ipAddress=1.2.3.4")
+            gateway.get("/get-user-details?userAgent=a&ipAddress=1.2.3.4")
+            _until(gateway, lambda s: s["fme_events_dead", ()] > 0)
+            samples = _until(gateway, lambda s: s["fme_events_waiting", ()] == 0)
+            assert samples["fme_flush_requests_total", (("outcome", "failed"),)] >= 1
+            assert samples["fme_flush_requests_total", (("outcome", "refused"),)] >= 1
+            assert samples["fme_upstream_requests_total", (("call", "events"), ("status", "5xx"))] == 1
+            assert samples["fme_upstream_requests_total", (("call", "settings"), ("status", "2xx"))] >= 1
+            assert samples["fme_settings_polls_total", (("outcome", "changed"),)] == 1
+            assert samples["fme_decisions_total", (("outcome", "not_found"),)] == 1
+            assert samples["fme_lookups_total", (("of", "device"), ("result", "hit"))] == 1
+            assert samples["fme_lookups_total", (("of", "device"), ("result", "miss"))] == 1
+            assert_adds_up(samples)
+
+
+def test_the_oldest_event_ages(tmp_path):
+    with Vendor(sample_document()) as vendor:
+        vendor.event_faults.append(Fault(503, times=10**6))
+        with Gateway.of_vendor(tmp_path / "data", vendor, SHUTDOWN_SECONDS=1) as gateway:
+            asyncio.run(Load(gateway.port, visitor_requests(1), connections=1, total=4).run())
+            first = _until(gateway, lambda s: s["fme_events_oldest_seconds", ()] > 0)["fme_events_oldest_seconds", ()]
+            _until(gateway, lambda s: s["fme_events_oldest_seconds", ()] > first + 1)
+
+
+def _until(gateway, condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition(samples := samples_of(scrape(gateway)[0])):
+        assert time.monotonic() < deadline, samples
+        time.sleep(0.1)
+    return samples

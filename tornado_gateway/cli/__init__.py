@@ -1,0 +1,4 @@
+"""The command line.
+
+Only this room knows argparse commands and their output. Used by `__main__`.
+"""

@@ -1,0 +1,169 @@
+"""Waiting events and dead letters, for operators: from the gateway that runs, or from the store while none does.
+
+The event log in DATA_DIR belongs to one process at a time. A lock on it says that a gateway runs; then its
+HTTP endpoints are asked.
+"""
+
+import fcntl
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tornado_gateway.cli.client import Client
+from tornado_gateway.config import Config
+from tornado_gateway.errors import StoreError
+from tornado_gateway.store.interfaces import DeadLetter, Depth, EventStore
+from tornado_gateway.store.sqlite.events import SqliteEvents
+
+__all__ = ["Backlog", "Letter", "Overall", "is_in_use", "open_backlog"]
+
+LETTERS_LIMIT = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter: events that upstream refused for good, one JSON document on each line of `body`."""
+
+    id: int | str
+    count: int
+    reason: str
+    at: float
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Overall(Depth):
+    """The numbers of all workers. `oldest_at` is of the time `unknown_since` if it cannot be read at the moment."""
+
+    unknown_since: float | None = None
+    stuck: str | None = None  # the problem in words, see waiting.py; only a running gateway can say
+
+
+class Backlog(Protocol):
+    """`where` says in words whom the answers are from."""
+
+    where: str
+
+    async def depth(self) -> Overall: ...
+
+    async def letters(self) -> list[Letter]: ...
+
+    async def requeue(self, ids: Sequence[str] | None) -> int:
+        """Move dead letters (None: all) back into the queue. Returns the number of events moved."""
+
+
+class _OfGateway:
+    def __init__(self, client: Client) -> None:
+        self.where = f"the gateway at {client.url}"
+        self._client = client
+
+    async def depth(self) -> Overall:
+        """The same numbers whichever worker is asked: those of the whole instance."""
+        depth = self._client.get("/admin/events?limit=1")["depth"]
+        stuck = depth.get("stuck") or {}
+        return Overall(
+            depth["waiting"],
+            depth["dead"],
+            depth.get("oldest_at"),
+            depth.get("oldest_unknown_since"),
+            stuck.get("message"),
+        )
+
+    async def letters(self) -> list[Letter]:
+        dead: list[dict[str, Any]] = self._client.get(f"/admin/events?limit={LETTERS_LIMIT}")["dead"]
+        return [Letter(d["id"], d["count"], d["reason"], d["at"], d["body"]) for d in dead]
+
+    async def requeue(self, ids: Sequence[str] | None) -> int:
+        body = {"ids": None if ids is None else [_stored_id(id_) for id_ in ids]}
+        return int(self._client.post("/admin/events/requeue", body)["requeued"])
+
+
+class _OfStore:
+    def __init__(self, events: EventStore, where: str) -> None:
+        self.where = where
+        self._events = events
+
+    async def depth(self) -> Overall:
+        depth = await self._events.depth()
+        return Overall(depth.waiting, depth.dead, depth.oldest_at)
+
+    async def letters(self) -> list[Letter]:
+        return [_letter(dead) for dead in await self._events.dead_letters(LETTERS_LIMIT)]
+
+    async def requeue(self, ids: Sequence[str] | None) -> int:
+        return await self._events.requeue(None if ids is None else [_stored_id(id_) for id_ in ids])
+
+
+class _Empty:
+    """Of a DATA_DIR in which no gateway has stored anything yet."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    async def depth(self) -> Overall:
+        return Overall(0, 0, None)
+
+    async def letters(self) -> list[Letter]:
+        return []
+
+    async def requeue(self, ids: Sequence[str] | None) -> int:
+        return 0
+
+
+@asynccontextmanager
+async def open_backlog(config: Config) -> AsyncIterator[Backlog]:
+    """Raises ClientError or StoreError."""
+    if is_in_use(config.data_dir):
+        yield _OfGateway(Client(config))
+        return
+    opened = _store(config)
+    if opened is None:
+        yield _Empty(f"{config.data_dir} (nothing is stored there)")
+        return
+    events, where = opened
+    await events.open()
+    try:
+        yield _OfStore(events, where)
+    finally:
+        await events.close()
+
+
+def _store(config: Config) -> tuple[EventStore, str] | None:
+    if config.redis_host is not None or config.redis_sentinels:
+        from tornado_gateway.store.redis.events import open_redis  # what a command without Redis need not load
+
+        redis = open_redis(config, config.namespace, f"command:{os.getpid()}")
+        return redis.events, "Redis"
+    if not any(config.data_dir.glob("events-*.db")):
+        return None
+    return SqliteEvents(config.data_dir, config.store_sync), f"the event log in {config.data_dir} (no gateway runs)"
+
+
+def is_in_use(directory: Path) -> bool:
+    """Whether a living process holds an event log in this directory. Raise StoreError if that cannot be determined."""
+    if directory.is_dir() and not os.access(directory, os.R_OK | os.X_OK):
+        raise StoreError(f"{directory} cannot be read by this user: use the gateway's user or root")
+    return any(_is_locked(path) for path in directory.glob("events-*.lock"))
+
+
+def _is_locked(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _letter(dead: DeadLetter) -> Letter:
+    return Letter(dead.id, dead.count, dead.reason, dead.at, dead.body.decode(errors="replace"))
+
+
+def _stored_id(text: str) -> int | str:
+    """The embedded store counts; Redis has names."""
+    return int(text) if text.isdecimal() else text

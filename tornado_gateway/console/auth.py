@@ -1,0 +1,104 @@
+"""Access to the operators' endpoints, and the session of the console.
+
+A request needs the admin token (`admin_token.py`) as a bearer token, or the cookie that `POST /admin/session` gives for
+it. The cookie is signed with the token, so every worker accepts it without having seen it, and a new token ends all
+sessions. The address of a client, its Host and its headers prove nothing: behind a proxy on this machine every client
+looks local.
+
+What changes something must not come from another site's page: the browser says where it is from, and a form cannot send
+JSON.
+"""
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+import posixpath
+import secrets
+from collections.abc import Sequence
+from http.cookies import SimpleCookie
+from urllib.parse import unquote, urlsplit
+
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
+
+from tornado_gateway.errors import RequestError
+from tornado_gateway.http.fields import Network
+
+COOKIE = "fme_gateway_session"
+SESSION_SECONDS = 12 * 3600
+NO_TOKEN = "the admin token is required: sign in, or send it as Authorization: Bearer"  # noqa: S105 - a message
+
+
+class Access:
+    """Raise RequestError (401 or 403) if a request is not authorized. `now` is in unix seconds."""
+
+    def __init__(self, token: str, trusted_proxies: Sequence[Network] = ()) -> None:
+        self._token = token.encode()
+        self._key = hashlib.sha256(b"session:" + self._token).digest()
+        self._trusted_proxies = tuple(trusted_proxies)
+
+    def check(self, request: HTTPServerRequest, now: float) -> None:
+        if not self._has_token(request.headers) and not self._has_session(request.headers, now):
+            raise RequestError(401, NO_TOKEN)
+
+    def check_change(self, request: HTTPServerRequest) -> None:
+        """Is it a request of our own page, or of no page at all?"""
+        if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
+            raise RequestError(415, "expected Content-Type: application/json")
+        origin = request.headers.get("Origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("Host", "").lower():
+            raise RequestError(403, "not from another site's page")
+        if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+            raise RequestError(403, "not from another site's page")
+
+    def is_token(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), self._token)
+
+    def new_session(self, now: float) -> str:
+        content = f"{int(now) + SESSION_SECONDS}.{secrets.token_urlsafe(12)}"
+        return f"{content}.{self._signature(content)}"
+
+    def is_encrypted(self, request: HTTPServerRequest) -> bool:
+        """TLS here, or at a trusted proxy. The right-most value is the one that the nearest proxy has set."""
+        if request.protocol == "https":
+            return True
+        address = _address(request.remote_ip)
+        is_trusted = address is not None and any(address in network for network in self._trusted_proxies)
+        nearest = request.headers.get("X-Forwarded-Proto", "").rpartition(",")[2]
+        return is_trusted and nearest.strip().lower() == "https"
+
+    def _has_token(self, headers: HTTPHeaders) -> bool:
+        scheme, _, given = headers.get("Authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and self.is_token(given.strip())
+
+    def _has_session(self, headers: HTTPHeaders, now: float) -> bool:
+        morsel = SimpleCookie(headers.get("Cookie", "")).get(COOKIE)
+        if morsel is None:
+            return False
+        content, _, signature = morsel.value.rpartition(".")
+        until = content.partition(".")[0]
+        return (
+            hmac.compare_digest(signature.encode(), self._signature(content).encode())
+            and until.isascii()
+            and until.isdigit()
+            and now < int(until)
+        )
+
+    def _signature(self, content: str) -> str:
+        digest = hmac.digest(self._key, content.encode(), "sha256")
+        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def _address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text or "")
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+def is_operators_path(path: str) -> bool:
+    """Whether a path leads below /admin when it is decoded and normalized, as proxies do. No page has such a path."""
+    normal = posixpath.normpath(unquote(path)).lower()
+    return normal.strip("/").partition("/")[0] == "admin"

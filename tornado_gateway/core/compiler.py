@@ -1,0 +1,473 @@
+"""`compile_settings`: one settings document -> everything that decisions need, prepared (decision engine 1).
+
+Everything that depends on the settings alone happens here: rules are linked to campaigns, weights become ranges,
+segments become closures, answers and the ends of event documents become texts.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
+
+from tornado_gateway.core.bucketing import ranges_of
+from tornado_gateway.core.event_templates import (
+    USAGE,
+    common_props,
+    event_tail,
+    impression,
+    shown_head,
+    shown_start,
+    to_json,
+)
+from tornado_gateway.core.identity import identity_of
+from tornado_gateway.core.model import (
+    AB,
+    MEG_KEY_PREFIX,
+    NO_FACTS,
+    OTHER,
+    PERSONALIZE,
+    ROLLOUT,
+    EventParts,
+    Facts,
+    Feature,
+    Group,
+    GroupFeature,
+    Holdout,
+    Id,
+    Impression,
+    Passed,
+    Rule,
+    Sdk,
+    Settings,
+    Variation,
+)
+from tornado_gateway.core.segments import Predicate, Recorder, compile_segment
+from tornado_gateway.core.trace import record_node
+from tornado_gateway.core.validation import Breathe, check_document, go_on, items_of
+
+DEFAULT_SDK = Sdk("fme-gateway", "0")
+
+_KINDS = {"FLAG_ROLLOUT": ROLLOUT, "FLAG_TESTING": AB, "FLAG_PERSONALIZE": PERSONALIZE}
+
+# What makes an SDK with a gateway fetch location and device facts: one of these words anywhere in a segment.
+_MARKED_WORDS = re.compile(
+    r"\b(country|region|city|os|device_type|browser_string|ua|browser_version|os_version)\b", re.IGNORECASE
+)
+_MARKED_LIST = re.compile(r"inlist\([^)]*\)")
+
+Document = dict[str, Any]
+Shared = TypeVar("Shared", str, bytes, int)
+
+
+def compile_settings(
+    document: object,
+    *,
+    sdk: Sdk = DEFAULT_SDK,
+    traced: bool = False,
+    breathe: Breathe = go_on,
+    read_again: Callable[[], Document] | None = None,
+) -> Settings:
+    """Compile a parsed settings document; raise SettingsError when it cannot be used. Never changes the document.
+
+    With `traced`, segments record what they see in the trace of a decision, and everything costs more. `breathe` is
+    called every few dozen microseconds: who compiles beside other work can do some of that in it. The settings keep the
+    document, which is half of what they weigh; with `read_again` they call that instead, when somebody asks for it.
+    """
+    checked = check_document(document, breathe)
+    return _Compiler(checked, sdk, record_node if traced else None, breathe).compile(read_again)
+
+
+def traced_twin(settings: Settings) -> Settings:
+    """Return the same settings compiled for tracing; compiled at the first call and kept."""
+    if not settings.twins:
+        settings.twins.append(compile_settings(settings.document, sdk=settings.sdk, traced=True))
+    return settings.twins[0]
+
+
+class _Segment(NamedTuple):
+    """A compiled segment. A marked one makes an SDK with a gateway ask for location and device facts."""
+
+    predicate: Predicate | None
+    facts: Facts
+    is_marked: bool
+
+
+_NO_SEGMENT = _Segment(None, NO_FACTS, False)
+
+
+class _Campaign(NamedTuple):
+    """A campaign of the document with its compiled variations and their segments."""
+
+    document: Document
+    kind: str
+    variations: tuple[Variation, ...]
+    segments: list[_Segment]
+    segment: _Segment
+
+
+class _Compiler:
+    """One compilation. The order of the steps matters: see `compile`.
+
+    What is equal in many features is made once and shared: it takes less time and memory, and a decision finds it in
+    the processor's cache although another feature was asked for before.
+    """
+
+    def __init__(self, document: Document, sdk: Sdk, recorder: Recorder | None, breathe: Breathe) -> None:
+        self.breathe = breathe
+        self.document = document
+        self.sdk = sdk
+        self.recorder = recorder
+        self.account_id = str(document["accountId"])
+        self.props = common_props(sdk, document["sdkKey"])
+        # `featureId` conditions name features by a number.
+        self.feature_keys = {feature["id"]: feature["key"] for feature in items_of(document["features"])[::-1]}
+        self.groups: dict[str, Group] = {}
+        self.group_features: dict[str, tuple[GroupFeature, ...]] = {}
+        self.segments: dict[str, _Segment] = {}  # by their JSON
+        self.shared: dict[Any, Any] = {}
+
+    def compile(self, read_again: Callable[[], Document] | None) -> Settings:
+        document = self.document
+        campaigns = [self.campaign(item) for item in items_of(document["campaigns"])]
+        by_id = {campaign.document["id"]: campaign for campaign in campaigns}  # the last of an id wins
+        linked = [self.rules(feature, by_id) for feature in items_of(document["features"])]
+        holdouts = [self.holdout(item) for item in items_of(document.get("holdouts"))]
+        applicable = [self.applicable(feature, holdouts) for feature in items_of(document["features"])]
+        self.fill_groups(linked, applicable)
+        is_marked = any(self.segment(item["segments"]).is_marked for item in items_of(document.get("holdouts")))
+        features = {}
+        for index, item in list(enumerate(items_of(document["features"])))[::-1]:  # the first of a key wins
+            features[item["key"]] = self.feature(item, linked[index], applicable[index], is_marked)
+        prefix = document.get("collectionPrefix")
+        return Settings(
+            account_id=self.account_id,
+            sdk_key=document["sdkKey"],
+            version=document["version"],
+            is_mau=bool(document.get("isMAU")),
+            is_dev_mode=bool(document.get("devMode")),
+            is_web_connected=bool(document.get("isWebConnectivityEnabled", True)),
+            collection_prefix=prefix if isinstance(prefix, str) and prefix.strip() else None,
+            poll_interval_ms=_positive(document.get("pollInterval")),
+            usage_stats_account_id=document.get("usageStatsAccountId"),
+            features=MappingProxyType(dict(reversed(features.items()))),
+            event_names=_event_names(document),
+            sdk=self.sdk,
+            identify=identity_of(self.account_id),
+            variations_by_key=self.variations_by_key(campaigns, linked),
+            group_features=self.group_features,
+            event_parts=EventParts(
+                f'"vwo_fs_environment":{to_json(document["sdkKey"])}',
+                self.props,
+                shown_head(self.props),
+                event_tail(USAGE, self.props),
+            ),
+            is_traced=self.recorder is not None,
+            read_document=read_again or (lambda: document),
+            documents=[] if read_again else [document],
+            twins=[],
+        )
+
+    # --- campaigns ---
+
+    def campaign(self, document: Document) -> _Campaign:
+        self.breathe()
+        kind = _KINDS.get(document["type"], OTHER)
+        items = items_of(document["variations"])
+        ranges = ranges_of(item["weight"] for item in items) if kind is AB else [(0, 0)] * len(items)
+        segments = [self.segment(item.get("segments")) for item in items]
+        variations = tuple(map(self.variation, [document["id"]] * len(items), items, ranges, segments))
+        own = self.segment(document["segments"]) if kind is AB else next(iter(segments), _NO_SEGMENT)
+        return _Campaign(document, kind, variations, segments, own)
+
+    def variation(self, campaign_id: Id, document: Document, bounds: tuple[int, int], segment: _Segment) -> Variation:
+        variables = [
+            {"value": item["value"], "type": item["type"], "key": item["key"], "id": item["id"]}
+            for item in items_of(document.get("variables"))
+        ]
+        return Variation(
+            id=document["id"],
+            name=self.share(document["name"]),
+            weight=document["weight"],
+            start=self.share(bounds[0]),
+            end=self.share(bounds[1]),
+            salt=document.get("salt"),
+            body=self.share(f'{{"isEnabled":true,"variables":{to_json(variables)}}}'.encode()),
+            impression=impression(campaign_id, document["id"]),
+            segment=segment.predicate,
+            facts=segment.facts,
+        )
+
+    def segment(self, segment: Document | None) -> _Segment:
+        if not segment:
+            return _NO_SEGMENT
+        try:
+            text = to_json(segment)
+        except RecursionError:
+            return self.compiled_segment(segment)
+        if text not in self.segments:
+            self.segments[text] = self.compiled_segment(segment)
+        return self.segments[text]
+
+    def compiled_segment(self, segment: Document) -> _Segment:
+        predicate, facts = compile_segment(segment, self.feature_keys, self.recorder)
+        return _Segment(predicate, NO_FACTS if facts == NO_FACTS else facts, _is_marked(segment))
+
+    def share(self, value: Shared) -> Shared:
+        """Return the first value that is equal to this one; for texts, bytes and integers, where equal is alike."""
+        return self.shared.setdefault(value, value)  # type: ignore[no-any-return]
+
+    # --- rules ---
+
+    def rules(self, feature: Document, campaigns: Mapping[Any, _Campaign]) -> tuple[Rule, ...]:
+        """Link the rules of a feature to their campaigns; a rule for an unknown campaign does not exist."""
+        found = ((rule, campaigns.get(rule["campaignId"])) for rule in feature["rules"])
+        return tuple(self.rule(feature, rule, campaign) for rule, campaign in found if campaign)
+
+    def rule(self, feature: Document, rule: Document, campaign: _Campaign) -> Rule:
+        self.breathe()
+        document, kind, segment = campaign.document, campaign.kind, campaign.segment
+        variations = _linked_variations(campaign, rule.get("variationId"))
+        if kind is not AB and variations != campaign.variations:
+            segment = campaign.segments[campaign.variations.index(variations[0])]
+        facts = segment.facts
+        if kind is AB and document.get("isForcedVariationEnabled"):
+            facts = _join([facts, *(variation.facts for variation in variations)])
+        salt = document.get("salt") if kind is AB else variations and variations[0].salt
+        prefix = f"{salt or document['id']}_"
+        limit = document.get("percentTraffic") if kind is AB else variations and variations[0].weight
+        feature_rule_key = self.share(f"{feature['key']}_{rule['ruleKey']}")
+        personal_member = f"{document['id']}_{variations[0].id}" if variations else ""
+        experiment_key = feature_rule_key if kind is PERSONALIZE else self.share(document["key"])
+        key = feature_rule_key if kind is ROLLOUT else experiment_key
+        member = personal_member if kind is PERSONALIZE and variations[0].id else str(document["id"])
+        return Rule(
+            kind=kind,
+            rule_key=self.share(rule["ruleKey"]),
+            campaign_id=document["id"],
+            campaign_key=self.share(document["key"]),
+            campaign_name=self.share(document["name"]),
+            variations=variations,
+            segment=segment.predicate,
+            facts=facts,
+            is_marked=segment.is_marked,
+            is_forced=kind is AB and bool(document.get("isForcedVariationEnabled")),
+            is_user_list=bool(document.get("isUserListEnabled")),
+            traffic_prefix=prefix.encode(),
+            variation_prefix=f"{prefix}{self.account_id}_".encode(),
+            limit=limit if isinstance(limit, int | float) else None,
+            key=key,
+            experiment_key=experiment_key,
+            member=member,
+            personal_member=personal_member,
+            group=self.group(member),
+            outcomes={item.id: Passed(document["id"], key, item.id) for item in variations},
+        )
+
+    def feature(
+        self, document: Document, rules: tuple[Rule, ...], holdouts: tuple[Holdout, ...], is_marked: bool
+    ) -> Feature:
+        self.breathe()
+        facts, storage_keys = self.reach(document["key"], rules, holdouts)
+        is_marked = is_marked or any(rule.is_marked for rule in rules)
+        impact_id = (document.get("impactCampaign") or {}).get("campaignId")
+        impact: tuple[Impression, Impression] | None = None
+        if impact_id:
+            impact = impression(impact_id, 1), impression(impact_id, 2)
+        return Feature(
+            key=document["key"],
+            id=document["id"],
+            name=document["name"],
+            holdouts=holdouts,
+            rollouts=tuple(rule for rule in rules if rule.kind is ROLLOUT),
+            experiments=tuple(rule for rule in rules if rule.kind in (AB, PERSONALIZE)),
+            campaign_ids=tuple(rule["campaignId"] for rule in document["rules"]),
+            impact=impact,
+            is_debugged=bool(document.get("isDebuggerEnabled")),
+            needs_location=is_marked and facts.location,
+            needs_device=is_marked and facts.device,
+            list_checks=facts.lists,
+            storage_keys=storage_keys,
+        )
+
+    def reach(self, key: str, rules: tuple[Rule, ...], holdouts: tuple[Holdout, ...]) -> tuple[Facts, tuple[str, ...]]:
+        """Return the facts and the storage keys that a decision about one feature can look at."""
+        facts = [holdout.facts for holdout in holdouts]
+        keys = {key: None}
+        groups: dict[str, Group] = {}
+        waiting = [rule for rule in rules if rule.kind is not OTHER]
+        for rule in waiting:  # which grows on the way
+            facts.append(rule.facts)
+            group = rule.group
+            if group is None or group.id in groups:
+                continue
+            groups[group.id] = group
+            keys[group.storage_key] = None
+            for member in self.group_features.get(group.id, ()):
+                keys[member.key] = None
+                facts += [holdout.facts for holdout in member.holdouts]
+                facts += [candidate.facts for candidate in member.candidates]
+                waiting += member.rollouts
+        joined = _join(facts)
+        keys.update(dict.fromkeys(joined.features))
+        return joined, tuple(keys)
+
+    # --- holdouts ---
+
+    def holdout(self, document: Document) -> Holdout:
+        segment = self.segment(document["segments"])
+        start = shown_start(document["id"])
+        return Holdout(
+            id=document["id"],
+            name=document["name"],
+            is_global=document["isGlobal"],
+            feature_ids=frozenset(document["featureIds"]),
+            percent_traffic=document["percentTraffic"],
+            prefix=f"{self.account_id}_{document['id']}_".encode(),
+            tails=(f'{start}1,"isFirst":1,"fId":', f'{start}2,"isFirst":1,"fId":'),
+            segment=segment.predicate,
+            facts=segment.facts,
+        )
+
+    def applicable(self, feature: Document, holdouts: list[Holdout]) -> tuple[Holdout, ...]:
+        self.breathe()
+        return tuple(holdout for holdout in holdouts if holdout.is_global or feature["id"] in holdout.feature_ids)
+
+    # --- groups ---
+
+    def group(self, member: str) -> Group | None:
+        """Return the group of a campaign as the rules name it; its features are filled in later."""
+        number = (self.document.get("campaignGroups") or {}).get(member)
+        if number is None:
+            return None
+        group_id = str(number)
+        if group_id not in self.groups:
+            group = self.groups[group_id] = Group(group_id, MEG_KEY_PREFIX + group_id, f"{group_id}_".encode())
+            document = (self.document.get("groups") or {}).get(group_id)
+            if document is None or "name" not in document:
+                group.problem = f"group {group_id} does not exist or has no name"
+        return self.groups[group_id]
+
+    def fill_groups(self, linked: list[tuple[Rule, ...]], applicable: list[tuple[Holdout, ...]]) -> None:
+        features = items_of(self.document["features"])
+        by_campaign: dict[Any, list[int]] = {}
+        by_key: dict[str, list[int]] = {}
+        for index, feature in enumerate(features):
+            self.breathe()
+            by_key.setdefault(feature["key"], []).append(index)
+            for rule in feature["rules"]:
+                by_campaign.setdefault(rule["campaignId"], []).append(index)
+        for group in self.groups.values():
+            if group.problem:
+                continue
+            document = self.document["groups"][group.id]
+            members = document.get("campaigns") or []
+            group.is_random = document.get("et", 1) == 1
+            group.priority = tuple(document.get("p") or ())
+            group.weights = document.get("wt") or {}
+            try:
+                indexes = _features_of(members, features, by_campaign)
+            except ValueError:
+                group.run_problem = f"group {group.id} lists a campaign that is not a number: {members}"
+                continue
+            # Of several features with one key the first counts, but the rules of all can be candidates.
+            keys = dict.fromkeys(features[index]["key"] for index in indexes)
+            self.group_features[group.id] = tuple(
+                GroupFeature(
+                    key,
+                    applicable[by_key[key][0]],
+                    tuple(rule for rule in linked[by_key[key][0]] if rule.kind is ROLLOUT),
+                    _candidates([rule for index in by_key[key] for rule in linked[index]], frozenset(members)),
+                )
+                for key in keys
+            )
+
+    # --- what records name ---
+
+    def variations_by_key(
+        self, campaigns: list[_Campaign], linked: list[tuple[Rule, ...]]
+    ) -> dict[str, list[tuple[Variation, ...]]]:
+        """Index variations by the keys that records use: the first campaign of a key, then the rules."""
+        found: dict[str, list[tuple[Variation, ...]]] = {}
+        for campaign in campaigns:
+            self.breathe()
+            found.setdefault(self.share(campaign.document["key"]), [campaign.variations])
+        for rules in linked:
+            self.breathe()
+            for rule in rules:
+                if rule.kind is not OTHER:
+                    found.setdefault(rule.key, []).append(rule.variations)
+        return found
+
+
+def _positive(value: object) -> int | None:
+    """Return a number of milliseconds; the schema does not check it, and anything else counts as absent."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        return None
+    return int(value)
+
+
+def _linked_variations(campaign: _Campaign, variation_id: Id | None) -> tuple[Variation, ...]:
+    """Return the one variation that the rule names, with the range it has among all; else all of them."""
+    if variation_id is not None and len(campaign.variations) > 1:
+        for variation in campaign.variations:
+            if variation.id == variation_id:
+                return (variation,)
+    return campaign.variations
+
+
+def _features_of(members: list[str], features: list[Document], by_campaign: Mapping[Any, list[int]]) -> list[int]:
+    """Return the features that have a rule for a member, in order of the members, then of the document."""
+    found: dict[int, None] = {}
+    for member in members:
+        campaign, _, variation = member.partition("_")
+        campaign_id, variation_id = int(campaign), int(variation) if variation else None
+        for index in by_campaign.get(campaign_id, ()):
+            for rule in features[index]["rules"]:
+                if rule["campaignId"] == campaign_id and variation_id in (None, rule.get("variationId")):
+                    found.setdefault(index)
+    return list(found)
+
+
+def _candidates(rules: Iterable[Rule], members: frozenset[str]) -> tuple[Rule, ...]:
+    found: dict[str, Rule] = {}
+    for rule in rules:
+        if str(rule.campaign_id) in members or rule.personal_member in members:
+            found.setdefault(rule.rule_key, rule)
+    return tuple(found.values())
+
+
+def _event_names(document: Document) -> frozenset[str]:
+    metrics = [metric for feature in items_of(document["features"]) for metric in feature["metrics"]]
+    for holdout in items_of(document.get("holdouts")):
+        metrics += items_of(holdout.get("m")) or holdout["metrics"]  # "m" is not checked by the schema
+    names = (metric.get("identifier") for metric in metrics if isinstance(metric, dict))
+    return frozenset(name for name in names if isinstance(name, str))
+
+
+def _is_marked(segment: Document | None) -> bool:
+    """Would an SDK with a gateway ask it for location and device facts because of this segment?"""
+    if not segment:
+        return False
+    try:
+        text = json.dumps(segment)
+    except RecursionError:
+        return False
+    if _MARKED_WORDS.search(text):
+        return True
+    return '"custom_variable"' in text and _MARKED_LIST.search(text) is not None
+
+
+# --- what a decision can look at ---------------------------------------------
+
+
+def _join(facts: list[Facts]) -> Facts:
+    facts = [item for item in facts if item is not NO_FACTS]
+    if not facts:
+        return NO_FACTS
+    return Facts(
+        any(item.location for item in facts),
+        any(item.device for item in facts),
+        tuple(dict.fromkeys(check for item in facts for check in item.lists)),
+        tuple(dict.fromkeys(key for item in facts for key in item.features)),
+    )

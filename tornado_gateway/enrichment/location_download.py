@@ -1,0 +1,385 @@
+"""The location database from MaxMind's download API, once a day, into a file that `location.LocationReader` watches.
+
+`worker.py` runs a `GeoRefresh`; the `geo update` command calls `download` once.
+"""
+
+import asyncio
+import gzip
+import hashlib
+import logging
+import os
+import random
+import shutil
+import tarfile
+import tempfile
+import time
+import zlib
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urljoin, urlsplit
+
+import orjson
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HTTPResponse
+
+from tornado_gateway.enrichment.location import open_checked
+from tornado_gateway.errors import LocationError
+
+logger = logging.getLogger(__name__)
+
+DOWNLOAD_URL = "https://download.maxmind.com"
+EDITION = "GeoLite2-City"
+
+_LARGEST_DATABASE = 1 << 30
+_MEMBERS_LIMIT = 100
+_REDIRECTS_LIMIT = 5
+_CONNECT_SECONDS = 20.0
+_DOWNLOAD_SECONDS = 900.0
+_CURLOPT_VERBOSE = 41
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Receipt:
+    """What is kept beside a downloaded database: how to ask whether there is a newer one."""
+
+    etag: str
+    last_modified: str
+    checked_at: float
+    size: int
+    mtime_ns: int
+
+
+async def download(
+    client: AsyncHTTPClient,
+    *,
+    user_id: int | str,
+    license_key: str,
+    directory: Path,
+    base_url: str = DOWNLOAD_URL,
+    edition: str = EDITION,
+    progress: Progress | None = None,
+) -> Path | None:
+    """Fetch the newest database into `directory`; None when the one that is there is the newest.
+
+    The new file takes the old one's place only when it is complete and has been opened. Raises LocationError.
+    `progress` is called with the bytes received and the bytes expected (0 when unknown). The client's `max_body_size`
+    must exceed the archive (about 35 MB for GeoLite2-City).
+    """
+    target = directory / f"{edition}.mmdb"
+    receipt = _read_receipt(target)
+    session = _Session(client, str(user_id), license_key)
+    url = f"{base_url}/geoip/databases/{edition}/download?suffix=tar.gz"
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(None, _prepare, directory, edition)
+    file, name = tempfile.mkstemp(prefix=f".{edition}.", suffix=".part", dir=directory)
+    archive = Path(name)
+    try:
+        with os.fdopen(file, "wb") as body:
+            response = await session.fetch(url, _conditions(receipt), body, progress)
+        if response.code == 304 and receipt:
+            _write_receipt(target, _Receipt(**asdict(receipt) | {"checked_at": time.time()}))
+            return None
+        _refuse_status(response.code, urlsplit(url).netloc, edition, response)
+        await _check_sum(session, f"{url}.sha256", archive, edition)
+        await loop.run_in_executor(None, _install, archive, target)
+        _write_receipt(target, _receipt(target, response))
+        return target
+    except OSError as error:
+        raise LocationError(f"{directory}: the downloaded database cannot be stored: {error.strerror}") from None
+    finally:
+        await loop.run_in_executor(None, _discard, archive)
+
+
+def _discard(file: Path) -> None:
+    file.unlink(missing_ok=True)
+
+
+class _Session:
+    """Requests with MaxMind's credentials, which are shown to no other host."""
+
+    def __init__(self, client: AsyncHTTPClient, user_id: str, license_key: str) -> None:
+        self._client = client
+        self._user_id = user_id
+        self._license_key = license_key
+
+    async def fetch(
+        self, url: str, headers: dict[str, str], body: IO[bytes], progress: Progress | None = None
+    ) -> HTTPResponse:
+        """GET into `body`, following redirects here: MaxMind redirects to a presigned address at another host."""
+        first = urlsplit(url)
+        for _ in range(_REDIRECTS_LIMIT):
+            body.seek(0)
+            body.truncate()
+            here = urlsplit(url)
+            if here.scheme not in ("http", "https") or (first.scheme == "https" and here.scheme != "https"):
+                raise LocationError(f"{first.netloc} redirects to {here.scheme}://, which is not safe")
+            is_ours = (here.scheme, here.netloc) == (first.scheme, first.netloc)
+            response = await self._get(url, headers, _Receiver(body, progress), is_ours)
+            if response.code not in (301, 302, 303, 307, 308) or "Location" not in response.headers:
+                body.flush()
+                return response
+            url = urljoin(url, response.headers["Location"])
+        raise LocationError(f"{first.netloc} redirects too often")
+
+    async def _get(self, url: str, headers: dict[str, str], receiver: "_Receiver", is_ours: bool) -> HTTPResponse:
+        request = HTTPRequest(
+            url,
+            headers=headers,
+            auth_username=self._user_id if is_ours else None,
+            auth_password=self._license_key if is_ours else None,
+            auth_mode="basic" if is_ours else None,
+            follow_redirects=False,
+            decompress_response=False,
+            connect_timeout=_CONNECT_SECONDS,
+            request_timeout=_DOWNLOAD_SECONDS,
+            header_callback=receiver.header,
+            streaming_callback=receiver.chunk,
+            user_agent="tornado-gateway",
+            prepare_curl_callback=_keep_headers_out_of_the_log,
+        )
+        try:
+            response = await self._client.fetch(request, raise_error=False)
+        except (HTTPClientError, OSError) as error:
+            words = str(error).replace(self._license_key, "***")
+            raise LocationError(f"{urlsplit(url).netloc}: {words}") from None
+        if receiver.failure:
+            raise receiver.failure
+        return response
+
+
+def _keep_headers_out_of_the_log(curl: Any) -> None:
+    # At log level DEBUG Tornado's client logs every header, Authorization too.
+    curl.setopt(_CURLOPT_VERBOSE, 0)
+
+
+class _Receiver:
+    """Writes a body to a file as it arrives. Errors are kept: raised in a callback they would only be logged."""
+
+    def __init__(self, body: IO[bytes], progress: Progress | None) -> None:
+        self._body = body
+        self._progress = progress
+        self._expected = 0
+        self._received = 0
+        self.failure: Exception | None = None
+
+    def header(self, line: str) -> None:
+        name, _, value = line.partition(":")
+        if name.lower() == "content-length" and value.strip().isdecimal():
+            self._expected = int(value)
+
+    def chunk(self, data: bytes) -> None:
+        self._received += len(data)
+        try:
+            self._body.write(data)
+        except (OSError, ValueError) as error:  # disk full; or closed, when the download was abandoned
+            self.failure = error
+        if self._progress:
+            self._progress(self._received, self._expected)
+
+
+def _refuse_status(status: int, host: str, edition: str, response: HTTPResponse) -> None:
+    if status == 200:
+        return
+    if status == 401:
+        raise LocationError(f"MAXMIND_LICENSE_KEY is not accepted by {host} (status 401)", status)
+    if status == 403:
+        raise LocationError(f"MAXMIND_USER_ID may not download {edition} from {host} (status 403)", status)
+    if status == 429:
+        wait = response.headers.get("Retry-After", "")
+        hint = f"; it asks to wait {wait} s" if wait.isdecimal() else ""
+        raise LocationError(f"{host}: the account's download limit is reached (status 429){hint}", status)
+    raise LocationError(f"{host} answered with status {status} for {edition}", status)
+
+
+async def _check_sum(session: _Session, url: str, archive: Path, edition: str) -> None:
+    with tempfile.TemporaryFile() as body:
+        response = await session.fetch(url, {}, body)
+        _refuse_status(response.code, urlsplit(url).netloc, f"{edition}'s checksum", response)
+        body.seek(0)
+        expected = body.read(64).decode("ascii", "replace").lower()  # "<hex>  GeoLite2-City_20260101.tar.gz"
+    actual = await asyncio.get_running_loop().run_in_executor(None, _sha256, archive)
+    if actual != expected:
+        raise LocationError(f"{edition}: the download's SHA-256 does not match: expected {expected!r}, got {actual!r}")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _prepare(directory: Path, edition: str) -> None:
+    """Make the directory and sweep away what a killed download left."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for left in directory.glob(f".{edition}.*.part"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > 2 * _DOWNLOAD_SECONDS:
+                left.unlink()
+
+
+def _install(archive: Path, target: Path) -> None:
+    """Unpack, try, and only then put the database in its place."""
+    file, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=".part", dir=target.parent)
+    unpacked = Path(name)
+    try:
+        with os.fdopen(file, "wb") as database:
+            _unpack(archive, database, target.name)
+            database.flush()
+            os.fsync(database.fileno())
+        open_checked(unpacked, Path(f"downloaded {target.name}"))
+        unpacked.chmod(0o644)
+        os.replace(unpacked, target)
+        _sync_directory(target.parent)
+    finally:
+        _discard(unpacked)
+
+
+def _unpack(archive: Path, database: IO[bytes], name: str) -> None:
+    """Write the archive's one database. No name in the archive is ever used as a path."""
+    unpacked, total = 0, 0
+    try:
+        # tarfile's own "r|gz" takes a cut-off archive for a shorter one.
+        with gzip.open(archive) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as members:
+            for number, member in enumerate(members):
+                total += member.size
+                if number >= _MEMBERS_LIMIT or total > _LARGEST_DATABASE:
+                    raise LocationError(f"{name}: the downloaded archive is too large")
+                if not (member.isfile() or member.isdir()) or _leads_out(member.name):
+                    raise LocationError(f"{name}: the downloaded archive holds {member.name!r}, which is not safe")
+                content = members.extractfile(member) if member.name.endswith(".mmdb") else None
+                if content:
+                    unpacked += 1
+                    shutil.copyfileobj(content, database, 1 << 20)
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
+        raise LocationError(f"{name}: the downloaded archive is corrupt or cut off ({error})") from None
+    if unpacked != 1:
+        raise LocationError(f"{name}: the downloaded archive holds {unpacked} databases, expected 1")
+
+
+def _leads_out(name: str) -> bool:
+    return name.startswith("/") or "\\" in name or ".." in name.split("/")
+
+
+def _sync_directory(directory: Path) -> None:
+    opened = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _receipt_file(target: Path) -> Path:
+    return target.with_suffix(".json")
+
+
+def _read_receipt(target: Path) -> _Receipt | None:
+    """None unless it belongs to the file that is there: else a damaged database would be "not modified" for ever."""
+    try:
+        receipt = _Receipt(**orjson.loads(_receipt_file(target).read_bytes()))
+        found = target.stat()
+    except (OSError, ValueError, TypeError):
+        return None
+    return receipt if (found.st_size, found.st_mtime_ns) == (receipt.size, receipt.mtime_ns) else None
+
+
+def _receipt(target: Path, response: HTTPResponse) -> _Receipt:
+    found = target.stat()
+    etag, last_modified = response.headers.get("ETag", ""), response.headers.get("Last-Modified", "")
+    return _Receipt(etag, last_modified, time.time(), found.st_size, found.st_mtime_ns)
+
+
+def _write_receipt(target: Path, receipt: _Receipt) -> None:
+    part = target.with_suffix(".json.part")
+    part.write_bytes(orjson.dumps(asdict(receipt)))
+    os.replace(part, _receipt_file(target))
+
+
+def _conditions(receipt: _Receipt | None) -> dict[str, str]:
+    if receipt is None:
+        return {}
+    headers = {"If-None-Match": receipt.etag, "If-Modified-Since": receipt.last_modified}
+    return {name: value for name, value in headers.items() if value}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refreshing
+
+_REFRESH_SECONDS = 24 * 3600.0
+_RETRY_SECONDS = 60.0
+_LONGEST_RETRY_SECONDS = 6 * 3600.0
+_LEASE_RETRY_SECONDS = 900.0
+
+
+class GeoRefresh:
+    """Downloads the database at start and once a day, with jitter, while `lease` says that it is this worker's turn.
+
+    `fetch` is `download` with its arguments, `target` the file that it makes. The lease belongs to that file's
+    directory: machines that do not share it each need their own. A worker without the lease asks again now and then,
+    in case its holder has died; when it finds the file checked recently it leaves MaxMind alone.
+    `changed` is called after a download (usually `LocationReader.check`); the other workers see the file change.
+    """
+
+    def __init__(
+        self,
+        fetch: Callable[[], Awaitable[Path | None]],
+        target: Path,
+        lease: Callable[[], Awaitable[bool]],
+        changed: Callable[[], object] | None = None,
+        *,
+        refresh_seconds: float = _REFRESH_SECONDS,
+        retry_seconds: float = _RETRY_SECONDS,
+    ) -> None:
+        self.error: str | None = None
+        self.checked_at: float | None = None
+        self._fetch = fetch
+        self._target = target
+        self._lease = lease
+        self._changed = changed
+        self._refresh_seconds = refresh_seconds
+        self._retry_seconds = retry_seconds
+        self._failures = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin; the first refresh starts at once."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """End, abandoning a download under way; the database that is there stays."""
+        if self._task:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def refresh(self) -> float:
+        """Do what is due now; return the seconds until the next time."""
+        receipt = _read_receipt(self._target)
+        if receipt:
+            self.checked_at = receipt.checked_at
+            due = receipt.checked_at + self._refresh_seconds - time.time()
+            if 0 < due <= self._refresh_seconds:
+                return due
+        if not await self._lease():
+            return min(_LEASE_RETRY_SECONDS, self._refresh_seconds)
+        path = await self._fetch()
+        self.checked_at, self.error, self._failures = time.time(), None, 0
+        if path:
+            logger.info("downloaded %s", path)
+            if self._changed:
+                await asyncio.get_running_loop().run_in_executor(None, self._changed)
+        return self._refresh_seconds
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                wait = await self.refresh()
+            except Exception as error:  # also what the lease's store raises; a refresh must never end
+                self._failures += 1
+                self.error = str(error) or type(error).__name__
+                wait = min(self._retry_seconds * 2.0 ** min(self._failures - 1, 20), _LONGEST_RETRY_SECONDS)
+                logger.warning("location database not refreshed, next try in %.0f s: %s", wait, self.error)
+            await asyncio.sleep(wait * random.uniform(0.9, 1.1))

@@ -1,0 +1,165 @@
+"""Batches of events on their way upstream: values and pure functions, without IO. Used by `flusher.py`.
+
+The unit of failure is the event. A request that fails while others succeed is repeated, then split, until the events
+that cause the failure stand alone. Only such an event can become a dead letter.
+"""
+
+import heapq
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from tornado_gateway.store.interfaces import Chunk, NewChunk
+
+KEY_STATUSES: Final = frozenset({401, 403})  # responses that concern the SDK key
+CONTENT_STATUSES: Final = frozenset({400, 413, 422})  # responses that concern events of the request, not the route
+RETRIED_STATUSES: Final = frozenset({408, 425, 429})  # 4xx that mean "later", not "never"
+FAILURES_BEFORE_SPLIT = 3  # while others succeed; a single event that is rejected (4xx) so often becomes a dead letter
+FAILURES_BEFORE_DEAD = 8  # of any kind, for a single event
+SPLIT_PIECES = 10  # a failed batch is cut into tenths: each level can cost a time-out, and 100 events need two levels
+
+
+class Claim:
+    """Chunks that this worker has claimed and that leave the store together.
+
+    `parts` are the requests that are still to succeed. `delivered` counts events; `dead` holds rejected events with
+    the reason.
+    """
+
+    __slots__ = ("chunks", "dead", "delivered", "parts")
+
+    def __init__(self, chunks: Sequence[Chunk]) -> None:
+        self.chunks = list(chunks)
+        self.delivered = 0
+        self.dead: list[tuple[NewChunk, str]] = []
+        body = b"\n".join([chunk.body for chunk in chunks])
+        whole = NewChunk(sum([chunk.count for chunk in chunks]), body, chunks[0].query, chunks[0].identity)
+        self.parts: set[Part] = {Part(self, whole)}
+
+    @property
+    def count(self) -> int:
+        """The number of events."""
+        return sum([chunk.count for chunk in self.chunks])
+
+    @property
+    def dead_count(self) -> int:
+        return sum([events.count for events, _ in self.dead])
+
+    @property
+    def is_untouched(self) -> bool:
+        """True if none of its events have been delivered or rejected."""
+        return not self.delivered and not self.dead
+
+    def remaining(self) -> list[NewChunk]:
+        """The events that are still to be delivered."""
+        return [part.events for part in self.parts]
+
+
+class Part:
+    """Events of one claim that are sent in one request.
+
+    `failures` counts the failures that say something about these events, because other requests succeeded meanwhile.
+    `successes_seen` is the number of successful requests of the same identity at the last failure, or at the first
+    attempt.
+    """
+
+    __slots__ = ("claim", "events", "failures", "successes_seen")
+
+    def __init__(self, claim: Claim, events: NewChunk, failures: int = 0, successes_seen: int | None = None) -> None:
+        self.claim = claim
+        self.events = events
+        self.failures = failures
+        self.successes_seen = successes_seen
+
+    @property
+    def is_culprit(self) -> bool:
+        """True if it is a single event that failed repeatedly while others succeeded."""
+        return self.events.count == 1 and self.failures >= FAILURES_BEFORE_SPLIT
+
+    def split(self, pieces: int) -> list["Part"]:
+        """Replace this part in its claim by smaller ones, in order."""
+        parts = [
+            Part(self.claim, events, self.failures, self.successes_seen) for events in split_events(self.events, pieces)
+        ]
+        self.claim.parts.discard(self)
+        self.claim.parts.update(parts)
+        return parts
+
+
+class RetryQueue:
+    """Parts to be sent again, the earliest first. Times are those of the event loop's clock."""
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[float, int, Part]] = []
+        self._number = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def push(self, due: float, part: Part) -> None:
+        self._number += 1  # two parts that are due at the same time keep their order
+        heapq.heappush(self._entries, (due, self._number, part))
+
+    def pop(self) -> Part:
+        return heapq.heappop(self._entries)[2]
+
+    @property
+    def unexplained(self) -> int:
+        """The number of parts whose failures may be due to upstream as a whole."""
+        return sum([not part.failures for _, _, part in self._entries])
+
+    @property
+    def due(self) -> float:
+        """When the first part is due; infinity if there is none."""
+        return self._entries[0][0] if self._entries else float("inf")
+
+
+def pack(chunks: Iterable[Chunk], most_events: int) -> list[list[Chunk]]:
+    """Pack chunks, in order, into batches of at most `most_events` and of one identity.
+
+    A chunk with a query travels alone.
+    """
+    batches: list[list[Chunk]] = []
+    room = 0
+    for chunk in chunks:
+        if chunk.query or chunk.count > room or chunk.identity != batches[-1][0].identity:
+            batches.append([])
+            room = most_events
+        batches[-1].append(chunk)
+        room = 0 if chunk.query else room - chunk.count
+    return batches
+
+
+def split_events(events: NewChunk, pieces: int) -> list[NewChunk]:
+    """Cut events into `pieces` of nearly the same size, in order; single events if there are no more than that."""
+    documents = events.body.split(b"\n")
+    size = -(-len(documents) // pieces)
+    groups = [documents[at : at + size] for at in range(0, len(documents), size)]
+    return [NewChunk(len(group), b"\n".join(group), events.query, events.identity) for group in groups]
+
+
+def pieces_after(status: int, part: Part) -> int:
+    """Return into how many pieces to split a part after a failure; 1: send it whole again.
+
+    `status` is 0 if there was no response. One that is waited for in vain costs a time-out, so that is not repeated.
+    """
+    if part.events.count == 1:
+        return 1
+    if status in CONTENT_STATUSES:
+        return 2  # such responses are quick, and larger requests are more efficient
+    if part.failures >= (FAILURES_BEFORE_SPLIT if status else 1):
+        return SPLIT_PIECES
+    return 1
+
+
+def is_dead(status: int, part: Part, is_orphaned: bool, *, others_succeed: bool, is_full: bool) -> bool:
+    """True if events failed so often, while others succeeded, that they are not sent again.
+
+    `is_orphaned`: their key is rejected, and it is not the configured one; the success of others is no evidence then.
+    `is_full`: there is no room for further parts to be retried, and this one would take it from others.
+    """
+    if is_orphaned:
+        return part.failures >= FAILURES_BEFORE_SPLIT
+    if not part.is_culprit or not (others_succeed or is_full):
+        return False
+    is_rejected = 400 <= status < 500 and status not in RETRIED_STATUSES
+    return is_rejected or is_full or part.failures >= FAILURES_BEFORE_DEAD

@@ -1,0 +1,133 @@
+"""HTTPS in the gateway itself: the server's certificate, replaced while running when its files change.
+
+Each version of the pair gets a context of its own, which is checked as a whole before the first handshake sees it.
+Loading a new pair into the context in use would be shorter and wrong: a failure half-way leaves a context without a
+key, and an RSA certificate stays beside an ECDSA one that was meant to replace it.
+"""
+
+import logging
+import ssl
+from pathlib import Path
+
+from tornado.ioloop import PeriodicCallback
+
+from tornado_gateway.errors import GatewayError
+
+__all__ = ["CertificateError", "Certificates", "expiry"]
+
+logger = logging.getLogger(__name__)
+
+CHECK_SECONDS = 5.0
+
+Signature = tuple[tuple[int, int, int], ...]
+
+
+class CertificateError(GatewayError):
+    """TLS_CERT_PATH and TLS_KEY_PATH cannot be used."""
+
+
+class Certificates:
+    """The pair at these paths. `context` is for the server and always hands out the newest pair that could be used."""
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        self.error: str | None = None  # why the newest files are not in use
+        self._cert = cert
+        self._key = key
+        self._seen = self._signature()
+        self._current = server_context(cert, key)
+        self.context = server_context(cert, key)
+        self.context.sni_callback = self._use_current
+        self._timer: PeriodicCallback | None = None
+
+    def start(self, check_seconds: float = CHECK_SECONDS) -> None:
+        """Watch the files."""
+        self._timer = PeriodicCallback(self._tick, check_seconds * 1000, jitter=0.2)
+        self._timer.start()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer = None
+
+    def check(self) -> bool:
+        """Read the files if they have changed; True when a new pair is in use. Open connections keep theirs.
+
+        Whoever renews a pair writes one file after the other. What does not fit together is told once, and looked at
+        again when a file changes the next time.
+        """
+        signature = self._signature()
+        if signature == self._seen:
+            return False
+        self._seen = signature
+        try:
+            self._current = server_context(self._cert, self._key)
+        except CertificateError as error:
+            self.error = str(error)
+            logger.error("the new TLS certificate cannot be used, the old one stays: %s", error)
+            return False
+        self.error = None
+        logger.info("a new TLS certificate is in use: %s", self._cert)
+        return True
+
+    def _tick(self) -> None:
+        self.check()
+
+    def _use_current(self, connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, first: ssl.SSLContext) -> None:
+        # OpenSSL asks at each handshake, also when the client names no host.
+        connection.context = self._current
+
+    def _signature(self) -> Signature:
+        """What changes with the files. Links are followed: certbot and Kubernetes renew by pointing them elsewhere."""
+        try:
+            stats = [path.stat() for path in (self._cert, self._key)]
+        except OSError:  # in the middle of a renewal, or gone; loading will tell
+            return ()
+        return tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)
+
+
+def server_context(cert: Path, key: Path) -> ssl.SSLContext:
+    """A context that serves this pair. Raises CertificateError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(cert, key, password=_no_passphrase)
+    except ssl.SSLError as error:
+        why = "they do not belong together" if error.reason == "KEY_VALUES_MISMATCH" else error.reason or str(error)
+        raise CertificateError(f"{cert} (TLS_CERT_PATH) with {key} (TLS_KEY_PATH): {why}") from error
+    except (OSError, ValueError) as error:
+        raise CertificateError(f"{cert} (TLS_CERT_PATH) with {key} (TLS_KEY_PATH): {error}") from error
+    return context
+
+
+def _no_passphrase() -> str:
+    """Without it OpenSSL would ask on the terminal, and the gateway would wait for ever."""
+    raise ValueError("the key has a passphrase; it has to be without")
+
+
+def expiry(cert: Path, key: Path) -> float:
+    """When the certificate ends, in unix seconds. Raises CertificateError; also when it has already ended.
+
+    Found out by a handshake in memory with a client that trusts just this certificate: the standard library shows the
+    fields of no other certificate than one that a peer has presented.
+    """
+    client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client_context.check_hostname = False
+    client_context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    server_side = server_context(cert, key)
+    client_context.load_verify_locations(cert)
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context.wrap_bio(to_client, to_server)
+    server = server_side.wrap_bio(to_server, to_client, server_side=True)
+    try:
+        for side in (client, server, client, server):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+    except ssl.SSLCertVerificationError as error:
+        raise CertificateError(f"{cert} (TLS_CERT_PATH): {error.verify_message}") from error
+    except ssl.SSLError as error:
+        raise CertificateError(f"{cert} (TLS_CERT_PATH): {error.reason}") from error
+    end = (client.getpeercert() or {}).get("notAfter")
+    return float(ssl.cert_time_to_seconds(str(end)))

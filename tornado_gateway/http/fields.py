@@ -1,0 +1,186 @@
+"""Reading what clients send: lenient where real SDKs are odd (wire contract 0.9, 0.10), clear where they are wrong.
+
+Every function raises `RequestError` 400 with the name of the field and what was expected.
+"""
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import orjson
+
+from tornado_gateway.errors import RequestError
+from tornado_gateway.http.connection import Request
+
+Fields = dict[str, Any]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+NOTHING = frozenset({"", "undefined", "null", "None"})  # how SDKs write a value that they do not have
+ESCAPE = re.compile(b"%[0-9A-Fa-f]{2}")
+# A lone surrogate, in a text without escaped backslashes: a high one without a low one behind it, or the reverse.
+_LONE_SURROGATE = re.compile(
+    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD])[c-fC-F][0-9a-fA-F]{2})"
+)
+_SURROGATE_BYTES = re.compile(
+    b"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]|\xed[\xa0-\xbf][\x80-\xbf]"
+)  # no other character of UTF-8 has such bytes
+MAX_REPAIRS = 50_000  # surrogates per body, at most 50 ms; a body with more is not JSON
+KNOWN_QUERIES = 1000  # how many checked query strings are remembered
+MAX_HOPS = 32  # addresses of X-Forwarded-For that are read: a client can send 16,000
+
+
+def json_object(body: bytes) -> Fields:
+    """Return the body as a JSON object, whatever the content type says. If a key is repeated, the last value wins."""
+    fields = json_value(body)[0]
+    if type(fields) is not dict:
+        raise RequestError(400, "the body must be a JSON object")
+    return fields
+
+
+def json_value(body: bytes) -> tuple[Any, bytes]:
+    """Return the value of a JSON body, and the body; the latter is repaired if it has lone surrogates.
+
+    JavaScript and .NET cut texts between the two halves of a character and write the half that is left.
+    """
+    try:
+        return orjson.loads(body), body
+    except orjson.JSONDecodeError:
+        repaired = _without_lone_surrogates(body)
+    try:
+        return orjson.loads(repaired), repaired
+    except orjson.JSONDecodeError as error:
+        raise RequestError(400, f"the body is not JSON: {error}") from error
+
+
+def _without_lone_surrogates(body: bytes) -> bytes:
+    """Replace lone surrogates, escaped or as bytes, by U+FFFD; a pair in bytes (CESU-8) by its character."""
+    if b"\1" in body:  # not valid in JSON, so it is free to stand for a backslash
+        return body
+    marked = _LONE_SURROGATE.sub(rb"\\ufffd", body.replace(b"\\\\", b"\1\1"), MAX_REPAIRS).replace(b"\1\1", b"\\\\")
+    return _SURROGATE_BYTES.sub(_decoded, marked, MAX_REPAIRS)
+
+
+def _decoded(surrogates: re.Match[bytes]) -> bytes:
+    units = surrogates[0].decode("utf-8", "surrogatepass").encode("utf-16-le", "surrogatepass")
+    return units.decode("utf-16-le", "replace").encode()
+
+
+def required_text(fields: Fields, name: str) -> str:
+    value = fields.get(name)
+    if type(value) is str and value and not value.isspace():
+        return value
+    if value is None or isinstance(value, str):
+        raise RequestError(400, f"{name} is required")
+    raise RequestError(400, f"{name}: expected a text")
+
+
+def user_id(fields: Fields) -> str:
+    """`userId` of REST callers, `id` of the SDKs; a number is taken as its text (decision-engine 7.3, row 31)."""
+    value = fields.get("userId")
+    if value is None:
+        value = fields.get("id")
+    if type(value) is str and value and not value.isspace():
+        return value
+    if type(value) in (int, float):
+        return orjson.dumps(value).decode()
+    raise RequestError(400, "userId is required: a text that is not blank")
+
+
+def raw_query_value(query: bytes, name: bytes) -> bytes | None:
+    """The undecoded value of a parameter; None if it is absent. Nothing but `&` separates parameters."""
+    marker = b"&" + name + b"="
+    if query.startswith(marker[1:]):
+        start = len(marker) - 1
+    else:
+        start = query.find(marker)
+        if start < 0:
+            return None
+        start += len(marker)
+    end = query.find(b"&", start)
+    return query[start:] if end < 0 else query[start:end]
+
+
+def form_decoded(raw: bytes) -> str:
+    return unquote_to_bytes(raw.replace(b"+", b" ")).decode("utf-8", "replace")
+
+
+def query_text(query: bytes, name: bytes) -> str | None:
+    """A parameter's text, None if it is absent or one of the ways to say "nothing"."""
+    raw = raw_query_value(query, name)
+    return None if raw is None else parameter_text(raw)
+
+
+def parameter_text(raw: bytes) -> str | None:
+    """The text of a parameter's undecoded value, None if it is one of the ways to say "nothing".
+
+    Some clients encode twice (wire contract A.2): what still holds escapes and no blank is decoded once more.
+    """
+    if raw.isdigit():
+        return raw.decode()
+    value = form_decoded(raw)
+    if "%" in value and " " not in value and ESCAPE.search(value.encode()):
+        value = unquote_to_bytes(value).decode("utf-8", "replace")
+    value = value.strip()
+    return None if value in NOTHING else value
+
+
+class AccountCheck:
+    """The account in a query is optional, but must not be another one (wire contract A.1, E.7)."""
+
+    def __init__(self, account_keys: Sequence[tuple[bytes, bytes]]) -> None:
+        self._keys = account_keys  # (account parameter, key parameter)
+        self._known: set[bytes] = {b""}
+
+    def __call__(self, query: bytes, account_id: str, sdk_key: str) -> None:
+        if query in self._known:
+            return
+        for account_name, key_name in self._keys:
+            for name, own in ((account_name, account_id), (key_name, sdk_key)):
+                given = query_text(query, name)
+                if given is not None and given != own:
+                    raise RequestError(400, "accountId or sdkKey does not match this gateway")
+        if len(self._known) < KNOWN_QUERIES:
+            self._known.add(query)
+
+    def forget(self) -> None:
+        """Call when the account may have changed."""
+        self._known = {b""}
+
+
+class ClientAddress:
+    """Where a request really comes from: the socket, or what trusted proxies say about it.
+
+    The right-most address of `X-Forwarded-For` that is not a trusted proxy counts; all left of it can be forged.
+    """
+
+    def __init__(self, trusted: Sequence[Network]) -> None:
+        self._trusted = tuple(trusted)
+
+    def __call__(self, request: Request) -> str:
+        address = request.peer
+        if not self._trusted or not self._is_trusted(address):
+            return address
+        hops = request.list_header(b"x-forwarded-for").decode("latin-1").rsplit(",", MAX_HOPS)
+        for hop in reversed(hops[-MAX_HOPS:]):
+            hop = hop.strip()
+            if not hop:
+                continue
+            address = hop
+            if not self._is_trusted(hop):
+                break
+        return address
+
+    def _is_trusted(self, address: str) -> bool:
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._trusted)
+
+
+def is_from_browser(request: Request) -> bool:
+    """Browsers say where the page is from; server SDKs never do."""
+    return request.header(b"origin") is not None

@@ -1,0 +1,202 @@
+"""What outlives a process: waiting events, settings documents, leases, aliases and sticky decisions.
+
+Two interfaces, because events have a home of their own: each worker writes its event log without waiting for anybody,
+while the state is shared by all. `sqlite` is the embedded implementation, `redis` the distributed one; one test suite
+runs against both. Everything raises `StoreError` when the store cannot do what it was asked.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+Record = dict[str, Any]
+
+SHARED = "shared:"  # begins the names of leases that all environments of a DATA_DIR share
+
+
+class Identity(NamedTuple):
+    """The account and the environment's key under which events were accepted, and are sent."""
+
+    account_id: str
+    sdk_key: str
+
+
+NO_IDENTITY = Identity("", "")  # of events stored by version 0.1: they are sent under the configured identity
+
+
+@dataclass(frozen=True, slots=True)
+class NewChunk:
+    """Event documents that are stored, claimed and settled together.
+
+    `body` holds `count` JSON documents joined by newlines. A chunk with a `query` is one event that must reach upstream
+    by itself, as `/events/t?<query>` (wire contract B.5, usage statistics); all others travel in batches.
+    """
+
+    count: int
+    body: bytes
+    query: str = ""
+    identity: Identity = NO_IDENTITY
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A stored chunk under the store's own name for it."""
+
+    id: int | str
+    count: int
+    body: bytes
+    query: str = ""
+    identity: Identity = NO_IDENTITY
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Events that upstream refused for good. `at` is in unix seconds."""
+
+    id: int | str
+    count: int
+    body: bytes
+    query: str
+    reason: str
+    at: float
+    identity: Identity = NO_IDENTITY
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How many events wait and how many are dead; `oldest_at` is when the first of the waiting ones was stored."""
+
+    waiting: int
+    dead: int
+    oldest_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """A settings document; `version` grows with every change, `saved_at` is when it was last saved or confirmed."""
+
+    body: bytes
+    version: int
+    saved_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """A check that a stored document is the current one: `at` in unix seconds, `by` the process that checked."""
+
+    at: float
+    by: str
+
+
+class EventStore(Protocol):
+    """A durable queue of chunks, oldest first. `failure` says why events are kept elsewhere at the moment, if so."""
+
+    failure: str | None
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def append(self, chunks: Sequence[NewChunk]) -> None:
+        """Keep all of them, or raise and keep none. Afterwards the death of the process loses nothing."""
+
+    async def claim(self, max_events: int) -> list[Chunk]:
+        """The oldest chunks that nobody else works on, at least one if there is any, together at most `max_events`."""
+
+    async def release(self, chunks: Sequence[Chunk]) -> None:
+        """Give claimed chunks back; they are the next to be claimed."""
+
+    async def settle(
+        self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
+    ) -> None:
+        """Remove claimed chunks; in the same step keep the refused parts, with the reason, and the parts still to send.
+
+        If StoreError is raised the chunks still belong to the caller, who has to release them. If there is nothing to
+        keep, this may return before the chunks are deleted: after a crash a few of them are sent again.
+        """
+
+    async def depth(self) -> Depth: ...
+
+    async def dead_letters(self, limit: int = 100) -> list[DeadLetter]: ...
+
+    async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:
+        """Move dead letters (None: all) back into the queue, in portions, together at most `max_events`.
+
+        Returns the number of events moved. Raises StoreError only if nothing was moved.
+        """
+
+    async def trim_dead_letters(self, max_events: int) -> int:
+        """Delete the oldest dead letters beyond `max_events`, of those that `depth` counts here.
+
+        Returns the number of events discarded.
+        """
+
+
+class StateStore(Protocol):
+    """What all workers share."""
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def load_document(self, name: str) -> StoredDocument | None: ...
+
+    async def save_document(self, name: str, body: bytes, by: str = "") -> StoredDocument:
+        """Store the document under the next version. `by` names the process that fetched it."""
+
+    async def confirm_document(self, name: str, by: str = "") -> None:
+        """Note that the stored document is still the one that upstream has, and the process that has checked this."""
+
+    async def last_confirmation(self, name: str) -> Confirmation | None:
+        """Return when and by which process the document was last saved or confirmed; None without a document."""
+
+    async def wait_for_document(self, name: str, known_version: int) -> StoredDocument:
+        """Return as soon as the stored version is another than the known one."""
+
+    async def acquire_lease(self, name: str, owner: str) -> bool:
+        """Return whether `owner` holds the lease now. It ends when it is released, or soon after its process has ended.
+
+        A lease is a hint to avoid duplicate work. It can be lost, so ask again before each use.
+        """
+
+    async def release_lease(self, name: str, owner: str) -> None: ...
+
+    async def set_alias(self, alias_id: str, user_id: str) -> None: ...
+
+    async def aliases(self, ids: Sequence[str]) -> dict[str, str]:
+        """The user id of each id that is an alias; others are left out."""
+
+    async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, Record]:
+        """The sticky decisions of a visitor under these keys (decision-engine 3.9); unknown keys are left out."""
+
+    async def save_records(self, user_id: str, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
+        """Keep sticky decisions by key, for `seconds` from now."""
+
+
+class Background(Protocol):
+    """A task that lasts as long as the store is open."""
+
+    def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Both halves, as one worker uses them, and a task that brings in the data of a former version, if there is one."""
+
+    events: EventStore
+    state: StateStore
+    take_over: Background | None = None
+
+    async def open(self) -> None:
+        await self.state.open()
+        await self.events.open()
+        if self.take_over is not None:
+            self.take_over.start()
+
+    async def close(self) -> None:
+        if self.take_over is not None:
+            await self.take_over.stop()
+        await self.events.close()
+        await self.state.close()

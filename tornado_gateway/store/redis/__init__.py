@@ -1,0 +1,1 @@
+"""The distributed store. Only this package knows Redis."""

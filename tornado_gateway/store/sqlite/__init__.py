@@ -1,0 +1,1 @@
+"""The embedded store. Only this package knows SQLite."""

@@ -1,0 +1,154 @@
+"""Free space in DATA_DIR: new events are rejected before the disk is full, so that delivered ones can be deleted.
+
+SQLite needs room even to delete: pages go through the WAL, and from there into the file. A small reserve file is kept
+for a disk that other programs have filled: it is removed when the store could not be opened or emptied otherwise.
+"""
+
+import os
+import sqlite3
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from tornado_gateway.errors import StoreError
+
+FLOOR_BYTES = 4 * 1024 * 1024
+FLOOR_SHARE = 8  # at most this part of the file system, if it is tiny
+RESERVE_BYTES = 1024 * 1024
+RESERVE_SHARE = 32
+AMPLE_BYTES = 256 * 1024 * 1024  # more than the WALs of all workers
+CHECK_SECONDS = 0.1  # between two checks, unless many bytes were written
+CHECKPOINT_TRIES = 25  # another connection may be making a checkpoint at the moment
+CHECKPOINT_PAUSE_SECONDS = 0.02
+FULL_CODES = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
+
+
+class DiskSpace:
+    """Decides whether a directory has room for more events. Used by the thread that writes them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.problem: str | None = None
+        self._directory = directory
+        self._checked_at = -CHECK_SECONDS
+        self._unchecked_bytes = 0
+        self._step = 0  # bytes that may be written without a check
+
+    def claim(self, connection: sqlite3.Connection, size: int) -> None:
+        """Raise StoreError if `size` bytes of new events would leave too little space."""
+        self._unchecked_bytes += size
+        now = time.monotonic()
+        if self._unchecked_bytes > self._step or now - self._checked_at >= CHECK_SECONDS:
+            self._checked_at, self._unchecked_bytes = now, size
+            self.check(connection)
+        if self.problem is not None:
+            raise StoreError(self.problem)
+
+    def claim_for_move(self, connection: sqlite3.Connection, size: int) -> None:
+        """Raise StoreError if there is no room to move `size` bytes of stored events. They may go below the floor."""
+        free, floor = self._free(), self._floor()
+        if free >= AMPLE_BYTES:
+            return
+        reusable = _make_room(connection, floor // 4)
+        free = self._free()
+        if free - size < floor // 4 or free + reusable - size < floor // 2:
+            raise StoreError(f"the disk of {self._directory} is full: {free / 1e6:.1f} MB are free")
+
+    def check(self, connection: sqlite3.Connection) -> None:
+        """Update `problem`. If space is low, empty the WAL first and count the file's unused pages as free."""
+        had_problem = self.problem is not None
+        self.problem = self._find_problem(0) and self._find_problem(_make_room(connection, self._step))
+        if had_problem and self.problem is None:
+            self.keep_reserve()
+
+    def _find_problem(self, reusable_bytes: int) -> str | None:
+        free, floor = self._free(), self._floor()
+        self._step = floor // 4
+        if free >= AMPLE_BYTES:
+            return None
+        after_checkpoint = free + reusable_bytes - _wal_bytes(self._directory)
+        if free >= floor // 2 and after_checkpoint >= floor:
+            return None
+        return (
+            f"the disk of {self._directory} is full: {free / 1e6:.1f} MB are free, new events are rejected"
+            f" below {floor / 1e6:.1f} MB"
+        )
+
+    def drop_reserve(self, error: sqlite3.Error | OSError) -> bool:
+        """If `error` is due to a full disk and there is a reserve, free it. True if another try is worthwhile."""
+        code = getattr(error, "sqlite_errorcode", None)
+        if isinstance(error, sqlite3.Error) and (code is None or code & 0xFF not in FULL_CODES):
+            return False
+        try:
+            if self._free() >= self._floor():
+                return False
+            self._reserve.unlink()
+        except OSError:
+            return False
+        return True
+
+    def keep_reserve(self) -> None:
+        """Allocate the reserve, if there is none and enough space."""
+        with suppress(OSError):
+            size = min(RESERVE_BYTES, self._total() // RESERVE_SHARE)
+            if self._reserve.exists() or self._free() < self._floor() + size:
+                return
+            descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, size)
+            except OSError:
+                self._reserve.unlink()
+            finally:
+                os.close(descriptor)
+
+    @property
+    def _reserve(self) -> Path:
+        return self._directory / "reserve"
+
+    def _floor(self) -> int:
+        return min(FLOOR_BYTES, self._total() // FLOOR_SHARE)
+
+    def _free(self) -> int:
+        status = os.statvfs(self._directory)
+        return status.f_bavail * status.f_frsize
+
+    def _total(self) -> int:
+        status = os.statvfs(self._directory)
+        return status.f_blocks * status.f_frsize
+
+
+def _wal_bytes(directory: Path) -> int:
+    """What checkpoints may still have to copy into the files."""
+    with suppress(OSError), os.scandir(directory) as entries:
+        return sum(entry.stat().st_size for entry in entries if entry.name.endswith("-wal"))
+    return 0
+
+
+def _make_room(connection: sqlite3.Connection, small: int) -> int:
+    """Empty the WAL, and shrink the file if it holds little. Returns the bytes in the file that can be used again."""
+    _truncate_wal(connection)
+    free, used = _pages(connection)
+    if used <= small < free:
+        with suppress(sqlite3.Error):  # other workers need the space as well
+            connection.execute("PRAGMA temp_store=MEMORY")
+            connection.execute("VACUUM main")
+        _truncate_wal(connection)
+        free, used = _pages(connection)
+    return free
+
+
+def _truncate_wal(connection: sqlite3.Connection) -> None:
+    for _ in range(CHECKPOINT_TRIES):
+        with suppress(sqlite3.Error):
+            busy, *_ = connection.execute("PRAGMA main.wal_checkpoint(TRUNCATE)").fetchone()
+            if not busy:
+                return
+        time.sleep(CHECKPOINT_PAUSE_SECONDS)
+
+
+def _pages(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Bytes of the file that are free and used."""
+    free, pages, size = (
+        connection.execute(f"PRAGMA main.{name}").fetchone()[0]
+        for name in ("freelist_count", "page_count", "page_size")
+    )
+    return free * size, (pages - free) * size

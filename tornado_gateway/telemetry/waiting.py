@@ -1,0 +1,179 @@
+"""Since when events wait, and whether anything explains it: read by each worker, merged for the whole instance.
+
+Each worker reads its store every few seconds and publishes the reading on the scoreboard. /status, the metrics, the
+console, the doctor and the commands show what is merged here, so that all of them give the same verdict.
+
+Events are stuck if the oldest one has stayed the same for long although neither delivery nor the store has reported an
+error meanwhile. The age alone does not count: after an outage, or after a start with old events in the log, the
+oldest one is old and yet delivery goes on.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tornado_gateway.errors import StoreError
+from tornado_gateway.store.interfaces import Depth, EventStore
+
+READ_SECONDS = 2.0
+READ_SHARE = 0.01  # of the store's time that readings may use
+STUCK_SECONDS = 60.0
+STUCK_INTERVALS = 3  # times the longest that an event may wait and one request may take
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The last reading of one worker, as published.
+
+    From `still_since` until `still_until` (None: now) the oldest event has been the same and no error was reported, on
+    the monotonic clock, which all processes of a machine share; other times are unix seconds. While the store cannot be
+    read, `unknown_since` is the time of the last reading (or of the start), and the rest is of that reading.
+    """
+
+    at: float | None = None
+    dead: int | None = None
+    oldest_at: float | None = None
+    unknown_since: float | None = None
+    still_since: float | None = None
+    still_until: float | None = None
+    stuck_after: float = STUCK_SECONDS
+
+
+class Waiting(NamedTuple):
+    """The number of waiting events that a worker counts, and its reading."""
+
+    events: int
+    reading: Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """The readings of the whole instance. `stuck` is the problem to report, if there is one."""
+
+    oldest_at: float | None = None
+    unknown_since: float | None = None
+    stuck: Record | None = None
+
+
+def stuck_after(flush_seconds: float, timeout_seconds: float) -> float:
+    """How long the oldest event may stay the same: several times as long as one flush may take."""
+    return max(STUCK_SECONDS, STUCK_INTERVALS * (flush_seconds + timeout_seconds))
+
+
+class Watch:
+    """Reads the store of a worker regularly.
+
+    `waiting` is the number of events that the worker counts; a log of its own is not read while there are none. A store
+    that `is_shared` is always read, because other machines change it too.
+    """
+
+    def __init__(
+        self, store: EventStore, waiting: Callable[[], int], stuck_after_seconds: float, *, is_shared: bool = False
+    ) -> None:
+        self._store = store
+        self._waiting = waiting
+        self._stuck_after_seconds = stuck_after_seconds
+        self._is_shared = is_shared
+        self._depth: Depth | None = None
+        self._read_at: float | None = None
+        self._unknown_since: float | None = time.time()
+        self._still_since: float | None = None
+        self._still_until: float | None = None  # a slow store is read rarely, so not until now
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    def reading(self, reason: str | None) -> Reading:
+        """The last one. `reason` is an error that explains why events wait, if there is one at the moment."""
+        if reason is not None and self._still_since is not None:
+            self._still_since = time.monotonic()
+        depth = self._depth
+        return Reading(
+            at=self._read_at,
+            dead=None if depth is None else depth.dead,
+            oldest_at=None if depth is None else depth.oldest_at,
+            unknown_since=self._unknown_since,
+            still_since=self._still_since,
+            still_until=self._still_until,
+            stuck_after=self._stuck_after_seconds,
+        )
+
+    async def read(self) -> None:
+        if not self._is_shared and not self._waiting():
+            self._note(Depth(0, 0, None))
+            return
+        try:
+            self._note(await self._store.depth())
+        except StoreError:
+            self._unknown_since = self._unknown_since or self._read_at
+
+    def _note(self, depth: Depth) -> None:
+        now = time.monotonic()
+        if depth.oldest_at is None:
+            self._still_since = None
+        elif self._depth is None or depth.oldest_at != self._depth.oldest_at:
+            self._still_since = now
+        self._still_until = now
+        self._depth = depth
+        if self._store.failure is None:
+            self._read_at, self._unknown_since = time.time(), None
+        else:  # a part of the store did not answer: the numbers of that part are of an earlier reading
+            self._unknown_since = self._unknown_since or self._read_at
+
+    async def _run(self) -> None:
+        while True:
+            before = time.monotonic()
+            await self.read()
+            took = time.monotonic() - before
+            await asyncio.sleep(max(READ_SECONDS * random.uniform(0.9, 1.1), took / READ_SHARE))
+
+
+def newest_dead(workers: Sequence[Waiting], otherwise: int) -> int:
+    """The number of dead events in a shared store, as the last worker that read it found it."""
+    newest = max((worker.reading for worker in workers), key=lambda reading: reading.at or 0.0, default=None)
+    return otherwise if newest is None or newest.dead is None else newest.dead
+
+
+def merged(workers: Sequence[Waiting], *, is_shared: bool) -> Merged:
+    """The readings of all workers: of logs of their own, or of one store that is shared."""
+    holding = [worker for worker in workers if worker.events > 0]
+    if not holding:
+        return Merged()
+    readings = [worker.reading for worker in holding]
+    oldest = min((reading.oldest_at for reading in readings if reading.oldest_at is not None), default=None)
+    unknown = [reading.unknown_since for reading in readings]
+    failed = [since for since in unknown if since is not None]
+    if is_shared and len(failed) < len(unknown):  # one worker that can read it is enough
+        failed = []
+    return Merged(oldest, min(failed, default=None), _stuck(holding, is_shared=is_shared))
+
+
+def _stuck(holding: Sequence[Waiting], *, is_shared: bool) -> Record | None:
+    """Of a shared store every worker must agree: one that reports an error explains the wait."""
+    still = [worker for worker in holding if _is_still(worker.reading)]
+    if not still or (is_shared and len(still) < len(holding)):
+        return None
+    since = min(worker.reading.oldest_at for worker in still if worker.reading.oldest_at is not None)
+    events = max(worker.events for worker in still) if is_shared else sum(worker.events for worker in still)
+    age = max(0.0, time.time() - since)
+    message = f"Events are stuck: {events} waiting, the oldest for {age:.0f} s, although delivery reports no error."
+    return {"since": since, "seconds": round(age, 3), "events": events, "message": message}
+
+
+def _is_still(reading: Reading) -> bool:
+    if reading.still_since is None or reading.oldest_at is None:
+        return False
+    until = time.monotonic() if reading.still_until is None else reading.still_until
+    return until - reading.still_since >= reading.stuck_after
