@@ -1,0 +1,147 @@
+"""The structure: which room may import which, which library belongs to which room, and how large things are.
+
+Read from the sources with `ast`. Imports under TYPE_CHECKING count. Names of exceptions disappear from here, none come.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+from process import ROOT
+
+PACKAGE = ROOT / "tornado_gateway"
+# A room may import rooms on lower lines, never one on its own line.
+LINES = (
+    {"errors", "logs", "gate", "backoff", "version"},
+    {"core", "http", "config"},
+    {"store"},
+    {"settings", "events", "upstream", "enrichment", "telemetry"},
+    {"environments"},
+    {"api", "console"},
+    {"process"},
+    {"cli"},
+)
+HEIGHT = {room: height for height, line in enumerate(LINES) for room in line}
+ONLY_BY = {  # rooms that only these may import
+    "http": {"environments", "api", "console", "process"},
+    "config": {"process", "cli"},
+}
+LIBRARIES = {  # outside library: where it may be imported
+    "httptools": {"http"},
+    "pycurl": {"upstream/curl.py"},
+    "redis": {"store/redis"},
+    "sqlite3": {"store/sqlite"},
+    "maxminddb": {"enrichment"},
+    "ua_parser": {"enrichment"},
+    "tornado.web": {"console"},
+    "prometheus_client": {"telemetry/prometheus.py"},
+    "argparse": {"cli", "config/sources.py"},
+}
+EXCEPTIONS = {  # (file, imported module or library)
+    ("cli/doctor.py", "tornado_gateway.http.certificates"),
+    ("config/options.py", "argparse"),
+    ("events/queue.py", "tornado_gateway.http.connection"),
+    ("logs.py", "tornado_gateway.http.connection"),
+    ("settings/documents.py", "tornado_gateway.http.connection"),
+    ("store/redis/events.py", "tornado_gateway.config"),
+    ("store/redis/takeover.py", "tornado_gateway.config"),
+    ("telemetry/metrics.py", "prometheus_client"),
+    ("telemetry/metrics.py", "prometheus_client.exposition"),
+    ("telemetry/metrics.py", "prometheus_client.metrics_core"),
+    ("telemetry/metrics.py", "prometheus_client.registry"),
+    ("telemetry/metrics.py", "tornado_gateway.http.connection"),
+    ("upstream/sender.py", "httptools"),
+    ("version.py", "tornado_gateway.core.bucketing"),
+}
+CYCLES = {  # (importing module, imported module) that close a circle
+    ("tornado_gateway.core.model", "tornado_gateway.core.segments"),
+    ("tornado_gateway.core.evaluation", "tornado_gateway.core.trace"),
+}
+
+
+def files() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(path: Path) -> list[str]:
+    """All imported modules, absolute. `from a.b import c` gives `a.b.c` too if that is a module."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}: imports are absolute"
+            module = node.module or ""
+            modules = [f"{module}.{alias.name}" for alias in node.names if is_module(f"{module}.{alias.name}")]
+            found += modules or [module]
+    return found
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return name.startswith("tornado_gateway") and (path.with_suffix(".py").exists() or path.is_dir())
+
+
+def breaks_the_order(path: Path, module: str) -> bool:
+    importer = room_of("tornado_gateway." + name_of(path).removesuffix(".py").replace("/", "."))
+    imported = room_of(module)
+    if not imported or imported == importer or importer in ("__main__", "__init__"):
+        return False
+    allowed = ONLY_BY.get(imported)
+    if HEIGHT[imported] >= HEIGHT[importer]:
+        return True
+    return allowed is not None and importer not in allowed
+
+
+def breaks_a_wall(path: Path, module: str) -> bool:
+    library = next((name for name in LIBRARIES if module == name or module.startswith(name + ".")), None)
+    return library is not None and not any(name_of(path).startswith(place) for place in LIBRARIES[library])
+
+
+def found_violations() -> set[tuple[str, str]]:
+    found = set()
+    for path in files():
+        for module in imports(path):
+            if module.startswith("tornado_gateway."):
+                if breaks_the_order(path, module):
+                    found.add((name_of(path), module))
+            elif breaks_a_wall(path, module):
+                found.add((name_of(path), module))
+    return found
+
+
+def test_imports_point_down_and_libraries_stay_in_their_room():
+    assert found_violations() == EXCEPTIONS
+
+
+def test_there_is_no_import_cycle_of_files():
+    graph = {
+        "tornado_gateway." + name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__"): imports(path)
+        for path in files()
+    }
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, f"cycle: {' -> '.join((*above[above.index(module):], module))}"
+        if module in graph and module not in done:
+            for imported in {name for name in graph[module] if (module, name) not in CYCLES}:
+                visit(imported, (*above, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("room", sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()))
+def test_each_room_says_what_it_is_for(room):
+    document = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8")))
+    assert document
+    assert 1 <= len(document.splitlines()) <= 6
