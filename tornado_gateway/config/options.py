@@ -404,8 +404,8 @@ class Config:
         "EVENT_QUEUE_FULL",
         _one_of("drop", "refuse"),
         "drop",
-        "getFlag while events cannot be stored: drop responds with the decision and counts its events as rejected;"
-        " refuse returns 503. trackEvent, setAttribute and events of SDKs always get a 503.",
+        "What getFlag does while events cannot be stored: drop responds with the decision and counts its events as"
+        " rejected; refuse returns 503. trackEvent, setAttribute and events of SDKs always get a 503.",
     )
     dead_letter_limit: int = _option(
         _EVENTS,
