@@ -273,15 +273,15 @@ def test_a_dead_letter_is_requeued_and_delivered(open_page, gateway, vendor):
         for note in ("refused 1", "refused 2"):
             event = {"d": {"visId": "X", "event": {"name": "refusedPurchase", "props": {"note": note}}}}
             assert gateway.post("/events/t", event)[0] == 200
-        gateway.wait_for_dead_letters(2)
         page = open_page("/console#events")
+        expect(page.locator("#recent")).to_contain_text("refusedPurchase")
+        gateway.wait_for_dead_letters(2)
         letters = page.locator("#dead-letters > li")
         expect(letters).to_have_count(2)
         expect(letters.first).to_contain_text("400 Bad Request")
         expect(page.locator("#dead-badge")).to_have_text("2")
         letters.first.locator("summary").click()
         expect(letters.first.locator("pre")).to_contain_text('"note": "refused')
-        expect(page.locator("#recent")).to_contain_text("refusedPurchase")
         picture(page, "events")
     finally:
         vendor.event_faults.clear()
