@@ -293,10 +293,11 @@ class Flusher:
     def _part_failed(self, part: Part, error: UpstreamError, *, others_succeeded_meanwhile: bool) -> None:
         is_orphaned = self._is_orphaned(part.events.identity, error.status)
         others_succeed = self._others_succeed(part)
-        if others_succeed or is_orphaned or self._is_alone(part.claim):
+        if others_succeed or is_orphaned or self._is_alone(part):
             part.failures += 1
         pieces = 1 if is_orphaned else pieces_after(error.status, part)
-        if not (others_succeeded_meanwhile or is_orphaned or part.is_culprit):
+        is_explained = is_orphaned or (part.is_culprit and not self._failures)
+        if not (others_succeeded_meanwhile or is_explained):
             self._failures += 1
             is_isolating = pieces > 1 and error.status in CONTENT_STATUSES
             if not is_isolating or self._failures > REJECTIONS_BEFORE_PAUSE:
@@ -322,9 +323,10 @@ class Flusher:
         part.successes_seen = now
         return seen is not None and now > seen
 
-    def _is_alone(self, claim: Claim) -> bool:
-        """True if there are no other events whose success could show that the failure concerns these."""
-        return self._claims == {claim} and len(claim.parts) == 1 and self._queue.stored <= self._claimed
+    def _is_alone(self, part: Part) -> bool:
+        """True if the success of no other events could show that the failure concerns some of these."""
+        is_last = self._claims == {part.claim} and len(part.claim.parts) == 1 and self._queue.stored <= self._claimed
+        return is_last and part.events.count > 1  # a single event need not be isolated
 
     def _bury(self, part: Part, error: UpstreamError) -> None:
         """Make events that fail while others succeed dead letters."""
