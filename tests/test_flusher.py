@@ -357,6 +357,24 @@ async def test_a_poisoned_event_does_not_delay_later_ones_at_low_load(store, sin
     assert_balanced(queue)
 
 
+@pytest.mark.parametrize("status", [400, 500])
+async def test_many_poisoned_events_in_a_row_do_not_delay_later_ones_at_low_load(store, sink, status):
+    """Row A1: their pieces wait while newer events find out whether others succeed."""
+    sink.status_of = lambda documents: status if min(documents) < 100 else 200
+    queue = await started_queue(store)
+    policy = RetryPolicy(pause_first=0.01, pause_longest=600.0, part_first=0.01, part_longest=0.05)
+    flush = flusher_of(store, queue, sink, interval_seconds=0.01, retries=policy)
+    await flush.start()
+    await append(queue, range(100))
+    await until(lambda: flush.last.error is not None)
+    for number in range(100, 150):
+        await append(queue, [number])
+        await until(lambda number=number: number in sink.delivered(), lambda: f"{sink.delivered()} {queue.counts}")
+    await queue.stop()
+    await flush.stop(30)
+    assert_balanced(queue)
+
+
 async def test_more_poisoned_events_than_can_be_retried_at_once_do_not_stop_delivery(store, sink):
     sink.status_of = lambda documents: 500 if any(name % 20 == 0 for name in documents) else 200
     queue = await started_queue(store)

@@ -220,12 +220,17 @@ class Flusher:
                 return None
             if not self._failures and self._has_retry_due():
                 return self._retries.pop()
-            if not self._ready and self._is_worth_a_claim():
+            needs_others = not self._ready or (self._failures > 0 and not self._has_untried_part())
+            if needs_others and self._is_worth_a_claim():
                 await self._claim_batches()
             if self._ready:
-                return self._ready.popleft()
+                return self._ready.pop() if self._failures and self._has_untried_part() else self._ready.popleft()
             # Nothing succeeds, and no other events are at hand to find out when that changes.
             return self._retries.pop() if self._failures and self._retries else None
+
+    def _has_untried_part(self) -> bool:
+        """True if the newest part that is ready is not a piece of a failed one: it is sent first after a failure."""
+        return bool(self._ready) and self._ready[-1].successes_seen is None
 
     def _has_retry_due(self) -> bool:
         """True if a part is to be sent again now. At stop each one gets a last chance."""
