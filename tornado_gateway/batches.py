@@ -59,16 +59,17 @@ class Part:
 
     `failures` counts the failures that say something about these events, because other requests succeeded meanwhile.
     `successes_seen` is the number of successful requests of the same identity at the last failure, or at the first
-    attempt.
+    attempt. `is_repeated` is set once these very events have failed.
     """
 
-    __slots__ = ("claim", "events", "failures", "successes_seen")
+    __slots__ = ("claim", "events", "failures", "is_repeated", "successes_seen")
 
     def __init__(self, claim: Claim, events: NewChunk, failures: int = 0, successes_seen: int | None = None) -> None:
         self.claim = claim
         self.events = events
         self.failures = failures
         self.successes_seen = successes_seen
+        self.is_repeated = False
 
     @property
     def is_culprit(self) -> bool:

@@ -301,7 +301,8 @@ class Flusher:
         if others_succeed or is_orphaned or self._is_alone(part):
             part.failures += 1
         pieces = 1 if is_orphaned else pieces_after(error.status, part)
-        is_explained = is_orphaned or (part.is_culprit and not self._failures)
+        is_explained = is_orphaned or (part.is_culprit and not (part.is_repeated and self._failures))
+        part.is_repeated = True
         if not (others_succeeded_meanwhile or is_explained):
             self._failures += 1
             is_isolating = pieces > 1 and error.status in CONTENT_STATUSES
