@@ -14,7 +14,7 @@ KEY_STATUSES: Final = frozenset({401, 403})  # responses that concern the SDK ke
 CONTENT_STATUSES: Final = frozenset({400, 413, 422})  # responses that concern events of the request, not the route
 RETRIED_STATUSES: Final = frozenset({408, 425, 429})  # 4xx that mean "later", not "never"
 FAILURES_BEFORE_SPLIT = 3  # while others succeed; a single event that is rejected (4xx) so often becomes a dead letter
-FAILURES_BEFORE_DEAD = 8  # of any kind, for a single event
+FAILURES_BEFORE_DEAD = 6  # of any kind, for a single event: half a minute after it was isolated
 SPLIT_PIECES = 10  # a failed batch is cut into tenths: each level can cost a time-out, and 100 events need two levels
 
 
@@ -59,16 +59,17 @@ class Part:
 
     `failures` counts the failures that say something about these events, because other requests succeeded meanwhile.
     `successes_seen` is the number of successful requests of the same identity at the last failure, or at the first
-    attempt.
+    attempt. `is_repeated` is set once these very events have failed.
     """
 
-    __slots__ = ("claim", "events", "failures", "successes_seen")
+    __slots__ = ("claim", "events", "failures", "is_repeated", "successes_seen")
 
     def __init__(self, claim: Claim, events: NewChunk, failures: int = 0, successes_seen: int | None = None) -> None:
         self.claim = claim
         self.events = events
         self.failures = failures
         self.successes_seen = successes_seen
+        self.is_repeated = False
 
     @property
     def is_culprit(self) -> bool:

@@ -21,6 +21,7 @@ from tornado_gateway.errors import StoreError, UpstreamError
 from tornado_gateway.events.batches import (
     CONTENT_STATUSES,
     KEY_STATUSES,
+    SPLIT_PIECES,
     Claim,
     Part,
     RetryQueue,
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 CLAIMED_BATCHES = 4  # batches in one claim
 PARALLEL_REQUESTS = 16  # concurrent requests of one worker
 MAX_RETRYING = 128  # parts that wait for a retry; beyond it no new events are claimed, so that memory is bounded
+PAUSES_BEFORE_CUT = 3  # without a success, after which a batch is split to find out whether any event succeeds
 SETTLE_RETRY_SECONDS = 1.0  # after the store failed to settle a claim
 REJECTIONS_BEFORE_PAUSE = 16  # more halvings than it takes to isolate one event of 5,000
 RETRY_AFTER_LONGEST_SECONDS = 300.0
@@ -121,6 +123,10 @@ class Flusher:
         self._recent_seconds = policy.pause_first
         self._failures = 0  # since the last success
         self._paused_until = 0.0
+        self._pauses = 0  # since the last success
+        self._cut: Claim | None = None  # whose parts are split although nothing succeeds
+        self._owes_a_piece = False  # the first request after a pause is one of them
+        self._retry_error = ""  # of the last part that is to be sent again
         # The present flush
         self._claiming = asyncio.Lock()
         self._group: asyncio.TaskGroup | None = None
@@ -153,6 +159,11 @@ class Flusher:
         if self._queue.stored:
             logger.info("%d events remain stored", self._queue.stored)
 
+    @property
+    def retry_reason(self) -> str | None:
+        """The reason why some events wait although delivery works; None if none do."""
+        return f"some events failed and are sent again: {self._retry_error}" if self._retries else None
+
     async def flush(self, *, everything: bool) -> bool:
         """Send full batches, with `everything` all events that are stored now. Return False if delivery fails."""
         if everything:
@@ -173,7 +184,11 @@ class Flusher:
         while not self._stopping.is_set():
             await self._wait()
             everything, self._is_flush_due = self._is_flush_due, False
-            await self.flush(everything=everything)
+            try:
+                await self.flush(everything=everything)
+            except Exception:  # a fault of ours in one batch must not end delivery
+                logger.exception("delivery failed unexpectedly, retrying")
+                self._paused_until = asyncio.get_running_loop().time() + self._pause.next()
             self._note_idle()
         self._paused_until = 0.0
         await self.flush(everything=True)
@@ -232,11 +247,19 @@ class Flusher:
             is_probing = self._paused_until > 0  # to find out whether anything succeeds, other events are tried first
             if not is_probing and self._has_retry_due():
                 return self._retries.pop()
-            if not self._ready and self._is_worth_a_claim():
+            if is_probing and self._owes_a_piece and self._ready and self._ready[0].successes_seen is not None:
+                self._owes_a_piece = False
+                return self._ready.popleft()
+            needs_others = not self._ready or (is_probing and not self._has_untried_part())
+            if needs_others and self._is_worth_a_claim():
                 await self._claim_batches()
             if self._ready:
-                return self._ready.popleft()
+                return self._ready.pop() if is_probing and self._has_untried_part() else self._ready.popleft()
             return self._retries.pop() if self._retries and (is_probing or self._has_retry_due()) else None
+
+    def _has_untried_part(self) -> bool:
+        """True if the newest part that is ready is not a piece of a failed one: it is sent first after a failure."""
+        return bool(self._ready) and self._ready[-1].successes_seen is None
 
     def _has_retry_due(self) -> bool:
         """True if a part is to be sent again now. At stop each one gets a last chance."""
@@ -303,10 +326,14 @@ class Flusher:
     def _part_failed(self, part: Part, error: UpstreamError) -> None:
         is_orphaned = self._is_orphaned(part.events.identity, error.status)
         others_succeed = self._others_succeed(part)
-        if others_succeed or is_orphaned or self._is_alone(part.claim):
+        if others_succeed or is_orphaned or self._is_alone(part):
             part.failures += 1
         pieces = 1 if is_orphaned else pieces_after(error.status, part)
-        if not (is_orphaned or part.is_culprit):
+        if pieces == 1 and self._may_cut(part):
+            self._cut, pieces = part.claim, SPLIT_PIECES
+        is_explained = is_orphaned or (part.is_culprit and not (part.is_repeated and self._failures))
+        part.is_repeated = True
+        if not is_explained:
             self._failures += 1
             is_isolating = pieces > 1 and error.status in CONTENT_STATUSES and self._failures <= REJECTIONS_BEFORE_PAUSE
             if not (is_isolating or self._has_succeeded_recently()):
@@ -320,7 +347,15 @@ class Flusher:
             self._ready.extendleft(reversed(part.split(pieces)))
         else:
             delay = max(self._part_pause.after(max(1, part.failures)), _retry_after(error))
+            self._retry_error = str(error)
             self._retries.push(asyncio.get_running_loop().time() + delay, part)
+
+    def _may_cut(self, part: Part) -> bool:
+        """True if a part is to be split although nothing shows that its events are to blame.
+
+        If each batch holds an event that fails, none succeeds. Pieces of one of them find out.
+        """
+        return self._pauses >= PAUSES_BEFORE_CUT and part.events.count > 1 and self._cut in (None, part.claim)
 
     def _has_succeeded_recently(self) -> bool:
         """True if a request has succeeded so recently that a failure says nothing about delivery as a whole."""
@@ -336,9 +371,10 @@ class Flusher:
         part.successes_seen = now
         return seen is not None and now > seen
 
-    def _is_alone(self, claim: Claim) -> bool:
-        """True if there are no other events whose success could show that the failure concerns these."""
-        return self._claims == {claim} and len(claim.parts) == 1 and self._queue.stored <= self._claimed
+    def _is_alone(self, part: Part) -> bool:
+        """True if the success of no other events could show that the failure concerns some of these."""
+        is_last = self._claims == {part.claim} and len(part.claim.parts) == 1 and self._queue.stored <= self._claimed
+        return is_last and part.events.count > 1  # a single event need not be isolated
 
     def _bury(self, part: Part, error: UpstreamError) -> None:
         """Make events that fail while others succeed dead letters."""
@@ -403,9 +439,12 @@ class Flusher:
         loop_time = asyncio.get_running_loop().time()
         if loop_time >= self._paused_until:  # requests that were in flight together fail together: one failure
             self._paused_until = loop_time + max(self._pause.next(), _retry_after(error))
+            self._pauses += 1
+            self._owes_a_piece = True
 
     def _reset_failures(self) -> None:
-        self._failures = 0
+        self._failures = self._pauses = 0
+        self._cut = None
         self._paused_until = 0.0
         self._pause.reset()
 

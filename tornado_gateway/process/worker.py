@@ -353,7 +353,7 @@ class Worker:
                 "rejected": counts.rejected,
                 "discarded": counts.discarded,
             },
-            "reading": asdict(self.waiting.reading(not_sent)),
+            "reading": asdict(self.waiting.reading(not_sent or self.flusher.retry_reason)),
             "last_poll": {
                 "at": poll.at,
                 "age_seconds": poll.age_seconds(),
