@@ -133,6 +133,7 @@ class Flusher:
         self._senders = 0
         self._must_drain = False  # claim batches that are not full as well
         self._drain_target = 0  # events to claim for that
+        self._drain_at = math.inf  # when to begin it the next time
         # The loop around it
         self._is_flush_due = False
         self._woken = asyncio.Event()
@@ -167,8 +168,7 @@ class Flusher:
     async def flush(self, *, everything: bool) -> bool:
         """Send full batches, with `everything` all events that are stored now. Return False if delivery fails."""
         if everything:
-            self._must_drain = True
-            self._drain_target = self._queue.stored - self._claimed
+            self._begin_draining()
         for claim in self._unsettled[:]:
             self._unsettled.remove(claim)
             await self._settle(claim)
@@ -177,15 +177,22 @@ class Flusher:
         self._group = None
         return not self._failures
 
+    def _begin_draining(self) -> None:
+        """From now on claim batches that are not full as well, until all events that are stored now are claimed."""
+        self._is_flush_due = False
+        self._must_drain = True
+        self._drain_target = self._queue.stored - self._claimed
+        interval = self._interval_seconds * random.uniform(0.9, 1.0)
+        self._drain_at = asyncio.get_running_loop().time() + interval
+
     # ---- The loop
 
     async def _run(self) -> None:
         await self.flush(everything=True)
         while not self._stopping.is_set():
             await self._wait()
-            everything, self._is_flush_due = self._is_flush_due, False
             try:
-                await self.flush(everything=everything)
+                await self.flush(everything=self._is_flush_due)
             except Exception:  # a fault of ours in one batch must not end delivery
                 logger.exception("delivery failed unexpectedly, retrying")
                 self._paused_until = asyncio.get_running_loop().time() + self._pause.next()
@@ -201,7 +208,7 @@ class Flusher:
             self._is_flush_due = True
             await _wait_for(self._stopping, pause)
             return
-        interval = self._interval_seconds * random.uniform(0.9, 1.0)
+        interval = max(0.0, self._drain_at - loop.time())
         retry = SETTLE_RETRY_SECONDS if self._unsettled else max(0.0, self._retries.due - loop.time())
         if not await _wait_for(self._woken, min(interval, retry)) and interval <= retry:
             self._is_flush_due = True
@@ -242,8 +249,11 @@ class Flusher:
 
     async def _next_part(self) -> Part | None:
         async with self._claiming:
-            if asyncio.get_running_loop().time() < self._paused_until:
+            now = asyncio.get_running_loop().time()
+            if now < self._paused_until:
                 return None
+            if self._is_flush_due or now >= self._drain_at:  # also during a flush that others keep going
+                self._begin_draining()
             is_probing = self._paused_until > 0  # to find out whether anything succeeds, other events are tried first
             if not is_probing and self._has_retry_due():
                 return self._retries.pop()
