@@ -14,6 +14,7 @@ from redis_servers import DEPLOYMENTS, needs_redis_server
 
 from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
+from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import Chunk, NewChunk, Store
 from tornado_gateway.store.redis.events import LEASE_SECONDS, open_redis
 from tornado_gateway.store.sqlite import events as module
@@ -36,7 +37,7 @@ def open_store(request, tmp_path, deployment):
         return lambda: open_sqlite(tmp_path / "data")
     redis = deployment(request.param)
     redis.flush()
-    return lambda: open_redis(Config(**redis.options), "123456", "worker")
+    return lambda: open_redis(redis_options(Config(**redis.options)), "123456", "worker")
 
 
 @pytest.fixture
@@ -182,11 +183,12 @@ HOLD_LEASE = """
 import asyncio, sys
 from pathlib import Path
 from tornado_gateway.config import Config
-from tornado_gateway.store.redis import LEASE_SECONDS, open_redis
-from tornado_gateway.store.sqlite import open_sqlite
+from tornado_gateway.process.redis_options import redis_options
+from tornado_gateway.store.redis.events import open_redis
+from tornado_gateway.store.sqlite.events import open_sqlite
 
 async def hold(directory, port):
-    state = (open_redis(Config(redis_host="127.0.0.1", redis_port=port), "123456", "w") if port
+    state = (open_redis(redis_options(Config(redis_host="127.0.0.1", redis_port=port)), "123456", "w") if port
              else open_sqlite(Path(directory))).state
     await state.open()
     print(await state.acquire_lease("poll", "killed"), flush=True)

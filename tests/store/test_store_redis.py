@@ -18,6 +18,7 @@ from redis_servers import (
 
 from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
+from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import NewChunk
 from tornado_gateway.store.redis import events as redis_store
 from tornado_gateway.store.redis.events import open_redis
@@ -51,7 +52,7 @@ def own_server(tmp_path):
 
 def store_on(port, owner="one", alive_seconds=1.0, **options):
     options = {"redis_host": "127.0.0.1", "redis_port": port, "socket_timeout_seconds": TIMEOUT_SECONDS, **options}
-    return open_redis(Config(**options), "1", owner, alive_seconds=alive_seconds)
+    return open_redis(redis_options(Config(**options)), "1", owner, alive_seconds=alive_seconds)
 
 
 class Opened:
@@ -100,10 +101,12 @@ async def works(store):
 CLAIM_AND_HANG = """
 import asyncio, sys
 from tornado_gateway.config import Config
-from tornado_gateway.store.redis import open_redis
+from tornado_gateway.process.redis_options import redis_options
+from tornado_gateway.store.redis.events import open_redis
 
 async def main():
-    store = open_redis(Config(redis_host="127.0.0.1", redis_port=int(sys.argv[1])), "1", "doomed", alive_seconds=1.0)
+    options = redis_options(Config(redis_host="127.0.0.1", redis_port=int(sys.argv[1])))
+    store = open_redis(options, "1", "doomed", alive_seconds=1.0)
     await store.open()
     await store.events.claim(2)
     print("claimed", flush=True)
@@ -403,33 +406,33 @@ async def test_nobody_listens(own_server):
 async def test_tls_is_checked_only_if_wanted(tmp_path):
     with tls(tmp_path / "tls") as redis:
         files = make_certificates(tmp_path / "other")
-        async with Opened(open_redis(Config(**redis.options), "1", "one")) as store:
+        async with Opened(open_redis(redis_options(Config(**redis.options)), "1", "one")) as store:
             await works(store)
 
         unknown = redis.options | {"redis_tls_ca_path": files["other.pem"]}
         with pytest.raises(StoreError, match="CERTIFICATE_VERIFY_FAILED"):
-            await open_redis(Config(**unknown), "1", "one").events.open()
+            await open_redis(redis_options(Config(**unknown)), "1", "one").events.open()
         unchecked = unknown | {"redis_tls_reject_unauthorized": False}
-        async with Opened(open_redis(Config(**unchecked), "1", "one")) as store:
+        async with Opened(open_redis(redis_options(Config(**unchecked)), "1", "one")) as store:
             await works(store)
 
         anonymous = redis.options | {"redis_tls_cert_path": None, "redis_tls_key_path": None}
         with pytest.raises(StoreError):
-            await open_redis(Config(**anonymous), "1", "one").events.open()
+            await open_redis(redis_options(Config(**anonymous)), "1", "one").events.open()
 
 
 async def test_the_host_name_is_checked_with_the_certificate(tmp_path):
     with tls(tmp_path / "tls") as redis:
         by_name = redis.options | {"redis_host": "localhost"}  # the certificate is for 127.0.0.1
         with pytest.raises(StoreError, match="CERTIFICATE_VERIFY_FAILED"):
-            await open_redis(Config(**by_name), "1", "one").events.open()
+            await open_redis(redis_options(Config(**by_name)), "1", "one").events.open()
 
 
 async def test_plain_text_to_a_tls_port_fails_in_time(tmp_path):
     with tls(tmp_path / "tls") as redis:
         plain = redis.options | {"redis_enable_tls": False, "socket_timeout_seconds": TIMEOUT_SECONDS}
         with pytest.raises(StoreError):
-            await open_redis(Config(**plain), "1", "one").events.open()
+            await open_redis(redis_options(Config(**plain)), "1", "one").events.open()
 
 
 @pytest.mark.parametrize("password", [None, "secret"])
@@ -438,7 +441,7 @@ async def test_sentinels_lead_to_the_new_master(tmp_path, password):
     with behind_sentinels(tmp_path, **passwords) as redis:
         master, replica = redis.servers
         config = Config(**redis.options, redis_password=password, socket_timeout_seconds=2)
-        async with Opened(open_redis(config, "1", "one", alive_seconds=1.0)) as store:
+        async with Opened(open_redis(redis_options(config), "1", "one", alive_seconds=1.0)) as store:
             await store.events.append(chunks("a"))
             mine = await store.events.claim(1)
             await until(lambda: _replicated(replica))
@@ -456,13 +459,13 @@ async def test_sentinels_that_know_no_master(tmp_path):
     with behind_sentinels(tmp_path) as redis:
         config = Config(**redis.options | {"redis_sentinel_master": "nobody"})
         with pytest.raises(StoreError, match="nobody"):
-            await open_redis(config, "1", "one").events.open()
+            await open_redis(redis_options(config), "1", "one").events.open()
 
 
 async def test_a_slot_that_moves_is_followed(tmp_path):
     with cluster(tmp_path) as redis:
         config = Config(**redis.options, socket_timeout_seconds=2)
-        async with Opened(open_redis(config, "1", "one", alive_seconds=60)) as store:
+        async with Opened(open_redis(redis_options(config), "1", "one", alive_seconds=60)) as store:
             slot = redis.servers[0].command("CLUSTER", "KEYSLOT", "{fme:1}")
             owner = await works_on(redis, store)
             target = next(node for node in redis.servers if node is not owner)
@@ -484,7 +487,7 @@ async def works_on(redis, store):
 async def test_a_cluster_that_lost_a_node_says_so_and_recovers(tmp_path):
     with cluster(tmp_path) as redis:
         config = Config(**redis.options, socket_timeout_seconds=2)
-        async with Opened(open_redis(config, "1", "one", alive_seconds=60)) as store:
+        async with Opened(open_redis(redis_options(config), "1", "one", alive_seconds=60)) as store:
             owner = await works_on(redis, store)
             other = next(node for node in redis.servers if node is not owner)
             other.kill()

@@ -41,7 +41,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 
-from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import (
     Chunk,
@@ -54,10 +53,10 @@ from tornado_gateway.store.interfaces import (
     Store,
     StoredDocument,
 )
+from tornado_gateway.store.redis.options import Address, RedisOptions, TlsOptions
 
 logger = logging.getLogger(__name__)
 
-Address = tuple[str, int]
 Value = str | bytes | int | float
 
 GROUP = "gateway"
@@ -73,14 +72,14 @@ CLAIMED_CHUNKS = 5000  # one claim never takes more chunks than this
 PAGE = 100
 
 
-def open_redis(config: Config, namespace: str, owner: str, *, alive_seconds: float = ALIVE_SECONDS) -> Store:
-    """The store of `namespace` on the Redis that `config` names. `owner` names this process in the consumer group."""
-    link = make_link(config, namespace)
+def open_redis(options: RedisOptions, namespace: str, owner: str, *, alive_seconds: float = ALIVE_SECONDS) -> Store:
+    """The store of `namespace` on the Redis that `options` name. `owner` names this process in the consumer group."""
+    link = make_link(options, namespace)
     return Store(RedisEvents(link, namespace, owner, alive_seconds=alive_seconds), RedisState(link, namespace))
 
 
-def make_link(config: Config, namespace: str) -> "Link":
-    return Link(_route(config, prefix(namespace)), config.socket_timeout_seconds)
+def make_link(options: RedisOptions, namespace: str) -> "Link":
+    return Link(_route(options, prefix(namespace)), options.timeout_seconds)
 
 
 def prefix(namespace: str) -> str:
@@ -962,36 +961,30 @@ def _store_error(where: str, error: Exception) -> StoreError:
 # ---- Routes: which node to connect to --------------------------------------------------------------------------------
 
 
-def _route(config: Config, tag: str) -> "_Route":
-    options = {
-        "username": config.redis_username,
-        "password": config.redis_password,
+def _route(options: RedisOptions, tag: str) -> "_Route":
+    client: dict[str, Any] = {
+        "username": options.username,
+        "password": options.password,
         "retry": Retry(NoBackoff(), 0),  # see Link
         "socket_timeout": None,  # Link bounds the whole exchange
         "socket_connect_timeout": None,
         "health_check_interval": HEALTH_CHECK_SECONDS,
         "protocol": 2,
     }
-    tls = _tls_options(config) if config.redis_enable_tls else {}
-    timeout = config.socket_timeout_seconds
-    if config.redis_sentinels:
-        return _SentinelRoute(config.redis_sentinels, config.redis_sentinel_master or "", options, tls, timeout)
-    address = (config.redis_host or "localhost", config.redis_port)
-    if config.redis_cluster:
-        return _ClusterRoute(address, key_slot(tag.encode()), options, tls, timeout)
-    return _Route(address, options, tls)
+    tls = _tls_arguments(options.tls) if options.tls is not None else {}
+    timeout = options.timeout_seconds
+    if options.sentinels:
+        return _SentinelRoute(options.sentinels, options.sentinel_master, client, tls, timeout)
+    if options.is_cluster:
+        return _ClusterRoute(options.address, key_slot(tag.encode()), client, tls, timeout)
+    return _Route(options.address, client, tls)
 
 
-def _tls_options(config: Config) -> dict[str, Any]:
-    verify = config.redis_tls_reject_unauthorized
-    files = {
-        "ssl_ca_certs": config.redis_tls_ca_path,
-        "ssl_certfile": config.redis_tls_cert_path,
-        "ssl_keyfile": config.redis_tls_key_path,
-    }
+def _tls_arguments(tls: TlsOptions) -> dict[str, Any]:
+    files = {"ssl_ca_certs": tls.ca_path, "ssl_certfile": tls.cert_path, "ssl_keyfile": tls.key_path}
     return {
-        "ssl_cert_reqs": ssl.CERT_REQUIRED if verify else ssl.CERT_NONE,
-        "ssl_check_hostname": verify,
+        "ssl_cert_reqs": ssl.CERT_REQUIRED if tls.verifies else ssl.CERT_NONE,
+        "ssl_check_hostname": tls.verifies,
         **{name: str(path) for name, path in files.items() if path is not None},
     }
 

@@ -11,9 +11,9 @@ import random
 from collections.abc import Sequence
 from contextlib import suppress
 
-from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.redis.events import ACQUIRE, RELEASE, RESTORE, Link, Script, make_link, prefix
+from tornado_gateway.store.redis.options import RedisOptions
 
 __all__ = ["TakeOver", "take_over"]
 
@@ -55,13 +55,19 @@ return redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
 """)
 
 
-def take_over(config: Config, owner: str) -> "TakeOver | None":
+def take_over(
+    options: RedisOptions,
+    former_namespace: str,
+    namespace: str,
+    owner: str,
+    *,
+    pause_seconds: float = PAUSE_SECONDS,
+) -> "TakeOver | None":
     """None if the namespace is the one that version 0.1 used."""
-    former, namespace = config.former_namespace, config.namespace
-    if former == namespace:
+    if former_namespace == namespace:
         return None
-    links = make_link(config, former), make_link(config, namespace)
-    return TakeOver(*links, prefix(former), prefix(namespace), owner)
+    links = make_link(options, former_namespace), make_link(options, namespace)
+    return TakeOver(*links, prefix(former_namespace), prefix(namespace), owner, pause_seconds=pause_seconds)
 
 
 class TakeOver:
