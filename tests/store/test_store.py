@@ -4,7 +4,6 @@ import asyncio
 import functools
 import itertools
 import random
-import sqlite3
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,8 +16,8 @@ from tornado_gateway.errors import StoreError
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import Chunk, NewChunk, Store
 from tornado_gateway.store.redis.events import LEASE_SECONDS, open_redis
-from tornado_gateway.store.sqlite import events as module
-from tornado_gateway.store.sqlite.events import open_sqlite
+from tornado_gateway.store.sqlite.events import CHECKPOINT_BYTES, SqliteEvents, open_sqlite
+from tornado_gateway.store.sqlite.state import SqliteState
 
 IMPLEMENTATIONS = ["sqlite", *(pytest.param(name, marks=needs_redis_server) for name in DEPLOYMENTS)]
 
@@ -244,6 +243,10 @@ async def test_a_closed_store_says_so(open_store):
 # The embedded store alone
 
 
+def store_with(directory, **limits):
+    return Store(SqliteEvents(directory, **limits), SqliteState(directory))
+
+
 async def test_each_worker_has_its_own_log_and_a_living_one_adopts_that_of_a_dead_one(tmp_path):
     first, second = open_sqlite(tmp_path), open_sqlite(tmp_path)
     await first.open()
@@ -284,13 +287,10 @@ async def test_a_directory_that_cannot_be_made_is_told(tmp_path):
 
 @pytest.mark.parametrize("memory", [0, 40, 1 << 20])
 @pytest.mark.parametrize("seed", range(8))
-async def test_whatever_happens_each_chunk_is_claimed_in_turn_and_settled_once(tmp_path, monkeypatch, seed, memory):
+async def test_whatever_happens_each_chunk_is_claimed_in_turn_and_settled_once(tmp_path, seed, memory):
     """However much of the log is held in memory, and whatever is under way at the same time; a checkpoint always is."""
-    monkeypatch.setattr(module, "FRESH_BYTES", memory)
-    monkeypatch.setattr(module, "CHECKPOINT_BYTES", 1)
-    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.001)
     chance = random.Random(seed)
-    store = open_sqlite(tmp_path)
+    store = store_with(tmp_path, fresh_bytes=memory, checkpoint_bytes=1, settle_seconds=0.001)
     await store.open()
     names = itertools.count(1)
     claimed: list[Chunk] = []  # and neither settled nor released
@@ -346,19 +346,18 @@ async def test_the_wal_begins_anew_while_events_come(tmp_path):
     for _ in range(100):
         await store.events.append([NewChunk(1, body)])
         size = max(size, (tmp_path / "events-0.db-wal").stat().st_size)
-    assert size < 10 * module.CHECKPOINT_BYTES < (tmp_path / "events-0.db").stat().st_size
+    assert size < 10 * CHECKPOINT_BYTES < (tmp_path / "events-0.db").stat().st_size
     assert (await store.events.depth()).waiting == 100
     await store.close()
 
 
-async def test_events_are_stored_although_the_checkpoint_fails(tmp_path, monkeypatch, caplog):
-    def fail(connection):
-        raise sqlite3.OperationalError("disk I/O error")
+async def test_events_are_stored_although_the_checkpoint_fails(tmp_path, caplog):
+    async def fail(_):
+        raise StoreError("SQLite: disk I/O error")
 
-    monkeypatch.setattr(module, "CHECKPOINT_BYTES", 1)
-    monkeypatch.setattr(module, "_checkpoint", fail)
-    store = open_sqlite(tmp_path)
+    store = store_with(tmp_path, checkpoint_bytes=1)
     await store.open()
+    store.events._checkpoints._database.run = fail
     await store.events.append(chunks("a"))
     await store.events.append(chunks("b"))
     assert await bodies_claimed(store, 9) == ["a", "b"]
@@ -381,9 +380,8 @@ async def _rows(store):
     )
 
 
-async def test_a_log_that_cannot_be_written_deletes_what_is_delivered_as_soon_as_it_can(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
-    store = open_sqlite(tmp_path)
+async def test_a_log_that_cannot_be_written_deletes_what_is_delivered_as_soon_as_it_can(tmp_path):
+    store = store_with(tmp_path, retry_seconds=0.01)
     await store.open()
     await store.events.append(chunks("a", "b"))
     claimed = await store.events.claim(2)

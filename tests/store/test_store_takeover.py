@@ -176,9 +176,9 @@ async def test_b1_the_embedded_state_of_version_0_1_goes_to_the_first_namespace(
     assert await two.load_records("u", ["f"]) == {}
     await two.set_alias("alias", "other")
     assert await one.aliases(["alias"]) == {"alias": "user"}
-    assert await one.acquire_lease("poll", "a", 30)
-    assert await two.acquire_lease("poll", "b", 30)
-    assert await one.acquire_lease("shared:geoip", "a", 30)
-    assert not await two.acquire_lease("shared:geoip", "b", 30)
+    assert await one.acquire_lease("poll", "a")
+    assert await two.acquire_lease("poll", "b")
+    assert await one.acquire_lease("shared:geoip", "a")
+    assert not await two.acquire_lease("shared:geoip", "b")
     for store in stores:
         await store.close()
