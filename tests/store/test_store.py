@@ -15,7 +15,8 @@ from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import Chunk, NewChunk, Store
-from tornado_gateway.store.redis.events import LEASE_SECONDS, open_redis
+from tornado_gateway.store.redis.events import open_redis
+from tornado_gateway.store.redis.state import LEASE_SECONDS
 from tornado_gateway.store.sqlite.events import CHECKPOINT_BYTES, SqliteEvents, open_sqlite
 from tornado_gateway.store.sqlite.state import SqliteState
 

@@ -20,8 +20,8 @@ from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import NewChunk
-from tornado_gateway.store.redis import events as redis_store
 from tornado_gateway.store.redis.events import open_redis
+from tornado_gateway.store.redis.state import RECHECK_SECONDS
 
 pytestmark = needs_redis_server
 
@@ -50,9 +50,10 @@ def own_server(tmp_path):
         yield server
 
 
-def store_on(port, owner="one", alive_seconds=1.0, **options):
+def store_on(port, owner="one", alive_seconds=1.0, recheck_seconds=RECHECK_SECONDS, **options):
     options = {"redis_host": "127.0.0.1", "redis_port": port, "socket_timeout_seconds": TIMEOUT_SECONDS, **options}
-    return open_redis(redis_options(Config(**options)), "1", owner, alive_seconds=alive_seconds)
+    times = {"alive_seconds": alive_seconds, "recheck_seconds": recheck_seconds}
+    return open_redis(redis_options(Config(**options)), "1", owner, **times)
 
 
 class Opened:
@@ -154,8 +155,9 @@ async def test_a_dead_consumer_without_chunks_is_forgotten(server):
 
 async def _vanish(store):
     """What Redis sees of a process that is killed: it says nothing any more."""
-    store.events._heart.cancel()
-    store.events._heart = None
+    consumer = store.events._consumer
+    consumer._heart.cancel()
+    consumer._heart = None
     await store.events._link.close()
     await store.state.close()
 
@@ -268,9 +270,9 @@ async def test_redis_comes_back_empty(own_server):
         assert (await store.state.save_document("s", b"2")).version == 2
 
 
-async def test_a_document_that_redis_has_lost_is_put_back_by_who_watches_it(own_server, monkeypatch):
-    monkeypatch.setattr(redis_store, "RECHECK_SECONDS", 0.1)
-    async with Opened(store_on(own_server.port), store_on(own_server.port, "two")) as (one, two):
+async def test_a_document_that_redis_has_lost_is_put_back_by_who_watches_it(own_server):
+    stores = store_on(own_server.port), store_on(own_server.port, "two", recheck_seconds=0.1)
+    async with Opened(*stores) as (one, two):
         saved = await one.state.save_document("s", b"1")
         assert (await two.state.load_document("s")) == saved
         waiting = asyncio.create_task(two.state.wait_for_document("s", saved.version))
@@ -282,9 +284,11 @@ async def test_a_document_that_redis_has_lost_is_put_back_by_who_watches_it(own_
         assert (await asyncio.wait_for(waiting, SECONDS)).version == 2
 
 
-async def test_changes_are_announced_also_after_a_broken_connection(server, monkeypatch):
-    monkeypatch.setattr(redis_store, "RECHECK_SECONDS", 3600)
-    async with Proxy(server.port) as proxy, Opened(store_on(proxy.port), store_on(server.port, "two")) as (one, two):
+async def test_changes_are_announced_also_after_a_broken_connection(server):
+    async with (
+        Proxy(server.port) as proxy,
+        Opened(store_on(proxy.port, recheck_seconds=3600), store_on(server.port, "two")) as (one, two),
+    ):
         for cut in (False, True):
             before = await two.state.save_document("s", b"before")
             waiting = asyncio.create_task(one.state.wait_for_document("s", before.version))

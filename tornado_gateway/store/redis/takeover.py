@@ -12,10 +12,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.redis.events import ACQUIRE, RELEASE, RESTORE, Link, Script, make_link, prefix
+from tornado_gateway.store.redis.link import Link, make_link, prefix
+from tornado_gateway.store.redis.lua import (
+    ACQUIRE_LEASE,
+    COPY_ENTRIES,
+    DROP_ENTRIES,
+    DROP_IF_EMPTY,
+    RELEASE_LEASE,
+    RESTORE_DOCUMENT,
+)
 from tornado_gateway.store.redis.options import RedisOptions
-
-__all__ = ["TakeOver", "take_over"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,36 +29,6 @@ PAGE = 100
 SCAN_COUNT = 1000
 LEASE_MS = 60_000
 PAUSE_SECONDS = 10.0
-
-# ARGV: the counter's name; of each entry the number of its words, and these: n, its number of events, and more.
-_COPY = Script("""
-local at, events = 2, 0
-while at <= #ARGV do
-    local size = tonumber(ARGV[at])
-    redis.call('XADD', KEYS[1], '*', unpack(ARGV, at + 1, at + size))
-    events = events + tonumber(ARGV[at + 2])
-    at = at + 1 + size
-end
-redis.call('HINCRBY', KEYS[2], ARGV[1], events)
-return events
-""")
-
-# ARGV: the counter's name; of each entry its id and its number of events.
-_DROP = Script("""
-local events = 0
-for i = 2, #ARGV, 2 do
-    if redis.call('XDEL', KEYS[1], ARGV[i]) == 1 then events = events + tonumber(ARGV[i + 1]) end
-end
-redis.call('HINCRBY', KEYS[2], ARGV[1], -events)
-return events
-""")
-
-_DROP_EMPTY = Script("""
-for _, name in ipairs({KEYS[1], KEYS[2]}) do
-    if redis.call('XLEN', name) > 0 then return 0 end
-end
-return redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
-""")
 
 
 def take_over(
@@ -117,13 +93,13 @@ class TakeOver:
         self._old.open()
         self._new.open()
         try:
-            if not await self._is_wanted() or not await self._old.run(ACQUIRE, [self._lease], self._owner, LEASE_MS):
+            if not await self._is_wanted() or not await self._has_lease():
                 return {}
             try:
                 return await self._move()
             finally:
                 with suppress(StoreError):
-                    await self._old.run(RELEASE, [self._lease], self._owner)
+                    await self._old.run(RELEASE_LEASE, [self._lease], self._owner)
         finally:
             await self._old.close()
             await self._new.close()
@@ -149,7 +125,7 @@ class TakeOver:
         moved["events"] = await self._move_stream("events", "waiting")
         moved["dead events"] = await self._move_stream("dead", "dead")
         names = ("events", "dead", "counts", "consumers")
-        await self._old.run(_DROP_EMPTY, [self._key(name) for name in names])
+        await self._old.run(DROP_IF_EMPTY, [self._key(name) for name in names])
         return moved
 
     async def _move_stream(self, name: str, counter: str) -> int:
@@ -158,9 +134,9 @@ class TakeOver:
         moved = 0
         while entries := await self._old.call("XRANGE", old_keys[0], "-", "+", "COUNT", PAGE):
             words = [word for _, fields in entries for word in (len(fields), *fields)]
-            moved += int(await self._new.run(_COPY, new_keys, counter, *words))
+            moved += int(await self._new.run(COPY_ENTRIES, new_keys, counter, *words))
             ids = [word for entry_id, fields in entries for word in (entry_id, fields[1])]
-            await self._old.run(_DROP, old_keys, counter, *ids)
+            await self._old.run(DROP_ENTRIES, old_keys, counter, *ids)
             await self._prolong()
         return moved
 
@@ -208,12 +184,16 @@ class TakeOver:
         version, saved_at, body = await self._old.call("HMGET", self._key(name), "version", "saved_at", "body")
         if version is not None:
             keys = [self._new_key(name), self._new_key("changes")]
-            await self._new.run(RESTORE, keys, version, saved_at, body, name.removeprefix("document:"))
+            await self._new.run(RESTORE_DOCUMENT, keys, version, saved_at, body, name.removeprefix("document:"))
         await self._old.call("DEL", self._key(name))
 
     async def _prolong(self) -> None:
-        if not await self._old.run(ACQUIRE, [self._lease], self._owner, LEASE_MS):
+        if not await self._has_lease():
             raise StoreError("another instance is taking over")
+
+    async def _has_lease(self) -> bool:
+        """Acquire or prolong the lease of this work."""
+        return bool(await self._old.run(ACQUIRE_LEASE, [self._lease], self._owner, LEASE_MS))
 
     @property
     def _lease(self) -> str:
