@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-Record = dict[str, Any]
+StickyRecord = dict[str, Any]
 
 SHARED = "shared:"  # begins the names of leases that all environments of a DATA_DIR share
 
@@ -166,7 +166,7 @@ class StateStore(Protocol):
     async def aliases(self, ids: Sequence[str]) -> dict[str, str]:
         """The user id of each id that is an alias; others are left out."""
 
-    async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, Record]:
+    async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, StickyRecord]:
         """The sticky decisions of a visitor under these keys (decision-engine 3.9); unknown keys are left out."""
 
     async def save_records(self, user_id: str, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:

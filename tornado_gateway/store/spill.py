@@ -11,12 +11,12 @@ the primary store what has been delivered during an outage.
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
+from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import Chunk, DeadLetter, Depth, EventStore, NewChunk
 
@@ -27,6 +27,7 @@ T = TypeVar("T")
 LOCAL = "local:"  # begins the ids of chunks and dead letters in the local store
 PROBE_FIRST_SECONDS = 0.1
 PROBE_LONGEST_SECONDS = 2.0
+PROBE_JITTER = 0.5
 MOVED_EVENTS = 1000  # that move to the primary store in one append
 
 
@@ -207,19 +208,18 @@ class SpillingEvents:
             self._primary_is_open = True
 
     async def _keep_moving(self) -> None:
-        pause = PROBE_FIRST_SECONDS
+        backoff = Backoff(PROBE_FIRST_SECONDS, PROBE_LONGEST_SECONDS, PROBE_JITTER)
         while not self._stopping.is_set():
             await self._wanted.wait()
             self._wanted.clear()
             try:
                 await self._catch_up()
-                pause = PROBE_FIRST_SECONDS
+                backoff.reset()
             except StoreError as error:
                 logger.debug("events stay in the local store: %s", error)
                 self._wanted.set()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), pause * random.uniform(0.5, 1.0))
-                pause = min(PROBE_LONGEST_SECONDS, pause * 2)
+                    await asyncio.wait_for(self._stopping.wait(), backoff.next())
 
     async def _catch_up(self) -> None:
         """If the primary store can be written, tell it what it has missed and move all to it."""

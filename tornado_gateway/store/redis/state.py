@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.interfaces import Confirmation, Record, StoredDocument
+from tornado_gateway.store.interfaces import Confirmation, StickyRecord, StoredDocument
 from tornado_gateway.store.redis.link import Link, prefix
 from tornado_gateway.store.redis.lua import (
     ACQUIRE_LEASE,
@@ -150,7 +150,7 @@ class RedisState:
         users = await self._link.call("HMGET", self._key("aliases"), *ids)
         return {id_: user.decode() for id_, user in zip(ids, users, strict=True) if user is not None}
 
-    async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, Record]:
+    async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, StickyRecord]:
         if not keys:
             return {}
         values = await self._link.call("MGET", *(self._record_key(user_id, key) for key in keys))

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.interfaces import SHARED, Confirmation, Record, StoredDocument
+from tornado_gateway.store.interfaces import SHARED, Confirmation, StickyRecord, StoredDocument
 from tornado_gateway.store.sqlite.database import Database, transaction
 from tornado_gateway.store.sqlite.locks import try_lock
 from tornado_gateway.store.sqlite.schema import STATE_PRAGMAS, STATE_TABLES, run_script, synchronous
@@ -112,7 +112,7 @@ class SqliteState:
     async def aliases(self, ids: Sequence[str]) -> dict[str, str]:
         return await self._database.run(_aliases, self._namespace, ids)
 
-    async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, Record]:
+    async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, StickyRecord]:
         return await self._database.run(_load_records, self._namespace, user_id, keys, time.time())
 
     async def save_records(self, user_id: str, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
@@ -170,7 +170,7 @@ def _aliases(connection: sqlite3.Connection, namespace: str, ids: Sequence[str])
 
 def _load_records(
     connection: sqlite3.Connection, namespace: str, user_id: str, keys: Sequence[str], now: float
-) -> dict[str, Record]:
+) -> dict[str, StickyRecord]:
     query = "SELECT record FROM decisions WHERE namespace = ? AND user_id = ? AND key = ? AND until > ?"
     found = {key: connection.execute(query, (namespace, user_id, key, now)).fetchone() for key in keys}
     return {key: orjson.loads(row[0]) for key, row in found.items() if row}
