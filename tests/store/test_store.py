@@ -363,7 +363,7 @@ async def test_events_are_stored_although_the_checkpoint_fails(tmp_path, caplog)
     await store.events.append(chunks("b"))
     assert await bodies_claimed(store, 9) == ["a", "b"]
     await store.close()
-    assert "the event log grows, because its checkpoint failed: SQLite: disk I/O error" in caplog.text
+    assert "a checkpoint of the event log failed, its WAL grows: SQLite: disk I/O error" in caplog.text
 
 
 async def test_what_is_delivered_is_deleted_even_if_nothing_is_appended_any_more(tmp_path):

@@ -354,7 +354,7 @@ async def test_a_replica_says_that_it_is_read_only(own_server, tmp_path):
 async def test_a_wrong_password_is_told_without_it(own_server):
     own_server.command("CONFIG", "SET", "requirepass", "right")
     store = store_on(own_server.port, redis_password="wrong-secret")
-    with pytest.raises(StoreError, match="password is refused") as failure:
+    with pytest.raises(StoreError, match="password was rejected") as failure:
         await store.events.open()
     assert "wrong-secret" not in str(failure.value)
     async with Opened(store_on(own_server.port, redis_password="right")) as store:

@@ -112,7 +112,7 @@ async def test_redis_is_away_at_start(gateway, server):
 async def test_a_wrong_password_is_told_and_nothing_is_lost(gateway, server, caplog):
     server.command("CONFIG", "SET", "requirepass", "right")
     async with gateway(redis_password="wrong-secret") as one:
-        assert "password is refused" in one.events.failure
+        assert "password was rejected" in one.events.failure
         await one.append("a")
         assert await one.claimed() == ["a"]
     assert "wrong-secret" not in caplog.text

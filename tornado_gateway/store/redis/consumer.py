@@ -1,4 +1,4 @@
-"""This process as one consumer of the stream: it says that it is alive, and claims chunks."""
+"""This process as one consumer of the stream: heartbeat and claims."""
 
 import asyncio
 import logging
@@ -37,9 +37,9 @@ class Consumer:
         self._keys = tuple(f"{prefix(namespace)}:{name}" for name in ("events", "consumers"))
         self._alive_seconds = alive_seconds
         self._alive_since: float | None = None
-        self._held: list[Chunk] = []  # ours and not in use: released, or more than the last claim wanted
+        self._held: list[Chunk] = []  # ours and not in use: released, or beyond the budget of the last claim
         self._ours: set[str] = set()  # ids of all chunks that we know to be ours
-        self._in_doubt_until: float | None = None  # a claim may succeed until then, or have succeeded, unknown to us
+        self._in_doubt_until: float | None = None  # until then a claim whose reply was lost may still succeed
         self._claiming = asyncio.Lock()
         self._claims: set[asyncio.Task[int]] = set()
         self._heart: asyncio.Task[None] | None = None
@@ -63,7 +63,9 @@ class Consumer:
         try:
             await self._link.run(LEAVE, self._keys, GROUP, self.name)
         except StoreError as error:
-            logger.info("other instances take over in %g s: %s", self._alive_seconds, error)
+            logger.info(
+                "leaving the consumer group failed, other instances take over in %g s: %s", self._alive_seconds, error
+            )
         self._held, self._ours = [], set()
         return True
 
@@ -92,7 +94,7 @@ class Consumer:
             task.exception()  # its caller may be gone
 
     async def _claim_more(self, max_events: int) -> int:
-        """Hold enough chunks for a claim. Returns the number of chunks that are held."""
+        """Hold enough chunks for a claim. Return the number of chunks that are held."""
         async with self._claiming:
             if self._in_doubt_until is not None:
                 await self._find_lost_claims(self._in_doubt_until)
@@ -103,14 +105,14 @@ class Consumer:
             return len(self._held)
 
     def forget(self, chunks: Sequence[Chunk]) -> None:
-        """The chunks were settled."""
+        """Forget chunks that were settled."""
         self._ours.difference_update(str(chunk.id) for chunk in chunks)
 
     def release(self, chunks: Sequence[Chunk]) -> None:
         self._held = sorted([*self._held, *chunks], key=lambda chunk: order_of(str(chunk.id)))
 
     async def _claim_events(self, budget: int) -> list[Chunk]:
-        """Say that we are alive and claim until the budget is reached; the last chunk may exceed it."""
+        """Send a heartbeat and claim until the budget is reached; the last chunk may exceed it."""
         asked_at = time.monotonic()
         may_take_over = self._alive_since is not None and asked_at - self._alive_since >= self._alive_seconds
         alive_ms = int(self._alive_seconds * 1000)
@@ -147,12 +149,12 @@ class Consumer:
         return chunks
 
     async def _find_lost_claims(self, in_doubt_until: float) -> None:
-        """Hold the chunks that are ours according to Redis but that we never heard of.
+        """Hold the chunks that are ours according to Redis, but whose claim got no reply.
 
-        A claim whose answer was lost may reach Redis only now, so one search is enough only if it begins late enough.
+        A claim whose reply was lost may reach Redis only now, so one search is enough only if it begins late enough.
         """
         began = time.monotonic()
-        known = set(self._ours)  # an answer may be older than a settlement that ends while it is awaited
+        known = set(self._ours)  # a reply may be older than a settlement that ends while it is awaited
         after = "0"
         while entries := await self._scripts.run(HELD_CHUNKS, self._keys[:1], GROUP, self.name, after, PAGE):
             chunks = [chunk_of(entry) for entry in entries if len(entry) == 6]

@@ -10,11 +10,11 @@ A namespace belongs to one account and environment (STORE_NAMESPACE); its prefix
     …:lease:…      owner, with an expiry of seconds that a living owner keeps prolonging
     …:aliases      hash
     …:record:…     one sticky decision, with expiry
-    …:format       says that these keys are not those of version 0.1 (see takeover.py)
+    …:format       distinguishes these keys from those of version 0.1 (see takeover.py)
 
-All keys of a namespace have the same hash tag, so they share a slot and every step below is one script, atomic on one
-node. The stream is never trimmed: it holds what was acknowledged to clients. Its bound is EVENT_QUEUE_LIMIT at the
-entrance, where new events are refused with 503. For the same reason Redis must not evict (maxmemory-policy noeviction).
+All keys of a namespace have the same hash tag, so they share a slot and each step is one script (scripts/), atomic on
+one node. The stream is never trimmed, because its events were acknowledged to clients. Its bound is EVENT_QUEUE_LIMIT:
+beyond it new events are rejected with 503. For the same reason Redis must not evict (maxmemory-policy noeviction).
 """
 
 import asyncio
@@ -86,7 +86,7 @@ class RedisEvents:
             await self._link.close()
 
     async def append(self, chunks: Sequence[NewChunk]) -> None:
-        """As promised by EventStore. Appending nothing tells whether something could be appended."""
+        """As promised by EventStore. Appending nothing tests whether chunks could be appended."""
         values = [value for chunk in chunks for value in arguments_of(chunk)]
         await self._scripts.run(APPEND, self._keys, sum(chunk.count for chunk in chunks), *values)
 
@@ -100,10 +100,10 @@ class RedisEvents:
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:
         settled: list[Value] = [value for chunk in chunks for value in (chunk.id, chunk.count)]
-        refused = [value for chunk, reason in dead for value in (*arguments_of(chunk), reason)]
+        rejected = [value for chunk, reason in dead for value in (*arguments_of(chunk), reason)]
         waiting = [value for chunk in remaining for value in arguments_of(chunk)]
         await self._scripts.run(
-            SETTLE, self._keys, GROUP, len(chunks), *settled, len(dead), *refused, len(remaining), *waiting
+            SETTLE, self._keys, GROUP, len(chunks), *settled, len(dead), *rejected, len(remaining), *waiting
         )
         self._consumer.forget(chunks)
 
@@ -128,7 +128,7 @@ class RedisEvents:
         return moved
 
     async def _requeued(self, ids: Sequence[int | str] | None, budget: int) -> AsyncIterator[int]:
-        """Move one portion after the other. Yields the number of events of each."""
+        """Move one portion after the other. Yield the number of events of each."""
         if ids is None:
             last = await self._link.call("XREVRANGE", self._keys[2], "+", "-", "COUNT", 1)
             ranges = [("-", last[0][0].decode(), PAGE)] if last else []
@@ -144,7 +144,7 @@ class RedisEvents:
                     break
 
     async def trim_dead_letters(self, max_events: int) -> int:
-        """As promised by EventStore; of all instances, which share the dead letters."""
+        """As promised by EventStore. All instances share the dead letters, and the limit."""
         discarded = 0
         while True:
             letters, events = await self._link.run(TRIM, self._keys, max_events, PAGE)

@@ -40,7 +40,7 @@ def make_link(options: RedisOptions, namespace: str) -> "Link":
 
 
 def prefix(namespace: str) -> str:
-    """What all keys of a namespace begin with. The braces make it the hash tag."""
+    """Return the beginning of all keys of a namespace. The braces make it the hash tag."""
     return f"{{fme:{namespace}}}"
 
 
@@ -51,11 +51,11 @@ class _Call:
 
 
 class Link:
-    """This process's way to Redis: a few connections, and pipelines on them.
+    """The connection of this process to Redis: a few sockets, and pipelines on them.
 
-    Commands of the same turn of the loop share one round trip. Nothing is sent twice, because Redis may have done it
-    the first time; only what it certainly has not done is repeated. After a failure of the connection commands fail at
-    once, without waiting, except for one now and then that tries again (with back-off and jitter).
+    Commands of the same turn of the loop share one round trip. A command is sent again only if Redis certainly has not
+    executed it. After a connection has failed, commands fail at once, except for one after each backoff, which tries
+    again.
     """
 
     def __init__(self, route: Route, timeout_seconds: float) -> None:
@@ -74,7 +74,7 @@ class Link:
         return self._users == 0
 
     def open(self) -> None:
-        """Needs one `close` for each `open`."""
+        """Open the connection, or count one more user of it. Each `open` needs one `close`."""
         if self._client is None:
             self._client = self._route.client()
             self._client.response_callbacks.clear()  # replies stay as Redis gave them
@@ -94,7 +94,7 @@ class Link:
         await self._route.close()
 
     async def call(self, *command: Value) -> Any:
-        """The reply to one command."""
+        """Send one command. Return its reply."""
         if self.is_closed:
             raise StoreError("the store is closed")
         loop = asyncio.get_running_loop()
@@ -105,14 +105,14 @@ class Link:
         return await call.reply
 
     async def run(self, script: Script, keys: Sequence[str], *args: Value) -> Any:
-        """The reply of a script."""
+        """Run a script. Return its reply."""
         try:
             return await self.call("EVALSHA", script.sha, len(keys), *keys, *args)
         except UnknownScriptError:
             return await self.call("EVAL", script.text, len(keys), *keys, *args)
 
     async def listen(self, channel: str, notify: Callable[[], None]) -> None:
-        """Call `notify` for each message, and when one may have been missed. Runs until it is cancelled."""
+        """Call `notify` for each message, and when one may have been missed. Run until cancelled."""
         backoff = Backoff(RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS, RETRY_JITTER)
         while self._client is not None:
             try:
@@ -125,11 +125,11 @@ class Link:
                         if await subscription.get_message(ignore_subscribe_messages=True, timeout=HEALTH_CHECK_SECONDS):
                             notify()
             except (errors.RedisError, OSError) as error:
-                logger.debug("changes are not announced: %s", error)
+                logger.debug("listening for changed documents failed: %s", error)
             await asyncio.sleep(backoff.next())
 
     def _send(self) -> None:
-        """Put what waits on its way, unless all pipelines are busy: the first one that is done sends it then."""
+        """Send the pending commands, unless all pipelines are busy: the first one that ends sends them then."""
         if not self._pending or len(self._in_flight) >= PIPELINES:
             return
         calls, self._pending = self._pending, []
@@ -155,12 +155,12 @@ class Link:
                 call.reply.set_result(reply)
 
     async def _replies(self, commands: Sequence[tuple[Value, ...]]) -> list[Any]:
-        """One reply or error for each command. Raises StoreError if there are none."""
+        """Return one reply or error for each command. Raise StoreError if there are none."""
         if self._failure is not None:
             now = time.monotonic()
             if now < self._retry_at:
                 raise StoreError(self._failure)
-            self._retry_at = now + self.timeout_seconds  # others need not wait while this one tries
+            self._retry_at = now + self.timeout_seconds  # other commands fail at once while this one tries
         try:
             async with asyncio.timeout(self.timeout_seconds):
                 replies = await self._pipeline(commands)
@@ -176,7 +176,7 @@ class Link:
     async def _pipeline(self, commands: Sequence[tuple[Value, ...]]) -> list[Any]:
         replies = await self._send_pipeline(commands)
         moved = [i for i, reply in enumerate(replies) if isinstance(reply, errors.MovedError)]
-        if moved:  # Redis did not do these
+        if moved:  # Redis did not execute these
             await self._forget_connections()
             for i, reply in zip(moved, await self._send_pipeline([commands[i] for i in moved]), strict=True):
                 replies[i] = reply
@@ -191,7 +191,7 @@ class Link:
         return [unwrapped(reply) for reply in await pipeline.execute(raise_on_error=False)]
 
     async def _failed(self, reason: str) -> StoreError:
-        """Note why, and when to try again; returns the error to raise."""
+        """Note the reason, and the time of the next attempt. Return the error to raise."""
         self._failure = reason
         self._retry_at = time.monotonic() + self._backoff.next()
         await self._forget_connections()
@@ -202,7 +202,7 @@ class Link:
         self._backoff.reset()
 
     async def _forget_connections(self) -> None:
-        """Connect anew for what comes next: the idle connections are probably broken too, or end at the wrong node."""
+        """Connect again for the next commands: idle connections are probably broken too, or end at the wrong node."""
         self._route.forget()
         if self._client is not None:
             with suppress(errors.RedisError, OSError):

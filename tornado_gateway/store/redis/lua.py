@@ -28,7 +28,7 @@ def _load(*names: str) -> Script:
     return Script("".join((_FILES / f"{name}.lua").read_text(encoding="utf-8") for name in names))
 
 
-# `on_time` defines `now` and rejects a script that comes too late.
+# `on_time` defines `now` and rejects a script that reaches Redis too late.
 APPEND = _load("on_time", "append")
 CLAIM = _load("on_time", "claim")
 HELD_CHUNKS = _load("on_time", "held_chunks")

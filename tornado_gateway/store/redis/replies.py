@@ -20,7 +20,7 @@ _ERRORS_IN_SCRIPTS = {"OOM": errors.OutOfMemoryError, "READONLY": errors.ReadOnl
 
 
 def unwrapped(reply: Any) -> Any:
-    """Redis before version 7 hides what a command of a script said in an error of its own."""
+    """Return the error of a command in a script, which Redis before version 7 wraps in one of its own."""
     if isinstance(reply, errors.ResponseError):
         said = re.search(r"@user_script: ?\d+: -([A-Z]+) ", str(reply))
         if said and said[1] in _ERRORS_IN_SCRIPTS:
@@ -30,10 +30,10 @@ def unwrapped(reply: Any) -> Any:
 
 MASTER_IS_ELSEWHERE = (errors.ReadOnlyError, errors.ClusterDownError, errors.AskError)
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
-    (errors.AuthenticationError, "the user name or password is refused (REDIS_USERNAME, REDIS_PASSWORD)"),
-    (errors.NoPermissionError, "the user may not do this (ACL)"),
+    (errors.AuthenticationError, "the user name or password was rejected (REDIS_USERNAME, REDIS_PASSWORD)"),
+    (errors.NoPermissionError, "the user lacks a permission (ACL)"),
     (errors.OutOfMemoryError, "the memory is full (maxmemory)"),
-    (errors.ReadOnlyError, "this is a read-only replica"),
+    (errors.ReadOnlyError, "it is a read-only replica"),
     (errors.BusyLoadingError, "it is still loading its data"),
     (errors.ClusterDownError, "the cluster is down"),
     (errors.AskError, "the account's slot is being moved to another node"),
@@ -42,7 +42,7 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
 
 
 def store_error(where: str, error: Exception) -> StoreError:
-    """Any error as one line without secrets: commands are not quoted, only what Redis or the system said."""
+    """Return any error as one line without secrets: only the reply is quoted, never a command."""
     if isinstance(error, StoreError):
         return error
     text = " ".join(re.sub(r"\bscript: \w+, on @user_script.*", "", str(error)).split())[:200]

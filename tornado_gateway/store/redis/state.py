@@ -30,7 +30,7 @@ RECHECK_SECONDS = 3.0  # a document is looked at that often even if no message c
 class RedisState:
     """Documents, leases, aliases and sticky decisions of all instances.
 
-    `open` does not wait for Redis, so that a gateway starts without it; every call tells when it cannot be reached.
+    `open` does not wait for Redis, so that a gateway starts without it; each call fails if it cannot be reached.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class RedisState:
                     logger.debug("the lease %s was not prolonged: %s", name, error)
 
     async def _prolong(self, name: str, owner: str) -> bool:
-        """Acquire or prolong, whichever it is, and forget the lease if another process holds it."""
+        """Acquire or prolong the lease, and forget it if another process holds it."""
         key, milliseconds = self._key("lease", name), _milliseconds(self._lease_seconds)
         is_held = bool(await self._link.run(ACQUIRE_LEASE, (key,), owner, milliseconds))
         if not is_held:
@@ -170,7 +170,7 @@ class RedisState:
         return ":".join((self._prefix, *parts))
 
     def _record_key(self, user_id: str, key: str) -> str:
-        return self._key("record", str(len(user_id)), user_id, key)  # the length tells apart "a:b" "c" and "a" "b:c"
+        return self._key("record", str(len(user_id)), user_id, key)  # the length distinguishes "a:b" "c" from "a" "b:c"
 
     def _seen(self, name: str, document: StoredDocument) -> StoredDocument:
         before = self._last_seen.get(name)
@@ -184,7 +184,7 @@ class RedisState:
             seen = self._last_seen[name]
             keys = (self._key("document", name), self._channel)
             if await self._link.run(RESTORE_DOCUMENT, keys, seen.version, repr(seen.saved_at), seen.body, name):
-                logger.error("Redis had lost the document %s, it has been stored again", name)
+                logger.error("Redis lost the document %s, it was stored again", name)
         if version is None or int(version) == known_version:
             return None
         return await self.load_document(name)

@@ -1,4 +1,4 @@
-"""Data of version 0.1 in Redis, whose keys named only the account: the first environment that starts takes it over.
+"""Data of version 0.1 in Redis, whose keys name only the account: the first environment that starts takes it over.
 
 The new keys have another hash tag, so that in a Cluster they are on another node and nothing can be renamed. Events and
 dead letters are copied in pages and then deleted: a crash in between delivers up to one page of events twice. It waits
@@ -39,7 +39,7 @@ def take_over(
     *,
     pause_seconds: float = PAUSE_SECONDS,
 ) -> "TakeOver | None":
-    """None if the namespace is the one that version 0.1 used."""
+    """Return the task that moves the data, or None if the namespace is the one that version 0.1 used."""
     if former_namespace == namespace:
         return None
     links = make_link(options, former_namespace), make_link(options, namespace)
@@ -47,7 +47,7 @@ def take_over(
 
 
 class TakeOver:
-    """Looks for data of version 0.1 at the start and now and then, for as long as the gateway runs."""
+    """Moves data of version 0.1, at the start and every `pause_seconds` for as long as the gateway runs."""
 
     def __init__(
         self,
@@ -85,11 +85,11 @@ class TakeOver:
                     numbers = ", ".join(f"{count} {name}" for name, count in moved.items())
                     logger.info("took over data of version 0.1 from Redis (%s): %s", self._old_prefix, numbers)
             except StoreError as error:
-                logger.debug("data of version 0.1 cannot be taken over yet: %s", error)
+                logger.debug("taking over data of version 0.1 failed: %s", error)
             await asyncio.sleep(self._pause_seconds * random.uniform(0.8, 1.2))
 
     async def once(self) -> dict[str, int]:
-        """Take over all there is, unless there is nothing, or others are at it. Returns how many of which."""
+        """Move all data, unless there is none or another instance is moving it. Return the number of each kind."""
         self._old.open()
         self._new.open()
         try:
@@ -105,7 +105,7 @@ class TakeOver:
             await self._new.close()
 
     async def _is_wanted(self) -> bool:
-        """Whether there are keys of version 0.1, and no instance of it is alive."""
+        """Return whether there are keys of version 0.1, and no instance of it is alive."""
         names = ("events", "counts", "dead", "aliases")
         if not await self._old.call("EXISTS", *(self._key(name) for name in names)):
             return False

@@ -57,7 +57,7 @@ class Route:
         return self._node(self._address)
 
     def forget(self) -> None:
-        """The node that was found last may be the wrong one."""
+        """Find the node again for the next connection, because it may be the wrong one."""
 
     async def close(self) -> None:
         pass
@@ -83,7 +83,7 @@ class SentinelRoute(Route):
         self.name = f"Redis master {master} (Sentinel)"
         self._sentinels = sentinels
         self._master = master
-        self._step = timeout / (len(sentinels) + 1)  # one that does not answer must not use up the time
+        self._step = timeout / (len(sentinels) + 1)  # a silent one must not use up the time
         self._sentinel: Sentinel | None = None
 
     def client(self) -> Redis:
@@ -102,13 +102,13 @@ class SentinelRoute(Route):
             self._sentinel = None
 
     def _credentials(self) -> list[tuple[str | None, str | None]]:
-        """Sentinels without a password refuse one, so that each is asked without first."""
+        """Sentinels without a password reject one, so that each is asked without first."""
         given = (self._options["username"], self._options["password"])
         return [(None, None), given] if given[1] else [(None, None)]
 
 
 class ClusterRoute(Route):
-    """To the node of a Cluster that has the account's slot. One slot is all that an account needs."""
+    """To the node of a Cluster that has the account's slot. An account needs one slot only."""
 
     def __init__(
         self, first: Address, slot: int, options: Mapping[str, Any], tls: Mapping[str, Any], timeout: float
@@ -116,7 +116,7 @@ class ClusterRoute(Route):
         super().__init__(first, options, tls)
         self.name = f"Redis Cluster at {first[0]}:{first[1]}"
         self._slot = slot
-        self._step = timeout / 3  # a node that does not answer must not use up the time
+        self._step = timeout / 3  # a silent node must not use up the time
         self._nodes = [first]
         self._owner: Address | None = None
         self._finding = asyncio.Lock()
@@ -127,7 +127,7 @@ class ClusterRoute(Route):
         return Redis.from_pool(pool)
 
     def forget(self) -> None:
-        if self._owner is not None:  # ask the others first: it may be dead
+        if self._owner is not None:  # it may be dead: ask the others first
             self._nodes = [*(node for node in self._nodes if node != self._owner), self._owner]
             self._owner = None
 
@@ -155,7 +155,7 @@ class ClusterRoute(Route):
             for first, last, owner, *_ in ranges:
                 if first <= self._slot <= last:
                     return _address(owner, address)
-            failure = errors.ClusterDownError(f"nobody has slot {self._slot}")
+            failure = errors.ClusterDownError(f"no node has slot {self._slot}")
         raise failure
 
 
@@ -166,7 +166,7 @@ def _address(node: Sequence[Any], asked: Address) -> Address:
 
 
 class _SlotConnection(Connection):
-    """Connects to whoever has the slot at that moment."""
+    """Connects to the node that has the slot at that moment."""
 
     def __init__(self, *, find: Callable[[], Awaitable[Address]], **options: Any) -> None:
         self._find = find

@@ -73,7 +73,7 @@ def _open_source(_: sqlite3.Connection, path: Path) -> sqlite3.Connection:
 
 
 def _move_page(connection: sqlite3.Connection, ids: Ids, space: DiskSpace, source: sqlite3.Connection) -> int:
-    """Move the next chunks of another log into this one. Returns how many events."""
+    """Move the next chunks of another log into this one. Return the number of their events."""
     columns = "id, at, count, query, body, account_id, sdk_key"
     rows: list[Row] = []
     size = last = 0

@@ -46,7 +46,7 @@ def append(
     size: int,
     settled: Sequence[int],
 ) -> int:
-    """Returns the last id. Each statement is a hand-over of the interpreter's lock: one chunk needs no transaction."""
+    """Return the last id. Each statement hands over the interpreter's lock: one chunk needs no transaction."""
     space.claim(connection, size)
     now = time.time()
     rows = [
@@ -88,9 +88,9 @@ def delete(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
 def read_after(
     connection: sqlite3.Connection, ids: Ids, last: int, max_events: int, needs_one: bool
 ) -> tuple[list[Chunk], int]:
-    """The next chunks, together at most `max_events`, but at least one if it is needed.
+    """Return the next chunks, together at most `max_events`, but at least one if it is needed.
 
-    Returns also the last id up to which there are no others.
+    Return also the last id up to which there are no others.
     """
     chunks: list[Chunk] = []
     size = 0
@@ -132,7 +132,7 @@ def settle(
 
 
 def depth(connection: sqlite3.Connection, log: str, settled: Sequence[int]) -> Depth:
-    """All that is in the file; `oldest_at` leaves out what is settled."""
+    """Count all chunks in the file; `oldest_at` leaves out settled ones."""
     (waiting,) = connection.execute("SELECT coalesce(sum(count), 0) FROM chunks").fetchone()
     query = "SELECT min(at) FROM chunks WHERE id > ? AND id < ?"
     found = [connection.execute(query, gap).fetchone()[0] for gap in _gaps(ranges(settled))]
@@ -140,7 +140,7 @@ def depth(connection: sqlite3.Connection, log: str, settled: Sequence[int]) -> D
 
 
 def _gaps(taken: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The bounds, exclusive, of the numbers between these ranges."""
+    """Return the bounds, exclusive, of the numbers between these ranges."""
     firsts = [0, *(last for _, last in taken)]
     return list(zip(firsts, [*(first for first, _ in taken), 1 << 62], strict=True))
 

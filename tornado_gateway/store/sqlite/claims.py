@@ -7,8 +7,8 @@ from itertools import chain
 
 from tornado_gateway.store.interfaces import Chunk, NewChunk
 
-# Reads the next chunks after a number: with at most so many events, and at least one chunk if it is needed.
-# Returns also the last number up to which there are no others.
+# Read the next chunks after a number: with at most so many events, but at least one chunk if it is needed.
+# Return them, and the last number up to which there are no others.
 Read = Callable[[int, int, bool], Awaitable[tuple[list[Chunk], int]]]
 
 
@@ -34,7 +34,7 @@ class ClaimMemory:
         self._fresh.clear()
 
     def note_stored(self, last: int) -> None:
-        """The next claim has to read up to this number."""
+        """Note that there are chunks up to this number, which the next claim may have to read."""
         self._last_stored = max(self._last_stored, last)
 
     def keep(self, before: int, chunks: Sequence[NewChunk], size: int) -> None:

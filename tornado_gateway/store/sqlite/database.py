@@ -21,16 +21,16 @@ Ts = TypeVarTuple("Ts")
 Then = Callable[[Any, BaseException | None], None]  # result and error of a job
 _Job = tuple["asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...], Then | None]
 SetUp = Callable[[sqlite3.Connection], None]
-BUSY_SECONDS = 10.0  # what another process may keep a file to itself
+BUSY_SECONDS = 10.0  # maximum time for which another process may lock a file
 BUSY_PAUSE_SECONDS = 0.02
-TRANSACTION_BYTES = 8192  # what a transaction adds to the WAL besides its events, roughly
+TRANSACTION_BYTES = 8192  # bytes that a transaction adds to the WAL besides its events, roughly
 
 
 class Database:
     """One connection and the one thread that uses it.
 
-    The thread is not an executor: handing a call over and its result back costs a third of what an executor's futures
-    and conditions cost, and every group of events is such a call.
+    The thread is not an executor: handing a call over and its result back costs a third of the price of an executor's
+    futures and conditions, and every group of events is such a call.
     """
 
     def __init__(self, space: DiskSpace) -> None:
@@ -39,7 +39,7 @@ class Database:
         self._thread: threading.Thread | None = None
 
     async def open(self, path: Path, set_up: SetUp) -> None:
-        """`set_up` sets the connection up and makes the tables."""
+        """Open the file; `set_up` prepares the connection and makes the tables."""
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._thread = threading.Thread(target=self._serve, args=(path, set_up, opened), name=path.stem, daemon=True)
         self._thread.start()
@@ -51,7 +51,7 @@ class Database:
             raise StoreError(f"{path} cannot be opened: {error}") from error
 
     async def close(self) -> None:
-        """Finish what was asked before, and close."""
+        """Finish the jobs that were queued before, and close."""
         if self._thread is not None:
             self._jobs.put(None)
             await asyncio.to_thread(self._thread.join)
@@ -84,7 +84,7 @@ class Database:
                 _hand_over(done, work(connection, *args), None, then)
             except BaseException as error:
                 _hand_over(done, None, error, then)
-            del job, done, work, args, then  # not to keep a group of events alive until the next one
+            del job, done, work, args, then  # otherwise a group of events stays alive until the next one
         connection.close()
 
 
@@ -121,13 +121,13 @@ class Checkpoints:
             await self._database.run(_checkpoint)
             await self._writer.run(_checkpoint)
         except StoreError as error:
-            logger.error("the event log grows, because its checkpoint failed: %s", error)
+            logger.error("a checkpoint of the event log failed, its WAL grows: %s", error)
         finally:
             self._task = None
 
 
 def _checkpoint(connection: sqlite3.Connection) -> None:
-    """Copy as much of the WAL as is possible without waiting for anybody."""
+    """Copy as much of the WAL as is possible without waiting for other connections."""
     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
 
@@ -143,7 +143,7 @@ def _connect(path: Path, set_up: SetUp, space: DiskSpace) -> sqlite3.Connection:
 
 
 def set_up_patiently(connection: sqlite3.Connection, set_up: SetUp, space: DiskSpace) -> None:
-    """Wait for another process that makes or changes the same file: SQLite's own time-out is not for this."""
+    """Wait for another process that makes or changes the same file, which SQLite's own time-out does not cover."""
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -160,7 +160,7 @@ def set_up_patiently(connection: sqlite3.Connection, set_up: SetUp, space: DiskS
 def _hand_over(
     done: "asyncio.Future[Any]", result: object, error: BaseException | None, then: Then | None = None
 ) -> None:
-    """Tell the loop, from the thread. A loop that is closed has nobody who waits."""
+    """Pass a result to the loop, from the thread. A closed loop has no waiting caller."""
     with suppress(RuntimeError):
         done.get_loop().call_soon_threadsafe(_finish, done, result, error, then)
 
@@ -168,7 +168,7 @@ def _hand_over(
 def _finish(done: "asyncio.Future[Any]", result: object, error: BaseException | None, then: Then | None) -> None:
     if then is not None:
         then(result, error)
-    if done.done():  # cancelled by who waited for it
+    if done.done():  # cancelled by its caller
         return
     if error is None:
         done.set_result(result)
@@ -189,7 +189,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def ranges(ids: Sequence[int]) -> list[tuple[int, int]]:
-    """Runs of successive numbers, each as its first and its last one."""
+    """Return runs of successive numbers, each as its first and its last one."""
     found: list[tuple[int, int]] = []
     for id_ in sorted(ids):
         if found and id_ == found[-1][1] + 1:

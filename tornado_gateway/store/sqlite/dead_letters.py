@@ -37,7 +37,7 @@ def dead_letters(connection: sqlite3.Connection, limit: int) -> list[DeadLetter]
 def choose_letters(
     connection: sqlite3.Connection, ids: Sequence[int | str] | None, max_events: int | None
 ) -> list[int]:
-    """The oldest of the wanted letters (None: all) that have together at most `max_events`."""
+    """Return the oldest of the wanted letters (None: all) that have together at most `max_events`."""
     wanted = None if ids is None else set(ids)
     chosen: list[int] = []
     for id_, count in connection.execute("SELECT id, count FROM letters.dead ORDER BY id"):
@@ -52,7 +52,7 @@ def choose_letters(
 
 
 def trim_dead_letters(connection: sqlite3.Connection, log: str, max_events: int) -> int:
-    """Delete the oldest letters of this log beyond the limit, whole ones. Returns how many events they had."""
+    """Delete the oldest letters of this log beyond the limit, whole ones. Return the number of their events."""
     excess = count_dead(connection, log) - max_events
     if excess <= 0:
         return 0
@@ -63,13 +63,13 @@ def trim_dead_letters(connection: sqlite3.Connection, log: str, max_events: int)
         letters.append(id_)
         excess -= count
     statement = "DELETE FROM letters.dead WHERE owner = ? AND id BETWEEN ? AND ? RETURNING count"
-    with transaction(connection):  # counts what is deleted: another worker may have requeued some of it
+    with transaction(connection):  # count the deleted ones: another worker may have requeued some
         deleted = [connection.execute(statement, (log, *ends)).fetchall() for ends in ranges(letters)]
     return sum(count for rows in deleted for (count,) in rows)
 
 
 def adopt_dead_letters(connection: sqlite3.Connection, former: str, log: str) -> int:
-    """Count the dead letters of another log here. Returns how many events."""
+    """Count the dead letters of another log in this one. Return the number of their events."""
     moved = count_dead(connection, former)
     connection.execute("UPDATE letters.dead SET owner = ? WHERE owner = ?", (log, former))
     return moved

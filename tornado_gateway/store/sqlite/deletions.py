@@ -88,7 +88,7 @@ class PendingDeletions:
         try:
             await self._database.run(delete_alone, self._space, settled.ids, then=partial(self._deleted, settled))
         except StoreError as error:
-            logger.debug("delivered events cannot be deleted yet: %s", error)
+            logger.debug("deleting delivered events failed: %s", error)
 
     def _deleted(self, settled: Settled, _: object, error: BaseException | None) -> None:
         if error is not None:

@@ -1,7 +1,7 @@
 """The embedded store: SQLite files in DATA_DIR.
 
 `events-<n>.db` is the event log of one worker, held by a lock on `events-<n>.lock` for as long as the worker lives, so
-that commits never wait for each other. The log of a worker that is gone is adopted by a living one. `state.db` and
+that commits never wait for each other. A living worker adopts the log of a dead one. `state.db` and
 `dead.db`, the events that upstream rejected, are shared by all workers of the machine.
 
 WAL with synchronous=NORMAL loses nothing when the process dies; a power cut can lose the last moment.
@@ -30,7 +30,7 @@ from tornado_gateway.store.sqlite.state import SqliteState
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_BYTES = 4 * 1024 * 1024
-FRESH_BYTES = 8 * 1024 * 1024  # of appended chunks that wait in memory to be claimed; the others are read
+FRESH_BYTES = 8 * 1024 * 1024  # appended chunks that stay in memory until they are claimed; the others are read
 SETTLE_SECONDS = 0.02  # deletions wait this long for the next append, to share its transaction
 RETRY_SECONDS = 1.0  # pause after delivered events could not be deleted
 LETTERS_AT_ONCE = 100  # dead letters that move back in one transaction
@@ -75,7 +75,7 @@ class SqliteEvents:
         self._adoption = Adoption(directory, self._database, self._space, self._ids, self._inserted)
 
     async def open(self) -> None:
-        """Succeeds although the disk is full: stored events can be delivered, and new ones are rejected."""
+        """Open the log, even if the disk is full: stored events can be delivered, and new ones are rejected."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             path, self._lock = lock_log(self._directory)
@@ -111,7 +111,7 @@ class SqliteEvents:
             self._lock = None
 
     async def append(self, chunks: Sequence[NewChunk]) -> None:
-        """As promised by EventStore. Raises StoreError as well if the disk is nearly full."""
+        """As promised by EventStore. Raise StoreError as well if the disk is nearly full."""
         settled = self._deletions.take_for_append()
         size = sum(len(chunk.body) for chunk in chunks)
         then = partial(self._appended, chunks, size, settled)
@@ -148,7 +148,7 @@ class SqliteEvents:
             self._deletions.add(ids, sum(chunk.count for chunk in chunks))
 
     def _inserted(self, _: object, error: BaseException | None) -> None:
-        """The next claim has to read. Even a job that failed may have inserted chunks."""
+        """Make the next claim read. Even a job that failed may have inserted chunks."""
         self._memory.note_stored(self._ids.last)
 
     async def depth(self) -> Depth:
@@ -170,7 +170,7 @@ class SqliteEvents:
         return await self._database.run(letters.dead_letters, limit)
 
     async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:
-        """As promised by EventStore, whichever worker they are of. Two that do it at once may send some twice."""
+        """As promised by EventStore, for the letters of all workers. Two that do this at once may send some twice."""
         chosen = await self._database.run(letters.choose_letters, ids, max_events)
         moved = 0
         for first in range(0, len(chosen), LETTERS_AT_ONCE):

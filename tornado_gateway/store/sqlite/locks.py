@@ -1,4 +1,4 @@
-"""Locks on files, which end with their process, whatever the clock says."""
+"""Locks on files, which end with their process. No clock is involved."""
 
 import fcntl
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock until it is closed, or None if a living process has it."""
+    """Return a descriptor that holds the lock until it is closed, or None if a living process has it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -17,7 +17,7 @@ def try_lock(path: Path) -> int | None:
 
 
 def lock_log(directory: Path) -> tuple[Path, int]:
-    """The largest log that no living process has, because on a full disk it could not be moved; or a new one."""
+    """Lock the largest log that no living process has, because a full disk has no room to move it; or a new one."""
     for path in sorted(directory.glob("events-*.db"), key=_size, reverse=True):
         if (lock := try_lock(path.with_suffix(".lock"))) is not None:
             return path, lock

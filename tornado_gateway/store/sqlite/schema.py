@@ -2,10 +2,10 @@
 
 import sqlite3
 
-# Some builds of SQLite overwrite what is deleted, which would write every event twice.
+# Some builds of SQLite overwrite deleted rows, which would write every event twice.
 STATE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA secure_delete=OFF;"
-# A commit that caused a checkpoint would wait for it, and that for the disk. `SqliteEvents` has them made beside the
-# commits; SQLite's own (after 64 MB) are for when that does not work.
+# A commit that caused a checkpoint would wait for the disk. `Checkpoints` makes them beside the commits; SQLite's own
+# (after 64 MB) are the fallback.
 EVENT_PRAGMAS = f"{STATE_PRAGMAS} PRAGMA wal_autocheckpoint=16384;"
 SYNC_MODES = {"normal": "NORMAL", "full": "FULL"}
 EVENT_TABLES = """

@@ -1,6 +1,6 @@
-"""What all workers of a machine share: documents, leases, aliases and sticky decisions.
+"""State that all workers of a machine share: documents, leases, aliases and sticky decisions.
 
-A lease is a lock on a file `lease-<hash>.lock`: it ends with its process, whatever the clock says.
+A lease is a lock on a file `lease-<hash>.lock`, which ends with its process.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ SELECT saved_at, coalesce(owner, '') FROM documents LEFT JOIN confirmations USIN
 class SqliteState:
     """Documents, leases, aliases and sticky decisions of all workers of this machine.
 
-    Environments that share the directory have a namespace each. Documents need none: their names say whose they are.
+    Environments that share the directory have a namespace each. Documents have none: their names identify them.
     """
 
     def __init__(self, directory: Path, sync: str = "normal", namespace: str = "") -> None:
@@ -62,7 +62,7 @@ class SqliteState:
             if rows:
                 logger.info("took over %s of version 0.1 from %s", rows, self._path)
         except StoreError as error:
-            logger.error("%s could not be cleaned up, which is tried again at the next start: %s", self._path, error)
+            logger.error("cleaning up %s failed, the next start tries again: %s", self._path, error)
 
     async def close(self) -> None:
         await self._database.close()
@@ -116,8 +116,8 @@ class SqliteState:
         return await self._database.run(_load_records, self._namespace, user_id, keys, time.time())
 
     async def save_records(self, user_id: str, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
-        whose, until = (self._namespace, user_id), time.time() + seconds
-        rows = [(*whose, key, until, orjson.dumps(record)) for key, record in records.items()]
+        owner, until = (self._namespace, user_id), time.time() + seconds
+        rows = [(*owner, key, until, orjson.dumps(record)) for key, record in records.items()]
         await self._database.run(_save_records, rows)
 
     def _lease(self, name: str) -> str:
@@ -134,7 +134,7 @@ def _load_document(connection: sqlite3.Connection, name: str) -> StoredDocument 
 
 
 def _load_document_unless(connection: sqlite3.Connection, name: str, known_version: int) -> StoredDocument | None:
-    """The stored document, if its version is another than the known one (which costs reading one small row)."""
+    """The stored document, if its version is another than the known one (checking costs one small row)."""
     row = connection.execute("SELECT version FROM documents WHERE name = ?", (name,)).fetchone()
     return _load_document(connection, name) if row and row[0] != known_version else None
 
@@ -186,14 +186,14 @@ def _forget_expired(connection: sqlite3.Connection, now: float) -> None:
 
 
 def _take_over(connection: sqlite3.Connection, namespace: str) -> str:
-    """Give the tables of version 0.1 to this namespace, once. Returns how many rows of which, in words."""
+    """Give the tables of version 0.1 to this namespace, once. Return the number of rows of each, as text."""
     query = "SELECT name FROM sqlite_master WHERE type = 'table'"
     if not set(FORMER_TABLES) & {name for (name,) in connection.execute(query)}:
         return ""
     moved = {}
     connection.execute("BEGIN IMMEDIATE")
     try:
-        present = {name for (name,) in connection.execute(query)}  # another worker may have been faster
+        present = {name for (name,) in connection.execute(query)}  # another worker may have moved them
         for table in present & set(FORMER_TABLES):
             moved[table] = connection.execute(FORMER_TABLES[table], (namespace,)).rowcount
             connection.execute(f"DROP TABLE {table}")

@@ -1,4 +1,4 @@
--- The counter comes first: it is refused by a full or read-only Redis, and then nothing has been written.
+-- The counter comes first: a full or read-only Redis rejects it, and then nothing has been written.
 redis.call('HINCRBY', KEYS[2], 'waiting', ARGV[2])
 for i = 3, #ARGV, 5 do
     redis.call('XADD', KEYS[1], '*',

@@ -1,5 +1,5 @@
--- Say that the consumer is alive and, with a budget of events, claim: first what dead consumers left, then new chunks,
--- until the budget is reached or exceeded by the last one.
+-- Send a heartbeat and, with a budget of events, claim: first the chunks of dead consumers, then new ones, until the
+-- last one reaches or exceeds the budget.
 local stream, consumers = KEYS[1], KEYS[2]
 local group, me, alive_ms = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local gone_before, budget, most = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])

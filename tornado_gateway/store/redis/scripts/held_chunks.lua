@@ -1,4 +1,4 @@
--- What this consumer holds after an id; of an entry that is not in the stream any more only the id.
+-- Return the chunks that this consumer holds after an id. An entry that has left the stream has only its id.
 local got = redis.pcall('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', ARGV[5], 'STREAMS', KEYS[1], ARGV[4])
 if not got or got.err then return {} end
 local held = {}

@@ -1,5 +1,5 @@
--- The letters between two ids, a page at a time, while they have no more events than the budget (-1: any number).
--- Returns the number of letters and of events that were moved. Those of version 0.1 have no account and key.
+-- Move the letters between two ids, one page, while they have no more events than the budget (-1: any number).
+-- Return the number of moved letters and of their events. Letters of version 0.1 have no account and key.
 local letters, events = redis.call('XRANGE', KEYS[3], ARGV[1], ARGV[2], 'COUNT', ARGV[3]), 0
 local budget, moved = tonumber(ARGV[4]), 0
 for _, letter in ipairs(letters) do

@@ -1,4 +1,4 @@
--- A chunk counts only if it was still there: its consumer may have been taken for dead, and another one settled it.
+-- A chunk counts only if it was still there: its consumer may have been considered dead, and another one may have settled it.
 local at = 2
 local function next_argument()
     at = at + 1

@@ -1,4 +1,4 @@
--- The oldest letters beyond a limit, a page at a time. Returns the number of letters and of events that were deleted.
+-- Delete the oldest letters beyond a limit, one page. Return the number of deleted letters and of their events.
 local dead, limit = tonumber(redis.call('HGET', KEYS[2], 'dead') or 0), tonumber(ARGV[1])
 local letters, events = 0, 0
 if dead <= limit then return {0, 0} end
