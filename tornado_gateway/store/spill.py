@@ -53,7 +53,7 @@ class SpillingEvents:
 
     @property
     def is_degraded(self) -> bool:
-        """Whether new events go to the local store."""
+        """Return whether new events go to the local store."""
         return self.failure is not None
 
     async def open(self) -> None:

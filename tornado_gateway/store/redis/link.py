@@ -229,7 +229,7 @@ class TimelyScripts:
             raise
 
     def note_clock(self, server_ms: int, asked_at: float) -> None:
-        """Latency makes the server's clock look late, so that of two readings the quick or the later one is right."""
+        """Keep a reading of the server's clock. Latency makes it look late, so the quick or the later one is right."""
         answered_at = time.monotonic()
         clock = server_ms - answered_at * 1000
         was_quick = answered_at - asked_at < self._link.timeout_seconds * 0.05

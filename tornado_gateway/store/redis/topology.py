@@ -45,7 +45,7 @@ def _tls_arguments(tls: TlsOptions) -> dict[str, Any]:
 
 
 class Route:
-    """To one Redis at a fixed address."""
+    """The route to one Redis at a fixed address."""
 
     def __init__(self, address: Address, options: Mapping[str, Any], tls: Mapping[str, Any]) -> None:
         self.name = f"Redis at {address[0]}:{address[1]}"
@@ -68,8 +68,10 @@ class Route:
 
 
 class SentinelRoute(Route):
-    """To the master that Sentinels name. They are reached with TLS if the master is; their password, if they have one,
-    is the master's."""
+    """The route to the master that Sentinels name.
+
+    Sentinels are reached with TLS if the master is. Their password, if they have one, is the master's.
+    """
 
     def __init__(
         self,
@@ -102,13 +104,13 @@ class SentinelRoute(Route):
             self._sentinel = None
 
     def _credentials(self) -> list[tuple[str | None, str | None]]:
-        """Sentinels without a password reject one, so that each is asked without first."""
+        """Return credentials to try in order: Sentinels without a password reject one."""
         given = (self._options["username"], self._options["password"])
         return [(None, None), given] if given[1] else [(None, None)]
 
 
 class ClusterRoute(Route):
-    """To the node of a Cluster that has the account's slot. An account needs one slot only."""
+    """The route to the node of a Cluster that has the account's slot. An account needs one slot only."""
 
     def __init__(
         self, first: Address, slot: int, options: Mapping[str, Any], tls: Mapping[str, Any], timeout: float
@@ -160,7 +162,7 @@ class ClusterRoute(Route):
 
 
 def _address(node: Sequence[Any], asked: Address) -> Address:
-    """A node that does not know its own host leaves it empty; it is the one that was asked."""
+    """Return the address of a node. One that does not know its own host leaves it empty: it is the asked one."""
     host = node[0].decode() if node[0] else asked[0]
     return host, int(node[1])
 

@@ -117,7 +117,7 @@ def settle(
     dead: Sequence[tuple[NewChunk, str]],
     remaining: Sequence[NewChunk],
 ) -> None:
-    """The two files cannot change in one transaction: first the letter, so that a crash loses nothing."""
+    """Settle chunks. The two files cannot change in one transaction: letters first, so that a crash loses nothing."""
     now = time.time()
     letters = [(log, now, c.count, c.query, c.body, reason, *c.identity) for c, reason in dead]
     rows = [(now, c.count, c.query, c.body, *c.identity) for c in remaining]

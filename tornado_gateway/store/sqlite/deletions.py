@@ -43,7 +43,7 @@ class PendingDeletions:
 
     @property
     def ids(self) -> list[int]:
-        """A copy of the numbers of the chunks that are still in the file."""
+        """Return a copy of the numbers of the chunks that are still in the file."""
         return self._pending.ids[:]
 
     def add(self, ids: Sequence[int], events: int) -> None:

@@ -134,7 +134,7 @@ def _load_document(connection: sqlite3.Connection, name: str) -> StoredDocument 
 
 
 def _load_document_unless(connection: sqlite3.Connection, name: str, known_version: int) -> StoredDocument | None:
-    """The stored document, if its version is another than the known one (checking costs one small row)."""
+    """Return the stored document, if its version is another than the known one (checking costs one small row)."""
     row = connection.execute("SELECT version FROM documents WHERE name = ?", (name,)).fetchone()
     return _load_document(connection, name) if row and row[0] != known_version else None
 
@@ -158,7 +158,7 @@ def _confirm_document(connection: sqlite3.Connection, name: str, now: float, by:
 
 
 def _lease_path(directory: Path, name: str) -> Path:
-    """Names hold paths and can be long, so that the file is named after their hash."""
+    """Return the lock file of a lease, named after a hash because names contain paths and can be long."""
     return directory / f"lease-{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
 
 
