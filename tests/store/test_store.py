@@ -4,7 +4,6 @@ import asyncio
 import functools
 import itertools
 import random
-import sqlite3
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,10 +13,12 @@ from redis_servers import DEPLOYMENTS, needs_redis_server
 
 from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
+from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import Chunk, NewChunk, Store
-from tornado_gateway.store.redis.events import LEASE_SECONDS, open_redis
-from tornado_gateway.store.sqlite import events as module
-from tornado_gateway.store.sqlite.events import open_sqlite
+from tornado_gateway.store.redis.events import open_redis
+from tornado_gateway.store.redis.state import LEASE_SECONDS
+from tornado_gateway.store.sqlite.events import CHECKPOINT_BYTES, SqliteEvents, open_sqlite
+from tornado_gateway.store.sqlite.state import SqliteState
 
 IMPLEMENTATIONS = ["sqlite", *(pytest.param(name, marks=needs_redis_server) for name in DEPLOYMENTS)]
 
@@ -36,7 +37,7 @@ def open_store(request, tmp_path, deployment):
         return lambda: open_sqlite(tmp_path / "data")
     redis = deployment(request.param)
     redis.flush()
-    return lambda: open_redis(Config(**redis.options), "123456", "worker")
+    return lambda: open_redis(redis_options(Config(**redis.options)), "123456", "worker")
 
 
 @pytest.fixture
@@ -182,11 +183,12 @@ HOLD_LEASE = """
 import asyncio, sys
 from pathlib import Path
 from tornado_gateway.config import Config
-from tornado_gateway.store.redis import LEASE_SECONDS, open_redis
-from tornado_gateway.store.sqlite import open_sqlite
+from tornado_gateway.process.redis_options import redis_options
+from tornado_gateway.store.redis.events import open_redis
+from tornado_gateway.store.sqlite.events import open_sqlite
 
 async def hold(directory, port):
-    state = (open_redis(Config(redis_host="127.0.0.1", redis_port=port), "123456", "w") if port
+    state = (open_redis(redis_options(Config(redis_host="127.0.0.1", redis_port=port)), "123456", "w") if port
              else open_sqlite(Path(directory))).state
     await state.open()
     print(await state.acquire_lease("poll", "killed"), flush=True)
@@ -242,6 +244,10 @@ async def test_a_closed_store_says_so(open_store):
 # The embedded store alone
 
 
+def store_with(directory, **limits):
+    return Store(SqliteEvents(directory, **limits), SqliteState(directory))
+
+
 async def test_each_worker_has_its_own_log_and_a_living_one_adopts_that_of_a_dead_one(tmp_path):
     first, second = open_sqlite(tmp_path), open_sqlite(tmp_path)
     await first.open()
@@ -282,13 +288,10 @@ async def test_a_directory_that_cannot_be_made_is_told(tmp_path):
 
 @pytest.mark.parametrize("memory", [0, 40, 1 << 20])
 @pytest.mark.parametrize("seed", range(8))
-async def test_whatever_happens_each_chunk_is_claimed_in_turn_and_settled_once(tmp_path, monkeypatch, seed, memory):
+async def test_whatever_happens_each_chunk_is_claimed_in_turn_and_settled_once(tmp_path, seed, memory):
     """However much of the log is held in memory, and whatever is under way at the same time; a checkpoint always is."""
-    monkeypatch.setattr(module, "FRESH_BYTES", memory)
-    monkeypatch.setattr(module, "CHECKPOINT_BYTES", 1)
-    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.001)
     chance = random.Random(seed)
-    store = open_sqlite(tmp_path)
+    store = store_with(tmp_path, fresh_bytes=memory, checkpoint_bytes=1, settle_seconds=0.001)
     await store.open()
     names = itertools.count(1)
     claimed: list[Chunk] = []  # and neither settled nor released
@@ -338,30 +341,31 @@ async def test_whatever_happens_each_chunk_is_claimed_in_turn_and_settled_once(t
 
 
 async def test_the_wal_begins_anew_while_events_come(tmp_path):
-    store = open_sqlite(tmp_path)
+    """A WAL file never shrinks: it is smaller than half of all events only if it has begun anew."""
+    store = store_with(tmp_path, checkpoint_bytes=CHECKPOINT_BYTES // 4)
     await store.open()
-    body, size = b"x" * 500_000, 0
-    for _ in range(100):
-        await store.events.append([NewChunk(1, body)])
-        size = max(size, (tmp_path / "events-0.db-wal").stat().st_size)
-    assert size < 10 * module.CHECKPOINT_BYTES < (tmp_path / "events-0.db").stat().st_size
-    assert (await store.events.depth()).waiting == 100
+    wal, count = tmp_path / "events-0.db-wal", 0
+    async with asyncio.timeout(60):
+        while count < 100 or 2 * wal.stat().st_size > count * 100_000:
+            await store.events.append([NewChunk(1, b"x" * 100_000)])
+            count += 1
+            assert wal.stat().st_size < 60_000_000, "at 64 MB SQLite itself would make a checkpoint"
+    assert (await store.events.depth()).waiting == count
     await store.close()
 
 
-async def test_events_are_stored_although_the_checkpoint_fails(tmp_path, monkeypatch, caplog):
-    def fail(connection):
-        raise sqlite3.OperationalError("disk I/O error")
+async def test_events_are_stored_although_the_checkpoint_fails(tmp_path, caplog):
+    async def fail(_):
+        raise StoreError("SQLite: disk I/O error")
 
-    monkeypatch.setattr(module, "CHECKPOINT_BYTES", 1)
-    monkeypatch.setattr(module, "_checkpoint", fail)
-    store = open_sqlite(tmp_path)
+    store = store_with(tmp_path, checkpoint_bytes=1)
     await store.open()
+    store.events._checkpoints._database.run = fail
     await store.events.append(chunks("a"))
     await store.events.append(chunks("b"))
     assert await bodies_claimed(store, 9) == ["a", "b"]
     await store.close()
-    assert "the event log grows, because its checkpoint failed: SQLite: disk I/O error" in caplog.text
+    assert "a checkpoint of the event log failed, its WAL grows: SQLite: disk I/O error" in caplog.text
 
 
 async def test_what_is_delivered_is_deleted_even_if_nothing_is_appended_any_more(tmp_path):
@@ -379,9 +383,8 @@ async def _rows(store):
     )
 
 
-async def test_a_log_that_cannot_be_written_deletes_what_is_delivered_as_soon_as_it_can(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
-    store = open_sqlite(tmp_path)
+async def test_a_log_that_cannot_be_written_deletes_what_is_delivered_as_soon_as_it_can(tmp_path):
+    store = store_with(tmp_path, retry_seconds=0.01)
     await store.open()
     await store.events.append(chunks("a", "b"))
     claimed = await store.events.claim(2)

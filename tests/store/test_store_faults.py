@@ -16,6 +16,7 @@ from redis_servers import RedisServer, needs_redis_server
 
 from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
+from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import NewChunk
 from tornado_gateway.store.redis.events import open_redis
 from tornado_gateway.store.spill import SpillingEvents
@@ -84,7 +85,7 @@ def open_events(request, tmp_path):
 
     def primary(faults):
         config = Config(redis_host="127.0.0.1", redis_port=server.port, socket_timeout_seconds=2)
-        events = open_redis(config, "1", "gateway").events
+        events = open_redis(redis_options(config), "1", "gateway").events
         if faults is not None:
             events._link.call = faults.of_link(events._link.call)
         return events
@@ -337,7 +338,7 @@ async def test_a18_what_spilled_is_handed_out_after_it_has_moved_to_redis(tmp_pa
     await local.append(many())
     await local.close()
     config = Config(redis_host="127.0.0.1", redis_port=redis_server.port)
-    primary = open_redis(config, "1", "gateway").events
+    primary = open_redis(redis_options(config), "1", "gateway").events
     events = SpillingEvents(primary, SqliteEvents(tmp_path / "data"))
     await events.open()
     assert len(set(await claim_everything(events))) == MANY

@@ -7,6 +7,7 @@ import pytest
 from redis_servers import RedisServer, needs_redis_server
 
 from tornado_gateway.config import Config
+from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import NO_IDENTITY, Identity, NewChunk
 from tornado_gateway.store.redis.events import open_redis
 from tornado_gateway.store.spill import SpillingEvents
@@ -23,7 +24,7 @@ def redis_server(tmp_path_factory):
 
 
 def redis_events(server):
-    return open_redis(Config(redis_host="127.0.0.1", redis_port=server.port), "1", "gateway").events
+    return open_redis(redis_options(Config(redis_host="127.0.0.1", redis_port=server.port)), "1", "gateway").events
 
 
 @pytest.fixture(params=STORES)

@@ -18,9 +18,10 @@ from redis_servers import (
 
 from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
+from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import NewChunk
-from tornado_gateway.store.redis import events as redis_store
 from tornado_gateway.store.redis.events import open_redis
+from tornado_gateway.store.redis.state import RECHECK_SECONDS
 
 pytestmark = needs_redis_server
 
@@ -49,9 +50,10 @@ def own_server(tmp_path):
         yield server
 
 
-def store_on(port, owner="one", alive_seconds=1.0, **options):
+def store_on(port, owner="one", alive_seconds=1.0, recheck_seconds=RECHECK_SECONDS, **options):
     options = {"redis_host": "127.0.0.1", "redis_port": port, "socket_timeout_seconds": TIMEOUT_SECONDS, **options}
-    return open_redis(Config(**options), "1", owner, alive_seconds=alive_seconds)
+    times = {"alive_seconds": alive_seconds, "recheck_seconds": recheck_seconds}
+    return open_redis(redis_options(Config(**options)), "1", owner, **times)
 
 
 class Opened:
@@ -100,10 +102,12 @@ async def works(store):
 CLAIM_AND_HANG = """
 import asyncio, sys
 from tornado_gateway.config import Config
-from tornado_gateway.store.redis import open_redis
+from tornado_gateway.process.redis_options import redis_options
+from tornado_gateway.store.redis.events import open_redis
 
 async def main():
-    store = open_redis(Config(redis_host="127.0.0.1", redis_port=int(sys.argv[1])), "1", "doomed", alive_seconds=1.0)
+    options = redis_options(Config(redis_host="127.0.0.1", redis_port=int(sys.argv[1])))
+    store = open_redis(options, "1", "doomed", alive_seconds=1.0)
     await store.open()
     await store.events.claim(2)
     print("claimed", flush=True)
@@ -151,8 +155,9 @@ async def test_a_dead_consumer_without_chunks_is_forgotten(server):
 
 async def _vanish(store):
     """What Redis sees of a process that is killed: it says nothing any more."""
-    store.events._heart.cancel()
-    store.events._heart = None
+    consumer = store.events._consumer
+    consumer._heart.cancel()
+    consumer._heart = None
     await store.events._link.close()
     await store.state.close()
 
@@ -265,9 +270,9 @@ async def test_redis_comes_back_empty(own_server):
         assert (await store.state.save_document("s", b"2")).version == 2
 
 
-async def test_a_document_that_redis_has_lost_is_put_back_by_who_watches_it(own_server, monkeypatch):
-    monkeypatch.setattr(redis_store, "RECHECK_SECONDS", 0.1)
-    async with Opened(store_on(own_server.port), store_on(own_server.port, "two")) as (one, two):
+async def test_a_document_that_redis_has_lost_is_put_back_by_who_watches_it(own_server):
+    stores = store_on(own_server.port), store_on(own_server.port, "two", recheck_seconds=0.1)
+    async with Opened(*stores) as (one, two):
         saved = await one.state.save_document("s", b"1")
         assert (await two.state.load_document("s")) == saved
         waiting = asyncio.create_task(two.state.wait_for_document("s", saved.version))
@@ -279,9 +284,11 @@ async def test_a_document_that_redis_has_lost_is_put_back_by_who_watches_it(own_
         assert (await asyncio.wait_for(waiting, SECONDS)).version == 2
 
 
-async def test_changes_are_announced_also_after_a_broken_connection(server, monkeypatch):
-    monkeypatch.setattr(redis_store, "RECHECK_SECONDS", 3600)
-    async with Proxy(server.port) as proxy, Opened(store_on(proxy.port), store_on(server.port, "two")) as (one, two):
+async def test_changes_are_announced_also_after_a_broken_connection(server):
+    async with (
+        Proxy(server.port) as proxy,
+        Opened(store_on(proxy.port, recheck_seconds=3600), store_on(server.port, "two")) as (one, two),
+    ):
         for cut in (False, True):
             before = await two.state.save_document("s", b"before")
             waiting = asyncio.create_task(one.state.wait_for_document("s", before.version))
@@ -347,7 +354,7 @@ async def test_a_replica_says_that_it_is_read_only(own_server, tmp_path):
 async def test_a_wrong_password_is_told_without_it(own_server):
     own_server.command("CONFIG", "SET", "requirepass", "right")
     store = store_on(own_server.port, redis_password="wrong-secret")
-    with pytest.raises(StoreError, match="password is refused") as failure:
+    with pytest.raises(StoreError, match="password was rejected") as failure:
         await store.events.open()
     assert "wrong-secret" not in str(failure.value)
     async with Opened(store_on(own_server.port, redis_password="right")) as store:
@@ -403,33 +410,33 @@ async def test_nobody_listens(own_server):
 async def test_tls_is_checked_only_if_wanted(tmp_path):
     with tls(tmp_path / "tls") as redis:
         files = make_certificates(tmp_path / "other")
-        async with Opened(open_redis(Config(**redis.options), "1", "one")) as store:
+        async with Opened(open_redis(redis_options(Config(**redis.options)), "1", "one")) as store:
             await works(store)
 
         unknown = redis.options | {"redis_tls_ca_path": files["other.pem"]}
         with pytest.raises(StoreError, match="CERTIFICATE_VERIFY_FAILED"):
-            await open_redis(Config(**unknown), "1", "one").events.open()
+            await open_redis(redis_options(Config(**unknown)), "1", "one").events.open()
         unchecked = unknown | {"redis_tls_reject_unauthorized": False}
-        async with Opened(open_redis(Config(**unchecked), "1", "one")) as store:
+        async with Opened(open_redis(redis_options(Config(**unchecked)), "1", "one")) as store:
             await works(store)
 
         anonymous = redis.options | {"redis_tls_cert_path": None, "redis_tls_key_path": None}
         with pytest.raises(StoreError):
-            await open_redis(Config(**anonymous), "1", "one").events.open()
+            await open_redis(redis_options(Config(**anonymous)), "1", "one").events.open()
 
 
 async def test_the_host_name_is_checked_with_the_certificate(tmp_path):
     with tls(tmp_path / "tls") as redis:
         by_name = redis.options | {"redis_host": "localhost"}  # the certificate is for 127.0.0.1
         with pytest.raises(StoreError, match="CERTIFICATE_VERIFY_FAILED"):
-            await open_redis(Config(**by_name), "1", "one").events.open()
+            await open_redis(redis_options(Config(**by_name)), "1", "one").events.open()
 
 
 async def test_plain_text_to_a_tls_port_fails_in_time(tmp_path):
     with tls(tmp_path / "tls") as redis:
         plain = redis.options | {"redis_enable_tls": False, "socket_timeout_seconds": TIMEOUT_SECONDS}
         with pytest.raises(StoreError):
-            await open_redis(Config(**plain), "1", "one").events.open()
+            await open_redis(redis_options(Config(**plain)), "1", "one").events.open()
 
 
 @pytest.mark.parametrize("password", [None, "secret"])
@@ -438,7 +445,7 @@ async def test_sentinels_lead_to_the_new_master(tmp_path, password):
     with behind_sentinels(tmp_path, **passwords) as redis:
         master, replica = redis.servers
         config = Config(**redis.options, redis_password=password, socket_timeout_seconds=2)
-        async with Opened(open_redis(config, "1", "one", alive_seconds=1.0)) as store:
+        async with Opened(open_redis(redis_options(config), "1", "one", alive_seconds=1.0)) as store:
             await store.events.append(chunks("a"))
             mine = await store.events.claim(1)
             await until(lambda: _replicated(replica))
@@ -456,13 +463,13 @@ async def test_sentinels_that_know_no_master(tmp_path):
     with behind_sentinels(tmp_path) as redis:
         config = Config(**redis.options | {"redis_sentinel_master": "nobody"})
         with pytest.raises(StoreError, match="nobody"):
-            await open_redis(config, "1", "one").events.open()
+            await open_redis(redis_options(config), "1", "one").events.open()
 
 
 async def test_a_slot_that_moves_is_followed(tmp_path):
     with cluster(tmp_path) as redis:
         config = Config(**redis.options, socket_timeout_seconds=2)
-        async with Opened(open_redis(config, "1", "one", alive_seconds=60)) as store:
+        async with Opened(open_redis(redis_options(config), "1", "one", alive_seconds=60)) as store:
             slot = redis.servers[0].command("CLUSTER", "KEYSLOT", "{fme:1}")
             owner = await works_on(redis, store)
             target = next(node for node in redis.servers if node is not owner)
@@ -484,7 +491,7 @@ async def works_on(redis, store):
 async def test_a_cluster_that_lost_a_node_says_so_and_recovers(tmp_path):
     with cluster(tmp_path) as redis:
         config = Config(**redis.options, socket_timeout_seconds=2)
-        async with Opened(open_redis(config, "1", "one", alive_seconds=60)) as store:
+        async with Opened(open_redis(redis_options(config), "1", "one", alive_seconds=60)) as store:
             owner = await works_on(redis, store)
             other = next(node for node in redis.servers if node is not owner)
             other.kill()

@@ -30,6 +30,7 @@ from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.enrichment.location_download import EDITION
 from tornado_gateway.errors import GatewayError, StoreError, UpstreamError
 from tornado_gateway.http.certificates import CertificateError, expiry
+from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.settings.mirror import compile_document
 from tornado_gateway.upstream.client import Dialect, Upstream
 
@@ -258,7 +259,7 @@ async def _look_at_redis(config: Config) -> Finding:
     from tornado_gateway.store.redis.events import open_redis  # what a gateway without Redis need not load
 
     owner = f"doctor:{os.getpid()}"
-    state = open_redis(config, config.namespace, owner).state
+    state = open_redis(redis_options(config), config.namespace, owner).state
     before = time.monotonic()
     try:
         await state.open()

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from tornado_gateway.cli.client import Client
 from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
+from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import DeadLetter, Depth, EventStore
 from tornado_gateway.store.sqlite.events import SqliteEvents
 
@@ -135,7 +136,7 @@ def _store(config: Config) -> tuple[EventStore, str] | None:
     if config.redis_host is not None or config.redis_sentinels:
         from tornado_gateway.store.redis.events import open_redis  # what a command without Redis need not load
 
-        redis = open_redis(config, config.namespace, f"command:{os.getpid()}")
+        redis = open_redis(redis_options(config), config.namespace, f"command:{os.getpid()}")
         return redis.events, "Redis"
     if not any(config.data_dir.glob("events-*.db")):
         return None

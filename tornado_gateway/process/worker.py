@@ -39,6 +39,7 @@ from tornado_gateway.http.certificates import Certificates
 from tornado_gateway.http.connection import Limits, Server
 from tornado_gateway.http.cors import Cors
 from tornado_gateway.http.fields import ClientAddress
+from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.process.supervisor import Post
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot, document_name
 from tornado_gateway.store.interfaces import SHARED, Identity, Store
@@ -435,12 +436,12 @@ def build_store(config: Config, owner: str) -> Store:
     from tornado_gateway.store.redis.takeover import take_over
     from tornado_gateway.store.spill import SpillingEvents
 
-    redis = open_redis(config, config.namespace, owner)
+    options = redis_options(config)
+    redis = open_redis(options, config.namespace, owner)
     local = SqliteEvents(config.data_dir, config.store_sync)
     patience_seconds = 2 * config.socket_timeout_seconds  # Redis itself has given up by then
-    return Store(
-        SpillingEvents(redis.events, local, patience_seconds=patience_seconds), redis.state, take_over(config, owner)
-    )
+    events = SpillingEvents(redis.events, local, patience_seconds=patience_seconds)
+    return Store(events, redis.state, take_over(options, config.former_namespace, config.namespace, owner))
 
 
 async def _read_file(path: Path) -> bytes:

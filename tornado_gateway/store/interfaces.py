@@ -1,15 +1,15 @@
-"""What outlives a process: waiting events, settings documents, leases, aliases and sticky decisions.
+"""Data that outlives a process: waiting events, settings documents, leases, aliases and sticky decisions.
 
-Two interfaces, because events have a home of their own: each worker writes its event log without waiting for anybody,
-while the state is shared by all. `sqlite` is the embedded implementation, `redis` the distributed one; one test suite
-runs against both. Everything raises `StoreError` when the store cannot do what it was asked.
+Two interfaces, because each worker writes its own event log without waiting for other workers, while all of them share
+the state. `sqlite` is the embedded implementation, `redis` the distributed one; one test suite
+runs against both. All methods raise `StoreError` when the store fails.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-Record = dict[str, Any]
+StickyRecord = dict[str, Any]
 
 SHARED = "shared:"  # begins the names of leases that all environments of a DATA_DIR share
 
@@ -51,7 +51,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Events that upstream refused for good. `at` is in unix seconds."""
+    """Events that upstream rejected permanently. `at` is in unix seconds."""
 
     id: int | str
     count: int
@@ -89,7 +89,7 @@ class Confirmation:
 
 
 class EventStore(Protocol):
-    """A durable queue of chunks, oldest first. `failure` says why events are kept elsewhere at the moment, if so."""
+    """A durable queue of chunks, oldest first. `failure` is the reason why events are kept elsewhere at the moment."""
 
     failure: str | None
 
@@ -101,7 +101,7 @@ class EventStore(Protocol):
         """Keep all of them, or raise and keep none. Afterwards the death of the process loses nothing."""
 
     async def claim(self, max_events: int) -> list[Chunk]:
-        """The oldest chunks that nobody else works on, at least one if there is any, together at most `max_events`."""
+        """Claim the oldest chunks that are not in flight: at least one if there is any, of at most `max_events`."""
 
     async def release(self, chunks: Sequence[Chunk]) -> None:
         """Give claimed chunks back; they are the next to be claimed."""
@@ -109,7 +109,7 @@ class EventStore(Protocol):
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:
-        """Remove claimed chunks; in the same step keep the refused parts, with the reason, and the parts still to send.
+        """Remove claimed chunks; in the same step keep rejected parts, with the reason, and parts still to send.
 
         If StoreError is raised the chunks still belong to the caller, who has to release them. If there is nothing to
         keep, this may return before the chunks are deleted: after a crash a few of them are sent again.
@@ -122,18 +122,18 @@ class EventStore(Protocol):
     async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:
         """Move dead letters (None: all) back into the queue, in portions, together at most `max_events`.
 
-        Returns the number of events moved. Raises StoreError only if nothing was moved.
+        Return the number of events moved. Raise StoreError only if nothing was moved.
         """
 
     async def trim_dead_letters(self, max_events: int) -> int:
         """Delete the oldest dead letters beyond `max_events`, of those that `depth` counts here.
 
-        Returns the number of events discarded.
+        Return the number of events discarded.
         """
 
 
 class StateStore(Protocol):
-    """What all workers share."""
+    """State that all workers share."""
 
     async def open(self) -> None: ...
 
@@ -145,7 +145,7 @@ class StateStore(Protocol):
         """Store the document under the next version. `by` names the process that fetched it."""
 
     async def confirm_document(self, name: str, by: str = "") -> None:
-        """Note that the stored document is still the one that upstream has, and the process that has checked this."""
+        """Note that the stored document is still the one that upstream has, and the process that checked this."""
 
     async def last_confirmation(self, name: str) -> Confirmation | None:
         """Return when and by which process the document was last saved or confirmed; None without a document."""
@@ -164,10 +164,10 @@ class StateStore(Protocol):
     async def set_alias(self, alias_id: str, user_id: str) -> None: ...
 
     async def aliases(self, ids: Sequence[str]) -> dict[str, str]:
-        """The user id of each id that is an alias; others are left out."""
+        """Return the user id of each id that is an alias; others are left out."""
 
-    async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, Record]:
-        """The sticky decisions of a visitor under these keys (decision-engine 3.9); unknown keys are left out."""
+    async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, StickyRecord]:
+        """Return the sticky decisions of a visitor under these keys (decision-engine 3.9), without unknown ones."""
 
     async def save_records(self, user_id: str, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
         """Keep sticky decisions by key, for `seconds` from now."""

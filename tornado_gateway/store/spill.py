@@ -1,22 +1,22 @@
 """Events when Redis fails: they go to the embedded store of this worker, and to Redis when it is back.
 
-Clients notice nothing: what cannot be appended to the primary store is appended to the local one and acknowledged from
-there. In the background a probe with back-off finds out when the primary can be written again, and moves everything.
-Meanwhile events are delivered upstream from where they are.
+Clients notice nothing: chunks that cannot be appended to the primary store are appended to the local one and
+acknowledged from there. A probe in the background, with backoff, detects when the primary can be written again, and
+moves everything. Meanwhile events are delivered upstream from both stores.
 
-Nothing is lost, but an event can arrive twice: when an append succeeded and only its answer got lost (the events are
-appended locally as well); when the process dies between the two halves of a move; and when it dies before it could tell
-the primary store what has been delivered during an outage.
+Nothing is lost, but an event can arrive twice: when an append succeeded and only its reply got lost (the events are
+appended locally as well); when the process dies between the two halves of a move; and when it dies before the events
+delivered during an outage are settled in the primary store.
 """
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
+from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import Chunk, DeadLetter, Depth, EventStore, NewChunk
 
@@ -27,14 +27,15 @@ T = TypeVar("T")
 LOCAL = "local:"  # begins the ids of chunks and dead letters in the local store
 PROBE_FIRST_SECONDS = 0.1
 PROBE_LONGEST_SECONDS = 2.0
-MOVED_EVENTS = 1000  # that move to the primary store in one append
+PROBE_JITTER = 0.5
+MOVED_EVENTS = 1000  # events that move to the primary store in one append
 
 
 class SpillingEvents:
     """`primary` while it works, `local` while it does not.
 
     A call to the primary that takes longer than `patience_seconds` counts as failed. The primary should give up by
-    itself before that and then have done nothing, otherwise what it does later is done twice.
+    itself before that and then have done nothing, otherwise work that it completes later is done twice.
     """
 
     def __init__(self, primary: EventStore, local: EventStore, *, patience_seconds: float = 10.0) -> None:
@@ -44,25 +45,25 @@ class SpillingEvents:
         self._patience_seconds = patience_seconds
         self._primary_is_open = False
         self._primary_depth = Depth(0, 0, None)
-        self._delivered: list[Chunk] = []  # that the primary store does not know of yet
+        self._delivered: list[Chunk] = []  # chunks that are not yet settled in the primary store
         self._local_first = False
-        self._wanted = asyncio.Event()  # there is something to move, or the primary store to be watched
+        self._wanted = asyncio.Event()  # there are chunks to move, or the primary store has to be probed
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
     def is_degraded(self) -> bool:
-        """Whether new events go to the local store."""
+        """Return whether new events go to the local store."""
         return self.failure is not None
 
     async def open(self) -> None:
-        """Succeeds without the primary store, whatever is wrong with it; `failure` tells."""
+        """Open the stores. A primary store that fails is no error here; `failure` has the reason."""
         await self._local.open()
         self.failure = None
         self._stopping.clear()
         with suppress(StoreError):
             await self._open_primary()
-        self._wanted.set()  # a previous process may have left something
+        self._wanted.set()  # a previous process may have left chunks
         self._task = asyncio.create_task(self._keep_moving())
 
     async def close(self) -> None:
@@ -91,7 +92,7 @@ class SpillingEvents:
         if not self.is_degraded:
             with suppress(StoreError):
                 return await self._ask(self._primary.claim, max_events)
-        # A primary that takes no more events because it is full has to be emptied: both get their turn.
+        # A primary that is full and accepts no more events has to be drained: both get their turn.
         self._local_first = not self._local_first
         claims = [self._claim_local, self._claim_primary]
         for claim in claims if self._local_first else reversed(claims):
@@ -110,7 +111,7 @@ class SpillingEvents:
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:
-        """As promised by EventStore. If the primary cannot be told, it will be later, and the rest is kept locally."""
+        """As promised by EventStore. If the primary fails, it is settled later, and the rest is kept locally."""
         local, primary = _split(chunks)
         has_failed = False
         if primary:
@@ -121,13 +122,13 @@ class SpillingEvents:
                 has_failed = True
         if local or dead or remaining:
             await self._local.settle(local, dead, remaining)
-        if has_failed:  # only now: what failed as a whole still belongs to the caller
+        if has_failed:  # only now: if the local store fails too, all chunks still belong to the caller
             self._delivered += primary
         if remaining or has_failed:
             self._wanted.set()
 
     async def depth(self) -> Depth:
-        """Of both stores; for a primary store that does not answer, what it had last."""
+        """Return the sum of both stores; a primary store that fails counts with its last known depth."""
         local = await self._local.depth()
         if self._primary_is_open:
             with suppress(StoreError):
@@ -137,7 +138,7 @@ class SpillingEvents:
         return Depth(local.waiting + primary.waiting, local.dead + primary.dead, min(oldest, default=None))
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
-        """Of both stores; without those of a primary store that does not answer."""
+        """Return the letters of both stores, or only the local ones if the primary store fails."""
         letters = [replace(letter, id=f"{LOCAL}{letter.id}") for letter in await self._local.dead_letters(limit)]
         if self._primary_is_open:
             with suppress(StoreError):
@@ -182,7 +183,7 @@ class SpillingEvents:
         return []
 
     async def _ask(self, work: Callable[..., Awaitable[T]], *args: object) -> T:
-        """Let the primary store do something. Raises StoreError, and takes note, if it fails."""
+        """Call the primary store. If it fails, note the failure and raise StoreError."""
         try:
             async with asyncio.timeout(self._patience_seconds):
                 return await work(*args)
@@ -194,7 +195,7 @@ class SpillingEvents:
         raise error
 
     async def _ask_long(self, work: Callable[..., Awaitable[T]], *args: object) -> T:
-        """Let the primary store do many steps, each of which it bounds by itself: together they may take long."""
+        """Call the primary store for many steps, each of which it bounds by itself: together they may take long."""
         try:
             return await work(*args)
         except StoreError as error:
@@ -207,22 +208,21 @@ class SpillingEvents:
             self._primary_is_open = True
 
     async def _keep_moving(self) -> None:
-        pause = PROBE_FIRST_SECONDS
+        backoff = Backoff(PROBE_FIRST_SECONDS, PROBE_LONGEST_SECONDS, PROBE_JITTER)
         while not self._stopping.is_set():
             await self._wanted.wait()
             self._wanted.clear()
             try:
                 await self._catch_up()
-                pause = PROBE_FIRST_SECONDS
+                backoff.reset()
             except StoreError as error:
-                logger.debug("events stay in the local store: %s", error)
+                logger.debug("the primary store still fails, events stay in the local store: %s", error)
                 self._wanted.set()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), pause * random.uniform(0.5, 1.0))
-                pause = min(PROBE_LONGEST_SECONDS, pause * 2)
+                    await asyncio.wait_for(self._stopping.wait(), backoff.next())
 
     async def _catch_up(self) -> None:
-        """If the primary store can be written, tell it what it has missed and move all to it."""
+        """If the primary store can be written, settle the delivered chunks there and move all local ones."""
         await self._open_primary()
         await self._ask(self._primary.append, ())
         if self._delivered:
@@ -240,13 +240,13 @@ class SpillingEvents:
 
     def _failed(self, error: StoreError) -> None:
         if self.failure is None:
-            logger.error("events go to the local store: %s", error)
+            logger.error("the primary store failed, events go to the local store: %s", error)
         self.failure = str(error)
         self._wanted.set()
 
     def _recovered(self) -> None:
         if self.failure is not None:
-            logger.error("events go to the primary store again")
+            logger.error("the primary store recovered, events go there again")
         self.failure = None
 
 
@@ -255,7 +255,7 @@ def _renewed(chunk: Chunk) -> NewChunk:
 
 
 def _split(chunks: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
-    """Those of the local store, under its own names, and those of the primary one."""
+    """Return the chunks of the local store, under its own names, and those of the primary one."""
     local = [replace(chunk, id=_local_id(chunk.id)) for chunk in chunks if _is_local(chunk.id)]
     return local, [chunk for chunk in chunks if not _is_local(chunk.id)]
 

@@ -1,1 +1,1 @@
-"""The distributed store. Only this package knows Redis."""
+"""The distributed store. Only this package knows Redis. Used by `process` and `cli`."""

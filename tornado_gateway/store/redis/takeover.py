@@ -1,4 +1,4 @@
-"""Data of version 0.1 in Redis, whose keys named only the account: the first environment that starts takes it over.
+"""Data of version 0.1 in Redis, whose keys name only the account: the first environment that starts takes it over.
 
 The new keys have another hash tag, so that in a Cluster they are on another node and nothing can be renamed. Events and
 dead letters are copied in pages and then deleted: a crash in between delivers up to one page of events twice. It waits
@@ -11,11 +11,17 @@ import random
 from collections.abc import Sequence
 from contextlib import suppress
 
-from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.redis.events import ACQUIRE, RELEASE, RESTORE, Link, Script, make_link, prefix
-
-__all__ = ["TakeOver", "take_over"]
+from tornado_gateway.store.redis.link import Link, make_link, prefix
+from tornado_gateway.store.redis.lua import (
+    ACQUIRE_LEASE,
+    COPY_ENTRIES,
+    DROP_ENTRIES,
+    DROP_IF_EMPTY,
+    RELEASE_LEASE,
+    RESTORE_DOCUMENT,
+)
+from tornado_gateway.store.redis.options import RedisOptions
 
 logger = logging.getLogger(__name__)
 
@@ -24,48 +30,24 @@ SCAN_COUNT = 1000
 LEASE_MS = 60_000
 PAUSE_SECONDS = 10.0
 
-# ARGV: the counter's name; of each entry the number of its words, and these: n, its number of events, and more.
-_COPY = Script("""
-local at, events = 2, 0
-while at <= #ARGV do
-    local size = tonumber(ARGV[at])
-    redis.call('XADD', KEYS[1], '*', unpack(ARGV, at + 1, at + size))
-    events = events + tonumber(ARGV[at + 2])
-    at = at + 1 + size
-end
-redis.call('HINCRBY', KEYS[2], ARGV[1], events)
-return events
-""")
 
-# ARGV: the counter's name; of each entry its id and its number of events.
-_DROP = Script("""
-local events = 0
-for i = 2, #ARGV, 2 do
-    if redis.call('XDEL', KEYS[1], ARGV[i]) == 1 then events = events + tonumber(ARGV[i + 1]) end
-end
-redis.call('HINCRBY', KEYS[2], ARGV[1], -events)
-return events
-""")
-
-_DROP_EMPTY = Script("""
-for _, name in ipairs({KEYS[1], KEYS[2]}) do
-    if redis.call('XLEN', name) > 0 then return 0 end
-end
-return redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
-""")
-
-
-def take_over(config: Config, owner: str) -> "TakeOver | None":
-    """None if the namespace is the one that version 0.1 used."""
-    former, namespace = config.former_namespace, config.namespace
-    if former == namespace:
+def take_over(
+    options: RedisOptions,
+    former_namespace: str,
+    namespace: str,
+    owner: str,
+    *,
+    pause_seconds: float = PAUSE_SECONDS,
+) -> "TakeOver | None":
+    """Return the task that moves the data, or None if the namespace is the one that version 0.1 used."""
+    if former_namespace == namespace:
         return None
-    links = make_link(config, former), make_link(config, namespace)
-    return TakeOver(*links, prefix(former), prefix(namespace), owner)
+    links = make_link(options, former_namespace), make_link(options, namespace)
+    return TakeOver(*links, prefix(former_namespace), prefix(namespace), owner, pause_seconds=pause_seconds)
 
 
 class TakeOver:
-    """Looks for data of version 0.1 at the start and now and then, for as long as the gateway runs."""
+    """Moves data of version 0.1, at the start and every `pause_seconds` for as long as the gateway runs."""
 
     def __init__(
         self,
@@ -103,27 +85,27 @@ class TakeOver:
                     numbers = ", ".join(f"{count} {name}" for name, count in moved.items())
                     logger.info("took over data of version 0.1 from Redis (%s): %s", self._old_prefix, numbers)
             except StoreError as error:
-                logger.debug("data of version 0.1 cannot be taken over yet: %s", error)
+                logger.debug("taking over data of version 0.1 failed: %s", error)
             await asyncio.sleep(self._pause_seconds * random.uniform(0.8, 1.2))
 
     async def once(self) -> dict[str, int]:
-        """Take over all there is, unless there is nothing, or others are at it. Returns how many of which."""
+        """Move all data, unless there is none or another instance is moving it. Return the number of each kind."""
         self._old.open()
         self._new.open()
         try:
-            if not await self._is_wanted() or not await self._old.run(ACQUIRE, [self._lease], self._owner, LEASE_MS):
+            if not await self._is_wanted() or not await self._has_lease():
                 return {}
             try:
                 return await self._move()
             finally:
                 with suppress(StoreError):
-                    await self._old.run(RELEASE, [self._lease], self._owner)
+                    await self._old.run(RELEASE_LEASE, [self._lease], self._owner)
         finally:
             await self._old.close()
             await self._new.close()
 
     async def _is_wanted(self) -> bool:
-        """Whether there are keys of version 0.1, and no instance of it is alive."""
+        """Return whether there are keys of version 0.1, and no instance of it is alive."""
         names = ("events", "counts", "dead", "aliases")
         if not await self._old.call("EXISTS", *(self._key(name) for name in names)):
             return False
@@ -143,7 +125,7 @@ class TakeOver:
         moved["events"] = await self._move_stream("events", "waiting")
         moved["dead events"] = await self._move_stream("dead", "dead")
         names = ("events", "dead", "counts", "consumers")
-        await self._old.run(_DROP_EMPTY, [self._key(name) for name in names])
+        await self._old.run(DROP_IF_EMPTY, [self._key(name) for name in names])
         return moved
 
     async def _move_stream(self, name: str, counter: str) -> int:
@@ -152,9 +134,9 @@ class TakeOver:
         moved = 0
         while entries := await self._old.call("XRANGE", old_keys[0], "-", "+", "COUNT", PAGE):
             words = [word for _, fields in entries for word in (len(fields), *fields)]
-            moved += int(await self._new.run(_COPY, new_keys, counter, *words))
+            moved += int(await self._new.run(COPY_ENTRIES, new_keys, counter, *words))
             ids = [word for entry_id, fields in entries for word in (entry_id, fields[1])]
-            await self._old.run(_DROP, old_keys, counter, *ids)
+            await self._old.run(DROP_ENTRIES, old_keys, counter, *ids)
             await self._prolong()
         return moved
 
@@ -202,12 +184,16 @@ class TakeOver:
         version, saved_at, body = await self._old.call("HMGET", self._key(name), "version", "saved_at", "body")
         if version is not None:
             keys = [self._new_key(name), self._new_key("changes")]
-            await self._new.run(RESTORE, keys, version, saved_at, body, name.removeprefix("document:"))
+            await self._new.run(RESTORE_DOCUMENT, keys, version, saved_at, body, name.removeprefix("document:"))
         await self._old.call("DEL", self._key(name))
 
     async def _prolong(self) -> None:
-        if not await self._old.run(ACQUIRE, [self._lease], self._owner, LEASE_MS):
+        if not await self._has_lease():
             raise StoreError("another instance is taking over")
+
+    async def _has_lease(self) -> bool:
+        """Acquire or prolong the lease of this work."""
+        return bool(await self._old.run(ACQUIRE_LEASE, [self._lease], self._owner, LEASE_MS))
 
     @property
     def _lease(self) -> str:

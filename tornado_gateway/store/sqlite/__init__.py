@@ -1,1 +1,1 @@
-"""The embedded store. Only this package knows SQLite."""
+"""The embedded store. Only this package knows SQLite. Used by `process` and `cli`."""

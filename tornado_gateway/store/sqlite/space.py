@@ -74,7 +74,7 @@ class DiskSpace:
         )
 
     def drop_reserve(self, error: sqlite3.Error | OSError) -> bool:
-        """If `error` is due to a full disk and there is a reserve, free it. True if another try is worthwhile."""
+        """Free the reserve if `error` is due to a full disk. Return whether another try is worthwhile."""
         code = getattr(error, "sqlite_errorcode", None)
         if isinstance(error, sqlite3.Error) and (code is None or code & 0xFF not in FULL_CODES):
             return False
@@ -117,14 +117,14 @@ class DiskSpace:
 
 
 def _wal_bytes(directory: Path) -> int:
-    """What checkpoints may still have to copy into the files."""
+    """Return the bytes that checkpoints may still have to copy into the files."""
     with suppress(OSError), os.scandir(directory) as entries:
         return sum(entry.stat().st_size for entry in entries if entry.name.endswith("-wal"))
     return 0
 
 
 def _make_room(connection: sqlite3.Connection, small: int) -> int:
-    """Empty the WAL, and shrink the file if it holds little. Returns the bytes in the file that can be used again."""
+    """Empty the WAL, and shrink the file if it holds little. Return the reusable bytes in the file."""
     _truncate_wal(connection)
     free, used = _pages(connection)
     if used <= small < free:
@@ -146,7 +146,7 @@ def _truncate_wal(connection: sqlite3.Connection) -> None:
 
 
 def _pages(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Bytes of the file that are free and used."""
+    """Return the free and the used bytes of the file."""
     free, pages, size = (
         connection.execute(f"PRAGMA main.{name}").fetchone()[0]
         for name in ("freelist_count", "page_count", "page_size")

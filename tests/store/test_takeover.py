@@ -11,6 +11,7 @@ import pytest
 from redis_servers import DEPLOYMENTS, needs_redis_server
 
 from tornado_gateway.config import Config
+from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import NO_IDENTITY
 from tornado_gateway.store.redis.events import open_redis
 from tornado_gateway.store.redis.takeover import take_over
@@ -29,6 +30,10 @@ def redis(request, tmp_path):
 
 def config_of(redis, key="key-one", **options):
     return Config(**redis.options, account_id=55, sdk_key=key, **options)
+
+
+def taker_of(config, owner, **limits):
+    return take_over(redis_options(config), config.former_namespace, config.namespace, owner, **limits)
 
 
 class Old:
@@ -65,9 +70,9 @@ async def test_b1_data_of_version_0_1_in_redis_is_taken_over_once(redis):
     old = Old(redis)
     await asyncio.to_thread(write_old_data, old)
     config = config_of(redis)
-    store = open_redis(config, config.namespace, "new")
+    store = open_redis(redis_options(config), config.namespace, "new")
     await store.open()
-    moved = await take_over(config, "new").once()
+    moved = await taker_of(config, "new").once()
     expected = {"aliases": 700, "records": 1, "documents": 1, "events": 2 * EVENTS, "dead events": 250}
     assert moved == expected
     assert old("EXISTS", f"{OLD}:events", f"{OLD}:dead", f"{OLD}:counts", f"{OLD}:aliases", f"{OLD}:consumers") == 0
@@ -89,8 +94,8 @@ async def test_b1_data_of_version_0_1_in_redis_is_taken_over_once(redis):
     assert (document.body, document.version) == (b"{}", 4)
 
     second = config_of(redis, "key-two")
-    assert await take_over(second, "second").once() == {}
-    assert await take_over(config, "new").once() == {}
+    assert await taker_of(second, "second").once() == {}
+    assert await taker_of(config, "new").once() == {}
     await store.close()
 
 
@@ -98,12 +103,12 @@ async def test_b1_data_of_version_0_1_in_redis_is_taken_over_once(redis):
 async def test_b1_two_environments_that_start_together_take_everything_once(redis):
     await asyncio.to_thread(write_old_data, Old(redis))
     configs = [config_of(redis, key) for key in ("key-one", "key-two")]
-    takers = [take_over(config, config.namespace) for config in configs]
+    takers = [taker_of(config, config.namespace) for config in configs]
     both = await asyncio.gather(*(taker.once() for taker in takers))
     assert sum(moved.get("events", 0) for moved in both) == 2 * EVENTS
     waiting = []
     for config in configs:
-        store = open_redis(config, config.namespace, "reader")
+        store = open_redis(redis_options(config), config.namespace, "reader")
         await store.open()
         waiting.append((await store.events.depth()).waiting)
         await store.close()
@@ -117,8 +122,7 @@ async def test_b1_nothing_is_taken_from_instances_of_version_0_1_that_are_alive(
     await asyncio.to_thread(write_old_data, old)
     old("ZADD", f"{OLD}:consumers", int(time.time() * 1000) + 3000, "alive")
     config = config_of(redis)
-    taker = take_over(config, "new")
-    taker._pause_seconds = 0.1
+    taker = taker_of(config, "new", pause_seconds=0.1)
     assert await taker.once() == {}
     assert "1 instances of version 0.1 are alive" in caplog.text
     taker.start()
@@ -133,12 +137,12 @@ async def test_b1_nothing_is_taken_from_instances_of_version_0_1_that_are_alive(
 async def test_b1_a_namespace_of_the_same_name_keeps_its_data(redis):
     """STORE_NAMESPACE=55 uses the keys of version 0.1 on, and no other environment takes them away."""
     keeper = config_of(redis, store_namespace="55")
-    assert take_over(keeper, "keeper") is None
-    store = open_redis(keeper, keeper.namespace, "keeper")
+    assert taker_of(keeper, "keeper") is None
+    store = open_redis(redis_options(keeper), keeper.namespace, "keeper")
     await store.open()
     await store.state.set_alias("a", "b")
     await store.close()
-    assert await take_over(config_of(redis), "new").once() == {}
+    assert await taker_of(config_of(redis), "new").once() == {}
 
 
 def test_b1_the_default_namespace_belongs_to_account_and_key_and_holds_no_secret():
@@ -172,9 +176,9 @@ async def test_b1_the_embedded_state_of_version_0_1_goes_to_the_first_namespace(
     assert await two.load_records("u", ["f"]) == {}
     await two.set_alias("alias", "other")
     assert await one.aliases(["alias"]) == {"alias": "user"}
-    assert await one.acquire_lease("poll", "a", 30)
-    assert await two.acquire_lease("poll", "b", 30)
-    assert await one.acquire_lease("shared:geoip", "a", 30)
-    assert not await two.acquire_lease("shared:geoip", "b", 30)
+    assert await one.acquire_lease("poll", "a")
+    assert await two.acquire_lease("poll", "b")
+    assert await one.acquire_lease("shared:geoip", "a")
+    assert not await two.acquire_lease("shared:geoip", "b")
     for store in stores:
         await store.close()

@@ -8,6 +8,7 @@ from redis_servers import RedisServer, needs_redis_server
 
 from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
+from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import NewChunk
 from tornado_gateway.store.redis.events import open_redis
 from tornado_gateway.store.spill import LOCAL, SpillingEvents
@@ -34,7 +35,7 @@ class Gateway:
         config = Config(
             **{"redis_host": "127.0.0.1", "redis_port": server.port, "socket_timeout_seconds": 5, **options}
         )
-        self.primary = open_redis(config, "1", "gateway").events
+        self.primary = open_redis(redis_options(config), "1", "gateway").events
         self.local = open_sqlite(directory).events
         self.events = SpillingEvents(self.primary, self.local)
 
@@ -111,7 +112,7 @@ async def test_redis_is_away_at_start(gateway, server):
 async def test_a_wrong_password_is_told_and_nothing_is_lost(gateway, server, caplog):
     server.command("CONFIG", "SET", "requirepass", "right")
     async with gateway(redis_password="wrong-secret") as one:
-        assert "password is refused" in one.events.failure
+        assert "password was rejected" in one.events.failure
         await one.append("a")
         assert await one.claimed() == ["a"]
     assert "wrong-secret" not in caplog.text

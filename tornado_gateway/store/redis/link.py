@@ -1,0 +1,237 @@
+"""The connection of this process to Redis: pipelines, their deadline, and retries."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from redis import exceptions as errors
+from redis.asyncio import Redis
+
+from tornado_gateway.backoff import Backoff
+from tornado_gateway.errors import StoreError
+from tornado_gateway.store.redis.lua import Script
+from tornado_gateway.store.redis.options import RedisOptions
+from tornado_gateway.store.redis.replies import (
+    MASTER_IS_ELSEWHERE,
+    LateError,
+    UnknownScriptError,
+    store_error,
+    unwrapped,
+)
+from tornado_gateway.store.redis.topology import HEALTH_CHECK_SECONDS, Route, route_to
+
+logger = logging.getLogger(__name__)
+
+Value = str | bytes | int | float
+
+PIPELINES = 4  # pipelines in flight; later commands share the next one
+RETRY_FIRST_SECONDS = 0.1
+RETRY_LONGEST_SECONDS = 2.0
+RETRY_JITTER = 0.5
+ON_TIME_SHARE = 0.9  # of the time-out; a script that starts later is rejected, because its caller gives up
+
+
+def make_link(options: RedisOptions, namespace: str) -> "Link":
+    return Link(route_to(options, prefix(namespace)), options.timeout_seconds)
+
+
+def prefix(namespace: str) -> str:
+    """Return the beginning of all keys of a namespace. The braces make it the hash tag."""
+    return f"{{fme:{namespace}}}"
+
+
+@dataclass(slots=True)
+class _Call:
+    command: tuple[Value, ...]
+    reply: asyncio.Future[Any]
+
+
+class Link:
+    """The connection of this process to Redis: a few sockets, and pipelines on them.
+
+    Commands of the same turn of the loop share one round trip. A command is sent again only if Redis certainly has not
+    executed it. After a connection has failed, commands fail at once, except for one after each backoff, which tries
+    again.
+    """
+
+    def __init__(self, route: Route, timeout_seconds: float) -> None:
+        self.timeout_seconds = timeout_seconds
+        self._route = route
+        self._users = 0
+        self._client: Redis | None = None
+        self._pending: list[_Call] = []
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._failure: str | None = None
+        self._backoff = Backoff(RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS, RETRY_JITTER)
+        self._retry_at = 0.0
+
+    @property
+    def is_closed(self) -> bool:
+        return self._users == 0
+
+    def open(self) -> None:
+        """Open the connection, or count one more user of it. Each `open` needs one `close`."""
+        if self._client is None:
+            self._client = self._route.client()
+            self._client.response_callbacks.clear()  # replies stay as Redis gave them
+            self._forget_failure()
+        self._users += 1
+
+    async def close(self) -> None:
+        if self._users == 0:
+            return
+        self._users -= 1
+        if self._users or self._client is None:
+            return
+        client, self._client = self._client, None
+        while self._in_flight:
+            await asyncio.wait(self._in_flight)
+        await client.aclose()
+        await self._route.close()
+
+    async def call(self, *command: Value) -> Any:
+        """Send one command. Return its reply."""
+        if self.is_closed:
+            raise StoreError("the store is closed")
+        loop = asyncio.get_running_loop()
+        call = _Call(command, loop.create_future())
+        if not self._pending:
+            loop.call_soon(self._send)
+        self._pending.append(call)
+        return await call.reply
+
+    async def run(self, script: Script, keys: Sequence[str], *args: Value) -> Any:
+        """Run a script. Return its reply."""
+        try:
+            return await self.call("EVALSHA", script.sha, len(keys), *keys, *args)
+        except UnknownScriptError:
+            return await self.call("EVAL", script.text, len(keys), *keys, *args)
+
+    async def listen(self, channel: str, notify: Callable[[], None]) -> None:
+        """Call `notify` for each message, and when one may have been missed. Run until cancelled."""
+        backoff = Backoff(RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS, RETRY_JITTER)
+        while self._client is not None:
+            try:
+                async with self._client.pubsub() as subscription:
+                    async with asyncio.timeout(self.timeout_seconds):
+                        await subscription.subscribe(channel)
+                    notify()
+                    backoff.reset()
+                    while True:
+                        if await subscription.get_message(ignore_subscribe_messages=True, timeout=HEALTH_CHECK_SECONDS):
+                            notify()
+            except (errors.RedisError, OSError) as error:
+                logger.debug("listening for changed documents failed: %s", error)
+            await asyncio.sleep(backoff.next())
+
+    def _send(self) -> None:
+        """Send the pending commands, unless all pipelines are busy: the first one that ends sends them then."""
+        if not self._pending or len(self._in_flight) >= PIPELINES:
+            return
+        calls, self._pending = self._pending, []
+        task = asyncio.create_task(self._exchange(calls))
+        self._in_flight.add(task)
+        task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.discard(task)
+        self._send()
+
+    async def _exchange(self, calls: Sequence[_Call]) -> None:
+        try:
+            replies = await self._replies([call.command for call in calls])
+        except StoreError as error:
+            replies = [StoreError(str(error)) for _ in calls]
+        for call, reply in zip(calls, replies, strict=True):
+            if call.reply.done():  # the caller has been cancelled
+                continue
+            if isinstance(reply, Exception):
+                call.reply.set_exception(store_error(self._route.name, reply))
+            else:
+                call.reply.set_result(reply)
+
+    async def _replies(self, commands: Sequence[tuple[Value, ...]]) -> list[Any]:
+        """Return one reply or error for each command. Raise StoreError if there are none."""
+        if self._failure is not None:
+            now = time.monotonic()
+            if now < self._retry_at:
+                raise StoreError(self._failure)
+            self._retry_at = now + self.timeout_seconds  # other commands fail at once while this one tries
+        try:
+            async with asyncio.timeout(self.timeout_seconds):
+                replies = await self._pipeline(commands)
+        except TimeoutError:
+            raise await self._failed(f"{self._route.name}: no answer within {self.timeout_seconds:g} s") from None
+        except (errors.RedisError, OSError) as error:
+            raise await self._failed(str(store_error(self._route.name, error))) from error
+        if any(isinstance(reply, MASTER_IS_ELSEWHERE) for reply in replies):
+            await self._forget_connections()
+        self._forget_failure()
+        return replies
+
+    async def _pipeline(self, commands: Sequence[tuple[Value, ...]]) -> list[Any]:
+        replies = await self._send_pipeline(commands)
+        moved = [i for i, reply in enumerate(replies) if isinstance(reply, errors.MovedError)]
+        if moved:  # Redis did not execute these
+            await self._forget_connections()
+            for i, reply in zip(moved, await self._send_pipeline([commands[i] for i in moved]), strict=True):
+                replies[i] = reply
+        return replies
+
+    async def _send_pipeline(self, commands: Iterable[tuple[Value, ...]]) -> list[Any]:
+        if self._client is None:
+            raise StoreError("the store is closed")
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        return [unwrapped(reply) for reply in await pipeline.execute(raise_on_error=False)]
+
+    async def _failed(self, reason: str) -> StoreError:
+        """Note the reason, and the time of the next attempt. Return the error to raise."""
+        self._failure = reason
+        self._retry_at = time.monotonic() + self._backoff.next()
+        await self._forget_connections()
+        return StoreError(reason)
+
+    def _forget_failure(self) -> None:
+        self._failure = None
+        self._backoff.reset()
+
+    async def _forget_connections(self) -> None:
+        """Connect again for the next commands: idle connections are probably broken too, or end at the wrong node."""
+        self._route.forget()
+        if self._client is not None:
+            with suppress(errors.RedisError, OSError):
+                await self._client.connection_pool.disconnect(inuse_connections=False)
+
+
+class TimelyScripts:
+    """Runs scripts that Redis rejects if they reach it after their caller has given up."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._server_clock: float | None = None  # the server's milliseconds at our monotonic 0
+
+    async def run(self, script: Script, keys: Sequence[str], *args: Value) -> Any:
+        """Return the reply of a script that begins with `on_time`."""
+        last_moment = 0
+        if self._server_clock is not None:
+            patience = self._link.timeout_seconds * ON_TIME_SHARE
+            last_moment = int(self._server_clock + (time.monotonic() + patience) * 1000)
+        try:
+            return await self._link.run(script, keys, last_moment, *args)
+        except LateError:
+            self._server_clock = None  # or its clock was set; the next heartbeat reads it
+            raise
+
+    def note_clock(self, server_ms: int, asked_at: float) -> None:
+        """Keep a reading of the server's clock. Latency makes it look late, so the quick or the later one is right."""
+        answered_at = time.monotonic()
+        clock = server_ms - answered_at * 1000
+        was_quick = answered_at - asked_at < self._link.timeout_seconds * 0.05
+        if self._server_clock is None or was_quick or clock > self._server_clock:
+            self._server_clock = clock

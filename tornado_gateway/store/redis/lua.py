@@ -1,0 +1,50 @@
+"""The Lua scripts: each is one step that Redis takes as a whole.
+
+Scripts and not MULTI, for two reasons. A full Redis rejects MULTI as a whole if one command of it may need memory, so
+that nothing could be settled, which is what frees memory; a script that has written may go on. And a script can check
+the clock: one that reaches Redis after its caller has given up is rejected, not done behind the caller's back.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from importlib import resources
+
+_FILES = resources.files("tornado_gateway.store.redis") / "scripts"
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script under its hash."""
+
+    text: str
+    sha: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha", hashlib.sha1(self.text.encode()).hexdigest())  # noqa: S324
+
+
+def _load(*names: str) -> Script:
+    """Return these files of `scripts/` as one script."""
+    return Script("".join((_FILES / f"{name}.lua").read_text(encoding="utf-8") for name in names))
+
+
+# `on_time` defines `now` and rejects a script that reaches Redis too late.
+APPEND = _load("on_time", "append")
+CLAIM = _load("on_time", "claim")
+HELD_CHUNKS = _load("on_time", "held_chunks")
+SETTLE = _load("on_time", "settle")
+DEPTH = _load("depth")
+REQUEUE = _load("requeue")
+TRIM = _load("trim")
+LEAVE = _load("leave")
+
+SAVE_DOCUMENT = _load("save_document")
+CONFIRM_DOCUMENT = _load("confirm_document")
+RESTORE_DOCUMENT = _load("restore_document")
+
+ACQUIRE_LEASE = _load("acquire_lease")
+RELEASE_LEASE = _load("release_lease")
+
+COPY_ENTRIES = _load("copy_entries")
+DROP_ENTRIES = _load("drop_entries")
+DROP_IF_EMPTY = _load("drop_if_empty")

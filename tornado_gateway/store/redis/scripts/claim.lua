@@ -1,0 +1,44 @@
+-- Send a heartbeat and, with a budget of events, claim: first the chunks of dead consumers, then new ones, until the
+-- last one reaches or exceeds the budget.
+local stream, consumers = KEYS[1], KEYS[2]
+local group, me, alive_ms = ARGV[2], ARGV[3], tonumber(ARGV[4])
+local gone_before, budget, most = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+redis.call('ZREM', consumers, '')  -- a write that a full Redis allows; after one it allows all of this script
+local alive_until = tonumber(redis.call('ZSCORE', consumers, me) or 0)
+redis.call('ZADD', consumers, now + alive_ms, me)
+local claimed, events = {}, 0
+local function keep(entry)
+    local values = entry[2]
+    claimed[#claimed + 1] = {entry[1], values[2], values[4], values[6], values[8] or '', values[10] or ''}
+    events = events + tonumber(values[2])
+end
+local function wanted() return events < budget and #claimed < most end
+local function take_over(name)
+    local pending = redis.pcall('XPENDING', stream, group, '-', '+', 100, name)
+    if pending.err or #pending == 0 then
+        redis.pcall('XGROUP', 'DELCONSUMER', stream, group, name)
+        redis.call('ZREM', consumers, name)
+        return
+    end
+    for _, entry in ipairs(pending) do
+        if not wanted() then return end
+        local got = redis.call('XCLAIM', stream, group, me, 0, entry[1])
+        if got[1] then keep(got[1]) else redis.call('XACK', stream, group, entry[1]) end
+    end
+end
+if budget > 0 then
+    if gone_before > 0 then gone_before = alive_until > now and now or 0 end
+    for _, name in ipairs(redis.call('ZRANGEBYSCORE', consumers, '-inf', gone_before)) do take_over(name) end
+    while wanted() do
+        local got = redis.pcall('XREADGROUP', 'GROUP', group, me, 'COUNT', 1, 'STREAMS', stream, '>')
+        if got and got.err then
+            if not string.find(got.err, 'NOGROUP', 1, true) then return got end
+            redis.call('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')
+        elseif got then
+            keep(got[1][2][1])
+        else
+            break
+        end
+    end
+end
+return {now, alive_until > now and 1 or 0, claimed}

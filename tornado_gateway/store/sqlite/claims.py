@@ -1,0 +1,90 @@
+"""Memory of an event log: the chunks that are at hand for the next claims."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain
+
+from tornado_gateway.store.interfaces import Chunk, NewChunk
+
+# Read the next chunks after a number: with at most so many events, but at least one chunk if it is needed.
+# Return them, and the last number up to which there are no others.
+Read = Callable[[int, int, bool], Awaitable[tuple[list[Chunk], int]]]
+
+
+class ClaimMemory:
+    """Chunks that can be claimed, in memory, so that nothing is read back as long as deliveries keep up.
+
+    Stored chunks stay here until they are claimed, up to `limit_bytes`; the others are read when they are missing.
+    """
+
+    def __init__(self, read: Read, limit_bytes: int) -> None:
+        self._read = read
+        self._limit_bytes = limit_bytes
+        self._last_stored = 0  # no chunk after this one is known to be in the file
+        self._last_known = 0  # each chunk up to this one is in `_released` or `_fresh`, or was claimed
+        self._released: list[Chunk] = []
+        self._fresh: deque[Chunk] = deque()
+        self._fresh_bytes = 0
+        self._reading = asyncio.Lock()
+
+    def restart(self, last_stored: int) -> None:
+        self._last_stored = last_stored
+        self._last_known, self._released, self._fresh_bytes = 0, [], 0
+        self._fresh.clear()
+
+    def note_stored(self, last: int) -> None:
+        """Note that there are chunks up to this number, which the next claim may have to read."""
+        self._last_stored = max(self._last_stored, last)
+
+    def keep(self, before: int, chunks: Sequence[NewChunk], size: int) -> None:
+        """Hold chunks that were just stored, if no unknown ones are before them, and there is room."""
+        self.note_stored(before + len(chunks))
+        if before == self._last_known and self._fresh_bytes + size <= self._limit_bytes:
+            self._fresh.extend(Chunk(before + n, c.count, c.body, c.query, c.identity) for n, c in enumerate(chunks, 1))
+            self._fresh_bytes += size
+            self._last_known = before + len(chunks)
+
+    async def claim(self, max_events: int) -> list[Chunk]:
+        if self._last_stored > self._last_known and self._missing(max_events) > 0:
+            await self._fill(max_events)
+        claimed: list[Chunk] = []
+        while (chunk := self._first()) and (not claimed or chunk.count <= max_events):
+            claimed.append(self._take_first())
+            max_events -= chunk.count
+        return claimed
+
+    def release(self, chunks: Sequence[Chunk]) -> None:
+        self._released = sorted([*self._released, *chunks], key=lambda chunk: int(chunk.id))
+
+    def _missing(self, max_events: int) -> int:
+        """Return how many events have to be read for a claim; at least one if nothing is at hand."""
+        for chunk in chain(self._released, self._fresh):
+            max_events -= chunk.count
+            if max_events <= 0:
+                return 0
+        return max_events if self._first() else max(1, max_events)
+
+    async def _fill(self, max_events: int) -> None:
+        """Read chunks into memory; nothing has been claimed yet, so a failure or a cancellation loses nothing."""
+        async with self._reading:
+            missing = self._missing(max_events)
+            if missing <= 0 or self._last_stored <= self._last_known:
+                return
+            stored, end = await self._read(self._last_known, missing, self._first() is None)
+            new = [chunk for chunk in stored if int(chunk.id) > self._last_known]  # `keep` has the others by now
+            self._fresh.extend(new)
+            self._fresh_bytes += sum(len(chunk.body) for chunk in new)
+            self._last_known = max(self._last_known, end)
+
+    def _first(self) -> Chunk | None:
+        if self._released:
+            return self._released[0]
+        return self._fresh[0] if self._fresh else None
+
+    def _take_first(self) -> Chunk:
+        if self._released:
+            return self._released.pop(0)
+        chunk = self._fresh.popleft()
+        self._fresh_bytes -= len(chunk.body)
+        return chunk

@@ -1,0 +1,75 @@
+"""The table of events that upstream rejected permanently, in a file that all workers share."""
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+from tornado_gateway.store.interfaces import DeadLetter, Identity
+from tornado_gateway.store.sqlite.database import ranges, set_up_patiently, transaction
+from tornado_gateway.store.sqlite.schema import set_up_letters
+from tornado_gateway.store.sqlite.space import DiskSpace
+
+INSERT_DEAD = """
+INSERT INTO letters.dead (owner, at, count, query, body, reason, account_id, sdk_key) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+
+def attach_dead_letters(connection: sqlite3.Connection, space: DiskSpace, path: Path) -> None:
+    connection.execute("ATTACH DATABASE ? AS letters", (str(path),))
+    set_up_patiently(connection, set_up_letters, space)
+
+
+def count_dead(connection: sqlite3.Connection, log: str) -> int:
+    count: int
+    (count,) = connection.execute("SELECT coalesce(sum(count), 0) FROM letters.dead WHERE owner = ?", (log,)).fetchone()
+    return count
+
+
+def dead_letters(connection: sqlite3.Connection, limit: int) -> list[DeadLetter]:
+    query = "SELECT id, count, body, query, reason, at, account_id, sdk_key FROM letters.dead ORDER BY id LIMIT ?"
+    rows = connection.execute(query, (limit,))
+    return [
+        DeadLetter(id_, count, body, text, reason, at, Identity(account_id, sdk_key))
+        for id_, count, body, text, reason, at, account_id, sdk_key in rows
+    ]
+
+
+def choose_letters(
+    connection: sqlite3.Connection, ids: Sequence[int | str] | None, max_events: int | None
+) -> list[int]:
+    """Return the oldest of the wanted letters (None: all) that have together at most `max_events`."""
+    wanted = None if ids is None else set(ids)
+    chosen: list[int] = []
+    for id_, count in connection.execute("SELECT id, count FROM letters.dead ORDER BY id"):
+        if wanted is not None and id_ not in wanted:
+            continue
+        if max_events is not None:
+            max_events -= count
+            if max_events < 0:
+                break
+        chosen.append(id_)
+    return chosen
+
+
+def trim_dead_letters(connection: sqlite3.Connection, log: str, max_events: int) -> int:
+    """Delete the oldest letters of this log beyond the limit, whole ones. Return the number of their events."""
+    excess = count_dead(connection, log) - max_events
+    if excess <= 0:
+        return 0
+    letters: list[int] = []
+    for id_, count in connection.execute("SELECT id, count FROM letters.dead WHERE owner = ? ORDER BY id", (log,)):
+        if excess <= 0:
+            break
+        letters.append(id_)
+        excess -= count
+    statement = "DELETE FROM letters.dead WHERE owner = ? AND id BETWEEN ? AND ? RETURNING count"
+    with transaction(connection):  # count the deleted ones: another worker may have requeued some
+        deleted = [connection.execute(statement, (log, *ends)).fetchall() for ends in ranges(letters)]
+    return sum(count for rows in deleted for (count,) in rows)
+
+
+def adopt_dead_letters(connection: sqlite3.Connection, former: str, log: str) -> int:
+    """Count the dead letters of another log in this one. Return the number of their events."""
+    moved = count_dead(connection, former)
+    connection.execute("UPDATE letters.dead SET owner = ? WHERE owner = ?", (log, former))
+    return moved

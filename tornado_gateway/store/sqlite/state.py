@@ -1,0 +1,205 @@
+"""State that all workers of a machine share: documents, leases, aliases and sticky decisions.
+
+A lease is a lock on a file `lease-<hash>.lock`, which ends with its process.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tornado_gateway.errors import StoreError
+from tornado_gateway.store.interfaces import SHARED, Confirmation, StickyRecord, StoredDocument
+from tornado_gateway.store.sqlite.database import Database, transaction
+from tornado_gateway.store.sqlite.locks import try_lock
+from tornado_gateway.store.sqlite.schema import STATE_PRAGMAS, STATE_TABLES, run_script, synchronous
+from tornado_gateway.store.sqlite.space import DiskSpace
+
+logger = logging.getLogger(__name__)
+
+
+WATCH_SECONDS = 1.0
+# Tables of version 0.1, which had one environment in a directory: the first one that starts takes them over.
+FORMER_TABLES = {
+    "aliases": "INSERT OR IGNORE INTO user_aliases SELECT ?, alias_id, user_id FROM aliases",
+    "records": "INSERT OR IGNORE INTO decisions SELECT ?, user_id, key, until, record FROM records",
+}
+SAVE_DOCUMENT = """
+INSERT INTO documents (name, version, saved_at, body) VALUES (?1, 1, ?2, ?3)
+ON CONFLICT (name) DO UPDATE SET version = version + 1, saved_at = ?2, body = ?3 RETURNING version
+"""
+NOTE_OWNER = "INSERT OR REPLACE INTO confirmations (name, owner) VALUES (?, ?)"
+LAST_CONFIRMATION = """
+SELECT saved_at, coalesce(owner, '') FROM documents LEFT JOIN confirmations USING (name) WHERE name = ?
+"""
+
+
+class SqliteState:
+    """Documents, leases, aliases and sticky decisions of all workers of this machine.
+
+    Environments that share the directory have a namespace each. Documents have none: their names identify them.
+    """
+
+    def __init__(self, directory: Path, sync: str = "normal", namespace: str = "") -> None:
+        self._path = directory / "state.db"
+        self._namespace = namespace
+        self._script = f"{STATE_PRAGMAS} {synchronous(sync)} {STATE_TABLES}"
+        self._database = Database(DiskSpace(directory))
+        self._leases: dict[str, tuple[str, int]] = {}  # owner and descriptor of each held lease
+
+    async def open(self) -> None:
+        await self._database.open(self._path, lambda connection: run_script(connection, self._script))
+        try:
+            await self._database.run(_forget_expired, time.time())
+            rows = await self._database.run(_take_over, self._namespace)
+            if rows:
+                logger.info("took over %s of version 0.1 from %s", rows, self._path)
+        except StoreError as error:
+            logger.error("cleaning up %s failed, the next start tries again: %s", self._path, error)
+
+    async def close(self) -> None:
+        await self._database.close()
+        while self._leases:
+            os.close(self._leases.popitem()[1][1])
+
+    async def load_document(self, name: str) -> StoredDocument | None:
+        return await self._database.run(_load_document, name)
+
+    async def save_document(self, name: str, body: bytes, by: str = "") -> StoredDocument:
+        return await self._database.run(_save_document, name, body, time.time(), by)
+
+    async def confirm_document(self, name: str, by: str = "") -> None:
+        await self._database.run(_confirm_document, name, time.time(), by)
+
+    async def last_confirmation(self, name: str) -> Confirmation | None:
+        return await self._database.run(_last_confirmation, name)
+
+    async def wait_for_document(self, name: str, known_version: int) -> StoredDocument:
+        while True:
+            stored = await self._database.run(_load_document_unless, name, known_version)
+            if stored is not None:
+                return stored
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def acquire_lease(self, name: str, owner: str) -> bool:
+        if name in self._leases:
+            return self._leases[name][0] == owner
+        try:
+            lock = try_lock(_lease_path(self._path.parent, self._lease(name)))
+        except OSError as error:
+            raise StoreError(f"the lease {name} cannot be acquired: {error}") from error
+        if lock is not None:
+            self._leases[name] = owner, lock
+        return lock is not None
+
+    async def release_lease(self, name: str, owner: str) -> None:
+        holder, lock = self._leases.get(name, ("", 0))
+        if holder == owner:
+            del self._leases[name]
+            os.close(lock)
+
+    async def set_alias(self, alias_id: str, user_id: str) -> None:
+        row = (self._namespace, alias_id, user_id)
+        await self._database.run(_execute, "INSERT OR REPLACE INTO user_aliases VALUES (?, ?, ?)", row)
+
+    async def aliases(self, ids: Sequence[str]) -> dict[str, str]:
+        return await self._database.run(_aliases, self._namespace, ids)
+
+    async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, StickyRecord]:
+        return await self._database.run(_load_records, self._namespace, user_id, keys, time.time())
+
+    async def save_records(self, user_id: str, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
+        owner, until = (self._namespace, user_id), time.time() + seconds
+        rows = [(*owner, key, until, orjson.dumps(record)) for key, record in records.items()]
+        await self._database.run(_save_records, rows)
+
+    def _lease(self, name: str) -> str:
+        return name if name.startswith(SHARED) else f"{self._namespace}:{name}"
+
+
+def _execute(connection: sqlite3.Connection, statement: str, parameters: Sequence[object]) -> None:
+    connection.execute(statement, parameters)
+
+
+def _load_document(connection: sqlite3.Connection, name: str) -> StoredDocument | None:
+    row = connection.execute("SELECT body, version, saved_at FROM documents WHERE name = ?", (name,)).fetchone()
+    return StoredDocument(*row) if row else None
+
+
+def _load_document_unless(connection: sqlite3.Connection, name: str, known_version: int) -> StoredDocument | None:
+    """Return the stored document, if its version is another than the known one (checking costs one small row)."""
+    row = connection.execute("SELECT version FROM documents WHERE name = ?", (name,)).fetchone()
+    return _load_document(connection, name) if row and row[0] != known_version else None
+
+
+def _last_confirmation(connection: sqlite3.Connection, name: str) -> Confirmation | None:
+    row = connection.execute(LAST_CONFIRMATION, (name,)).fetchone()
+    return Confirmation(*row) if row else None
+
+
+def _save_document(connection: sqlite3.Connection, name: str, body: bytes, now: float, by: str) -> StoredDocument:
+    with transaction(connection):
+        (version,) = connection.execute(SAVE_DOCUMENT, (name, now, body)).fetchone()
+        connection.execute(NOTE_OWNER, (name, by))
+    return StoredDocument(body, version, now)
+
+
+def _confirm_document(connection: sqlite3.Connection, name: str, now: float, by: str) -> None:
+    with transaction(connection):
+        connection.execute("UPDATE documents SET saved_at = ? WHERE name = ?", (now, name))
+        connection.execute(NOTE_OWNER, (name, by))
+
+
+def _lease_path(directory: Path, name: str) -> Path:
+    """Return the lock file of a lease, named after a hash because names contain paths and can be long."""
+    return directory / f"lease-{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
+
+
+def _aliases(connection: sqlite3.Connection, namespace: str, ids: Sequence[str]) -> dict[str, str]:
+    query = "SELECT user_id FROM user_aliases WHERE namespace = ? AND alias_id = ?"
+    found = {id_: connection.execute(query, (namespace, id_)).fetchone() for id_ in ids}
+    return {id_: row[0] for id_, row in found.items() if row}
+
+
+def _load_records(
+    connection: sqlite3.Connection, namespace: str, user_id: str, keys: Sequence[str], now: float
+) -> dict[str, StickyRecord]:
+    query = "SELECT record FROM decisions WHERE namespace = ? AND user_id = ? AND key = ? AND until > ?"
+    found = {key: connection.execute(query, (namespace, user_id, key, now)).fetchone() for key in keys}
+    return {key: orjson.loads(row[0]) for key, row in found.items() if row}
+
+
+def _save_records(connection: sqlite3.Connection, rows: Sequence[tuple[str, str, str, float, bytes]]) -> None:
+    with transaction(connection):
+        connection.executemany("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?)", rows)
+
+
+def _forget_expired(connection: sqlite3.Connection, now: float) -> None:
+    connection.execute("DELETE FROM decisions WHERE until <= ?", (now,))
+
+
+def _take_over(connection: sqlite3.Connection, namespace: str) -> str:
+    """Give the tables of version 0.1 to this namespace, once. Return the number of rows of each, as text."""
+    query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+    if not set(FORMER_TABLES) & {name for (name,) in connection.execute(query)}:
+        return ""
+    moved = {}
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        present = {name for (name,) in connection.execute(query)}  # another worker may have moved them
+        for table in present & set(FORMER_TABLES):
+            moved[table] = connection.execute(FORMER_TABLES[table], (namespace,)).rowcount
+            connection.execute(f"DROP TABLE {table}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return ", ".join(f"{count} {table}" for table, count in sorted(moved.items()) if count)
