@@ -17,14 +17,14 @@ from typing import Any
 import maxminddb
 import orjson
 import pytest
-from tornado.curl_httpclient import CurlAsyncHTTPClient
 from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 from tornado.web import Application, RequestHandler
 
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.enrichment.location_download import GeoRefresh, download
+from tornado_gateway.enrichment.location_download import LARGEST_ARCHIVE_BYTES, GeoRefresh, download
 from tornado_gateway.errors import ConfigError, LocationError
+from tornado_gateway.upstream.curl import CurlPool
 
 DATABASES = Path(__file__).parents[1] / "data" / "geoip"
 CITY = DATABASES / "GeoLite2-City-Test.mmdb"
@@ -303,7 +303,7 @@ DAMAGE = """
 import random, sys
 from pathlib import Path
 from tornado_gateway.errors import LocationError
-from tornado_gateway.location import LocationReader
+from tornado_gateway.enrichment.location import LocationReader
 
 good, directory = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2])
 chance = random.Random(7)
@@ -470,7 +470,7 @@ def test_the_watch_reloads_and_ends(location, watched):
 SWAP_UNDER_LOAD = """
 import os, sys, threading, time
 from pathlib import Path
-from tornado_gateway.location import LocationReader
+from tornado_gateway.enrichment.location import LocationReader
 
 city, country, path = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]).read_bytes(), Path(sys.argv[3])
 path.write_bytes(city)
@@ -661,7 +661,7 @@ def visit(directory: Path, test: Visit) -> None:
             ports.append(port)
         maxmind.url = f"http://127.0.0.1:{ports[0]}"
         maxmind.other_url = f"http://127.0.0.1:{ports[1]}"
-        client = CurlAsyncHTTPClient(force_instance=True)
+        client = CurlPool(timeout_seconds=60, max_response_bytes=LARGEST_ARCHIVE_BYTES)
         fetch = partial(download, client, user_id=USER, license_key=KEY, directory=directory, base_url=maxmind.url)
         try:
             await test(maxmind, fetch)
