@@ -24,7 +24,7 @@ from urllib.parse import urljoin, urlsplit
 
 import orjson
 
-from tornado_gateway.enrichment.location import open_checked
+from tornado_gateway.enrichment.location_database import open_checked
 from tornado_gateway.errors import LocationError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class HttpClient(Protocol):
 
 @dataclass(frozen=True)
 class _Receipt:
-    """What is kept beside a downloaded database: how to ask whether there is a newer one."""
+    """Stored beside a downloaded database, to ask whether there is a newer one."""
 
     etag: str
     last_modified: str
@@ -82,7 +82,7 @@ async def download(
     edition: str = EDITION,
     progress: Progress | None = None,
 ) -> Path | None:
-    """Fetch the newest database into `directory`; None when the one that is there is the newest.
+    """Fetch the newest database into `directory`; None if the present one is the newest.
 
     The new file replaces the old one only after it is complete and has been opened. Raise LocationError otherwise.
     `progress` is called with the bytes received and the bytes expected (0 if unknown). The client must accept bodies
@@ -118,7 +118,7 @@ def _discard(file: Path) -> None:
 
 
 class _Session:
-    """Requests with MaxMind's credentials, which are shown to no other host."""
+    """Requests with MaxMind's credentials, which are sent to no other host."""
 
     def __init__(self, client: HttpClient, user_id: str, license_key: str) -> None:
         self._client = client
@@ -206,7 +206,7 @@ def _sha256(file: Path) -> str:
 
 
 def _prepare(directory: Path, edition: str) -> None:
-    """Make the directory and sweep away what a killed download left."""
+    """Make the directory and delete the remains of killed downloads."""
     directory.mkdir(parents=True, exist_ok=True)
     for left in directory.glob(f".{edition}.*.part"):
         with suppress(OSError):
@@ -215,7 +215,7 @@ def _prepare(directory: Path, edition: str) -> None:
 
 
 def _install(archive: Path, target: Path) -> None:
-    """Unpack, try, and only then put the database in its place."""
+    """Unpack and check the database before it replaces the old one."""
     file, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=".part", dir=target.parent)
     unpacked = Path(name)
     try:
@@ -270,7 +270,7 @@ def _receipt_file(target: Path) -> Path:
 
 
 def _read_receipt(target: Path) -> _Receipt | None:
-    """None unless it belongs to the file that is there: else a damaged database would be "not modified" for ever."""
+    """Return None unless it belongs to the present file. Otherwise a damaged one would be "not modified" forever."""
     try:
         receipt = _Receipt(**orjson.loads(_receipt_file(target).read_bytes()))
         found = target.stat()
@@ -298,8 +298,7 @@ def _conditions(receipt: _Receipt | None) -> dict[str, str]:
     return {name: value for name, value in headers.items() if value}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Refreshing
+# --- Refreshing ---
 
 _REFRESH_SECONDS = 24 * 3600.0
 _RETRY_SECONDS = 60.0
@@ -308,11 +307,11 @@ _LEASE_RETRY_SECONDS = 900.0
 
 
 class GeoRefresh:
-    """Downloads the database at start and once a day, with jitter, while `lease` says that it is this worker's turn.
+    """Downloads the database at start and once a day, with jitter, while this worker holds the lease.
 
     `fetch` is `download` with its arguments, `target` the file that it makes. The lease belongs to that file's
-    directory: machines that do not share it each need their own. A worker without the lease asks again now and then,
-    in case its holder has died; when it finds the file checked recently it leaves MaxMind alone.
+    directory: machines that do not share it each need their own. A worker without the lease tries again now and then,
+    in case its holder has died. It does not contact MaxMind if the file was checked recently.
     `changed` is called after a download (usually `LocationReader.check`); the other workers see the file change.
     """
 
@@ -338,11 +337,11 @@ class GeoRefresh:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin; the first refresh starts at once."""
+        """Start. The first refresh begins at once."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """End, abandoning a download under way; the database that is there stays."""
+        """Stop, and cancel a download in flight. The present database stays."""
         if self._task:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -350,7 +349,7 @@ class GeoRefresh:
             self._task = None
 
     async def refresh(self) -> float:
-        """Do what is due now; return the seconds until the next time."""
+        """Refresh if it is due. Return the seconds until the next time."""
         receipt = _read_receipt(self._target)
         if receipt:
             self.checked_at = receipt.checked_at
@@ -371,7 +370,7 @@ class GeoRefresh:
         while True:
             try:
                 wait = await self.refresh()
-            except Exception as error:  # also what the lease's store raises; a refresh must never end
+            except Exception as error:  # errors of the lease's store as well: the task must never end
                 self._failures += 1
                 self.error = str(error) or type(error).__name__
                 wait = min(self._retry_seconds * 2.0 ** min(self._failures - 1, 20), _LONGEST_RETRY_SECONDS)
