@@ -290,11 +290,6 @@ ANSWERS = {  # parts that are sent; status, reason and Retry-After; whether the 
         True,
     ),
     "with bytes behind it": ([OK + b"HTTP/1.1 500"], (200, "OK", ""), False),
-    "another protocol": (
-        [b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"],
-        (101, "Switching Protocols", ""),
-        False,
-    ),
     "too much to read": ([ENDLESS], (200, "OK", ""), False),
     "a body that is garbage": (
         [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnope\r\n"],
@@ -330,6 +325,12 @@ def test_an_answer_whose_body_does_not_come_stands_at_the_deadline(run):
     with Server(answers(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")) as server:
         assert run(post(server.url, timeout_seconds=2)) == [(200, "OK", "")]
         assert len(server.requests) == 1
+
+
+def test_another_protocol_is_no_success(run):
+    switching = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+    with Server(answers(switching)) as server:
+        assert run(post(server.url, timeout_seconds=2)) == [(101, "Switching Protocols", "")]
 
 
 @pytest.mark.parametrize("is_rude", [False, True], ids=["reads the rest", "closes"])
