@@ -48,7 +48,6 @@ EXCEPTIONS = {  # (file, imported module or library)
     ("telemetry/metrics.py", "prometheus_client.metrics_core"),
     ("telemetry/metrics.py", "prometheus_client.registry"),
     ("telemetry/metrics.py", "tornado_gateway.http.connection"),
-    ("upstream/sender.py", "httptools"),
     ("version.py", "tornado_gateway.core.bucketing"),
 }
 CYCLES = {  # (importing module, imported module) that close a circle

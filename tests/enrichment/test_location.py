@@ -17,14 +17,14 @@ from typing import Any
 import maxminddb
 import orjson
 import pytest
-from tornado.curl_httpclient import CurlAsyncHTTPClient
 from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 from tornado.web import Application, RequestHandler
 
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.enrichment.location_download import GeoRefresh, download
+from tornado_gateway.enrichment.location_download import LARGEST_ARCHIVE_BYTES, GeoRefresh, download
 from tornado_gateway.errors import ConfigError, LocationError
+from tornado_gateway.upstream.curl import CurlPool
 
 DATABASES = Path(__file__).parents[1] / "data" / "geoip"
 CITY = DATABASES / "GeoLite2-City-Test.mmdb"
@@ -661,7 +661,7 @@ def visit(directory: Path, test: Visit) -> None:
             ports.append(port)
         maxmind.url = f"http://127.0.0.1:{ports[0]}"
         maxmind.other_url = f"http://127.0.0.1:{ports[1]}"
-        client = CurlAsyncHTTPClient(force_instance=True)
+        client = CurlPool(timeout_seconds=60, max_response_bytes=LARGEST_ARCHIVE_BYTES)
         fetch = partial(download, client, user_id=USER, license_key=KEY, directory=directory, base_url=maxmind.url)
         try:
             await test(maxmind, fetch)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TextIO
 
 import orjson
-from tornado.httpclient import AsyncHTTPClient
 
 from tornado_gateway.cli.doctor import FAIL, OK, WARN, Finding, examine, finding_of_configuration
 from tornado_gateway.cli.output import Progress, paint, print_columns, print_json
@@ -24,11 +23,17 @@ from tornado_gateway.cli.stored_events import Backlog, Letter, open_backlog
 from tornado_gateway.config import Config
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.enrichment.location_download import EDITION, download
+from tornado_gateway.enrichment.location_download import (
+    CONNECT_SECONDS,
+    DOWNLOAD_SECONDS,
+    EDITION,
+    LARGEST_ARCHIVE_BYTES,
+    download,
+)
 from tornado_gateway.errors import ConfigError, GatewayError, LocationError
+from tornado_gateway.upstream.curl import CurlPool
 
 _COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
-_LARGEST_ARCHIVE = 1 << 30
 _MEBIBYTE = 1 << 20
 
 
@@ -197,8 +202,11 @@ def geo_update(config: Config, arguments: argparse.Namespace) -> int:
 
 
 async def _download(config: Config, user_id: int, license_key: str) -> Path | None:
-    AsyncHTTPClient.configure("tornado.curl_httpclient.CurlAsyncHTTPClient")
-    client = AsyncHTTPClient(force_instance=True, max_body_size=_LARGEST_ARCHIVE)
+    client = CurlPool(
+        connect_seconds=CONNECT_SECONDS,
+        timeout_seconds=DOWNLOAD_SECONDS,
+        max_response_bytes=LARGEST_ARCHIVE_BYTES,
+    )
     progress = Progress("downloading", "MiB", _MEBIBYTE)
     try:
         return await download(

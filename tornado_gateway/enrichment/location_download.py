@@ -1,9 +1,10 @@
 """The location database from MaxMind's download API, once a day, into a file that `location.LocationReader` watches.
 
-`worker.py` runs a `GeoRefresh`; the `geo update` command calls `download` once.
+Each worker runs a `GeoRefresh`. The `geo update` command calls `download` once.
 """
 
 import asyncio
+import base64
 import gzip
 import hashlib
 import logging
@@ -14,17 +15,16 @@ import tarfile
 import tempfile
 import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Protocol
 from urllib.parse import urljoin, urlsplit
 
 import orjson
-from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HTTPResponse
 
-from tornado_gateway.enrichment.location import open_checked
+from tornado_gateway.enrichment.location_database import open_checked
 from tornado_gateway.errors import LocationError
 
 logger = logging.getLogger(__name__)
@@ -35,16 +35,35 @@ EDITION = "GeoLite2-City"
 _LARGEST_DATABASE = 1 << 30
 _MEMBERS_LIMIT = 100
 _REDIRECTS_LIMIT = 5
-_CONNECT_SECONDS = 20.0
-_DOWNLOAD_SECONDS = 900.0
-_CURLOPT_VERBOSE = 41
+CONNECT_SECONDS = 20.0
+DOWNLOAD_SECONDS = 900.0
+LARGEST_ARCHIVE_BYTES = 1 << 30  # GeoLite2-City has about 35 MB
 
 Progress = Callable[[int, int], None]
 
 
+class HttpResponse(Protocol):
+    """A response whose body went to a receiver. The names of headers are in lower case."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+
+class HttpClient(Protocol):
+    """A client that does not follow redirects. Errors of the network are OSErrors."""
+
+    async def request(
+        self, url: str, headers: Mapping[str, str], *, receive: Callable[[bytes, int], object]
+    ) -> HttpResponse:
+        """GET. `receive` gets each part of the body, and the size of the whole (0 if unknown)."""
+
+
 @dataclass(frozen=True)
 class _Receipt:
-    """What is kept beside a downloaded database: how to ask whether there is a newer one."""
+    """Stored beside a downloaded database, to ask whether there is a newer one."""
 
     etag: str
     last_modified: str
@@ -54,7 +73,7 @@ class _Receipt:
 
 
 async def download(
-    client: AsyncHTTPClient,
+    client: HttpClient,
     *,
     user_id: int | str,
     license_key: str,
@@ -63,11 +82,11 @@ async def download(
     edition: str = EDITION,
     progress: Progress | None = None,
 ) -> Path | None:
-    """Fetch the newest database into `directory`; None when the one that is there is the newest.
+    """Fetch the newest database into `directory`; None if the present one is the newest.
 
-    The new file takes the old one's place only when it is complete and has been opened. Raises LocationError.
-    `progress` is called with the bytes received and the bytes expected (0 when unknown). The client's `max_body_size`
-    must exceed the archive (about 35 MB for GeoLite2-City).
+    The new file replaces the old one only after it is complete and has been opened. Raise LocationError otherwise.
+    `progress` is called with the bytes received and the bytes expected (0 if unknown). The client must accept bodies
+    of LARGEST_ARCHIVE_BYTES.
     """
     target = directory / f"{edition}.mmdb"
     receipt = _read_receipt(target)
@@ -80,10 +99,10 @@ async def download(
     try:
         with os.fdopen(file, "wb") as body:
             response = await session.fetch(url, _conditions(receipt), body, progress)
-        if response.code == 304 and receipt:
+        if response.status == 304 and receipt:
             _write_receipt(target, _Receipt(**asdict(receipt) | {"checked_at": time.time()}))
             return None
-        _refuse_status(response.code, urlsplit(url).netloc, edition, response)
+        _refuse_status(response.status, urlsplit(url).netloc, edition, response)
         await _check_sum(session, f"{url}.sha256", archive, edition)
         await loop.run_in_executor(None, _install, archive, target)
         _write_receipt(target, _receipt(target, response))
@@ -99,16 +118,16 @@ def _discard(file: Path) -> None:
 
 
 class _Session:
-    """Requests with MaxMind's credentials, which are shown to no other host."""
+    """Requests with MaxMind's credentials, which are sent to no other host."""
 
-    def __init__(self, client: AsyncHTTPClient, user_id: str, license_key: str) -> None:
+    def __init__(self, client: HttpClient, user_id: str, license_key: str) -> None:
         self._client = client
-        self._user_id = user_id
-        self._license_key = license_key
+        credentials = base64.b64encode(f"{user_id}:{license_key}".encode()).decode()
+        self._authorization = f"Basic {credentials}"
 
     async def fetch(
         self, url: str, headers: dict[str, str], body: IO[bytes], progress: Progress | None = None
-    ) -> HTTPResponse:
+    ) -> HttpResponse:
         """GET into `body`, following redirects here: MaxMind redirects to a presigned address at another host."""
         first = urlsplit(url)
         for _ in range(_REDIRECTS_LIMIT):
@@ -119,69 +138,44 @@ class _Session:
                 raise LocationError(f"{first.netloc} redirects to {here.scheme}://, which is not safe")
             is_ours = (here.scheme, here.netloc) == (first.scheme, first.netloc)
             response = await self._get(url, headers, _Receiver(body, progress), is_ours)
-            if response.code not in (301, 302, 303, 307, 308) or "Location" not in response.headers:
+            if response.status not in (301, 302, 303, 307, 308) or "location" not in response.headers:
                 body.flush()
                 return response
-            url = urljoin(url, response.headers["Location"])
+            url = urljoin(url, response.headers["location"])
         raise LocationError(f"{first.netloc} redirects too often")
 
-    async def _get(self, url: str, headers: dict[str, str], receiver: "_Receiver", is_ours: bool) -> HTTPResponse:
-        request = HTTPRequest(
-            url,
-            headers=headers,
-            auth_username=self._user_id if is_ours else None,
-            auth_password=self._license_key if is_ours else None,
-            auth_mode="basic" if is_ours else None,
-            follow_redirects=False,
-            decompress_response=False,
-            connect_timeout=_CONNECT_SECONDS,
-            request_timeout=_DOWNLOAD_SECONDS,
-            header_callback=receiver.header,
-            streaming_callback=receiver.chunk,
-            user_agent="tornado-gateway",
-            prepare_curl_callback=_keep_headers_out_of_the_log,
-        )
+    async def _get(self, url: str, headers: dict[str, str], receiver: "_Receiver", is_ours: bool) -> HttpResponse:
+        if is_ours:
+            headers = headers | {"Authorization": self._authorization}
         try:
-            response = await self._client.fetch(request, raise_error=False)
-        except (HTTPClientError, OSError) as error:
-            words = str(error).replace(self._license_key, "***")
-            raise LocationError(f"{urlsplit(url).netloc}: {words}") from None
-        if receiver.failure:
-            raise receiver.failure
-        return response
-
-
-def _keep_headers_out_of_the_log(curl: Any) -> None:
-    # At log level DEBUG Tornado's client logs every header, Authorization too.
-    curl.setopt(_CURLOPT_VERBOSE, 0)
+            return await self._client.request(url, headers, receive=receiver.chunk)
+        except OSError as error:
+            if error is receiver.failure:
+                raise
+            raise LocationError(f"{urlsplit(url).netloc}: {error}") from None
 
 
 class _Receiver:
-    """Writes a body to a file as it arrives. Errors are kept: raised in a callback they would only be logged."""
+    """Writes a body to a file as it arrives. `failure` is the error of writing, if there was one."""
 
     def __init__(self, body: IO[bytes], progress: Progress | None) -> None:
         self._body = body
         self._progress = progress
-        self._expected = 0
         self._received = 0
         self.failure: Exception | None = None
 
-    def header(self, line: str) -> None:
-        name, _, value = line.partition(":")
-        if name.lower() == "content-length" and value.strip().isdecimal():
-            self._expected = int(value)
-
-    def chunk(self, data: bytes) -> None:
+    def chunk(self, data: bytes, expected: int) -> None:
         self._received += len(data)
         try:
             self._body.write(data)
-        except (OSError, ValueError) as error:  # disk full; or closed, when the download was abandoned
+        except (OSError, ValueError) as error:  # disk full; or closed, because the download was cancelled
             self.failure = error
+            raise
         if self._progress:
-            self._progress(self._received, self._expected)
+            self._progress(self._received, expected)
 
 
-def _refuse_status(status: int, host: str, edition: str, response: HTTPResponse) -> None:
+def _refuse_status(status: int, host: str, edition: str, response: HttpResponse) -> None:
     if status == 200:
         return
     if status == 401:
@@ -189,7 +183,7 @@ def _refuse_status(status: int, host: str, edition: str, response: HTTPResponse)
     if status == 403:
         raise LocationError(f"MAXMIND_USER_ID may not download {edition} from {host} (status 403)", status)
     if status == 429:
-        wait = response.headers.get("Retry-After", "")
+        wait = response.headers.get("retry-after", "")
         hint = f"; it asks to wait {wait} s" if wait.isdecimal() else ""
         raise LocationError(f"{host}: the account's download limit is reached (status 429){hint}", status)
     raise LocationError(f"{host} answered with status {status} for {edition}", status)
@@ -198,7 +192,7 @@ def _refuse_status(status: int, host: str, edition: str, response: HTTPResponse)
 async def _check_sum(session: _Session, url: str, archive: Path, edition: str) -> None:
     with tempfile.TemporaryFile() as body:
         response = await session.fetch(url, {}, body)
-        _refuse_status(response.code, urlsplit(url).netloc, f"{edition}'s checksum", response)
+        _refuse_status(response.status, urlsplit(url).netloc, f"{edition}'s checksum", response)
         body.seek(0)
         expected = body.read(64).decode("ascii", "replace").lower()  # "<hex>  GeoLite2-City_20260101.tar.gz"
     actual = await asyncio.get_running_loop().run_in_executor(None, _sha256, archive)
@@ -212,16 +206,16 @@ def _sha256(file: Path) -> str:
 
 
 def _prepare(directory: Path, edition: str) -> None:
-    """Make the directory and sweep away what a killed download left."""
+    """Make the directory and delete the remains of killed downloads."""
     directory.mkdir(parents=True, exist_ok=True)
     for left in directory.glob(f".{edition}.*.part"):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > 2 * _DOWNLOAD_SECONDS:
+            if time.time() - left.stat().st_mtime > 2 * DOWNLOAD_SECONDS:
                 left.unlink()
 
 
 def _install(archive: Path, target: Path) -> None:
-    """Unpack, try, and only then put the database in its place."""
+    """Unpack and check the database before it replaces the old one."""
     file, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=".part", dir=target.parent)
     unpacked = Path(name)
     try:
@@ -276,7 +270,7 @@ def _receipt_file(target: Path) -> Path:
 
 
 def _read_receipt(target: Path) -> _Receipt | None:
-    """None unless it belongs to the file that is there: else a damaged database would be "not modified" for ever."""
+    """Return None unless it belongs to the present file. Otherwise a damaged one would be "not modified" forever."""
     try:
         receipt = _Receipt(**orjson.loads(_receipt_file(target).read_bytes()))
         found = target.stat()
@@ -285,9 +279,9 @@ def _read_receipt(target: Path) -> _Receipt | None:
     return receipt if (found.st_size, found.st_mtime_ns) == (receipt.size, receipt.mtime_ns) else None
 
 
-def _receipt(target: Path, response: HTTPResponse) -> _Receipt:
+def _receipt(target: Path, response: HttpResponse) -> _Receipt:
     found = target.stat()
-    etag, last_modified = response.headers.get("ETag", ""), response.headers.get("Last-Modified", "")
+    etag, last_modified = response.headers.get("etag", ""), response.headers.get("last-modified", "")
     return _Receipt(etag, last_modified, time.time(), found.st_size, found.st_mtime_ns)
 
 
@@ -304,8 +298,7 @@ def _conditions(receipt: _Receipt | None) -> dict[str, str]:
     return {name: value for name, value in headers.items() if value}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Refreshing
+# --- Refreshing ---
 
 _REFRESH_SECONDS = 24 * 3600.0
 _RETRY_SECONDS = 60.0
@@ -314,11 +307,11 @@ _LEASE_RETRY_SECONDS = 900.0
 
 
 class GeoRefresh:
-    """Downloads the database at start and once a day, with jitter, while `lease` says that it is this worker's turn.
+    """Downloads the database at start and once a day, with jitter, while this worker holds the lease.
 
     `fetch` is `download` with its arguments, `target` the file that it makes. The lease belongs to that file's
-    directory: machines that do not share it each need their own. A worker without the lease asks again now and then,
-    in case its holder has died; when it finds the file checked recently it leaves MaxMind alone.
+    directory: machines that do not share it each need their own. A worker without the lease tries again now and then,
+    in case its holder has died. It does not contact MaxMind if the file was checked recently.
     `changed` is called after a download (usually `LocationReader.check`); the other workers see the file change.
     """
 
@@ -344,11 +337,11 @@ class GeoRefresh:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin; the first refresh starts at once."""
+        """Start. The first refresh begins at once."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """End, abandoning a download under way; the database that is there stays."""
+        """Stop, and cancel a download in flight. The present database stays."""
         if self._task:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -356,7 +349,7 @@ class GeoRefresh:
             self._task = None
 
     async def refresh(self) -> float:
-        """Do what is due now; return the seconds until the next time."""
+        """Refresh if it is due. Return the seconds until the next time."""
         receipt = _read_receipt(self._target)
         if receipt:
             self.checked_at = receipt.checked_at
@@ -377,7 +370,7 @@ class GeoRefresh:
         while True:
             try:
                 wait = await self.refresh()
-            except Exception as error:  # also what the lease's store raises; a refresh must never end
+            except Exception as error:  # errors of the lease's store as well: the task must never end
                 self._failures += 1
                 self.error = str(error) or type(error).__name__
                 wait = min(self._retry_seconds * 2.0 ** min(self._failures - 1, 20), _LONGEST_RETRY_SECONDS)

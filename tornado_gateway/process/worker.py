@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tornado.httpclient import AsyncHTTPClient
 from tornado.ioloop import PeriodicCallback
 
 from tornado_gateway import __version__, core, logs
@@ -31,7 +30,13 @@ from tornado_gateway.console.pages import build_application
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.lists import Ask, ListChecks
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.enrichment.location_download import GeoRefresh, download
+from tornado_gateway.enrichment.location_download import (
+    CONNECT_SECONDS,
+    DOWNLOAD_SECONDS,
+    LARGEST_ARCHIVE_BYTES,
+    GeoRefresh,
+    download,
+)
 from tornado_gateway.errors import GatewayError, StoreError
 from tornado_gateway.events.flusher import EventSink, Flusher
 from tornado_gateway.events.queue import EventQueue
@@ -46,7 +51,8 @@ from tornado_gateway.store.interfaces import SHARED, Identity, Store
 from tornado_gateway.store.sqlite.events import SqliteEvents, open_sqlite
 from tornado_gateway.telemetry import metrics, waiting
 from tornado_gateway.telemetry.scoreboard import Record, instance_status
-from tornado_gateway.upstream.client import Dialect, Nowhere, Upstream
+from tornado_gateway.upstream.client import Dialect, DiscardingSink, Upstream
+from tornado_gateway.upstream.curl import CurlPool
 from tornado_gateway.version import BUILD
 
 logger = logging.getLogger(__name__)
@@ -213,7 +219,7 @@ class Worker:
         decisions.on_decision = self.metrics.decided
         self.flusher.on_request = self.metrics.flushed
         mirror.on_poll = self.metrics.polled
-        self.upstream.on_answer = self.metrics.asked_upstream
+        self.upstream.on_response = self.metrics.asked_upstream
         mirror.on_change += [self._settings_changed, api.settings_changed]
         mirror.on_change += [decisions.settings_changed, publisher.settings_changed]
         return api
@@ -244,7 +250,7 @@ class Worker:
     def _build_sink(self) -> EventSink:
         """Without an account events are sent only where somebody has explicitly said to send them."""
         has_collector = any(self._config.source(name) != "default" for name in ("UPSTREAM_URL", "COLLECT_URL"))
-        return self.upstream if has_collector or not self._config.is_offline else Nowhere()
+        return self.upstream if has_collector or not self._config.is_offline else DiscardingSink()
 
     async def start(self) -> None:
         ended = self._post.scoreboard.retirements
@@ -397,7 +403,11 @@ class Worker:
         config = self._config
         if config.maxmind_license_key is None or config.maxmind_user_id is None or config.maxmind_db_path is not None:
             return None
-        client = AsyncHTTPClient(force_instance=True)
+        client = CurlPool(
+            connect_seconds=CONNECT_SECONDS,
+            timeout_seconds=DOWNLOAD_SECONDS,
+            max_response_bytes=LARGEST_ARCHIVE_BYTES,
+        )
         fetch = partial(
             download,
             client,
