@@ -27,9 +27,8 @@ from tornado_gateway.config import Config
 from tornado_gateway.console import admin_token
 from tornado_gateway.console.admin_token import AdminTokenError
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.enrichment.location_download import EDITION
 from tornado_gateway.errors import GatewayError, StoreError, UpstreamError
-from tornado_gateway.http.certificates import CertificateError, expiry
+from tornado_gateway.process.certificate_expiry import expiry
 from tornado_gateway.settings.mirror import compile_document
 from tornado_gateway.upstream.client import Dialect, Upstream
 
@@ -178,8 +177,7 @@ async def _look_at_upstream(config: Config) -> Looked:
     upstream = Upstream(
         config.upstream_url,
         config.collect_url,
-        str(config.account_id),
-        config.sdk_key or "",
+        *config.account,
         sdk_name=config.sdk_name,
         sdk_version=__version__,
         timeout_seconds=config.socket_timeout_seconds,
@@ -253,7 +251,7 @@ def _judge_clock(date: str, now: float) -> Finding:
 
 
 async def _look_at_redis(config: Config) -> Finding:
-    if config.redis_host is None and not config.redis_sentinels:
+    if not config.uses_redis:
         return Finding("redis", OK, OK, "not configured: the embedded store in DATA_DIR is used")
     from tornado_gateway.store.redis.events import open_redis  # what a gateway without Redis need not load
 
@@ -301,7 +299,7 @@ def _code_of_redis(message: str) -> str:
 
 
 def _look_at_location(config: Config, settings: core.Settings | None, machine: Machine) -> Finding:
-    path = config.maxmind_db_path or (config.data_dir / f"{EDITION}.mmdb" if config.maxmind_license_key else None)
+    path = config.location_database
     if path is None:
         if settings is not None and any(feature.needs_location for feature in settings.features.values()):
             return Finding("geoip", WARN, "geo-wanted", "no location database is configured")
@@ -402,7 +400,7 @@ def _try_to_listen(config: Config) -> Finding:
 def _look_at_certificate(cert: Path, key: Path, machine: Machine) -> Finding:
     try:
         days = (expiry(cert, key) - machine.now()) / 86400
-    except CertificateError as error:
+    except GatewayError as error:
         return Finding("certificate", FAIL, "certificate", str(error))
     if days < CERTIFICATE_DAYS:
         return Finding("certificate", WARN, "certificate-ending", f"{cert} ends in {days:.0f} days")

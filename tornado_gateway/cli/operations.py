@@ -24,7 +24,7 @@ from tornado_gateway.cli.stored_events import Backlog, Letter, open_backlog
 from tornado_gateway.config import Config
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.enrichment.location_download import EDITION, download
+from tornado_gateway.enrichment.location_download import download
 from tornado_gateway.errors import ConfigError, GatewayError, LocationError
 
 _COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
@@ -188,7 +188,7 @@ def geo_update(config: Config, arguments: argparse.Namespace) -> int:
     except LocationError as error:
         print(error, file=sys.stderr)
         return 1
-    target = str(path or config.data_dir / f"{EDITION}.mmdb")
+    target = str(path or config.downloaded_location_database)
     if arguments.json:
         print_json({"updated": path is not None, "path": target})
     else:
@@ -210,7 +210,7 @@ async def _download(config: Config, user_id: int, license_key: str) -> Path | No
 
 
 def geo_lookup(config: Config, arguments: argparse.Namespace) -> int:
-    path = config.maxmind_db_path or config.data_dir / f"{EDITION}.mmdb"
+    path = config.maxmind_db_path or config.downloaded_location_database
     reader = LocationReader(path, config.geo_map_file)
     if not reader.open():
         print(reader.error, file=sys.stderr)

@@ -132,7 +132,7 @@ async def open_backlog(config: Config) -> AsyncIterator[Backlog]:
 
 
 def _store(config: Config) -> tuple[EventStore, str] | None:
-    if config.redis_host is not None or config.redis_sentinels:
+    if config.uses_redis:
         from tornado_gateway.store.redis.events import open_redis  # what a command without Redis need not load
 
         redis = open_redis(config, config.namespace, f"command:{os.getpid()}")
