@@ -145,7 +145,7 @@ def test_health_and_readiness_are_exit_codes(tmp_path):
 
 
 def test_health_does_not_load_the_server():
-    code = "import sys; import tornado_gateway.cli; print(*sys.modules)"
+    code = "import sys; import tornado_gateway.cli.main; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"tornado_gateway.process.worker", "tornado.web", "pycurl", "redis"} & set(loaded)
 

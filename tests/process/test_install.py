@@ -204,8 +204,10 @@ def test_the_virtualenv_of_the_installer_runs_the_gateway(tmp_path):
     command = tmp_path / "opt/tornado-gateway/venv/bin/tornado-gateway"
     answer = run(command, "check", env={"SETTINGS_FILE": str(SAMPLE_SETTINGS), "PATH": os.environ["PATH"]})
     assert answer.returncode == 0, answer.stderr
-    code = "import tornado_gateway.worker, tornado_gateway.doctor, tornado_gateway.store.redis, uvloop"
-    assert run(command.with_name("python"), "-c", code, env={"PATH": "/usr/bin"}).returncode == 0
+    code = (
+        "import tornado_gateway.process.worker, tornado_gateway.cli.doctor.checks, tornado_gateway.store.redis, uvloop"
+    )
+    assert run(command.with_name("python"), "-c", f"{code}, uvloop", env={"PATH": "/usr/bin"}).returncode == 0
 
 
 # Locked packages

@@ -1,28 +1,20 @@
-"""The command line: what commands there are, and those that need no running gateway. `operations.py` has the others."""
+"""The command line: the table of commands, and the short ones. The others have modules of their own."""
 
 import argparse
-import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from tornado_gateway import __version__, core
+from tornado_gateway import core
 from tornado_gateway.cli.client import Client, ClientError
 from tornado_gateway.cli.output import bullets, print_columns, print_json
-from tornado_gateway.config import OPTIONS, Config, add_flags, described, given_flags, load
-from tornado_gateway.enrichment.device import DeviceReader
-from tornado_gateway.enrichment.location import LocationReader
+from tornado_gateway.config import Config, add_flags, described, given_flags, load
 from tornado_gateway.errors import ConfigError
 from tornado_gateway.version import BUILD
-
-logger = logging.getLogger(__name__)
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -135,6 +127,9 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--explain", action="store_true", help="show the path to the decision")
 
 
+# Commands load only what they need, so that a health check every few seconds costs little.
+
+
 def _configuration(arguments: argparse.Namespace) -> Config:
     return load(given_flags(arguments, arguments.rest), os.environ, arguments.env_file)
 
@@ -148,72 +143,22 @@ def _without_account(arguments: argparse.Namespace) -> Config:
         return load(flags, os.environ, arguments.env_file)
 
 
-# Commands load what only they need, so that a health check every few seconds costs little.
-
-
 def _serve(arguments: argparse.Namespace) -> int:
-    from tornado_gateway import logs
-    from tornado_gateway.console import admin_token
-    from tornado_gateway.process import supervisor, worker
-    from tornado_gateway.telemetry import metrics
+    from tornado_gateway.cli import serve
 
-    config = _configuration(arguments)
-    secrets = [getattr(config, option.attribute) for option in OPTIONS if option.secret]
-    logs.set_up(config.log_level, config.log_format, [secret for secret in secrets if secret is not None])
-    if config.admin_token is None:  # once, here: all workers get the same token
-        try:
-            config = replace(config, admin_token=admin_token.ensure(config.data_dir))
-        except admin_token.AdminTokenError as error:
-            logger.error("the gateway cannot start: %s", error)
-            return 1
-        logs.hide(config.admin_token)
-    _announce_console(config)
-    places = 2 * config.worker_count  # of the scoreboard: while a worker is replaced there are two
-    return supervisor.run(config, partial(worker.run, memory=metrics.Memory(places)))
-
-
-def _announce_console(config: Config) -> None:
-    """Print the sign-in link for a person at a terminal. A log, which others can read, gets no token."""
-    client = Client(config)
-    if sys.stderr.isatty() and config.log_format != "json":
-        print(f"Console: {client.console_link()}", file=sys.stderr)
-    else:
-        logger.info("the console is %s/console; `tornado-gateway console-url` prints a sign-in link", client.url)
+    return serve.serve(_configuration(arguments))
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from tornado_gateway.settings.mirror import compile_document
+    from tornado_gateway.cli import evaluate
 
-    config = _configuration(arguments)
-    if config.settings_file is None:
-        if arguments.json:
-            print_json({"ok": True, "settings": None, "upstream": config.upstream_url})
-        else:
-            print("The configuration can be used.")
-            print("No SETTINGS_FILE is given: the settings come from", config.upstream_url)
-        return 0
-    before = time.perf_counter()
-    settings = compile_document(config.settings_file.read_bytes(), core.Sdk(config.sdk_name, __version__))
-    milliseconds = (time.perf_counter() - before) * 1000
-    summaries = {feature.key: _summary(feature) for feature in settings.features.values()}
-    if arguments.json:
-        about = {"file": str(config.settings_file), "account": settings.account_id, "features": summaries}
-        print_json({"ok": True, "settings": about})
-        return 0
-    print("The configuration can be used.")
-    print(f"{config.settings_file} can be used (account {settings.account_id}, compiled in {milliseconds:.0f} ms):")
-    for key, summary in summaries.items():
-        print(f"  {key}: {summary}")
-    return 0
+    return evaluate.check(_configuration(arguments), arguments)
 
 
-def _summary(feature: core.Feature) -> str:
-    facts = [f"{len(feature.rollouts)} rollout and {len(feature.experiments)} experiment rules"]
-    if feature.needs_location:
-        facts.append("asks for the location")
-    if feature.needs_device:
-        facts.append("asks for the device")
-    return ", ".join(facts)
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from tornado_gateway.cli import evaluate
+
+    return evaluate.evaluate(arguments)
 
 
 def _config(arguments: argparse.Namespace) -> int:
@@ -226,9 +171,9 @@ def _config(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from tornado_gateway.cli import operations
+    from tornado_gateway.cli.doctor import command
 
-    return operations.doctor(lambda: _configuration(arguments), arguments)
+    return command.doctor(lambda: _configuration(arguments), arguments)
 
 
 def _health(arguments: argparse.Namespace) -> int:
@@ -255,27 +200,27 @@ def _console_url(arguments: argparse.Namespace) -> int:
 
 
 def _events(arguments: argparse.Namespace) -> int:
-    from tornado_gateway.cli import operations
+    from tornado_gateway.cli import events
 
-    return operations.events(_configuration(arguments), arguments)
+    return events.events(_configuration(arguments), arguments)
 
 
 def _geo_update(arguments: argparse.Namespace) -> int:
-    from tornado_gateway.cli import operations
+    from tornado_gateway.cli import location
 
-    return operations.geo_update(_without_account(arguments), arguments)
+    return location.geo_update(_without_account(arguments), arguments)
 
 
 def _geo_lookup(arguments: argparse.Namespace) -> int:
-    from tornado_gateway.cli import operations
+    from tornado_gateway.cli import location
 
-    return operations.geo_lookup(_without_account(arguments), arguments)
+    return location.geo_lookup(_without_account(arguments), arguments)
 
 
 def _device_lookup(arguments: argparse.Namespace) -> int:
-    from tornado_gateway.cli import operations
+    from tornado_gateway.cli import location
 
-    return operations.device_lookup(_without_account(arguments), arguments)
+    return location.device_lookup(_without_account(arguments), arguments)
 
 
 def _completion(arguments: argparse.Namespace) -> int:
@@ -283,40 +228,6 @@ def _completion(arguments: argparse.Namespace) -> int:
 
     print(shtab.complete(build_parser(), arguments.shell))
     return 0
-
-
-def _evaluate(arguments: argparse.Namespace) -> int:
-    document = orjson.loads(arguments.settings.read_bytes())
-    settings = core.compile_settings(document, traced=arguments.explain)
-    context = core.Context(
-        user_id=arguments.user,
-        custom_variables=arguments.variables,
-        variation_targeting_variables=arguments.targeting,
-        user_agent=arguments.user_agent,
-        ip_address=arguments.ip,
-    )
-    _enrich(context, settings.features.get(arguments.feature), arguments.maxmind_db_path)
-    trace = core.Trace() if arguments.explain else None
-    decision = core.decide(settings, arguments.feature, context, trace=trace)
-    explanation = core.explain_lines(trace) if trace is not None else None
-    if arguments.json:
-        print_json({"decision": orjson.loads(decision.body), "explanation": explanation})
-        return 0
-    print(decision.body.decode())
-    if explanation is not None:
-        print(*explanation, sep="\n")
-    return 0
-
-
-def _enrich(context: core.Context, feature: core.Feature | None, database: Path | None) -> None:
-    if feature is None:
-        return
-    if feature.needs_location and context.ip_address:
-        location = LocationReader(database)
-        location.open()
-        context.location = location.lookup(context.ip_address)
-    if feature.needs_device and context.user_agent:
-        context.device = DeviceReader().facts(context.user_agent)
 
 
 def _json_object(text: str) -> dict[str, Any]:
