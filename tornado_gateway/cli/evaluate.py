@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Sized
 from pathlib import Path
 
 import orjson
@@ -53,8 +54,8 @@ def check(config: Config, arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json({"ok": True, "settings": None, "upstream": config.upstream_url})
         else:
-            print("The configuration can be used.")
-            print("No SETTINGS_FILE is given: the settings come from", config.upstream_url)
+            print("The configuration is valid.")
+            print("No SETTINGS_FILE is set: settings are fetched from", config.upstream_url)
         return 0
     before = time.perf_counter()
     settings = compile_document(config.settings_file.read_bytes(), core.Sdk(config.sdk_name, __version__))
@@ -64,17 +65,19 @@ def check(config: Config, arguments: argparse.Namespace) -> int:
         about = {"file": str(config.settings_file), "account": settings.account_id, "features": summaries}
         print_json({"ok": True, "settings": about})
         return 0
-    print("The configuration can be used.")
-    print(f"{config.settings_file} can be used (account {settings.account_id}, compiled in {milliseconds:.0f} ms):")
+    print("The configuration is valid.")
+    print(f"{config.settings_file} is valid (account {settings.account_id}, compiled in {milliseconds:.0f} ms):")
     for key, summary in summaries.items():
         print(f"  {key}: {summary}")
     return 0
 
 
 def _summary(feature: core.Feature) -> str:
-    facts = [f"{len(feature.rollouts)} rollout and {len(feature.experiments)} experiment rules"]
-    if feature.needs_location:
-        facts.append("asks for the location")
-    if feature.needs_device:
-        facts.append("asks for the device")
-    return ", ".join(facts)
+    rules = f"{_counted(feature.rollouts, 'rollout rule')}, {_counted(feature.experiments, 'experiment rule')}"
+    inputs = (("location", feature.needs_location), ("device", feature.needs_device))
+    used = [name for name, is_used in inputs if is_used]
+    return f"{rules}; uses {' and '.join(used)}" if used else rules
+
+
+def _counted(items: Sized, name: str) -> str:
+    return f"{len(items)} {name}{'' if len(items) == 1 else 's'}"

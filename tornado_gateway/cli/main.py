@@ -20,10 +20,10 @@ Command = Callable[[argparse.Namespace], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 2 for a configuration that cannot be used, 1 for what failed later."""
+    """Run one command. Return the exit code: 2 for an invalid configuration, 1 for a later failure."""
     parser = build_parser()
     known, rest = parser.parse_known_args(arguments)
-    if rest and not hasattr(known, "env_file"):  # where options are read, `load` says what is wrong with unknown ones
+    if rest and not hasattr(known, "env_file"):  # for commands with options, `load` reports unknown ones
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     known.rest = rest
     try:
@@ -31,12 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except ConfigError as error:
-        print(f"The configuration cannot be used:\n{bullets(error.problems)}", file=sys.stderr)
+        print(f"Invalid configuration:\n{bullets(error.problems)}", file=sys.stderr)
         return 2
     except core.SettingsError as error:
-        print(f"The settings document cannot be used:\n{bullets(error.problems)}", file=sys.stderr)
+        print(f"Invalid settings document:\n{bullets(error.problems)}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
         return 1
     except OSError as error:
@@ -58,10 +58,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(check)
     config = _add_command(commands, "config", _config, "show every option with its current value", has_json=True)
     add_flags(config)
-    doctor = _add_command(commands, "doctor", _doctor, "look at everything the gateway depends on", has_json=True)
+    doctor = _add_command(commands, "doctor", _doctor, "diagnose configuration and dependencies", has_json=True)
     add_flags(doctor)
-    health = _add_command(commands, "health", _health, "ask the running gateway whether it lives", has_json=True)
-    health.add_argument("--ready", action="store_true", help="whether it can decide as well")
+    health = _add_command(commands, "health", _health, "check that the gateway is running", has_json=True)
+    health.add_argument("--ready", action="store_true", help="also require loaded settings")
     add_flags(health)
     console_url = _add_command(commands, "console-url", _console_url, "print a link that signs in to the console")
     add_flags(console_url)
@@ -89,25 +89,25 @@ def _add_group(commands: Any, name: str, summary: str) -> Any:
 
 
 def _add_events(commands: Any) -> None:
-    actions = _add_group(commands, "events", "events that wait for upstream, and those that it refused")
-    status = _add_command(actions, "status", _events, "how many events wait, and how many are dead", has_json=True)
-    listed = _add_command(actions, "list", _events, "the dead letters, with the reason", has_json=True)
+    actions = _add_group(commands, "events", "waiting events and dead letters")
+    status = _add_command(actions, "status", _events, "count waiting and dead events", has_json=True)
+    listed = _add_command(actions, "list", _events, "list dead letters with their reasons", has_json=True)
     requeue = _add_command(actions, "requeue", _events, "send dead letters once more", has_json=True)
-    requeue.add_argument("ids", nargs="*", metavar="ID", help="of dead letters")
-    requeue.add_argument("--all", action="store_true", help="all of them")
+    requeue.add_argument("ids", nargs="*", metavar="ID", help="IDs of dead letters")
+    requeue.add_argument("--all", action="store_true", help="every dead letter")
     export = _add_command(actions, "export", _events, "write the events of the dead letters as JSON lines")
-    export.add_argument("file", nargs="?", type=Path, metavar="FILE", help="where to; otherwise to stdout")
+    export.add_argument("file", nargs="?", type=Path, metavar="FILE", help="output file (default: stdout)")
     for parser in (status, listed, requeue, export):
         add_flags(parser)
 
 
 def _add_facts(commands: Any) -> None:
-    actions = _add_group(commands, "geo", "the location database")
-    update = _add_command(actions, "update", _geo_update, "download the newest one", has_json=True)
-    lookup = _add_command(actions, "lookup", _geo_lookup, "where an address is", has_json=True)
+    actions = _add_group(commands, "geo", "update and query the location database")
+    update = _add_command(actions, "update", _geo_update, "download the newest location database", has_json=True)
+    lookup = _add_command(actions, "lookup", _geo_lookup, "look up the location of an address", has_json=True)
     lookup.add_argument("ip", metavar="IP")
-    actions = _add_group(commands, "device", "what user agents tell")
-    device = _add_command(actions, "lookup", _device_lookup, "the device behind a user agent", has_json=True)
+    actions = _add_group(commands, "device", "parse user agents")
+    device = _add_command(actions, "lookup", _device_lookup, "look up the device of a user agent", has_json=True)
     device.add_argument("user_agent", metavar="USER_AGENT")
     for parser in (update, lookup, device):
         add_flags(parser)
@@ -135,7 +135,7 @@ def _configuration(arguments: argparse.Namespace) -> Config:
 
 
 def _without_account(arguments: argparse.Namespace) -> Config:
-    """The configuration for a command that has nothing to do with the account, which may be missing."""
+    """The configuration for a command that does not need the account, which may be missing."""
     try:
         return _configuration(arguments)
     except ConfigError:
@@ -177,7 +177,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _health(arguments: argparse.Namespace) -> int:
-    """0 if the gateway lives (`--ready`: can decide), for the checks of containers."""
+    """Return 0 if the gateway is alive (`--ready`: has settings), for health checks of containers."""
     client = Client(_without_account(arguments))
     try:
         status, answer = client.ask("/ready" if arguments.ready else "/health")

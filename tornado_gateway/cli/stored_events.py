@@ -25,7 +25,7 @@ LETTERS_LIMIT = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A dead letter: events that upstream refused for good, one JSON document on each line of `body`."""
+    """A dead letter: events that upstream rejected permanently, one JSON document on each line of `body`."""
 
     id: int | str
     count: int
@@ -43,7 +43,7 @@ class Overall(Depth):
 
 
 class Backlog(Protocol):
-    """`where` says in words whom the answers are from."""
+    """`where` describes the source of the numbers."""
 
     where: str
 
@@ -133,7 +133,7 @@ async def open_backlog(config: Config) -> AsyncIterator[Backlog]:
 
 def _store(config: Config) -> tuple[EventStore, str] | None:
     if config.uses_redis:
-        from tornado_gateway.store.redis.events import open_redis  # what a command without Redis need not load
+        from tornado_gateway.store.redis.events import open_redis  # not needed without Redis
 
         redis = open_redis(config, config.namespace, f"command:{os.getpid()}")
         return redis.events, "Redis"

@@ -52,18 +52,18 @@ class Config:
         _ACCOUNT,
         kinds.boolean,
         "false",
-        "Serve getFlag, trackEvent and setAttribute; without it they answer 403.",
+        "Enable the decision endpoints getFlag, trackEvent and setAttribute. When off, they return 403.",
     )
 
     host: str = option(
         _SERVER,
         kinds.host,
         "0.0.0.0",  # noqa: S104  A published port of a container arrives on its outer interface, never on loopback.
-        "Address to listen on. The default is all interfaces, because a container's published port does not arrive on"
-        " loopback. Use 127.0.0.1 when only a proxy on the same machine may connect.",
+        "Address to bind to. Defaults to all interfaces so that published container ports work. Use 127.0.0.1 if only a"
+        " proxy on the same machine may connect.",
     )
     port: int = option(
-        _SERVER, kinds.whole(0, 65535), "8000", "Port to listen on. 0 takes any free port and needs WORKERS=1."
+        _SERVER, kinds.whole(0, 65535), "8000", "Port to listen on. 0 selects any free port and needs WORKERS=1."
     )
     workers: int = option(
         _SERVER,
@@ -82,21 +82,21 @@ class Config:
         _SERVER,
         kinds.whole(1024, 2**30),
         "1048576",
-        "Largest request body; a larger one is answered with 413. Batches of events may always have 8 MiB.",
+        "Maximum size of a request body. Larger bodies get a 413. Batches of events may always have 8 MiB.",
         unit="bytes",
     )
     keep_alive_seconds: float = option(
         _SERVER,
         kinds.decimal(0.1, 86400),
         "75",
-        "How long an idle connection stays open. Choose more than the load balancer in front does.",
+        "How long idle connections stay open. Set it higher than your load balancer's idle timeout.",
         unit="s",
     )
     shutdown_seconds: float = option(
         _SERVER,
         kinds.decimal(0, 3600),
         "30",
-        "How long a shutdown may take to finish requests and to send events; what is left stays in the store.",
+        "How long a shutdown may take to finish requests and to send events; the remaining events stay in the store.",
         unit="s",
     )
 
@@ -143,7 +143,7 @@ class Config:
         _EVENTS,
         kinds.one_of("durable", "fast"),
         "durable",
-        "When a request is answered: durable waits until its events are in the store; fast does not wait, and a crash"
+        "When a request gets its response: durable waits until its events are stored; fast does not wait, and a crash"
         " can lose what was accepted within the last moments.",
     )
     events_per_request: int = option(
@@ -266,7 +266,7 @@ class Config:
         _REDIS,
         kinds.boolean,
         "false",
-        "Refuse a Redis whose certificate or host name does not check. Set it to true outside of tests.",
+        "Reject a Redis server whose certificate or host name cannot be verified. Set to true in production.",
     )
 
     maxmind_user_id: int | None = option(
@@ -298,19 +298,21 @@ class Config:
         _FACTS,
         kinds.networks,
         "",
-        "Networks whose X-Forwarded-For and X-Forwarded-Proto are believed. By default nobody's.",
+        "Networks whose X-Forwarded-For and X-Forwarded-Proto headers are trusted. None by default.",
     )
     client_ip_fallback: str = option(
         _FACTS,
         kinds.one_of("browser", "always", "never"),
         "browser",
-        "Whose connection's address stands in for a missing ipAddress: only browsers', everybody's, nobody's. A server"
-        " SDK's address is its application's, not the user's.",
+        "When a request has no ipAddress, use the connection's address: for browsers only, always, or never. For a"
+        " server SDK that is the application server, not the visitor.",
     )
 
-    cors_config_required: bool = option(_CLIENTS, kinds.boolean, "false", "Answer browsers of other origins (CORS).")
+    cors_config_required: bool = option(
+        _CLIENTS, kinds.boolean, "false", "Allow requests from browsers of other origins (CORS)."
+    )
     cors_allowed_origins: tuple[str, ...] = option(
-        _CLIENTS, kinds.origins, "*", "Origins that CORS is granted to; * is everyone."
+        _CLIENTS, kinds.origins, "*", "Origins that CORS is granted to. * allows every origin."
     )
     webhook_token: str | None = option(
         _CLIENTS,
@@ -329,7 +331,7 @@ class Config:
     )
 
     log_level: str = option(
-        _LOGS, kinds.one_of("ERROR", "INFO", "DEBUG", upper=True), "ERROR", "The least that is logged."
+        _LOGS, kinds.one_of("ERROR", "INFO", "DEBUG", upper=True), "ERROR", "Minimum severity to log."
     )
     log_format: str = option(
         _LOGS,

@@ -47,7 +47,7 @@ def _free_bytes(path: Path) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What is asked of the machine, so that a test can be one."""
+    """Facts about the host, injectable for tests."""
 
     now: Callable[[], float] = time.time
     free_bytes: Callable[[Path], int] = _free_bytes
@@ -64,25 +64,25 @@ def finding_of_configuration(problem: str) -> Finding:
 async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIterator[Finding]:
     """All findings, each as soon as it is known."""
     yield Finding("configuration", OK, OK, "can be used")
-    finding, settings = await (_look_at_file(config) if config.is_offline else _look_at_upstream(config))
+    finding, settings = await (_check_file(config) if config.is_offline else _check_upstream(config))
     yield finding
     if not config.is_offline and config.collect_url != config.upstream_url:
-        yield (await _look_at_server(config, machine, config.collect_url, "collector"))[0]
+        yield (await _check_server(config, machine, config.collect_url, "collector"))[0]
     if not config.is_offline:
-        yield (await _look_at_server(config, machine, config.upstream_url, "clock"))[1]
-    yield await _look_at_redis(config)
-    yield await asyncio.to_thread(_look_at_location, config, settings, machine)
-    storage = _look_at_data_dir(config.data_dir)
+        yield (await _check_server(config, machine, config.upstream_url, "clock"))[1]
+    yield await _check_redis(config)
+    yield await asyncio.to_thread(_check_location, config, settings, machine)
+    storage = _check_data_dir(config.data_dir)
     yield storage
     if storage.state == OK:
-        yield _look_at_admin_token(config)
-    yield _look_at_disk(config.data_dir, machine)
-    yield _look_at_open_files(machine)
-    yield await asyncio.to_thread(_look_at_port, config)
+        yield _check_admin_token(config)
+    yield _check_disk(config.data_dir, machine)
+    yield _check_open_files(machine)
+    yield await asyncio.to_thread(_check_port, config)
     if config.tls_cert_path and config.tls_key_path:
-        yield _look_at_certificate(config.tls_cert_path, config.tls_key_path, machine)
+        yield _check_certificate(config.tls_cert_path, config.tls_key_path, machine)
     if storage.code != "data-dir":  # the events that wait can be counted on a full disk, too
-        yield await _look_at_events(config, machine)
+        yield await _check_events(config, machine)
 
 
 # Upstream: settings, clock
@@ -91,13 +91,13 @@ async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIter
 Looked = tuple[Finding, core.Settings | None]
 
 
-async def _look_at_file(config: Config) -> Looked:
-    """Offline: the settings come from a file, and nobody upstream is asked."""
-    assert config.settings_file is not None  # noqa: S101  the configuration has seen to it
+async def _check_file(config: Config) -> Looked:
+    """Offline: the settings come from a file, without a request to upstream."""
+    assert config.settings_file is not None  # noqa: S101  `load` requires it
     return _judge_settings(config, config.settings_file.read_bytes(), f"offline, from {config.settings_file}")
 
 
-async def _look_at_upstream(config: Config) -> Looked:
+async def _check_upstream(config: Config) -> Looked:
     upstream = Upstream(
         config.upstream_url,
         config.collect_url,
@@ -143,15 +143,15 @@ def _code_of_upstream(error: UpstreamError) -> str:
     return "upstream-unreachable"
 
 
-async def _look_at_server(config: Config, machine: Machine, url: str, check: str) -> tuple[Finding, Finding]:
-    """Any answer will do: that there is one, and what time it says."""
+async def _check_server(config: Config, machine: Machine, url: str, check: str) -> tuple[Finding, Finding]:
+    """Any response is enough: it shows that the server is reachable, and its clock."""
     client = AsyncHTTPClient(force_instance=True)
     timeout = config.socket_timeout_seconds
     request = HTTPRequest(url, "HEAD", connect_timeout=timeout, request_timeout=timeout, follow_redirects=False)
     try:
         response = await client.fetch(request, raise_error=False)
     except (HTTPClientError, OSError) as error:
-        unknown = Finding("clock", WARN, "upstream-unreachable", "cannot be compared: upstream tells no time")
+        unknown = Finding("clock", WARN, "upstream-unreachable", "not checked: VWO could not be reached")
         return Finding(check, FAIL, "collector-unreachable", f"{url}: {error}"), unknown
     finally:
         client.close()
@@ -163,7 +163,7 @@ def _judge_clock(date: str, now: float) -> Finding:
     try:
         off = now - parsedate_to_datetime(date).timestamp()
     except ValueError:
-        return Finding("clock", OK, OK, "not compared: upstream tells no time")
+        return Finding("clock", OK, OK, "not checked: the response of VWO has no date")
     if abs(off) < CLOCK_WARN_SECONDS:
         return Finding("clock", OK, OK, f"agrees with upstream within {CLOCK_WARN_SECONDS:.0f} s")
     state = WARN if abs(off) < CLOCK_FAIL_SECONDS else FAIL
@@ -174,17 +174,17 @@ def _judge_clock(date: str, now: float) -> Finding:
 # Redis
 
 
-async def _look_at_redis(config: Config) -> Finding:
+async def _check_redis(config: Config) -> Finding:
     if not config.uses_redis:
         return Finding("redis", OK, OK, "not configured: the embedded store in DATA_DIR is used")
-    from tornado_gateway.store.redis.events import open_redis  # what a gateway without Redis need not load
+    from tornado_gateway.store.redis.events import open_redis  # not needed without Redis
 
     owner = f"doctor:{os.getpid()}"
     state = open_redis(config, config.namespace, owner).state
     before = time.monotonic()
     try:
         await state.open()
-        await state.acquire_lease("doctor", owner)  # a write, which a replica or a full Redis refuses
+        await state.acquire_lease("doctor", owner)  # a write, which a replica or a full Redis rejects
         await state.release_lease("doctor", owner)
     except StoreError as error:
         code = "redis-tls" if await _is_silent_to_tls(config, error) else _code_of_redis(str(error))
@@ -222,7 +222,7 @@ def _code_of_redis(message: str) -> str:
 # Files and the machine
 
 
-def _look_at_location(config: Config, settings: core.Settings | None, machine: Machine) -> Finding:
+def _check_location(config: Config, settings: core.Settings | None, machine: Machine) -> Finding:
     path = config.location_database
     if path is None:
         if settings is not None and any(feature.needs_location for feature in settings.features.values()):
@@ -240,7 +240,7 @@ def _look_at_location(config: Config, settings: core.Settings | None, machine: M
     return Finding("geoip", OK, OK, f"{reader.database_type or path}, {days:.0f} days old")
 
 
-def _look_at_data_dir(directory: Path) -> Finding:
+def _check_data_dir(directory: Path) -> Finding:
     """Write as the gateway does: into the directory or, if it is not there yet, into the one it will be made in."""
     existing = _existing(directory)
     try:
@@ -256,7 +256,7 @@ def _look_at_data_dir(directory: Path) -> Finding:
     )
 
 
-def _look_at_admin_token(config: Config) -> Finding:
+def _check_admin_token(config: Config) -> Finding:
     path = admin_token.path_in(config.data_dir)
     if config.admin_token is not None:
         return Finding("admin token", OK, OK, "ADMIN_TOKEN is set")
@@ -277,7 +277,7 @@ def _existing(directory: Path) -> Path:
     return next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
 
 
-def _look_at_disk(directory: Path, machine: Machine) -> Finding:
+def _check_disk(directory: Path, machine: Machine) -> Finding:
     free = machine.free_bytes(_existing(directory))
     message = f"{free / (1 << 30):.1f} GiB free at {directory}"
     if free < DISK_FULL_BYTES:
@@ -287,7 +287,7 @@ def _look_at_disk(directory: Path, machine: Machine) -> Finding:
     return Finding("disk", OK, OK, message)
 
 
-def _look_at_open_files(machine: Machine) -> Finding:
+def _check_open_files(machine: Machine) -> Finding:
     limit = machine.open_files()
     if limit == resource.RLIM_INFINITY or limit >= OPEN_FILES_LOW:
         return Finding("open files", OK, OK, "unlimited" if limit == resource.RLIM_INFINITY else f"{limit}")
@@ -295,7 +295,7 @@ def _look_at_open_files(machine: Machine) -> Finding:
     return Finding("open files", FAIL if limit < OPEN_FILES_FEW else WARN, "open-files", message)
 
 
-def _look_at_port(config: Config) -> Finding:
+def _check_port(config: Config) -> Finding:
     """Free, or taken by a gateway."""
     client = Client(config)
     try:
@@ -321,7 +321,7 @@ def _try_to_listen(config: Config) -> Finding:
     return Finding("port", OK, OK, f"{config.port} is free")
 
 
-def _look_at_certificate(cert: Path, key: Path, machine: Machine) -> Finding:
+def _check_certificate(cert: Path, key: Path, machine: Machine) -> Finding:
     try:
         days = (expiry(cert, key) - machine.now()) / 86400
     except GatewayError as error:
@@ -331,7 +331,7 @@ def _look_at_certificate(cert: Path, key: Path, machine: Machine) -> Finding:
     return Finding("certificate", OK, OK, f"{cert}, valid for {days:.0f} days")
 
 
-async def _look_at_events(config: Config, machine: Machine) -> Finding:
+async def _check_events(config: Config, machine: Machine) -> Finding:
     try:
         async with open_backlog(config) as backlog:
             depth = await backlog.depth()

@@ -15,7 +15,7 @@ _COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
 
 
 def doctor(load: Callable[[], Config], arguments: argparse.Namespace) -> int:
-    """1 if anything fails. What is only a warning does not."""
+    """Return 1 if any check failed; warnings do not count."""
     try:
         config = load()
     except ConfigError as error:
@@ -30,7 +30,7 @@ def doctor(load: Callable[[], Config], arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"ok": not failed, "findings": [finding.as_json() for finding in findings]})
     else:
-        print(f"{len(findings) - failed - warned} ok, {warned} to look at, {failed} failed")
+        print(f"{len(findings) - failed - warned} ok, {warned} warnings, {failed} failed")
     return 1 if failed else 0
 
 
