@@ -15,7 +15,7 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Kind(Generic[T]):
-    """A type of value. `parse` raises ValueError for what is not `expected`; `show` is its inverse."""
+    """A type of value. `parse` raises ValueError if the text is not as `expected`; `show` is its inverse."""
 
     expected: str
     parse: Callable[[str], T]
@@ -33,7 +33,7 @@ def matching(pattern: str, expected: str) -> Kind[str]:
 
 def whole(low: int, high: int | None = None) -> Kind[int]:
     def parse(text: str) -> int:
-        # int() alone would also take "1_000", "+5" and digits of other scripts.
+        # int() alone would also accept "1_000", "+5" and digits of other scripts.
         if not re.fullmatch(r"[0-9]{1,18}", text) or not low <= int(text) <= (high or 10**18):
             raise ValueError(text)
         return int(text)
@@ -42,7 +42,7 @@ def whole(low: int, high: int | None = None) -> Kind[int]:
 
 
 def decimal(low: float, high: float, scale: int = 1) -> Kind[float]:
-    """A number that is `scale` times larger outside than inside: 1000 for milliseconds that we keep as seconds."""
+    """A number that is `scale` times larger outside than inside: 1000 for milliseconds kept as seconds."""
 
     def parse(text: str) -> float:
         if not re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,9})?", text) or not low <= float(text) <= high:
@@ -79,7 +79,7 @@ def _parse_host(text: str) -> str:
 
 
 def parse_url(text: str) -> str:
-    # urlsplit drops tabs and line ends without a word, so look at the characters first.
+    # urlsplit drops tabs and line ends silently, so the characters are checked first.
     if not re.fullmatch(r"[!-~]+", text):
         raise ValueError(text)
     parts = urlsplit(text)
@@ -145,7 +145,7 @@ origins = list_of(_parse_origin, "* or origins such as https://shop.example,http
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One line of the table. `name` and `unit` are the outside, `attribute` is the name inside."""
+    """A row of the table. `name` and `unit` are public, `attribute` is the name in `Config`."""
 
     section: str
     name: str

@@ -1,6 +1,6 @@
 """The table of options: one field of `Config` for each, with its name outside, kind, default and description."""
 
-# ruff: noqa: RUF009  The table of options stands in the defaults of a frozen dataclass.
+# ruff: noqa: RUF009  The table of options consists of the defaults of a frozen dataclass.
 
 import hashlib
 import os
@@ -101,19 +101,19 @@ class Config:
     )
 
     upstream_url: str = option(
-        _SETTINGS, kinds.url, "https://dev.visualwebsiteoptimizer.com", "Where the settings come from."
+        _SETTINGS, kinds.url, "https://dev.visualwebsiteoptimizer.com", "URL that settings are fetched from."
     )
     collect_url: str = option(
         _SETTINGS,
         replace(kinds.url, parse=lambda text: kinds.parse_url(text) if text else ""),
         "",
-        "Where events are sent. When it is not set, events go to UPSTREAM_URL.",
+        "URL that events are sent to. Defaults to UPSTREAM_URL.",
     )
     poll_seconds: float = option(
         _SETTINGS,
         kinds.decimal(100, 86400000, scale=1000),
         "60000",
-        "How often upstream is asked for changed settings.",
+        "How often settings are fetched from upstream.",
         unit="ms",
         name="POLLING_TIME",
     )
@@ -136,7 +136,7 @@ class Config:
         _SETTINGS,
         kinds.word,
         "fme-gateway",
-        "The name that the gateway gives itself in event documents and in queries to upstream.",
+        "Name of the gateway in event documents and in queries to upstream.",
     )
 
     event_ack: str = option(
@@ -180,7 +180,7 @@ class Config:
         _EVENTS,
         kinds.one_of("drop", "refuse"),
         "drop",
-        "What getFlag does while events cannot be stored: drop responds with the decision and counts its events as"
+        "Behaviour of getFlag while events cannot be stored: drop responds with the decision and counts its events as"
         " rejected; refuse returns 503. trackEvent, setAttribute and events of SDKs always get a 503.",
     )
     dead_letter_limit: int = option(
@@ -259,7 +259,7 @@ class Config:
         "Certificates (PEM) of the authorities that Redis is checked against.",
     )
     redis_tls_cert_path: Path | None = option(
-        _REDIS, kinds.file, None, "Client certificate (PEM), when Redis asks for one."
+        _REDIS, kinds.file, None, "Client certificate (PEM), if Redis requires one."
     )
     redis_tls_key_path: Path | None = option(_REDIS, kinds.file, None, "Private key (PEM) of REDIS_TLS_CERT_PATH.")
     redis_tls_reject_unauthorized: bool = option(
@@ -347,7 +347,7 @@ class Config:
             object.__setattr__(self, "collect_url", self.upstream_url)
 
     def __repr__(self) -> str:
-        """What differs from the default, secrets masked."""
+        """The values that differ from the default, secrets masked."""
         values = [(option, getattr(self, option.attribute)) for option in OPTIONS]
         shown = [f"{o.attribute}={o.shown(value)!r}" for o, value in values if value != _DEFAULTS[o.attribute]]
         return f"Config({', '.join(shown)})"

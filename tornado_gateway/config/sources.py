@@ -22,7 +22,7 @@ class _Given(NamedTuple):
 
 @dataclass(slots=True)
 class _Findings:
-    """What is wrong so far, and the options about which nothing more can be said."""
+    """Problems found so far, and the options they concern, to suppress follow-up errors."""
 
     problems: list[str] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
@@ -31,19 +31,19 @@ class _Findings:
         self.problems.append(f"{name} ({source}): expected {expected}, got {got}")
         self.broken.add(option_name(name))
 
-    def add_unknown(self, key: str, source: str, expected: str, spell: Callable[[str], str]) -> None:
+    def add_unknown(self, key: str, problem: str, spell: Callable[[str], str]) -> None:
         name = key.lstrip("-").replace("-", "_").upper()
         near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"; did you mean {spell(near[0])}?" if near else ""
-        self.problems.append(f"{key} ({source}): expected {expected} of the gateway{hint}")
+        hint = f". Did you mean {spell(near[0])}?" if near else ""
+        self.problems.append(f"{problem} {key}{hint}")
         self.broken.update(map(option_name, near))
 
 
 def load(argv_flags: Mapping[str, str], environ: Mapping[str, str], env_file: Path | None = None) -> Config:
-    """The configuration from flags, environment and file, in this order of precedence. An empty value is not set.
+    """Return the configuration from flags, environment and file, in this order of precedence. An empty value is unset.
 
     The keys of `argv_flags` are flags or variables: `--redis-host`, `redis-host`, `REDIS_HOST`.
-    Raises `ConfigError` with all problems at once.
+    Raise `ConfigError` with all problems at once.
     """
     findings = _Findings()
     layers = (
@@ -54,6 +54,7 @@ def load(argv_flags: Mapping[str, str], environ: Mapping[str, str], env_file: Pa
     given = {name: value for layer in layers for name, value in layer.items() if value.text.strip()}
     _read_secret_files(given, findings)
     config = _parsed(given, findings)
+    _check_account(config, findings)
     for names, expected, got in _contradictions(config):
         if findings.broken.isdisjoint(names):
             source = config.sources.get(names[0], "not set")
@@ -78,12 +79,15 @@ def _parsed(given: Mapping[str, _Given], findings: _Findings) -> Config:
     return Config(**values, sources=sources)
 
 
+def _check_account(config: Config, findings: _Findings) -> None:
+    names = ("ACCOUNT_ID", "SDK_KEY", "SETTINGS_FILE")
+    if findings.broken.isdisjoint(names) and not (config.account_id or config.sdk_key or config.settings_file):
+        findings.problems.append("No account configured. Set ACCOUNT_ID and SDK_KEY, or SETTINGS_FILE to run offline.")
+
+
 def _contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    """Every rule about more than one option: the names it is about, what was expected of the first, what was got."""
+    """Yield violated rules about several options: their names, and the expected and actual value of the first."""
     c = config
-    if c.account_id is None and c.sdk_key is None and c.settings_file is None:
-        names = ("ACCOUNT_ID", "SDK_KEY", "SETTINGS_FILE")
-        yield names, "ACCOUNT_ID and SDK_KEY, or SETTINGS_FILE to work offline from a settings document", "none of them"
     for one, other, is_mutual in (
         ("ACCOUNT_ID", "SDK_KEY", True),
         ("MAXMIND_USER_ID", "MAXMIND_LICENSE_KEY", True),
@@ -120,7 +124,7 @@ def _read_flags(argv_flags: Mapping[str, str], findings: _Findings) -> dict[str,
         if name in NAMES:
             given[name] = _Given(text, "flag")
         else:
-            findings.add_unknown(key, "flag", "a flag", flag_of)
+            findings.add_unknown(key, "unknown flag", flag_of)
     return given
 
 
@@ -131,7 +135,7 @@ def _read_env_file(path: Path, findings: _Findings) -> dict[str, _Given]:
         findings.problems.append(
             f'--env-file (flag): expected a text file that can be read, got "{path}" ({_why(error)})'
         )
-        findings.broken.update(BY_NAME)  # whatever seems to be missing may stand in that file
+        findings.broken.update(BY_NAME)  # a missing option may be set in that file
         return {}
     given: dict[str, _Given] = {}
     for number, line in enumerate(lines, 1):
@@ -140,9 +144,11 @@ def _read_env_file(path: Path, findings: _Findings) -> dict[str, _Given]:
         source = f"file {path}:{number}"
         name, value, problem = _parse_line(line)
         if name and name not in NAMES:
-            findings.add_unknown(name, source, "a variable", str)
+            findings.add_unknown(name, f"{path} line {number}: unknown option", str)
+        elif problem and not name:
+            findings.problems.append(f"{path} line {number}: expected {problem[0]}")
         elif problem:  # never with the line itself: it may hold a secret
-            findings.add(name or "line", source, *problem)
+            findings.add(name, source, *problem)
         elif name in given:
             findings.add(name, source, "every variable once", f"it again after {given[name].source}")
         else:
@@ -156,7 +162,7 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
 
 def _parse_line(line: str) -> tuple[str, str, tuple[str, str] | None]:
-    """Name, value and, if it cannot be read, what was expected and got."""
+    """Return name, value and, if the line is invalid, the expected and the actual form."""
     assignment = _ASSIGNMENT.fullmatch(line.strip())
     if not assignment:
         return "", "", ("KEY=VALUE or a comment", "something else")
@@ -193,7 +199,7 @@ def _read_secret_files(given: dict[str, _Given], findings: _Findings) -> None:
 
 
 def _why(error: OSError | ValueError) -> str:
-    """The reason without the content: an error of the decoder carries the bytes, which may be a secret."""
+    """Return the reason without the content, because a decoding error has the bytes, which may be a secret."""
     return (error.strerror or "unreadable") if isinstance(error, OSError) else "not UTF-8"
 
 
@@ -205,7 +211,7 @@ def _quoted(option: Option, text: str) -> str:
 
 
 def _quoted_path(text: str) -> str:
-    """A path in place of a secret. Without a slash it is more likely the secret itself, put into NAME_FILE."""
+    """Quote a path. Without a slash it is more likely the secret itself, given by mistake, and is masked."""
     return _in_quotes(text if "/" in text else mask(text))
 
 
@@ -217,7 +223,7 @@ def _in_quotes(text: str) -> str:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` a flag for every option, and `--env-file`. A boolean's flag may stand without a value."""
+    """Add a flag for every option, and `--env-file`. The flag of a boolean needs no value."""
     parser.add_argument("--env-file", type=Path, metavar="PATH", help="file of KEY=VALUE lines to read options from")
     for section in SECTIONS:
         group = parser.add_argument_group(section)
@@ -243,12 +249,12 @@ def _add_flag(group: argparse._ArgumentGroup, option: Option) -> None:
 
 
 def given_flags(namespace: argparse.Namespace, rest: Sequence[str] = ()) -> dict[str, str]:
-    """The flags in what `parse_known_args` returned, for `load`; unknown ones become problems there."""
+    """Return the flags that `parse_known_args` found, for `load`, which reports unknown ones."""
     given = {name: value for name, value in vars(namespace).items() if name in NAMES}
     unknown = [
         item.partition("=")[0]
         for before, item in zip(("", *rest), rest, strict=False)
-        # What follows an unknown flag is taken for its value; it may be a secret and is not repeated.
+        # The text after an unknown flag is its value: it may be a secret, so it is not repeated.
         if item.startswith("-") or not before.startswith("-") or "=" in before
     ]
     return given | dict.fromkeys(unknown, "")
