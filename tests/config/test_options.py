@@ -50,7 +50,7 @@ def as_json(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-# ---- Reading ---------------------------------------------------------------------------------------------------------
+# --- Reading ---
 
 
 @cases("valid.json")
@@ -105,7 +105,7 @@ def test_nothing_else_reads_the_environment() -> None:
     assert readers == []
 
 
-# ---- The table -------------------------------------------------------------------------------------------------------
+# --- The table ---
 
 
 def test_every_field_is_an_option() -> None:
@@ -168,7 +168,7 @@ def test_workers_default_to_the_cores() -> None:
     assert Config(workers=3).worker_count == 3
 
 
-# ---- Secrets ---------------------------------------------------------------------------------------------------------
+# --- Secrets ---
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_repr_has_what_differs_from_the_default() -> None:
     assert repr(loaded) == "Config(account_id='123456', sdk_key='****cdef', poll_seconds='1500')"
 
 
-# ---- Flags -----------------------------------------------------------------------------------------------------------
+# --- Flags ---
 
 
 def parse(*argv: str) -> dict[str, str]:
@@ -246,7 +246,7 @@ def test_every_option_has_a_flag_and_help() -> None:
     assert "[60000 ms]" in " ".join(text.split())
 
 
-# ---- Showing ---------------------------------------------------------------------------------------------------------
+# --- Showing ---
 
 
 def test_described() -> None:
@@ -337,7 +337,7 @@ def test_errors_of_the_documentation() -> None:
     assert f"{caught.value}\n" == blocks_of_the_documentation()[-1]
 
 
-# ---- The sample account ----------------------------------------------------------------------------------------------
+# --- The sample account ---
 
 
 def test_sample_account_hangs_together() -> None:

@@ -14,11 +14,11 @@ import orjson
 
 from tornado_gateway.cli.data_owner import become_owner
 from tornado_gateway.cli.output import Progress, paint, print_columns, print_json
-from tornado_gateway.cli.stored_events import Backlog, Letter, open_backlog
+from tornado_gateway.cli.stored_events import Letter, StoredEvents, open_stored_events
 from tornado_gateway.config import Config
 from tornado_gateway.errors import GatewayError
 
-_Action = Callable[[Backlog, argparse.Namespace], Awaitable[int]]
+_Action = Callable[[StoredEvents, argparse.Namespace], Awaitable[int]]
 
 
 def events(config: Config, arguments: argparse.Namespace) -> int:
@@ -29,27 +29,27 @@ def events(config: Config, arguments: argparse.Namespace) -> int:
         "requeue": _events_requeue,
         "export": _events_export,
     }[arguments.action]
-    return asyncio.run(_with_backlog(config, arguments, action))
+    return asyncio.run(_with_stored_events(config, arguments, action))
 
 
-async def _with_backlog(config: Config, arguments: argparse.Namespace, action: _Action) -> int:
+async def _with_stored_events(config: Config, arguments: argparse.Namespace, action: _Action) -> int:
     try:
-        async with open_backlog(config) as backlog:
-            return await action(backlog, arguments)
+        async with open_stored_events(config) as stored:
+            return await action(stored, arguments)
     except GatewayError as error:
         print(error, file=sys.stderr)
         return 1
 
 
-async def _events_status(backlog: Backlog, arguments: argparse.Namespace) -> int:
-    depth = await backlog.depth()
+async def _events_status(stored: StoredEvents, arguments: argparse.Namespace) -> int:
+    depth = await stored.depth()
     age = None if depth.oldest_at is None else round(time.time() - depth.oldest_at, 1)
     if arguments.json:
         numbers = {"waiting": depth.waiting, "dead": depth.dead, "oldest_seconds": age}
         unsure = {"oldest_unknown_since": depth.unknown_since, "stuck": depth.stuck}
-        print_json({**numbers, **unsure, "where": backlog.where})
+        print_json({**numbers, **unsure, "where": stored.where})
         return 0
-    print(f"{backlog.where}:")
+    print(f"{stored.where}:")
     if depth.stuck is not None:
         print(f"  {paint(depth.stuck, 'red')}")
     oldest = "" if age is None else f", the oldest for {age:.0f} s"
@@ -60,17 +60,17 @@ async def _events_status(backlog: Backlog, arguments: argparse.Namespace) -> int
     return 0
 
 
-async def _letters(backlog: Backlog) -> list[Letter]:
-    """A running gateway may give only the oldest ones; say so."""
-    letters = await backlog.letters()
-    missing = (await backlog.depth()).dead - sum(letter.count for letter in letters)
+async def _letters(stored: StoredEvents) -> list[Letter]:
+    """Return the dead letters. If a running gateway returns only the oldest ones, print how many are missing."""
+    letters = await stored.letters()
+    missing = (await stored.depth()).dead - sum(letter.count for letter in letters)
     if missing > 0:
-        print(f"{missing} more dead events are not shown by {backlog.where}", file=sys.stderr)
+        print(f"{missing} more dead events are not shown by {stored.where}", file=sys.stderr)
     return letters
 
 
-async def _events_list(backlog: Backlog, arguments: argparse.Namespace) -> int:
-    letters = await _letters(backlog)
+async def _events_list(stored: StoredEvents, arguments: argparse.Namespace) -> int:
+    letters = await _letters(stored)
     if arguments.json:
         print_json([asdict(letter) for letter in letters])
     elif letters:
@@ -81,11 +81,11 @@ async def _events_list(backlog: Backlog, arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def _events_requeue(backlog: Backlog, arguments: argparse.Namespace) -> int:
+async def _events_requeue(stored: StoredEvents, arguments: argparse.Namespace) -> int:
     if not arguments.ids and not arguments.all:
         print("give the ids of dead letters (tornado-gateway events list), or --all", file=sys.stderr)
         return 2
-    moved = await backlog.requeue(None if arguments.all else arguments.ids)
+    moved = await stored.requeue(None if arguments.all else arguments.ids)
     if arguments.json:
         print_json({"requeued": moved})
     else:
@@ -93,9 +93,9 @@ async def _events_requeue(backlog: Backlog, arguments: argparse.Namespace) -> in
     return 0 if moved or arguments.all else 1
 
 
-async def _events_export(backlog: Backlog, arguments: argparse.Namespace) -> int:
-    """Each event on a line of its own, with what is known of its letter; the letters stay."""
-    letters = await _letters(backlog)
+async def _events_export(stored: StoredEvents, arguments: argparse.Namespace) -> int:
+    """Write each event on its own line, with the data of its letter; the letters stay."""
+    letters = await _letters(stored)
     total = sum(letter.count for letter in letters)
     progress = Progress("exporting", "events")
     done = 0

@@ -18,7 +18,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado_gateway import __version__, core
 from tornado_gateway.cli.client import Client, ClientError
 from tornado_gateway.cli.doctor.remedies import FAIL, OK, WARN, Finding
-from tornado_gateway.cli.stored_events import Overall, open_backlog
+from tornado_gateway.cli.stored_events import Overall, open_stored_events
 from tornado_gateway.config import Config
 from tornado_gateway.console import admin_token
 from tornado_gateway.console.admin_token import AdminTokenError
@@ -333,12 +333,12 @@ def _check_certificate(cert: Path, key: Path, machine: Machine) -> Finding:
 
 async def _check_events(config: Config, machine: Machine) -> Finding:
     try:
-        async with open_backlog(config) as backlog:
-            depth = await backlog.depth()
+        async with open_stored_events(config) as stored:
+            depth = await stored.depth()
     except (GatewayError, OSError) as error:
         return Finding("events", WARN, "events-unreadable", str(error))
     age = machine.now() - depth.oldest_at if depth.oldest_at is not None else 0.0
-    message = f"{depth.waiting} wait ({_oldest(depth, age)}), {depth.dead} dead: {backlog.where}"
+    message = f"{depth.waiting} wait ({_oldest(depth, age)}), {depth.dead} dead: {stored.where}"
     if depth.stuck is not None:
         return Finding("events", FAIL, "events-stuck", f"{depth.stuck} {message}")
     is_late = age > WAITING_INTERVALS * config.flush_seconds
