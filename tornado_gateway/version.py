@@ -1,7 +1,16 @@
 """Which build runs: with its hot modules compiled by mypyc (see setup.py), or in pure Python."""
 
-from tornado_gateway import __version__
-from tornado_gateway.core import bucketing
+from importlib.machinery import PathFinder
+from pathlib import Path
 
-IS_COMPILED = not str(bucketing.__file__).endswith(".py")
+from tornado_gateway import __version__
+
+
+def _is_compiled() -> bool:
+    """Ask the import system which file it would load for a hot module, without loading it."""
+    spec = PathFinder.find_spec("bucketing", [str(Path(__file__).with_name("core"))])
+    return spec is not None and not str(spec.origin).endswith(".py")
+
+
+IS_COMPILED = _is_compiled()
 BUILD = f"{__version__} ({'compiled' if IS_COMPILED else 'pure Python'})"

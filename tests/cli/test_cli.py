@@ -55,7 +55,7 @@ def test_evaluate_locates_the_visitor():
 def test_check_reports_the_settings_document():
     result = run("check", SETTINGS_FILE=str(SAMPLE_SETTINGS))
     assert result.returncode == 0, result.stderr
-    for key in ("new-checkout", "123456", "asks for the location"):
+    for key in ("new-checkout", "123456", "uses location"):
         assert key in result.stdout
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from tornado_gateway.config import OPTIONS, Config
-from tornado_gateway.config import options as config
+from tornado_gateway import config
+from tornado_gateway.config import OPTIONS, Config, render
+from tornado_gateway.enrichment.location_download import EDITION
 from tornado_gateway.errors import ConfigError
 
 HERE = Path(__file__).parent
@@ -49,7 +50,7 @@ def as_json(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-# ---- Reading ---------------------------------------------------------------------------------------------------------
+# --- Reading ---
 
 
 @cases("valid.json")
@@ -104,7 +105,7 @@ def test_nothing_else_reads_the_environment() -> None:
     assert readers == []
 
 
-# ---- The table -------------------------------------------------------------------------------------------------------
+# --- The table ---
 
 
 def test_every_field_is_an_option() -> None:
@@ -143,12 +144,31 @@ def test_config_is_frozen_and_can_be_sent_to_another_process() -> None:
     assert dataclasses.replace(loaded, port=9).port == 9
 
 
+def test_account_is_empty_when_offline() -> None:
+    assert config.load({}, ACCOUNT).account == ("123456", "0123456789abcdef")
+    assert Config().account == ("", "")
+
+
+def test_location_database() -> None:
+    downloaded = Config().data_dir / f"{EDITION}.mmdb"
+    assert Config().downloaded_location_database == downloaded
+    assert Config().location_database is None
+    assert Config(maxmind_license_key="key").location_database == downloaded
+    assert Config(maxmind_license_key="key", maxmind_db_path=Path("x")).location_database == Path("x")
+
+
+def test_redis_is_used_with_a_host_or_with_sentinels() -> None:
+    assert not Config().uses_redis
+    assert Config(redis_host="redis").uses_redis
+    assert Config(redis_sentinels=(("sentinel", 26379),)).uses_redis
+
+
 def test_workers_default_to_the_cores() -> None:
     assert Config().worker_count == len(os.sched_getaffinity(0))
     assert Config(workers=3).worker_count == 3
 
 
-# ---- Secrets ---------------------------------------------------------------------------------------------------------
+# --- Secrets ---
 
 
 @pytest.mark.parametrize(
@@ -187,7 +207,7 @@ def test_repr_has_what_differs_from_the_default() -> None:
     assert repr(loaded) == "Config(account_id='123456', sdk_key='****cdef', poll_seconds='1500')"
 
 
-# ---- Flags -----------------------------------------------------------------------------------------------------------
+# --- Flags ---
 
 
 def parse(*argv: str) -> dict[str, str]:
@@ -223,10 +243,10 @@ def test_every_option_has_a_flag_and_help() -> None:
     text = parser.format_help()
     assert [o.flag for o in OPTIONS if f"{o.flag} " not in text] == []
     assert "--env-file PATH" in text
-    assert "[60000 ms]" in text
+    assert "[60000 ms]" in " ".join(text.split())
 
 
-# ---- Showing ---------------------------------------------------------------------------------------------------------
+# --- Showing ---
 
 
 def test_described() -> None:
@@ -244,24 +264,35 @@ def test_described_lists_can_be_read_again() -> None:
     assert {name: rows[name] for name in given} == given
 
 
-@pytest.mark.parametrize(
-    ("path", "render", "word"),
-    [
-        ("conf/gateway.env", config.render_env_file, "env"),
-        ("docs/configuration.md", config.render_markdown, "markdown"),
-    ],
-)
-def test_document_is_rendered_from_the_table(path: str, render: Any, word: str) -> None:
-    document = (ROOT / path).read_bytes()
-    hint = f"run: python -m tornado_gateway.config {word} > {path}"
-    assert document == render().encode(), hint
-    command = [sys.executable, "-m", "tornado_gateway.config", word]
-    assert subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout == document
+def test_env_file_is_rendered_from_the_table() -> None:
+    hint = "run: python -m tornado_gateway.config conf/gateway.env"
+    assert (ROOT / "conf/gateway.env").read_text(encoding="utf-8") == render.render_env_file(), hint
+
+
+def test_tables_of_the_document_are_rendered_from_the_table() -> None:
+    document = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    assert document == render.with_tables(document), "run: python -m tornado_gateway.config docs/configuration.md"
+
+
+def test_renderer_replaces_only_what_it_renders() -> None:
+    document = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    Path("gateway.env").write_text("old")
+    Path("doc.md").write_text(document.replace("| `PORT` |", "| `PROT` |").replace("# Configuration", "# Prose"))
+    command = [sys.executable, "-m", "tornado_gateway.config", "gateway.env", "doc.md"]
+    subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, check=True)
+    assert Path("gateway.env").read_text() == (ROOT / "conf/gateway.env").read_text()
+    assert Path("doc.md").read_text() == document.replace("# Configuration", "# Prose")
+
+
+def test_renderer_needs_the_markers() -> None:
+    with pytest.raises(ValueError, match="options"):
+        render.with_tables("# Configuration\n")
 
 
 def test_usage_of_the_renderer() -> None:
     done = subprocess.run([sys.executable, "-m", "tornado_gateway.config"], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, "usage: python -m tornado_gateway.config env|markdown\n")
+    usage = "usage: python -m tornado_gateway.config conf/gateway.env docs/configuration.md\n"
+    assert (done.returncode, done.stderr) == (1, usage)
 
 
 def test_env_file_as_rendered_changes_nothing() -> None:
@@ -271,7 +302,7 @@ def test_env_file_as_rendered_changes_nothing() -> None:
 
 
 def test_env_file_with_all_lines_taken_in_has_the_defaults() -> None:
-    text = re.sub(r"^#(?=[A-Z0-9_]+=)", "", config.render_env_file(), flags=re.MULTILINE)
+    text = re.sub(r"^#(?=[A-Z0-9_]+=)", "", render.render_env_file(), flags=re.MULTILINE)
     Path("all.env").write_text(text, encoding="utf-8")
     loaded = config.load({}, ACCOUNT, Path("all.env"))
     assert loaded == config.load({}, ACCOUNT)
@@ -306,7 +337,7 @@ def test_errors_of_the_documentation() -> None:
     assert f"{caught.value}\n" == blocks_of_the_documentation()[-1]
 
 
-# ---- The sample account ----------------------------------------------------------------------------------------------
+# --- The sample account ---
 
 
 def test_sample_account_hangs_together() -> None:

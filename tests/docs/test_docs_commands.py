@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from process import ROOT, SAMPLE_SETTINGS, Gateway
 
-from tornado_gateway.cli.doctor import REMEDIES
+from tornado_gateway.cli.doctor.remedies import REMEDIES
 from tornado_gateway.cli.main import build_parser
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "getting-started.md", ROOT / "docs" / "operating.md"]

@@ -12,7 +12,8 @@ import pytest
 from certificates import make_certificate
 from process import SAMPLE_SETTINGS, Gateway
 
-from tornado_gateway.http.certificates import CertificateError, Certificates, expiry, server_context
+from tornado_gateway.http.certificates import CertificateError, Certificates, server_context
+from tornado_gateway.process.certificate_expiry import expiry
 
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
 GET_FLAG = orjson.dumps({"featureKey": "new-checkout", "userId": "user-1"})

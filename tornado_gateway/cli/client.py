@@ -12,9 +12,7 @@ from tornado_gateway.console import admin_token
 from tornado_gateway.console.admin_token import AdminTokenError
 from tornado_gateway.errors import GatewayError
 
-__all__ = ["Client", "ClientError"]
-
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  where to connect to what listens everywhere
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  address to connect to for a wildcard HOST
 
 
 class ClientError(GatewayError):

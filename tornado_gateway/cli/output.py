@@ -1,4 +1,4 @@
-"""What commands print: coloured and with a moving bar for a person at a terminal, plain text for everybody else.
+"""Output of commands: colours and a progress bar on a terminal, plain text elsewhere.
 
 A few escape codes do all that is needed. A library for rich output would be the largest dependency of the gateway.
 """
@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 import orjson
-
-__all__ = ["Progress", "bullets", "paint", "print_columns", "print_json"]
 
 _CODES = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
 _BAR_CELLS = 30
@@ -51,15 +49,15 @@ def bullets(lines: Sequence[str]) -> str:
 class Progress:
     """A bar on stderr while something long is going on; nothing at all when stderr is no terminal."""
 
-    def __init__(self, what: str, unit: str = "", scale: int = 1) -> None:
-        self._what = what
+    def __init__(self, label: str, unit: str = "", scale: int = 1) -> None:
+        self._label = label
         self._unit = unit
         self._scale = scale
         self._drawn_at = 0.0
         self._is_shown = _is_terminal(sys.stderr)
 
     def __call__(self, done: int, total: int) -> None:
-        """So much is done; `total` 0 when nobody knows how much there is."""
+        """Show progress; `total` is 0 if the amount is unknown."""
         now = time.monotonic()
         if not self._is_shown or (now - self._drawn_at < _REDRAW_SECONDS and done != total):
             return
@@ -68,7 +66,7 @@ class Progress:
         if total:
             cells = min(_BAR_CELLS, done * _BAR_CELLS // total)
             amount = f"[{'#' * cells}{'.' * (_BAR_CELLS - cells)}] {done * 100 // total:3d}%  {amount}"
-        print(f"\r{self._what} {amount} {self._unit}".rstrip(), end="\x1b[K", file=sys.stderr, flush=True)
+        print(f"\r{self._label} {amount} {self._unit}".rstrip(), end="\x1b[K", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Remove the bar."""

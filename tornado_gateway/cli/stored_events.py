@@ -1,7 +1,7 @@
-"""Waiting events and dead letters, for operators: from the gateway that runs, or from the store while none does.
+"""Waiting events and dead letters, for operators: from the running gateway, or from the store if none runs.
 
-The event log in DATA_DIR belongs to one process at a time. A lock on it says that a gateway runs; then its
-HTTP endpoints are asked.
+The event log in DATA_DIR belongs to one process at a time. If it is locked, a gateway runs, and the
+numbers come from its HTTP endpoints.
 """
 
 import fcntl
@@ -19,14 +19,12 @@ from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import DeadLetter, Depth, EventStore
 from tornado_gateway.store.sqlite.events import SqliteEvents
 
-__all__ = ["Backlog", "Letter", "Overall", "is_in_use", "open_backlog"]
-
 LETTERS_LIMIT = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A dead letter: events that upstream refused for good, one JSON document on each line of `body`."""
+    """A dead letter: events that upstream rejected permanently, one JSON document on each line of `body`."""
 
     id: int | str
     count: int
@@ -43,8 +41,8 @@ class Overall(Depth):
     stuck: str | None = None  # the problem in words, see waiting.py; only a running gateway can say
 
 
-class Backlog(Protocol):
-    """`where` says in words whom the answers are from."""
+class StoredEvents(Protocol):
+    """`where` describes the source of the numbers."""
 
     where: str
 
@@ -56,13 +54,13 @@ class Backlog(Protocol):
         """Move dead letters (None: all) back into the queue. Returns the number of events moved."""
 
 
-class _OfGateway:
+class _FromGateway:
     def __init__(self, client: Client) -> None:
         self.where = f"the gateway at {client.url}"
         self._client = client
 
     async def depth(self) -> Overall:
-        """The same numbers whichever worker is asked: those of the whole instance."""
+        """Return the numbers of the whole instance, which every worker knows."""
         depth = self._client.get("/admin/events?limit=1")["depth"]
         stuck = depth.get("stuck") or {}
         return Overall(
@@ -82,7 +80,7 @@ class _OfGateway:
         return int(self._client.post("/admin/events/requeue", body)["requeued"])
 
 
-class _OfStore:
+class _FromStore:
     def __init__(self, events: EventStore, where: str) -> None:
         self.where = where
         self._events = events
@@ -98,8 +96,8 @@ class _OfStore:
         return await self._events.requeue(None if ids is None else [_stored_id(id_) for id_ in ids])
 
 
-class _Empty:
-    """Of a DATA_DIR in which no gateway has stored anything yet."""
+class _NoEvents:
+    """A DATA_DIR in which no gateway has stored events yet."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -115,26 +113,26 @@ class _Empty:
 
 
 @asynccontextmanager
-async def open_backlog(config: Config) -> AsyncIterator[Backlog]:
-    """Raises ClientError or StoreError."""
+async def open_stored_events(config: Config) -> AsyncIterator[StoredEvents]:
+    """Open the store, or connect to the running gateway. Raise ClientError or StoreError."""
     if is_in_use(config.data_dir):
-        yield _OfGateway(Client(config))
+        yield _FromGateway(Client(config))
         return
     opened = _store(config)
     if opened is None:
-        yield _Empty(f"{config.data_dir} (nothing is stored there)")
+        yield _NoEvents(f"{config.data_dir} (nothing is stored there)")
         return
     events, where = opened
     await events.open()
     try:
-        yield _OfStore(events, where)
+        yield _FromStore(events, where)
     finally:
         await events.close()
 
 
 def _store(config: Config) -> tuple[EventStore, str] | None:
-    if config.redis_host is not None or config.redis_sentinels:
-        from tornado_gateway.store.redis.events import open_redis  # what a command without Redis need not load
+    if config.uses_redis:
+        from tornado_gateway.store.redis.events import open_redis  # not needed without Redis
 
         redis = open_redis(redis_options(config), config.namespace, f"command:{os.getpid()}")
         return redis.events, "Redis"
@@ -166,5 +164,5 @@ def _letter(dead: DeadLetter) -> Letter:
 
 
 def _stored_id(text: str) -> int | str:
-    """The embedded store counts; Redis has names."""
+    """IDs are numbers in the embedded store, and names in Redis."""
     return int(text) if text.isdecimal() else text

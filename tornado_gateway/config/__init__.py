@@ -1,32 +1,22 @@
 """The configuration: one table of options, read once at start into a frozen `Config` that is passed around.
 
-Only this room reads the environment. Used by `store`, `process` and `cli`.
+Only this room reads the environment. Used by `process` and `cli`.
 """
 
-from tornado_gateway.config.options import (
-    OPTIONS,
-    Config,
-    Option,
-    Row,
-    add_flags,
-    described,
-    given_flags,
-    load,
-    mask,
-    render_env_file,
-    render_markdown,
-)
+from tornado_gateway.config.kinds import Option, mask
+from tornado_gateway.config.options import OPTIONS, Account, Config
+from tornado_gateway.config.render import OptionRow, described
+from tornado_gateway.config.sources import add_flags, given_flags, load
 
 __all__ = [
     "OPTIONS",
+    "Account",
     "Config",
     "Option",
-    "Row",
+    "OptionRow",
     "add_flags",
     "described",
     "given_flags",
     "load",
     "mask",
-    "render_env_file",
-    "render_markdown",
 ]

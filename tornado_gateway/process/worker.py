@@ -58,7 +58,6 @@ from tornado_gateway.version import BUILD
 logger = logging.getLogger(__name__)
 
 BATCH_PATH = b"/batch-events-v2"
-EDITION = "GeoLite2-City"
 COMMIT_SECONDS = 5.0  # a commit that takes longer, besides the time-outs of Redis, is reported as stalled
 FLUSH_SHARE = 0.5  # of SHUTDOWN_SECONDS that the last flush may take
 PUBLISH_SECONDS = 0.25  # how old the other workers' numbers in /status may be
@@ -92,8 +91,7 @@ class Worker:
         self.upstream = Upstream(
             config.upstream_url,
             config.collect_url,
-            str(config.account_id or ""),
-            config.sdk_key or "",
+            *config.account,
             sdk_name=config.sdk_name,
             sdk_version=__version__,
             timeout_seconds=config.socket_timeout_seconds,
@@ -102,7 +100,7 @@ class Worker:
         self.mirror = SettingsMirror(
             self.store.state,
             self._fetch_settings(),
-            name=document_name(str(config.account_id or "file"), config.sdk_key or "", "server-1"),
+            name=document_name(config.account.id or "file", config.account.sdk_key, "server-1"),
             owner=self._owner,
             source="file" if config.is_offline else "upstream",
             poll_seconds=config.poll_seconds,
@@ -115,11 +113,11 @@ class Worker:
             chunk_events=config.events_per_request,
             dead_letter_limit=config.dead_letter_limit,
             durable=config.event_ack == "durable",
-            shared=uses_redis(config),
+            shared=config.uses_redis,
             decisions_need_store=config.event_queue_full == "refuse",
-            commit_seconds=COMMIT_SECONDS + (2 * config.socket_timeout_seconds if uses_redis(config) else 0),
+            commit_seconds=COMMIT_SECONDS + (2 * config.socket_timeout_seconds if config.uses_redis else 0),
         )
-        self.events.identity = Identity(str(config.account_id or ""), config.sdk_key or "")
+        self.events.identity = Identity(*config.account)
         self.flusher = Flusher(
             self.store.events,
             self.events,
@@ -131,10 +129,9 @@ class Worker:
             self.store.events,
             lambda: self.events.counts.waiting,
             stuck_after_seconds or waiting.stuck_after(config.flush_seconds, config.socket_timeout_seconds),
-            is_shared=uses_redis(config),
+            is_shared=config.uses_redis,
         )
-        database = config.maxmind_db_path or (self._downloaded_database if config.maxmind_license_key else None)
-        self.location = LocationReader(database, config.geo_map_file, copy_directory=config.data_dir)
+        self.location = LocationReader(config.location_database, config.geo_map_file, copy_directory=config.data_dir)
         self.geo_refresh = self._build_geo_refresh()
         self.device = DeviceReader(map_file=config.ua_map_file)
         self.certificates = (
@@ -319,7 +316,7 @@ class Worker:
             {
                 "geo_built_at": self.location.build_epoch,
                 "degraded": float(bool(self.events.failure or failure)),
-                "redis_up": float(not failure) if uses_redis(self._config) else None,
+                "redis_up": float(not failure) if self._config.uses_redis else None,
             }
         )
         self._post.scoreboard.publish(self._post.place, self._record())
@@ -339,7 +336,7 @@ class Worker:
             "place": self._post.place,
             "generation": self._post.generation,
             "adopted": self._adopted,
-            "is_queue_shared": uses_redis(self._config),
+            "is_queue_shared": self._config.uses_redis,
             "uptime_seconds": round(time.monotonic() - self._started_at, 3),
             "state": "stopping" if self._stopping else "serving" if self.server.port else "starting",
             "connections": self.server.connections,
@@ -395,10 +392,6 @@ class Worker:
             return lambda: _read_file(file)
         return lambda: self.upstream.fetch_settings(Dialect(), pull=pull)
 
-    @property
-    def _downloaded_database(self) -> Path:
-        return self._config.data_dir / f"{EDITION}.mmdb"
-
     def _build_geo_refresh(self) -> GeoRefresh | None:
         config = self._config
         if config.maxmind_license_key is None or config.maxmind_user_id is None or config.maxmind_db_path is not None:
@@ -415,7 +408,7 @@ class Worker:
             license_key=config.maxmind_license_key,
             directory=config.data_dir,
         )
-        return GeoRefresh(fetch, self._downloaded_database, self._holds_geo_lease, self.location.check)
+        return GeoRefresh(fetch, config.downloaded_location_database, self._holds_geo_lease, self.location.check)
 
     async def _holds_geo_lease(self) -> bool:
         """One downloader for each directory, whatever else its workers share."""
@@ -434,13 +427,9 @@ async def _no_member(list_id: str, value: str) -> bool:
     return False
 
 
-def uses_redis(config: Config) -> bool:
-    return config.redis_host is not None or bool(config.redis_sentinels)
-
-
 def build_store(config: Config, owner: str) -> Store:
     """The embedded store; with Redis, that one, and the embedded event log for the time when Redis fails."""
-    if not uses_redis(config):
+    if not config.uses_redis:
         return open_sqlite(config.data_dir, config.store_sync, config.namespace)
     from tornado_gateway.store.redis.events import open_redis  # what a gateway without Redis need not load
     from tornado_gateway.store.redis.takeover import take_over

@@ -1,8 +1,4 @@
-"""`tornado-gateway doctor`: looks at everything that a gateway depends on and says what to do about what is wrong.
-
-Each finding has a code, and each code that is not "ok" has its remedy in `REMEDIES`, which docs/operating.md repeats.
-Nothing is changed: what is written for a test is removed again.
-"""
+"""The checks of the doctor, in the order of the report."""
 
 import asyncio
 import errno
@@ -16,79 +12,22 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import NamedTuple
 
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 
 from tornado_gateway import __version__, core
 from tornado_gateway.cli.client import Client, ClientError
-from tornado_gateway.cli.stored_events import Overall, open_backlog
+from tornado_gateway.cli.doctor.remedies import FAIL, OK, WARN, Finding
+from tornado_gateway.cli.stored_events import Overall, open_stored_events
 from tornado_gateway.config import Config
 from tornado_gateway.console import admin_token
 from tornado_gateway.console.admin_token import AdminTokenError
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.enrichment.location_download import EDITION
 from tornado_gateway.errors import GatewayError, StoreError, UpstreamError
-from tornado_gateway.http.certificates import CertificateError, expiry
+from tornado_gateway.process.certificate_expiry import expiry
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.settings.mirror import compile_document
 from tornado_gateway.upstream.client import Dialect, Upstream
-
-__all__ = ["REMEDIES", "Finding", "Machine", "examine", "finding_of_configuration"]
-
-OK, WARN, FAIL = "ok", "warn", "fail"
-
-REMEDIES = {
-    "configuration": "Correct the variable that is named; `tornado-gateway config` shows where each value comes from.",
-    "key-refused": "Compare ACCOUNT_ID and SDK_KEY with the dashboard: account settings, and the SDK key of the"
-    " environment (production, staging). A key that was revoked there is refused as well.",
-    "upstream-unreachable": "Check from this machine: `curl -v UPSTREAM_URL`. Name resolution, the firewall's outgoing"
-    " rules and the route to it are the usual reasons. The gateway goes on with its last settings meanwhile.",
-    "upstream-tls": "The certificate that arrives is not the vendor's: a proxy that inspects TLS, a wrong UPSTREAM_URL,"
-    " or a machine without CA certificates (Debian: package ca-certificates).",
-    "upstream-failing": "The vendor has trouble or limits requests; wait and look at its status page. Nothing is lost:"
-    " settings stay, events wait.",
-    "upstream-strange": "Something that is not the vendor answers at UPSTREAM_URL, such as a login page of a proxy."
-    " Look at the answer with `curl -i UPSTREAM_URL`.",
-    "settings-unusable": "Correct in the dashboard (or in SETTINGS_FILE) what is named. A running gateway keeps the"
-    " last good settings.",
-    "collector-unreachable": "Check COLLECT_URL as UPSTREAM_URL: name, firewall, route. Events wait meanwhile.",
-    "clock": "Set the clock with NTP (`timedatectl set-ntp true`): event times and TLS certificates depend on it.",
-    "redis-unreachable": "Check REDIS_HOST and REDIS_PORT, that Redis runs (`redis-cli ping` from this machine), its"
-    " `bind` and the firewall. Events go to DATA_DIR meanwhile.",
-    "redis-password": "Set REDIS_PASSWORD (and REDIS_USERNAME with ACLs) to what Redis expects.",
-    "redis-tls": "Both sides must agree: REDIS_ENABLE_TLS and Redis' tls-port, REDIS_TLS_CA_PATH for the authority,"
-    " REDIS_TLS_CERT_PATH if Redis asks for a client's certificate.",
-    "redis-failing": "Redis answers but cannot do its work: do what is said, or look into its log (`INFO`, maxmemory,"
-    " replica, ACL).",
-    "geo-wanted": "Features ask for the location: set MAXMIND_DB_PATH, or MAXMIND_USER_ID and MAXMIND_LICENSE_KEY.",
-    "geo-absent": "Put the database there, or correct MAXMIND_DB_PATH; with a MaxMind account:"
-    " `tornado-gateway geo update`.",
-    "geo-broken": "Replace the file: with a MaxMind account by `tornado-gateway geo update`, otherwise by a new"
-    " download. A running gateway keeps the last good one.",
-    "geo-old": "Refresh it: `tornado-gateway geo update`, or whatever brings the file to MAXMIND_DB_PATH.",
-    "data-dir": "Make DATA_DIR a directory that the gateway's user may write to: `chown tornado-gateway: DATA_DIR`;"
-    " in a container, mount a volume there.",
-    "admin-token": "Do what is said about the file, or set ADMIN_TOKEN. The gateway does not start without a token.",
-    "admin-token-exposed": "Run `chmod 600 DATA_DIR/admin-token`; the next start does it as well. If other users have"
-    " used the machine, delete the file and restart the gateway: it creates a new token.",
-    "disk-full": "Free space on the disk of DATA_DIR now; without it events cannot be stored and are refused with 503.",
-    "disk-low": "Free space on the disk of DATA_DIR, or move it: a day without upstream needs about 1 KB per event.",
-    "open-files": "Raise the limit: LimitNOFILE in the service unit, `ulimits` of a container, `ulimit -n` in a shell."
-    " Every connection takes one.",
-    "port-taken": "Another program listens there: find it with `ss -ltnp`, end it or choose another PORT.",
-    "port-forbidden": "Ports below 1024 need CAP_NET_BIND_SERVICE; HOST has to be an address of this machine.",
-    "certificate": "Install a certificate and its key that belong together and are valid; the gateway takes them up by"
-    " itself when the files change.",
-    "certificate-ending": "Renew the certificate; the gateway takes it up by itself when the files change.",
-    "events-waiting": "Events do not get away: see the lines about upstream, and last_flush in /status for the reason.",
-    "events-stuck": "Restart the gateway: waiting events stay stored and are sent after the start. If it happens again,"
-    " report it with the log and /status.",
-    "events-dead": "See why with `tornado-gateway events list`, then `tornado-gateway events requeue` or"
-    " `tornado-gateway events export`.",
-    "events-unreadable": "If a gateway runs, give this command its HOST, PORT and ADMIN_TOKEN; if none does, look at"
-    " the files in DATA_DIR.",
-}
 
 CLOCK_WARN_SECONDS = 30.0
 CLOCK_FAIL_SECONDS = 300.0
@@ -102,22 +41,6 @@ WAITING_SHARE = 0.5  # of EVENT_QUEUE_LIMIT
 WAITING_INTERVALS = 3  # of FLUSH_EVENTS_INTERVAL
 
 
-class Finding(NamedTuple):
-    """One line of the report. `code` is "ok" or a key of REMEDIES."""
-
-    check: str
-    state: str
-    code: str
-    message: str
-
-    @property
-    def remedy(self) -> str:
-        return REMEDIES.get(self.code, "")
-
-    def as_json(self) -> dict[str, str]:
-        return {**self._asdict(), "remedy": self.remedy}
-
-
 def _free_bytes(path: Path) -> int:
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
@@ -125,7 +48,7 @@ def _free_bytes(path: Path) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What is asked of the machine, so that a test can be one."""
+    """Facts about the host, injectable for tests."""
 
     now: Callable[[], float] = time.time
     free_bytes: Callable[[Path], int] = _free_bytes
@@ -142,25 +65,25 @@ def finding_of_configuration(problem: str) -> Finding:
 async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIterator[Finding]:
     """All findings, each as soon as it is known."""
     yield Finding("configuration", OK, OK, "can be used")
-    finding, settings = await (_look_at_file(config) if config.is_offline else _look_at_upstream(config))
+    finding, settings = await (_check_file(config) if config.is_offline else _check_upstream(config))
     yield finding
     if not config.is_offline and config.collect_url != config.upstream_url:
-        yield (await _look_at_server(config, machine, config.collect_url, "collector"))[0]
+        yield (await _check_server(config, machine, config.collect_url, "collector"))[0]
     if not config.is_offline:
-        yield (await _look_at_server(config, machine, config.upstream_url, "clock"))[1]
-    yield await _look_at_redis(config)
-    yield await asyncio.to_thread(_look_at_location, config, settings, machine)
-    storage = _look_at_data_dir(config.data_dir)
+        yield (await _check_server(config, machine, config.upstream_url, "clock"))[1]
+    yield await _check_redis(config)
+    yield await asyncio.to_thread(_check_location, config, settings, machine)
+    storage = _check_data_dir(config.data_dir)
     yield storage
     if storage.state == OK:
-        yield _look_at_admin_token(config)
-    yield _look_at_disk(config.data_dir, machine)
-    yield _look_at_open_files(machine)
-    yield await asyncio.to_thread(_look_at_port, config)
+        yield _check_admin_token(config)
+    yield _check_disk(config.data_dir, machine)
+    yield _check_open_files(machine)
+    yield await asyncio.to_thread(_check_port, config)
     if config.tls_cert_path and config.tls_key_path:
-        yield _look_at_certificate(config.tls_cert_path, config.tls_key_path, machine)
+        yield _check_certificate(config.tls_cert_path, config.tls_key_path, machine)
     if storage.code != "data-dir":  # the events that wait can be counted on a full disk, too
-        yield await _look_at_events(config, machine)
+        yield await _check_events(config, machine)
 
 
 # Upstream: settings, clock
@@ -169,18 +92,17 @@ async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIter
 Looked = tuple[Finding, core.Settings | None]
 
 
-async def _look_at_file(config: Config) -> Looked:
-    """Offline: the settings come from a file, and nobody upstream is asked."""
-    assert config.settings_file is not None  # noqa: S101  the configuration has seen to it
+async def _check_file(config: Config) -> Looked:
+    """Offline: the settings come from a file, without a request to upstream."""
+    assert config.settings_file is not None  # noqa: S101  `load` requires it
     return _judge_settings(config, config.settings_file.read_bytes(), f"offline, from {config.settings_file}")
 
 
-async def _look_at_upstream(config: Config) -> Looked:
+async def _check_upstream(config: Config) -> Looked:
     upstream = Upstream(
         config.upstream_url,
         config.collect_url,
-        str(config.account_id),
-        config.sdk_key or "",
+        *config.account,
         sdk_name=config.sdk_name,
         sdk_version=__version__,
         timeout_seconds=config.socket_timeout_seconds,
@@ -222,15 +144,15 @@ def _code_of_upstream(error: UpstreamError) -> str:
     return "upstream-unreachable"
 
 
-async def _look_at_server(config: Config, machine: Machine, url: str, check: str) -> tuple[Finding, Finding]:
-    """Any answer will do: that there is one, and what time it says."""
+async def _check_server(config: Config, machine: Machine, url: str, check: str) -> tuple[Finding, Finding]:
+    """Any response is enough: it shows that the server is reachable, and its clock."""
     client = AsyncHTTPClient(force_instance=True)
     timeout = config.socket_timeout_seconds
     request = HTTPRequest(url, "HEAD", connect_timeout=timeout, request_timeout=timeout, follow_redirects=False)
     try:
         response = await client.fetch(request, raise_error=False)
     except (HTTPClientError, OSError) as error:
-        unknown = Finding("clock", WARN, "upstream-unreachable", "cannot be compared: upstream tells no time")
+        unknown = Finding("clock", WARN, "upstream-unreachable", "not checked: VWO could not be reached")
         return Finding(check, FAIL, "collector-unreachable", f"{url}: {error}"), unknown
     finally:
         client.close()
@@ -242,7 +164,7 @@ def _judge_clock(date: str, now: float) -> Finding:
     try:
         off = now - parsedate_to_datetime(date).timestamp()
     except ValueError:
-        return Finding("clock", OK, OK, "not compared: upstream tells no time")
+        return Finding("clock", OK, OK, "not checked: the response of VWO has no date")
     if abs(off) < CLOCK_WARN_SECONDS:
         return Finding("clock", OK, OK, f"agrees with upstream within {CLOCK_WARN_SECONDS:.0f} s")
     state = WARN if abs(off) < CLOCK_FAIL_SECONDS else FAIL
@@ -253,17 +175,17 @@ def _judge_clock(date: str, now: float) -> Finding:
 # Redis
 
 
-async def _look_at_redis(config: Config) -> Finding:
-    if config.redis_host is None and not config.redis_sentinels:
+async def _check_redis(config: Config) -> Finding:
+    if not config.uses_redis:
         return Finding("redis", OK, OK, "not configured: the embedded store in DATA_DIR is used")
-    from tornado_gateway.store.redis.events import open_redis  # what a gateway without Redis need not load
+    from tornado_gateway.store.redis.events import open_redis  # not needed without Redis
 
     owner = f"doctor:{os.getpid()}"
     state = open_redis(redis_options(config), config.namespace, owner).state
     before = time.monotonic()
     try:
         await state.open()
-        await state.acquire_lease("doctor", owner)  # a write, which a replica or a full Redis refuses
+        await state.acquire_lease("doctor", owner)  # a write, which a replica or a full Redis rejects
         await state.release_lease("doctor", owner)
     except StoreError as error:
         code = "redis-tls" if await _is_silent_to_tls(config, error) else _code_of_redis(str(error))
@@ -301,8 +223,8 @@ def _code_of_redis(message: str) -> str:
 # Files and the machine
 
 
-def _look_at_location(config: Config, settings: core.Settings | None, machine: Machine) -> Finding:
-    path = config.maxmind_db_path or (config.data_dir / f"{EDITION}.mmdb" if config.maxmind_license_key else None)
+def _check_location(config: Config, settings: core.Settings | None, machine: Machine) -> Finding:
+    path = config.location_database
     if path is None:
         if settings is not None and any(feature.needs_location for feature in settings.features.values()):
             return Finding("geoip", WARN, "geo-wanted", "no location database is configured")
@@ -319,7 +241,7 @@ def _look_at_location(config: Config, settings: core.Settings | None, machine: M
     return Finding("geoip", OK, OK, f"{reader.database_type or path}, {days:.0f} days old")
 
 
-def _look_at_data_dir(directory: Path) -> Finding:
+def _check_data_dir(directory: Path) -> Finding:
     """Write as the gateway does: into the directory or, if it is not there yet, into the one it will be made in."""
     existing = _existing(directory)
     try:
@@ -335,7 +257,7 @@ def _look_at_data_dir(directory: Path) -> Finding:
     )
 
 
-def _look_at_admin_token(config: Config) -> Finding:
+def _check_admin_token(config: Config) -> Finding:
     path = admin_token.path_in(config.data_dir)
     if config.admin_token is not None:
         return Finding("admin token", OK, OK, "ADMIN_TOKEN is set")
@@ -356,7 +278,7 @@ def _existing(directory: Path) -> Path:
     return next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
 
 
-def _look_at_disk(directory: Path, machine: Machine) -> Finding:
+def _check_disk(directory: Path, machine: Machine) -> Finding:
     free = machine.free_bytes(_existing(directory))
     message = f"{free / (1 << 30):.1f} GiB free at {directory}"
     if free < DISK_FULL_BYTES:
@@ -366,7 +288,7 @@ def _look_at_disk(directory: Path, machine: Machine) -> Finding:
     return Finding("disk", OK, OK, message)
 
 
-def _look_at_open_files(machine: Machine) -> Finding:
+def _check_open_files(machine: Machine) -> Finding:
     limit = machine.open_files()
     if limit == resource.RLIM_INFINITY or limit >= OPEN_FILES_LOW:
         return Finding("open files", OK, OK, "unlimited" if limit == resource.RLIM_INFINITY else f"{limit}")
@@ -374,7 +296,7 @@ def _look_at_open_files(machine: Machine) -> Finding:
     return Finding("open files", FAIL if limit < OPEN_FILES_FEW else WARN, "open-files", message)
 
 
-def _look_at_port(config: Config) -> Finding:
+def _check_port(config: Config) -> Finding:
     """Free, or taken by a gateway."""
     client = Client(config)
     try:
@@ -400,24 +322,24 @@ def _try_to_listen(config: Config) -> Finding:
     return Finding("port", OK, OK, f"{config.port} is free")
 
 
-def _look_at_certificate(cert: Path, key: Path, machine: Machine) -> Finding:
+def _check_certificate(cert: Path, key: Path, machine: Machine) -> Finding:
     try:
         days = (expiry(cert, key) - machine.now()) / 86400
-    except CertificateError as error:
+    except GatewayError as error:
         return Finding("certificate", FAIL, "certificate", str(error))
     if days < CERTIFICATE_DAYS:
         return Finding("certificate", WARN, "certificate-ending", f"{cert} ends in {days:.0f} days")
     return Finding("certificate", OK, OK, f"{cert}, valid for {days:.0f} days")
 
 
-async def _look_at_events(config: Config, machine: Machine) -> Finding:
+async def _check_events(config: Config, machine: Machine) -> Finding:
     try:
-        async with open_backlog(config) as backlog:
-            depth = await backlog.depth()
+        async with open_stored_events(config) as stored:
+            depth = await stored.depth()
     except (GatewayError, OSError) as error:
         return Finding("events", WARN, "events-unreadable", str(error))
     age = machine.now() - depth.oldest_at if depth.oldest_at is not None else 0.0
-    message = f"{depth.waiting} wait ({_oldest(depth, age)}), {depth.dead} dead: {backlog.where}"
+    message = f"{depth.waiting} wait ({_oldest(depth, age)}), {depth.dead} dead: {stored.where}"
     if depth.stuck is not None:
         return Finding("events", FAIL, "events-stuck", f"{depth.stuck} {message}")
     is_late = age > WAITING_INTERVALS * config.flush_seconds

@@ -1,0 +1,50 @@
+"""The command `doctor`: run the checks and print their findings."""
+
+import argparse
+import asyncio
+from collections.abc import Callable
+
+from tornado_gateway.cli.data_owner import become_owner
+from tornado_gateway.cli.doctor.checks import examine, finding_of_configuration
+from tornado_gateway.cli.doctor.remedies import FAIL, OK, WARN, Finding
+from tornado_gateway.cli.output import paint, print_json
+from tornado_gateway.config import Config
+from tornado_gateway.errors import ConfigError
+
+_COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
+
+
+def doctor(load: Callable[[], Config], arguments: argparse.Namespace) -> int:
+    """Return 1 if any check failed; warnings do not count."""
+    try:
+        config = load()
+    except ConfigError as error:
+        findings = [finding_of_configuration(problem) for problem in error.problems]
+        for finding in () if arguments.json else findings:
+            _print_finding(finding)
+    else:
+        become_owner(config.data_dir)
+        findings = asyncio.run(_examine(config, is_quiet=arguments.json))
+    failed = sum(finding.state == FAIL for finding in findings)
+    warned = sum(finding.state == WARN for finding in findings)
+    if arguments.json:
+        print_json({"ok": not failed, "findings": [finding.as_json() for finding in findings]})
+    else:
+        print(f"{len(findings) - failed - warned} ok, {warned} warnings, {failed} failed")
+    return 1 if failed else 0
+
+
+async def _examine(config: Config, *, is_quiet: bool) -> list[Finding]:
+    findings = []
+    async for finding in examine(config):
+        findings.append(finding)
+        if not is_quiet:
+            _print_finding(finding)
+    return findings
+
+
+def _print_finding(finding: Finding) -> None:
+    state = paint(finding.state.ljust(4), _COLOURS[finding.state])
+    print(f"{state}  {finding.check:<14}  {finding.message}", flush=True)
+    if finding.remedy:
+        print(f"      {'':<14}  {paint(f'-> {finding.remedy}', 'bold')}", flush=True)

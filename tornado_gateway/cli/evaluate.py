@@ -1,0 +1,83 @@
+"""The commands that need a settings document and no running gateway: `evaluate` and `check`."""
+
+import argparse
+import time
+from collections.abc import Sized
+from pathlib import Path
+
+import orjson
+
+from tornado_gateway import __version__, core
+from tornado_gateway.cli.output import print_json
+from tornado_gateway.config import Config
+from tornado_gateway.enrichment.device import DeviceReader
+from tornado_gateway.enrichment.location import LocationReader
+from tornado_gateway.settings.mirror import compile_document
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    document = orjson.loads(arguments.settings.read_bytes())
+    settings = core.compile_settings(document, traced=arguments.explain)
+    context = core.Context(
+        user_id=arguments.user,
+        custom_variables=arguments.variables,
+        variation_targeting_variables=arguments.targeting,
+        user_agent=arguments.user_agent,
+        ip_address=arguments.ip,
+    )
+    _enrich(context, settings.features.get(arguments.feature), arguments.maxmind_db_path)
+    trace = core.Trace() if arguments.explain else None
+    decision = core.decide(settings, arguments.feature, context, trace=trace)
+    explanation = core.explain_lines(trace) if trace is not None else None
+    if arguments.json:
+        print_json({"decision": orjson.loads(decision.body), "explanation": explanation})
+        return 0
+    print(decision.body.decode())
+    if explanation is not None:
+        print(*explanation, sep="\n")
+    return 0
+
+
+def _enrich(context: core.Context, feature: core.Feature | None, database: Path | None) -> None:
+    if feature is None:
+        return
+    if feature.needs_location and context.ip_address:
+        location = LocationReader(database)
+        location.open()
+        context.location = location.lookup(context.ip_address)
+    if feature.needs_device and context.user_agent:
+        context.device = DeviceReader().facts(context.user_agent)
+
+
+def check(config: Config, arguments: argparse.Namespace) -> int:
+    if config.settings_file is None:
+        if arguments.json:
+            print_json({"ok": True, "settings": None, "upstream": config.upstream_url})
+        else:
+            print("The configuration is valid.")
+            print("No SETTINGS_FILE is set: settings are fetched from", config.upstream_url)
+        return 0
+    before = time.perf_counter()
+    settings = compile_document(config.settings_file.read_bytes(), core.Sdk(config.sdk_name, __version__))
+    milliseconds = (time.perf_counter() - before) * 1000
+    summaries = {feature.key: _summary(feature) for feature in settings.features.values()}
+    if arguments.json:
+        about = {"file": str(config.settings_file), "account": settings.account_id, "features": summaries}
+        print_json({"ok": True, "settings": about})
+        return 0
+    print("The configuration is valid.")
+    print(f"{config.settings_file} is valid (account {settings.account_id}, compiled in {milliseconds:.0f} ms):")
+    for key, summary in summaries.items():
+        print(f"  {key}: {summary}")
+    return 0
+
+
+def _summary(feature: core.Feature) -> str:
+    rules = f"{_counted(feature.rollouts, 'rollout rule')}, {_counted(feature.experiments, 'experiment rule')}"
+    inputs = (("location", feature.needs_location), ("device", feature.needs_device))
+    used = [name for name, is_used in inputs if is_used]
+    return f"{rules}; uses {' and '.join(used)}" if used else rules
+
+
+def _counted(items: Sized, name: str) -> str:
+    return f"{len(items)} {name}{'' if len(items) == 1 else 's'}"

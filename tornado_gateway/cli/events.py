@@ -1,0 +1,120 @@
+"""The commands `events ...`: waiting events and dead letters."""
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TextIO
+
+import orjson
+
+from tornado_gateway.cli.data_owner import become_owner
+from tornado_gateway.cli.output import Progress, paint, print_columns, print_json
+from tornado_gateway.cli.stored_events import Letter, StoredEvents, open_stored_events
+from tornado_gateway.config import Config
+from tornado_gateway.errors import GatewayError
+
+_Action = Callable[[StoredEvents, argparse.Namespace], Awaitable[int]]
+
+
+def events(config: Config, arguments: argparse.Namespace) -> int:
+    become_owner(config.data_dir)
+    action = {
+        "status": _events_status,
+        "list": _events_list,
+        "requeue": _events_requeue,
+        "export": _events_export,
+    }[arguments.action]
+    return asyncio.run(_with_stored_events(config, arguments, action))
+
+
+async def _with_stored_events(config: Config, arguments: argparse.Namespace, action: _Action) -> int:
+    try:
+        async with open_stored_events(config) as stored:
+            return await action(stored, arguments)
+    except GatewayError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+async def _events_status(stored: StoredEvents, arguments: argparse.Namespace) -> int:
+    depth = await stored.depth()
+    age = None if depth.oldest_at is None else round(time.time() - depth.oldest_at, 1)
+    if arguments.json:
+        numbers = {"waiting": depth.waiting, "dead": depth.dead, "oldest_seconds": age}
+        unsure = {"oldest_unknown_since": depth.unknown_since, "stuck": depth.stuck}
+        print_json({**numbers, **unsure, "where": stored.where})
+        return 0
+    print(f"{stored.where}:")
+    if depth.stuck is not None:
+        print(f"  {paint(depth.stuck, 'red')}")
+    oldest = "" if age is None else f", the oldest for {age:.0f} s"
+    if depth.unknown_since is not None:
+        oldest += f" (last read {_at(depth.unknown_since)}: the store cannot be read)"
+    print(f"  {depth.waiting} events wait for upstream{oldest}")
+    print(f"  {depth.dead} events are dead letters")
+    return 0
+
+
+async def _letters(stored: StoredEvents) -> list[Letter]:
+    """Return the dead letters. If a running gateway returns only the oldest ones, print how many are missing."""
+    letters = await stored.letters()
+    missing = (await stored.depth()).dead - sum(letter.count for letter in letters)
+    if missing > 0:
+        print(f"{missing} more dead events are not shown by {stored.where}", file=sys.stderr)
+    return letters
+
+
+async def _events_list(stored: StoredEvents, arguments: argparse.Namespace) -> int:
+    letters = await _letters(stored)
+    if arguments.json:
+        print_json([asdict(letter) for letter in letters])
+    elif letters:
+        rows = [(str(one.id), _at(one.at), str(one.count), one.reason) for one in letters]
+        print_columns([("ID", "SINCE", "EVENTS", "REASON"), *rows])
+    else:
+        print("no dead letters")
+    return 0
+
+
+async def _events_requeue(stored: StoredEvents, arguments: argparse.Namespace) -> int:
+    if not arguments.ids and not arguments.all:
+        print("give the ids of dead letters (tornado-gateway events list), or --all", file=sys.stderr)
+        return 2
+    moved = await stored.requeue(None if arguments.all else arguments.ids)
+    if arguments.json:
+        print_json({"requeued": moved})
+    else:
+        print(f"{moved} events wait for upstream again")
+    return 0 if moved or arguments.all else 1
+
+
+async def _events_export(stored: StoredEvents, arguments: argparse.Namespace) -> int:
+    """Write each event on its own line, with the data of its letter; the letters stay."""
+    letters = await _letters(stored)
+    total = sum(letter.count for letter in letters)
+    progress = Progress("exporting", "events")
+    done = 0
+    with _output(arguments.file) as file:
+        for letter in letters:
+            about = {"id": letter.id, "reason": letter.reason, "at": letter.at}
+            for line in letter.body.splitlines():
+                file.write(orjson.dumps({**about, "event": orjson.Fragment(line)}).decode() + "\n")
+                done += 1
+            progress(done, total)
+    progress.close()
+    if arguments.file is not None:
+        print(f"{done} events in {arguments.file}", file=sys.stderr)
+    return 0
+
+
+def _output(path: Path | None) -> AbstractContextManager[TextIO]:
+    return nullcontext(sys.stdout) if path is None else path.open("w", encoding="utf-8")
+
+
+def _at(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -1,0 +1,217 @@
+"""Kinds of values, and the rows of the table: how a value is read from text, and shown as text again."""
+
+import ipaddress
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, TypeAlias, TypeVar, overload
+from urllib.parse import urlsplit
+
+T = TypeVar("T")
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[T]):
+    """A type of value. `parse` raises ValueError if the text is not as `expected`; `show` is its inverse."""
+
+    expected: str
+    parse: Callable[[str], T]
+    show: Callable[[T], str] = str
+
+
+def matching(pattern: str, expected: str) -> Kind[str]:
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(text)
+        return text
+
+    return Kind(expected, parse)
+
+
+def whole(low: int, high: int | None = None) -> Kind[int]:
+    def parse(text: str) -> int:
+        # int() alone would also accept "1_000", "+5" and digits of other scripts.
+        if not re.fullmatch(r"[0-9]{1,18}", text) or not low <= int(text) <= (high or 10**18):
+            raise ValueError(text)
+        return int(text)
+
+    return Kind(f"a whole number from {low} to {high}" if high else f"a whole number, at least {low}", parse)
+
+
+def decimal(low: float, high: float, scale: int = 1) -> Kind[float]:
+    """A number that is `scale` times larger outside than inside: 1000 for milliseconds kept as seconds."""
+
+    def parse(text: str) -> float:
+        if not re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,9})?", text) or not low <= float(text) <= high:
+            raise ValueError(text)
+        return float(text) / scale
+
+    return Kind(f"a number from {low:g} to {high:.0f}", parse, lambda value: f"{value * scale:.12g}")
+
+
+def one_of(*words: str, upper: bool = False) -> Kind[str]:
+    def parse(text: str) -> str:
+        word = text.upper() if upper else text.lower()
+        if word not in words:
+            raise ValueError(text)
+        return word
+
+    return Kind(f"{', '.join(words[:-1])} or {words[-1]}", parse)
+
+
+_BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
+
+
+def _parse_boolean(text: str) -> bool:
+    if text.lower() not in _BOOLEANS:
+        raise ValueError(text)
+    return _BOOLEANS[text.lower()]
+
+
+def _parse_host(text: str) -> str:
+    """A host name or an IP address; underscores are common in names of containers."""
+    if re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?", text):
+        return text
+    return str(ipaddress.ip_address(text.removeprefix("[").removesuffix("]")))
+
+
+def parse_url(text: str) -> str:
+    # urlsplit drops tabs and line ends silently, so the characters are checked first.
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError(text)
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError(text)
+    if parts.query or parts.fragment or "@" in parts.netloc or text.endswith(("?", "#")):
+        raise ValueError(text)
+    return text.rstrip("/")
+
+
+def _parse_file(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise ValueError(text)
+    return path
+
+
+def list_of(item: Callable[[str], T], expected: str, show: Callable[[T], str] = str) -> Kind[tuple[T, ...]]:
+    def parse(text: str) -> tuple[T, ...]:
+        return tuple(item(part.strip()) for part in text.split(",")) if text else ()
+
+    return Kind(expected, parse, lambda values: ",".join(map(show, values)))
+
+
+def _parse_address(text: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if parts.netloc != text or "@" in text or parts.hostname is None or parts.port == 0:
+        raise ValueError(text)
+    return _parse_host(parts.hostname), parts.port or 26379
+
+
+def _show_address(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _parse_origin(text: str) -> str:
+    """An origin as browsers send it: scheme and host in lower case, no path."""
+    if text == "*" or text == "null":
+        return text
+    origin = text.lower()
+    if not re.fullmatch(
+        r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|[a-z][a-z0-9+.-]*://\[[0-9a-f:.]+\](:[0-9]+)?", origin
+    ):
+        raise ValueError(text)
+    return origin
+
+
+line = matching(r"[^\x00-\x1f\x7f]+", "text on one line")
+word = matching(r"[!-~]+", "text without blanks")
+boolean = Kind("true or false", _parse_boolean, lambda value: "true" if value else "false")
+host = Kind("a host name or an IP address", _parse_host)
+url = Kind("an http or https URL without user, query and fragment", parse_url)
+path = Kind("a path", lambda text: Path(line.parse(text)))
+file = Kind("a file that can be read", _parse_file)
+networks: Kind[tuple[Network, ...]] = list_of(ipaddress.ip_network, "networks such as 10.0.0.0/8,fd00::/8")
+addresses = list_of(_parse_address, "addresses such as sentinel-1:26379,sentinel-2:26379", _show_address)
+origins = list_of(_parse_origin, "* or origins such as https://shop.example,https://admin.example:8443")
+
+
+# --- Rows of the table ---
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A row of the table. `name` and `unit` are public, `attribute` is the name in `Config`."""
+
+    section: str
+    name: str
+    kind: Kind[Any]
+    default: str | None
+    help: str
+    unit: str = ""
+    secret: bool = False
+    attribute: str = ""
+
+    def named(self, attribute: str) -> "Option":
+        return replace(self, attribute=attribute, name=self.name or attribute.upper())
+
+    @property
+    def flag(self) -> str:
+        return flag_of(self.name)
+
+    @property
+    def file_name(self) -> str:
+        """The variable that names a file holding the secret."""
+        return f"{self.name}_FILE"
+
+    @property
+    def expected(self) -> str:
+        return f"{self.kind.expected} ({self.unit})" if self.unit else self.kind.expected
+
+    def shown(self, value: Any) -> str:
+        """`value` as text in the outside's unit; secrets are masked."""
+        if value is None:
+            return ""
+        text = self.kind.show(value)
+        return mask(text) if self.secret else text
+
+
+@overload
+def option(
+    section: str, kind: Kind[T], default: str, words: str, *, unit: str = "", secret: bool = False, name: str = ""
+) -> T: ...
+
+
+@overload
+def option(
+    section: str, kind: Kind[T], default: None, words: str, *, unit: str = "", secret: bool = False, name: str = ""
+) -> T | None: ...
+
+
+def option(
+    section: str,
+    kind: Kind[Any],
+    default: str | None,
+    words: str,
+    *,
+    unit: str = "",
+    secret: bool = False,
+    name: str = "",
+) -> Any:
+    """Make a field of `Config`. Its name is that of the field in upper case unless `name` is given."""
+    row = Option(section, name, kind, default, words, unit, secret)
+    value = None if default is None else kind.parse(default)
+    return field(default=value, metadata={"option": row})
+
+
+def flag_of(name: str) -> str:
+    return f"--{name.lower().replace('_', '-')}"
+
+
+def mask(secret: str) -> str:
+    """A secret as it may be shown: its last four characters, or none of them if it is short."""
+    return f"****{secret[-4:]}" if len(secret) >= 8 else "****"

@@ -1,0 +1,81 @@
+"""Show the options: the values in use, `conf/gateway.env`, and the tables of `docs/configuration.md`."""
+
+import textwrap
+from typing import NamedTuple
+
+from tornado_gateway.config.kinds import Option
+from tornado_gateway.config.options import OPTIONS, SECTIONS, Config
+
+TABLES_START, TABLES_END = (
+    "<!-- options: python -m tornado_gateway.config docs/configuration.md -->",
+    "<!-- end: options -->",
+)
+
+
+class OptionRow(NamedTuple):
+    """One option as an operator sees it."""
+
+    name: str
+    value: str
+    source: str
+    default: str
+    help: str
+
+
+def described(config: Config) -> list[OptionRow]:
+    """Every option with its value in the outside's unit, secrets masked, in the order of the table."""
+    return [
+        OptionRow(o.name, o.shown(getattr(config, o.attribute)), config.source(o.name), o.default or "", o.help)
+        for o in OPTIONS
+    ]
+
+
+_ENV_FILE_HEAD = """\
+# Options of the gateway, all at their defaults. Remove the # in front of a line to change it.
+# Read by `tornado-gateway serve --env-file`, by `docker run --env-file` and by systemd's EnvironmentFile.
+# Rendered by: python -m tornado_gateway.config conf/gateway.env
+"""
+
+
+def render_env_file() -> str:
+    """`conf/gateway.env`: every option at its default, as comments."""
+    blocks = [_ENV_FILE_HEAD]
+    for section in SECTIONS:
+        blocks.append(f"\n# {'-' * 4} {section} {'-' * (70 - len(section))}\n")
+        for option in OPTIONS:
+            if option.section == section:
+                blocks.append(_env_file_block(option))
+    return "".join(blocks)
+
+
+def _env_file_block(option: Option) -> str:
+    names = [f"#{option.name}={option.default or ''}"] + ([f"#{option.file_name}="] if option.secret else [])
+    words = textwrap.wrap(option.help, 110, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    return "\n".join(["", *words, f"# Expects {option.expected}.", *names, ""])
+
+
+def with_tables(document: str) -> str:
+    """Return `docs/configuration.md` with current tables between its markers; the prose stays as it is."""
+    before, start, rest = document.partition(f"{TABLES_START}\n")
+    _, end, after = rest.partition(TABLES_END)
+    if not start or not end:
+        raise ValueError(f"{TABLES_START} and {TABLES_END} are not in the document")
+    return f"{before}{start}{render_tables()}\n{end}{after}"
+
+
+def render_tables() -> str:
+    """Return the options as Markdown, one table for each section."""
+    parts = []
+    for section in SECTIONS:
+        parts.append(
+            f"\n## {section}\n\n| Variable | Flag | Default | Unit | Expects | Meaning |\n|---|---|---|---|---|---|\n"
+        )
+        parts += [_markdown_line(option) for option in OPTIONS if option.section == section]
+    return "".join(parts)
+
+
+def _markdown_line(option: Option) -> str:
+    words = f"{option.help} Secret: can be given as `{option.file_name}`." if option.secret else option.help
+    default = f"`{option.default}`" if option.default else ""
+    cells = (f"`{option.name}`", f"`{option.flag}`", default, option.unit, option.kind.expected, words)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"

@@ -1,0 +1,34 @@
+"""When the certificate of the gateway ends, for the doctor."""
+
+import ssl
+from pathlib import Path
+
+from tornado_gateway.http.certificates import CertificateError, server_context
+
+
+def expiry(cert: Path, key: Path) -> float:
+    """Return the end of the certificate in Unix seconds. Raise CertificateError if it is unusable or has ended.
+
+    It is read by a handshake in memory with a client that trusts just this certificate: the standard library shows the
+    fields of no other certificate than one that a peer has presented.
+    """
+    client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client_context.check_hostname = False
+    client_context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    server_side = server_context(cert, key)
+    client_context.load_verify_locations(cert)
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context.wrap_bio(to_client, to_server)
+    server = server_side.wrap_bio(to_server, to_client, server_side=True)
+    try:
+        for side in (client, server, client, server):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+    except ssl.SSLCertVerificationError as error:
+        raise CertificateError(f"{cert} (TLS_CERT_PATH): {error.verify_message}") from error
+    except ssl.SSLError as error:
+        raise CertificateError(f"{cert} (TLS_CERT_PATH): {error.reason}") from error
+    end = (client.getpeercert() or {}).get("notAfter")
+    return float(ssl.cert_time_to_seconds(str(end)))
