@@ -18,7 +18,7 @@ from tornado_gateway.console.admin import RECENT_BYTES, RECENT_ENTRIES, History,
 from tornado_gateway.console.auth import SESSION_SECONDS, Access
 from tornado_gateway.console.descriptions import EVERYONE, describe_features, describe_node, describe_segment, sentence
 from tornado_gateway.errors import RequestError
-from tornado_gateway.telemetry.metrics import REQUEST_BUCKETS
+from tornado_gateway.telemetry.layout import REQUEST_BUCKETS
 
 TOKEN = "correct-horse-battery"
 JSON = {"Content-Type": "application/json"}

@@ -26,20 +26,20 @@ from tornado_gateway import __version__
 from tornado_gateway.api.router import Api
 from tornado_gateway.console.pages import build_application
 from tornado_gateway.http.connection import Request
-from tornado_gateway.telemetry import metrics as module
-from tornado_gateway.telemetry.metrics import (
+from tornado_gateway.telemetry.counters import CounterRow, SharedCounters
+from tornado_gateway.telemetry.layout import (
+    CACHE_LOOKUPS,
+    COUNTERS,
     DATA_ROUTES,
+    GAUGES,
     OTHER,
     REQUEST_SECONDS,
     REQUESTS,
     STATUSES,
-    About,
-    Exposition,
-    Memory,
-    Metrics,
-    Row,
     route_of,
 )
+from tornado_gateway.telemetry.observer import KNOWN_KEYS, Observer
+from tornado_gateway.telemetry.prometheus import About, Exposition
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
@@ -84,17 +84,17 @@ def assert_adds_up(samples):
     assert samples["fme_events_received_total", ()] == sum(parts.values()), parts
 
 
-def metrics_of(**counts):
-    memory = Memory()
-    return Metrics(memory, **counts), memory
+def observer_of(**counts):
+    memory = SharedCounters()
+    return Observer(memory, **counts), memory
 
 
 def request(method=b"POST", path=b"/server-side/getFlag"):
     return Request(method, path, b"", [])
 
 
-def count_of(metrics, method, route, status):
-    return metrics.counts[REQUESTS.at(method, route, status)]
+def count_of(observer, method, route, status):
+    return observer.counts[REQUESTS.at(method, route, status)]
 
 
 # --- a running gateway --------------------------------------------------------
@@ -308,7 +308,7 @@ def _goes_on_after(scrapes, kills):
 
 
 def test_what_a_worker_delivered_in_its_last_moment_is_added_to_both_sides():
-    memory = Memory()
+    memory = SharedCounters()
 
     def steady(received, delivered, waiting):
         counts = {
@@ -329,35 +329,35 @@ def test_what_a_worker_delivered_in_its_last_moment_is_added_to_both_sides():
 
 
 def test_a_later_process_in_a_place_goes_on_from_what_the_former_has_left():
-    first, memory = metrics_of(generation=1)
-    first.answered(request(), 200)
+    first, memory = observer_of(generation=1)
+    first.responded(request(), 200)
     first.publish({})
-    second = Metrics(memory, generation=2)
-    second.answered(request(), 200)
+    second = Observer(memory, generation=2)
+    second.responded(request(), 200)
     assert count_of(second, "POST", "/server-side/getFlag", 200) == 2
     assert second.totals() == (1, 1)  # of this process
 
 
 def test_a_writer_that_dies_half_way_leaves_the_row_before():
-    memory = Memory()
-    gauges = dict.fromkeys(module.GAUGES, 1.0)
-    memory.write(0, Row(1, gauges, [1] * module._LAYOUT.size))
-    memory.write(0, Row(1, gauges, [2] * module._LAYOUT.size))
-    start = memory._start(0)
-    other_half = start + 1 + memory._half_words  # number 3 would be here
-    memory._words[other_half : other_half + 10] = memoryview(bytes(b"\xff" * 80)).cast("Q")
-    assert memory.read(0).counts == [2] * module._LAYOUT.size
+    memory = SharedCounters()
+    gauges = dict.fromkeys(GAUGES, 1.0)
+    memory.write(0, CounterRow(1, gauges, [1] * COUNTERS))
+    memory.write(0, CounterRow(1, gauges, [2] * COUNTERS))
+    slots = memory._slots
+    other_half = slots._half(slots._start, 3)
+    slots._memory[other_half : other_half + 80] = b"\xff" * 80
+    assert memory.read(0).counts == [2] * COUNTERS
 
 
 def test_a_reader_never_sees_half_a_row():
-    memory = Memory(2)
+    memory = SharedCounters(2)
     pid = os.fork()
     if pid == 0:
         number = 0
         while True:
             number += 1
-            gauges = dict.fromkeys(module.GAUGES, float(number))
-            memory.write(1, Row(number, gauges, [number] * module._LAYOUT.size))
+            gauges = dict.fromkeys(GAUGES, float(number))
+            memory.write(1, CounterRow(number, gauges, [number] * COUNTERS))
     try:
         deadline = time.monotonic() + 60
         seen = set()
@@ -373,9 +373,9 @@ def test_a_reader_never_sees_half_a_row():
 
 
 def test_gauges_of_a_worker_that_has_ended_are_not_shown():
-    memory, board = Memory(2), Scoreboard(2)
+    memory, board = SharedCounters(2), Scoreboard(2)
     gauges = {"geo_built_at": 1.0, "degraded": 1.0, "redis_up": 0.0}
-    memory.write(0, Row(1, gauges, [0] * module._LAYOUT.size))
+    memory.write(0, CounterRow(1, gauges, [0] * COUNTERS))
     text, _ = Exposition(memory, board, About("1", 10), lambda: None).render()
     samples = samples_of(text.decode())
     assert samples["fme_store_degraded", ()] == 0
@@ -414,20 +414,20 @@ def test_the_label_of_a_path(path, route):
 
 
 def test_methods_and_statuses_that_nobody_knows_are_other():
-    metrics, _ = metrics_of()
-    metrics.answered(request(b"PROPFIND"), 207)
-    metrics.answered(request(b"", b""), 400)  # could not be parsed
-    assert count_of(metrics, OTHER, "/server-side/getFlag", OTHER) == 1
-    assert count_of(metrics, OTHER, OTHER, 400) == 1
+    observer, _ = observer_of()
+    observer.responded(request(b"PROPFIND"), 207)
+    observer.responded(request(b"", b""), 400)  # could not be parsed
+    assert count_of(observer, OTHER, "/server-side/getFlag", OTHER) == 1
+    assert count_of(observer, OTHER, OTHER, 400) == 1
 
 
 def test_the_spellings_that_are_remembered_are_bounded():
-    metrics, _ = metrics_of()
-    for number in range(module.KNOWN_KEYS + 10):
-        metrics.answered(request(b"POST", b"/p%d/events/t" % number), 200)
-        metrics.answered(request(b"POST", b"/p%d" % number), 404)
-    assert len(metrics._index) <= module.KNOWN_KEYS
-    assert count_of(metrics, "POST", "/events/t", 200) == module.KNOWN_KEYS + 10
+    observer, _ = observer_of()
+    for number in range(KNOWN_KEYS + 10):
+        observer.responded(request(b"POST", b"/p%d/events/t" % number), 200)
+        observer.responded(request(b"POST", b"/p%d" % number), 404)
+    assert len(observer._index) <= KNOWN_KEYS
+    assert count_of(observer, "POST", "/events/t", 200) == KNOWN_KEYS + 10
 
 
 def test_every_status_that_the_gateway_sends_is_known():
@@ -438,27 +438,27 @@ def test_every_status_that_the_gateway_sends_is_known():
 
 @pytest.mark.parametrize("weight", [1, 16])
 def test_measured_requests_stand_for_the_others(weight):
-    metrics, _ = metrics_of()
-    metrics._weight = weight
-    find = metrics.sampled(lambda method, path: lambda request: None)
+    observer, _ = observer_of()
+    observer._weight = weight
+    find = observer.sampled(lambda method, path: lambda request: None)
     total = 32_000
     for _ in range(total):
         one = request()
         find(one.method, one.path)(one)
-        metrics.answered(one, 200)
+        observer.responded(one, 200)
     start = REQUEST_SECONDS.at("/server-side/getFlag")
-    measured = sum(metrics.counts[start : start + REQUEST_SECONDS.width - 1])
+    measured = sum(observer.counts[start : start + REQUEST_SECONDS.width - 1])
     assert measured == total if weight == 1 else 0.85 * total < measured < 1.15 * total
-    assert not metrics._started
+    assert not observer._started
 
 
 def test_a_cache_that_begins_anew_takes_nothing_back():
-    metrics, _ = metrics_of()
+    observer, _ = observer_of()
     for hits, misses in ((5, 2), (7, 3), (1, 1)):
-        metrics.count_lookups("location", hits, misses)
-    block = module.CACHE_LOOKUPS
-    assert metrics.counts[block.at("location", "hit")] == 8
-    assert metrics.counts[block.at("location", "miss")] == 4
+        observer.count_lookups("location", hits, misses)
+    block = CACHE_LOOKUPS
+    assert observer.counts[block.at("location", "hit")] == 8
+    assert observer.counts[block.at("location", "miss")] == 4
 
 
 # --- what the counters follow ---------------------------------------------------------

@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 import pytest
 
-from tornado_gateway.telemetry import scoreboard as module
-from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, PLACE_BYTES, Scoreboard, instance_status
+from tornado_gateway.process.status import instance_status
+from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, PLACE_BYTES, Scoreboard
 from tornado_gateway.telemetry.waiting import Reading
 
 
@@ -136,7 +136,7 @@ def test_the_adopter_may_end_as_well():
         instance.end(1, generation - 1)
         instance.worker(1, generation, adopted=instance.board.retirements, waiting=1)
     assert instance.sums() == counts(waiting=1, delivered=3)
-    assert len(instance.board._totals()["left_behind"]) == 1
+    assert len(instance.board._totals()["orphaned"]) == 1
 
 
 def test_events_sent_before_they_are_counted_as_adopted():
@@ -218,8 +218,8 @@ def test_a_writer_that_dies_half_way_leaves_the_record_before():
     board = Scoreboard()
     board.publish(0, record(0, 1, delivered=1))
     board.publish(0, record(0, 1, delivered=2))
-    memory = board._memory
-    memory[8 + module._HALF_BYTES : 8 + 2 * module._HALF_BYTES] = b"\xff" * module._HALF_BYTES  # number 3 would be here
+    half_bytes = board._slots._half_bytes
+    board._slots._memory[8 + half_bytes : 8 + 2 * half_bytes] = b"\xff" * half_bytes  # number 3 would be here
     assert sums(board) == counts(delivered=2)
 
 

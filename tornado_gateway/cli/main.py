@@ -155,7 +155,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from tornado_gateway import logs
     from tornado_gateway.console import admin_token
     from tornado_gateway.process import supervisor, worker
-    from tornado_gateway.telemetry import metrics
+    from tornado_gateway.telemetry.counters import SharedCounters
 
     config = _configuration(arguments)
     secrets = [getattr(config, option.attribute) for option in OPTIONS if option.secret]
@@ -169,7 +169,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         logs.hide(config.admin_token)
     _announce_console(config)
     places = 2 * config.worker_count  # of the scoreboard: while a worker is replaced there are two
-    return supervisor.run(config, partial(worker.run, memory=metrics.Memory(places)))
+    return supervisor.run(config, partial(worker.run, memory=SharedCounters(places)))
 
 
 def _announce_console(config: Config) -> None:

@@ -27,7 +27,8 @@ from tornado_gateway.events.queue import Entry, EventQueue
 from tornado_gateway.http.fields import Fields, required_text, user_id
 from tornado_gateway.settings.mirror import SettingsMirror, Snapshot
 from tornado_gateway.store.interfaces import DeadLetter, EventStore, StateStore
-from tornado_gateway.telemetry.metrics import REQUEST_BUCKETS, REQUEST_SECONDS, Memory
+from tornado_gateway.telemetry.counters import SharedCounters
+from tornado_gateway.telemetry.layout import REQUEST_BUCKETS, REQUEST_SECONDS
 
 Status = Callable[[], Mapping[str, Any]]
 Answer = dict[str, Any]
@@ -58,9 +59,9 @@ class RequestCounts:
         return {"total": self.total, "decisions": self.decisions}
 
 
-def request_latencies(memory: Memory) -> list[int]:
+def request_latencies(memory: SharedCounters) -> list[int]:
     """How many requests took up to each of REQUEST_BUCKETS seconds, and longer than all: so far, in all workers."""
-    rows = [row.counts for place in range(memory.places) if (row := memory.read(place)) is not None]
+    rows = [row.counts for row in memory.read_all()]
     starts = [REQUEST_SECONDS.at(route) for route in REQUEST_SECONDS.values]
     return [
         sum(counts[start + bucket] for counts in rows for start in starts) for bucket in range(len(REQUEST_BUCKETS) + 1)
