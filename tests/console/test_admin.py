@@ -14,9 +14,10 @@ from sdk import wire
 from vendor import Fault, Vendor
 
 from tornado_gateway import core
-from tornado_gateway.console.admin import RECENT_BYTES, RECENT_ENTRIES, History, RecentEvents, quantile_ms
 from tornado_gateway.console.auth import SESSION_SECONDS, Access
 from tornado_gateway.console.descriptions import EVERYONE, describe_features, describe_node, describe_segment, sentence
+from tornado_gateway.console.overview import History, quantile_ms
+from tornado_gateway.console.recent_events import RECENT_BYTES, RECENT_ENTRIES, RecentEvents
 from tornado_gateway.errors import RequestError
 from tornado_gateway.telemetry.layout import REQUEST_BUCKETS
 
@@ -282,7 +283,7 @@ def test_the_token_is_in_no_log(vendor, tmp_path):
 # Console and assets
 
 
-@pytest.mark.parametrize("path", ["/console", "/docs", "/web/console.js", "/web/console.css"])
+@pytest.mark.parametrize("path", ["/console", "/docs", "/web/main.js", "/web/console.css"])
 def test_pages_are_strict_and_cacheable(guarded, path):
     status, headers, body = exchange(guarded, "GET", path)
     assert status == 200

@@ -59,7 +59,7 @@ def test_f1_those_who_start_together_get_the_same_token(tmp_path):
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
 def test_f1_the_mode_does_not_depend_on_the_umask(tmp_path, umask):
     """Row F1."""
-    script = f"import os; os.umask({umask}); from tornado_gateway.admin_token import *; from pathlib import Path; "
+    script = f"import os; os.umask({umask}); from tornado_gateway.console.admin_token import *; from pathlib import Path; "
     subprocess.run([sys.executable, "-c", script + f"ensure(Path({str(tmp_path)!r}))"], check=True, cwd=ROOT)
     assert mode_of(tmp_path / "admin-token") == 0o600
 
@@ -202,7 +202,7 @@ def test_f1_commands_of_another_user_say_why_they_cannot_read_the_token():
 def run_as_other_user(data_dir, arguments):
     script = f"""
 import os, sys
-from tornado_gateway.cli import main
+from tornado_gateway.cli.main import main
 os.setgroups([]); os.setgid({OTHER_USER}); os.setuid({OTHER_USER})
 sys.exit(main({arguments!r}))"""
     environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(data_dir), "ACCOUNT_ID": "1", "SDK_KEY": "none"}

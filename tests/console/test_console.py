@@ -250,7 +250,7 @@ def test_explain_of_all_features(open_page):
 @pytest.mark.parametrize(
     ("field", "text", "message"),
     [
-        ("#explain-id", "", "User id"),
+        ("#explain-id", "", "Enter a user ID"),
         ("#explain-variables", "{plan: gold}", "Custom variables: expected a JSON object"),
         ("#explain-variables", "[1]", "Custom variables: expected a JSON object"),
     ],

@@ -399,7 +399,7 @@ ROUTES_OF_PATHS = {
     b"//events//t": "/events/t",
     b"/prefix/events/t": "/events/t",
     b"/admin/events/requeue": "/admin",
-    b"/web/console.js": "/web",
+    b"/web/main.js": "/web",
     b"/": OTHER,
     b"": OTHER,
     b"/a/b/events/t": OTHER,

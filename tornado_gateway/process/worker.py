@@ -25,8 +25,10 @@ from tornado_gateway.api.router import Api
 from tornado_gateway.api.settings import Publisher
 from tornado_gateway.api.visitors import Lookups
 from tornado_gateway.config import Config
-from tornado_gateway.console.admin import Admin, Explainer, RequestCounts, request_latencies
+from tornado_gateway.console.admin_pages import Admin
 from tornado_gateway.console.auth import Access
+from tornado_gateway.console.explain import Explainer
+from tornado_gateway.console.overview import RequestCounts, request_latencies
 from tornado_gateway.console.pages import build_application
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.lists import Ask, ListChecks
