@@ -13,8 +13,8 @@ from pathlib import Path
 
 from setuptools import setup
 
-# The rooms that run in every request, and that compile settings. The others wait for the kernel, SQLite and libraries in
-# C for most of their time. Each list becomes one library; they are built at the same time.
+# The rooms that run in every request, and that compile settings. The others mostly wait for the kernel, SQLite and
+# libraries in C. Each list becomes one library; they are built at the same time.
 LIBRARIES = [
     (sorted(str(path) for room in rooms for path in Path("tornado_gateway", room).glob("[!_]*.py")), name)
     for name, rooms in {"tornado_gateway.core": ["core"], "tornado_gateway.front": ["http", "api", "events"]}.items()

@@ -239,8 +239,9 @@ def test_the_line_of_a_failed_request_has_its_id(written, log_format, is_async):
 FAILING = """
 import asyncio, sys
 from tornado.web import Application
-from tornado_gateway import http1, logs
-from tornado_gateway.pages import Page
+from tornado_gateway import logs
+from tornado_gateway.http import connection as http1
+from tornado_gateway.console.pages import Page
 
 def fail(asked):
     raise RuntimeError("on purpose")

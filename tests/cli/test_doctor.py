@@ -193,8 +193,8 @@ def test_root_finds_what_the_gateways_user_would_find(tmp_path):
     # Not the whole command: where these tests run, nobody else may be able to read the interpreter's modules.
     code = f"""
 from pathlib import Path
-from tornado_gateway.doctor import _look_at_data_dir
-from tornado_gateway.operations import become_owner
+from tornado_gateway.cli.doctor import _look_at_data_dir
+from tornado_gateway.cli.operations import become_owner
 directory = Path({str(directory)!r})
 print(_look_at_data_dir(directory).code)
 become_owner(directory)

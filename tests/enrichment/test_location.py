@@ -303,7 +303,7 @@ DAMAGE = """
 import random, sys
 from pathlib import Path
 from tornado_gateway.errors import LocationError
-from tornado_gateway.location import LocationReader
+from tornado_gateway.enrichment.location import LocationReader
 
 good, directory = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2])
 chance = random.Random(7)
@@ -470,7 +470,7 @@ def test_the_watch_reloads_and_ends(location, watched):
 SWAP_UNDER_LOAD = """
 import os, sys, threading, time
 from pathlib import Path
-from tornado_gateway.location import LocationReader
+from tornado_gateway.enrichment.location import LocationReader
 
 city, country, path = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]).read_bytes(), Path(sys.argv[3])
 path.write_bytes(city)

@@ -237,18 +237,18 @@ async def test_a_failure_of_everything_keeps_all_events_and_resumes(store, sink,
     assert_balanced(queue)
 
 
-async def test_one_request_at_a_time_while_nothing_succeeds(store):
+async def test_one_request_at_a_time_once_all_events_have_failed(store):
     sink = SlowSink()
     sink.go.set()
     sink.status_of = lambda documents: 503
     queue = await started_queue(store)
     flush = flusher_of(store, queue, sink)
     await append(queue, range(500))
-    assert await flush.flush(everything=True) is False
+    await flush.start()
+    await until(lambda: sink.requests > 50)
     assert sink.most_in_flight <= flusher.PARALLEL_REQUESTS
     sink.most_in_flight = 0
-    await flush.start()
-    await until(lambda: sink.requests > 40)
+    await until(lambda: sink.requests > 70)
     assert sink.most_in_flight == 1
     await flush.stop(30)
     assert (await store.depth()).waiting == 500
@@ -386,6 +386,21 @@ async def test_events_under_the_configured_key_are_kept_although_those_under_ano
     assert_balanced(queue)
 
 
+async def test_many_poisoned_events_in_a_row_do_not_hide_the_others_behind_them(store, sink):
+    """Row A1: as long as nothing succeeds, further events are tried, although many have failed."""
+    bad = 10 * 100
+    sink.status_of = lambda documents: 500 if min(documents) < bad else 200
+    queue = await started_queue(store)
+    flush = flusher_of(store, queue, sink)
+    await append(queue, range(2 * bad))
+    await flush.start()
+    await until(lambda: len(sink.delivered()) == bad)
+    assert sorted(sink.delivered()) == list(range(bad, 2 * bad))
+    await flush.stop(60)
+    await queue.stop()
+    assert_balanced(queue)
+
+
 async def test_a_batch_that_is_too_large_is_halved(store, sink):
     sink.status_of = lambda documents: 413 if len(documents) > 3 else 200
     queue, _ = await deliver(store, sink, range(10), wait_for=lambda: len(sink.delivered()) == 10)
@@ -432,7 +447,7 @@ async def test_the_oldest_dead_letters_beyond_the_limit_are_discarded_and_counte
     later = iter(range(201, 2_000_000, 10))
     while queue.counts.dead + queue.counts.discarded < 20:
         await append(queue, [next(later) for _ in range(10)])
-    assert (queue.counts.dead, queue.counts.discarded) == (5, 15)
+    await until(lambda: (queue.counts.dead, queue.counts.discarded) == (5, 15))
     assert sum(letter.count for letter in await store.dead_letters()) == 5
     await queue.stop()
     await flush.stop(30)

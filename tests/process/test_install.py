@@ -204,7 +204,8 @@ def test_the_virtualenv_of_the_installer_runs_the_gateway(tmp_path):
     command = tmp_path / "opt/tornado-gateway/venv/bin/tornado-gateway"
     answer = run(command, "check", env={"SETTINGS_FILE": str(SAMPLE_SETTINGS), "PATH": os.environ["PATH"]})
     assert answer.returncode == 0, answer.stderr
-    code = "import tornado_gateway.worker, tornado_gateway.doctor, tornado_gateway.store.redis, uvloop"
+    modules = ("process.worker", "cli.doctor", "store.redis.events")
+    code = "import uvloop, " + ", ".join(f"tornado_gateway.{module}" for module in modules)
     assert run(command.with_name("python"), "-c", code, env={"PATH": "/usr/bin"}).returncode == 0
 
 

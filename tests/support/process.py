@@ -163,6 +163,20 @@ class Gateway:
         result: dict[str, Any] = status
         return result
 
+    def wait_for_dead_letters(self, count: int) -> int:
+        """Send good events until so many others are dead: an event dies only while others succeed.
+
+        Returns the number of good events. Needs an upstream that accepts events named "good".
+        """
+        deadline = time.monotonic() + 60
+        sent = 0
+        while self.status()["events"]["dead"] < count:
+            assert time.monotonic() < deadline, self.status()["events"]
+            assert self.post("/events/t?en=good", {"d": {"visId": "G", "event": {"name": "good"}}})[0] == 200
+            sent += 1
+            time.sleep(0.1)
+        return sent
+
     def _answers(self, path: str) -> bool:
         try:
             return self.get(path)[0] == 200

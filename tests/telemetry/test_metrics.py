@@ -464,16 +464,20 @@ def test_a_cache_that_begins_anew_takes_nothing_back():
 # --- what the counters follow ---------------------------------------------------------
 
 
+def is_purchase(event):
+    return event["d"]["event"]["name"] == "purchase"
+
+
 def test_faults_upstream_are_counted(tmp_path):
     options = {"POLLING_TIME": 1000, "FLUSH_EVENTS_INTERVAL": 1}
     with Vendor(sample_document()) as vendor:
-        vendor.event_faults += [Fault(500), Fault(400, times=100)]
+        vendor.event_faults += [Fault(500), Fault(400, times=100, refuses=is_purchase)]
         with Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
             asyncio.run(Load(gateway.port, visitor_requests(1), connections=1, total=4).run())
             gateway.post("/server-side/getFlag", {"featureKey": "nothing", "userId": "u"})
             gateway.get("/get-user-details?userAgent=a&ipAddress=1.2.3.4")
             gateway.get("/get-user-details?userAgent=a&ipAddress=1.2.3.4")
-            _until(gateway, lambda s: s["fme_events_dead", ()] > 0)
+            gateway.wait_for_dead_letters(1)
             samples = _until(gateway, lambda s: s["fme_events_waiting", ()] == 0)
             assert samples["fme_flush_requests_total", (("outcome", "failed"),)] >= 1
             assert samples["fme_flush_requests_total", (("outcome", "refused"),)] >= 1

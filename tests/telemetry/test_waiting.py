@@ -53,8 +53,12 @@ def events_finding(gateway):
 # Row H7: numbers of all workers, whichever of them is asked
 
 
-def fill_two_workers(gateway, state="waiting"):
-    """Send events until two workers hold some in this state. Returns how many there are."""
+def is_not_good(event):
+    return event["d"]["event"]["name"] != "good"
+
+
+def fill_two_workers(gateway):
+    """Send events until two workers hold some that wait. Returns how many there are."""
     sent = 0
 
     def are_two_filled():
@@ -63,10 +67,10 @@ def fill_two_workers(gateway, state="waiting"):
             body = {"eventName": "purchase", "userId": f"user-{sent}"}
             assert gateway.post("/server-side/trackEvent", body)[0] == 200
             sent += 1
-        return sum(worker["events"][state] > 0 for worker in gateway.status()["workers"]) > 1
+        return sum(worker["events"]["waiting"] > 0 for worker in gateway.status()["workers"]) > 1
 
     until(are_two_filled)
-    until(lambda: gateway.status()["events"][state] == sent, gateway.status)
+    until(lambda: gateway.status()["events"]["waiting"] == sent, gateway.status)
     return sent
 
 
@@ -91,10 +95,11 @@ def test_h7_every_page_and_command_counts_the_events_of_all_workers(tmp_path):
 
 def test_h7_the_dead_letters_of_all_workers_are_listed(tmp_path):
     with Vendor(sample_document()) as vendor:
-        vendor.event_faults.append(Fault(404, times=VENDOR_IS_DOWN))
+        vendor.event_faults.append(Fault(404, times=VENDOR_IS_DOWN, refuses=is_not_good))
         options = {"WORKERS": 2, "ADMIN_TOKEN": TOKEN, "FLUSH_EVENTS_INTERVAL": "0.2", "EVENTS_PER_REQUEST": "10"}
         with Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
-            sent = fill_two_workers(gateway, "dead")
+            sent = fill_two_workers(gateway)
+            gateway.wait_for_dead_letters(sent)
             known = gateway.port, gateway.data_dir, vendor
             for _ in range(4):
                 letters = command(known, "events", "list")
@@ -106,19 +111,21 @@ def test_h7_the_dead_letters_of_all_workers_are_listed(tmp_path):
 def test_h7_dead_letters_in_redis_count_after_a_restart(tmp_path):
     """A worker counts the dead of its own time; what Redis holds is more, and became less than 0 by a requeue."""
     with Vendor(sample_document()) as vendor, RedisServer(tmp_path / "redis") as redis:
-        vendor.event_faults.append(Fault(404, times=3))
+        vendor.event_faults.append(Fault(404, times=VENDOR_IS_DOWN, refuses=is_not_good))
         options = {"WORKERS": 2, "ADMIN_TOKEN": TOKEN, "FLUSH_EVENTS_INTERVAL": "0.2"}
         options |= {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": redis.port}
         with Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
             gateway.post("/server-side/trackEvent", {"eventName": "purchase", "userId": "user-1"})
-            until(lambda: gateway.status()["events"]["dead"] == 1, gateway.status)
+            gateway.wait_for_dead_letters(1)
+            until(lambda: gateway.status()["events"]["waiting"] == 0, gateway.status)
+            vendor.event_faults.clear()
             assert gateway.terminate() == 0
             gateway.start()
             until(lambda: gateway.status()["events"]["dead"] == 1, gateway.status)
             known = gateway.port, gateway.data_dir, vendor
             assert command(known, "events", "status")["dead"] == 1
             assert command(known, "events", "requeue", "--all") == {"requeued": 1}
-            vendor.wait_for_events(1)
+            until(lambda: any(map(is_not_good, vendor.events)))
             until(lambda: gateway.status()["events"]["dead"] == 0, gateway.status)
 
 

@@ -8,6 +8,7 @@ leave the store.
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections import Counter, deque
@@ -116,6 +117,8 @@ class Flusher:
         self._unsettled: list[Claim] = []  # all parts are done, but the store has failed to settle them
         # Outcomes of requests
         self._successes: Counter[Identity] = Counter()
+        self._succeeded_at = -math.inf  # by the loop's clock
+        self._recent_seconds = policy.pause_first
         self._failures = 0  # since the last success
         self._paused_until = 0.0
         # The present flush
@@ -208,8 +211,7 @@ class Flusher:
         group.create_task(self._send_parts(group))
 
     def _start_another_sender(self, group: asyncio.TaskGroup) -> None:
-        """Start one unless there are enough. After a failure a single one finds out whether delivery works again."""
-        if self._senders < (1 if self._failures else PARALLEL_REQUESTS):
+        if self._senders < PARALLEL_REQUESTS:
             self._start_sender(group)
 
     async def _send_parts(self, group: asyncio.TaskGroup) -> None:
@@ -227,14 +229,14 @@ class Flusher:
         async with self._claiming:
             if asyncio.get_running_loop().time() < self._paused_until:
                 return None
-            if not self._failures and self._has_retry_due():
+            is_probing = self._paused_until > 0  # to find out whether anything succeeds, other events are tried first
+            if not is_probing and self._has_retry_due():
                 return self._retries.pop()
             if not self._ready and self._is_worth_a_claim():
                 await self._claim_batches()
             if self._ready:
                 return self._ready.popleft()
-            # Nothing succeeds, and no other events are at hand to find out when that changes.
-            return self._retries.pop() if self._failures and self._retries else None
+            return self._retries.pop() if self._retries and (is_probing or self._has_retry_due()) else None
 
     def _has_retry_due(self) -> bool:
         """True if a part is to be sent again now. At stop each one gets a last chance."""
@@ -242,11 +244,11 @@ class Flusher:
         return is_last_chance or self._retries.due <= asyncio.get_running_loop().time()
 
     def _is_worth_a_claim(self) -> bool:
-        if self._failures:  # claim only as many as it takes to find out whether others succeed
-            has_room = self._retries.unexplained < PARALLEL_REQUESTS
-        else:
-            has_room = len(self._retries) < MAX_RETRYING
-        return has_room and (self._must_drain or self._queue.stored - self._claimed >= self._events_per_request)
+        # While nothing succeeds, events behind many that are known to fail have to show whether others succeed.
+        waiting = self._retries.unexplained if self._failures else len(self._retries)
+        if waiting >= MAX_RETRYING:
+            return False
+        return self._must_drain or self._queue.stored - self._claimed >= self._events_per_request
 
     async def _claim_batches(self) -> None:
         """Claim some batches. The store decides what there is; the count of stored events only says when to ask."""
@@ -270,13 +272,12 @@ class Flusher:
         if part.events.count > self._events_per_request:  # stored when EVENTS_PER_REQUEST was larger
             self._ready.extendleft(reversed(part.split(-(-part.events.count // self._events_per_request))))
             return
-        before = self._successes.total()
         if part.successes_seen is None:
             part.successes_seen = self._successes[part.events.identity]
         try:
             await self._send(part.events)
         except UpstreamError as error:
-            self._part_failed(part, error, others_succeeded_meanwhile=self._successes.total() > before)
+            self._part_failed(part, error)
         else:
             self._succeeded(part.events)
             part.claim.delivered += part.events.count
@@ -299,16 +300,16 @@ class Flusher:
         finally:
             self.on_request(outcome, time.monotonic() - before)
 
-    def _part_failed(self, part: Part, error: UpstreamError, *, others_succeeded_meanwhile: bool) -> None:
+    def _part_failed(self, part: Part, error: UpstreamError) -> None:
         is_orphaned = self._is_orphaned(part.events.identity, error.status)
         others_succeed = self._others_succeed(part)
         if others_succeed or is_orphaned or self._is_alone(part.claim):
             part.failures += 1
         pieces = 1 if is_orphaned else pieces_after(error.status, part)
-        if not (others_succeeded_meanwhile or is_orphaned or part.is_culprit):
+        if not (is_orphaned or part.is_culprit):
             self._failures += 1
-            is_isolating = pieces > 1 and error.status in CONTENT_STATUSES
-            if not is_isolating or self._failures > REJECTIONS_BEFORE_PAUSE:
+            is_isolating = pieces > 1 and error.status in CONTENT_STATUSES and self._failures <= REJECTIONS_BEFORE_PAUSE
+            if not (is_isolating or self._has_succeeded_recently()):
                 self._failed(error)
         is_full = len(self._retries) >= MAX_RETRYING
         if is_dead(error.status, part, is_orphaned, others_succeed=others_succeed, is_full=is_full):
@@ -320,6 +321,10 @@ class Flusher:
         else:
             delay = max(self._part_pause.after(max(1, part.failures)), _retry_after(error))
             self._retries.push(asyncio.get_running_loop().time() + delay, part)
+
+    def _has_succeeded_recently(self) -> bool:
+        """True if a request has succeeded so recently that a failure says nothing about delivery as a whole."""
+        return asyncio.get_running_loop().time() - self._succeeded_at < self._recent_seconds
 
     def _is_orphaned(self, identity: Identity, status: int) -> bool:
         """True if VWO rejects a key that is not the configured one: nothing will make it valid again from here."""
@@ -385,6 +390,7 @@ class Flusher:
         if self.last.failing_since is not None:
             self._log.error("delivered", "event delivery resumed after %.0f s", time.time() - self.last.failing_since)
         self._successes[events.identity] += 1
+        self._succeeded_at = asyncio.get_running_loop().time()
         self._reset_failures()
         self.last = LastFlush(at=time.time(), events=events.count)
 
