@@ -98,8 +98,8 @@ class Admin:
     async def explain(self, fields: Fields) -> Json:
         """Raise RequestError for a visitor that getFlag would reject too."""
         snapshot = self._snapshot()
-        answer = await self.explainer.explain(snapshot.settings, fields)
-        return {"settings": {"version": snapshot.settings.version, "hash": snapshot.digest}, **answer}
+        explanation = await self.explainer.explain(snapshot.settings, fields)
+        return {"settings": {"version": snapshot.settings.version, "hash": snapshot.digest}, **explanation}
 
     async def events(self, letters_limit: int = SHOWN_LETTERS) -> Json:
         """Return the oldest dead letters and the newest events."""

@@ -121,7 +121,7 @@ def _explained(
             for impression in decision.impressions
         ],
         "lines": core.explain_lines(trace),
-        "steps": _with_words(trace.steps, settings.document),
+        "steps": _with_descriptions(trace.steps, settings.document),
     }
 
 
@@ -141,13 +141,13 @@ def _deciding_rule(feature: core.Feature | None, decision: core.Decision) -> Jso
     return None
 
 
-def _with_words(steps: Sequence[Mapping[str, Any]], document: dict[str, Any]) -> list[Json]:
+def _with_descriptions(steps: Sequence[Mapping[str, Any]], document: dict[str, Any]) -> list[Json]:
     """Return the steps, with a description of each node of a segment."""
     described = []
     for step in steps:
         copy = dict(step)
         if "node" in step:
             copy["words"] = describe_node(step["node"], document)
-        copy["steps"] = _with_words(step.get("steps") or (), document)
+        copy["steps"] = _with_descriptions(step.get("steps") or (), document)
         described.append(copy)
     return described

@@ -37,7 +37,7 @@ def _at(last: dict[str, Any]) -> float:
 
 
 def _flush_order(worker: WorkerRecord) -> tuple[bool, float]:
-    """Failures first, then the newest: a worker that delivers must not hide one that cannot deliver what it holds."""
+    """Order by failure, then by time: a worker that delivers must not hide another one that cannot."""
     flush = worker["last_flush"]
     return bool(flush["error"] and worker["events"]["waiting"]), _at(flush)
 
