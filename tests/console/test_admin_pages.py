@@ -9,11 +9,12 @@ from urllib.parse import quote
 
 import orjson
 import pytest
-from process import SAMPLE_SETTINGS, Gateway, sample_document
+from process import ROOT, SAMPLE_SETTINGS, Gateway, sample_document
 from sdk import wire
 from vendor import Fault, Vendor
 
 from tornado_gateway.console.auth import SESSION_SECONDS, Access
+from tornado_gateway.console.pages import ASSETS
 from tornado_gateway.errors import RequestError
 
 TOKEN = "correct-horse-battery"
@@ -276,6 +277,12 @@ def test_the_token_is_in_no_log(vendor, tmp_path):
 
 
 # Console and assets
+
+
+def test_each_file_of_the_console_is_served_and_scripts_are_short():
+    directory = ROOT / "tornado_gateway" / "console" / "web"
+    assert {file for file, _ in ASSETS.values()} == {path.name for path in directory.iterdir()}
+    assert max(len(path.read_text().splitlines()) for path in directory.glob("*.js")) <= 220
 
 
 @pytest.mark.parametrize("path", ["/console", "/docs", "/web/main.js", "/web/console.css"])

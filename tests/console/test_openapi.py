@@ -17,10 +17,14 @@ from vendor import Vendor
 
 from tornado_gateway import __version__
 from tornado_gateway.api.router import Api
+from tornado_gateway.api.settings import PULL_PAUSE_SECONDS
+from tornado_gateway.config import OPTIONS
 from tornado_gateway.console.admin_pages import SHOWN_LETTERS
 from tornado_gateway.console.auth import COOKIE, SESSION_SECONDS
 from tornado_gateway.console.openapi import DOCUMENT
+from tornado_gateway.console.overview import SAMPLE_SECONDS, SAMPLES
 from tornado_gateway.console.pages import build_application
+from tornado_gateway.enrichment.lists import FRESH_SECONDS
 
 OPERATIONS = [
     (path, method, operation) for path, item in DOCUMENT["paths"].items() for method, operation in item.items()
@@ -126,10 +130,26 @@ def test_error_texts_are_those_of_the_code(text):
 def test_limits_and_names_are_those_of_the_code():
     assert DOCUMENT["info"]["version"] == __version__
     assert DOCUMENT["components"]["securitySchemes"]["session"]["name"] == COOKIE
-    sign_in = DOCUMENT["paths"]["/admin/session"]["post"]["responses"]["200"]["description"]
-    assert (sign_in, SESSION_SECONDS) == ("Signed in, for twelve hours", 12 * 3600)
     (limit,) = DOCUMENT["paths"]["/admin/events"]["get"]["parameters"]
     assert limit["example"] == SHOWN_LETTERS
+    (queue_limit,) = (option.default for option in OPTIONS if option.name == "EVENT_QUEUE_LIMIT")
+    assert f"{queue_limit} events wait" in orjson.dumps(DOCUMENT["components"]["responses"]["NotAccepted"]).decode()
+
+
+DURATIONS = {1: "once a second", 300: "five minutes", 12 * 3600: "twelve hours"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "seconds"),
+    [
+        ("get", "/server-side/v2-pull", PULL_PAUSE_SECONDS),
+        ("get", "/check-attribute", FRESH_SECONDS),
+        ("post", "/admin/session", SESSION_SECONDS),
+        ("get", "/admin/overview", SAMPLES * SAMPLE_SECONDS),
+    ],
+)
+def test_durations_are_those_of_the_code(method, path, seconds):
+    assert DURATIONS[seconds] in orjson.dumps(DOCUMENT["paths"][path][method]).decode()
 
 
 # --- Examples ---

@@ -21,7 +21,7 @@ def count_of(observer, method, route, status):
     return observer.counts[REQUESTS.at(method, route, status)]
 
 
-def test_a_later_process_in_a_place_goes_on_from_what_the_former_has_left():
+def test_a_later_process_with_a_row_continues_the_counters_of_the_former_one():
     first, memory = observer_of(generation=1)
     first.responded(request(), 200)
     first.publish({})

@@ -28,7 +28,7 @@ class ReadyPage(Page):
         if self._is_stopping():
             self._not_ready("the gateway is shutting down")
         elif self._mirror.current is None:
-            self._not_ready(f"no settings yet: {self._mirror.last_poll.error or 'the first request is under way'}")
+            self._not_ready(f"no settings yet: {self._mirror.last_poll.error or 'the first request is in flight'}")
         else:
             self.write_json({"status": "ready", "settings_age_seconds": age})
 

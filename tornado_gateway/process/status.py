@@ -6,7 +6,7 @@ from typing import Any
 from tornado_gateway.telemetry.scoreboard import Scoreboard, WorkerRecord
 
 # Parts of a record that /status does not show.
-_INTERNAL = frozenset({"place", "generation", "adopted", "is_queue_shared", "last_poll", "reading"})
+_INTERNAL = frozenset({"row", "generation", "adopted", "is_queue_shared", "last_poll", "reading"})
 
 
 def instance_status(scoreboard: Scoreboard, version: str) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Worker:
     ) -> None:
         self._config = config
         self._post = post
-        memory = memory or SharedCounters(post.scoreboard.places)
+        memory = memory or SharedCounters(post.scoreboard.rows)
         self.observer = Observer(memory, post.place, post.generation)
         self._adopted = 0  # how many processes had ended when their logs were last taken over
         self._adopting: asyncio.Task[None] | None = None
@@ -335,7 +335,7 @@ class Worker:
         return {
             "pid": os.getpid(),
             "slot": self._post.slot,
-            "place": self._post.place,
+            "row": self._post.place,
             "generation": self._post.generation,
             "adopted": self._adopted,
             "is_queue_shared": uses_redis(self._config),

@@ -1,6 +1,6 @@
-"""The counters of all workers in shared memory: a row for each place of the scoreboard.
+"""The counters of all workers in shared memory: one row for each row of the scoreboard.
 
-A worker counts in a list of its own and copies it here regularly. A later process in the same place continues from the
+A worker counts in a list of its own and copies it here regularly. A later process with the same row continues from the
 numbers that its predecessor published last, so that no counter ever decreases: when a worker is killed, at most the
 counts since its last copy are lost.
 """
@@ -26,7 +26,7 @@ _ROW_WORDS = 1 + len(GAUGES) + COUNTERS
 
 @dataclass(frozen=True, slots=True)
 class CounterRow:
-    """The numbers that the process `generation` published last: its gauges, and the counts of its place."""
+    """The numbers that the process `generation` published last: its gauges, and the counts of its row."""
 
     generation: int
     gauges: dict[str, float]
@@ -34,25 +34,25 @@ class CounterRow:
 
 
 class SharedCounters:
-    """A row for each place of the scoreboard, written by the process that owns the place. Create it before forking."""
+    """One row for each row of the scoreboard, written by the process that owns it. Create it before forking."""
 
-    def __init__(self, places: int = 1) -> None:
-        self.places = places
+    def __init__(self, rows: int = 1) -> None:
+        self.rows = rows
         slot_bytes = bytes_for(_ROW_WORDS * WORD_BYTES)
-        size = _HEADER_WORDS * WORD_BYTES + places * slot_bytes
+        size = _HEADER_WORDS * WORD_BYTES + rows * slot_bytes
         self._file = _anonymous_file()  # a file, because a lock of a file ends with the process that holds it
         os.ftruncate(self._file, size)
         memory = mmap.mmap(self._file, size)
         self._words = memoryview(memory).cast("Q")
-        self._slots = Slots(memory, places, slot_bytes, start=_HEADER_WORDS * WORD_BYTES)
+        self._slots = Slots(memory, rows, slot_bytes, start=_HEADER_WORDS * WORD_BYTES)
 
-    def write(self, place: int, row: CounterRow) -> None:
+    def write(self, number: int, row: CounterRow) -> None:
         gauges = array.array("d", [row.gauges[name] for name in GAUGES])
         counts = array.array("Q", [row.generation, *row.counts])
-        self._slots.write(place, gauges.tobytes() + counts.tobytes())
+        self._slots.write(number, gauges.tobytes() + counts.tobytes())
 
-    def read(self, place: int) -> CounterRow | None:
-        body = self._slots.read(place)
+    def read(self, number: int) -> CounterRow | None:
+        body = self._slots.read(number)
         if body is None:
             return None
         words = memoryview(body)
@@ -61,7 +61,7 @@ class SharedCounters:
         return CounterRow(generation, dict(zip(GAUGES, gauges, strict=True)), counts)
 
     def read_all(self) -> list[CounterRow]:
-        return [row for place in range(self.places) if (row := self.read(place)) is not None]
+        return [row for number in range(self.rows) if (row := self.read(number)) is not None]
 
     def steady(self, read: Callable[[], tuple[T, dict[str, int]]]) -> tuple[T, dict[str, int]]:
         """Return event counts that never decrease, whichever workers show them one after the other.

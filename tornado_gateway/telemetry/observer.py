@@ -64,11 +64,11 @@ Find = Callable[[bytes, bytes], Callable[[Any], R] | None]  # the handler of a m
 class Observer:
     """The counters of one worker. Its methods are hooks that other rooms call."""
 
-    def __init__(self, memory: SharedCounters, place: int = 0, generation: int = 1) -> None:
-        before = memory.read(place)
+    def __init__(self, memory: SharedCounters, row: int = 0, generation: int = 1) -> None:
+        before = memory.read(row)
         self.counts: list[int] = before.counts if before else [0] * COUNTERS
         self._memory = memory
-        self._place = place
+        self._row = row
         self._generation = generation
         self._started: dict[ObservedRequest, tuple[float, int]] = {}
         self._index: dict[tuple[bytes, bytes, int], int] = {}
@@ -91,7 +91,7 @@ class Observer:
     def publish(self, gauges: Mapping[str, float | None]) -> None:
         """Copy all numbers into shared memory."""
         shown = {name: math.nan if (value := gauges.get(name)) is None else float(value) for name in GAUGES}
-        self._memory.write(self._place, CounterRow(self._generation, shown, self.counts))
+        self._memory.write(self._row, CounterRow(self._generation, shown, self.counts))
 
     # --- Requests ---
 

@@ -85,7 +85,7 @@ class Exposition(Collector):
         return reading, reading.events
 
     def _row(self, worker: WorkerRecord) -> CounterRow | None:
-        row = self._memory.read(worker["place"])
+        row = self._memory.read(worker["row"])
         return row if row is not None and row.generation == worker["generation"] else None
 
     def _processes(self, counts: list[int], workers: list[WorkerRecord]) -> Iterator[Metric]:

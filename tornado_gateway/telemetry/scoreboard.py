@@ -1,6 +1,6 @@
-"""The numbers of the whole instance, readable by every worker: shared memory with one place for each process.
+"""The numbers of the whole instance, readable by every worker: shared memory with one row for each process.
 
-The parent creates it before it forks. Each worker publishes in its own place, so writers never block each other, and
+The parent creates it before it forks. Each worker writes its own row, so writers never block each other, and
 `/status` of any worker shows the sums.
 
 All rules about the sums are in this file:
@@ -35,7 +35,7 @@ from tornado_gateway.telemetry.slots import WORD_BYTES, Slots
 
 WorkerRecord = dict[str, Any]
 
-PLACE_BYTES = 65536
+ROW_BYTES = 65536
 FINAL_COUNTS = ("delivered", "rejected", "discarded")
 EVENT_COUNTS = ("received", "waiting", "dead", *FINAL_COUNTS)
 
@@ -60,35 +60,35 @@ class InstanceReading:
 class Scoreboard:
     """One record for each process, replaced as a whole. Create it before forking.
 
-    A record belongs to a `generation`, the number of a process; later processes in a place have higher ones.
+    A record belongs to a `generation`, the number of a process; later processes in a row have higher ones.
     """
 
-    def __init__(self, places: int = 1) -> None:
-        self.places = places
+    def __init__(self, rows: int = 1) -> None:
+        self.rows = rows
         self.started_at = time.monotonic()
-        records_bytes = (places + 1) * PLACE_BYTES  # the last place is for the totals
-        memory = mmap.mmap(-1, records_bytes + places * WORD_BYTES)
-        self._slots = Slots(memory, places + 1, PLACE_BYTES)
+        records_bytes = (rows + 1) * ROW_BYTES  # the last row is for the totals
+        memory = mmap.mmap(-1, records_bytes + rows * WORD_BYTES)
+        self._slots = Slots(memory, rows + 1, ROW_BYTES)
         self._beats = memoryview(memory).cast("Q")[records_bytes // WORD_BYTES :]
 
-    def beat(self, place: int) -> None:
-        """Record a heartbeat of the process that owns the place.
+    def beat(self, row: int) -> None:
+        """Record a heartbeat of the process that owns the row.
 
         Separate from the record, because a record that cannot be written is no reason to end a worker.
         """
-        self._beats[place] = time.monotonic_ns()
+        self._beats[row] = time.monotonic_ns()
 
-    def last_beat(self, place: int) -> float:
+    def last_beat(self, row: int) -> float:
         """Return the time of the last heartbeat, 0.0 at first. All processes of a machine share the monotonic clock."""
-        return self._beats[place] / 1e9
+        return self._beats[row] / 1e9
 
-    def publish(self, place: int, record: Mapping[str, Any]) -> None:
-        """Replace the record of a place. Only the process that owns the place may call it."""
-        self._write(place, record)
+    def publish(self, row: int, record: Mapping[str, Any]) -> None:
+        """Replace the record of a row. Only the process that owns the row may call it."""
+        self._write(row, record)
 
     def read_all(self) -> InstanceReading:
         """Read the totals last: a worker that is retired in the meantime is found in them and omitted here."""
-        records = [record for place in range(self.places) if (record := self._read(place)) is not None]
+        records = [record for row in range(self.rows) if (record := self._read(row)) is not None]
         totals = self._totals()
         living = [record for record in records if not _is_retired(record, totals)]
         adopted = max([totals["adopted"], *(record.get("adopted", 0) for record in living)])
@@ -108,12 +108,12 @@ class Scoreboard:
         counted = {name: events[name] for name in EVENT_COUNTS}
         return InstanceReading(living, counted, waiting.merged(holders, is_shared=is_shared))
 
-    def retire(self, place: int, generation: int) -> None:
+    def retire(self, row: int, generation: int) -> None:
         """Keep the counts of a process that has ended. Only the parent may call it."""
         totals = self._totals()
-        final = self._read(place)
+        final = self._read(row)
         totals["retirements"] += 1
-        totals["retired"][str(place)] = generation
+        totals["retired"][str(row)] = generation
         if final is not None and final["generation"] == generation:
             counts: Counter[str] = Counter(final["events"])
             if final["is_queue_shared"]:
@@ -128,7 +128,7 @@ class Scoreboard:
                 totals["orphaned"].append([totals["retirements"], _received(orphaned), reading])
         adopted = max([totals["adopted"], *self._adopted()])
         totals["orphaned"] = [entry for entry in totals["orphaned"] if entry[0] > adopted]
-        self._write(self.places, totals)
+        self._write(self.rows, totals)
 
     @property
     def retirements(self) -> int:
@@ -140,22 +140,22 @@ class Scoreboard:
         return retirements
 
     def _adopted(self) -> Iterable[int]:
-        for place in range(self.places):
-            yield (self._read(place) or {}).get("adopted", 0)
+        for row in range(self.rows):
+            yield (self._read(row) or {}).get("adopted", 0)
 
     def _totals(self) -> dict[str, Any]:
-        return self._read(self.places) or orjson.loads(orjson.dumps(_NO_TOTALS))
+        return self._read(self.rows) or orjson.loads(orjson.dumps(_NO_TOTALS))
 
-    def _write(self, place: int, record: Mapping[str, Any]) -> None:
-        self._slots.write(place, orjson.dumps(record))
+    def _write(self, row: int, record: Mapping[str, Any]) -> None:
+        self._slots.write(row, orjson.dumps(record))
 
-    def _read(self, place: int) -> WorkerRecord | None:
-        body = self._slots.read(place)
+    def _read(self, row: int) -> WorkerRecord | None:
+        body = self._slots.read(row)
         return None if body is None else orjson.loads(body)
 
 
 def _is_retired(record: WorkerRecord, totals: dict[str, Any]) -> bool:
-    return bool(record["generation"] <= totals["retired"].get(str(record["place"]), 0))
+    return bool(record["generation"] <= totals["retired"].get(str(record["row"]), 0))
 
 
 def _reading(record: WorkerRecord) -> waiting.Reading:
