@@ -41,11 +41,6 @@ EXCEPTIONS = {  # (file, imported module or library)
     ("events/queue.py", "tornado_gateway.http.connection"),
     ("logs.py", "tornado_gateway.http.connection"),
     ("settings/documents.py", "tornado_gateway.http.connection"),
-    ("telemetry/metrics.py", "prometheus_client"),
-    ("telemetry/metrics.py", "prometheus_client.exposition"),
-    ("telemetry/metrics.py", "prometheus_client.metrics_core"),
-    ("telemetry/metrics.py", "prometheus_client.registry"),
-    ("telemetry/metrics.py", "tornado_gateway.http.connection"),
 }
 CYCLES = {  # (importing module, imported module) that close a circle
     ("tornado_gateway.core.model", "tornado_gateway.core.segments"),

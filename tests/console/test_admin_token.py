@@ -59,10 +59,9 @@ def test_f1_those_who_start_together_get_the_same_token(tmp_path):
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
 def test_f1_the_mode_does_not_depend_on_the_umask(tmp_path, umask):
     """Row F1."""
-    script = (
-        f"import os; os.umask({umask}); from tornado_gateway.console.admin_token import *; from pathlib import Path; "
-    )
-    subprocess.run([sys.executable, "-c", script + f"ensure(Path({str(tmp_path)!r}))"], check=True, cwd=ROOT)
+    script = f"import os; os.umask({umask}); from tornado_gateway.console.admin_token import *; "
+    script += f"from pathlib import Path; ensure(Path({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
     assert mode_of(tmp_path / "admin-token") == 0o600
 
 

@@ -250,7 +250,7 @@ def test_explain_of_all_features(open_page):
 @pytest.mark.parametrize(
     ("field", "text", "message"),
     [
-        ("#explain-id", "", "User id"),
+        ("#explain-id", "", "Enter a user ID"),
         ("#explain-variables", "{plan: gold}", "Custom variables: expected a JSON object"),
         ("#explain-variables", "[1]", "Custom variables: expected a JSON object"),
     ],
@@ -438,8 +438,8 @@ def test_axe_finds_no_serious_fault(open_page, guarded, scheme, width):
         show(page, tab)
         page.wait_for_timeout(300)
         assert faults(page) == [], tab
-    docs = open_page("/docs#getFlag", color_scheme=scheme, width=width)
-    docs.locator("#getFlag[open] .try button").click()
+    docs = open_page("/docs#get_flag", color_scheme=scheme, width=width)
+    docs.locator("#get_flag[open] .try button").click()
     expect(docs.locator(".try .pill")).to_have_text("200")
     assert faults(docs) == []
     locked = open_page(at=guarded, color_scheme=scheme, width=width)
@@ -624,7 +624,7 @@ def test_the_api_page_describes_and_tries(open_page):
     page.fill("#filter", "")
     assert page.locator(".operation").count() > 25
     page.click("#contents a:has-text('/get-user-details')")
-    expect(page.locator("#userDetails")).to_have_attribute("open", "")
+    expect(page.locator("#get_user_details")).to_have_attribute("open", "")
 
 
 # Nobody else is asked

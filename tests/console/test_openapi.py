@@ -1,7 +1,9 @@
-"""The API description is held to the route tables, to its own standard, and to what the gateway answers."""
+"""The API description agrees with the routes, limits and texts of the code, with its standard, and with a gateway."""
 
+import ast
 import http.client
 import inspect
+import re
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
@@ -10,12 +12,19 @@ import jsonschema
 import orjson
 import pytest
 from openapi_spec_validator import validate
-from process import Gateway, sample_document
+from process import ROOT, Gateway, sample_document
 from vendor import Vendor
 
+from tornado_gateway import __version__
 from tornado_gateway.api.router import Api
+from tornado_gateway.api.settings import PULL_PAUSE_SECONDS
+from tornado_gateway.config import OPTIONS
+from tornado_gateway.console.admin_pages import SHOWN_LETTERS
+from tornado_gateway.console.auth import COOKIE, SESSION_SECONDS
 from tornado_gateway.console.openapi import DOCUMENT
+from tornado_gateway.console.overview import SAMPLE_SECONDS, SAMPLES
 from tornado_gateway.console.pages import build_application
+from tornado_gateway.enrichment.lists import FRESH_SECONDS
 
 OPERATIONS = [
     (path, method, operation) for path, item in DOCUMENT["paths"].items() for method, operation in item.items()
@@ -35,7 +44,7 @@ def data_routes() -> set[tuple[str, str]]:
 
 
 def page_routes() -> set[tuple[str, str]]:
-    """Without the files that pages are made of."""
+    """The routes of pages, without their scripts and styles."""
     parts = [Anything() for _ in inspect.signature(build_application).parameters]
     application = build_application(*parts)  # type: ignore[arg-type]
     return {
@@ -63,20 +72,97 @@ def test_names_are_unique_and_tags_are_explained():
     }
 
 
-def test_every_schema_is_used():
+@pytest.mark.parametrize("kind", ["schemas", "responses"])
+def test_every_component_is_used(kind):
     text = orjson.dumps(DOCUMENT).decode()
-    for name in DOCUMENT["components"]["schemas"]:
-        assert f'"#/components/schemas/{name}"' in text, name
+    for name in DOCUMENT["components"][kind]:
+        assert f'"#/components/{kind}/{name}"' in text, name
+
+
+def test_names_are_good_names_in_generated_clients():
+    """Generators derive modules from tags and functions from operation ids: both are words in snake case already."""
+    names = [tag["name"] for tag in DOCUMENT["tags"]]
+    names += [operation["operationId"] for _, _, operation in OPERATIONS]
+    assert {"sdks", "get_flag", "track_event"} <= set(names)
+    assert [name for name in names if not re.fullmatch(r"[a-z]+(_[a-z]+)*", name)] == []
+    assert all(tag["x-displayName"] for tag in DOCUMENT["tags"])
+
+
+def resolved(operation):
+    """The operation with the responses that it shares with others."""
+    shared = DOCUMENT["components"]["responses"]
+    responses = {
+        status: shared[response["$ref"].rpartition("/")[2]] if "$ref" in response else response
+        for status, response in operation["responses"].items()
+    }
+    return operation | {"responses": responses}
+
+
+# --- Texts and limits of the code ---
+
+
+def error_patterns():
+    """A pattern for each string in the package; the fields of an f-string match anything."""
+    for path in (ROOT / "tornado_gateway").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield re.escape(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                texts = [part.value if isinstance(part, ast.Constant) else None for part in node.values]
+                if any(text and re.search(r"\w{4}", text) for text in texts):
+                    yield "".join(".*" if text is None else re.escape(text) for text in texts)
+
+
+def described_errors():
+    responses = [response for _, _, operation in OPERATIONS for response in resolved(operation)["responses"].values()]
+    examples = [content.get("example") for response in responses for content in response.get("content", {}).values()]
+    return sorted({example["error"] for example in examples if isinstance(example, dict) and "error" in example})
+
+
+PATTERNS = set(error_patterns())
+
+
+@pytest.mark.parametrize("text", described_errors())
+def test_error_texts_are_those_of_the_code(text):
+    assert any(re.fullmatch(pattern, text) for pattern in PATTERNS)
+
+
+def test_limits_and_names_are_those_of_the_code():
+    assert DOCUMENT["info"]["version"] == __version__
+    assert DOCUMENT["components"]["securitySchemes"]["session"]["name"] == COOKIE
+    (limit,) = DOCUMENT["paths"]["/admin/events"]["get"]["parameters"]
+    assert limit["example"] == SHOWN_LETTERS
+    (queue_limit,) = (option.default for option in OPTIONS if option.name == "EVENT_QUEUE_LIMIT")
+    assert f"{queue_limit} events wait" in orjson.dumps(DOCUMENT["components"]["responses"]["NotAccepted"]).decode()
+
+
+DURATIONS = {1: "once a second", 300: "five minutes", 12 * 3600: "twelve hours"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "seconds"),
+    [
+        ("get", "/server-side/v2-pull", PULL_PAUSE_SECONDS),
+        ("get", "/check-attribute", FRESH_SECONDS),
+        ("post", "/admin/session", SESSION_SECONDS),
+        ("get", "/admin/overview", SAMPLES * SAMPLE_SECONDS),
+    ],
+)
+def test_durations_are_those_of_the_code(method, path, seconds):
+    assert DURATIONS[seconds] in orjson.dumps(DOCUMENT["paths"][path][method]).decode()
+
+
+# --- Examples ---
 
 
 def check(schema: dict[str, Any], value: object) -> None:
-    """Against a schema of the document."""
+    """Validate a value against a schema of the document."""
     jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]}).validate(value)
 
 
 def contents(operation):
-    """All places with a schema and an example: bodies and answers."""
-    parts = [operation.get("requestBody", {}), *operation["responses"].values()]
+    """All places with a schema and an example: bodies and responses."""
+    parts = [operation.get("requestBody", {}), *resolved(operation)["responses"].values()]
     return [content for part in parts for content in part.get("content", {}).values()]
 
 
@@ -93,7 +179,7 @@ def test_every_operation_says_how_it_goes_wrong(path, method, operation):
     if "requestBody" in operation or operation.get("security"):
         assert refusals
     for status in refusals:
-        content = operation["responses"][status]["content"]["application/json"]
+        content = resolved(operation)["responses"][status]["content"]["application/json"]
         assert content["example"], (path, status)
 
 

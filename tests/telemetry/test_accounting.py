@@ -12,7 +12,7 @@ import orjson
 from ledger import acknowledged, arrived, visitor_requests
 from load import Load
 from process import Gateway, sample_document
-from test_metrics import assert_adds_up, samples_of, scrape
+from test_prometheus import assert_adds_up, samples_of, scrape
 from vendor import Fault, Vendor
 
 SECONDS = float(os.environ.get("ACCOUNTING_SECONDS", "20"))

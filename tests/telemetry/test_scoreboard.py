@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 import pytest
 
-from tornado_gateway.telemetry import scoreboard as module
-from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, PLACE_BYTES, Scoreboard, instance_status
+from tornado_gateway.process.status import instance_status
+from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, ROW_BYTES, Scoreboard
 from tornado_gateway.telemetry.waiting import Reading
 
 
@@ -17,11 +17,11 @@ def counts(waiting=0, delivered=0, dead=0, rejected=0, discarded=0):
     return {"received": sum(done.values()), **done}
 
 
-def record(place, generation, adopted=0, **events):
+def record(row, generation, adopted=0, **events):
     return {
         "pid": 1000 + generation,
-        "slot": place,
-        "place": place,
+        "slot": row,
+        "row": row,
         "generation": generation,
         "adopted": adopted,
         "is_queue_shared": False,
@@ -46,14 +46,14 @@ def sums(board):
 class Instance:
     """Publishes as workers do."""
 
-    def __init__(self, places=4):
-        self.board = Scoreboard(places)
+    def __init__(self, rows=4):
+        self.board = Scoreboard(rows)
 
-    def worker(self, place, generation, adopted=0, **events):
-        self.board.publish(place, record(place, generation, adopted, **events))
+    def worker(self, row, generation, adopted=0, **events):
+        self.board.publish(row, record(row, generation, adopted, **events))
 
-    def end(self, place, generation):
-        self.board.retire(place, generation)
+    def end(self, row, generation):
+        self.board.retire(row, generation)
 
     def sums(self):
         return sums(self.board)
@@ -136,7 +136,7 @@ def test_the_adopter_may_end_as_well():
         instance.end(1, generation - 1)
         instance.worker(1, generation, adopted=instance.board.retirements, waiting=1)
     assert instance.sums() == counts(waiting=1, delivered=3)
-    assert len(instance.board._totals()["left_behind"]) == 1
+    assert len(instance.board._totals()["orphaned"]) == 1
 
 
 def test_events_sent_before_they_are_counted_as_adopted():
@@ -153,7 +153,7 @@ def test_events_sent_before_they_are_counted_as_adopted():
 def test_a_queue_that_is_shared_with_other_machines_is_counted_once():
     board = Scoreboard(2)
 
-    def publish(place, generation, received, delivered, waiting):
+    def publish(row, generation, received, delivered, waiting):
         events = {
             "received": received,
             "waiting": waiting,
@@ -162,7 +162,7 @@ def test_a_queue_that_is_shared_with_other_machines_is_counted_once():
             "rejected": 0,
             "discarded": 0,
         }
-        board.publish(place, record(place, generation) | {"is_queue_shared": True, "events": events})
+        board.publish(row, record(row, generation) | {"is_queue_shared": True, "events": events})
 
     publish(0, 1, received=10, delivered=2, waiting=12)
     publish(1, 2, received=5, delivered=1, waiting=12)
@@ -179,13 +179,13 @@ def test_a_worker_that_never_published():
     instance.end(0, 1)
     instance.worker(0, 2, delivered=1)
     instance.end(0, 2)
-    instance.end(0, 3)  # its place still holds the record of its predecessor
+    instance.end(0, 3)  # its row still holds the record of its predecessor
     assert instance.sums() == counts(delivered=1)
 
 
 def test_p1_a_heartbeat_is_seen_by_the_parent_and_belongs_to_one_place():
     board = Scoreboard(3)
-    assert [board.last_beat(place) for place in range(3)] == [0.0] * 3
+    assert [board.last_beat(row) for row in range(3)] == [0.0] * 3
     before = time.monotonic()
     pid = os.fork()
     if pid == 0:
@@ -210,7 +210,7 @@ def test_a_record_that_is_too_large_is_refused():
     board = Scoreboard()
     board.publish(0, record(0, 1))
     with pytest.raises(ValueError, match="does not fit"):
-        board.publish(0, record(0, 1) | {"last_error": "x" * PLACE_BYTES})
+        board.publish(0, record(0, 1) | {"last_error": "x" * ROW_BYTES})
     assert len(board.read_all().workers) == 1
 
 
@@ -218,8 +218,8 @@ def test_a_writer_that_dies_half_way_leaves_the_record_before():
     board = Scoreboard()
     board.publish(0, record(0, 1, delivered=1))
     board.publish(0, record(0, 1, delivered=2))
-    memory = board._memory
-    memory[8 + module._HALF_BYTES : 8 + 2 * module._HALF_BYTES] = b"\xff" * module._HALF_BYTES  # number 3 would be here
+    half_bytes = board._slots._half_bytes
+    board._slots._memory[8 + half_bytes : 8 + 2 * half_bytes] = b"\xff" * half_bytes  # number 3 would be here
     assert sums(board) == counts(delivered=2)
 
 
@@ -271,15 +271,15 @@ def test_the_status_takes_what_differs_from_the_worker_that_knows_best():
 # What waits (rows H7 and H8)
 
 
-def holding(place, generation, waiting, is_shared=False, **reading):
+def holding(row, generation, waiting, is_shared=False, **reading):
     known = asdict(Reading(**{"at": time.time(), "stuck_after": 60.0, **reading}))
-    return record(place, generation, waiting=waiting) | {"reading": known, "is_queue_shared": is_shared}
+    return record(row, generation, waiting=waiting) | {"reading": known, "is_queue_shared": is_shared}
 
 
 def status_of(*records):
     board = Scoreboard(len(records))
     for one in records:
-        board.publish(one["place"], one)
+        board.publish(one["row"], one)
     return instance_status(board, "1")
 
 

@@ -1,4 +1,4 @@
 """Pages for operators: console, API description, administration.
 
-Only this room knows tornado.web and who may see what. Used by `process`.
+Only this room knows tornado.web and the access rules of operators. Used by `process`.
 """

@@ -1,12 +1,12 @@
 """Access to the operators' endpoints, and the session of the console.
 
-A request needs the admin token (`admin_token.py`) as a bearer token, or the cookie that `POST /admin/session` gives for
-it. The cookie is signed with the token, so every worker accepts it without having seen it, and a new token ends all
-sessions. The address of a client, its Host and its headers prove nothing: behind a proxy on this machine every client
-looks local.
+A request needs the admin token (`admin_token.py`) as a bearer token, or the cookie that `POST /admin/session` returns
+for it. The cookie is signed with the token, so every worker accepts it without shared state, and a new token ends all
+sessions. The address of a client, its Host and its other headers are no credentials: behind a proxy on this machine
+every client looks local.
 
-What changes something must not come from another site's page: the browser says where it is from, and a form cannot send
-JSON.
+Requests that change something must not come from another site's page. Browsers send the origin of the page, and a form
+cannot send JSON.
 """
 
 import base64
@@ -42,7 +42,7 @@ class Access:
             raise RequestError(401, NO_TOKEN)
 
     def check_change(self, request: HTTPServerRequest) -> None:
-        """Is it a request of our own page, or of no page at all?"""
+        """Reject a request that another site's page may have sent."""
         if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
             raise RequestError(415, "expected Content-Type: application/json")
         origin = request.headers.get("Origin")
@@ -59,7 +59,7 @@ class Access:
         return f"{content}.{self._signature(content)}"
 
     def is_encrypted(self, request: HTTPServerRequest) -> bool:
-        """TLS here, or at a trusted proxy. The right-most value is the one that the nearest proxy has set."""
+        """True if TLS ends here or at a trusted proxy. The last value is the one that the nearest proxy has set."""
         if request.protocol == "https":
             return True
         address = _address(request.remote_ip)
@@ -99,6 +99,6 @@ def _address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address 
 
 
 def is_operators_path(path: str) -> bool:
-    """Whether a path leads below /admin when it is decoded and normalized, as proxies do. No page has such a path."""
+    """True if a path is below /admin after decoding and normalizing, as proxies do."""
     normal = posixpath.normpath(unquote(path)).lower()
     return normal.strip("/").partition("/")[0] == "admin"

@@ -1,7 +1,7 @@
-"""Features, rules and segments in the words of a person, for the console and for whoever reads an account.
+"""Features, rules and segments described for people.
 
-Conditions are said as the engine decides them, not as they look: one that the SDKs skip, or that can never be true
-where it stands, says so.
+Conditions are described as the engine evaluates them. A condition that the SDKs skip, or that can never be true in its
+place, has a note about it.
 """
 
 import re
@@ -11,13 +11,14 @@ from typing import Any
 from tornado_gateway.core import Feature, Settings
 
 Document = dict[str, Any]
-Words = dict[str, Any]  # {"text": ...}, or {"all" | "any" | "not": [Words, ...]}; both may have a "note"
+# {"text": ...}, or {"all" | "any" | "not": [Description, ...]}; both may have a "note"
+Description = dict[str, Any]
 
-DEEPEST_NODE = 60  # of what is described; the engine goes on
+MAX_DEPTH = 60  # of described conditions; the engine has no such limit
 EVERYONE = "everyone"
 
 _KINDS = {"FLAG_ROLLOUT": "rollout", "FLAG_TESTING": "ab", "FLAG_PERSONALIZE": "personalize"}
-_KIND_WORDS = {"rollout": "Rollout", "ab": "A/B test", "personalize": "Personalisation", "other": "Other campaign"}
+_KIND_NAMES = {"rollout": "Rollout", "ab": "A/B test", "personalize": "Personalisation", "other": "Other campaign"}
 _LOCATION = {"country": "country", "region": "region", "city": "city"}
 _DEVICE = {"os": "operating system", "browser_string": "browser", "device_type": "device type", "device": "device"}
 
@@ -26,11 +27,11 @@ NEVER_ALONE = "never true: locations count only inside “all of”"
 NEVER_MIXED = "never true: device facts count only in an “any of” that has nothing else"
 
 
-# --- features ----------------------------------------------------------------
+# --- Features ---
 
 
-def describe_features(settings: Settings) -> list[Words]:
-    """All features in the order of the document."""
+def describe_features(settings: Settings) -> list[Description]:
+    """Describe all features, in the order of the document."""
     document = settings.document
     campaigns = {campaign["id"]: campaign for campaign in _items(document["campaigns"])}
     by_key: dict[str, Document] = {}
@@ -43,7 +44,7 @@ def describe_features(settings: Settings) -> list[Words]:
     ]
 
 
-def _feature(settings: Settings, campaigns: Mapping[Any, Document], item: Document, feature: Feature) -> Words:
+def _feature(settings: Settings, campaigns: Mapping[Any, Document], item: Document, feature: Feature) -> Description:
     linked = [(rule, campaigns[rule["campaignId"]]) for rule in item["rules"] if rule["campaignId"] in campaigns]
     rules = [_rule(settings, rule, campaign) for rule, campaign in linked]
     return {
@@ -65,8 +66,8 @@ def _feature(settings: Settings, campaigns: Mapping[Any, Document], item: Docume
     }
 
 
-def _variable_names(rules: Sequence[Words]) -> list[Words]:
-    found: dict[str, Words] = {}
+def _variable_names(rules: Sequence[Description]) -> list[Description]:
+    found: dict[str, Description] = {}
     for rule in rules:
         for variation in rule["variations"]:
             for variable in variation["variables"]:
@@ -74,7 +75,7 @@ def _variable_names(rules: Sequence[Words]) -> list[Words]:
     return list(found.values())
 
 
-def _metric(metric: Document) -> Words:
+def _metric(metric: Document) -> Description:
     return {
         "identifier": metric["identifier"],
         "type": metric["type"],
@@ -82,31 +83,31 @@ def _metric(metric: Document) -> Words:
     }
 
 
-def _holdout(settings: Settings, holdout_id: object) -> Words:
+def _holdout(settings: Settings, holdout_id: object) -> Description:
     document = next(item for item in _items(settings.document.get("holdouts")) if item["id"] == holdout_id)
-    who = describe_segment(document["segments"], settings.document)
+    audience = describe_segment(document["segments"], settings.document)
     percent = document["percentTraffic"]
     return {
         "id": holdout_id,
         "name": document["name"],
         "percent": percent,
         "is_global": document["isGlobal"],
-        "segment": who,
-        "text": f"Withheld {_reach(who, percent)}",
+        "segment": audience,
+        "text": f"Withheld {_reach(audience, percent)}",
     }
 
 
-# --- rules -------------------------------------------------------------------
+# --- Rules ---
 
 
-def _rule(settings: Settings, rule: Document, campaign: Document) -> Words:
+def _rule(settings: Settings, rule: Document, campaign: Document) -> Description:
     kind = _KINDS.get(campaign["type"], "other")
     items = _items(campaign["variations"])
     named = [item for item in items if item["id"] == rule.get("variationId")] or items
     shown = named if kind in ("ab", "other") else named[:1]
     segment = campaign["segments"] if kind == "ab" else (shown[0].get("segments") if shown else None)
     percent = campaign.get("percentTraffic") if kind == "ab" else (shown[0]["weight"] if shown else None)
-    who = describe_segment(segment, settings.document)
+    audience = describe_segment(segment, settings.document)
     is_forced = kind == "ab" and bool(campaign.get("isForcedVariationEnabled"))
     ranges = _ranges(settings, campaign)
     variations = [_variation(settings, item, kind, ranges, is_forced) for item in shown]
@@ -119,17 +120,17 @@ def _rule(settings: Settings, rule: Document, campaign: Document) -> Words:
             "name": campaign["name"],
             "status": campaign["status"],
         },
-        "who": sentence(who),
-        "segment": who,
+        "who": sentence(audience),
+        "segment": audience,
         "percent": percent,
         "variations": variations,
         "group": _group(settings.document, campaign["id"], shown, kind),
-        "text": _rule_text(kind, who, percent, variations),
+        "text": _rule_text(kind, audience, percent, variations),
     }
 
 
 def _ranges(settings: Settings, campaign: Document) -> Mapping[Any, tuple[int, int]]:
-    """The buckets of 10,000 that the engine gives to each variation."""
+    """Return the range of the 10,000 buckets for each variation."""
     for variations in settings.variations_by_key.get(campaign["key"], ()):
         return {variation.id: (variation.start, variation.end) for variation in variations}
     return {}
@@ -137,7 +138,7 @@ def _ranges(settings: Settings, campaign: Document) -> Mapping[Any, tuple[int, i
 
 def _variation(
     settings: Settings, item: Document, kind: str, ranges: Mapping[Any, tuple[int, int]], is_forced: bool
-) -> Words:
+) -> Description:
     first, last = ranges.get(item["id"], (0, 0))
     listed = describe_segment(item.get("segments"), settings.document) if is_forced and item.get("segments") else None
     return {
@@ -153,22 +154,22 @@ def _variation(
     }
 
 
-def _rule_text(kind: str, who: Words, percent: object, variations: Sequence[Words]) -> str:
+def _rule_text(kind: str, audience: Description, percent: object, variations: Sequence[Description]) -> str:
     names = ", ".join(f"{item['name']} {_percent(item['weight'])}" for item in variations)
     shown = names if kind == "ab" else "".join(item["name"] for item in variations[:1])
-    return f"{_KIND_WORDS[kind]} {_reach(who, percent)}: {shown}"
+    return f"{_KIND_NAMES[kind]} {_reach(audience, percent)}: {shown}"
 
 
-def _reach(who: Words, percent: object) -> str:
-    """Whom a rule is for, and which share of them."""
+def _reach(audience: Description, percent: object) -> str:
+    """Describe the audience of a rule, and the share of it that is included."""
     is_all = percent in (100, None)
-    if who.get("text") == EVERYONE:
+    if audience.get("text") == EVERYONE:
         return f"for {EVERYONE}" if is_all else f"for {_percent(percent)} of all visitors"
     share = "" if is_all else f"for {_percent(percent)} of the visitors "
-    return f"{share}when {sentence(who)}"
+    return f"{share}when {sentence(audience)}"
 
 
-def _group(document: Document, campaign_id: object, shown: Sequence[Document], kind: str) -> Words | None:
+def _group(document: Document, campaign_id: object, shown: Sequence[Document], kind: str) -> Description | None:
     members = document.get("campaignGroups") or {}
     personal = f"{campaign_id}_{shown[0]['id']}" if shown else ""
     number = members.get(personal if kind == "personalize" else str(campaign_id))
@@ -198,48 +199,48 @@ def _group_text(group: Document, called: Mapping[str, str], is_random: bool) -> 
     return text + first + others
 
 
-# --- segments ----------------------------------------------------------------
+# --- Segments ---
 
 
-def describe_segment(segment: object, document: Document) -> Words:
-    """A segment as a tree of words; without one, everyone."""
+def describe_segment(segment: object, document: Document) -> Description:
+    """Describe a segment as a tree; without a segment, everyone."""
     if not segment:
         return {"text": EVERYONE}
     return _simplified(_node(segment, document, 0))
 
 
 def describe_node(node: object, document: Document) -> str:
-    """One node in a few words, without what is below it: for the steps of a trace."""
+    """Describe one node without its children, for the steps of a trace."""
     if isinstance(node, dict) and len(node) > 1 and set(node) <= {*_LOCATION, *_DEVICE}:
         joint = " or " if set(node) <= set(_DEVICE) else " and "
         return joint.join(_fact(name, node[name]) for name in node)
-    words = _node(node, document, 0)
+    tree = _node(node, document, 0)
     for name, title in (("all", "all of"), ("any", "any of"), ("not", "not")):
-        if name in words:
+        if name in tree:
             return title
-    return str(words["text"])
+    return str(tree["text"])
 
 
-def sentence(words: Words) -> str:
-    """The tree as one sentence."""
-    if "text" in words:
-        text: str = words["text"]
-        return f"{text} ({words['note']})" if "note" in words else text
-    if "not" in words:
-        return f"not {_inner(words['not'][0])}"
-    joint = " and " if "all" in words else " or "
-    return joint.join(map(_inner, words.get("all") or words.get("any") or [])) or "nobody"
+def sentence(tree: Description) -> str:
+    """Return the tree as one sentence."""
+    if "text" in tree:
+        text: str = tree["text"]
+        return f"{text} ({tree['note']})" if "note" in tree else text
+    if "not" in tree:
+        return f"not {_inner(tree['not'][0])}"
+    joint = " and " if "all" in tree else " or "
+    return joint.join(map(_inner, tree.get("all") or tree.get("any") or [])) or "no visitor"
 
 
-def _inner(words: Words) -> str:
-    text = sentence(words)
-    return f"({text})" if len(words.get("all") or words.get("any") or ()) > 1 else text
+def _inner(tree: Description) -> str:
+    text = sentence(tree)
+    return f"({text})" if len(tree.get("all") or tree.get("any") or ()) > 1 else text
 
 
-def _node(node: object, document: Document, depth: int) -> Words:
+def _node(node: object, document: Document, depth: int) -> Description:
     if not isinstance(node, dict) or not node:
         return {"text": f"a malformed condition: {_shown(node)}", "note": "aborts the decision"}
-    if depth > DEEPEST_NODE:
+    if depth > MAX_DEPTH:
         return {"text": "more conditions, nested too deeply to be shown"}
     name, operand = next(iter(node.items()))
     if name == "and" and isinstance(operand, list):
@@ -251,69 +252,69 @@ def _node(node: object, document: Document, depth: int) -> Words:
     return _condition(name, operand, document)
 
 
-def _all_of(nodes: list[Any], document: Document, depth: int) -> Words:
+def _all_of(nodes: list[Any], document: Document, depth: int) -> Description:
     located = {key for node in nodes if isinstance(node, dict) for key in _LOCATION if key in node}
     is_checked = len(located) == len(nodes)
-    words = [_noted(_node(node, document, depth + 1), None if is_checked else SKIPPED, node) for node in nodes]
-    return {"all": words}
+    tree = [_noted(_node(node, document, depth + 1), None if is_checked else SKIPPED, node) for node in nodes]
+    return {"all": tree}
 
 
-def _any_of(nodes: list[Any], document: Document, depth: int) -> Words:
+def _any_of(nodes: list[Any], document: Document, depth: int) -> Description:
     keys = [key for node in nodes if isinstance(node, dict) for key in node if key in _DEVICE]
     is_checked = len(keys) == len(nodes)
-    words = []
+    tree = []
     for node in nodes:
         inner = _node(node, document, depth + 1)
         if isinstance(node, dict) and any(key in _DEVICE for key in node):
             inner.pop("note", None)
             if not is_checked:
                 inner["note"] = NEVER_MIXED
-        words.append(inner)
-    return {"any": words}
+        tree.append(inner)
+    return {"any": tree}
 
 
-def _noted(words: Words, note: str | None, node: object) -> Words:
+def _noted(tree: Description, note: str | None, node: object) -> Description:
     if isinstance(node, dict) and any(key in _LOCATION for key in node):
-        words.pop("note", None)
+        tree.pop("note", None)
         if note:
-            words["note"] = note
-    return words
+            tree["note"] = note
+    return tree
 
 
-def _simplified(words: Words) -> Words:
-    """A list of one is its only member; a choice between values of the same thing is said at once."""
+def _simplified(tree: Description) -> Description:
+    """Replace a list of one by its member, and join alternatives of the same subject."""
     for name in ("all", "any"):
-        if name in words:
-            inner = [_simplified(item) for item in words[name]]
+        if name in tree:
+            inner = [_simplified(item) for item in tree[name]]
             if len(inner) == 1:
                 return inner[0]
             joined = _joined(inner) if name == "any" else None
             return joined or {name: inner}
-    return {"not": [_simplified(words["not"][0])]} if "not" in words else words
+    return {"not": [_simplified(tree["not"][0])]} if "not" in tree else tree
 
 
-def _joined(words: Sequence[Words]) -> Words | None:
-    subjects = {item["text"].partition(" is ")[0] for item in words if "text" in item and " is " in item["text"]}
-    if len(subjects) != 1 or any("text" not in item or "note" in item for item in words):
+def _joined(tree: Sequence[Description]) -> Description | None:
+    subjects = {item["text"].partition(" is ")[0] for item in tree if "text" in item and " is " in item["text"]}
+    if len(subjects) != 1 or any("text" not in item or "note" in item for item in tree):
         return None
-    values = [item["text"].partition(" is ")[2] for item in words]
-    if any(value.startswith(_COMPARED) for value in values) or len(values) != len(words):
+    values = [item["text"].partition(" is ")[2] for item in tree]
+    if any(value.startswith(_COMPARED) for value in values) or len(values) != len(tree):
         return None
     return {"text": f"{subjects.pop()} is {_listed(values, 'or')}"}
 
 
-# --- conditions --------------------------------------------------------------
+# --- Conditions ---
 
 
-def _condition(name: str, operand: Any, document: Document) -> Words:
+def _condition(name: str, operand: Any, document: Document) -> Description:
     if name in _LOCATION:
         return {"text": _fact(name, operand), "note": NEVER_ALONE}
     if name in _DEVICE:
         return {"text": _fact(name, operand), "note": NEVER_MIXED}
-    say = _CONDITIONS.get(name)
-    if say is None:
+    describe = _CONDITIONS.get(name)
+    if describe is None:
         return {"text": f"{name} is {_shown(operand)}", "note": "never true: the engine does not know this condition"}
-    return say(operand, document)
+    return describe(operand, document)
 
 
 def _fact(name: str, operand: object) -> str:
@@ -328,7 +329,7 @@ def _or_text(subject: str, operands: Sequence[str]) -> str:
     return " or ".join(_compared(subject, operand) for operand in operands)
 
 
-def _custom_variable(operand: Any, document: Document) -> Words:
+def _custom_variable(operand: Any, document: Document) -> Description:
     if not isinstance(operand, dict) or not operand:
         return {"text": f"a malformed custom variable: {_shown(operand)}", "note": "aborts the decision"}
     name, wanted = next(iter(operand.items()))
@@ -336,23 +337,23 @@ def _custom_variable(operand: Any, document: Document) -> Words:
     return {"text": _compared(subject, wanted if isinstance(wanted, str) else _shown(wanted))}
 
 
-def _user(operand: Any, document: Document) -> Words:
+def _user(operand: Any, document: Document) -> Description:
     return {"text": f"user id is {_listed([item.strip() for item in str(operand).split(',')], 'or')}"}
 
 
-def _compared_as(subject: str) -> Callable[[Any, Document], Words]:
+def _compared_as(subject: str) -> Callable[[Any, Document], Description]:
     return lambda operand, document: {"text": _compared(subject, str(operand))}
 
 
-def _web_campaign(operand: Any, document: Document) -> Words:
+def _web_campaign(operand: Any, document: Document) -> Description:
     text = str(operand).strip()
-    for form, words in _WEB_FORMS:
+    for form, text_form in _WEB_FORMS:
         if found := form.fullmatch(text):
-            return {"text": words.format(*found.groups())}
+            return {"text": text_form.format(*found.groups())}
     return {"text": f"web test {text}", "note": "never true: not a campaign"}
 
 
-def _stored_feature(operand: Any, document: Document) -> Words:
+def _stored_feature(operand: Any, document: Document) -> Description:
     if not isinstance(operand, dict) or not operand:
         return {"text": f"a malformed feature condition: {_shown(operand)}", "note": "aborts the decision"}
     feature_id, flag = next(iter(operand.items()))
@@ -362,7 +363,7 @@ def _stored_feature(operand: Any, document: Document) -> Words:
 
 
 def _compared(subject: str, operand: str) -> str:
-    """`plan` and `lower(gold)` -> plan is gold in any case."""
+    """Describe an operand: `plan` and `lower(gold)` -> plan is gold in any case."""
     found = _OPERAND.match(operand)
     if found is None:
         return f"{subject} is {operand or 'empty'}"
@@ -396,7 +397,7 @@ _WEB_FORMS = (
     (re.compile(r"(\d+)_!(\d+)"), "the visitor sees another variation than {1} of web test {0}"),
     (re.compile(r"!(\d+)"), "the visitor is not in web test {}"),
 )
-_CONDITIONS: dict[str, Callable[[Any, Document], Words]] = {
+_CONDITIONS: dict[str, Callable[[Any, Document], Description]] = {
     "custom_variable": _custom_variable,
     "user": _user,
     "ua": _compared_as("user agent"),
@@ -408,11 +409,11 @@ _CONDITIONS: dict[str, Callable[[Any, Document], Words]] = {
 }
 
 
-# --- words -------------------------------------------------------------------
+# --- Texts ---
 
 
 def _items(value: object) -> list[Document]:
-    """Lists that may be `{}` when they are empty."""
+    """Return a list of the document, which may be `{}` if it is empty."""
     return value if isinstance(value, list) else []
 
 

@@ -289,7 +289,7 @@ class Supervisor:
 
     def _free_place(self) -> int | None:
         taken = {process.place for process in self._processes.values()}
-        return next((place for place in range(self._scoreboard.places) if place not in taken), None)
+        return next((place for place in range(self._scoreboard.rows) if place not in taken), None)
 
     def _socket_of(self, slot: _Slot) -> socket.socket | None:
         if slot.sock is None:

@@ -24,8 +24,10 @@ from tornado_gateway.api.router import Api
 from tornado_gateway.api.settings import Publisher
 from tornado_gateway.api.visitors import Lookups
 from tornado_gateway.config import Config
-from tornado_gateway.console.admin import Admin, Explainer, RequestCounts, request_latencies
+from tornado_gateway.console.admin_pages import Admin
 from tornado_gateway.console.auth import Access
+from tornado_gateway.console.explain import Explainer
+from tornado_gateway.console.overview import RequestCounts, request_latencies
 from tornado_gateway.console.pages import build_application
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.lists import Ask, ListChecks
@@ -45,12 +47,16 @@ from tornado_gateway.http.connection import Limits, Server
 from tornado_gateway.http.cors import Cors
 from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.process.redis_options import redis_options
+from tornado_gateway.process.status import instance_status
 from tornado_gateway.process.supervisor import Post
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot, document_name
 from tornado_gateway.store.interfaces import SHARED, Identity, Store
 from tornado_gateway.store.sqlite.events import SqliteEvents, open_sqlite
-from tornado_gateway.telemetry import metrics, waiting
-from tornado_gateway.telemetry.scoreboard import Record, instance_status
+from tornado_gateway.telemetry import waiting
+from tornado_gateway.telemetry.counters import SharedCounters
+from tornado_gateway.telemetry.observer import Observer
+from tornado_gateway.telemetry.prometheus import About, Exposition
+from tornado_gateway.telemetry.scoreboard import WorkerRecord
 from tornado_gateway.upstream.client import Dialect, DiscardingSink, Upstream
 from tornado_gateway.upstream.curl import CurlPool
 from tornado_gateway.version import BUILD
@@ -72,13 +78,13 @@ class Worker:
         self,
         config: Config,
         post: Post,
-        memory: metrics.Memory | None = None,
+        memory: SharedCounters | None = None,
         stuck_after_seconds: float | None = None,
     ) -> None:
         self._config = config
         self._post = post
-        memory = memory or metrics.Memory(post.scoreboard.places)
-        self.metrics = metrics.Metrics(memory, post.place, post.generation)
+        memory = memory or SharedCounters(post.scoreboard.rows)
+        self.observer = Observer(memory, post.place, post.generation)
         self._adopted = 0  # how many processes had ended when their logs were last taken over
         self._adopting: asyncio.Task[None] | None = None
         self._loading_device: asyncio.Future[object] | None = None
@@ -143,11 +149,11 @@ class Worker:
         self.requests = RequestCounts()
         self.admin = self._build_admin(memory)
         api = self._build_api()
-        about = metrics.About(__version__, config.event_queue_limit)
-        exposition = metrics.Exposition(memory, post.scoreboard, about, self._publish)
+        about = About(__version__, config.event_queue_limit)
+        exposition = Exposition(memory, post.scoreboard, about, self._publish)
         tracing = logs.Tracing(Cors(config.cors_allowed_origins).header_lines if config.cors_config_required else None)
         self.server = Server(
-            self.metrics.sampled(api.find),
+            self.observer.sampled(api.find),
             build_application(
                 self.mirror,
                 self.status,
@@ -159,7 +165,7 @@ class Worker:
             ),
             limits=Limits(max_body_bytes=config.max_body_bytes, keep_alive_seconds=config.keep_alive_seconds),
             body_limit=lambda path: config.max_batch_bytes if path.endswith(BATCH_PATH) else config.max_body_bytes,
-            on_answer=tracing.noting(self.metrics.answered),
+            on_answer=tracing.noting(self.observer.responded),
             more_headers=tracing.header_lines,
             marks=tracing.marks,
             lenient=api.is_sdk_path,
@@ -213,15 +219,15 @@ class Worker:
             decides=config.decision_required,
             serves_browsers=config.cors_config_required,
         )
-        decisions.on_decision = self.metrics.decided
-        self.flusher.on_request = self.metrics.flushed
-        mirror.on_poll = self.metrics.polled
-        self.upstream.on_response = self.metrics.asked_upstream
+        decisions.on_decision = self.observer.decided
+        self.flusher.on_request = self.observer.flushed
+        mirror.on_poll = self.observer.polled
+        self.upstream.on_response = self.observer.upstream_responded
         mirror.on_change += [self._settings_changed, api.settings_changed]
         mirror.on_change += [decisions.settings_changed, publisher.settings_changed]
         return api
 
-    def _build_admin(self, memory: metrics.Memory) -> Admin:
+    def _build_admin(self, memory: SharedCounters) -> Admin:
         config = self._config
         explainer = Explainer(
             self.location,
@@ -268,7 +274,7 @@ class Worker:
         await self.server.listen(sock=self._post.sock)
         await self.flusher.start()
         self.waiting.start()
-        self.metrics.start()
+        self.observer.start()
         self.admin.start()
         if isinstance(self.store.events, SqliteEvents):
             self._adopting = asyncio.create_task(self._adopt_regularly(self.store.events))
@@ -291,7 +297,7 @@ class Worker:
         self.location.stop()
         if self._adopting is not None:
             await self._adopting  # never cut off: its lock on the other log would go before the move is done
-        self.metrics.stop()
+        self.observer.stop()
         await self.waiting.stop()
         await self.events.stop()
         await self.flusher.stop(deadline * FLUSH_SHARE)
@@ -307,7 +313,7 @@ class Worker:
 
     def _publish(self) -> None:
         self._post.scoreboard.beat(self._post.place)
-        counts = self.metrics
+        counts = self.observer
         self.requests.total, self.requests.decisions = counts.totals()
         counts.count_lookups("location", self.location.hits, self.location.misses)
         counts.count_lookups("device", self.device.hits, self.device.misses)
@@ -321,7 +327,7 @@ class Worker:
         )
         self._post.scoreboard.publish(self._post.place, self._record())
 
-    def _record(self) -> Record:
+    def _record(self) -> WorkerRecord:
         """What the other workers may know of this one."""
         not_sent = self.events.failure or self.store.events.failure or self.flusher.last.error
         snapshot, poll, flush, counts = (
@@ -333,7 +339,7 @@ class Worker:
         return {
             "pid": os.getpid(),
             "slot": self._post.slot,
-            "place": self._post.place,
+            "row": self._post.place,
             "generation": self._post.generation,
             "adopted": self._adopted,
             "is_queue_shared": self._config.uses_redis,
@@ -447,7 +453,7 @@ async def _read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def run(config: Config, post: Post, memory: metrics.Memory | None = None) -> int:
+def run(config: Config, post: Post, memory: SharedCounters | None = None) -> int:
     """Run one worker until SIGTERM or SIGINT. Returns the exit code."""
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
         try:
@@ -457,7 +463,7 @@ def run(config: Config, post: Post, memory: metrics.Memory | None = None) -> int
             return 1
 
 
-async def _serve(config: Config, post: Post, memory: metrics.Memory | None) -> int:
+async def _serve(config: Config, post: Post, memory: SharedCounters | None) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in STOP_SIGNALS:

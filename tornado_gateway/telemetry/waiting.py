@@ -1,11 +1,11 @@
-"""Since when events wait, and whether anything explains it: read by each worker, merged for the whole instance.
+"""The age of waiting events, and whether they are stuck: read by each worker, merged for the whole instance.
 
 Each worker reads its store every few seconds and publishes the reading on the scoreboard. /status, the metrics, the
-console, the doctor and the commands show what is merged here, so that all of them give the same verdict.
+console, the doctor and the commands show the merged result, so that all of them agree.
 
 Events are stuck if the oldest one has stayed the same for long although neither delivery nor the store has reported an
-error meanwhile. The age alone does not count: after an outage, or after a start with old events in the log, the
-oldest one is old and yet delivery goes on.
+error in the meantime. The age alone is no evidence: after an outage, or after a start with old events in the log, the
+oldest event is old although delivery works.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import Depth, EventStore
 
 READ_SECONDS = 2.0
-READ_SHARE = 0.01  # of the store's time that readings may use
+READ_SHARE = 0.01  # maximum share of the store's time for readings
 STUCK_SECONDS = 60.0
-STUCK_INTERVALS = 3  # times the longest that an event may wait and one request may take
+STUCK_INTERVALS = 3  # times the flush interval plus the time-out of a request
 
-Record = dict[str, Any]
+Problem = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +57,18 @@ class Merged:
 
     oldest_at: float | None = None
     unknown_since: float | None = None
-    stuck: Record | None = None
+    stuck: Problem | None = None
 
 
 def stuck_after(flush_seconds: float, timeout_seconds: float) -> float:
-    """How long the oldest event may stay the same: several times as long as one flush may take."""
+    """Return how long the oldest event may stay the same: several times as long as one flush may take."""
     return max(STUCK_SECONDS, STUCK_INTERVALS * (flush_seconds + timeout_seconds))
 
 
 class Watch:
     """Reads the store of a worker regularly.
 
-    `waiting` is the number of events that the worker counts; a log of its own is not read while there are none. A store
+    `waiting` returns the number of waiting events of the worker; its own log is not read while there are none. A store
     that `is_shared` is always read, because other machines change it too.
     """
 
@@ -96,7 +96,7 @@ class Watch:
             self._task = None
 
     def reading(self, reason: str | None) -> Reading:
-        """The last one. `reason` is an error that explains why events wait, if there is one at the moment."""
+        """Return the last reading. `reason` is the current error that explains why events wait, or None."""
         if reason is not None and self._still_since is not None:
             self._still_since = time.monotonic()
         depth = self._depth
@@ -129,7 +129,7 @@ class Watch:
         self._depth = depth
         if self._store.failure is None:
             self._read_at, self._unknown_since = time.time(), None
-        else:  # a part of the store did not answer: the numbers of that part are of an earlier reading
+        else:  # a part of the store failed: its numbers are those of an earlier reading
             self._unknown_since = self._unknown_since or self._read_at
 
     async def _run(self) -> None:
@@ -141,13 +141,13 @@ class Watch:
 
 
 def newest_dead(workers: Sequence[Waiting], otherwise: int) -> int:
-    """The number of dead events in a shared store, as the last worker that read it found it."""
+    """Return the number of dead events in a shared store, from the latest reading."""
     newest = max((worker.reading for worker in workers), key=lambda reading: reading.at or 0.0, default=None)
     return otherwise if newest is None or newest.dead is None else newest.dead
 
 
 def merged(workers: Sequence[Waiting], *, is_shared: bool) -> Merged:
-    """The readings of all workers: of logs of their own, or of one store that is shared."""
+    """Merge the readings of all workers, of their own logs or of one shared store."""
     holding = [worker for worker in workers if worker.events > 0]
     if not holding:
         return Merged()
@@ -160,8 +160,8 @@ def merged(workers: Sequence[Waiting], *, is_shared: bool) -> Merged:
     return Merged(oldest, min(failed, default=None), _stuck(holding, is_shared=is_shared))
 
 
-def _stuck(holding: Sequence[Waiting], *, is_shared: bool) -> Record | None:
-    """Of a shared store every worker must agree: one that reports an error explains the wait."""
+def _stuck(holding: Sequence[Waiting], *, is_shared: bool) -> Problem | None:
+    """Return the problem, if events are stuck. A shared store is stuck only if no worker reports an error."""
     still = [worker for worker in holding if _is_still(worker.reading)]
     if not still or (is_shared and len(still) < len(holding)):
         return None

@@ -1,4 +1,4 @@
-// The API description, drawn from /openapi.json: what there is, what it takes and answers, and a form to try it.
+// The API description, drawn from /openapi.json: operations with their parameters and responses, and a form to try each.
 
 import { byId, h, replace } from "./dom.js";
 
@@ -11,7 +11,8 @@ const operations = Object.entries(source.paths).flatMap(([path, item]) =>
   METHODS.filter((method) => item[method]).map((method) => ({ path, method, ...item[method] })),
 );
 
-const resolve = (schema) => (schema?.$ref ? resolve(source.components.schemas[schema.$ref.split("/").at(-1)]) : (schema ?? {}));
+/** The component that a reference such as "#/components/schemas/Flag" names. */
+const resolve = (part) => (part?.$ref ? resolve(part.$ref.split("/").slice(1).reduce((node, name) => node[name], source)) : (part ?? {}));
 
 // --- schemas
 
@@ -80,8 +81,8 @@ const operationBody = (operation) => [
   h(
     "div",
     {},
-    h("h3", {}, "Answers"),
-    h("ul", { class: "answers" }, Object.entries(operation.responses).map(([status, answer]) => answerItem(status, answer))),
+    h("h3", {}, "Responses"),
+    h("ul", { class: "responses" }, Object.entries(operation.responses).map(([status, response]) => responseItem(status, resolve(response)))),
   ),
   trial(operation),
 ];
@@ -101,12 +102,12 @@ const parameterList = (parameters) =>
     ),
   );
 
-function answerItem(status, answer) {
-  const [, content] = contentOf(answer);
+function responseItem(status, response) {
+  const [, content] = contentOf(response);
   return h(
     "li",
     {},
-    h("p", {}, h("span", { class: `pill ${status < 400 ? "good" : "bad"}` }, status), answer.description),
+    h("p", {}, h("span", { class: `pill ${status < 400 ? "good" : "bad"}` }, status), response.description),
     content.example === undefined ? null : h("pre", { tabindex: "0" }, pretty(content.example)),
     status < 400 && content.schema ? schemaList(content.schema) : null,
   );
@@ -129,12 +130,12 @@ function trial(operation) {
     event.preventDefault();
     const query = new URLSearchParams(inputs.filter(([, input]) => input.value).map(([name, input]) => [name, input.value]));
     const address = operation.path + (query.size ? `?${query}` : "");
-    replace(result, await answerOf(operation.method, address, area?.value));
+    replace(result, await responseTo(operation.method, address, area?.value));
   };
   return h(
     "form",
     { class: "try", onsubmit: send },
-    h("h3", {}, "Try it at this gateway"),
+    h("h3", {}, "Send a request to this gateway"),
     h(
       "div",
       { class: "fields" },
@@ -146,7 +147,7 @@ function trial(operation) {
   );
 }
 
-async function answerOf(method, address, body) {
+async function responseTo(method, address, body) {
   const before = performance.now();
   try {
     const headers = method === "get" ? {} : { "Content-Type": "application/json" };
@@ -180,11 +181,11 @@ function draw() {
     .filter((group) => group.found.length);
   replace(
     byId("contents"),
-    groups.map((group) => [h("h2", {}, group.name), group.found.map(contentsLink)]),
+    groups.map((group) => [h("h2", {}, group["x-displayName"]), group.found.map(contentsLink)]),
   );
   replace(
     byId("operations"),
-    groups.map((group) => [h("h2", {}, group.name), h("p", { class: "hint" }, group.description), group.found.map(operationCard)]),
+    groups.map((group) => [h("h2", {}, group["x-displayName"]), h("p", { class: "hint" }, group.description), group.found.map(operationCard)]),
   );
 }
 

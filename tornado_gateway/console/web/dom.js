@@ -1,4 +1,4 @@
-// The few helpers that console and docs share. Text is always set as text, never as HTML.
+// Helpers of console and docs. Text is always set as text, never as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 const SVG_TAGS = new Set(["svg", "path", "line", "rect", "g", "text"]);
@@ -32,7 +32,7 @@ export function replace(parent, ...children) {
   append(parent, children);
 }
 
-/** Make the children of `parent` those of `items`; what was there before under the same key stays as it is. */
+/** Make the children of `parent` those of `items`; existing children are kept if their key is the same. */
 export function reconcile(parent, items, keyOf, build) {
   const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
   const wanted = items.map((item) => {
@@ -48,23 +48,23 @@ export function reconcile(parent, items, keyOf, build) {
   });
 }
 
-export class Refused extends Error {
+export class RequestFailed extends Error {
   constructor(status, message) {
     super(message);
     this.status = status;
   }
 }
 
-/** The JSON of an answer; raises Refused with what the gateway says is wrong. */
+/** Return the JSON of a response. Throws RequestFailed with the error of the gateway. */
 export async function ask(path, options = {}) {
   let response;
   try {
     response = await fetch(path, { credentials: "same-origin", ...options });
   } catch {
-    throw new Refused(0, "the gateway does not answer");
+    throw new RequestFailed(0, "the gateway does not respond");
   }
   const body = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Refused(response.status, body.error ?? `status ${response.status}`);
+  if (!response.ok) throw new RequestFailed(response.status, body.error ?? `status ${response.status}`);
   return body;
 }
 

@@ -1,4 +1,4 @@
-// Light, dark, or as the system has it. Loaded before the page is painted, so it is no module.
+// Light, dark, or the system's setting. Loaded before the page is painted, so it is no module.
 (() => {
   const MODES = ["auto", "light", "dark"];
   const WORDS = { auto: "as the system", light: "light", dark: "dark" };

@@ -2,7 +2,6 @@
 
 import asyncio
 import http.client
-import inspect
 import itertools
 import os
 import platform
@@ -10,7 +9,6 @@ import random
 import re
 import signal
 import time
-from unittest.mock import MagicMock
 
 import orjson
 import pytest
@@ -23,23 +21,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from vendor import Fault, Vendor
 
 from tornado_gateway import __version__
-from tornado_gateway.api.router import Api
-from tornado_gateway.console.pages import build_application
-from tornado_gateway.http.connection import Request
-from tornado_gateway.telemetry import metrics as module
-from tornado_gateway.telemetry.metrics import (
+from tornado_gateway.telemetry.counters import CounterRow, SharedCounters
+from tornado_gateway.telemetry.layout import (
+    COUNTERS,
     DATA_ROUTES,
     OTHER,
-    REQUEST_SECONDS,
-    REQUESTS,
-    STATUSES,
-    About,
-    Exposition,
-    Memory,
-    Metrics,
-    Row,
-    route_of,
 )
+from tornado_gateway.telemetry.prometheus import About, Exposition
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
@@ -82,19 +70,6 @@ def is_cumulative(name):
 def assert_adds_up(samples):
     parts = {name: samples[name, ()] for name in DONE}
     assert samples["fme_events_received_total", ()] == sum(parts.values()), parts
-
-
-def metrics_of(**counts):
-    memory = Memory()
-    return Metrics(memory, **counts), memory
-
-
-def request(method=b"POST", path=b"/server-side/getFlag"):
-    return Request(method, path, b"", [])
-
-
-def count_of(metrics, method, route, status):
-    return metrics.counts[REQUESTS.at(method, route, status)]
 
 
 # --- a running gateway --------------------------------------------------------
@@ -307,158 +282,14 @@ def _goes_on_after(scrapes, kills):
     return answered(scrapes[-1]) > answered(scrapes[-50]) + 100
 
 
-def test_what_a_worker_delivered_in_its_last_moment_is_added_to_both_sides():
-    memory = Memory()
-
-    def steady(received, delivered, waiting):
-        counts = {
-            "received": received,
-            "delivered": delivered,
-            "waiting": waiting,
-            "dead": 0,
-            "rejected": 0,
-            "discarded": 0,
-        }
-        return memory.steady(lambda: (None, counts))[1]
-
-    assert steady(100, 50, 50)["received"] == 100
-    after = steady(70, 50, 20)  # 30 were delivered and never published
-    assert (after["received"], after["delivered"], after["waiting"]) == (100, 80, 20)
-    later = steady(75, 50, 25)
-    assert (later["received"], later["delivered"], later["waiting"]) == (105, 80, 25)
-
-
-def test_a_later_process_in_a_place_goes_on_from_what_the_former_has_left():
-    first, memory = metrics_of(generation=1)
-    first.answered(request(), 200)
-    first.publish({})
-    second = Metrics(memory, generation=2)
-    second.answered(request(), 200)
-    assert count_of(second, "POST", "/server-side/getFlag", 200) == 2
-    assert second.totals() == (1, 1)  # of this process
-
-
-def test_a_writer_that_dies_half_way_leaves_the_row_before():
-    memory = Memory()
-    gauges = dict.fromkeys(module.GAUGES, 1.0)
-    memory.write(0, Row(1, gauges, [1] * module._LAYOUT.size))
-    memory.write(0, Row(1, gauges, [2] * module._LAYOUT.size))
-    start = memory._start(0)
-    other_half = start + 1 + memory._half_words  # number 3 would be here
-    memory._words[other_half : other_half + 10] = memoryview(bytes(b"\xff" * 80)).cast("Q")
-    assert memory.read(0).counts == [2] * module._LAYOUT.size
-
-
-def test_a_reader_never_sees_half_a_row():
-    memory = Memory(2)
-    pid = os.fork()
-    if pid == 0:
-        number = 0
-        while True:
-            number += 1
-            gauges = dict.fromkeys(module.GAUGES, float(number))
-            memory.write(1, Row(number, gauges, [number] * module._LAYOUT.size))
-    try:
-        deadline = time.monotonic() + 60
-        seen = set()
-        while len(seen) <= 1000:
-            assert time.monotonic() < deadline, len(seen)
-            if (row := memory.read(1)) is not None:
-                assert set(row.counts) == {row.generation}
-                assert set(row.gauges.values()) == {float(row.generation)}
-                seen.add(row.generation)
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
 def test_gauges_of_a_worker_that_has_ended_are_not_shown():
-    memory, board = Memory(2), Scoreboard(2)
+    memory, board = SharedCounters(2), Scoreboard(2)
     gauges = {"geo_built_at": 1.0, "degraded": 1.0, "redis_up": 0.0}
-    memory.write(0, Row(1, gauges, [0] * module._LAYOUT.size))
+    memory.write(0, CounterRow(1, gauges, [0] * COUNTERS))
     text, _ = Exposition(memory, board, About("1", 10), lambda: None).render()
     samples = samples_of(text.decode())
     assert samples["fme_store_degraded", ()] == 0
     assert ("fme_redis_up", ()) not in samples
-
-
-# --- counting -----------------------------------------------------------------------
-
-
-def test_the_known_routes_are_the_routes_of_the_gateway():
-    api = Api(*[MagicMock() for _ in range(4)], decides=True, serves_browsers=True)
-    assert {path.decode() for _, path in api.routes} == set(DATA_ROUTES)
-    parts = [MagicMock() for _ in inspect.signature(build_application).parameters]
-    for rule in build_application(*parts).wildcard_router.rules:
-        path = rule.matcher.regex.pattern.removesuffix("$").replace("\\", "")
-        assert route_of(path.encode()) != OTHER, path
-
-
-ROUTES_OF_PATHS = {
-    b"/events/t": "/events/t",
-    b"//events//t": "/events/t",
-    b"/prefix/events/t": "/events/t",
-    b"/admin/events/requeue": "/admin",
-    b"/web/console.js": "/web",
-    b"/": OTHER,
-    b"": OTHER,
-    b"/a/b/events/t": OTHER,
-    b"/other": OTHER,
-    b"/\xff\xfe": OTHER,
-}
-
-
-@pytest.mark.parametrize(("path", "route"), ROUTES_OF_PATHS.items())
-def test_the_label_of_a_path(path, route):
-    assert route_of(path) == route
-
-
-def test_methods_and_statuses_that_nobody_knows_are_other():
-    metrics, _ = metrics_of()
-    metrics.answered(request(b"PROPFIND"), 207)
-    metrics.answered(request(b"", b""), 400)  # could not be parsed
-    assert count_of(metrics, OTHER, "/server-side/getFlag", OTHER) == 1
-    assert count_of(metrics, OTHER, OTHER, 400) == 1
-
-
-def test_the_spellings_that_are_remembered_are_bounded():
-    metrics, _ = metrics_of()
-    for number in range(module.KNOWN_KEYS + 10):
-        metrics.answered(request(b"POST", b"/p%d/events/t" % number), 200)
-        metrics.answered(request(b"POST", b"/p%d" % number), 404)
-    assert len(metrics._index) <= module.KNOWN_KEYS
-    assert count_of(metrics, "POST", "/events/t", 200) == module.KNOWN_KEYS + 10
-
-
-def test_every_status_that_the_gateway_sends_is_known():
-    sources = "".join(path.read_text() for path in (ROOT / "tornado_gateway").rglob("*.py"))
-    sent = {int(status) for status in re.findall(r"(?:json_error|Response|RequestError|HTTPError)\((\d{3})\b", sources)}
-    assert {200, 400, 404, 503} <= sent <= set(STATUSES)
-
-
-@pytest.mark.parametrize("weight", [1, 16])
-def test_measured_requests_stand_for_the_others(weight):
-    metrics, _ = metrics_of()
-    metrics._weight = weight
-    find = metrics.sampled(lambda method, path: lambda request: None)
-    total = 32_000
-    for _ in range(total):
-        one = request()
-        find(one.method, one.path)(one)
-        metrics.answered(one, 200)
-    start = REQUEST_SECONDS.at("/server-side/getFlag")
-    measured = sum(metrics.counts[start : start + REQUEST_SECONDS.width - 1])
-    assert measured == total if weight == 1 else 0.85 * total < measured < 1.15 * total
-    assert not metrics._started
-
-
-def test_a_cache_that_begins_anew_takes_nothing_back():
-    metrics, _ = metrics_of()
-    for hits, misses in ((5, 2), (7, 3), (1, 1)):
-        metrics.count_lookups("location", hits, misses)
-    block = module.CACHE_LOOKUPS
-    assert metrics.counts[block.at("location", "hit")] == 8
-    assert metrics.counts[block.at("location", "miss")] == 4
 
 
 # --- what the counters follow ---------------------------------------------------------

@@ -9,16 +9,13 @@ from urllib.parse import quote
 
 import orjson
 import pytest
-from process import SAMPLE_SETTINGS, Gateway, sample_document
+from process import ROOT, SAMPLE_SETTINGS, Gateway, sample_document
 from sdk import wire
 from vendor import Fault, Vendor
 
-from tornado_gateway import core
-from tornado_gateway.console.admin import RECENT_BYTES, RECENT_ENTRIES, History, RecentEvents, quantile_ms
 from tornado_gateway.console.auth import SESSION_SECONDS, Access
-from tornado_gateway.console.descriptions import EVERYONE, describe_features, describe_node, describe_segment, sentence
+from tornado_gateway.console.pages import ASSETS
 from tornado_gateway.errors import RequestError
-from tornado_gateway.telemetry.metrics import REQUEST_BUCKETS
 
 TOKEN = "correct-horse-battery"
 JSON = {"Content-Type": "application/json"}
@@ -282,7 +279,13 @@ def test_the_token_is_in_no_log(vendor, tmp_path):
 # Console and assets
 
 
-@pytest.mark.parametrize("path", ["/console", "/docs", "/web/console.js", "/web/console.css"])
+def test_each_file_of_the_console_is_served_and_scripts_are_short():
+    directory = ROOT / "tornado_gateway" / "console" / "web"
+    assert {file for file, _ in ASSETS.values()} == {path.name for path in directory.iterdir()}
+    assert max(len(path.read_text().splitlines()) for path in directory.glob("*.js")) <= 220
+
+
+@pytest.mark.parametrize("path", ["/console", "/docs", "/web/main.js", "/web/console.css"])
 def test_pages_are_strict_and_cacheable(guarded, path):
     status, headers, body = exchange(guarded, "GET", path)
     assert status == 200
@@ -307,11 +310,6 @@ def test_pages_have_no_inline_code_and_no_foreign_address(gateway, path):
 
 
 # Explain
-
-
-@pytest.fixture(scope="module")
-def settings():
-    return core.compile_settings(sample_document())
 
 
 FEATURES = [feature["key"] for feature in sample_document()["features"]]
@@ -476,178 +474,3 @@ def test_requeue_of_nothing_is_nothing(gateway):
 @pytest.mark.parametrize("limit", ["0", "x", "-1", "1.5", "99999999", "²"])
 def test_the_limit_is_a_number(gateway, limit):
     assert ask(gateway, "GET", f"/admin/events?limit={quote(limit)}")[0] == 400
-
-
-def test_recent_events_are_bounded_newest_first_and_whole():
-    recent = RecentEvents()
-    document = orjson.dumps(purchase("x"))
-    recent.note([(1, orjson.dumps(purchase(str(number))), "") for number in range(1000)])
-    assert [event["document"]["d"]["event"]["props"]["note"] for event in recent.newest()[:2]] == ["999", "998"]
-    assert len(recent.newest()) <= RECENT_ENTRIES
-    many = RECENT_BYTES // len(document) + 50
-    recent.note([(many, b"\n".join([document] * many), "")])
-    assert recent.newest()[0]["name"] == "purchase"
-    recent.note([(1, b"[1]", ""), (1, b"not json", ""), (1, b"{}", "")])
-    assert recent.newest()[0]["name"] is None
-
-
-def test_what_the_tail_costs_an_event():
-    """Group commits under load hold hundreds of events; of those it reads the last ones, and of each its beginning."""
-
-    class Group(list):
-        read = 0
-
-        def __getitem__(self, key):
-            taken = super().__getitem__(key)
-            self.read += len(taken)
-            return taken
-
-        def __iter__(self):
-            raise AssertionError("the whole group is read")
-
-    group = Group([(2, b"x" * 2 * RECENT_BYTES, "")] * 100 * RECENT_ENTRIES)
-    recent = RecentEvents()
-    recent.note(group)
-    assert group.read == RECENT_ENTRIES
-    assert {len(body) for _, body in recent._tail} == {RECENT_BYTES}
-
-
-# Numbers
-
-
-def test_the_overview_samples_rates_and_gauges():
-    workers = {"pid": 1, "requests": {"total": 0, "decisions": 0}}
-    events = {"received": 0, "delivered": 0, "rejected": 0, "discarded": 0, "waiting": 0, "dead": 0}
-    latencies = [0] * (len(REQUEST_BUCKETS) + 1)
-    history = History(
-        lambda: {"workers": [dict(workers, requests=dict(workers["requests"]))], "events": dict(events)},
-        lambda: list(latencies),
-    )
-    history.sample()
-    workers["requests"]["total"] += 500
-    events["received"] += 70
-    events["waiting"] = 7
-    latencies[1] = 500
-    time.sleep(0.05)
-    history.sample()
-    series = history.series()
-    seconds = 70 / series["received"][0]
-    assert series["requests"][0] == pytest.approx(500 / seconds, rel=0.01)
-    assert series["waiting"] == [7]
-    assert 0.25 < series["p50_ms"][0] < series["p99_ms"][0] <= 0.5
-    workers["pid"] = 2  # the worker has been replaced
-    workers["requests"]["total"] = 20
-    time.sleep(0.05)
-    history.sample()
-    assert history.series()["requests"][1] > 0
-
-
-def test_a_quantile_lies_in_its_bucket():
-    """99 requests took 0.5 to 1 ms, one took more than 2.5 ms and less than 5 ms."""
-    counts = [0, 0, 99, 0, 1] + [0] * (len(REQUEST_BUCKETS) - 4)
-    assert quantile_ms(counts, 0.5) == pytest.approx(0.5 + 0.5 * 50 / 99, abs=0.01)
-    assert 2.5 < quantile_ms(counts, 0.995) <= 5
-    assert quantile_ms([0] * len(counts), 0.5) is None
-    assert quantile_ms([*[0] * len(REQUEST_BUCKETS), 3], 0.5) == REQUEST_BUCKETS[-1] * 1000
-
-
-# Words
-
-
-def test_the_sample_account_in_words(settings):
-    features = {feature["key"]: feature for feature in describe_features(settings)}
-    assert list(features) == FEATURES
-    texts = {key: [rule["text"] for rule in feature["rules"]] for key, feature in features.items()}
-    assert texts["new-checkout"] == [
-        "Rollout for everyone: Everyone",
-        "A/B test when plan is gold or silver: Two steps 50 %, One step 50 %",
-    ]
-    assert texts["free-shipping"] == [
-        "Rollout when country is Germany or (country is United States and region is California): Warehouse countries",
-        "Personalisation when device type is mobile or tablet: Phones and tablets",
-    ]
-    assert texts["loyalty"] == [
-        "Rollout when not customer is guest: Members",
-        r"Personalisation when email matches ^[^@]+@shop\.example$: Staff",
-        "Personalisation when referrer contains partner and not market starts with test-: Partners",
-        "Personalisation when points is greater than 5000: Platinum",
-    ]
-    assert texts["beta-console"] == [
-        "A/B test for 50 % of the visitors when IP address starts with 192.0.2.: Read only 50 %, Full 50 %"
-    ]
-    assert texts["dark-mode"] == ["Rollout for 30 % of all visitors: Dark"]
-    assert texts["landing-page"] == [
-        "Rollout when the visitor sees variation 2 of web test 7: Same story as the advertisement"
-    ]
-    assert texts["promo-banner"][0] == "Personalisation when customer is VIP in any case: VIP"
-    listed = [variation["listed"]["text"] for variation in features["beta-console"]["rules"][0]["variations"]]
-    assert listed == ["always for user id is qa-anna", "always for user id is qa-ben or qa-chris or team is console"]
-    assert features["recommendations"]["holdouts"][0]["text"] == "Withheld for 5 % of all visitors"
-    assert features["search-ranking"]["rules"][0]["group"]["text"] == (
-        "A visitor sees only one of Ranking model and List or grid, drawn with equal chances"
-    )
-    assert features["promo-price"]["rules"][0]["group"]["text"].endswith(
-        "Banner for VIPs first, otherwise drawn: Banner text 70 %, Size of the discount 30 %"
-    )
-    assert features["new-checkout"]["metrics"][0]["revenue_property"] == "amount"
-    assert features["free-shipping"]["needs"] == {"location": True, "device": True, "lists": []}
-
-
-def custom(operand):
-    return {"custom_variable": {"plan": operand}}
-
-
-@pytest.mark.parametrize(
-    ("segment", "expected"),
-    [
-        ({}, EVERYONE),
-        (custom("gold"), "plan is gold"),
-        (custom(""), "plan is empty"),
-        (custom("lower(Gold)"), "plan is Gold in any case"),
-        (custom("wildcard(*old*)"), "plan contains old"),
-        (custom("wildcard(g*)"), "plan starts with g"),
-        (custom("wildcard(*d)"), "plan ends with d"),
-        (custom("wildcard(gold)"), "plan is gold"),
-        (custom("regex(^g)"), "plan matches ^g"),
-        (custom("gt(5)"), "plan is greater than 5"),
-        (custom("gte(5)"), "plan is at least 5"),
-        (custom("lt(5)"), "plan is less than 5"),
-        (custom("lte(5)"), "plan is at most 5"),
-        (custom("inlist(abc)"), "plan is in the list abc"),
-        ({"custom_variable": {"_vwoUserId": "u"}}, "the user’s uuid or id is u"),
-        ({"user": "a, b,c"}, "user id is a, b or c"),
-        ({"ua": "wildcard(*Firefox*)"}, "user agent contains Firefox"),
-        ({"ip_address": "192.0.2.1"}, "IP address is 192.0.2.1"),
-        ({"os_version": "gte(17.4)"}, "version of the operating system is at least 17.4"),
-        ({"browser_version": "lt(90)"}, "version of the browser is less than 90"),
-        ({"campaignVariation": "7"}, "the visitor is in web test 7"),
-        ({"campaignVariation": "7_2"}, "the visitor sees variation 2 of web test 7"),
-        ({"campaignVariation": "7_!2"}, "the visitor sees another variation than 2 of web test 7"),
-        ({"campaignVariation": "!7"}, "the visitor is not in web test 7"),
-        ({"or": [{"featureId": {"9": "on"}}]}, "the visitor has been decided on dark-mode before"),
-        ({"or": [{"featureId": {"9": "off"}}]}, "the visitor has not been decided on dark-mode before"),
-        ({"not": custom("gold")}, "not plan is gold"),
-        ({"and": [custom("gold"), {"user": "a"}]}, "plan is gold and user id is a"),
-        ({"or": [custom("gt(5)"), custom("x")]}, "plan is greater than 5 or plan is x"),
-        ({"or": [{"os": "wildcard(mac*)"}]}, "operating system starts with mac"),
-        ({"or": [{"browser_string": ["Chrome", "Safari"]}]}, "browser is Chrome or Safari"),
-        ({"and": [{"country": "Germany"}]}, "country is Germany"),
-        (
-            {"and": [{"country": "Germany"}, custom("gold")]},
-            "country is Germany (the SDKs skip a location beside other conditions) and plan is gold",
-        ),
-        ({"or": [{"country": "Germany"}]}, "country is Germany (never true: locations count only inside “all of”)"),
-        ({"unknown": "x"}, "unknown is 'x' (never true: the engine does not know this condition)"),
-        ({"and": [[]]}, "a malformed condition: [] (aborts the decision)"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else orjson.dumps(value).decode(),
-)
-def test_a_segment_reads_as_a_person_would_say_it(segment, expected):
-    assert sentence(describe_segment(segment, sample_document())) == expected
-
-
-def test_a_joint_check_is_one_line():
-    assert describe_node({"country": "Germany", "city": "Fulda"}, {}) == "country is Germany and city is Fulda"
-    assert describe_node({"os": ["iOS"], "device_type": ["tv", "mobile"]}, {}) == (
-        "operating system is iOS or device type is tv or mobile"
-    )

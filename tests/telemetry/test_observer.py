@@ -1,0 +1,73 @@
+"""Counting in one worker: every request once, bounded memory, and continuing after a former process."""
+
+import pytest
+
+from tornado_gateway.http.connection import Request
+from tornado_gateway.telemetry.counters import SharedCounters
+from tornado_gateway.telemetry.layout import CACHE_LOOKUPS, OTHER, REQUEST_SECONDS, REQUESTS
+from tornado_gateway.telemetry.observer import KNOWN_KEYS, Observer
+
+
+def observer_of(**counts):
+    memory = SharedCounters()
+    return Observer(memory, **counts), memory
+
+
+def request(method=b"POST", path=b"/server-side/getFlag"):
+    return Request(method, path, b"", [])
+
+
+def count_of(observer, method, route, status):
+    return observer.counts[REQUESTS.at(method, route, status)]
+
+
+def test_a_later_process_with_a_row_continues_the_counters_of_the_former_one():
+    first, memory = observer_of(generation=1)
+    first.responded(request(), 200)
+    first.publish({})
+    second = Observer(memory, generation=2)
+    second.responded(request(), 200)
+    assert count_of(second, "POST", "/server-side/getFlag", 200) == 2
+    assert second.totals() == (1, 1)  # of this process
+
+
+def test_methods_and_statuses_that_nobody_knows_are_other():
+    observer, _ = observer_of()
+    observer.responded(request(b"PROPFIND"), 207)
+    observer.responded(request(b"", b""), 400)  # could not be parsed
+    assert count_of(observer, OTHER, "/server-side/getFlag", OTHER) == 1
+    assert count_of(observer, OTHER, OTHER, 400) == 1
+
+
+def test_the_spellings_that_are_remembered_are_bounded():
+    observer, _ = observer_of()
+    for number in range(KNOWN_KEYS + 10):
+        observer.responded(request(b"POST", b"/p%d/events/t" % number), 200)
+        observer.responded(request(b"POST", b"/p%d" % number), 404)
+    assert len(observer._index) <= KNOWN_KEYS
+    assert count_of(observer, "POST", "/events/t", 200) == KNOWN_KEYS + 10
+
+
+@pytest.mark.parametrize("weight", [1, 16])
+def test_measured_requests_stand_for_the_others(weight):
+    observer, _ = observer_of()
+    observer._weight = weight
+    find = observer.sampled(lambda method, path: lambda request: None)
+    total = 32_000
+    for _ in range(total):
+        one = request()
+        find(one.method, one.path)(one)
+        observer.responded(one, 200)
+    start = REQUEST_SECONDS.at("/server-side/getFlag")
+    measured = sum(observer.counts[start : start + REQUEST_SECONDS.width - 1])
+    assert measured == total if weight == 1 else 0.85 * total < measured < 1.15 * total
+    assert not observer._started
+
+
+def test_a_cache_that_begins_anew_takes_nothing_back():
+    observer, _ = observer_of()
+    for hits, misses in ((5, 2), (7, 3), (1, 1)):
+        observer.count_lookups("location", hits, misses)
+    block = CACHE_LOOKUPS
+    assert observer.counts[block.at("location", "hit")] == 8
+    assert observer.counts[block.at("location", "miss")] == 4

@@ -1,0 +1,266 @@
+"""The operators' endpoints below /admin: their data, and the pages that serve it.
+
+None of this is on the path of a request. Explaining a decision sends no event and stores nothing.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from tornado.web import HTTPError
+
+from tornado_gateway.console.auth import COOKIE, SESSION_SECONDS, Access
+from tornado_gateway.console.base import Page
+from tornado_gateway.console.descriptions import describe_features
+from tornado_gateway.console.explain import Explainer
+from tornado_gateway.console.overview import History
+from tornado_gateway.console.recent_events import RecentEvents, letter_json
+from tornado_gateway.errors import RequestError, StoreError
+from tornado_gateway.events.queue import EventQueue
+from tornado_gateway.http.fields import Fields, json_object
+from tornado_gateway.settings.mirror import SettingsMirror, Snapshot
+from tornado_gateway.store.interfaces import EventStore
+
+Status = Callable[[], Mapping[str, Any]]
+Json = dict[str, Any]
+
+SHOWN_LETTERS = 200
+WRONG_TOKEN_SECONDS = 0.5  # delay of the response to a wrong token
+WRONG_TOKEN = "wrong admin token: expected ADMIN_TOKEN or, if it is not set, the token in DATA_DIR/admin-token"  # noqa: S105
+
+
+# --- Data ---
+
+
+@runtime_checkable
+class Degradable(Protocol):
+    """A store that falls back to another backend."""
+
+    @property
+    def is_degraded(self) -> bool: ...
+
+
+@dataclass(slots=True)
+class Admin:
+    """The data of the endpoints, one method for each. `start` and `stop` are for the samples."""
+
+    mirror: SettingsMirror
+    queue: EventQueue
+    store: EventStore
+    explainer: Explainer
+    status: Status
+    latencies: Callable[[], list[int]]  # see `request_latencies`
+    recent: RecentEvents = field(default_factory=RecentEvents)
+    _history: History = field(init=False)
+    _described: tuple[str, list[Json]] = ("", [])
+
+    def __post_init__(self) -> None:
+        self._history = History(self.status, self.latencies)
+        self.queue.on_commit = self.recent.note
+
+    def start(self) -> None:
+        self._history.start()
+
+    def stop(self) -> None:
+        self._history.stop()
+
+    async def overview(self) -> Json:
+        now = time.time()
+        snapshot = self.mirror.current
+        status = self.status()
+        return {
+            "at": now,
+            "worker": os.getpid(),
+            "status": status,
+            "account": {
+                "id": snapshot.settings.account_id if snapshot else None,
+                "features": len(snapshot.settings.features) if snapshot else 0,
+            },
+            "queue": _queue(status),
+            "location": self._location(now),
+            "store": self._store_health(),
+            "samples": self._history.series(),
+        }
+
+    def features(self) -> Json:
+        """Return the features, described once for each version of the settings."""
+        snapshot = self._snapshot()
+        if self._described[0] != snapshot.digest:
+            self._described = snapshot.digest, describe_features(snapshot.settings)
+        return {
+            "settings": {"version": snapshot.settings.version, "hash": snapshot.digest},
+            "features": self._described[1],
+        }
+
+    async def explain(self, fields: Fields) -> Json:
+        """Raise RequestError for a visitor that getFlag would reject too."""
+        snapshot = self._snapshot()
+        explanation = await self.explainer.explain(snapshot.settings, fields)
+        return {"settings": {"version": snapshot.settings.version, "hash": snapshot.digest}, **explanation}
+
+    async def events(self, letters_limit: int = SHOWN_LETTERS) -> Json:
+        """Return the oldest dead letters and the newest events."""
+        letters = await self.store.dead_letters(letters_limit)
+        return {
+            "depth": _queue(self.status()),
+            "dead": [letter_json(letter) for letter in letters],
+            "recent": self.recent.newest(),
+        }
+
+    async def requeue(self, ids: Sequence[int | str] | None) -> Json:
+        """Put dead letters back into the queue."""
+        return {"requeued": await self.queue.requeue(ids)}
+
+    def _snapshot(self) -> Snapshot:
+        if self.mirror.current is None:
+            raise RequestError(503, "no settings have been loaded yet, see /ready")
+        return self.mirror.current
+
+    def _location(self, now: float) -> Json:
+        reader = self.explainer.location
+        return {
+            "available": reader.available,
+            "type": reader.database_type,
+            "built_at": reader.build_epoch,
+            "age_seconds": reader.age_seconds(now),
+            "error": reader.error,
+        }
+
+    def _store_health(self) -> Json:
+        is_redis = isinstance(self.store, Degradable)
+        error = self.queue.failure or self.store.failure
+        is_up = error is None and not (isinstance(self.store, Degradable) and self.store.is_degraded)
+        return {"kind": "redis" if is_redis else "embedded", "is_up": is_up, "error": error}
+
+
+def _queue(status: Mapping[str, Any]) -> Json:
+    """Return the waiting and dead events of all workers, from the numbers of /status."""
+    events = status["events"]
+    shown = ("waiting", "dead", "oldest_at", "oldest_unknown_since")
+    return {**{name: events[name] for name in shown}, "stuck": status["stuck"]}
+
+
+# --- Pages ---
+
+
+class AdminPage(Page):
+    """Requires the admin token or a session (see `auth`). RequestError and StoreError become error responses."""
+
+    def initialize(self, admin: Admin, access: Access) -> None:
+        self._admin = admin
+        self._access = access
+
+    def prepare(self) -> None:
+        try:
+            self._access.check(self.request, time.time())
+            if self.request.method not in self.METHODS:
+                raise HTTPError(405)
+            if self.request.method not in ("GET", "HEAD"):
+                self._access.check_change(self.request)
+        except RequestError as error:
+            self.reject(error)
+
+    async def respond(self, body: Awaitable[Mapping[str, Any]]) -> None:
+        try:
+            self.write_json(await body)
+        except RequestError as error:
+            self.reject(error)
+        except StoreError as error:
+            self.reject(RequestError(503, str(error)))
+
+    def fields(self) -> Fields:
+        return json_object(self.request.body)
+
+
+class SessionPage(AdminPage):
+    """GET: check the session. POST: exchange the token for a cookie. DELETE: forget the cookie.
+
+    POST and DELETE need no session, so that it can begin and so that signing out always succeeds.
+    """
+
+    METHODS: ClassVar[tuple[str, ...]] = ("GET", "HEAD", "POST", "DELETE")
+
+    def prepare(self) -> None:
+        if self.request.method not in ("POST", "DELETE"):
+            super().prepare()
+            return
+        try:
+            self._access.check_change(self.request)
+        except RequestError as error:
+            self.reject(error)
+
+    def get(self) -> None:
+        self.write_json({"signed_in": True})
+
+    async def post(self) -> None:
+        await self.respond(self._sign_in())
+
+    def delete(self) -> None:
+        self.clear_cookie(COOKIE, path="/")
+        self.write_json({"signed_in": False})
+
+    async def _sign_in(self) -> Mapping[str, Any]:
+        token = self.fields().get("token")
+        if not isinstance(token, str) or not self._access.is_token(token):
+            await asyncio.sleep(WRONG_TOKEN_SECONDS)
+            raise RequestError(401, WRONG_TOKEN)
+        self.set_cookie(
+            COOKIE,
+            self._access.new_session(time.time()),
+            path="/",
+            max_age=SESSION_SECONDS,
+            httponly=True,
+            samesite="Strict",
+            secure=self._access.is_encrypted(self.request),
+        )
+        return {"signed_in": True}
+
+
+class OverviewPage(AdminPage):
+    async def get(self) -> None:
+        await self.respond(self._admin.overview())
+
+
+class FeaturesPage(AdminPage):
+    async def get(self) -> None:
+        await self.respond(self._features())
+
+    async def _features(self) -> Mapping[str, Any]:
+        return self._admin.features()
+
+
+class ExplainPage(AdminPage):
+    METHODS: ClassVar[tuple[str, ...]] = ("POST",)
+
+    async def post(self) -> None:
+        await self.respond(self._explain())
+
+    async def _explain(self) -> Mapping[str, Any]:
+        return await self._admin.explain(self.fields())
+
+
+class EventsPage(AdminPage):
+    async def get(self) -> None:
+        await self.respond(self._events())
+
+    async def _events(self) -> Mapping[str, Any]:
+        limit = self.get_query_argument("limit", str(SHOWN_LETTERS))
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 8 and int(limit)):
+            raise RequestError(400, "limit: expected a number of dead letters, 1 to 9999999")
+        return await self._admin.events(int(limit))
+
+
+class RequeuePage(AdminPage):
+    METHODS: ClassVar[tuple[str, ...]] = ("POST",)
+
+    async def post(self) -> None:
+        await self.respond(self._requeue())
+
+    async def _requeue(self) -> Mapping[str, Any]:
+        ids = self.fields().get("ids")
+        if ids is not None and not (isinstance(ids, list) and all(type(id_) in (int, str) for id_ in ids)):
+            raise RequestError(400, "ids: expected a list of ids of dead letters, or null for all")
+        return await self._admin.requeue(ids)

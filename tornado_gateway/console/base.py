@@ -1,0 +1,68 @@
+"""The base class of all pages: JSON bodies, error responses and their log lines."""
+
+import json
+from collections.abc import Awaitable, Mapping
+from http.client import responses
+from types import TracebackType
+from typing import Any, ClassVar
+
+import orjson
+from tornado.web import HTTPError, RequestHandler
+
+from tornado_gateway.errors import RequestError
+from tornado_gateway.http.connection import Request, log_failure
+
+
+class Page(RequestHandler):
+    """A page that responds with JSON, errors included."""
+
+    METHODS: ClassVar[tuple[str, ...]] = ("GET", "HEAD")
+
+    def compute_etag(self) -> str | None:
+        return None
+
+    def set_default_headers(self) -> None:
+        self.clear_header("Server")
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
+
+    def write_json(self, body: Mapping[str, Any], status: int = 200) -> None:
+        self.set_status(status)
+        self.write(_encoded(body))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        if status_code == 405:
+            self.set_header("Allow", ", ".join(self.METHODS))
+        self.finish(orjson.dumps({"status": 0, "error": self._message(status_code, kwargs.get("exc_info"))}))
+
+    def head(self) -> Awaitable[None] | None:
+        return self.get()
+
+    def reject(self, error: RequestError) -> None:
+        if error.status == 401:
+            self.set_header("WWW-Authenticate", 'Bearer realm="operators"')
+        self.set_status(error.status)
+        self.finish(orjson.dumps({"status": 0, "error": str(error)}))
+
+    def log_exception(self, kind: Any, error: BaseException | None, traceback: TracebackType | None) -> None:
+        """Log the error as for data routes, with the id of the request."""
+        if error is None or isinstance(error, HTTPError):
+            super().log_exception(kind, error, traceback)
+            return
+        asked = self.request
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in asked.headers.get_all()]
+        log_failure(Request((asked.method or "").encode(), asked.path.encode("latin-1"), b"", headers), error)
+
+    def _message(self, status: int, raised: Any) -> str:
+        error = raised[1] if raised else None
+        if isinstance(error, HTTPError) and error.log_message:
+            return error.log_message
+        return responses.get(status, "error").lower()
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body, default=str, option=orjson.OPT_NON_STR_KEYS)
+    except orjson.JSONEncodeError:  # a segment nested more deeply than orjson goes
+        return json.dumps(body, default=str).encode()

@@ -1,0 +1,130 @@
+// Explaining decisions: the form, and the result with the path to each decision.
+
+import { byId, h, post, replace } from "./dom.js";
+import { variables } from "./features.js";
+import { enter } from "./session.js";
+import { REASONS, stepItem } from "./steps.js";
+
+export function startExplain() {
+  byId("explain-form").addEventListener("submit", explain);
+}
+
+/** Offer these features in the form. */
+export function fillFeatureChoice(features) {
+  const choice = byId("explain-feature");
+  const before = choice.value;
+  replace(choice, h("option", { value: "" }, "All features"), features.map((feature) => h("option", { value: feature.key }, feature.key)));
+  choice.value = features.some((feature) => feature.key === before) ? before : "";
+}
+
+/** Select a feature; the user ID is next. */
+export function chooseFeature(key) {
+  byId("explain-feature").value = key;
+  byId("explain-id").focus();
+}
+
+/** The body of the request; throws with the field that is wrong. */
+function visitor() {
+  const fields = { id: byId("explain-id").value.trim() };
+  const texts = { featureKey: "explain-feature", ipAddress: "explain-ip", userAgent: "explain-agent", bucketingSeed: "explain-seed" };
+  for (const [name, id] of Object.entries(texts)) if (byId(id).value.trim()) fields[name] = byId(id).value.trim();
+  if (!fields.id) throw Object.assign(new Error("Enter a user ID."), { field: byId("explain-id") });
+  for (const area of document.querySelectorAll("textarea[data-json]")) {
+    if (area.value.trim()) fields[area.dataset.json] = jsonObject(area);
+  }
+  return fields;
+}
+
+function jsonObject(area) {
+  const label = document.querySelector(`label[for="${area.id}"]`).firstChild.textContent.trim();
+  let value = null;
+  try {
+    value = JSON.parse(area.value);
+  } catch {
+    // reported below
+  }
+  if (typeof value === "object" && value !== null && !Array.isArray(value)) return value;
+  throw Object.assign(new Error(`${label}: expected a JSON object, such as {"plan": "gold"}`), { field: area });
+}
+
+async function explain(event) {
+  event.preventDefault();
+  const result = byId("explanation");
+  const problem = byId("explain-problem");
+  for (const field of byId("explain-form").querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
+  problem.textContent = "";
+  result.setAttribute("aria-busy", "true");
+  try {
+    showExplanation(await post("/admin/explain", visitor()));
+  } catch (error) {
+    problem.textContent = error.message;
+    error.field?.setAttribute("aria-invalid", "true");
+    error.field?.focus();
+    if (error.status === 401) await enter();
+  }
+  result.setAttribute("aria-busy", "false");
+}
+
+function showExplanation({ visitor: who, decisions }) {
+  const isOne = decisions.length === 1;
+  const on = decisions.filter((decision) => decision.enabled).length;
+  replace(
+    byId("explanation"),
+    h(
+      "p",
+      { class: "visitor card" },
+      fact("User", who.id),
+      fact("Visitor", who.uuid),
+      fact("Location", place(who.location, LOCATION_FACTS)),
+      fact("Device", place(who.device, DEVICE_FACTS)),
+      isOne ? null : fact("Enabled", `${on} of ${decisions.length}`),
+    ),
+    decisions.map((decision) => decisionCard(decision, isOne)),
+  );
+}
+
+const fact = (name, value) => h("span", {}, `${name} `, h("b", {}, value ?? "–"));
+
+const LOCATION_FACTS = ["city", "region", "country"];
+const DEVICE_FACTS = ["device_type", "device", "os", "os_version", "browser_string", "browser_version"];
+
+function place(facts, names) {
+  if (!facts) return "not given";
+  return names.map((name) => facts[name]).filter(Boolean).join(", ") || "unknown";
+}
+
+const decisionCard = (decision, isOpen) => {
+  const body = h("div", { class: "decision-body" });
+  const details = h(
+    "details",
+    { class: "card decision", open: isOpen },
+    h(
+      "summary",
+      { class: "verdict" },
+      h("span", { class: `pill ${decision.enabled ? "good" : "bad"}` }, decision.enabled ? "on" : "off"),
+      h("span", { class: "key" }, decision.feature_key),
+      decision.variation ? h("span", {}, decision.variation.name) : null,
+      h("span", { class: "hint" }, REASONS[decision.reason] ?? decision.reason, decision.rule ? `: ${decision.rule.name}` : ""),
+    ),
+    body,
+  );
+  const fill = () => {
+    if (!body.firstChild) replace(body, decisionBody(decision));
+  };
+  if (isOpen) fill();
+  details.addEventListener("toggle", fill);
+  return details;
+};
+
+const decisionBody = (decision) => [
+  decision.error ? h("p", { class: "problem" }, decision.error) : null,
+  decision.variables.length ? h("div", {}, h("h4", {}, "Variables"), variables(decision.variables)) : null,
+  h("div", {}, h("h4", {}, "Path"), h("ul", { class: "path" }, decision.steps.map((step) => stepItem(step, decision)))),
+  h(
+    "p",
+    { class: "hint" },
+    decision.impressions.length
+      ? `getFlag would send: ${decision.impressions.map((shown) => `campaign ${shown.campaign} variation ${shown.variation}`).join(", ")}.`
+      : "getFlag would send no impression.",
+  ),
+];

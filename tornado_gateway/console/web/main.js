@@ -1,0 +1,125 @@
+// The operators' console: tabs, and keeping the one in view fresh.
+
+import { ask, byId } from "./dom.js";
+import { refreshEvents, startEvents } from "./events.js";
+import { chooseFeature, fillFeatureChoice, startExplain } from "./explain.js";
+import { refreshFeatures, startFeatures } from "./features.js";
+import { showOverview, showState, startOverview } from "./overview.js";
+import { enter, setState, startSession, watchSession } from "./session.js";
+
+const TABS = ["overview", "features", "explain", "events"];
+const OVERVIEW_MS = 1000;
+const EVENTS_MS = 2000;
+
+let tab = null;
+let timer = 0;
+
+// --- Tabs ---
+
+/** The tab that the address names; other names, such as that of the skip link, change nothing. */
+const tabOfAddress = () => {
+  const name = location.hash.slice(1);
+  return TABS.includes(name) ? name : (tab ?? TABS[0]);
+};
+
+function show(name) {
+  const isNew = name !== tab;
+  tab = name;
+  for (const other of TABS) {
+    const button = byId(`tab-${other}`);
+    button.setAttribute("aria-selected", String(other === name));
+    button.tabIndex = other === name ? 0 : -1;
+    byId(other).hidden = other !== name;
+  }
+  if (isNew) scrollTo(0, 0);
+  refresh();
+}
+
+function choose(name) {
+  if (location.hash !== `#${name}`) history.pushState(null, "", `#${name}`);
+  if (byId("sign-in").hidden) show(name);
+}
+
+function followAddress() {
+  if (location.hash.startsWith("#token=")) startSession();
+  else if (tab !== null) choose(tabOfAddress());
+}
+
+function moveAlongTabs(event) {
+  const at = TABS.indexOf(tab);
+  const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: TABS.length - 1 }[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  const name = TABS[(to + TABS.length) % TABS.length];
+  choose(name);
+  byId(`tab-${name}`).focus();
+}
+
+function shortcut(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select")) return;
+  const name = TABS[Number(event.key) - 1];
+  if (name) {
+    choose(name);
+    byId(`tab-${name}`).focus();
+  } else if (event.key === "/") {
+    event.preventDefault();
+    choose("features");
+    byId("filter").focus();
+  }
+}
+
+function explainFeature(key) {
+  choose("explain");
+  chooseFeature(key);
+}
+
+// --- Refreshing ---
+
+function stopRefreshing() {
+  clearTimeout(timer);
+}
+
+/** Load the tab in view, and again after a while. The overview is always loaded, because the head of the page shows it. */
+async function refresh() {
+  stopRefreshing();
+  const shown = tab;
+  try {
+    const overview = await ask("/admin/overview");
+    showState(overview);
+    if (shown === "overview") showOverview(overview);
+    if (shown === "events") await refreshEvents(overview);
+    if (shown === "features" || shown === "explain") {
+      const features = await refreshFeatures(overview);
+      if (features !== null) fillFeatureChoice(features);
+    }
+  } catch (error) {
+    if (error.status === 401 || error.status === 403) {
+      await enter();
+      return;
+    }
+    setState("bad", error.message);
+  }
+  if (shown !== tab || document.hidden) return;
+  stopRefreshing();
+  timer = setTimeout(refresh, shown === "overview" ? OVERVIEW_MS : EVENTS_MS);
+}
+
+function signedOut() {
+  stopRefreshing();
+  for (const name of TABS) byId(name).hidden = true;
+}
+
+// --- Start ---
+
+for (const name of TABS) byId(`tab-${name}`).addEventListener("click", () => choose(name));
+document.querySelector(".tabs").addEventListener("keydown", moveAlongTabs);
+document.addEventListener("keydown", shortcut);
+document.addEventListener("visibilitychange", () => document.hidden || tab === null || refresh());
+addEventListener("popstate", followAddress);
+addEventListener("hashchange", followAddress);
+startOverview();
+startFeatures(explainFeature);
+startExplain();
+startEvents(refresh);
+watchSession(() => show(tabOfAddress()), signedOut);
+startSession();

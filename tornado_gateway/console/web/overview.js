@@ -1,0 +1,147 @@
+// The overview: charts, the event flow, and the state of settings, delivery, store and workers.
+
+import { chart } from "./charts.js";
+import { ago, byId, count, duration, h, moment, plural, replace } from "./dom.js";
+import { setState } from "./session.js";
+
+/** The head of the page. */
+export function showState({ status, account, queue }) {
+  const settings = status.settings;
+  const version = settings?.version ?? null;
+  const badge = byId("dead-badge");
+  badge.hidden = !queue.dead;
+  badge.textContent = count(queue.dead);
+  badge.title = `${plural(queue.dead, "dead event")}`;
+  if (status.stuck) setState("bad", status.stuck.message);
+  else if (version === null) setState("warn", "no settings yet");
+  else if (status.last_error) setState("warn", `account ${account.id} · ${status.last_error}`);
+  else setState("good", `account ${account.id} · settings version ${version} · ${plural(account.features, "feature")}`);
+}
+
+const charts = [
+  chart("Requests", "per second", [
+    { name: "requests", label: "requests", tone: "accent" },
+    { name: "decisions", label: "decisions", tone: "second" },
+  ]),
+  chart("Events received", "per second", [
+    { name: "received", label: "received", tone: "accent" },
+    { name: "delivered", label: "delivered", tone: "good" },
+    { name: "rejected", label: "rejected", tone: "bad" },
+  ]),
+  chart("Events waiting", "in the queue", [
+    { name: "waiting", label: "waiting", tone: "second" },
+    { name: "dead", label: "dead", tone: "bad" },
+  ]),
+  chart("Latency", "ms, median", [
+    { name: "p50_ms", label: "median", tone: "accent" },
+    { name: "p99_ms", label: "p99", tone: "second" },
+    { name: "lag_ms", label: "loop lag", tone: "warn" },
+  ]),
+];
+
+export function startOverview() {
+  replace(byId("charts"), charts.map((each) => each.element));
+}
+
+export function showOverview(overview) {
+  for (const each of charts) each.draw(overview.samples);
+  showLedger(overview.status.events);
+  showPanels(overview);
+  showWorkers(overview);
+}
+
+const LEDGER = [
+  ["delivered", "good"],
+  ["waiting", "second"],
+  ["dead", "bad"],
+  ["rejected", "warn"],
+  ["discarded", "bad"],
+];
+
+function showLedger(events) {
+  const parts = LEDGER.filter(([name]) => events[name] > 0);
+  replace(byId("ledger-bar"), parts.map(([name, tone]) => h("i", { class: `tone-${tone}`, vars: { "--share": events[name] } })));
+  replace(
+    byId("equation"),
+    h("span", {}, h("b", {}, count(events.received)), " received ="),
+    LEDGER.map(([name, tone], index) =>
+      h("span", {}, h("i", { class: `swatch tone-${tone}` }), h("b", {}, count(events[name])), ` ${name}`, index < LEDGER.length - 1 ? " +" : ""),
+    ),
+  );
+}
+
+function showPanels({ at, status, queue, location: database, store, account }) {
+  const { settings, last_poll: poll, last_flush: flush } = status;
+  replace(
+    byId("panels"),
+    panel("Settings", settings?.version === null ? ["none yet", "warn"] : ["loaded", "good"], [
+      ["Account", account.id ?? "–"],
+      ["Version", settings?.version ?? "–"],
+      ["Hash", settings?.hash ?? "–"],
+      ["Confirmed", settings?.age_seconds == null ? "–" : `${duration(settings.age_seconds)} ago`],
+      ["Source", settings?.source ?? "–"],
+      poll?.error ? ["Poll", poll.error, "bad"] : ["Last poll", ago(poll?.at, at)],
+    ]),
+    panel("Delivery", delivery(status), [
+      ...(status.stuck ? [["Problem", status.stuck.message, "bad"]] : []),
+      ["Last flush", ago(flush?.at, at)],
+      flush?.error ? ["Error", flush.error, "bad"] : ["Events in last flush", count(flush?.events ?? 0)],
+      ["Oldest waiting", oldest(queue, at)],
+      ["Dead letters", count(queue.dead)],
+    ]),
+    panel("Store", store.is_up ? ["up", "good"] : ["down", "bad"], [
+      ["Kind", store.kind === "redis" ? "Redis" : "embedded (SQLite)"],
+      store.error ? ["Error", store.error, "bad"] : ["Writes", "ok"],
+      ["Workers", count(status.workers.length)],
+      ["Up for", duration(status.uptime_seconds)],
+      ["Release", status.version],
+    ]),
+    panel("Location", database.available ? ["loaded", "good"] : ["none", ""], [
+      ["Database", database.type ?? "not configured"],
+      ["Built", database.built_at ? moment(database.built_at).slice(0, 10) : "–"],
+      ["Age", duration(database.age_seconds)],
+      ...(database.error ? [["Error", database.error, "bad"]] : []),
+    ]),
+  );
+}
+
+const delivery = ({ stuck, last_flush: flush }) =>
+  stuck ? ["stuck", "bad"] : flush?.error ? ["failing", "bad"] : ["working", "good"];
+
+function oldest({ oldest_at: since, oldest_unknown_since: unknown }, at) {
+  const age = since ? duration(at - since) : unknown ? "unknown" : "–";
+  return unknown ? `${age} (last read ${ago(unknown, at)})` : age;
+}
+
+const panel = (title, [word, tone], facts) =>
+  h(
+    "section",
+    { class: "card panel" },
+    h("h3", {}, title, h("span", { class: `pill ${tone}` }, word)),
+    h(
+      "dl",
+      { class: "facts" },
+      facts.map(([name, value, kind]) => [h("dt", {}, name), h("dd", { class: kind }, String(value))]),
+    ),
+  );
+
+function showWorkers({ status, worker: self }) {
+  replace(
+    byId("workers"),
+    status.workers.map((worker) =>
+      h(
+        "tr",
+        {},
+        h("td", {}, worker.slot),
+        h("td", { class: "mono" }, worker.pid, worker.pid === self ? h("span", { class: "hint" }, " this") : null),
+        h("td", {}, worker.state ?? "serving"),
+        h("td", { class: "number" }, duration(worker.uptime_seconds)),
+        h("td", { class: "number" }, count(worker.requests?.total)),
+        h("td", { class: "number" }, count(worker.connections)),
+        h("td", { class: "number" }, count(worker.in_flight)),
+        h("td", { class: "number" }, count(worker.events?.waiting)),
+        h("td", { class: "mono" }, worker.settings?.slice(0, 8) ?? "–"),
+      ),
+    ),
+  );
+}

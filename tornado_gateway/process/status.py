@@ -1,0 +1,48 @@
+"""The body of /status: the records of all workers, summed up."""
+
+import time
+from typing import Any
+
+from tornado_gateway.telemetry.scoreboard import Scoreboard, WorkerRecord
+
+# Parts of a record that /status does not show.
+_INTERNAL = frozenset({"row", "generation", "adopted", "is_queue_shared", "last_poll", "reading"})
+
+
+def instance_status(scoreboard: Scoreboard, version: str) -> dict[str, Any]:
+    """Return the body of /status. Where workers differ, the one with the newest information counts."""
+    reading = scoreboard.read_all()
+    workers = reading.workers
+    stuck = reading.waiting.stuck
+    errors = (worker["last_error"] for worker in workers if worker["last_error"])
+    return {
+        "version": version,
+        "uptime_seconds": round(time.monotonic() - scoreboard.started_at, 3),
+        "settings": reading.newest_settings,
+        "events": {
+            **reading.events,
+            "oldest_at": reading.waiting.oldest_at,
+            "oldest_unknown_since": reading.waiting.unknown_since,
+        },
+        "stuck": stuck,
+        "last_poll": max((worker["last_poll"] for worker in workers), key=_at, default=None),
+        "last_flush": max(workers, key=_flush_order, default={"last_flush": None})["last_flush"],
+        "last_error": next(errors, stuck and stuck["message"]),
+        "workers": [_as_listed(worker) for worker in workers],
+    }
+
+
+def _at(last: dict[str, Any]) -> float:
+    return last["at"] or 0.0
+
+
+def _flush_order(worker: WorkerRecord) -> tuple[bool, float]:
+    """Order by failure, then by time: a worker that delivers must not hide another one that cannot."""
+    flush = worker["last_flush"]
+    return bool(flush["error"] and worker["events"]["waiting"]), _at(flush)
+
+
+def _as_listed(worker: WorkerRecord) -> WorkerRecord:
+    """Return the public part of a record, with only the hash of its settings."""
+    shown = {key: value for key, value in worker.items() if key not in _INTERNAL}
+    return shown | {"settings": worker["settings"]["hash"]}

@@ -1,0 +1,133 @@
+"""Everything that is counted, and the index of each counter.
+
+The series are fixed beforehand (`ROUTES`, `STATUSES`, ...), so all processes agree on the indices, and requests cannot
+create new series: unknown paths, methods and statuses are all counted as "other".
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+OTHER = "other"
+METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)
+DATA_ROUTES = (
+    "/server-side/getFlag",
+    "/server-side/trackEvent",
+    "/server-side/setAttribute",
+    "/server-side/v2-settings",
+    "/server-side/v2-pull",
+    "/get-user-details",
+    "/check-attribute",
+    "/events/t",
+    "/server-side/batch-events-v2",
+    "/user-alias/setUserAlias",
+    "/user-alias/getAliasUserId",
+    "/evaluate-event-dsl",
+    "/webhook",
+    "/getLocation",
+    "/server-side/ua-parser",
+    "/attributes/check",
+    "/getUserData",
+)
+PAGES = ("/health", "/ready", "/status", "/metrics", "/console", "/docs", "/openapi.json", "/admin", "/web")
+ROUTES = (*DATA_ROUTES, *PAGES, OTHER)
+STATUSES = (200, 204, 304, 400, 401, 403, 404, 405, 408, 413, 415, 417, 431, 500, 501, 503, 505, OTHER)
+OUTCOMES = ("enabled", "disabled", "not_found", "error")  # of decisions
+FLUSHES = ("delivered", "refused", "failed")
+POLLS = ("changed", "unchanged", "failed")
+CALLS = ("settings", "events", "event", "list_check", "event_segments")  # kinds of requests to upstream
+RESPONSES = ("2xx", "3xx", "4xx", "5xx", "none")
+CACHES = ("location", "device")
+LOOKUPS = ("hit", "miss")
+GAUGES = ("geo_built_at", "degraded", "redis_up")  # of a worker; NaN: does not apply
+
+REQUEST_BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+FLUSH_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+SUM_UNIT: Final = 1_000_000_000  # sums of seconds are kept in whole nanoseconds
+
+_SLASHES = re.compile(r"//+")
+
+
+class Block(NamedTuple):
+    """The counters of one metric: one for each combination of its labels' values."""
+
+    start: int
+    labels: tuple[tuple[object, ...], ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(map(len, self.labels))
+
+    def at(self, *values: object) -> int:
+        index = 0
+        for known, value in zip(self.labels, values, strict=True):
+            index = index * len(known) + known.index(value)
+        return self.start + index
+
+    def values(self, index: int) -> list[str]:
+        """Return the label values of the counter `start + index`: the inverse of `at`."""
+        values: list[str] = []
+        for known in reversed(self.labels):
+            index, at = divmod(index, len(known))
+            values.append(str(known[at]))
+        return values[::-1]
+
+
+class Histogram(NamedTuple):
+    """The counters of one histogram: for each value of its label the buckets, one for longer times, and the sum."""
+
+    start: int
+    values: tuple[str, ...]
+    bounds: tuple[float, ...]
+
+    @property
+    def width(self) -> int:
+        return len(self.bounds) + 2
+
+    @property
+    def size(self) -> int:
+        return len(self.values) * self.width
+
+    def at(self, value: str) -> int:
+        return self.start + self.values.index(value) * self.width
+
+
+class _Layout:
+    def __init__(self) -> None:
+        self.size = 0
+
+    def block(self, *labels: Sequence[object]) -> Block:
+        block = Block(self.size, tuple(map(tuple, labels)))
+        self.size += block.size
+        return block
+
+    def histogram(self, values: Sequence[str], bounds: tuple[float, ...]) -> Histogram:
+        histogram = Histogram(self.size, tuple(values), bounds)
+        self.size += histogram.size
+        return histogram
+
+
+_LAYOUT = _Layout()
+REQUESTS = _LAYOUT.block(METHODS, ROUTES, STATUSES)
+DECISIONS = _LAYOUT.block(OUTCOMES)
+FLUSH_REQUESTS = _LAYOUT.block(FLUSHES)
+SETTINGS_POLLS = _LAYOUT.block(POLLS)
+UPSTREAM_REQUESTS = _LAYOUT.block(CALLS, RESPONSES)
+CACHE_LOOKUPS = _LAYOUT.block(CACHES, LOOKUPS)
+REQUEST_SECONDS = _LAYOUT.histogram(DATA_ROUTES, REQUEST_BUCKETS)
+FLUSH_SECONDS = _LAYOUT.histogram(("",), FLUSH_BUCKETS)
+LAG_SECONDS = _LAYOUT.histogram(("",), LAG_BUCKETS)
+COUNTERS: Final = _LAYOUT.size
+
+
+def route_of(path: bytes) -> str:
+    """Return the label of a path. Clients may double slashes and prepend the account's prefix (wire contract 0.8)."""
+    text = _SLASHES.sub("/", path.decode("latin-1"))
+    if text in ROUTES:
+        return text
+    first, _, rest = text[1:].partition("/")
+    if f"/{rest}" in DATA_ROUTES:
+        return f"/{rest}"
+    return f"/{first}" if f"/{first}" in ("/admin", "/web") else OTHER

@@ -1,0 +1,222 @@
+"""Counting in one worker: the hooks for the HTTP server, decisions, delivery, settings and upstream.
+
+On the path of a request a counter is an int in a list; `publish` copies the list into shared memory. Latency is
+measured for some requests and counted for all: see `Observer.sampled`.
+"""
+
+import asyncio
+import math
+import random
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+from tornado_gateway import core
+from tornado_gateway.telemetry.counters import CounterRow, SharedCounters
+from tornado_gateway.telemetry.layout import (
+    CACHE_LOOKUPS,
+    CACHES,
+    COUNTERS,
+    DATA_ROUTES,
+    DECISIONS,
+    FLUSH_REQUESTS,
+    FLUSH_SECONDS,
+    GAUGES,
+    LAG_SECONDS,
+    METHODS,
+    OTHER,
+    REQUEST_SECONDS,
+    REQUESTS,
+    RESPONSES,
+    SETTINGS_POLLS,
+    STATUSES,
+    SUM_UNIT,
+    UPSTREAM_REQUESTS,
+    Histogram,
+    route_of,
+)
+
+SAMPLE_EVERY = 16  # requests, on average
+BUSY_REQUESTS_PER_SECOND = 400  # below this rate every request is measured
+BEAT_SECONDS = 0.1  # interval between measurements of the loop's lag
+KNOWN_KEYS = 2048  # spellings of known routes that are cached
+MAX_MEASURED = 10_000  # requests in flight whose start is remembered
+
+_ENABLED, _DISABLED = DECISIONS.at("enabled"), DECISIONS.at("disabled")
+_OUTCOME_OF_REASON = {"feature not found": DECISIONS.at("not_found"), "error": DECISIONS.at("error")}
+
+R = TypeVar("R")
+
+
+class ObservedRequest(Protocol):
+    """The part of a request that is counted."""
+
+    @property
+    def method(self) -> bytes: ...
+    @property
+    def path(self) -> bytes: ...
+
+
+Find = Callable[[bytes, bytes], Callable[[Any], R] | None]  # the handler of a method and a path
+
+
+class Observer:
+    """The counters of one worker. Its methods are hooks that other rooms call."""
+
+    def __init__(self, memory: SharedCounters, row: int = 0, generation: int = 1) -> None:
+        before = memory.read(row)
+        self.counts: list[int] = before.counts if before else [0] * COUNTERS
+        self._memory = memory
+        self._row = row
+        self._generation = generation
+        self._started: dict[ObservedRequest, tuple[float, int]] = {}
+        self._index: dict[tuple[bytes, bytes, int], int] = {}
+        self._weight = 1
+        self._sampled = 0
+        self._due = 0.0
+        self._beat: asyncio.TimerHandle | None = None
+        self._caches = dict.fromkeys(CACHES, (0, 0))
+        self._inherited = self._totals()
+        self.responded = self._make_responded()
+
+    def start(self) -> None:
+        """Start measuring the lag of the event loop."""
+        self._expect_beat()
+
+    def stop(self) -> None:
+        if self._beat is not None:
+            self._beat.cancel()
+
+    def publish(self, gauges: Mapping[str, float | None]) -> None:
+        """Copy all numbers into shared memory."""
+        shown = {name: math.nan if (value := gauges.get(name)) is None else float(value) for name in GAUGES}
+        self._memory.write(self._row, CounterRow(self._generation, shown, self.counts))
+
+    # --- Requests ---
+
+    def _make_responded(self) -> Callable[[ObservedRequest, int], None]:
+        """Return the hook for each response. A closure, because it is called for every request: names are local."""
+        counts, index, started = self.counts, self._index, self._started
+
+        def responded(request: ObservedRequest, status: int) -> None:
+            try:
+                counts[index[request.method, request.path, status]] += 1
+            except KeyError:
+                counts[self._find_index(request, status)] += 1
+            if started and request in started:
+                self._measure(request)
+
+        return responded
+
+    def _find_index(self, request: ObservedRequest, status: int) -> int:
+        method = request.method.decode("latin-1")
+        route = route_of(request.path)
+        shown = REQUESTS.at(
+            method if method in METHODS else OTHER, route, status if status in STATUSES else STATUSES[-1]
+        )
+        if route != OTHER and method in METHODS:  # otherwise arbitrary paths would fill the cache
+            if len(self._index) >= KNOWN_KEYS:
+                self._index.clear()
+            self._index[request.method, request.path, status] = shown
+        return shown
+
+    def sampled(self, find: Find[R]) -> Find[R]:
+        """Return a `find` that measures the time from the call of a data route's handler to its response.
+
+        The time includes the commit. Below BUSY_REQUESTS_PER_SECOND each request is measured, above it one of
+        SAMPLE_EVERY, which then counts for that many. The gaps are random, because a client's requests may be periodic.
+        """
+        left = 1
+
+        def sample(method: bytes, path: bytes) -> Callable[[Any], R] | None:
+            nonlocal left
+            left -= 1
+            if left > 0:
+                return find(method, path)
+            weight = self._weight
+            left = random.randrange(1, 2 * weight)
+            handler = find(method, path)
+            return None if handler is None else self._timed(handler, weight)
+
+        return sample
+
+    def _timed(self, handler: Callable[[Any], R], weight: int) -> Callable[[Any], R]:
+        self._sampled += 1
+        started = self._started
+        if len(started) >= MAX_MEASURED:
+            started.clear()
+
+        def timed(request: ObservedRequest) -> R:
+            started[request] = time.perf_counter(), weight
+            return handler(request)
+
+        return timed
+
+    def _measure(self, request: ObservedRequest) -> None:
+        before, weight = self._started.pop(request)
+        seconds = time.perf_counter() - before
+        route = route_of(request.path)
+        if route in DATA_ROUTES:
+            self._observe(REQUEST_SECONDS, route, seconds, weight)
+
+    def totals(self) -> tuple[int, int]:
+        """Return how many requests of data routes this process has answered, and how many of them were getFlag."""
+        total, decisions = self._totals()
+        return total - self._inherited[0], decisions - self._inherited[1]
+
+    def _totals(self) -> tuple[int, int]:
+        counts, statuses = self.counts, len(STATUSES)
+        decisions = REQUESTS.at("POST", DATA_ROUTES[0], STATUSES[0])
+        firsts = [REQUESTS.at(method, DATA_ROUTES[0], STATUSES[0]) for method in METHODS]
+        total = sum(sum(counts[first : first + len(DATA_ROUTES) * statuses]) for first in firsts)
+        return total, sum(counts[decisions : decisions + statuses])
+
+    # --- Other hooks ---
+
+    def decided(self, decision: core.Decision) -> None:
+        """Count a decision of getFlag."""
+        outcome = _ENABLED if decision.variation is not None else _OUTCOME_OF_REASON.get(decision.reason, _DISABLED)
+        self.counts[outcome] += 1
+
+    def flushed(self, outcome: str, seconds: float) -> None:
+        """Count a request that delivered events, or failed to."""
+        self.counts[FLUSH_REQUESTS.at(outcome)] += 1
+        self._observe(FLUSH_SECONDS, "", seconds)
+
+    def polled(self, outcome: str) -> None:
+        """Count a settings poll."""
+        self.counts[SETTINGS_POLLS.at(outcome)] += 1
+
+    def upstream_responded(self, call: str, status: int) -> None:
+        """Count a request to upstream; status 0 means no response."""
+        response = f"{status // 100}xx"
+        label = response if response in RESPONSES else "none"
+        self.counts[UPSTREAM_REQUESTS.at(call.replace(" ", "_"), label)] += 1
+
+    def count_lookups(self, name: str, hits: int, misses: int) -> None:
+        """Add the lookups of a cache since the last call; a cache that was replaced starts from zero again."""
+        before_hits, before_misses = self._caches[name]
+        if hits < before_hits or misses < before_misses:
+            before_hits = before_misses = 0
+        self.counts[CACHE_LOOKUPS.at(name, "hit")] += hits - before_hits
+        self.counts[CACHE_LOOKUPS.at(name, "miss")] += misses - before_misses
+        self._caches[name] = hits, misses
+
+    def _observe(self, histogram: Histogram, value: str, seconds: float, weight: int = 1) -> None:
+        start = histogram.at(value)
+        self.counts[start + bisect_left(histogram.bounds, seconds)] += weight
+        self.counts[start + histogram.width - 1] += int(max(0.0, seconds) * SUM_UNIT) * weight
+
+    def _measure_lag(self) -> None:
+        """Record how late the loop runs a timer: requests that arrive wait as long."""
+        lag = max(0.0, time.monotonic() - self._due)
+        self._observe(LAG_SECONDS, "", lag)
+        requests_per_second = self._sampled * self._weight / (BEAT_SECONDS + lag)
+        self._weight = SAMPLE_EVERY if requests_per_second > BUSY_REQUESTS_PER_SECOND else 1
+        self._sampled = 0
+        self._expect_beat()
+
+    def _expect_beat(self) -> None:
+        self._due = time.monotonic() + BEAT_SECONDS
+        self._beat = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._measure_lag)
