@@ -51,7 +51,7 @@ def mirror(io_loop, tmp_path):
 async def test_old_settings_go_when_nobody_uses_them_any_more(mirror, frozen):
     assert await mirror.refresh()
     in_use = mirror.current.settings
-    old = weakref.ref(in_use.life)
+    old = weakref.ref(in_use.lifetime)
     feature = next(iter(in_use.features))
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Long computations in turns: the same results as in one go, and breaths in between."""
+"""Long computations in turns: the same results as in one go, with yield points in between."""
 
 import asyncio
 import gc
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tornado_gateway.settings import pacing
-from tornado_gateway.settings.pacing import go_on, let_go, parse, pauses, take_apart
+from tornado_gateway.settings.pacing import empty_gradually, never_yield, parse, release_gradually, throttled
 
 SETTINGS = {
     "version": 1,
@@ -41,7 +41,7 @@ def result(work, document):
 
 def parsed_in_pieces(document, piece_bytes):
     with patch.object(pacing, "PIECE_BYTES", piece_bytes):
-        return parse(document, go_on)
+        return parse(document, never_yield)
 
 
 @pytest.mark.parametrize("indent", [None, 1])
@@ -51,13 +51,13 @@ def test_settings_in_pieces(piece_bytes, indent):
     assert result(lambda it: parsed_in_pieces(it, piece_bytes), document) == json.dumps(SETTINGS)
 
 
-def test_it_breathes_between_pieces():
-    breaths = []
+def test_it_yields_between_pieces():
+    yields = []
     document = orjson.dumps({"features": [{"id": n} for n in range(9000)]})
     with patch.object(pacing.orjson, "loads", wraps=orjson.loads) as loads:
-        parse(document, lambda: breaths.append(1))
+        parse(document, lambda: yields.append(1))
     assert loads.call_count == len(document) // pacing.PIECE_BYTES + 1 > 3
-    assert len(breaths) > loads.call_count
+    assert len(yields) > loads.call_count
 
 
 @given(DOCUMENTS, st.integers(1, 60), st.sampled_from([None, 0, 1]))
@@ -112,15 +112,15 @@ def test_the_same_of_what_is_odd(document, piece_bytes):
 def test_a_document_is_taken_apart_piece_by_piece():
     document = {"features": [{"id": 1}, {"id": 2}], "groups": {"1": {}}, "version": 1}
     left = []
-    take_apart(document, lambda: left.append(len(document["features"])))
+    empty_gradually(document, lambda: left.append(len(document["features"])))
     assert left == [1, 0]
-    take_apart(["no object"], go_on)
+    empty_gradually(["no object"], never_yield)
 
 
 def test_pauses_rest_only_after_some_work():
     with patch.object(pacing, "time") as time:
         time.monotonic.side_effect = [0.0, pacing.WORK_SECONDS / 2, pacing.WORK_SECONDS * 2, 1.0, 1.0]
-        pause = pauses()
+        pause = throttled()
         pause()
         assert not time.sleep.called
         pause()
@@ -141,7 +141,7 @@ async def test_parts_are_freed_in_portions_once_their_owner_is_gone(io_loop):
     gc.disable()
     try:
         with patch.object(pacing, "PARTS_SECONDS", 0.001):
-            task = asyncio.create_task(let_go(weakref.ref(owner), parts))
+            task = asyncio.create_task(release_gradually(weakref.ref(owner), parts))
             del parts
             await asyncio.sleep(0.02)
             assert len(alive) == 3 * pacing.PARTS_AT_ONCE

@@ -15,7 +15,7 @@ from tornado_gateway.http.connection import Request, Response, json_error
 from tornado_gateway.http.fields import AccountCheck, query_text
 from tornado_gateway.settings.documents import Published, publish
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot
-from tornado_gateway.settings.pacing import parse, pauses, take_apart
+from tornado_gateway.settings.pacing import empty_gradually, parse, throttled
 from tornado_gateway.upstream.client import Dialect
 
 FetchDialect = Callable[[Dialect], Awaitable[bytes]]
@@ -164,15 +164,15 @@ def _dialect(query: bytes) -> Dialect:
 
 def _publish_settings(document: bytes) -> Published | None:
     """In turns with the loop; None for what is not a settings document."""
-    breathe = pauses()
+    yield_point = throttled()
     try:
-        fields = parse(document, breathe)
+        fields = parse(document, yield_point)
     except orjson.JSONDecodeError:
         return None
     if not isinstance(fields, dict) or not fields.keys() >= {"version", "accountId", "features", "campaigns"}:
         return None
-    published = publish(document, fields, breathe)
-    take_apart(fields, breathe)
+    published = publish(document, fields, yield_point)
+    empty_gradually(fields, yield_point)
     return published
 
 

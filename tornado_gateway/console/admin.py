@@ -231,7 +231,7 @@ class Explainer:
         if self.resolves_aliases:
             context.user_id = await self._resolved(context.user_id)
         keys = _feature_keys(settings, fields)
-        traced = await asyncio.to_thread(core.traced_twin, settings)
+        traced = await asyncio.to_thread(core.with_tracing, settings)
         facts = self._facts(context)
         decisions = [await self._decision(traced, key, context, facts) for key in keys]
         return {

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from tornado_gateway.http.connection import Response
-from tornado_gateway.settings.pacing import PIECE_BYTES, Breathe
+from tornado_gateway.settings.pacing import PIECE_BYTES, YieldPoint
 
 GZIP = 16 + zlib.MAX_WBITS  # zlib's name for this format
 
@@ -24,7 +24,7 @@ class Published(NamedTuple):
     made_at: float
 
 
-def publish(document: bytes, fields: Mapping[str, Any], breathe: Breathe) -> Published:
+def publish(document: bytes, fields: Mapping[str, Any], yield_point: YieldPoint) -> Published:
     """Prepare all answers for a settings document, which has these fields.
 
     Older SDKs want lists where upstream writes `{}` for "none".
@@ -36,17 +36,17 @@ def publish(document: bytes, fields: Mapping[str, Any], breathe: Breathe) -> Pub
     return Published(
         etag,
         Response(200, body, headers=headers),
-        Response(200, _gzip(body, breathe), headers=[*headers, (b"Content-Encoding", b"gzip")]),
+        Response(200, _gzip(body, yield_point), headers=[*headers, (b"Content-Encoding", b"gzip")]),
         Response(304, headers=headers),
         time.monotonic(),
     )
 
 
-def _gzip(body: bytes, breathe: Breathe) -> bytes:
+def _gzip(body: bytes, yield_point: YieldPoint) -> bytes:
     """The same bytes for the same body, as the format has no time stamp here."""
     compressor = zlib.compressobj(wbits=GZIP)
     pieces = []
     for at in range(0, len(body), PIECE_BYTES):
         pieces.append(compressor.compress(body[at : at + PIECE_BYTES]))
-        breathe()
+        yield_point()
     return b"".join([*pieces, compressor.flush()])

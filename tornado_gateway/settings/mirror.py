@@ -26,7 +26,14 @@ from tornado_gateway import core
 from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import GatewayError, StoreError, UpstreamError
 from tornado_gateway.settings.documents import Published, publish
-from tornado_gateway.settings.pacing import Breathe, go_on, let_go, parse, pauses, take_apart
+from tornado_gateway.settings.pacing import (
+    YieldPoint,
+    empty_gradually,
+    never_yield,
+    parse,
+    release_gradually,
+    throttled,
+)
 from tornado_gateway.settings.timers import SteadyCallback
 from tornado_gateway.store.interfaces import Confirmation, StateStore, StoredDocument
 
@@ -312,8 +319,8 @@ class SettingsMirror:
 
     async def _compile(self, document: bytes) -> "_Compiled":
         """Off the loop, so that no request waits for it; without current settings all wait for these."""
-        breathe = pauses() if self.current else go_on
-        return await asyncio.get_running_loop().run_in_executor(None, _compile_all, document, self._sdk, breathe)
+        yield_point = throttled() if self.current else never_yield
+        return await asyncio.get_running_loop().run_in_executor(None, _compile_all, document, self._sdk, yield_point)
 
     def _use(self, compiled: "_Compiled", document: bytes, version: int, source: str) -> None:
         before = self.current
@@ -337,7 +344,7 @@ class SettingsMirror:
 
     def _let_go(self, settings: core.Settings) -> None:
         """Have them freed bit by bit once no request uses them any more: at once it would keep all requests waiting."""
-        task = asyncio.create_task(let_go(weakref.ref(settings.life), settings.parts()))
+        task = asyncio.create_task(release_gradually(weakref.ref(settings.lifetime), settings.parts()))
         self._letting_go.add(task)
         task.add_done_callback(self._letting_go.discard)
 
@@ -475,17 +482,17 @@ class _Compiled(NamedTuple):
     fingerprints: Fingerprints
 
 
-def _compile_all(document: bytes, sdk: core.Sdk, breathe: Breathe) -> _Compiled:
+def _compile_all(document: bytes, sdk: core.Sdk, yield_point: YieldPoint) -> _Compiled:
     gc.collect(1)  # what is garbage by now shall not be kept
     with _without_collector():
-        parsed = _parse(document, breathe)
+        parsed = _parse(document, yield_point)
         try:
-            settings = _compile(document, parsed, sdk, breathe)
+            settings = _compile(document, parsed, sdk, yield_point)
             digest = hashlib.sha256(document).hexdigest()[:16]
-            published = publish(document, parsed, breathe)
-            compiled = _Compiled(settings, digest, published, fingerprints_of(parsed, breathe))
+            published = publish(document, parsed, yield_point)
+            compiled = _Compiled(settings, digest, published, fingerprints_of(parsed, yield_point))
         finally:
-            take_apart(parsed, breathe)
+            empty_gradually(parsed, yield_point)
         # Compiled settings have no cycles, and the collector would keep the loop waiting while it looks for some.
         gc.freeze()
     return compiled
@@ -494,19 +501,19 @@ def _compile_all(document: bytes, sdk: core.Sdk, breathe: Breathe) -> _Compiled:
 def compile_document(document: bytes, sdk: core.Sdk) -> core.Settings:
     """Parse and compile. Raises SettingsError, also for bytes that are not JSON."""
     with _without_collector():
-        return _compile(document, _parse(document, go_on), sdk, go_on)
+        return _compile(document, _parse(document, never_yield), sdk, never_yield)
 
 
-def _parse(document: bytes, breathe: Breathe) -> Any:
+def _parse(document: bytes, yield_point: YieldPoint) -> Any:
     try:
-        return parse(document, breathe)
+        return parse(document, yield_point)
     except orjson.JSONDecodeError as error:
         raise core.SettingsError((f"the settings document is not JSON: {error}",)) from error
 
 
-def _compile(document: bytes, parsed: Any, sdk: core.Sdk, breathe: Breathe) -> core.Settings:
+def _compile(document: bytes, parsed: Any, sdk: core.Sdk, yield_point: YieldPoint) -> core.Settings:
     """The settings hold the bytes instead of what was parsed from them, which takes five times as much memory."""
-    return core.compile_settings(parsed, sdk=sdk, breathe=breathe, read_again=partial(orjson.loads, document))
+    return core.compile_settings(parsed, sdk=sdk, yield_point=yield_point, read_again=partial(orjson.loads, document))
 
 
 @contextmanager
@@ -519,14 +526,14 @@ def _without_collector() -> Iterator[None]:
         gc.enable()
 
 
-def fingerprints_of(document: Mapping[str, Any], breathe: Breathe = go_on) -> Fingerprints:
+def fingerprints_of(document: Mapping[str, Any], yield_point: YieldPoint = never_yield) -> Fingerprints:
     """Each feature with the campaigns of its rules: what its decisions are made from, but for groups and holdouts."""
     campaigns = {campaign["id"]: campaign for campaign in document["campaigns"]}
     fingerprints: dict[str, int] = {}
     for feature in document["features"]:
         linked = [campaigns.get(rule["campaignId"]) for rule in feature["rules"]]
         fingerprints.setdefault(feature["key"], _fingerprint([feature, *linked]))
-        breathe()
+        yield_point()
     return fingerprints
 
 

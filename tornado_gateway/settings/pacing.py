@@ -14,7 +14,7 @@ from weakref import ReferenceType
 
 import orjson
 
-Breathe = Callable[[], object]
+YieldPoint = Callable[[], object]
 
 # Of the thread that computes, in turns. A loop at half of its maximal rate has no more than this to spare when the
 # machine is slow for a while: with half of the rest, requests queued up during a refresh.
@@ -27,11 +27,11 @@ _BETWEEN_OBJECTS = re.compile(rb"\}[ \t\n\r]*(,)[ \t\n\r]*\{")
 _MARK, _ESCAPED_MARK = "\1", b'"\\u0001"'  # the control character has no other spelling in JSON
 
 
-def go_on() -> None:
+def never_yield() -> None:
     """No breath at all, where nobody waits."""
 
 
-def pauses() -> Breathe:
+def throttled() -> YieldPoint:
     """To be called often by a thread that computes: leaves the interpreter to the loop for most of the time.
 
     The loop takes the interpreter's lock for each of its callbacks; against a thread that never waits for anything it
@@ -51,23 +51,23 @@ def pauses() -> Breathe:
 # --- parsing -----------------------------------------------------------------
 
 
-def parse(document: bytes, breathe: Breathe) -> Any:
+def parse(document: bytes, yield_point: YieldPoint) -> Any:
     """Do what orjson.loads does, with the same result or error, but piece by piece with breaths in between.
 
     The document is cut at commas between objects in an array of the outermost object, as far as a count of braces can
     tell them. Each piece is closed, and the next one opened again, with a marked array. If all these are JSON then so
     is the document, with the same values, and in all other cases orjson gets the whole of it.
     """
-    cuts = _cuts(document, breathe)
+    cuts = _cuts(document, yield_point)
     if not cuts or _ESCAPED_MARK[1:-1] in document:
         return orjson.loads(document)
     try:
-        return _parse_pieces(document, cuts, breathe)
+        return _parse_pieces(document, cuts, yield_point)
     except ValueError:
         return orjson.loads(document)
 
 
-def _cuts(document: bytes, breathe: Breathe) -> list[int]:
+def _cuts(document: bytes, yield_point: YieldPoint) -> list[int]:
     cuts: list[int] = []
     at, counted, depth = PIECE_BYTES, 0, 0
     while found := _BETWEEN_OBJECTS.search(document, at):
@@ -77,11 +77,11 @@ def _cuts(document: bytes, breathe: Breathe) -> list[int]:
         if depth == 1:
             cuts.append(comma)
             at = comma + PIECE_BYTES
-        breathe()
+        yield_point()
     return cuts
 
 
-def _parse_pieces(document: bytes, cuts: list[int], breathe: Breathe) -> dict[str, Any]:
+def _parse_pieces(document: bytes, cuts: list[int], yield_point: YieldPoint) -> dict[str, Any]:
     """Raise ValueError if a piece is not what the cuts suppose."""
     whole: dict[str, Any] = {}
     unfinished: list[Any] = []  # the array that the last cut went through
@@ -89,7 +89,7 @@ def _parse_pieces(document: bytes, cuts: list[int], breathe: Breathe) -> dict[st
         head = b"{%b:[" % _ESCAPED_MARK if whole else b""
         tail = b",%b]}" % _ESCAPED_MARK if end < len(document) else b""
         piece = orjson.loads(b"%b%b%b" % (head, document[begin + 1 : end], tail))
-        breathe()
+        yield_point()
         if whole:
             unfinished += piece.pop(_MARK)
         whole |= piece
@@ -104,15 +104,15 @@ def _parse_pieces(document: bytes, cuts: list[int], breathe: Breathe) -> dict[st
 # --- letting go --------------------------------------------------------------
 
 
-def take_apart(document: Any, breathe: Breathe) -> None:
+def empty_gradually(document: Any, yield_point: YieldPoint) -> None:
     """Empty the arrays of a parsed document that nobody else has: freeing all at once would take a while."""
     for items in document.values() if isinstance(document, dict) else ():
         while isinstance(items, list) and items:
             items.pop()
-            breathe()
+            yield_point()
 
 
-async def let_go(owner: "ReferenceType[object]", parts: list[object]) -> None:
+async def release_gradually(owner: "ReferenceType[object]", parts: list[object]) -> None:
     """Keep the parts until their owner is gone, which somebody may still be using, then free a few at a time."""
     while owner() is not None:
         await asyncio.sleep(PARTS_SECONDS)
