@@ -42,7 +42,6 @@ EXCEPTIONS = {  # (file, imported module or library)
     ("config/options.py", "argparse"),
     ("events/queue.py", "tornado_gateway.http.connection"),
     ("logs.py", "tornado_gateway.http.connection"),
-    ("settings/documents.py", "tornado_gateway.http.connection"),
     ("store/redis/events.py", "tornado_gateway.config"),
     ("store/redis/takeover.py", "tornado_gateway.config"),
     ("telemetry/metrics.py", "prometheus_client"),

@@ -21,7 +21,7 @@ from vendor import Fault, Vendor
 from tornado_gateway import logs
 from tornado_gateway.http.connection import Request, Response, Server
 from tornado_gateway.logs import MAX_REASONS, ThrottledLog
-from tornado_gateway.settings.mirror import SHOWN_CHANGES, describe_change, fingerprints_of
+from tornado_gateway.settings.compilation import SHOWN_CHANGES, describe_change, fingerprints_of
 
 SECRET = "s3cr/t+w ith\"quotes'"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -14,7 +14,8 @@ from process import sample_document
 
 from tornado_gateway import core
 from tornado_gateway.errors import UpstreamError
-from tornado_gateway.settings.mirror import LastPoll, SettingsMirror, describe_failure
+from tornado_gateway.settings.failures import describe_failure
+from tornado_gateway.settings.mirror import LastPoll, SettingsMirror
 from tornado_gateway.store.sqlite.events import open_sqlite
 
 SDK = core.Sdk("test", "1")
@@ -219,7 +220,7 @@ async def test_a_store_that_comes_back_with_older_settings_gets_the_newer_ones(t
 
     store, mirror = mirror_of(tmp_path, fetch, poll_seconds=1)
     versions = []
-    mirror.on_change.append(lambda snapshot: versions.append(snapshot.settings.version))
+    mirror.subscribe(lambda snapshot: versions.append(snapshot.settings.version))
     await mirror.start(1)  # the store is not open
     await mirror.loaded.wait()
     await store.open()

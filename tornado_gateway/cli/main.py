@@ -182,7 +182,7 @@ def _announce_console(config: Config) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from tornado_gateway.settings.mirror import compile_document
+    from tornado_gateway.settings.compilation import compile_document
 
     config = _configuration(arguments)
     if config.settings_file is None:
@@ -193,7 +193,7 @@ def _check(arguments: argparse.Namespace) -> int:
             print("No SETTINGS_FILE is given: the settings come from", config.upstream_url)
         return 0
     before = time.perf_counter()
-    settings = compile_document(config.settings_file.read_bytes(), core.Sdk(config.sdk_name, __version__))
+    settings = compile_document(config.settings_file.read_bytes(), core.Sdk(config.sdk_name, __version__)).settings
     milliseconds = (time.perf_counter() - before) * 1000
     summaries = {feature.key: _summary(feature) for feature in settings.features.values()}
     if arguments.json:
