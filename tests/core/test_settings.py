@@ -202,7 +202,7 @@ def test_settings_go_with_the_last_reference() -> None:
             for key in settings.features:
                 decide(settings, key, Context("u"), stored={}, trace=Trace() if groups % 2 else None)
             groups += len(settings.group_features)
-            settings_left = weakref.ref(settings.lifetime)
+            settings_left = weakref.ref(settings.source.lifetime)
             del settings
             assert settings_left() is None
         found = gc.collect()
@@ -219,7 +219,7 @@ def test_parts_are_nearly_all() -> None:
     decide(settings, "f1", Context("u"), trace=Trace())
     parts = settings.parts()
     assert {id(part) for part in settings.features.values()} <= {id(part) for part in parts}
-    assert {id(part) for part in settings.traced[0].features.values()} <= {id(part) for part in parts}
+    assert {id(part) for part in settings.source.traced.features.values()} <= {id(part) for part in parts}
     assert all(any(campaign is part for part in parts) for campaign in campaigns)
 
 

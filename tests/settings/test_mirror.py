@@ -52,7 +52,7 @@ def mirror(io_loop, tmp_path):
 async def test_old_settings_go_when_nobody_uses_them_any_more(mirror, frozen):
     assert await mirror.refresh()
     in_use = mirror.current.settings
-    old = weakref.ref(in_use.lifetime)
+    old = weakref.ref(in_use.source.lifetime)
     feature = next(iter(in_use.features))
     gc.disable()
     try:
@@ -70,7 +70,7 @@ async def test_old_settings_go_when_nobody_uses_them_any_more(mirror, frozen):
 async def test_settings_keep_the_bytes_and_not_what_was_parsed(mirror, frozen):
     assert await mirror.refresh()
     snapshot = mirror.current
-    assert snapshot.settings.documents == []
+    assert snapshot.settings.source.document is None
     assert snapshot.settings.document == json.loads(snapshot.document)
 
 

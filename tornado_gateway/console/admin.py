@@ -336,12 +336,12 @@ def _deciding_rule(feature: core.Feature | None, decision: core.Decision) -> Ans
     if feature is None or passed is None:
         return None
     for rule in (*feature.experiments, *feature.rollouts):
-        if rule.campaign_id == passed.id and rule.key == passed.key:
+        if rule.campaign.id == passed.id and rule.key == passed.key:
             return {
                 "kind": rule.kind,
                 "rule_key": rule.rule_key,
-                "campaign_id": rule.campaign_id,
-                "name": rule.campaign_name,
+                "campaign_id": rule.campaign.id,
+                "name": rule.campaign.name,
             }
     return None
 

@@ -20,7 +20,7 @@ from tornado_gateway.core.event_templates import (
 )
 from tornado_gateway.core.identity import identity_of
 from tornado_gateway.core.recorder import record_node
-from tornado_gateway.core.segments import compile_segment, wants_lookups
+from tornado_gateway.core.segments import compile_segment
 from tornado_gateway.core.types import (
     AB,
     MEG_KEY_PREFIX,
@@ -28,6 +28,7 @@ from tornado_gateway.core.types import (
     OTHER,
     PERSONALIZE,
     ROLLOUT,
+    CampaignName,
     EventParts,
     Feature,
     Group,
@@ -35,6 +36,7 @@ from tornado_gateway.core.types import (
     Holdout,
     Id,
     Impression,
+    MemberNames,
     Needs,
     Predicate,
     Recorder,
@@ -42,6 +44,7 @@ from tornado_gateway.core.types import (
     RuleMatch,
     Sdk,
     Settings,
+    SettingsSource,
     Variation,
     join_needs,
 )
@@ -75,26 +78,27 @@ def compile_settings(
 
 def with_tracing(settings: Settings) -> Settings:
     """Return the same settings compiled for tracing. They are compiled at the first call and kept."""
-    if not settings.traced:
-        settings.traced.append(compile_settings(settings.document, sdk=settings.sdk, traced=True))
-    return settings.traced[0]
+    source = settings.source
+    if source.traced is None:
+        source.traced = compile_settings(settings.document, sdk=settings.sdk, traced=True)
+    return source.traced
 
 
 class _Segment(NamedTuple):
-    """A compiled segment. `wants_lookups`: see segments."""
+    """A compiled segment."""
 
     predicate: Predicate | None
     needs: Needs
-    wants_lookups: bool
 
 
-_NO_SEGMENT = _Segment(None, NO_NEEDS, False)
+_NO_SEGMENT = _Segment(None, NO_NEEDS)
 
 
 class _Campaign(NamedTuple):
     """A campaign of the document with its compiled variations and their segments."""
 
     document: Document
+    name: CampaignName
     kind: str
     variations: tuple[Variation, ...]
     segments: list[_Segment]
@@ -130,7 +134,9 @@ class _Compiler:
         holdouts = [self.holdout(item) for item in items_of(document.get("holdouts"))]
         applicable = [self.applicable(feature, holdouts) for feature in items_of(document["features"])]
         self.fill_groups(linked, applicable)
-        wants_lookups = any(self.segment(item["segments"]).wants_lookups for item in items_of(document.get("holdouts")))
+        wants_lookups = any(
+            self.segment(item["segments"]).needs.wants_lookups for item in items_of(document.get("holdouts"))
+        )
         features = {}
         for index, item in list(enumerate(items_of(document["features"])))[::-1]:  # the first of a key wins
             features[item["key"]] = self.feature(item, linked[index], applicable[index], wants_lookups)
@@ -155,10 +161,9 @@ class _Compiler:
                 shown_head(self.props),
                 event_tail(USAGE, self.props),
             ),
-            is_traced=self.recorder is not None,
-            read_document=read_again or (lambda: document),
-            documents=[] if read_again else [document],
-            traced=[],
+            source=SettingsSource(
+                read_again or (lambda: document), None if read_again else document, is_traced=self.recorder is not None
+            ),
         )
 
     # --- campaigns ---
@@ -171,7 +176,8 @@ class _Compiler:
         segments = [self.segment(item.get("segments")) for item in items]
         variations = tuple(map(self.variation, [document["id"]] * len(items), items, ranges, segments))
         own = self.segment(document["segments"]) if kind is AB else next(iter(segments), _NO_SEGMENT)
-        return _Campaign(document, kind, variations, segments, own)
+        name = CampaignName(document["id"], self.share(document["key"]), self.share(document["name"]))
+        return _Campaign(document, name, kind, variations, segments, own)
 
     def variation(self, campaign_id: Id, document: Document, bounds: tuple[int, int], segment: _Segment) -> Variation:
         variables = [
@@ -204,7 +210,7 @@ class _Compiler:
 
     def compiled_segment(self, segment: Document) -> _Segment:
         predicate, needs = compile_segment(segment, self.feature_keys, self.recorder)
-        return _Segment(predicate, NO_NEEDS if needs == NO_NEEDS else needs, wants_lookups(segment))
+        return _Segment(predicate, NO_NEEDS if needs == NO_NEEDS else needs)
 
     def share(self, value: Shared) -> Shared:
         """Return the first value that is equal to this one; for texts, bytes and integers, where equal is alike."""
@@ -226,33 +232,28 @@ class _Compiler:
         needs = segment.needs
         if kind is AB and document.get("isForcedVariationEnabled"):
             needs = join_needs([needs, *(variation.needs for variation in variations)])
+            needs = needs._replace(wants_lookups=segment.needs.wants_lookups)
         salt = document.get("salt") if kind is AB else variations and variations[0].salt
         prefix = f"{salt or document['id']}_"
         limit = document.get("percentTraffic") if kind is AB else variations and variations[0].weight
         feature_rule_key = self.share(f"{feature['key']}_{rule['ruleKey']}")
         personal_member = f"{document['id']}_{variations[0].id}" if variations else ""
-        experiment_key = feature_rule_key if kind is PERSONALIZE else self.share(document["key"])
-        key = feature_rule_key if kind is ROLLOUT else experiment_key
+        key = feature_rule_key if kind in (ROLLOUT, PERSONALIZE) else campaign.name.key
         member = personal_member if kind is PERSONALIZE and variations[0].id else str(document["id"])
         return Rule(
             kind=kind,
             rule_key=self.share(rule["ruleKey"]),
-            campaign_id=document["id"],
-            campaign_key=self.share(document["key"]),
-            campaign_name=self.share(document["name"]),
+            campaign=campaign.name,
             variations=variations,
             segment=segment.predicate,
             needs=needs,
-            wants_lookups=segment.wants_lookups,
             is_forced=kind is AB and bool(document.get("isForcedVariationEnabled")),
             is_user_list=bool(document.get("isUserListEnabled")),
             traffic_prefix=prefix.encode(),
             variation_prefix=f"{prefix}{self.account_id}_".encode(),
             limit=limit if isinstance(limit, int | float) else None,
             key=key,
-            experiment_key=experiment_key,
-            member=member,
-            personal_member=personal_member,
+            members=MemberNames(member, personal_member),
             group=self.group(member),
             outcomes={item.id: RuleMatch(document["id"], key, item.id) for item in variations},
         )
@@ -262,7 +263,7 @@ class _Compiler:
     ) -> Feature:
         self.yield_point()
         needs, storage_keys = self.reach(document["key"], rules, holdouts)
-        wants_lookups = wants_lookups or any(rule.wants_lookups for rule in rules)
+        wants_lookups = wants_lookups or any(rule.needs.wants_lookups for rule in rules)
         impact_id = (document.get("impactCampaign") or {}).get("campaignId")
         impact: tuple[Impression, Impression] | None = None
         if impact_id:
@@ -418,7 +419,7 @@ def _features_of(members: list[str], features: list[Document], by_campaign: Mapp
 def _candidates(rules: Iterable[Rule], members: frozenset[str]) -> tuple[Rule, ...]:
     found: dict[str, Rule] = {}
     for rule in rules:
-        if str(rule.campaign_id) in members or rule.personal_member in members:
+        if str(rule.campaign.id) in members or rule.members.personal in members:
             found.setdefault(rule.rule_key, rule)
     return tuple(found.values())
 

@@ -97,7 +97,7 @@ def decide(
     `stored` are the user's records by storage key (`Feature.storage_keys` lists which are read), None without a
     storage. With `trace`, the settings are compiled once more for tracing at the first call: keep that off hot paths.
     """
-    if trace is not None and not settings.is_traced:
+    if trace is not None and not settings.source.is_traced:
         settings = with_tracing(settings)
     decision = Decision(feature_key, context.session_id)
     try:

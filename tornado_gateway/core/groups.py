@@ -25,7 +25,7 @@ def passes(evaluation: Evaluation, feature: Feature, rule: Rule, winners: Winner
     trace = evaluation.trace
     if trace is None:
         return _passes(evaluation, feature, rule, winners)
-    trace.open("rule", kind=rule.kind, rule=rule.rule_key, campaign=rule.campaign_id, name=rule.campaign_name)
+    trace.open("rule", kind=rule.kind, rule=rule.rule_key, campaign=rule.campaign.id, name=rule.campaign.name)
     passed = False
     try:
         passed = _passes(evaluation, feature, rule, winners)
@@ -53,7 +53,7 @@ def _passes(evaluation: Evaluation, feature: Feature, rule: Rule, winners: Winne
     if not in_segment(evaluation, rule):
         return False
     winner = _run(evaluation, feature, group)
-    if winner and winner.campaign_id == rule.campaign_id and (winner.kind is AB or winner.first.id == rule.first.id):
+    if winner and winner.campaign.id == rule.campaign.id and (winner.kind is AB or winner.first.id == rule.first.id):
         return True
     winners[group.id] = _claim(winner) if winner else NO_WINNER
     return False
@@ -61,8 +61,8 @@ def _passes(evaluation: Evaluation, feature: Feature, rule: Rule, winners: Winne
 
 def _has_won(rule: Rule, winner: object) -> bool:
     if rule.kind is AB:
-        return winner == rule.campaign_id
-    return rule.kind is PERSONALIZE and winner == f"{rule.campaign_id}_{rule.first.id}"
+        return winner == rule.campaign.id
+    return rule.kind is PERSONALIZE and winner == f"{rule.campaign.id}_{rule.first.id}"
 
 
 def _has_won_before(
@@ -71,15 +71,15 @@ def _has_won_before(
     """Decide by the stored winner of the group, and keep it for the following rules of this stage."""
     if evaluation.trace is not None:
         evaluation.trace.add("stored", key=group.storage_key, result=f"campaign {experiment_id}")
-    if experiment_id == rule.campaign_id and (rule.kind is not PERSONALIZE or variation_id == rule.first.id):
+    if experiment_id == rule.campaign.id and (rule.kind is not PERSONALIZE or variation_id == rule.first.id):
         return True
-    is_whole = experiment_id != rule.campaign_id and variation_id == _WHOLE_CAMPAIGN
+    is_whole = experiment_id != rule.campaign.id and variation_id == _WHOLE_CAMPAIGN
     winners[group.id] = experiment_id if is_whole else f"{experiment_id}_{variation_id}"
     return False
 
 
 def _claim(winner: Rule) -> Any:
-    return winner.campaign_id if winner.kind is AB else f"{winner.campaign_id}_{winner.first.id}"
+    return winner.campaign.id if winner.kind is AB else f"{winner.campaign.id}_{winner.first.id}"
 
 
 # --- choosing the winner -----------------------------------------------------
@@ -101,8 +101,8 @@ def _run(evaluation: Evaluation, feature: Feature, group: Group) -> Rule | None:
     finally:
         evaluation.running_groups = evaluation.running_groups[:-1]
         if trace is not None:
-            trace.close(winner=winner and winner.campaign_id)
-    return winner if winner and winner.campaign_id in feature.campaign_ids else None
+            trace.close(winner=winner and winner.campaign.id)
+    return winner if winner and winner.campaign.id in feature.campaign_ids else None
 
 
 def _eligible(evaluation: Evaluation, feature: Feature, group: Group, step: dict[str, Any]) -> list[Rule]:
@@ -119,7 +119,7 @@ def _eligible(evaluation: Evaluation, feature: Feature, group: Group, step: dict
             elif in_segment(evaluation, rule) and in_traffic(evaluation, rule):
                 eligible.append(rule)
     chosen = list(from_storage.values()) or eligible
-    step["eligible"] = [rule.member for rule in chosen]
+    step["eligible"] = [rule.members.listed for rule in chosen]
     return chosen
 
 
@@ -162,7 +162,7 @@ def _winner(evaluation: Evaluation, group: Group, eligible: list[Rule], step: di
         winner = _at_bucket(bucket, *(_even_weights(eligible) if group.is_random else _own_weights(group, eligible)))
     if winner is not None:
         variation_id = winner.first.id if winner.kind is PERSONALIZE else _WHOLE_CAMPAIGN
-        passed = RuleMatch(winner.campaign_id, _group_experiment_key(winner), variation_id)
+        passed = RuleMatch(winner.campaign.id, _group_experiment_key(winner), variation_id)
         write_record(evaluation, group.storage_key, experiment=passed)
     return winner
 
@@ -170,7 +170,7 @@ def _winner(evaluation: Evaluation, group: Group, eligible: list[Rule], step: di
 def _first_by_priority(group: Group, eligible: list[Rule]) -> Rule | None:
     for name in group.priority:
         for rule in eligible:
-            if name in (str(rule.campaign_id), rule.personal_member):
+            if name in (str(rule.campaign.id), rule.members.personal):
                 return rule
     return None
 
@@ -181,7 +181,7 @@ def _even_weights(eligible: list[Rule]) -> tuple[list[Rule], list[float]]:
 
 
 def _own_weights(group: Group, eligible: list[Rule]) -> tuple[list[Rule], list[float]]:
-    weights = [group.weights.get(str(rule.campaign_id), group.weights.get(rule.personal_member)) for rule in eligible]
+    weights = [group.weights.get(str(rule.campaign.id), group.weights.get(rule.members.personal)) for rule in eligible]
     taking_part = [(rule, weight) for rule, weight in zip(eligible, weights, strict=True) if weight is not None]
     return [rule for rule, _ in taking_part], [weight for _, weight in taking_part]
 
@@ -196,5 +196,5 @@ def _at_bucket(bucket: int, rules: list[Rule], weights: list[float]) -> Rule | N
 def _group_experiment_key(winner: Rule) -> str:
     """Return the key for the group's record, which has no feature: the campaign key up to its last "_" replaces it."""
     if winner.kind is not PERSONALIZE:
-        return winner.campaign_key
-    return f"{winner.campaign_key.rsplit('_', 1)[0]}_{winner.rule_key}"
+        return winner.campaign.key
+    return f"{winner.campaign.key.rsplit('_', 1)[0]}_{winner.rule_key}"

@@ -25,7 +25,7 @@ def has_record(evaluation: Evaluation, key: str) -> bool:
 def _known_record(evaluation: Evaluation, key: str) -> StickyRecord | None:
     if evaluation.stored is None:
         return None
-    record = evaluation.written.get(key) if evaluation.written else None
+    record = _written_record(evaluation.writes, key) if evaluation.writes else None
     if record is None:
         record = evaluation.stored.get(key)
     if record is None:
@@ -33,6 +33,13 @@ def _known_record(evaluation: Evaluation, key: str) -> StickyRecord | None:
     if not hasattr(record, "get"):
         raise Abort(f"the stored record of {key} is not an object")
     return None if not record or record.get("status") in _NO_DATA else record
+
+
+def _written_record(writes: list[StickyRecord], key: str) -> StickyRecord | None:
+    for record in reversed(writes):
+        if record["featureKey"] == key:
+            return record
+    return None
 
 
 def write_record(
@@ -62,7 +69,4 @@ def write_record(
         "isInHoldoutId": is_in,
         "notInHoldoutId": not_in,
     }
-    if evaluation.written is None:
-        evaluation.written = {}
-    evaluation.written[key] = record
     evaluation.writes.append(record)

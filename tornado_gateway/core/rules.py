@@ -26,7 +26,7 @@ def in_traffic(evaluation: Evaluation, rule: Rule) -> bool:
     """Does the user's bucket of 100 lie within the rule's share? A user without an id is not in."""
     limit = rule.limit
     if limit is None:
-        raise Abort(f"campaign {rule.campaign_id} has no traffic as a number")
+        raise Abort(f"campaign {rule.campaign.id} has no traffic as a number")
     if limit >= TRAFFIC_BUCKETS and evaluation.user_id and evaluation.trace is None:
         return True
     bucket = bucket_of(rule.traffic_prefix + evaluation.bucketing_id, TRAFFIC_BUCKETS) if evaluation.user_id else None

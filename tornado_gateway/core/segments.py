@@ -46,10 +46,11 @@ def compile_segment(
     predicate = _node(segment, compilation, 0)
     if _has_key(segment, "campaignVariation"):
         predicate = with_web_campaigns(predicate)
-    return predicate, compilation.needs
+    needs = compilation.needs
+    return predicate, needs._replace(wants_lookups=True) if _wants_lookups(segment) else needs
 
 
-def wants_lookups(segment: Mapping[str, Any]) -> bool:
+def _wants_lookups(segment: Mapping[str, Any]) -> bool:
     """Would an SDK with a gateway ask it for location and device facts because of this segment?"""
     try:
         text = json.dumps(segment)

@@ -74,13 +74,14 @@ class Needs(NamedTuple):
     device: bool = False
     lists: tuple[tuple[str, str], ...] = ()
     features: tuple[str, ...] = ()
+    wants_lookups: bool = False  # would an SDK with a gateway ask it for location and device facts?
 
 
 NO_NEEDS: Final = Needs()
 
 
 def join_needs(needs: list[Needs]) -> Needs:
-    """Return everything that any of the segments needs."""
+    """Return everything that any of the segments needs, without `wants_lookups`."""
     needs = [item for item in needs if item is not NO_NEEDS]
     if not needs:
         return NO_NEEDS
@@ -117,6 +118,21 @@ class Variation:
         return variables
 
 
+class CampaignName(NamedTuple):
+    """The three names of a campaign."""
+
+    id: Id
+    key: str
+    name: str
+
+
+class MemberNames(NamedTuple):
+    """How groups list a rule: "campaignId", and personalizations "campaignId_variationId"; `personal` is the latter."""
+
+    listed: str
+    personal: str
+
+
 @dataclass(slots=True, eq=False)
 class Rule:
     """A rule of one feature, linked to its campaign.
@@ -127,28 +143,27 @@ class Rule:
 
     kind: str
     rule_key: str
-    campaign_id: Id
-    campaign_key: str
-    campaign_name: str
+    campaign: CampaignName
     variations: tuple[Variation, ...]
     segment: Predicate | None
     needs: Needs
-    wants_lookups: bool
     is_forced: bool
     is_user_list: bool
     traffic_prefix: bytes
     variation_prefix: bytes
     limit: int | float | None  # as in the document; mypyc converts an int that is annotated as float
     key: str
-    experiment_key: str
-    member: str  # how a group lists it: "campaignId", of personalizations "campaignId_variationId"
-    personal_member: str  # "campaignId_variationId" of any kind
+    members: MemberNames
     group: "Group | None"
     outcomes: Mapping[Id, RuleMatch]  # by variation id
 
     @property
     def first(self) -> Variation:
         return self.variations[0]
+
+    @property
+    def experiment_key(self) -> str:
+        return self.campaign.key if self.kind is ROLLOUT else self.key
 
 
 @dataclass(slots=True, eq=False)
@@ -218,6 +233,18 @@ class Feature:
     storage_keys: tuple[str, ...]
 
 
+@dataclass(slots=True, eq=False)
+class SettingsSource:
+    """The document of compiled settings, and forms of it that are made on demand."""
+
+    read_document: Callable[[], dict[str, Any]]
+    document: dict[str, Any] | None
+    is_traced: bool
+    traced: "Settings | None" = None  # the same settings with tracing
+    # The target of weak references, because classes compiled by mypyc cannot have any.
+    lifetime: set[object] = field(default_factory=set)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Settings:
     """One compiled settings document, immutable: the snapshot that decisions are made from.
@@ -239,28 +266,23 @@ class Settings:
     variations_by_key: Mapping[str, list[tuple[Variation, ...]]]
     group_features: Mapping[str, tuple[GroupFeature, ...]]  # by group id
     event_parts: EventParts
-    is_traced: bool
-    read_document: Callable[[], dict[str, Any]]
-    documents: list[dict[str, Any]]  # the document; empty until `document` is read for the first time, if it can be
-    traced: list["Settings"]  # the same settings with tracing; empty until `with_tracing` is called
-    # The target of weak references, because classes compiled by mypyc cannot have any.
-    lifetime: set[object] = field(default_factory=set)
+    source: SettingsSource
 
     @property
     def document(self) -> dict[str, Any]:
         """The document that the settings were compiled from."""
-        if not self.documents:
-            self.documents.append(self.read_document())
-        return self.documents[0]
+        document = self.source.document
+        if document is None:
+            document = self.source.document = self.source.read_document()
+        return document
 
     def parts(self) -> list[object]:
         """Return nearly everything that the settings hold, in many parts, so that a caller can free them gradually."""
         parts: list[object] = [*self.features.values(), *self.variations_by_key.values()]
-        for document in self.documents:
-            parts += [item for items in document.values() if isinstance(items, list) for item in items]
-        for settings in self.traced:
-            parts += settings.parts()
-        return parts
+        for items in (self.source.document or {}).values():
+            if isinstance(items, list):
+                parts += items
+        return parts if self.source.traced is None else parts + self.source.traced.parts()
 
     def find_variation(self, key: object, variation_id: object) -> Variation | None:
         """Return the variation that a record names by the key of its rule and its id, if the settings still have it."""
@@ -278,7 +300,6 @@ class Evaluation:
     """The state of one decision: a user and a feature. Attributes that are rarely used get a value on first use."""
 
     vwo_user_id: object = UNSET  # set by each evaluated rule
-    written: dict[str, StickyRecord] | None = None
     running_groups: tuple[str, ...] = ()
     sent = 0  # number of impressions that an abort keeps
     _web_campaigns: dict[str, str] | None = None

@@ -67,6 +67,6 @@ class ReplacedSettings:
 
     def release(self, settings: core.Settings) -> None:
         """Free settings gradually once no request uses them: freeing all at once would block all requests."""
-        task = asyncio.create_task(release_gradually(weakref.ref(settings.lifetime), settings.parts()))
+        task = asyncio.create_task(release_gradually(weakref.ref(settings.source.lifetime), settings.parts()))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
