@@ -203,7 +203,7 @@ async def test_a_stored_document_that_cannot_be_used_is_tried_once(tmp_path, cap
     await mirror.start(1)
     await asyncio.sleep(2)
     assert mirror.current is None
-    assert sum("not usable" in line for line in caplog.messages) <= 2  # at the start, and when it is watched
+    assert sum("could not be used" in line for line in caplog.messages) <= 2  # at the start, and when it is watched
     await store.state.save_document("n", next(documents(3)), "other:1")
     await until(lambda: mirror.current is not None)
     await mirror.stop()

@@ -104,9 +104,9 @@ class SettingsApi:
     async def webhook(self, request: Request) -> Response:
         """Refresh after a change, for the vendor or a pipeline. Requires WEBHOOK_TOKEN in a header."""
         if self._webhook_token is None:
-            return json_error(403, "webhooks are off at this gateway: set WEBHOOK_TOKEN")
+            return json_error(403, "Webhooks are disabled on this gateway. Set WEBHOOK_TOKEN to enable them.")
         if not hmac.compare_digest(_token(request), self._webhook_token.encode()):
-            return json_error(401, "the token is not the one in WEBHOOK_TOKEN")
+            return json_error(401, "The token does not match WEBHOOK_TOKEN.")
         refreshed = await self._refresh()
         return Response(200, orjson.dumps({"refreshed": refreshed}))
 

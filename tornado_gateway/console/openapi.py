@@ -359,8 +359,11 @@ SDKS: Schema = {
             {
                 **_ok("Were they fetched?", _object("refreshed", refreshed=BOOLEAN), {"refreshed": True}),
                 **_errors(
-                    _401=("Wrong token", "the token is not the one in WEBHOOK_TOKEN"),
-                    _403=("WEBHOOK_TOKEN is not set", "webhooks are off at this gateway: set WEBHOOK_TOKEN"),
+                    _401=("Wrong token", "The token does not match WEBHOOK_TOKEN."),
+                    _403=(
+                        "WEBHOOK_TOKEN is not set",
+                        "Webhooks are disabled on this gateway. Set WEBHOOK_TOKEN to enable them.",
+                    ),
                 ),
             },
             secured=[{"webhookToken": []}],

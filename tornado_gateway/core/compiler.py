@@ -166,7 +166,7 @@ class _Compiler:
             ),
         )
 
-    # --- campaigns ---
+    # --- Campaigns ---
 
     def campaign(self, document: Document) -> _Campaign:
         self.yield_point()
@@ -216,7 +216,7 @@ class _Compiler:
         """Return the first value that is equal to this one; for texts, bytes and integers, where equal is alike."""
         return self.shared.setdefault(value, value)  # type: ignore[no-any-return]
 
-    # --- rules ---
+    # --- Rules ---
 
     def rules(self, feature: Document, campaigns: Mapping[Any, _Campaign]) -> tuple[Rule, ...]:
         """Link the rules of a feature to their campaigns; a rule for an unknown campaign does not exist."""
@@ -306,7 +306,7 @@ class _Compiler:
         keys.update(dict.fromkeys(joined.features))
         return joined, tuple(keys)
 
-    # --- holdouts ---
+    # --- Holdouts ---
 
     def holdout(self, document: Document) -> Holdout:
         segment = self.segment(document["segments"])
@@ -327,7 +327,7 @@ class _Compiler:
         self.yield_point()
         return tuple(holdout for holdout in holdouts if holdout.is_global or feature["id"] in holdout.feature_ids)
 
-    # --- groups ---
+    # --- Groups ---
 
     def group(self, member: str) -> Group | None:
         """Return the group of a campaign as the rules name it; its features are filled in later."""
@@ -376,7 +376,7 @@ class _Compiler:
                 for key in keys
             )
 
-    # --- variations by the keys in records ---
+    # --- Variations by the keys in records ---
 
     def variations_by_key(
         self, campaigns: list[_Campaign], linked: list[tuple[Rule, ...]]

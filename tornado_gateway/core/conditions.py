@@ -40,7 +40,7 @@ class Compilation:
         return Needs(self.location, self.device, tuple(self.lists), tuple(self.features))
 
 
-# --- constants ---------------------------------------------------------------
+# --- Constants ---
 
 
 def aborts(message: str) -> Predicate:
@@ -79,7 +79,7 @@ def all_of(predicates: list[Predicate]) -> Predicate:
     return every
 
 
-# --- conditions on properties and the visitor --------------------------------
+# --- Conditions on properties and the visitor ---
 
 
 def _custom_variable(operand: object, compilation: Compilation, depth: int) -> Predicate:
@@ -203,7 +203,7 @@ def with_web_campaigns(predicate: Predicate) -> Predicate:
     )
 
 
-# --- location, device, other features ----------------------------------------
+# --- Location, device, other features ---
 
 
 def is_at_location(expected: Mapping[str, object], compilation: Compilation) -> Predicate:
@@ -273,7 +273,7 @@ def _device_fact(values: list[object]) -> Callable[[object], bool]:
 
 
 # Device facts are short words; the cap keeps a pattern with many stars cheap.
-_LONGEST_FACT = 256
+_LONGEST_FACT: Final = 256
 
 
 def _device_pattern(text: str) -> Callable[[str], object] | None:

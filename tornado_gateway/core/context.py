@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 Properties = Mapping[str, Any]
 
-EMPTY_PROPERTIES: Properties = MappingProxyType({})
+EMPTY_PROPERTIES: Final[Properties] = MappingProxyType({})
 
 
 class Abort(Exception):  # noqa: N818 - the term of the specification
@@ -26,14 +26,14 @@ class _Null(Mapping[str, Any]):
         raise Abort("the custom variables are null")
 
 
-NULL: Properties = _Null()
+NULL: Final[Properties] = _Null()
 
 
 class Context:
     """The user that a decision is about, with the facts known about them. Never changed by the core.
 
     `location` and `device` are the `location` and `userAgent` of a `/get-user-details` response; None means that
-    they have not been looked up. `lists` answers `inlist(...)`: (list id, value as text) -> is it a member?
+    they have not been looked up. `lists` is for `inlist(...)`: (list id, value as text) -> is it a member?
     `custom_variables` of None (an explicit null) makes every rule abort, as in the SDKs.
     """
 

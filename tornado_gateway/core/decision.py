@@ -161,7 +161,7 @@ def _decide(evaluation: Evaluation, decision: Decision, feature_key: str) -> Non
     decision.usage = settings.is_mau and not evaluation.impressions
 
 
-# --- records of earlier decisions --------------------------------------------
+# --- Records of earlier decisions ---
 
 
 def _apply_record(
@@ -252,7 +252,7 @@ def _required(feature: Feature | None) -> Feature:
     return feature
 
 
-# --- rules -------------------------------------------------------------------
+# --- Rules ---
 
 
 def _is_held_out(evaluation: Evaluation, decision: Decision, feature: Feature, record: StickyRecord | None) -> bool:
@@ -323,7 +323,7 @@ def _append_impression(evaluation: Evaluation, decision: Decision, impression: I
     evaluation.impressions.append(impression)
 
 
-# --- messages ----------------------------------------------------------------
+# --- Messages ---
 
 
 def _debug_message(feature_key: str, rollout: RuleMatch | None, experiment: RuleMatch | None) -> str:

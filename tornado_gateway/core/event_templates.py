@@ -1,14 +1,14 @@
 """The constant ends of event documents, written once per settings (decision engine 3.12, wire contract B.4)."""
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from tornado_gateway.core.types import Id, Impression, Sdk
 
-SHOWN = "vwo_variationShown"
-USAGE = "vwo_feTrackUsage"
+SHOWN: Final = "vwo_variationShown"
+USAGE: Final = "vwo_feTrackUsage"
 
 
 def to_json(value: object) -> str:

@@ -4,7 +4,7 @@ A group lets each user see only one of its campaigns. Which one is found by eval
 one feature evaluates rules of others here.
 """
 
-from typing import Any
+from typing import Any, Final
 
 from tornado_gateway.core.bucketing import VARIATION_BUCKETS, bucket_of, ranges_of
 from tornado_gateway.core.context import Abort
@@ -16,8 +16,8 @@ from tornado_gateway.core.types import AB, PERSONALIZE, Evaluation, Feature, Gro
 # Group id -> its winner in this decision: a campaign id, "campaignId_variationId", or NO_WINNER.
 Winners = dict[str, Any]
 
-NO_WINNER = -1
-_WHOLE_CAMPAIGN = -1
+NO_WINNER: Final = -1
+_WHOLE_CAMPAIGN: Final = -1
 
 
 def passes(evaluation: Evaluation, feature: Feature, rule: Rule, winners: Winners) -> bool:
@@ -82,7 +82,7 @@ def _claim(winner: Rule) -> Any:
     return winner.campaign.id if winner.kind is AB else f"{winner.campaign.id}_{winner.first.id}"
 
 
-# --- choosing the winner -----------------------------------------------------
+# --- Choosing the winner ---
 
 
 def _run(evaluation: Evaluation, feature: Feature, group: Group) -> Rule | None:

@@ -1,14 +1,14 @@
 """Holdouts: shares of the users that see none of a feature (decision engine 3.8)."""
 
 from collections.abc import Collection, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tornado_gateway.core.bucketing import TRAFFIC_BUCKETS, bucket_of
 from tornado_gateway.core.context import NULL, Abort
 from tornado_gateway.core.types import Evaluation, Holdout, Id, Impression, StickyRecord
 
-IN_HOLDOUT = 1
-NOT_IN_HOLDOUT = 2
+IN_HOLDOUT: Final = 1
+NOT_IN_HOLDOUT: Final = 2
 
 
 class Evaluated(NamedTuple):

@@ -75,7 +75,7 @@ def _bare_node(node: object, compilation: Compilation, depth: int) -> Predicate:
     return _OPERATORS.get(name, _never)(operand, compilation, depth)
 
 
-# --- logic -------------------------------------------------------------------
+# --- Logic ---
 
 
 def _and(operand: object, compilation: Compilation, depth: int) -> Predicate:

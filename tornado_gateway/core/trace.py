@@ -44,7 +44,7 @@ def _explain(steps: list[Step], depth: int, lines: list[str]) -> None:
         _explain(step.get("steps", []), depth + 1, lines)
 
 
-# --- lines -------------------------------------------------------------------
+# --- Lines ---
 
 _MARKS = {True: "[x]", False: "[ ]", None: "[!]"}
 
@@ -103,7 +103,7 @@ def _holdout_line(step: Step) -> str:
 
 
 def _group_line(step: Step) -> str:
-    winner = f"campaign {step['winner']}" if step.get("winner") is not None else "nobody"
+    winner = f"campaign {step['winner']}" if step.get("winner") is not None else "none"
     bucket = f" at bucket {step['bucket']} of 10000" if step.get("bucket") else ""
     eligible = ", ".join(step.get("eligible", [])) or "none"
     return f"group {step['group']}: eligible are {eligible}; {winner} wins{bucket}"

@@ -213,7 +213,7 @@ class Feature:
     """A feature ready to be decided.
 
     `needs_location` and `needs_device`: a decision may read the context's location or device. `list_checks`
-    are the (variable name, list id) pairs to answer in `Context.lists`; the variable is looked up in the custom
+    are the (variable name, list id) pairs that `Context.lists` has to hold; the variable is looked up in the custom
     variables, and for whitelisting in the variation targeting variables. `storage_keys` are all records that a decision
     can read.
     """

@@ -19,8 +19,8 @@ class SettingsError(ValueError):
         self.problems = problems
 
 
-# Where a value is in the document: (path of what it is in, key or index). Spelled out only when there is something to
-# say about it. The former is Any since mypyc (setup.py) cannot do with a type that contains itself.
+# The place of a value in the document: (path of its parent, key or index). Spelled out only for a
+# problem. The parent's type is Any because mypyc does not support recursive types.
 DocumentPath = tuple[Any, str | int]
 
 
@@ -118,7 +118,7 @@ def _shown(value: object) -> str:
     return "an array" if isinstance(value, list) else type(value).__name__
 
 
-# --- nested values -----------------------------------------------------------
+# --- Nested values ---
 
 
 def _each(table: tuple[Field, ...]) -> Check:
@@ -210,7 +210,7 @@ def _check_loadable(document: dict[str, Any], problems: Problems) -> None:
                 problems.add(path_of_id, "a campaign with variations", f"campaign {rule['campaignId']} without")
 
 
-# --- the tables --------------------------------------------------------------
+# --- The tables ---
 
 _DIGITS = re.compile(r"^[0-9]+$")
 _DIGITS_AND_UNDERSCORES = re.compile(r"^[0-9_]+$")

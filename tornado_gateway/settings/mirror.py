@@ -237,7 +237,7 @@ class SettingsMirror:
         try:
             compiled = await self._compile(stored.body)
         except core.SettingsError as error:
-            logger.error("the stored settings are not usable: %s", error)
+            logger.error("Stored settings could not be used: %s", error)
             return
         self._use(compiled, stored.body, stored.version, "store")
         self._confirmed = time.monotonic() - max(0.0, time.time() - stored.saved_at)
@@ -252,7 +252,7 @@ class SettingsMirror:
             document = path.read_bytes()
             compiled = await self._compile(document)
         except (OSError, core.SettingsError) as error:
-            logger.error("the settings file %s is not usable: %s", path, error)
+            logger.error("Settings file %s could not be used: %s", path, error)
             return
         self._use(compiled, document, 0, "file")
         self._confirmed = time.monotonic() - max(0.0, time.time() - path.stat().st_mtime)
@@ -302,7 +302,7 @@ class _Poller:
             is_away = time.monotonic() < self._away_until
             is_turn = self._is_stale() or (not is_away and await self._stored.acquire_lease())
         except StoreError as error:
-            logger.info("polling without a lease: %s", error)
+            logger.info("Poll lease could not be acquired, polling without it: %s", error)
             is_turn = True
         if is_turn:
             await self._refresh_with_retries()
@@ -317,7 +317,7 @@ class _Poller:
             if has_settings and not await self._stored.acquire_lease() and await self._is_confirmed_soon():
                 return
         except StoreError as error:
-            logger.info("polling without a lease: %s", error)
+            logger.info("Poll lease could not be acquired, polling without it: %s", error)
         await self._refresh_with_retries()
 
     async def _is_confirmed_soon(self) -> bool:
@@ -350,7 +350,7 @@ class _Poller:
         try:
             return await self._mirror.see_confirmation()
         except StoreError as error:
-            logger.debug("the stored settings cannot be checked: %s", error)
+            logger.debug("Stored settings could not be checked: %s", error)
             return False
 
     async def _watch(self) -> None:
@@ -362,7 +362,7 @@ class _Poller:
             try:
                 stored = await self._stored.wait_for_change(seen)
             except StoreError as error:
-                logger.info("the stored settings cannot be watched: %s", error)
+                logger.info("Stored settings could not be watched, retrying: %s", error)
                 await asyncio.sleep(backoff.next())
                 continue
             backoff.reset()

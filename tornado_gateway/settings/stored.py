@@ -41,7 +41,7 @@ class StoredSettings:
             stored = await self._state.load_document(self._name)
             self._known = await self._state.last_confirmation(self._name)
         except StoreError as error:
-            logger.error("the stored settings cannot be read: %s", error)
+            logger.error("Stored settings could not be read: %s", error)
             return None
         return stored
 
@@ -56,14 +56,14 @@ class StoredSettings:
             return stored.version
         except StoreError as error:
             level = logging.DEBUG if is_repeated else logging.ERROR
-            logger.log(level, "the settings cannot be stored, a restart without upstream would have none: %s", error)
+            logger.log(level, "Settings could not be stored, so a restart without VWO would have none: %s", error)
             return 0
 
     async def confirm(self) -> None:
         try:
             await self._state.confirm_document(self._name, self.owner)
         except StoreError as error:
-            logger.debug("the stored settings cannot be confirmed: %s", error)
+            logger.debug("Stored settings could not be confirmed: %s", error)
 
     async def new_confirmation(self) -> Seen | None:
         """Return the last confirmation if it has changed since the last call; raise StoreError if that is unknown."""
@@ -83,4 +83,4 @@ class StoredSettings:
         try:
             await self._state.release_lease(LEASE_NAME, self.owner)
         except StoreError as error:
-            logger.info("the poll lease is left to expire: %s", error)
+            logger.info("Poll lease could not be released, it will expire: %s", error)
