@@ -1,7 +1,7 @@
 """The decision engine: pure functions from settings and a context to a decision and its event documents.
 
 It imports nothing of the gateway but itself and does no IO: clock, records, location, device facts and list
-memberships are arguments.
+memberships are arguments. Used by all rooms that decide, describe features or write events.
 """
 
 from tornado_gateway.core.compiler import compile_settings, with_tracing
