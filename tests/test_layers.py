@@ -40,12 +40,8 @@ LIBRARIES = {  # outside library: where it may be imported
 EXCEPTIONS = {  # (file, imported module or library)
     ("events/queue.py", "tornado_gateway.http.connection"),
     ("logs.py", "tornado_gateway.http.connection"),
-    ("settings/documents.py", "tornado_gateway.http.connection"),
 }
-CYCLES = {  # (importing module, imported module) that close a circle
-    ("tornado_gateway.core.model", "tornado_gateway.core.segments"),
-    ("tornado_gateway.core.evaluation", "tornado_gateway.core.trace"),
-}
+CYCLES: set[tuple[str, str]] = set()  # (importing module, imported module) that close a circle
 
 
 def files() -> list[Path]:

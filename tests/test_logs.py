@@ -21,7 +21,6 @@ from vendor import Fault, Vendor
 from tornado_gateway import logs
 from tornado_gateway.http.connection import Request, Response, Server
 from tornado_gateway.logs import MAX_REASONS, ThrottledLog
-from tornado_gateway.settings.mirror import SHOWN_CHANGES, describe_change, fingerprints_of
 
 SECRET = "s3cr/t+w ith\"quotes'"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -374,22 +373,6 @@ def test_an_outage_is_one_line_and_its_end_another(tmp_path):
     (changed,) = [line for line in lines if "~new-checkout" in line]
     gone = sample_document()["features"][-1]["key"]
     assert changed.endswith(f"10 features (-{gone}, ~new-checkout)")
-
-
-def test_what_has_changed_in_words():
-    before = fingerprints_of(sample_document())
-    document = sample_document()
-    assert describe_change(None, before) == "11 features"
-    assert describe_change(before, fingerprints_of(document)) == "11 features"
-    rule = document["features"][0]["rules"][0]["campaignId"]
-    campaign = next(campaign for campaign in document["campaigns"] if campaign["id"] == rule)
-    campaign["percentTraffic"] = 1
-    assert describe_change(before, fingerprints_of(document)) == "11 features (~new-checkout)"
-    template = document["features"][0]
-    document["features"] += [{**template, "id": 1000 + n, "key": f"n{n:02}"} for n in range(SHOWN_CHANGES + 4)]
-    words = describe_change(before, fingerprints_of(document))
-    assert words.startswith("35 features (+n00, +n01, ")
-    assert words.endswith("+n19, and 5 more)")
 
 
 async def test_a7_one_line_per_reason_and_interval_and_the_number_of_further_occurrences(caplog):

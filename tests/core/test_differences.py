@@ -116,7 +116,8 @@ class TestStoredGroupWinner:
     def test_the_stored_rule_wins(self, winner: int) -> None:
         record = {"experimentId": 30, "experimentKey": "f_rule", "experimentVariationId": winner}
         decision = decide(self.settings, "f", Context("u"), stored={"_vwo_meta_meg_1": record})
-        assert decision.experiment_variation_id == winner
+        assert decision.experiment
+        assert decision.experiment.variation_id == winner
 
 
 class TestNewHoldouts:
@@ -138,7 +139,8 @@ class TestNewHoldouts:
         """D2: the reference forgets the experiment."""
         settings = compile_settings(one_feature(rollout(), ab(), holdouts=[holdout(900)]))
         first = decide(compile_settings(one_feature(rollout(), ab())), "f", Context("u1"), stored={})
-        assert first.experiment_id == 20
+        assert first.experiment
+        assert first.experiment.id == 20
         second = decide(settings, "f", Context("u1"), stored={"f": first.writes[-1]})
         (record,) = second.writes
         assert record == {**first.writes[-1], "notInHoldoutId": [900]}

@@ -139,10 +139,11 @@ def test_errors_and_unknown_features() -> None:
     ]
 
 
-def test_the_traced_twin_is_compiled_once() -> None:
+def test_settings_are_compiled_for_tracing_once() -> None:
     settings = compile_settings(one_feature(rollout()))
     decide(settings, "f", Context("u"), trace=Trace())
-    (twin,) = settings.twins
+    traced = settings.source.traced
     decide(settings, "f", Context("u"), trace=Trace())
-    assert settings.twins == [twin]
-    assert twin.is_traced
+    assert traced is not None
+    assert settings.source.traced is traced
+    assert traced.source.is_traced

@@ -14,7 +14,7 @@ from process import sample_document
 
 from tornado_gateway import core
 from tornado_gateway.errors import UpstreamError
-from tornado_gateway.settings.mirror import LastPoll, SettingsMirror, describe_failure
+from tornado_gateway.settings.mirror import LastPoll, SettingsMirror
 from tornado_gateway.store.sqlite.events import open_sqlite
 
 SDK = core.Sdk("test", "1")
@@ -51,7 +51,7 @@ def mirror(io_loop, tmp_path):
 async def test_old_settings_go_when_nobody_uses_them_any_more(mirror, frozen):
     assert await mirror.refresh()
     in_use = mirror.current.settings
-    old = weakref.ref(in_use.life)
+    old = weakref.ref(in_use.source.lifetime)
     feature = next(iter(in_use.features))
     gc.disable()
     try:
@@ -69,7 +69,7 @@ async def test_old_settings_go_when_nobody_uses_them_any_more(mirror, frozen):
 async def test_settings_keep_the_bytes_and_not_what_was_parsed(mirror, frozen):
     assert await mirror.refresh()
     snapshot = mirror.current
-    assert snapshot.settings.documents == []
+    assert snapshot.settings.source.document is None
     assert snapshot.settings.document == json.loads(snapshot.document)
 
 
@@ -202,7 +202,7 @@ async def test_a_stored_document_that_cannot_be_used_is_tried_once(tmp_path, cap
     await mirror.start(1)
     await asyncio.sleep(2)
     assert mirror.current is None
-    assert sum("not usable" in line for line in caplog.messages) <= 2  # at the start, and when it is watched
+    assert sum("could not be used" in line for line in caplog.messages) <= 2  # at the start, and when it is watched
     await store.state.save_document("n", next(documents(3)), "other:1")
     await until(lambda: mirror.current is not None)
     await mirror.stop()
@@ -219,7 +219,7 @@ async def test_a_store_that_comes_back_with_older_settings_gets_the_newer_ones(t
 
     store, mirror = mirror_of(tmp_path, fetch, poll_seconds=1)
     versions = []
-    mirror.on_change.append(lambda snapshot: versions.append(snapshot.settings.version))
+    mirror.subscribe(lambda snapshot: versions.append(snapshot.settings.version))
     await mirror.start(1)  # the store is not open
     await mirror.loaded.wait()
     await store.open()
@@ -260,23 +260,3 @@ async def test_workers_that_start_together_share_a_poll(tmp_path, frozen):
     for store, mirror in started:
         await mirror.stop()
         await store.close()
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (UpstreamError("settings: upstream answered 403 Forbidden", 403), "VWO rejected the SDK key (403)."),
-        (UpstreamError("settings: upstream answered 503 x", 503), "VWO returned 503 Service Unavailable."),
-        (UpstreamError("settings: upstream answered 799 x", 799), "VWO returned 799."),
-        (
-            UpstreamError("settings: x", cause="Operation timed out after 1000 milliseconds with 0 bytes received"),
-            "VWO could not be reached (Operation timed out).",
-        ),
-        (core.SettingsError(("features: expected a list",)), "The settings cannot be used: features: expected a list."),
-        (FileNotFoundError(2, "No such file", "s.json"), "The settings could not be read: [Errno 2] No such file: "),
-    ],
-    ids=["key", "status", "unknown status", "time-out", "document", "file"],
-)
-def test_the_reason_of_a_failure_is_a_sentence(error, reason):
-    """Row H5."""
-    assert describe_failure(error).startswith(reason)

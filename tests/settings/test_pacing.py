@@ -1,126 +1,27 @@
-"""Long computations in turns: the same results as in one go, and breaths in between."""
+"""Pacing: computations rest, and memory is freed in portions."""
 
 import asyncio
 import gc
-import json
 import weakref
 from unittest.mock import patch
 
-import orjson
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
+from tornado_gateway.core import never_yield
 from tornado_gateway.settings import pacing
-from tornado_gateway.settings.pacing import go_on, let_go, parse, pauses, take_apart
-
-SETTINGS = {
-    "version": 1,
-    "features": [{"id": n, "rules": [{"n": n}, {"n": -n}], "name": "}, {" * (n % 2)} for n in range(9)],
-    "campaigns": [{"id": n, "segments": {"or": [{"user": "a"}, {"user": "b"}]}} for n in range(9)],
-    "sdkKey": "k",
-    "groups": {},
-}
-TEXTS = st.sampled_from(["", "a", "features", "}, {", "{", "\1", "é", '"', "\\"])
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-9, 2**70) | st.floats(allow_nan=False) | TEXTS,
-    lambda values: st.lists(values, max_size=4) | st.dictionaries(TEXTS, values, max_size=4),
-    max_leaves=12,
-)
-OBJECTS = st.lists(st.dictionaries(TEXTS, VALUES, max_size=3), max_size=8)
-DOCUMENTS = st.dictionaries(TEXTS, OBJECTS | VALUES, max_size=5)
-
-
-def result(work, document):
-    """What comes of it, in the order in which it came; or the error."""
-    try:
-        return json.dumps(work(document))
-    except orjson.JSONDecodeError as error:
-        return str(error), error.pos
-
-
-def parsed_in_pieces(document, piece_bytes):
-    with patch.object(pacing, "PIECE_BYTES", piece_bytes):
-        return parse(document, go_on)
-
-
-@pytest.mark.parametrize("indent", [None, 1])
-@pytest.mark.parametrize("piece_bytes", [1, 20, 100, 10_000])
-def test_settings_in_pieces(piece_bytes, indent):
-    document = json.dumps(SETTINGS, indent=indent).encode()
-    assert result(lambda it: parsed_in_pieces(it, piece_bytes), document) == json.dumps(SETTINGS)
-
-
-def test_it_breathes_between_pieces():
-    breaths = []
-    document = orjson.dumps({"features": [{"id": n} for n in range(9000)]})
-    with patch.object(pacing.orjson, "loads", wraps=orjson.loads) as loads:
-        parse(document, lambda: breaths.append(1))
-    assert loads.call_count == len(document) // pacing.PIECE_BYTES + 1 > 3
-    assert len(breaths) > loads.call_count
-
-
-@given(DOCUMENTS, st.integers(1, 60), st.sampled_from([None, 0, 1]))
-def test_the_same_as_in_one_go(value, piece_bytes, indent):
-    document = json.dumps(value, indent=indent, ensure_ascii=False).encode()
-    assert result(lambda it: parsed_in_pieces(it, piece_bytes), document) == result(orjson.loads, document)
-
-
-DAMAGE = [b"{", b"}", b"[", b"]", b",", b":", b'"', b"1", b" ", b""]
-
-
-@given(DOCUMENTS, st.integers(1, 30), st.data())
-def test_the_same_of_what_is_broken(value, piece_bytes, data):
-    document = bytearray(json.dumps(value).encode())
-    for _ in range(data.draw(st.integers(1, 3))):
-        place, length = data.draw(st.integers(0, len(document))), data.draw(st.integers(0, 1))
-        document[place : place + length] = data.draw(st.sampled_from(DAMAGE))
-    assert result(lambda it: parsed_in_pieces(it, piece_bytes), bytes(document)) == result(
-        orjson.loads, bytes(document)
-    )
-
-
-ODD = [
-    b'{"a":[{},{}],"b":1,"a":[{},{"x":1},{}]}',  # a key twice
-    b'{"a":[{},{}],"a":[{},{}],"b":[]}',
-    b'{"a":[{"\\u0001":1},{},{}],"b":[{},{}]}',
-    b'{"\\u0001":[{},{}],"\\u0001":[{},{}]}',
-    b"[{},{},{}]",
-    b'{"a":[[{},{}],[{},{}]]}',
-    b'{"a":{"b":[{},{}]},"c":[{},{}]}',
-    b'{"a":[{"{":1},{},{}],"b":[{},{"}":1},{}]}',
-    b'{"a":[{},{}]} {}',
-    b'{"a":[{},{}',
-    b'{"a":[{},{}],}',
-    b'{"a":[{},,{}]}',
-    b'{"a":[{},{},]}',
-    b'{"a":[{}{}],"b":[{},{}]}',
-    b'{"a":[{},{"b":"\x01"},{}]}',
-    b'{"a":[{},{"b":"\xff"},{}]}',
-    b'{"a":[{},{"b":"\\ud800"},{}]}',
-    b"",
-    b"null",
-]
-
-
-@pytest.mark.parametrize("document", ODD)
-@pytest.mark.parametrize("piece_bytes", [1, 6, 9])
-def test_the_same_of_what_is_odd(document, piece_bytes):
-    assert result(lambda it: parsed_in_pieces(it, piece_bytes), document) == result(orjson.loads, document)
+from tornado_gateway.settings.pacing import empty_gradually, release_gradually, throttled
 
 
 def test_a_document_is_taken_apart_piece_by_piece():
     document = {"features": [{"id": 1}, {"id": 2}], "groups": {"1": {}}, "version": 1}
     left = []
-    take_apart(document, lambda: left.append(len(document["features"])))
+    empty_gradually(document, lambda: left.append(len(document["features"])))
     assert left == [1, 0]
-    take_apart(["no object"], go_on)
+    empty_gradually(["no object"], never_yield)
 
 
 def test_pauses_rest_only_after_some_work():
     with patch.object(pacing, "time") as time:
         time.monotonic.side_effect = [0.0, pacing.WORK_SECONDS / 2, pacing.WORK_SECONDS * 2, 1.0, 1.0]
-        pause = pauses()
+        pause = throttled()
         pause()
         assert not time.sleep.called
         pause()
@@ -140,15 +41,14 @@ async def test_parts_are_freed_in_portions_once_their_owner_is_gone(io_loop):
     counts = []
     gc.disable()
     try:
-        with patch.object(pacing, "PARTS_SECONDS", 0.001):
-            task = asyncio.create_task(let_go(weakref.ref(owner), parts))
-            del parts
-            await asyncio.sleep(0.02)
-            assert len(alive) == 3 * pacing.PARTS_AT_ONCE
-            del owner
-            while not task.done():
-                counts.append(len(alive))
-                await asyncio.sleep(0)
+        task = asyncio.create_task(release_gradually(weakref.ref(owner), parts, pause_seconds=0.001))
+        del parts
+        await asyncio.sleep(0.02)
+        assert len(alive) == 3 * pacing.PARTS_AT_ONCE
+        del owner
+        while not task.done():
+            counts.append(len(alive))
+            await asyncio.sleep(0)
     finally:
         gc.enable()
     assert set(counts) >= {2 * pacing.PARTS_AT_ONCE, pacing.PARTS_AT_ONCE}

@@ -120,7 +120,7 @@ def test_c9_a_gateway_that_reaches_vwo_polls_for_one_that_does_not(tmp_path):
             working.settings = orjson.dumps(document_of_version(2))
             wait_until(lambda: version_of(other) == 2, describe=other.log)
             wait_until(lambda: version_of(holder) == 2, describe=holder.log)
-            name = f":{other.process.pid}"
+            name = f":{other.status()['workers'][0]['pid']}"
             wait_until(lambda: (holder.status()["last_poll"]["instance"] or "").endswith(name), describe=holder.status)
             assert holder.status()["last_poll"]["age_seconds"] < 60
             assert messages(holder, "Settings refresh failed: VWO returned 503 Service Unavailable. Continuing with")

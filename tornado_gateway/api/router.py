@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from tornado_gateway.api.events import Collector
 from tornado_gateway.api.flags import Decisions
-from tornado_gateway.api.settings import Publisher
+from tornado_gateway.api.settings import SettingsApi
 from tornado_gateway.api.visitors import Lookups
 from tornado_gateway.http.connection import Handler, Request, Response, json_error
 from tornado_gateway.http.cors import answer_preflight
@@ -26,7 +26,7 @@ class Api:
         decisions: Decisions,
         collector: Collector,
         lookups: Lookups,
-        publisher: Publisher,
+        publisher: SettingsApi,
         *,
         decides: bool,
         serves_browsers: bool,

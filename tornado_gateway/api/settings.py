@@ -1,21 +1,23 @@
-"""The settings document for SDKs: v2-settings, v2-pull, and the webhook that says that it changed (wire contract A.1).
+"""The settings document for SDKs: v2-settings, v2-pull, and the webhook after a change (wire contract A.1).
 
-SDKs compare whole documents, so an unchanged document is the same bytes every time.
+SDKs compare whole documents, so an unchanged document has the same bytes every time.
 """
 
 import asyncio
 import hmac
 import time
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 import orjson
 
 from tornado_gateway.errors import UpstreamError
 from tornado_gateway.http.connection import Request, Response, json_error
 from tornado_gateway.http.fields import AccountCheck, query_text
-from tornado_gateway.settings.documents import Published, publish
+from tornado_gateway.settings.documents import SettingsDocument, prepare_document
+from tornado_gateway.settings.incremental_json import parse
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot
-from tornado_gateway.settings.pacing import parse, pauses, take_apart
+from tornado_gateway.settings.pacing import empty_gradually, throttled
 from tornado_gateway.upstream.client import Dialect
 
 FetchDialect = Callable[[Dialect], Awaitable[bytes]]
@@ -23,15 +25,27 @@ FetchDialect = Callable[[Dialect], Awaitable[bytes]]
 MAIN = Dialect()
 API_VERSIONS = frozenset({"1", "3"})
 PLATFORMS = frozenset({"server", "client"})
-PULL_PAUSE_SECONDS = 1.0  # clients cannot make upstream be asked more often than this
+PULL_PAUSE_SECONDS = 1.0  # between two refreshes that clients cause
 TOKEN_HEADERS = (b"x-webhook-token", b"x-vwo-auth")
 
 NOT_LOADED = json_error(503, "no settings have been loaded yet, see /ready")
 
 
-class Publisher:
-    """`fetch_dialect` asks upstream for another dialect than the one that decisions are made from, `pull` forces a
-    refresh there. A gateway without upstream has only one document for all.
+class _Responses(NamedTuple):
+    """The responses for one document. `made_at` is by the monotonic clock, 0.0 if they are stale."""
+
+    etag: bytes
+    plain: Response
+    compressed: Response
+    not_modified: Response
+    made_at: float
+
+
+class SettingsApi:
+    """The endpoints for settings, over the mirror.
+
+    `fetch_dialect` requests another dialect than the mirror's from upstream, `pull` forces a refresh there. A gateway
+    without upstream has one document for all dialects.
     """
 
     def __init__(
@@ -51,14 +65,14 @@ class Publisher:
         self._wait_seconds = wait_seconds
         self._webhook_token = webhook_token
         self._check_account = AccountCheck([(b"a", b"i"), (b"accountId", b"sdkKey")])
-        self._main: Published | None = None
-        self._others: dict[Dialect, Published] = {}
-        self._fetching: dict[Dialect, asyncio.Task[Published | None]] = {}
+        self._main: _Responses | None = None
+        self._others: dict[Dialect, _Responses] = {}
+        self._fetching: dict[Dialect, asyncio.Task[_Responses | None]] = {}
         self._pulling: asyncio.Task[None] | None = None
         self._pulled_at = -PULL_PAUSE_SECONDS
 
     def settings_changed(self, snapshot: Snapshot) -> None:
-        self._main = snapshot.published
+        self._main = _responses(snapshot.served)
         self._check_account.forget()
         self._make_stale()
 
@@ -71,28 +85,28 @@ class Publisher:
             dialect = _dialect(request.query)
             if dialect != MAIN and self._fetch_dialect is not None:
                 return self._settings_in(dialect, self._fetch_dialect, request)
-        return _answer(request, self._main)
+        return _choose(request, self._main)
 
     async def pull(self, request: Request) -> Response:
-        """Refresh, then answer; a refresh that fails leaves the document that is there.
+        """Refresh, then respond. If the refresh fails, respond with the current document.
 
-        Who asks while a refresh is due or under way shares it: an answer without it could be the document from before
-        the change that all these clients were told of.
+        Requests during a refresh share it, because the current document may be older than the change that these
+        clients were notified of.
         """
         if self._mirror.current is not None:
             self._check_account_in(request, self._mirror.current)
         if self._pulling is None:
             self._pulling = asyncio.create_task(self._refresh_after_pause())
         await asyncio.shield(self._pulling)
-        answer = self.settings(request)
-        return answer if isinstance(answer, Response) else await answer
+        response = self.settings(request)
+        return response if isinstance(response, Response) else await response
 
     async def webhook(self, request: Request) -> Response:
-        """The vendor, or a pipeline, says that settings have changed. Takes WEBHOOK_TOKEN in a header."""
+        """Refresh after a change, for the vendor or a pipeline. Requires WEBHOOK_TOKEN in a header."""
         if self._webhook_token is None:
-            return json_error(403, "webhooks are off at this gateway: set WEBHOOK_TOKEN")
+            return json_error(403, "Webhooks are disabled on this gateway. Set WEBHOOK_TOKEN to enable them.")
         if not hmac.compare_digest(_token(request), self._webhook_token.encode()):
-            return json_error(401, "the token is not the one in WEBHOOK_TOKEN")
+            return json_error(401, "The token does not match WEBHOOK_TOKEN.")
         refreshed = await self._refresh()
         return Response(200, orjson.dumps({"refreshed": refreshed}))
 
@@ -120,8 +134,8 @@ class Publisher:
                 await self._mirror.loaded.wait()
         except TimeoutError:
             return NOT_LOADED
-        answer = self.settings(request)
-        return answer if isinstance(answer, Response) else await answer
+        response = self.settings(request)
+        return response if isinstance(response, Response) else await response
 
     async def _settings_in(self, dialect: Dialect, fetch: FetchDialect, request: Request) -> Response:
         known = self._others.get(dialect)
@@ -129,15 +143,15 @@ class Publisher:
             if dialect not in self._fetching:
                 self._fetching[dialect] = asyncio.create_task(self._fetch(dialect, fetch))
             known = await asyncio.shield(self._fetching[dialect])
-        published = known or self._main
-        return _answer(request, published) if published is not None else NOT_LOADED
+        responses = known or self._main
+        return _choose(request, responses) if responses is not None else NOT_LOADED
 
-    async def _fetch(self, dialect: Dialect, fetch: FetchDialect) -> Published | None:
-        """The document in another dialect. When upstream fails: the last one, or None."""
+    async def _fetch(self, dialect: Dialect, fetch: FetchDialect) -> _Responses | None:
+        """Return the document in another dialect. If upstream fails, return the last one, or None."""
         try:
             document = await fetch(dialect)
-            if published := await asyncio.to_thread(_publish_settings, document):
-                self._others[dialect] = published
+            if prepared := await asyncio.to_thread(_prepare_unchecked, document):
+                self._others[dialect] = _responses(prepared)
         except UpstreamError:
             pass
         finally:
@@ -145,13 +159,24 @@ class Publisher:
         return self._others.get(dialect)
 
 
-def _answer(request: Request, published: Published) -> Response:
+def _responses(document: SettingsDocument) -> _Responses:
+    headers = [(b"ETag", document.etag), (b"Vary", b"Accept-Encoding")]
+    return _Responses(
+        document.etag,
+        Response(200, document.body, headers=headers),
+        Response(200, document.gzip, headers=[*headers, (b"Content-Encoding", b"gzip")]),
+        Response(304, headers=headers),
+        time.monotonic(),
+    )
+
+
+def _choose(request: Request, responses: _Responses) -> Response:
     known = request.list_header(b"if-none-match")
-    if known == b"*" or published.etag in known:
-        return published.not_modified
+    if known == b"*" or responses.etag in known:
+        return responses.not_modified
     if b"gzip" in request.list_header(b"accept-encoding"):
-        return published.compressed
-    return published.plain
+        return responses.compressed
+    return responses.plain
 
 
 def _dialect(query: bytes) -> Dialect:
@@ -162,18 +187,18 @@ def _dialect(query: bytes) -> Dialect:
     )
 
 
-def _publish_settings(document: bytes) -> Published | None:
-    """In turns with the loop; None for what is not a settings document."""
-    breathe = pauses()
+def _prepare_unchecked(document: bytes) -> SettingsDocument | None:
+    """Prepare a document at a slow pace, without compiling it. Return None if it is not a settings document."""
+    yield_point = throttled()
     try:
-        fields = parse(document, breathe)
+        fields = parse(document, yield_point)
     except orjson.JSONDecodeError:
         return None
     if not isinstance(fields, dict) or not fields.keys() >= {"version", "accountId", "features", "campaigns"}:
         return None
-    published = publish(document, fields, breathe)
-    take_apart(fields, breathe)
-    return published
+    prepared = prepare_document(document, fields, yield_point)
+    empty_gradually(fields, yield_point)
+    return prepared
 
 
 def _token(request: Request) -> bytes:

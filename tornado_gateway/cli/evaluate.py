@@ -12,7 +12,7 @@ from tornado_gateway.cli.output import print_json
 from tornado_gateway.config import Config
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.settings.mirror import compile_document
+from tornado_gateway.settings.compilation import compile_document
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -58,7 +58,7 @@ def check(config: Config, arguments: argparse.Namespace) -> int:
             print("No SETTINGS_FILE is set: settings are fetched from", config.upstream_url)
         return 0
     before = time.perf_counter()
-    settings = compile_document(config.settings_file.read_bytes(), core.Sdk(config.sdk_name, __version__))
+    settings = compile_document(config.settings_file.read_bytes(), core.Sdk(config.sdk_name, __version__)).settings
     milliseconds = (time.perf_counter() - before) * 1000
     summaries = {feature.key: _summary(feature) for feature in settings.features.values()}
     if arguments.json:

@@ -33,7 +33,7 @@ class Explainer:
         if self.resolves_aliases:
             context.user_id = await self._resolved(context.user_id)
         keys = _feature_keys(settings, fields)
-        traced = await asyncio.to_thread(core.traced_twin, settings)
+        traced = await asyncio.to_thread(core.with_tracing, settings)
         facts = self._facts(context)
         decisions = [await self._decision(traced, key, context, facts) for key in keys]
         return {
@@ -131,12 +131,12 @@ def _deciding_rule(feature: core.Feature | None, decision: core.Decision) -> Jso
     if feature is None or passed is None:
         return None
     for rule in (*feature.experiments, *feature.rollouts):
-        if rule.campaign_id == passed.id and rule.key == passed.key:
+        if rule.campaign.id == passed.id and rule.key == passed.key:
             return {
                 "kind": rule.kind,
                 "rule_key": rule.rule_key,
-                "campaign_id": rule.campaign_id,
-                "name": rule.campaign_name,
+                "campaign_id": rule.campaign.id,
+                "name": rule.campaign.name,
             }
     return None
 

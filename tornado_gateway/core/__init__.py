@@ -1,14 +1,13 @@
 """The decision engine: pure functions from settings and a context to a decision and its event documents.
 
 It imports nothing of the gateway but itself and does no IO: clock, records, location, device facts and list
-memberships are arguments.
+memberships are arguments. Used by all rooms that decide, describe features or write events.
 """
 
-from tornado_gateway.core.compiler import compile_settings, traced_twin
+from tornado_gateway.core.compiler import compile_settings, with_tracing
 from tornado_gateway.core.context import Context, context_from_json
 from tornado_gateway.core.decision import Decision, context_problem, decide, uuid_of
 from tornado_gateway.core.identity import is_web_uuid, visitor_uuid
-from tornado_gateway.core.model import DISABLED_BODY, Feature, Impression, Sdk, Settings
 from tornado_gateway.core.operators import list_value
 from tornado_gateway.core.payloads import (
     attribute_document,
@@ -18,7 +17,8 @@ from tornado_gateway.core.payloads import (
     track_event_document,
 )
 from tornado_gateway.core.trace import Trace, explain_lines
-from tornado_gateway.core.validation import SettingsError
+from tornado_gateway.core.types import DISABLED_BODY, Feature, Impression, Sdk, Settings
+from tornado_gateway.core.validation import SettingsError, YieldPoint, never_yield
 
 __all__ = [
     "DISABLED_BODY",
@@ -30,6 +30,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "Trace",
+    "YieldPoint",
     "attribute_document",
     "attributes_problem",
     "compile_settings",
@@ -41,8 +42,9 @@ __all__ = [
     "explain_lines",
     "is_web_uuid",
     "list_value",
-    "traced_twin",
+    "never_yield",
     "track_event_document",
     "uuid_of",
     "visitor_uuid",
+    "with_tracing",
 ]

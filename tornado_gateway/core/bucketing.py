@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Iterable
+from typing import Final
 
 import mmh3
 
-TRAFFIC_BUCKETS = 100
-VARIATION_BUCKETS = 10_000
-UNREACHABLE = (-1, -1)
+TRAFFIC_BUCKETS: Final = 100
+VARIATION_BUCKETS: Final = 10_000
+UNREACHABLE: Final = (-1, -1)
 
-_SEED = 1
-_HASHES = 4_294_967_296
+_SEED: Final = 1
+_HASHES: Final = 4_294_967_296
 
 
 def bucket_of(key: bytes, buckets: int) -> int:

@@ -1,11 +1,9 @@
-"""`compile_settings`: one settings document -> everything that decisions need, prepared (decision engine 1).
+"""`compile_settings`: one settings document -> everything that decisions need (decision engine 1).
 
 Everything that depends on the settings alone happens here: rules are linked to campaigns, weights become ranges,
-segments become closures, answers and the ends of event documents become texts.
+segments become closures, responses and the ends of event documents become texts.
 """
 
-import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -21,40 +19,40 @@ from tornado_gateway.core.event_templates import (
     to_json,
 )
 from tornado_gateway.core.identity import identity_of
-from tornado_gateway.core.model import (
+from tornado_gateway.core.recorder import record_node
+from tornado_gateway.core.segments import compile_segment
+from tornado_gateway.core.types import (
     AB,
     MEG_KEY_PREFIX,
-    NO_FACTS,
+    NO_NEEDS,
     OTHER,
     PERSONALIZE,
     ROLLOUT,
+    CampaignName,
     EventParts,
-    Facts,
     Feature,
     Group,
     GroupFeature,
     Holdout,
     Id,
     Impression,
-    Passed,
+    MemberNames,
+    Needs,
+    Predicate,
+    Recorder,
     Rule,
+    RuleMatch,
     Sdk,
     Settings,
+    SettingsSource,
     Variation,
+    join_needs,
 )
-from tornado_gateway.core.segments import Predicate, Recorder, compile_segment
-from tornado_gateway.core.trace import record_node
-from tornado_gateway.core.validation import Breathe, check_document, go_on, items_of
+from tornado_gateway.core.validation import YieldPoint, check_document, items_of, never_yield
 
 DEFAULT_SDK = Sdk("fme-gateway", "0")
 
 _KINDS = {"FLAG_ROLLOUT": ROLLOUT, "FLAG_TESTING": AB, "FLAG_PERSONALIZE": PERSONALIZE}
-
-# What makes an SDK with a gateway fetch location and device facts: one of these words anywhere in a segment.
-_MARKED_WORDS = re.compile(
-    r"\b(country|region|city|os|device_type|browser_string|ua|browser_version|os_version)\b", re.IGNORECASE
-)
-_MARKED_LIST = re.compile(r"inlist\([^)]*\)")
 
 Document = dict[str, Any]
 Shared = TypeVar("Shared", str, bytes, int)
@@ -65,41 +63,42 @@ def compile_settings(
     *,
     sdk: Sdk = DEFAULT_SDK,
     traced: bool = False,
-    breathe: Breathe = go_on,
+    yield_point: YieldPoint = never_yield,
     read_again: Callable[[], Document] | None = None,
 ) -> Settings:
-    """Compile a parsed settings document; raise SettingsError when it cannot be used. Never changes the document.
+    """Compile a parsed settings document; raise SettingsError if it cannot be used. Never changes the document.
 
-    With `traced`, segments record what they see in the trace of a decision, and everything costs more. `breathe` is
-    called every few dozen microseconds: who compiles beside other work can do some of that in it. The settings keep the
-    document, which is half of what they weigh; with `read_again` they call that instead, when somebody asks for it.
+    With `traced`, segments record their results in the trace of a decision, which makes decisions slower. `yield_point`
+    is called every few dozen microseconds, so that a caller can give way to other work. The settings keep the document,
+    which is half of their size; with `read_again`, they call it instead if the document is needed.
     """
-    checked = check_document(document, breathe)
-    return _Compiler(checked, sdk, record_node if traced else None, breathe).compile(read_again)
+    checked = check_document(document, yield_point)
+    return _Compiler(checked, sdk, record_node if traced else None, yield_point).compile(read_again)
 
 
-def traced_twin(settings: Settings) -> Settings:
-    """Return the same settings compiled for tracing; compiled at the first call and kept."""
-    if not settings.twins:
-        settings.twins.append(compile_settings(settings.document, sdk=settings.sdk, traced=True))
-    return settings.twins[0]
+def with_tracing(settings: Settings) -> Settings:
+    """Return the same settings compiled for tracing. They are compiled at the first call and kept."""
+    source = settings.source
+    if source.traced is None:
+        source.traced = compile_settings(settings.document, sdk=settings.sdk, traced=True)
+    return source.traced
 
 
 class _Segment(NamedTuple):
-    """A compiled segment. A marked one makes an SDK with a gateway ask for location and device facts."""
+    """A compiled segment."""
 
     predicate: Predicate | None
-    facts: Facts
-    is_marked: bool
+    needs: Needs
 
 
-_NO_SEGMENT = _Segment(None, NO_FACTS, False)
+_NO_SEGMENT = _Segment(None, NO_NEEDS)
 
 
 class _Campaign(NamedTuple):
     """A campaign of the document with its compiled variations and their segments."""
 
     document: Document
+    name: CampaignName
     kind: str
     variations: tuple[Variation, ...]
     segments: list[_Segment]
@@ -109,12 +108,12 @@ class _Campaign(NamedTuple):
 class _Compiler:
     """One compilation. The order of the steps matters: see `compile`.
 
-    What is equal in many features is made once and shared: it takes less time and memory, and a decision finds it in
-    the processor's cache although another feature was asked for before.
+    Equal parts of many features are made once and shared. That takes less time and memory, and keeps them in the
+    processor's cache between decisions about different features.
     """
 
-    def __init__(self, document: Document, sdk: Sdk, recorder: Recorder | None, breathe: Breathe) -> None:
-        self.breathe = breathe
+    def __init__(self, document: Document, sdk: Sdk, recorder: Recorder | None, yield_point: YieldPoint) -> None:
+        self.yield_point = yield_point
         self.document = document
         self.sdk = sdk
         self.recorder = recorder
@@ -135,10 +134,12 @@ class _Compiler:
         holdouts = [self.holdout(item) for item in items_of(document.get("holdouts"))]
         applicable = [self.applicable(feature, holdouts) for feature in items_of(document["features"])]
         self.fill_groups(linked, applicable)
-        is_marked = any(self.segment(item["segments"]).is_marked for item in items_of(document.get("holdouts")))
+        wants_lookups = any(
+            self.segment(item["segments"]).needs.wants_lookups for item in items_of(document.get("holdouts"))
+        )
         features = {}
         for index, item in list(enumerate(items_of(document["features"])))[::-1]:  # the first of a key wins
-            features[item["key"]] = self.feature(item, linked[index], applicable[index], is_marked)
+            features[item["key"]] = self.feature(item, linked[index], applicable[index], wants_lookups)
         prefix = document.get("collectionPrefix")
         return Settings(
             account_id=self.account_id,
@@ -148,8 +149,6 @@ class _Compiler:
             is_dev_mode=bool(document.get("devMode")),
             is_web_connected=bool(document.get("isWebConnectivityEnabled", True)),
             collection_prefix=prefix if isinstance(prefix, str) and prefix.strip() else None,
-            poll_interval_ms=_positive(document.get("pollInterval")),
-            usage_stats_account_id=document.get("usageStatsAccountId"),
             features=MappingProxyType(dict(reversed(features.items()))),
             event_names=_event_names(document),
             sdk=self.sdk,
@@ -162,23 +161,23 @@ class _Compiler:
                 shown_head(self.props),
                 event_tail(USAGE, self.props),
             ),
-            is_traced=self.recorder is not None,
-            read_document=read_again or (lambda: document),
-            documents=[] if read_again else [document],
-            twins=[],
+            source=SettingsSource(
+                read_again or (lambda: document), None if read_again else document, is_traced=self.recorder is not None
+            ),
         )
 
-    # --- campaigns ---
+    # --- Campaigns ---
 
     def campaign(self, document: Document) -> _Campaign:
-        self.breathe()
+        self.yield_point()
         kind = _KINDS.get(document["type"], OTHER)
         items = items_of(document["variations"])
         ranges = ranges_of(item["weight"] for item in items) if kind is AB else [(0, 0)] * len(items)
         segments = [self.segment(item.get("segments")) for item in items]
         variations = tuple(map(self.variation, [document["id"]] * len(items), items, ranges, segments))
         own = self.segment(document["segments"]) if kind is AB else next(iter(segments), _NO_SEGMENT)
-        return _Campaign(document, kind, variations, segments, own)
+        name = CampaignName(document["id"], self.share(document["key"]), self.share(document["name"]))
+        return _Campaign(document, name, kind, variations, segments, own)
 
     def variation(self, campaign_id: Id, document: Document, bounds: tuple[int, int], segment: _Segment) -> Variation:
         variables = [
@@ -195,7 +194,7 @@ class _Compiler:
             body=self.share(f'{{"isEnabled":true,"variables":{to_json(variables)}}}'.encode()),
             impression=impression(campaign_id, document["id"]),
             segment=segment.predicate,
-            facts=segment.facts,
+            needs=segment.needs,
         )
 
     def segment(self, segment: Document | None) -> _Segment:
@@ -210,14 +209,14 @@ class _Compiler:
         return self.segments[text]
 
     def compiled_segment(self, segment: Document) -> _Segment:
-        predicate, facts = compile_segment(segment, self.feature_keys, self.recorder)
-        return _Segment(predicate, NO_FACTS if facts == NO_FACTS else facts, _is_marked(segment))
+        predicate, needs = compile_segment(segment, self.feature_keys, self.recorder)
+        return _Segment(predicate, NO_NEEDS if needs == NO_NEEDS else needs)
 
     def share(self, value: Shared) -> Shared:
         """Return the first value that is equal to this one; for texts, bytes and integers, where equal is alike."""
         return self.shared.setdefault(value, value)  # type: ignore[no-any-return]
 
-    # --- rules ---
+    # --- Rules ---
 
     def rules(self, feature: Document, campaigns: Mapping[Any, _Campaign]) -> tuple[Rule, ...]:
         """Link the rules of a feature to their campaigns; a rule for an unknown campaign does not exist."""
@@ -225,51 +224,46 @@ class _Compiler:
         return tuple(self.rule(feature, rule, campaign) for rule, campaign in found if campaign)
 
     def rule(self, feature: Document, rule: Document, campaign: _Campaign) -> Rule:
-        self.breathe()
+        self.yield_point()
         document, kind, segment = campaign.document, campaign.kind, campaign.segment
         variations = _linked_variations(campaign, rule.get("variationId"))
         if kind is not AB and variations != campaign.variations:
             segment = campaign.segments[campaign.variations.index(variations[0])]
-        facts = segment.facts
+        needs = segment.needs
         if kind is AB and document.get("isForcedVariationEnabled"):
-            facts = _join([facts, *(variation.facts for variation in variations)])
+            needs = join_needs([needs, *(variation.needs for variation in variations)])
+            needs = needs._replace(wants_lookups=segment.needs.wants_lookups)
         salt = document.get("salt") if kind is AB else variations and variations[0].salt
         prefix = f"{salt or document['id']}_"
         limit = document.get("percentTraffic") if kind is AB else variations and variations[0].weight
         feature_rule_key = self.share(f"{feature['key']}_{rule['ruleKey']}")
         personal_member = f"{document['id']}_{variations[0].id}" if variations else ""
-        experiment_key = feature_rule_key if kind is PERSONALIZE else self.share(document["key"])
-        key = feature_rule_key if kind is ROLLOUT else experiment_key
+        key = feature_rule_key if kind in (ROLLOUT, PERSONALIZE) else campaign.name.key
         member = personal_member if kind is PERSONALIZE and variations[0].id else str(document["id"])
         return Rule(
             kind=kind,
             rule_key=self.share(rule["ruleKey"]),
-            campaign_id=document["id"],
-            campaign_key=self.share(document["key"]),
-            campaign_name=self.share(document["name"]),
+            campaign=campaign.name,
             variations=variations,
             segment=segment.predicate,
-            facts=facts,
-            is_marked=segment.is_marked,
+            needs=needs,
             is_forced=kind is AB and bool(document.get("isForcedVariationEnabled")),
             is_user_list=bool(document.get("isUserListEnabled")),
             traffic_prefix=prefix.encode(),
             variation_prefix=f"{prefix}{self.account_id}_".encode(),
             limit=limit if isinstance(limit, int | float) else None,
             key=key,
-            experiment_key=experiment_key,
-            member=member,
-            personal_member=personal_member,
+            members=MemberNames(member, personal_member),
             group=self.group(member),
-            outcomes={item.id: Passed(document["id"], key, item.id) for item in variations},
+            outcomes={item.id: RuleMatch(document["id"], key, item.id) for item in variations},
         )
 
     def feature(
-        self, document: Document, rules: tuple[Rule, ...], holdouts: tuple[Holdout, ...], is_marked: bool
+        self, document: Document, rules: tuple[Rule, ...], holdouts: tuple[Holdout, ...], wants_lookups: bool
     ) -> Feature:
-        self.breathe()
-        facts, storage_keys = self.reach(document["key"], rules, holdouts)
-        is_marked = is_marked or any(rule.is_marked for rule in rules)
+        self.yield_point()
+        needs, storage_keys = self.reach(document["key"], rules, holdouts)
+        wants_lookups = wants_lookups or any(rule.needs.wants_lookups for rule in rules)
         impact_id = (document.get("impactCampaign") or {}).get("campaignId")
         impact: tuple[Impression, Impression] | None = None
         if impact_id:
@@ -284,20 +278,20 @@ class _Compiler:
             campaign_ids=tuple(rule["campaignId"] for rule in document["rules"]),
             impact=impact,
             is_debugged=bool(document.get("isDebuggerEnabled")),
-            needs_location=is_marked and facts.location,
-            needs_device=is_marked and facts.device,
-            list_checks=facts.lists,
+            needs_location=wants_lookups and needs.location,
+            needs_device=wants_lookups and needs.device,
+            list_checks=needs.lists,
             storage_keys=storage_keys,
         )
 
-    def reach(self, key: str, rules: tuple[Rule, ...], holdouts: tuple[Holdout, ...]) -> tuple[Facts, tuple[str, ...]]:
-        """Return the facts and the storage keys that a decision about one feature can look at."""
-        facts = [holdout.facts for holdout in holdouts]
+    def reach(self, key: str, rules: tuple[Rule, ...], holdouts: tuple[Holdout, ...]) -> tuple[Needs, tuple[str, ...]]:
+        """Return the needs and the storage keys that a decision about one feature can look at."""
+        needs = [holdout.needs for holdout in holdouts]
         keys = {key: None}
         groups: dict[str, Group] = {}
         waiting = [rule for rule in rules if rule.kind is not OTHER]
         for rule in waiting:  # which grows on the way
-            facts.append(rule.facts)
+            needs.append(rule.needs)
             group = rule.group
             if group is None or group.id in groups:
                 continue
@@ -305,14 +299,14 @@ class _Compiler:
             keys[group.storage_key] = None
             for member in self.group_features.get(group.id, ()):
                 keys[member.key] = None
-                facts += [holdout.facts for holdout in member.holdouts]
-                facts += [candidate.facts for candidate in member.candidates]
+                needs += [holdout.needs for holdout in member.holdouts]
+                needs += [candidate.needs for candidate in member.candidates]
                 waiting += member.rollouts
-        joined = _join(facts)
+        joined = join_needs(needs)
         keys.update(dict.fromkeys(joined.features))
         return joined, tuple(keys)
 
-    # --- holdouts ---
+    # --- Holdouts ---
 
     def holdout(self, document: Document) -> Holdout:
         segment = self.segment(document["segments"])
@@ -326,14 +320,14 @@ class _Compiler:
             prefix=f"{self.account_id}_{document['id']}_".encode(),
             tails=(f'{start}1,"isFirst":1,"fId":', f'{start}2,"isFirst":1,"fId":'),
             segment=segment.predicate,
-            facts=segment.facts,
+            needs=segment.needs,
         )
 
     def applicable(self, feature: Document, holdouts: list[Holdout]) -> tuple[Holdout, ...]:
-        self.breathe()
+        self.yield_point()
         return tuple(holdout for holdout in holdouts if holdout.is_global or feature["id"] in holdout.feature_ids)
 
-    # --- groups ---
+    # --- Groups ---
 
     def group(self, member: str) -> Group | None:
         """Return the group of a campaign as the rules name it; its features are filled in later."""
@@ -353,7 +347,7 @@ class _Compiler:
         by_campaign: dict[Any, list[int]] = {}
         by_key: dict[str, list[int]] = {}
         for index, feature in enumerate(features):
-            self.breathe()
+            self.yield_point()
             by_key.setdefault(feature["key"], []).append(index)
             for rule in feature["rules"]:
                 by_campaign.setdefault(rule["campaignId"], []).append(index)
@@ -370,7 +364,7 @@ class _Compiler:
             except ValueError:
                 group.run_problem = f"group {group.id} lists a campaign that is not a number: {members}"
                 continue
-            # Of several features with one key the first counts, but the rules of all can be candidates.
+            # If a key is repeated, the first feature wins, but the rules of all can be candidates.
             keys = dict.fromkeys(features[index]["key"] for index in indexes)
             self.group_features[group.id] = tuple(
                 GroupFeature(
@@ -382,7 +376,7 @@ class _Compiler:
                 for key in keys
             )
 
-    # --- what records name ---
+    # --- Variations by the keys in records ---
 
     def variations_by_key(
         self, campaigns: list[_Campaign], linked: list[tuple[Rule, ...]]
@@ -390,21 +384,14 @@ class _Compiler:
         """Index variations by the keys that records use: the first campaign of a key, then the rules."""
         found: dict[str, list[tuple[Variation, ...]]] = {}
         for campaign in campaigns:
-            self.breathe()
+            self.yield_point()
             found.setdefault(self.share(campaign.document["key"]), [campaign.variations])
         for rules in linked:
-            self.breathe()
+            self.yield_point()
             for rule in rules:
                 if rule.kind is not OTHER:
                     found.setdefault(rule.key, []).append(rule.variations)
         return found
-
-
-def _positive(value: object) -> int | None:
-    """Return a number of milliseconds; the schema does not check it, and anything else counts as absent."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        return None
-    return int(value)
 
 
 def _linked_variations(campaign: _Campaign, variation_id: Id | None) -> tuple[Variation, ...]:
@@ -432,7 +419,7 @@ def _features_of(members: list[str], features: list[Document], by_campaign: Mapp
 def _candidates(rules: Iterable[Rule], members: frozenset[str]) -> tuple[Rule, ...]:
     found: dict[str, Rule] = {}
     for rule in rules:
-        if str(rule.campaign_id) in members or rule.personal_member in members:
+        if str(rule.campaign.id) in members or rule.members.personal in members:
             found.setdefault(rule.rule_key, rule)
     return tuple(found.values())
 
@@ -443,31 +430,3 @@ def _event_names(document: Document) -> frozenset[str]:
         metrics += items_of(holdout.get("m")) or holdout["metrics"]  # "m" is not checked by the schema
     names = (metric.get("identifier") for metric in metrics if isinstance(metric, dict))
     return frozenset(name for name in names if isinstance(name, str))
-
-
-def _is_marked(segment: Document | None) -> bool:
-    """Would an SDK with a gateway ask it for location and device facts because of this segment?"""
-    if not segment:
-        return False
-    try:
-        text = json.dumps(segment)
-    except RecursionError:
-        return False
-    if _MARKED_WORDS.search(text):
-        return True
-    return '"custom_variable"' in text and _MARKED_LIST.search(text) is not None
-
-
-# --- what a decision can look at ---------------------------------------------
-
-
-def _join(facts: list[Facts]) -> Facts:
-    facts = [item for item in facts if item is not NO_FACTS]
-    if not facts:
-        return NO_FACTS
-    return Facts(
-        any(item.location for item in facts),
-        any(item.device for item in facts),
-        tuple(dict.fromkeys(check for item in facts for check in item.lists)),
-        tuple(dict.fromkeys(key for item in facts for key in item.features)),
-    )

@@ -1,20 +1,20 @@
-"""The user of one call: what a caller says about them, in the words of the core."""
+"""The user of one call: the inputs of a decision that a caller provides."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 Properties = Mapping[str, Any]
 
-NOTHING: Properties = MappingProxyType({})
+EMPTY_PROPERTIES: Final[Properties] = MappingProxyType({})
 
 
-class Abort(Exception):  # noqa: N818 - it is the spec's word, and not always an error of ours
-    """Something is asked for that cannot be evaluated; the decision ends as disabled."""
+class Abort(Exception):  # noqa: N818 - the term of the specification
+    """The settings or the context cannot be evaluated; the decision ends as disabled."""
 
 
 class _Null(Mapping[str, Any]):
-    """Variables that were given as null: harmless until a condition looks at them."""
+    """Variables that were given as null: harmless until a condition reads them."""
 
     def __getitem__(self, name: str) -> Any:
         raise Abort("the custom variables are null")
@@ -26,14 +26,14 @@ class _Null(Mapping[str, Any]):
         raise Abort("the custom variables are null")
 
 
-NULL: Properties = _Null()
+NULL: Final[Properties] = _Null()
 
 
 class Context:
-    """Who asks for a decision, and what is known about them. Never changed by the core.
+    """The user that a decision is about, with the facts known about them. Never changed by the core.
 
-    `location` and `device` are what `/get-user-details` answers under `location` and `userAgent`; None means that
-    nobody has looked them up. `lists` answers `inlist(...)`: (list id, value as text) -> is it a member?
+    `location` and `device` are the `location` and `userAgent` of a `/get-user-details` response; None means that
+    they have not been looked up. `lists` is for `inlist(...)`: (list id, value as text) -> is it a member?
     `custom_variables` of None (an explicit null) makes every rule abort, as in the SDKs.
     """
 
@@ -56,10 +56,10 @@ class Context:
 
     def __init__(
         self,
-        user_id: Any,  # a string, or the decision says what is wrong
+        user_id: Any,  # anything but a string makes the decision an error
         bucketing_seed: str | None = None,
-        custom_variables: Properties | None = NOTHING,
-        variation_targeting_variables: Properties | None = NOTHING,
+        custom_variables: Properties | None = EMPTY_PROPERTIES,
+        variation_targeting_variables: Properties | None = EMPTY_PROPERTIES,
         post_segmentation_variables: Sequence[str] = (),
         web_testing_campaigns: object = None,
         user_agent: str | None = None,
@@ -91,14 +91,14 @@ def context_from_json(fields: Mapping[str, Any], user_id: Any) -> Context:
     """Return the context that a JSON body with the clients' camelCase names describes; unknown names are ignored.
 
     Fields of a wrong type count as absent, except null variables, which stay None (see Context). With `_vwo` or
-    `_wingify` present, `location` and `device` are never None: what they leave out is unknown, not to be looked up.
+    `_wingify` present, `location` and `device` are never None: missing fields are unknown, not to be looked up.
     """
     get = fields.get
     context = Context(
         user_id,
         None,
-        _variables(get("customVariables", NOTHING)),
-        _variables(get("variationTargetingVariables", NOTHING)),
+        _variables(get("customVariables", EMPTY_PROPERTIES)),
+        _variables(get("variationTargetingVariables", EMPTY_PROPERTIES)),
         (),
         None,
         _text(get("userAgent")),
@@ -123,7 +123,7 @@ def context_from_json(fields: Mapping[str, Any], user_id: Any) -> Context:
 
 
 def _variables(value: object) -> Properties | None:
-    return value if value is NOTHING or isinstance(value, dict) else None
+    return value if value is EMPTY_PROPERTIES or isinstance(value, dict) else None
 
 
 def _text(value: object) -> str | None:
@@ -135,4 +135,4 @@ def _names(value: object) -> Sequence[str]:
 
 
 def _facts(value: object) -> Properties:
-    return value if isinstance(value, Mapping) else NOTHING
+    return value if isinstance(value, Mapping) else EMPTY_PROPERTIES

@@ -1,18 +1,18 @@
 """The constant ends of event documents, written once per settings (decision engine 3.12, wire contract B.4)."""
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
-from tornado_gateway.core.model import Id, Impression, Sdk
+from tornado_gateway.core.types import Id, Impression, Sdk
 
-SHOWN = "vwo_variationShown"
-USAGE = "vwo_feTrackUsage"
+SHOWN: Final = "vwo_variationShown"
+USAGE: Final = "vwo_feTrackUsage"
 
 
 def to_json(value: object) -> str:
-    """Return compact JSON; also of what orjson refuses: huge integers, lone surrogates, deep nesting."""
+    """Return compact JSON; also for values that orjson rejects: huge integers, lone surrogates, deep nesting."""
     try:
         return orjson.dumps(value).decode()
     except TypeError:
@@ -25,12 +25,12 @@ def common_props(sdk: Sdk, sdk_key: str) -> dict[str, Any]:
 
 
 def event_tail(name: str, props: dict[str, Any]) -> str:
-    """Return what follows `"event":{"time":<ms>,` to the end of the document."""
+    """Return the rest of a document after `"event":{"time":<ms>,`."""
     return f'"name":{to_json(name)},"props":{to_json(props)}}}}}}}'
 
 
 def shown_head(props: dict[str, Any]) -> str:
-    """Return what all `vwo_variationShown` have after `"event":{"time":<ms>,`, before their own tail."""
+    """Return the part of all `vwo_variationShown` between `"event":{"time":<ms>,` and their own tail."""
     return f'"name":"{SHOWN}","props":{to_json(props)[:-1]},'
 
 

@@ -1,173 +1,176 @@
-"""Does a user pass a rule? Its segment, and the mutually exclusive group it may be in (decision engine 3.3 and 3.7).
+"""Whether a user passes a rule: its segment, and its mutually exclusive group (decision engine 3.3 and 3.7).
 
 A group lets each user see only one of its campaigns. Which one is found by evaluating all of them, so a decision about
 one feature evaluates rules of others here.
 """
 
-from typing import Any
+from typing import Any, Final
 
 from tornado_gateway.core.bucketing import VARIATION_BUCKETS, bucket_of, ranges_of
 from tornado_gateway.core.context import Abort
-from tornado_gateway.core.evaluation import Visit
 from tornado_gateway.core.holdouts import evaluate_holdouts, known_holdouts
-from tornado_gateway.core.model import AB, PERSONALIZE, Feature, Group, GroupFeature, Passed, Rule
 from tornado_gateway.core.records import read_record, write_record
-from tornado_gateway.core.rules import hidden_user, in_segment, in_traffic
+from tornado_gateway.core.rules import in_segment, in_traffic, vwo_user_id_of
+from tornado_gateway.core.types import AB, PERSONALIZE, Evaluation, Feature, Group, GroupFeature, Rule, RuleMatch
 
-# Group id -> what has won it in this decision: a campaign id, "campaignId_variationId", or NOBODY.
+# Group id -> its winner in this decision: a campaign id, "campaignId_variationId", or NO_WINNER.
 Winners = dict[str, Any]
 
-NOBODY = -1
-_WHOLE_CAMPAIGN = -1
+NO_WINNER: Final = -1
+_WHOLE_CAMPAIGN: Final = -1
 
 
-def passes(visit: Visit, feature: Feature, rule: Rule, winners: Winners) -> bool:
+def passes(evaluation: Evaluation, feature: Feature, rule: Rule, winners: Winners) -> bool:
     """Does the user pass this rule before traffic? `winners` is shared by the rules of one stage."""
-    trace = visit.trace
+    trace = evaluation.trace
     if trace is None:
-        return _passes(visit, feature, rule, winners)
-    trace.open("rule", kind=rule.kind, rule=rule.rule_key, campaign=rule.campaign_id, name=rule.campaign_name)
+        return _passes(evaluation, feature, rule, winners)
+    trace.open("rule", kind=rule.kind, rule=rule.rule_key, campaign=rule.campaign.id, name=rule.campaign.name)
     passed = False
     try:
-        passed = _passes(visit, feature, rule, winners)
+        passed = _passes(evaluation, feature, rule, winners)
     finally:
         trace.close(passed=passed)
     return passed
 
 
-def _passes(visit: Visit, feature: Feature, rule: Rule, winners: Winners) -> bool:
-    visit.hidden = visit.user_id if not rule.is_user_list else hidden_user(visit, rule)
-    properties, group = visit.properties, rule.group
+def _passes(evaluation: Evaluation, feature: Feature, rule: Rule, winners: Winners) -> bool:
+    evaluation.vwo_user_id = evaluation.user_id if not rule.is_user_list else vwo_user_id_of(evaluation, rule)
+    properties, group = evaluation.properties, rule.group
     if properties is None:
         raise Abort("the custom variables are null")
     if group is None:
-        return rule.segment is None or rule.segment(visit, properties, visit.hidden)
+        return rule.segment is None or rule.segment(evaluation, properties, evaluation.vwo_user_id)
     if group.problem:
         raise Abort(group.problem)
     if winners.get(group.id):
         return _has_won(rule, winners[group.id])
-    record = read_record(visit, group.storage_key)
+    record = read_record(evaluation, group.storage_key)
     if record and record.get("experimentKey") and record.get("experimentId"):
-        return _has_won_before(visit, rule, group, record["experimentId"], record.get("experimentVariationId"), winners)
-    if not in_segment(visit, rule):
+        return _has_won_before(
+            evaluation, rule, group, record["experimentId"], record.get("experimentVariationId"), winners
+        )
+    if not in_segment(evaluation, rule):
         return False
-    winner = _run(visit, feature, group)
-    if winner and winner.campaign_id == rule.campaign_id and (winner.kind is AB or winner.first.id == rule.first.id):
+    winner = _run(evaluation, feature, group)
+    if winner and winner.campaign.id == rule.campaign.id and (winner.kind is AB or winner.first.id == rule.first.id):
         return True
-    winners[group.id] = _claim(winner) if winner else NOBODY
+    winners[group.id] = _claim(winner) if winner else NO_WINNER
     return False
 
 
 def _has_won(rule: Rule, winner: object) -> bool:
     if rule.kind is AB:
-        return winner == rule.campaign_id
-    return rule.kind is PERSONALIZE and winner == f"{rule.campaign_id}_{rule.first.id}"
+        return winner == rule.campaign.id
+    return rule.kind is PERSONALIZE and winner == f"{rule.campaign.id}_{rule.first.id}"
 
 
 def _has_won_before(
-    visit: Visit, rule: Rule, group: Group, experiment_id: Any, variation_id: Any, winners: Winners
+    evaluation: Evaluation, rule: Rule, group: Group, experiment_id: Any, variation_id: Any, winners: Winners
 ) -> bool:
-    """Answer from the stored winner of the group, and let the following rules of this stage know it."""
-    if visit.trace is not None:
-        visit.trace.add("stored", key=group.storage_key, result=f"campaign {experiment_id}")
-    if experiment_id == rule.campaign_id and (rule.kind is not PERSONALIZE or variation_id == rule.first.id):
+    """Decide by the stored winner of the group, and keep it for the following rules of this stage."""
+    if evaluation.trace is not None:
+        evaluation.trace.add("stored", key=group.storage_key, result=f"campaign {experiment_id}")
+    if experiment_id == rule.campaign.id and (rule.kind is not PERSONALIZE or variation_id == rule.first.id):
         return True
-    is_whole = experiment_id != rule.campaign_id and variation_id == _WHOLE_CAMPAIGN
+    is_whole = experiment_id != rule.campaign.id and variation_id == _WHOLE_CAMPAIGN
     winners[group.id] = experiment_id if is_whole else f"{experiment_id}_{variation_id}"
     return False
 
 
 def _claim(winner: Rule) -> Any:
-    return winner.campaign_id if winner.kind is AB else f"{winner.campaign_id}_{winner.first.id}"
+    return winner.campaign.id if winner.kind is AB else f"{winner.campaign.id}_{winner.first.id}"
 
 
-# --- choosing the winner -----------------------------------------------------
+# --- Choosing the winner ---
 
 
-def _run(visit: Visit, feature: Feature, group: Group) -> Rule | None:
-    """Return the rule that wins the group for this user, None also when it is a campaign of another feature."""
+def _run(evaluation: Evaluation, feature: Feature, group: Group) -> Rule | None:
+    """Return the rule that wins the group for this user, None also if it is a campaign of another feature."""
     if group.run_problem:
         raise Abort(group.run_problem)
-    if group.id in visit.running_groups:
+    if group.id in evaluation.running_groups:
         # A rollout in a group: whether it passes depends on the group, and the group on the rollout.
         raise Abort(f"group {group.id} depends on itself: it has a rollout campaign")
-    trace = visit.trace
+    trace = evaluation.trace
     step = trace.open("group", group=group.id) if trace is not None else {}
-    visit.running_groups += (group.id,)
+    evaluation.running_groups += (group.id,)
     winner = None
     try:
-        winner = _winner(visit, group, _eligible(visit, feature, group, step), step)
+        winner = _winner(evaluation, group, _eligible(evaluation, feature, group, step), step)
     finally:
-        visit.running_groups = visit.running_groups[:-1]
+        evaluation.running_groups = evaluation.running_groups[:-1]
         if trace is not None:
-            trace.close(winner=winner and winner.campaign_id)
-    return winner if winner and winner.campaign_id in feature.campaign_ids else None
+            trace.close(winner=winner and winner.campaign.id)
+    return winner if winner and winner.campaign.id in feature.campaign_ids else None
 
 
-def _eligible(visit: Visit, feature: Feature, group: Group, step: dict[str, Any]) -> list[Rule]:
-    """Return the candidates that this user could see; those of earlier decisions, if there are any, only."""
-    seen = [member for member in visit.settings.group_features[group.id] if _is_reachable(visit, feature, member)]
+def _eligible(evaluation: Evaluation, feature: Feature, group: Group, step: dict[str, Any]) -> list[Rule]:
+    """Return the candidates that this user could see; only those of earlier decisions if there are any."""
+    seen = [
+        member for member in evaluation.settings.group_features[group.id] if _is_reachable(evaluation, feature, member)
+    ]
     eligible = []
     from_storage: dict[Any, Rule] = {}
     for member in seen:
         for rule in member.candidates:
-            if _is_stored(visit, member, rule):
+            if _is_stored(evaluation, member, rule):
                 from_storage.setdefault(rule.experiment_key, rule)
-            elif in_segment(visit, rule) and in_traffic(visit, rule):
+            elif in_segment(evaluation, rule) and in_traffic(evaluation, rule):
                 eligible.append(rule)
     chosen = list(from_storage.values()) or eligible
-    step["eligible"] = [rule.member for rule in chosen]
+    step["eligible"] = [rule.members.listed for rule in chosen]
     return chosen
 
 
-def _is_reachable(visit: Visit, feature: Feature, member: GroupFeature) -> bool:
+def _is_reachable(evaluation: Evaluation, feature: Feature, member: GroupFeature) -> bool:
     """Is the user out of the feature's holdouts and in one of its rollouts?"""
-    record = read_record(visit, member.key)
+    record = read_record(evaluation, member.key)
     if record and (record.get("isInHoldoutId") or record.get("holdoutGroupId")):
         return False
     is_in, not_in = known_holdouts(record)
-    matched = evaluate_holdouts(visit, None, member.holdouts, is_in + not_in).matched
+    matched = evaluate_holdouts(evaluation, None, member.holdouts, is_in + not_in).matched
     if matched:
-        write_record(visit, member.key, is_in=list(matched))
+        write_record(evaluation, member.key, is_in=list(matched))
         return False
-    if not member.rollouts or member.key in visit.rollouts_passed:
+    if not member.rollouts or member.key in evaluation.rollouts_passed:
         return True
     for rule in member.rollouts:
-        if passes(visit, feature, rule, {}) and in_traffic(visit, rule):
-            visit.rollouts_passed.add(member.key)
+        if passes(evaluation, feature, rule, {}) and in_traffic(evaluation, rule):
+            evaluation.rollouts_passed.add(member.key)
             return True
     return False
 
 
-def _is_stored(visit: Visit, member: GroupFeature, rule: Rule) -> bool:
-    record = read_record(visit, member.key)
+def _is_stored(evaluation: Evaluation, member: GroupFeature, rule: Rule) -> bool:
+    record = read_record(evaluation, member.key)
     if not record or not record.get("experimentVariationId") or record.get("experimentKey") != rule.experiment_key:
         return False
-    return visit.settings.find_variation(rule.experiment_key, record["experimentVariationId"]) is not None
+    return evaluation.settings.find_variation(rule.experiment_key, record["experimentVariationId"]) is not None
 
 
-def _winner(visit: Visit, group: Group, eligible: list[Rule], step: dict[str, Any]) -> Rule | None:
-    """Return the winner among the eligible, and store it when there was a choice."""
+def _winner(evaluation: Evaluation, group: Group, eligible: list[Rule], step: dict[str, Any]) -> Rule | None:
+    """Return the winner among the eligible, and store it if there was a choice."""
     if len(eligible) < 2:
         step["algorithm"] = "single" if eligible else "none"
         return eligible[0] if eligible else None
     winner = None if group.is_random else _first_by_priority(group, eligible)
     step["algorithm"] = "random" if group.is_random else "priority" if winner else "weights"
     if winner is None:
-        bucket = bucket_of(group.prefix + visit.bucketing_id, VARIATION_BUCKETS)
+        bucket = bucket_of(group.prefix + evaluation.bucketing_id, VARIATION_BUCKETS)
         step["bucket"] = bucket
         winner = _at_bucket(bucket, *(_even_weights(eligible) if group.is_random else _own_weights(group, eligible)))
     if winner is not None:
         variation_id = winner.first.id if winner.kind is PERSONALIZE else _WHOLE_CAMPAIGN
-        passed = Passed(winner.campaign_id, _group_experiment_key(winner), variation_id)
-        write_record(visit, group.storage_key, experiment=passed)
+        passed = RuleMatch(winner.campaign.id, _group_experiment_key(winner), variation_id)
+        write_record(evaluation, group.storage_key, experiment=passed)
     return winner
 
 
 def _first_by_priority(group: Group, eligible: list[Rule]) -> Rule | None:
     for name in group.priority:
         for rule in eligible:
-            if name in (str(rule.campaign_id), rule.personal_member):
+            if name in (str(rule.campaign.id), rule.members.personal):
                 return rule
     return None
 
@@ -178,7 +181,7 @@ def _even_weights(eligible: list[Rule]) -> tuple[list[Rule], list[float]]:
 
 
 def _own_weights(group: Group, eligible: list[Rule]) -> tuple[list[Rule], list[float]]:
-    weights = [group.weights.get(str(rule.campaign_id), group.weights.get(rule.personal_member)) for rule in eligible]
+    weights = [group.weights.get(str(rule.campaign.id), group.weights.get(rule.members.personal)) for rule in eligible]
     taking_part = [(rule, weight) for rule, weight in zip(eligible, weights, strict=True) if weight is not None]
     return [rule for rule, _ in taking_part], [weight for _, weight in taking_part]
 
@@ -191,7 +194,7 @@ def _at_bucket(bucket: int, rules: list[Rule], weights: list[float]) -> Rule | N
 
 
 def _group_experiment_key(winner: Rule) -> str:
-    """The group's record does not know the feature; what the campaign key has before its last "_" stands in."""
+    """Return the key for the group's record, which has no feature: the campaign key up to its last "_" replaces it."""
     if winner.kind is not PERSONALIZE:
-        return winner.campaign_key
-    return f"{winner.campaign_key.rsplit('_', 1)[0]}_{winner.rule_key}"
+        return winner.campaign.key
+    return f"{winner.campaign.key.rsplit('_', 1)[0]}_{winner.rule_key}"

@@ -1,19 +1,18 @@
 """Holdouts: shares of the users that see none of a feature (decision engine 3.8)."""
 
 from collections.abc import Collection, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tornado_gateway.core.bucketing import TRAFFIC_BUCKETS, bucket_of
 from tornado_gateway.core.context import NULL, Abort
-from tornado_gateway.core.evaluation import Record, Visit
-from tornado_gateway.core.model import Holdout, Id, Impression
+from tornado_gateway.core.types import Evaluation, Holdout, Id, Impression, StickyRecord
 
-IN_HOLDOUT = 1
-NOT_IN_HOLDOUT = 2
+IN_HOLDOUT: Final = 1
+NOT_IN_HOLDOUT: Final = 2
 
 
 class Evaluated(NamedTuple):
-    """The holdouts that were looked at, in order, split by their result."""
+    """The evaluated holdouts in order, split by their result."""
 
     matched: list[Id]
     not_matched: list[Id]
@@ -21,14 +20,14 @@ class Evaluated(NamedTuple):
 
 
 def evaluate_holdouts(
-    visit: Visit, feature_id: Id | None, holdouts: Iterable[Holdout], known: Collection[Any] = ()
+    evaluation: Evaluation, feature_id: Id | None, holdouts: Iterable[Holdout], known: Collection[Any] = ()
 ) -> Evaluated:
     """Evaluate the holdouts whose ids are not yet known; all of them, also after a match."""
     evaluated = Evaluated([], [], [])
     for holdout in holdouts:
         if holdout.id in known:
             continue
-        is_in = _is_in(visit, holdout)
+        is_in = _is_in(evaluation, holdout)
         (evaluated.matched if is_in else evaluated.not_matched).append(holdout.id)
         if feature_id is not None:
             evaluated.impressions.append(holdout_impression(holdout, feature_id, is_in))
@@ -41,7 +40,7 @@ def holdout_impression(holdout: Holdout, feature_id: Id, is_in: bool) -> Impress
     return Impression(holdout.id, variation, holdout.tails[variation - 1], feature_id)
 
 
-def known_holdouts(record: Record | None) -> tuple[list[Any], list[Any]]:
+def known_holdouts(record: StickyRecord | None) -> tuple[list[Any], list[Any]]:
     """Return the ids that a record says the user is in, and is not in."""
     if not record:
         return [], []
@@ -57,18 +56,20 @@ def holdout_ids(value: object) -> list[Any]:
     return value
 
 
-def _is_in(visit: Visit, holdout: Holdout) -> bool:
+def _is_in(evaluation: Evaluation, holdout: Holdout) -> bool:
     # The bucket is of the id, never of the bucketing seed.
     segment = holdout.segment
-    properties = NULL if visit.properties is None else visit.properties
-    trace = visit.trace
+    properties = NULL if evaluation.properties is None else evaluation.properties
+    trace = evaluation.trace
     if trace is not None:
         trace.open("holdout", holdout=holdout.id, name=holdout.name, limit=holdout.percent_traffic)
     bucket = None
     matched = False
     try:
-        if segment is None or segment(visit, properties, visit.hidden):
-            bucket = bucket_of(holdout.prefix + visit.user_id.encode(), TRAFFIC_BUCKETS) if visit.user_id else None
+        if segment is None or segment(evaluation, properties, evaluation.vwo_user_id):
+            bucket = (
+                bucket_of(holdout.prefix + evaluation.user_id.encode(), TRAFFIC_BUCKETS) if evaluation.user_id else None
+            )
             matched = bucket is not None and bucket <= holdout.percent_traffic
     finally:
         if trace is not None:

@@ -1,4 +1,4 @@
-"""Visitor ids: who a user is on the wire (decision engine 2.4)."""
+"""Visitor ids: the uuid that stands for a user in events (decision engine 2.4)."""
 
 import re
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def visitor_uuid(account_id: str, user_id: str) -> str | None:
 
 
 def is_web_uuid(user_id: str) -> bool:
-    """Is this id one that the vendor's browser library made, so that it already is a visitor uuid?"""
+    """Was this id made by the vendor's browser library, so that it is a visitor uuid already?"""
     return len(user_id) == 33 and _WEB_UUID.fullmatch(user_id) is not None
 
 

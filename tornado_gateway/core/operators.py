@@ -1,21 +1,21 @@
 """Operands of conditions: `lower(x)`, `wildcard(*x*)`, `regex(x)`, `gte(1.2)`, plain text (decision engine 4.2).
 
 `value_matcher` and `version_matcher` turn an operand into a function `value -> does it match?` once, when the settings
-are compiled. They differ in what they do to numbers: see `normalise`.
+are compiled. They differ in the treatment of numbers: see `normalise`.
 """
 
 import operator
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 Matcher = Callable[[Any], bool]
 Text = Callable[[Any], str]
 Version = tuple[int, ...]
 
 # A longer value matches no regex and is no version: patterns may take exponential time, and values come from clients.
-LONGEST_VALUE = 4_096
+LONGEST_VALUE: Final = 4_096
 
 # The last form fits everything, so a search always ends. Text after the bracket is tolerated by the first three.
 _FORMS = (
@@ -29,7 +29,7 @@ _FORMS = (
     ("equal", re.compile(r"(.*)", re.DOTALL)),
 )
 _DOTTED_NUMBER = re.compile(r"(\d+\.)*\d+")
-_LARGEST_EXACT_INTEGER = 2**53
+_LARGEST_EXACT_INTEGER: Final = 2**53
 _NAMED_NUMBERS = frozenset({"inf", "infinity", "nan"})
 
 

@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID, uuid5
 
-from tornado_gateway.core.context import NOTHING, Context, Properties
+from tornado_gateway.core.context import EMPTY_PROPERTIES, Context, Properties
 from tornado_gateway.core.decision import Decision, context_problem, uuid_of
 from tornado_gateway.core.event_templates import event_tail, to_json
-from tornado_gateway.core.model import Settings
-from tornado_gateway.core.segments import HIDDEN_USER
+from tornado_gateway.core.types import VWO_USER_ID, Settings
 
 _DEBUG_NAMESPACE = UUID("11e13cd7-6c48-53ec-8679-7e9c752273c5")
 
 
 def event_documents(settings: Settings, context: Context, decision: Decision, now_ms: int) -> tuple[bytes, int]:
-    """Return the documents of a decision's events, joined by newlines, and how many they are.
+    """Return the documents of a decision's events, joined by newlines, and their number.
 
     Impressions come in their order, then the usage event, then the debug event. Nothing is sent in dev mode.
     """
@@ -39,8 +38,8 @@ def event_documents(settings: Settings, context: Context, decision: Decision, no
                 held_out = _held_out_start(settings, context, now_ms, visitor)
                 feature_id = to_json(impression.feature_id)
                 documents.append(f"{held_out}{environment}{end}{shown_head}{impression.tail}{feature_id}}}}}}}}}")
-            elif decision.hidden_users and index in decision.hidden_users:
-                props = _shown_props(context, {HIDDEN_USER: decision.hidden_users[index]})
+            elif decision.vwo_user_ids and index in decision.vwo_user_ids:
+                props = _shown_props(context, {VWO_USER_ID: decision.vwo_user_ids[index]})
                 documents.append(f"{start}{environment}{props}{end}{shown_head}{impression.tail}")
             else:
                 documents.append(shown + impression.tail)
@@ -54,9 +53,9 @@ def event_documents(settings: Settings, context: Context, decision: Decision, no
 def track_event_document(
     settings: Settings, context: Context, event_name: str, properties: Mapping[str, Any], now_ms: int
 ) -> bytes:
-    """Return the document of a custom event; b"" when none is to be sent: see `event_problem`, and dev mode.
+    """Return the document of a custom event; b"" if none is to be sent: see `event_problem`, and dev mode.
 
-    The caller's properties may override the ones of ours, as in the SDKs.
+    The caller's properties override the gateway's, as in the SDKs.
     """
     if event_problem(settings, context, event_name) or _is_silent(settings, context):
         return b""
@@ -65,7 +64,7 @@ def track_event_document(
 
 
 def attribute_document(settings: Settings, context: Context, attributes: Mapping[str, Any], now_ms: int) -> bytes:
-    """Return the document that sets attributes of a visitor; b"" when none is to be sent, as for events."""
+    """Return the document that sets attributes of a visitor; b"" if none is to be sent, as for events."""
     if attributes_problem(attributes) or context_problem(settings, context) or _is_silent(settings, context):
         return b""
     visitor = {"vwo_fs_environment": settings.sdk_key, **attributes}
@@ -74,14 +73,14 @@ def attribute_document(settings: Settings, context: Context, attributes: Mapping
 
 
 def event_problem(settings: Settings, context: Context, event_name: str) -> str | None:
-    """Return why trackEvent refuses an event, or None."""
+    """Return why trackEvent rejects an event, or None."""
     if event_name not in settings.event_names:
         return f"event {event_name} belongs to no metric of a feature or a holdout"
     return context_problem(settings, context)
 
 
 def attributes_problem(attributes: object) -> str | None:
-    """Return why setAttribute refuses attributes, or None: they are a non-empty object of texts, numbers, booleans."""
+    """Return why setAttribute rejects attributes, or None. They are an object with strings, numbers, booleans."""
     if not isinstance(attributes, Mapping) or not attributes:
         return "attributes: expected an object with at least one key"
     for key, value in attributes.items():
@@ -107,7 +106,7 @@ def _start(uuid: str | None, session_id: object, now_ms: int, visitor: str) -> s
 
 
 def _held_out_start(settings: Settings, context: Context, now_ms: int, visitor: str) -> str:
-    """Holdout events know nothing of web uuids and of the caller's session."""
+    """Return the start of a holdout event, which ignores web uuids and the caller's session."""
     uuid = settings.identify(context.user_id) if context.user_id else None
     return _start(uuid, now_ms // 1000, now_ms, visitor)
 
@@ -118,13 +117,13 @@ def _visitor(context: Context) -> str:
     return text if ip_address is None else f'{text}"visitor_ip":{to_json(ip_address)},'
 
 
-def _shown_props(context: Context, hidden: Properties = NOTHING) -> str:
-    """Return what impressions of rules add to the visitor's properties. `hidden` goes over the custom variables."""
+def _shown_props(context: Context, vwo_user_id: Properties = EMPTY_PROPERTIES) -> str:
+    """Return the visitor properties of impressions of rules. `vwo_user_id` overrides the custom variables."""
     if not context.post_segmentation_variables and not context.device:
         return f',"ip":{to_json(context.ip_address)}' if context.ip_address else ""
     props: dict[str, Any] = {}
     if context.post_segmentation_variables:
-        variables = {**(context.custom_variables or NOTHING), **hidden}
+        variables = {**(context.custom_variables or EMPTY_PROPERTIES), **vwo_user_id}
         props = {name: variables[name] for name in context.post_segmentation_variables if name in variables}
     if context.ip_address:
         props["ip"] = context.ip_address

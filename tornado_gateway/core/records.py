@@ -1,34 +1,33 @@
-"""Sticky records: what earlier decisions stored, read and written by one decision (decision engine 3.9)."""
+"""Sticky records of earlier decisions, read and written by one decision (decision engine 3.9)."""
 
 from typing import Any
 
 from tornado_gateway.core.context import Abort
-from tornado_gateway.core.evaluation import Record, Visit
-from tornado_gateway.core.model import Passed
+from tornado_gateway.core.types import Evaluation, RuleMatch, StickyRecord
 
 _NO_DATA = ("Storage is undefined", "No data found", "Campaign paused", "Whitelisted variation")
 _BAD_DATA = ("Incorrect data", "Variation not found")
 
 
-def read_record(visit: Visit, key: str) -> Record | None:
-    """Return the record under `key`, as this decision has written it or as it was stored; None when there is none."""
-    record = _known_record(visit, key)
+def read_record(evaluation: Evaluation, key: str) -> StickyRecord | None:
+    """Return the record under `key`, as this decision has written it or as it was stored; None if there is none."""
+    record = _known_record(evaluation, key)
     if record and record.get("status") in _BAD_DATA:
         raise Abort(f"the stored record of {key} says: {record['status']}")
     return record
 
 
-def has_record(visit: Visit, key: str) -> bool:
-    """Is anything stored under `key`? Also a record that says that it is bad is something."""
-    return _known_record(visit, key) is not None
+def has_record(evaluation: Evaluation, key: str) -> bool:
+    """Is a record stored under `key`? A record with a bad status counts."""
+    return _known_record(evaluation, key) is not None
 
 
-def _known_record(visit: Visit, key: str) -> Record | None:
-    if visit.stored is None:
+def _known_record(evaluation: Evaluation, key: str) -> StickyRecord | None:
+    if evaluation.stored is None:
         return None
-    record = visit.written.get(key) if visit.written else None
+    record = _written_record(evaluation.writes, key) if evaluation.writes else None
     if record is None:
-        record = visit.stored.get(key)
+        record = evaluation.stored.get(key)
     if record is None:
         return None
     if not hasattr(record, "get"):
@@ -36,24 +35,31 @@ def _known_record(visit: Visit, key: str) -> Record | None:
     return None if not record or record.get("status") in _NO_DATA else record
 
 
+def _written_record(writes: list[StickyRecord], key: str) -> StickyRecord | None:
+    for record in reversed(writes):
+        if record["featureKey"] == key:
+            return record
+    return None
+
+
 def write_record(
-    visit: Visit,
+    evaluation: Evaluation,
     key: str,
-    rollout: Passed | None = None,
-    experiment: Passed | None = None,
+    rollout: RuleMatch | None = None,
+    experiment: RuleMatch | None = None,
     is_in: list[Any] | None = None,
     not_in: list[Any] | None = None,
 ) -> None:
     """Replace the record under `key`. Nothing is written without a user id or for a rule without variation id."""
-    if visit.stored is None or not visit.user_id:
+    if evaluation.stored is None or not evaluation.user_id:
         return
     if rollout and not experiment and not rollout.variation_id:
         return
     if experiment and not experiment.variation_id:
         return
-    record: Record = {
+    record: StickyRecord = {
         "featureKey": key,
-        "userId": visit.user_id,
+        "userId": evaluation.user_id,
         "rolloutId": rollout and rollout.id,
         "rolloutKey": rollout and rollout.key,
         "rolloutVariationId": rollout and rollout.variation_id,
@@ -63,7 +69,4 @@ def write_record(
         "isInHoldoutId": is_in,
         "notInHoldoutId": not_in,
     }
-    if visit.written is None:
-        visit.written = {}
-    visit.written[key] = record
-    visit.writes.append(record)
+    evaluation.writes.append(record)

@@ -4,85 +4,86 @@ from collections.abc import Iterable
 
 from tornado_gateway.core.bucketing import TRAFFIC_BUCKETS, VARIATION_BUCKETS, bucket_of, ranges_of
 from tornado_gateway.core.context import Abort
-from tornado_gateway.core.evaluation import Visit
-from tornado_gateway.core.model import Rule, Variation
+from tornado_gateway.core.types import Evaluation, Rule, Variation
 
 
-def hidden_user(visit: Visit, rule: Rule) -> str | None:
+def vwo_user_id_of(evaluation: Evaluation, rule: Rule) -> str | None:
     """Return `_vwoUserId` for a rule: the plain id, or its uuid by formula for campaigns with user lists."""
     if not rule.is_user_list:
-        return visit.user_id
-    return visit.settings.identify(visit.user_id) if visit.user_id else None
+        return evaluation.user_id
+    return evaluation.settings.identify(evaluation.user_id) if evaluation.user_id else None
 
 
-def in_segment(visit: Visit, rule: Rule) -> bool:
-    """Does the user match the rule's segment, as far as it has one?"""
-    properties = visit.properties
+def in_segment(evaluation: Evaluation, rule: Rule) -> bool:
+    """Does the user match the rule's segment, if it has one?"""
+    properties = evaluation.properties
     if properties is None:
         raise Abort("the custom variables are null")
-    return rule.segment is None or rule.segment(visit, properties, visit.hidden)
+    return rule.segment is None or rule.segment(evaluation, properties, evaluation.vwo_user_id)
 
 
-def in_traffic(visit: Visit, rule: Rule) -> bool:
-    """Does the user's bucket of 100 lie within the rule's share? Nobody without an id is in."""
+def in_traffic(evaluation: Evaluation, rule: Rule) -> bool:
+    """Does the user's bucket of 100 lie within the rule's share? A user without an id is not in."""
     limit = rule.limit
     if limit is None:
-        raise Abort(f"campaign {rule.campaign_id} has no traffic as a number")
-    if limit >= TRAFFIC_BUCKETS and visit.user_id and visit.trace is None:
+        raise Abort(f"campaign {rule.campaign.id} has no traffic as a number")
+    if limit >= TRAFFIC_BUCKETS and evaluation.user_id and evaluation.trace is None:
         return True
-    bucket = bucket_of(rule.traffic_prefix + visit.bucketing_id, TRAFFIC_BUCKETS) if visit.user_id else None
+    bucket = bucket_of(rule.traffic_prefix + evaluation.bucketing_id, TRAFFIC_BUCKETS) if evaluation.user_id else None
     passed = bucket is not None and bucket <= limit
-    if visit.trace is not None:
-        visit.trace.add("traffic", bucket=bucket, limit=limit, passed=passed)
+    if evaluation.trace is not None:
+        evaluation.trace.add("traffic", bucket=bucket, limit=limit, passed=passed)
     return passed
 
 
-def choose_variation(visit: Visit, rule: Rule) -> Variation | None:
+def choose_variation(evaluation: Evaluation, rule: Rule) -> Variation | None:
     """Return the variation whose range holds the user's bucket of 10,000."""
-    bucket = bucket_of(rule.variation_prefix + visit.bucketing_id, VARIATION_BUCKETS)
+    bucket = bucket_of(rule.variation_prefix + evaluation.bucketing_id, VARIATION_BUCKETS)
     chosen = None
     for variation in rule.variations:
         if variation.start <= bucket <= variation.end:
             chosen = variation
             break
-    if visit.trace is not None:
-        _trace_variation(visit, bucket, chosen, rule.variations)
+    if evaluation.trace is not None:
+        _trace_variation(evaluation, bucket, chosen, rule.variations)
     return chosen
 
 
-def forced_variation(visit: Visit, rule: Rule) -> Variation | None:
+def forced_variation(evaluation: Evaluation, rule: Rule) -> Variation | None:
     """Return the variation that the user is whitelisted for. Several are told apart by their weights and the bucket."""
-    properties = visit.context.variation_targeting_variables
+    properties = evaluation.context.variation_targeting_variables
     if properties is None:
         raise Abort("the variation targeting variables are null")
     if not rule.is_forced:
         return None
-    hidden = hidden_user(visit, rule)
+    vwo_user_id = vwo_user_id_of(evaluation, rule)
     listed = [
         variation
         for variation in rule.variations
-        if variation.segment is not None and variation.segment(visit, properties, hidden)
+        if variation.segment is not None and variation.segment(evaluation, properties, vwo_user_id)
     ]
-    chosen = _choose_listed(visit, rule, listed) if len(listed) > 1 else next(iter(listed), None)
-    if visit.trace is not None:
-        visit.trace.add("whitelisting", variation=chosen and chosen.id)
+    chosen = _choose_listed(evaluation, rule, listed) if len(listed) > 1 else next(iter(listed), None)
+    if evaluation.trace is not None:
+        evaluation.trace.add("whitelisting", variation=chosen and chosen.id)
     return chosen
 
 
-def _choose_listed(visit: Visit, rule: Rule, listed: list[Variation]) -> Variation | None:
+def _choose_listed(evaluation: Evaluation, rule: Rule, listed: list[Variation]) -> Variation | None:
     weights = [float(variation.weight) for variation in listed]
     total = sum(weights)
     shares = [weight / total * 100 for weight in weights] if total else [100 / len(listed)] * len(listed)
-    bucket = bucket_of(rule.traffic_prefix + visit.bucketing_id, VARIATION_BUCKETS)
+    bucket = bucket_of(rule.traffic_prefix + evaluation.bucketing_id, VARIATION_BUCKETS)
     for variation, (start, end) in zip(listed, ranges_of(shares), strict=True):
         if start <= bucket <= end:
             return variation
     return None
 
 
-def _trace_variation(visit: Visit, bucket: int, chosen: Variation | None, variations: Iterable[Variation]) -> None:
-    assert visit.trace is not None  # noqa: S101 - for the type checker
-    visit.trace.add(
+def _trace_variation(
+    evaluation: Evaluation, bucket: int, chosen: Variation | None, variations: Iterable[Variation]
+) -> None:
+    assert evaluation.trace is not None  # noqa: S101 - for the type checker
+    evaluation.trace.add(
         "variation",
         bucket=bucket,
         variation=chosen and chosen.id,

@@ -4,10 +4,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from tornado_gateway.core.context import Properties
-from tornado_gateway.core.evaluation import UNSET, Visit
-from tornado_gateway.core.segments import HIDDEN_USER, Predicate
-
 Step = dict[str, Any]
 
 
@@ -35,25 +31,6 @@ class Trace:
         entry["steps"] = inner
 
 
-def record_node(node: object, predicate: Predicate, step: str) -> Predicate:
-    """Wrap the predicate of a segment node so that it leaves its result in the trace of the visit."""
-
-    def recorded(visit: Visit, properties: Properties, hidden: object) -> bool:
-        trace = visit.trace
-        if trace is None:
-            return predicate(visit, properties, hidden)
-        trace.open(step, node=node, **_actual(step, node, visit, properties, hidden))
-        try:
-            result = predicate(visit, properties, hidden)
-        except BaseException:
-            trace.close(result=None)
-            raise
-        trace.close(result=result)
-        return result
-
-    return recorded
-
-
 def explain_lines(trace: Trace) -> list[str]:
     """Return the trace as indented lines; a segment node reads `[x]` when it is true and `[ ]` when it is false."""
     lines: list[str] = []
@@ -67,47 +44,7 @@ def _explain(steps: list[Step], depth: int, lines: list[str]) -> None:
         _explain(step.get("steps", []), depth + 1, lines)
 
 
-def _actual(step: str, node: object, visit: Visit, properties: Properties, hidden: object) -> Step:
-    """Return what the visitor has where the node looks, for nodes that compare something."""
-    if not isinstance(node, dict) or not node:
-        return {}
-    if step == "check":
-        facts = {**(visit.context.location or {}), **(visit.context.device or {})}
-        return {"actual": {name: facts.get(name) for name in node}} if "featureId" not in node else {}
-    name, operand = next(iter(node.items()))
-    read = _ACTUAL.get(name)
-    return read(operand, visit, properties, hidden) if read else {}
-
-
-def _actual_variable(operand: object, visit: Visit, properties: Properties, hidden: object) -> Step:
-    name = str(next(iter(operand), "")) if isinstance(operand, dict) else ""
-    return {"actual": properties[name]} if properties and name in properties else {"actual": None, "missing": True}
-
-
-def _actual_user(operand: object, visit: Visit, properties: Properties, hidden: object) -> Step:
-    return {"actual": hidden if hidden is not UNSET else (properties or {}).get(HIDDEN_USER)}
-
-
-def _actual_of(read: Callable[[Visit], object]) -> Callable[[object, Visit, Properties, object], Step]:
-    return lambda operand, visit, properties, hidden: {"actual": read(visit)}
-
-
-def _device_fact(name: str) -> Callable[[object, Visit, Properties, object], Step]:
-    return _actual_of(lambda visit: visit.context.device.get(name) if visit.context.device else None)
-
-
-_ACTUAL: dict[str, Callable[[object, Visit, Properties, object], Step]] = {
-    "custom_variable": _actual_variable,
-    "user": _actual_user,
-    "ua": _actual_of(lambda visit: visit.context.user_agent),
-    "ip_address": _actual_of(lambda visit: visit.context.ip_address),
-    "campaignVariation": _actual_of(lambda visit: visit.web_campaigns()),
-    "os_version": _device_fact("os_version"),
-    "browser_version": _device_fact("browser_version"),
-}
-
-
-# --- lines -------------------------------------------------------------------
+# --- Lines ---
 
 _MARKS = {True: "[x]", False: "[ ]", None: "[!]"}
 
@@ -166,7 +103,7 @@ def _holdout_line(step: Step) -> str:
 
 
 def _group_line(step: Step) -> str:
-    winner = f"campaign {step['winner']}" if step.get("winner") is not None else "nobody"
+    winner = f"campaign {step['winner']}" if step.get("winner") is not None else "none"
     bucket = f" at bucket {step['bucket']} of 10000" if step.get("bucket") else ""
     eligible = ", ".join(step.get("eligible", [])) or "none"
     return f"group {step['group']}: eligible are {eligible}; {winner} wins{bucket}"

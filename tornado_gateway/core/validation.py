@@ -1,6 +1,7 @@
-"""Is a settings document one that can be used? Tables of fields, and the messages about what is wrong (1.1 to 1.4).
+"""Checks whether a settings document can be used: tables of fields, and messages (decision engine 1.1 to 1.4).
 
-The verdict is the one of the vendor's schema, plus what the vendor's SDK cannot load although its schema allows it.
+The result is that of the vendor's schema, and of rules for documents that its SDK cannot load although its schema
+allows them.
 """
 
 import re
@@ -11,19 +12,19 @@ MOST_PROBLEMS = 20
 
 
 class SettingsError(ValueError):
-    """The settings document cannot be used. `problems` has one line for each thing that is wrong (the first 20)."""
+    """The settings document cannot be used. `problems` has one line for each problem, at most 20."""
 
     def __init__(self, problems: tuple[str, ...]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
 
 
-# Where a value is in the document: (path of what it is in, key or index). Spelled out only when there is something to
-# say about it. The former is Any since mypyc (setup.py) cannot do with a type that contains itself.
-Path = tuple[Any, str | int]
+# The place of a value in the document: (path of its parent, key or index). Spelled out only for a
+# problem. The parent's type is Any because mypyc does not support recursive types.
+DocumentPath = tuple[Any, str | int]
 
 
-def _spelled(path: Path | None) -> str:
+def _spelled(path: DocumentPath | None) -> str:
     if path is None:
         return ""
     parent, step = path
@@ -32,26 +33,26 @@ def _spelled(path: Path | None) -> str:
     return f"{_spelled(parent)}.{step}" if parent else step
 
 
-Breathe = Callable[[], object]
+YieldPoint = Callable[[], object]
 
 
-def go_on() -> None:
-    """Do nothing in between."""
+def never_yield() -> None:
+    """Do nothing, for callers without other work."""
 
 
 class Problems:
     """Gathers the problems of one document."""
 
-    def __init__(self, breathe: Breathe) -> None:
+    def __init__(self, yield_point: YieldPoint) -> None:
         self.lines: list[str] = []
-        self.breathe = breathe
+        self.yield_point = yield_point
 
-    def add(self, path: Path | None, expected: str, got: str) -> None:
+    def add(self, path: DocumentPath | None, expected: str, got: str) -> None:
         if len(self.lines) < MOST_PROBLEMS:
             self.lines.append(f"{_spelled(path) or 'document'}: expected {expected}, got {got}")
 
 
-Check = Callable[[Any, Path, Problems], None]
+Check = Callable[[Any, DocumentPath, Problems], None]
 
 
 class Field(NamedTuple):
@@ -64,9 +65,9 @@ class Field(NamedTuple):
     check: Check | None = None
 
 
-def check_document(document: object, breathe: Breathe = go_on) -> dict[str, Any]:
-    """Return the document when it can be used; raise SettingsError otherwise. `breathe` is called in between."""
-    problems = Problems(breathe)
+def check_document(document: object, yield_point: YieldPoint = never_yield) -> dict[str, Any]:
+    """Return the document if it can be used; raise SettingsError otherwise. `yield_point` is called in between."""
+    problems = Problems(yield_point)
     if not isinstance(document, dict):
         problems.add(None, "an object", _shown(document))
     else:
@@ -79,15 +80,17 @@ def check_document(document: object, breathe: Breathe = go_on) -> dict[str, Any]
 
 
 def items_of(value: object) -> list[Any]:
-    """Return a list that the vendor may send as `{}` when it is empty, or leave out."""
+    """Return a list that the vendor may send as `{}` if it is empty, or leave out."""
     return value if isinstance(value, list) else []
 
 
-def _check_fields(value: Mapping[str, Any], table: tuple[Field, ...], path: Path | None, problems: Problems) -> None:
+def _check_fields(
+    value: Mapping[str, Any], table: tuple[Field, ...], path: DocumentPath | None, problems: Problems
+) -> None:
     for name, is_required, types, expected, check in table:
         if name not in value:
             if is_required:
-                problems.add((path, name), expected, _shown(_NOTHING))
+                problems.add((path, name), expected, _shown(_ABSENT))
             continue
         item = value[name]
         if type(item) not in types:
@@ -96,11 +99,11 @@ def _check_fields(value: Mapping[str, Any], table: tuple[Field, ...], path: Path
             check(item, (path, name), problems)
 
 
-_NOTHING = object()
+_ABSENT = object()
 
 
 def _shown(value: object) -> str:
-    if value is _NOTHING:
+    if value is _ABSENT:
         return "nothing"
     if value is None:
         return "null"
@@ -115,14 +118,14 @@ def _shown(value: object) -> str:
     return "an array" if isinstance(value, list) else type(value).__name__
 
 
-# --- looking inside ----------------------------------------------------------
+# --- Nested values ---
 
 
 def _each(table: tuple[Field, ...]) -> Check:
     """Check the objects of a list."""
 
-    def check(items: list[Any], path: Path, problems: Problems) -> None:
-        problems.breathe()
+    def check(items: list[Any], path: DocumentPath, problems: Problems) -> None:
+        problems.yield_point()
         for index, item in enumerate(items):
             if type(item) is dict:
                 _check_fields(item, table, (path, index), problems)
@@ -136,7 +139,7 @@ def _each_or_empty(table: tuple[Field, ...]) -> Check:
     """Check the objects of a list, which may be `{}` when it is empty."""
     check_list = _each(table)
 
-    def check(items: Any, path: Path, problems: Problems) -> None:
+    def check(items: Any, path: DocumentPath, problems: Problems) -> None:
         if type(items) is list:
             check_list(items, path, problems)
         elif items:
@@ -146,7 +149,7 @@ def _each_or_empty(table: tuple[Field, ...]) -> Check:
 
 
 def _each_of_type(types: tuple[type, ...], expected: str, is_unique: bool = False) -> Check:
-    def check(items: list[Any], path: Path, problems: Problems) -> None:
+    def check(items: list[Any], path: DocumentPath, problems: Problems) -> None:
         for index, item in enumerate(items):
             if type(item) not in types:
                 problems.add((path, index), expected, _shown(item))
@@ -163,7 +166,7 @@ def _object(table: tuple[Field, ...]) -> Check:
 def _each_value(keys: re.Pattern[str], field: Field) -> Check:
     """Check an object whose keys are ids and whose values are alike."""
 
-    def check(value: dict[str, Any], path: Path, problems: Problems) -> None:
+    def check(value: dict[str, Any], path: DocumentPath, problems: Problems) -> None:
         for key, item in value.items():
             if not keys.search(key):
                 problems.add((path, key), f"a key like {field.name}", "this key")
@@ -175,19 +178,19 @@ def _each_value(keys: re.Pattern[str], field: Field) -> Check:
     return check
 
 
-def _check_weights(value: dict[str, Any], path: Path, problems: Problems) -> None:
+def _check_weights(value: dict[str, Any], path: DocumentPath, problems: Problems) -> None:
     for key, weight in value.items():
         if _DIGITS.search(key) and type(weight) not in _NUMBER:
             problems.add((path, key), "a number", _shown(weight))
 
 
 def _check_loadable(document: dict[str, Any], problems: Problems) -> None:
-    """Check what is needed beyond the schema; only of documents that fulfil the schema."""
+    """Check requirements beyond the schema, for documents that fulfil the schema."""
     if not document.get("sdkKey"):
-        problems.add((None, "sdkKey"), "a string that is not empty", _shown(document.get("sdkKey", _NOTHING)))
+        problems.add((None, "sdkKey"), "a string that is not empty", _shown(document.get("sdkKey", _ABSENT)))
     kinds = {}
     for index, campaign in enumerate(items_of(document["campaigns"])):
-        problems.breathe()
+        problems.yield_point()
         kinds[campaign["id"]] = campaign
         if campaign["type"] in ("FLAG_ROLLOUT", "FLAG_PERSONALIZE"):
             continue
@@ -196,10 +199,10 @@ def _check_loadable(document: dict[str, Any], problems: Problems) -> None:
                 path_of_weight = (((((None, "campaigns"), index), "variations"), place), "weight")
                 problems.add(path_of_weight, "a number in this type of campaign", _shown(variation["weight"]))
     for index, feature in enumerate(items_of(document["features"])):
-        problems.breathe()
+        problems.yield_point()
         path = ((None, "features"), index)
         if "rules" not in feature:
-            problems.add((path, "rules"), "an array", _shown(_NOTHING))
+            problems.add((path, "rules"), "an array", _shown(_ABSENT))
         for place, rule in enumerate(feature.get("rules", ())):
             campaign = kinds.get(rule["campaignId"])
             if campaign and campaign["type"] in ("FLAG_ROLLOUT", "FLAG_PERSONALIZE") and not campaign["variations"]:
@@ -207,7 +210,7 @@ def _check_loadable(document: dict[str, Any], problems: Problems) -> None:
                 problems.add(path_of_id, "a campaign with variations", f"campaign {rule['campaignId']} without")
 
 
-# --- the tables --------------------------------------------------------------
+# --- The tables ---
 
 _DIGITS = re.compile(r"^[0-9]+$")
 _DIGITS_AND_UNDERSCORES = re.compile(r"^[0-9_]+$")

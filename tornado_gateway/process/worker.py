@@ -21,7 +21,7 @@ from tornado_gateway import __version__, core, logs
 from tornado_gateway.api.events import Collector
 from tornado_gateway.api.flags import Decisions
 from tornado_gateway.api.router import Api
-from tornado_gateway.api.settings import Publisher
+from tornado_gateway.api.settings import SettingsApi
 from tornado_gateway.api.visitors import Lookups
 from tornado_gateway.config import Config
 from tornado_gateway.console.admin_pages import Admin
@@ -49,7 +49,8 @@ from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.process.status import instance_status
 from tornado_gateway.process.supervisor import Post
-from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot, document_name
+from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot
+from tornado_gateway.settings.stored import document_name
 from tornado_gateway.store.interfaces import SHARED, Identity, Store
 from tornado_gateway.store.sqlite.events import SqliteEvents, open_sqlite
 from tornado_gateway.telemetry import waiting
@@ -203,7 +204,7 @@ class Worker:
             ip_fallback=config.client_ip_fallback,
             serves_browsers=config.cors_config_required,
         )
-        publisher = Publisher(
+        publisher = SettingsApi(
             mirror,
             self._fetch_settings(pull=True),
             None if config.is_offline else self.upstream.fetch_settings,
@@ -223,8 +224,8 @@ class Worker:
         self.flusher.on_request = self.observer.flushed
         mirror.on_poll = self.observer.polled
         self.upstream.on_response = self.observer.upstream_responded
-        mirror.on_change += [self._settings_changed, api.settings_changed]
-        mirror.on_change += [decisions.settings_changed, publisher.settings_changed]
+        mirror.subscribe(self._settings_changed, api.settings_changed)
+        mirror.subscribe(decisions.settings_changed, publisher.settings_changed)
         return api
 
     def _build_admin(self, memory: SharedCounters) -> Admin:

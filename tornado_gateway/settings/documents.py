@@ -1,52 +1,42 @@
-"""A settings document in every form that a client may want, made once per change and off the loop."""
+"""A settings document as SDKs get it: body, ETag and compressed body, made once per change and off the loop."""
 
 import hashlib
-import time
 import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import orjson
 
-from tornado_gateway.http.connection import Response
-from tornado_gateway.settings.pacing import PIECE_BYTES, Breathe
+from tornado_gateway.core import YieldPoint
+from tornado_gateway.settings.pacing import PIECE_BYTES
 
-GZIP = 16 + zlib.MAX_WBITS  # zlib's name for this format
+_GZIP = 16 + zlib.MAX_WBITS  # zlib's parameter for this format
 
 
-class Published(NamedTuple):
-    """The answers of v2-settings; `made_at` by the monotonic clock."""
+class SettingsDocument(NamedTuple):
+    """The bytes of a document for SDKs. `gzip` is the compressed body."""
 
+    body: bytes
     etag: bytes
-    plain: Response
-    compressed: Response
-    not_modified: Response
-    made_at: float
+    gzip: bytes
 
 
-def publish(document: bytes, fields: Mapping[str, Any], breathe: Breathe) -> Published:
-    """Prepare all answers for a settings document, which has these fields.
+def prepare_document(document: bytes, fields: Mapping[str, Any], yield_point: YieldPoint) -> SettingsDocument:
+    """Prepare a document, which has these fields, for SDKs.
 
-    Older SDKs want lists where upstream writes `{}` for "none".
+    Older SDKs require lists where upstream writes `{}` for "none".
     """
     empty: dict[str, list[object]] = {key: [] for key in ("features", "campaigns") if fields.get(key) == {}}
     body = orjson.dumps({**fields, **empty}) if empty else document
     etag = b'"%b"' % hashlib.sha256(body).hexdigest()[:32].encode()
-    headers = [(b"ETag", etag), (b"Vary", b"Accept-Encoding")]
-    return Published(
-        etag,
-        Response(200, body, headers=headers),
-        Response(200, _gzip(body, breathe), headers=[*headers, (b"Content-Encoding", b"gzip")]),
-        Response(304, headers=headers),
-        time.monotonic(),
-    )
+    return SettingsDocument(body, etag, _compress(body, yield_point))
 
 
-def _gzip(body: bytes, breathe: Breathe) -> bytes:
-    """The same bytes for the same body, as the format has no time stamp here."""
-    compressor = zlib.compressobj(wbits=GZIP)
+def _compress(body: bytes, yield_point: YieldPoint) -> bytes:
+    """Return the compressed body, which is the same for the same body, because zlib writes no time stamp."""
+    compressor = zlib.compressobj(wbits=_GZIP)
     pieces = []
     for at in range(0, len(body), PIECE_BYTES):
         pieces.append(compressor.compress(body[at : at + PIECE_BYTES]))
-        breathe()
+        yield_point()
     return b"".join([*pieces, compressor.flush()])

@@ -26,7 +26,7 @@ from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import GatewayError, StoreError, UpstreamError
 from tornado_gateway.process.certificate_expiry import expiry
 from tornado_gateway.process.redis_options import redis_options
-from tornado_gateway.settings.mirror import compile_document
+from tornado_gateway.settings.compilation import compile_document
 from tornado_gateway.upstream.client import Dialect, Upstream
 
 CLOCK_WARN_SECONDS = 30.0
@@ -120,7 +120,7 @@ async def _check_upstream(config: Config) -> Looked:
 
 def _judge_settings(config: Config, document: bytes, origin: str) -> Looked:
     try:
-        settings = compile_document(document, core.Sdk(config.sdk_name, __version__))
+        settings = compile_document(document, core.Sdk(config.sdk_name, __version__)).settings
     except core.SettingsError as error:
         is_json = document.lstrip()[:1] in (b"{", b"[")
         code = "settings-unusable" if is_json or config.is_offline else "upstream-strange"

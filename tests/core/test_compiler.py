@@ -113,23 +113,16 @@ def test_segments_as_deep_as_nobody_writes_them() -> None:
 
 def test_account_wide_values() -> None:
     settings = compile_settings(
-        one_feature(
-            isMAU=True, collectionPrefix="as01", pollInterval=1000, usageStatsAccountId=7, version=3, accountId="99"
-        ),
+        one_feature(isMAU=True, collectionPrefix="as01", version=3, accountId="99"),
         sdk=Sdk("name", "1.0"),
     )
     assert (settings.account_id, settings.sdk_key, settings.version, settings.is_mau) == ("99", "sdk0", 3, True)
-    assert (settings.collection_prefix, settings.poll_interval_ms) == ("as01", 1000)
-    assert (settings.usage_stats_account_id, settings.sdk) == (7, Sdk("name", "1.0"))
+    assert (settings.collection_prefix, settings.sdk) == ("as01", Sdk("name", "1.0"))
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "attribute"),
-    [("collectionPrefix", " ", "collection_prefix"), ("collectionPrefix", 5, "collection_prefix")]
-    + [("pollInterval", value, "poll_interval_ms") for value in (None, "x", 0, True)],
-)
-def test_account_wide_values_that_are_none(name: str, value: object, attribute: str) -> None:
-    assert getattr(compile_settings(one_feature(**{name: value})), attribute) is None
+@pytest.mark.parametrize("value", [" ", 5])
+def test_a_collection_prefix_that_is_none(value: object) -> None:
+    assert compile_settings(one_feature(collectionPrefix=value)).collection_prefix is None
 
 
 def test_the_first_feature_of_a_key_and_the_last_campaign_of_an_id() -> None:
@@ -209,7 +202,7 @@ def test_settings_go_with_the_last_reference() -> None:
             for key in settings.features:
                 decide(settings, key, Context("u"), stored={}, trace=Trace() if groups % 2 else None)
             groups += len(settings.group_features)
-            settings_left = weakref.ref(settings.life)
+            settings_left = weakref.ref(settings.source.lifetime)
             del settings
             assert settings_left() is None
         found = gc.collect()
@@ -226,7 +219,7 @@ def test_parts_are_nearly_all() -> None:
     decide(settings, "f1", Context("u"), trace=Trace())
     parts = settings.parts()
     assert {id(part) for part in settings.features.values()} <= {id(part) for part in parts}
-    assert {id(part) for part in settings.twins[0].features.values()} <= {id(part) for part in parts}
+    assert {id(part) for part in settings.source.traced.features.values()} <= {id(part) for part in parts}
     assert all(any(campaign is part for part in parts) for campaign in campaigns)
 
 

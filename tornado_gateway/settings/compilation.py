@@ -1,0 +1,103 @@
+"""The compilation of a settings document: everything that takes time and depends on the document alone."""
+
+import gc
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import orjson
+
+from tornado_gateway import core
+from tornado_gateway.core import YieldPoint, never_yield
+from tornado_gateway.settings import incremental_json
+from tornado_gateway.settings.documents import SettingsDocument, prepare_document
+from tornado_gateway.settings.pacing import empty_gradually
+
+SHOWN_CHANGES = 20  # features that a line of the log names
+
+Fingerprints = Mapping[str, int]  # of each feature by its key
+
+
+class CompiledDocument(NamedTuple):
+    """A settings document as decisions, SDKs and the log need it. `digest` names its bytes."""
+
+    settings: core.Settings
+    digest: str
+    served: SettingsDocument
+    fingerprints: Fingerprints
+
+
+def compile_document(document: bytes, sdk: core.Sdk, yield_point: YieldPoint = never_yield) -> CompiledDocument:
+    """Parse and compile a document. Raise SettingsError if it cannot be used, also if it is not JSON."""
+    gc.collect(1)  # so that `freeze` does not keep garbage
+    with _without_collector():
+        parsed = parse(document, yield_point)
+        try:
+            # The settings keep the bytes, because the parsed document takes five times as much memory.
+            read_again = partial(orjson.loads, document)
+            compiled = CompiledDocument(
+                core.compile_settings(parsed, sdk=sdk, yield_point=yield_point, read_again=read_again),
+                hashlib.sha256(document).hexdigest()[:16],
+                prepare_document(document, parsed, yield_point),
+                fingerprints_of(parsed, yield_point),
+            )
+        finally:
+            empty_gradually(parsed, yield_point)
+        # Compiled settings have no cycles, and the collector would block the loop while it searches them.
+        gc.freeze()
+    return compiled
+
+
+def parse(document: bytes, yield_point: YieldPoint) -> Any:
+    """Parse a document. Raise SettingsError if it is not JSON."""
+    try:
+        return incremental_json.parse(document, yield_point)
+    except orjson.JSONDecodeError as error:
+        raise core.SettingsError((f"the settings document is not JSON: {error}",)) from error
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Disable the collector: a compilation makes no garbage, and searching for it would double its time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+# --- Changes ---
+
+
+def fingerprints_of(document: Mapping[str, Any], yield_point: YieldPoint = never_yield) -> Fingerprints:
+    """Return a hash of each feature with the campaigns of its rules. Groups and holdouts are left out."""
+    campaigns = {campaign["id"]: campaign for campaign in document["campaigns"]}
+    fingerprints: dict[str, int] = {}
+    for feature in document["features"]:
+        linked = [campaigns.get(rule["campaignId"]) for rule in feature["rules"]]
+        fingerprints.setdefault(feature["key"], _fingerprint([feature, *linked]))
+        yield_point()
+    return fingerprints
+
+
+def _fingerprint(part: object) -> int:
+    try:
+        return hash(orjson.dumps(part, option=orjson.OPT_SORT_KEYS))
+    except TypeError:  # too deeply nested for orjson: its changes are not logged
+        return 0
+
+
+def describe_change(before: Fingerprints | None, after: Fingerprints) -> str:
+    """Return the number of features and the changed ones, for the log."""
+    if before is None:
+        return f"{len(after)} features"
+    parts = [
+        *(f"+{key}" for key in sorted(after.keys() - before.keys())),
+        *(f"-{key}" for key in sorted(before.keys() - after.keys())),
+        *(f"~{key}" for key in sorted(key for key, print_ in after.items() if before.get(key, print_) != print_)),
+    ]
+    if len(parts) > SHOWN_CHANGES:
+        parts[SHOWN_CHANGES:] = [f"and {len(parts) - SHOWN_CHANGES} more"]
+    return f"{len(after)} features" + (f" ({', '.join(parts)})" if parts else "")

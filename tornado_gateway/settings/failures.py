@@ -1,0 +1,86 @@
+"""Failed refreshes of settings: their reasons for people, their log lines, and the time until the next attempt."""
+
+import asyncio
+import logging
+import re
+import time
+from http.client import responses
+
+from tornado_gateway import core
+from tornado_gateway.backoff import Backoff
+from tornado_gateway.errors import UpstreamError
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0  # after the first failed poll; later ones back off up to the polling interval
+REPEAT_LOG_SECONDS = 60.0  # between two log lines about the same failure
+LONGEST_REASON = 1000  # characters; parts of the text come from VWO and the operating system
+
+ADVICE = "Check ACCOUNT_ID and SDK_KEY."
+_REASONS = {
+    401: "VWO rejected the SDK key (401).",
+    403: "VWO rejected the SDK key (403).",
+    429: "VWO limited the request rate (429).",
+}
+
+
+class Failures:
+    """The failures since the last success. `tried` is set once the first attempt has ended."""
+
+    def __init__(self, poll_seconds: float) -> None:
+        self.tried = asyncio.Event()
+        self.retry_seconds = 0.0
+        self._backoff = Backoff(RETRY_SECONDS, max(RETRY_SECONDS, poll_seconds))
+        self._logged = ("", True), 0.0  # the last logged failure, if that was without settings, and when it was
+
+    def reset(self) -> None:
+        self._backoff.reset()
+
+    def add(self, error: Exception, current: core.Settings | None, age_seconds: float | None) -> str:
+        """Log a failure and return its reason. A change of state is logged at once, repetitions once a minute."""
+        reason = describe_failure(error)
+        self.retry_seconds = self._backoff.next()
+        self._log(f"{reason} {ADVICE}" if _is_rejected(error) and current is None else reason, current, age_seconds)
+        self.tried.set()
+        return reason
+
+    def _log(self, reason: str, current: core.Settings | None, age_seconds: float | None) -> None:
+        state, now = (reason, current is None), time.monotonic()
+        if self._logged[0] == state and now - self._logged[1] < REPEAT_LOG_SECONDS:
+            return
+        self._logged = state, now
+        if current is None:
+            logger.error("No settings loaded yet: %s Retrying in %.0f s.", reason, self.retry_seconds)
+        else:
+            version, age = current.version, _duration(age_seconds or 0.0)
+            logger.error("Settings refresh failed: %s Continuing with version %s, %s old.", reason, version, age)
+
+
+def describe_failure(error: Exception) -> str:
+    """Return why settings could not be refreshed, as one or more sentences. Equal failures have the same text."""
+    if isinstance(error, UpstreamError):
+        reason = _REASONS.get(error.status) or _describe_response(error)
+    elif isinstance(error, core.SettingsError):
+        reason = f"The settings cannot be used: {error}."
+    else:
+        reason = f"The settings could not be read: {error}."
+    return reason[:LONGEST_REASON]
+
+
+def _is_rejected(error: Exception) -> bool:
+    return isinstance(error, UpstreamError) and error.status in (401, 403)
+
+
+def _describe_response(error: UpstreamError) -> str:
+    if not error.status:
+        cause = re.sub(r" after \d+ (ms|milliseconds)\b.*", "", error.cause or str(error))  # the number varies
+        return f"VWO could not be reached ({cause})."
+    return f"VWO returned {error.status} {responses.get(error.status, '')}".rstrip() + "."
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration in its largest unit, for people."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
