@@ -19,7 +19,9 @@ from test_build import BUILDS, both_builds
 from vendor import Fault, Vendor
 
 from tornado_gateway import logs
-from tornado_gateway.http.connection import Request, Response, Server
+from tornado_gateway.http.limits import ServerOptions
+from tornado_gateway.http.messages import Request, Response
+from tornado_gateway.http.server import Server
 from tornado_gateway.logs import MAX_REASONS, ThrottledLog
 from tornado_gateway.settings.mirror import SHOWN_CHANGES, describe_change, fingerprints_of
 
@@ -218,7 +220,7 @@ def test_the_line_of_a_failed_request_has_its_id(written, log_format, is_async):
         fail(request)
 
     async def ask():
-        server = Server(lambda method, path: fail_later if is_async else fail)
+        server = Server(ServerOptions(lambda method, path: fail_later if is_async else fail))
         await server.listen("127.0.0.1")
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Request-Id: abc-123\r\n\r\n")
@@ -239,8 +241,11 @@ def test_the_line_of_a_failed_request_has_its_id(written, log_format, is_async):
 FAILING = """
 import asyncio, sys
 from tornado.web import Application
-from tornado_gateway import http1, logs
-from tornado_gateway.pages import Page
+from tornado_gateway import logs
+from tornado_gateway.console.pages import Page
+from tornado_gateway.http.limits import ServerOptions
+from tornado_gateway.http.messages import Response
+from tornado_gateway.http.server import Server
 
 def fail(asked):
     raise RuntimeError("on purpose")
@@ -264,14 +269,14 @@ def find(method, path):
     if path == b"/find":
         fail(None)
     found = {b"/handler": fail, b"/task": fail_later, b"/nothing": lambda request: None}
-    found[b"/hook"] = lambda request: http1.Response(204)
+    found[b"/hook"] = lambda request: Response(204)
     return found.get(path)
 
 async def main():
     logs.set_up("INFO", "json")
     pages = Application([("/.*", FailingPage)], log_function=lambda handler: None)
     for number, application in enumerate([pages, FailingApplication()]):
-        server = http1.Server(find, application, on_answer=hook)
+        server = Server(ServerOptions(find, application, on_answer=hook))
         await server.listen("127.0.0.1")
         for path in sys.argv[1:] if not number else ["/application"]:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)

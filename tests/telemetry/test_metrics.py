@@ -25,7 +25,7 @@ from vendor import Fault, Vendor
 from tornado_gateway import __version__
 from tornado_gateway.api.router import Api
 from tornado_gateway.console.pages import build_application
-from tornado_gateway.http.connection import Request
+from tornado_gateway.http.messages import Request
 from tornado_gateway.telemetry import metrics as module
 from tornado_gateway.telemetry.metrics import (
     DATA_ROUTES,

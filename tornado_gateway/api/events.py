@@ -12,16 +12,16 @@ from collections.abc import Awaitable
 import orjson
 
 from tornado_gateway.events.queue import EventQueue
-from tornado_gateway.http.connection import Request, Response
+from tornado_gateway.http.client_address import ClientAddress
 from tornado_gateway.http.fields import (
     NOTHING,
-    ClientAddress,
     Fields,
     is_from_browser,
     json_value,
     parameter_text,
     raw_query_value,
 )
+from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.settings.mirror import SettingsMirror
 

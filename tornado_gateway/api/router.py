@@ -7,8 +7,8 @@ from tornado_gateway.api.events import Collector
 from tornado_gateway.api.flags import Decisions
 from tornado_gateway.api.settings import Publisher
 from tornado_gateway.api.visitors import Lookups
-from tornado_gateway.http.connection import Handler, Request, Response, json_error
 from tornado_gateway.http.cors import answer_preflight
+from tornado_gateway.http.messages import Handler, Request, Response, json_error
 from tornado_gateway.settings.mirror import Snapshot
 
 ADMIN_PATHS = b"/admin"  # no other page may even ask for these

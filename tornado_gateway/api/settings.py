@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 import orjson
 
 from tornado_gateway.errors import UpstreamError
-from tornado_gateway.http.connection import Request, Response, json_error
 from tornado_gateway.http.fields import AccountCheck, query_text
+from tornado_gateway.http.messages import Request, Response, json_error
 from tornado_gateway.settings.documents import Published, publish
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot
 from tornado_gateway.settings.pacing import parse, pauses, take_apart

@@ -20,8 +20,9 @@ from tornado_gateway.console.admin import SHOWN_LETTERS, Admin
 from tornado_gateway.console.auth import COOKIE, SESSION_SECONDS, Access, is_operators_path
 from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.errors import RequestError, StoreError
-from tornado_gateway.http.connection import Request, log_failure
 from tornado_gateway.http.fields import Fields, json_object
+from tornado_gateway.http.messages import Request
+from tornado_gateway.http.request_ids import log_failure
 from tornado_gateway.settings.mirror import SettingsMirror
 
 Status = Callable[[], Mapping[str, Any]]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tornado_gateway.http.connection import Request, Response
+from tornado_gateway.http.messages import Request, Response
 
 ANY = "*"
 PREFLIGHT = Response(

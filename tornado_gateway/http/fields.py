@@ -3,7 +3,6 @@
 Every function raises `RequestError` 400 with the name of the field and what was expected.
 """
 
-import ipaddress
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +11,9 @@ from urllib.parse import unquote_to_bytes
 import orjson
 
 from tornado_gateway.errors import RequestError
-from tornado_gateway.http.connection import Request
+from tornado_gateway.http.messages import Request
 
 Fields = dict[str, Any]
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 NOTHING = frozenset({"", "undefined", "null", "None"})  # how SDKs write a value that they do not have
 ESCAPE = re.compile(b"%[0-9A-Fa-f]{2}")
@@ -29,7 +27,6 @@ _SURROGATE_BYTES = re.compile(
 )  # no other character of UTF-8 has such bytes
 MAX_REPAIRS = 50_000  # surrogates per body, at most 50 ms; a body with more is not JSON
 KNOWN_QUERIES = 1000  # how many checked query strings are remembered
-MAX_HOPS = 32  # addresses of X-Forwarded-For that are read: a client can send 16,000
 
 
 def json_object(body: bytes) -> Fields:
@@ -148,37 +145,6 @@ class AccountCheck:
     def forget(self) -> None:
         """Call when the account may have changed."""
         self._known = {b""}
-
-
-class ClientAddress:
-    """Where a request really comes from: the socket, or what trusted proxies say about it.
-
-    The right-most address of `X-Forwarded-For` that is not a trusted proxy counts; all left of it can be forged.
-    """
-
-    def __init__(self, trusted: Sequence[Network]) -> None:
-        self._trusted = tuple(trusted)
-
-    def __call__(self, request: Request) -> str:
-        address = request.peer
-        if not self._trusted or not self._is_trusted(address):
-            return address
-        hops = request.list_header(b"x-forwarded-for").decode("latin-1").rsplit(",", MAX_HOPS)
-        for hop in reversed(hops[-MAX_HOPS:]):
-            hop = hop.strip()
-            if not hop:
-                continue
-            address = hop
-            if not self._is_trusted(hop):
-                break
-        return address
-
-    def _is_trusted(self, address: str) -> bool:
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in network for network in self._trusted)
 
 
 def is_from_browser(request: Request) -> bool:

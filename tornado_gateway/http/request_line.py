@@ -1,4 +1,4 @@
-"""A second, lenient reading of a request line that the strict parser has rejected, used by `http1.py`.
+"""A second, lenient reading of a request line that the strict parser has rejected, used by `reader.py`.
 
 PHP SDKs write the visitor's user agent into the query without escaping it:
 `POST /events/t?visitor_ua=Mozilla/5.0 (iPhone; CPU iPhone OS 17_2) HTTP/1.1`. The method is the text before the first

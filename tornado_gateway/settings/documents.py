@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from tornado_gateway.http.connection import Response
+from tornado_gateway.http.messages import Response
 from tornado_gateway.settings.pacing import PIECE_BYTES, Breathe
 
 GZIP = 16 + zlib.MAX_WBITS  # zlib's name for this format

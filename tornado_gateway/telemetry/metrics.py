@@ -33,7 +33,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from tornado_gateway import core
-from tornado_gateway.http.connection import Handler, Request
+from tornado_gateway.http.messages import Handler, Request
 from tornado_gateway.telemetry.scoreboard import Reading, Record, Scoreboard
 from tornado_gateway.telemetry.waiting import Merged
 
