@@ -89,7 +89,7 @@ class Connection(asyncio.Protocol):
         self.on_answer = options.on_answer
         self.max_pipelined = options.limits.max_pipelined
         self.stopping = stopping
-        self.reader = Reader(options)
+        self.reader = Reader(options, self._serve)
         self.output = Output(self._block, self._go_on)
         self.tls = False
         self.peer = ""
@@ -140,8 +140,6 @@ class Connection(asyncio.Protocol):
                 reader.end_slice(data, started)
             elif started:
                 reader.partial = None
-        if reader.requests:
-            self._serve_all()
         self.corked = False
         if reader.phase or self.blocked or self.stopping:
             self.flush()
@@ -199,6 +197,7 @@ class Connection(asyncio.Protocol):
             self._send_ready()
         if self.blocked and self._has_room():
             self.blocked = False
+            self.reader.deliver = self._serve
             self._resume_reading()
         self._end_turn()
 
@@ -208,7 +207,6 @@ class Connection(asyncio.Protocol):
             return
         reader = self.reader
         reader.read(self.held.popleft())
-        self._serve_all()
         if reader.phase >= ENDED:
             self.held.clear()
 
@@ -227,6 +225,7 @@ class Connection(asyncio.Protocol):
 
     def _block(self) -> None:
         self.blocked = True
+        self.reader.deliver = self.waiting.append
         transport = self.output.open_transport()
         if transport is not None:
             transport.pause_reading()
@@ -246,16 +245,6 @@ class Connection(asyncio.Protocol):
             transport.resume_reading()
 
     # --- Serving ---
-
-    def _serve_all(self) -> None:
-        """Start the requests that have been read, or let them wait."""
-        requests = self.reader.requests
-        for request in requests:
-            if self.blocked:
-                self.waiting.append(request)
-            else:
-                self._serve(request)
-        requests.clear()
 
     def _serve(self, request: Request) -> None:
         try:
@@ -446,7 +435,7 @@ class Connection(asyncio.Protocol):
         output = self.output
         if output.transport is None:
             self.activity.orphans.discard(self)
-            self.reader.parser = None  # these two break reference cycles
+            self.reader.release()  # this and the next line break reference cycles
             output.release()
         elif self.eof or self.tls:
             output.close()

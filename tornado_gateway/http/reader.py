@@ -12,6 +12,7 @@ Decisions that HTTP leaves open:
 - An `Upgrade` is ignored, as RFC 9110 allows: the request is served as if the header were not there.
 """
 
+from collections.abc import Callable
 from typing import Any, Final, final
 
 import httptools
@@ -43,6 +44,10 @@ ENDED: Final = 3
 _SLASH: Final = 47  # of ASCII
 
 
+def _drop(request: Request) -> None:
+    pass
+
+
 class _RejectedError(Exception):
     """Raised inside a parser callback to stop parsing: `response` is the last one that the client gets."""
 
@@ -56,7 +61,7 @@ class Reader:
     """Parses what one client sends. The parser calls the methods that begin with `on_`.
 
     The owner feeds slices of at most `slice_bytes` to `parser` while `phase` is below ENDED, passes exceptions to
-    `resume`, takes the complete `requests`, and calls `end_slice` if the slice has not ended between two requests. A
+    `resume`, and calls `end_slice` if the slice has not ended between two requests. Complete requests go to `deliver`. A
     `rejection` is the last response of the connection. If `continue_due`, the client holds the body back until it gets
     100 Continue.
     """
@@ -65,6 +70,7 @@ class Reader:
         "again",
         "body",
         "continue_due",
+        "deliver",
         "expect",
         "fields",
         "head_headers",
@@ -77,7 +83,6 @@ class Reader:
         "phase",
         "rejection",
         "remaining",
-        "requests",
         "seen_bytes",
         "slice_bytes",
         "url",
@@ -86,8 +91,9 @@ class Reader:
         "watched_initials",
     )
 
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(self, options: ServerOptions, deliver: Callable[[Request], None]) -> None:
         self.options = options
+        self.deliver = deliver
         self.max_body = options.limits.max_body_bytes
         self.max_headers = options.limits.max_headers
         self.watched_initials = options.watched_initials
@@ -96,7 +102,6 @@ class Reader:
         self.peer = ""
         self.phase: int = IDLE
         self.version = ""
-        self.requests: list[Request] = []
         self.again: list[bytes] = []  # slices to be read next, the last one first
         self.rejection: Response | None = None
         # the message being read
@@ -197,7 +202,7 @@ class Reader:
         if self.wants_echo:
             request.wants_echo = True
             self.wants_echo = self.options.echo_headers is None
-        self.requests.append(request)
+        self.deliver(request)
 
     # --- Slices ---
 
@@ -262,6 +267,11 @@ class Reader:
         """Read nothing more."""
         self.phase = ENDED
         self.rejection = None
+
+    def release(self) -> None:
+        """Break the reference cycles with the parser and the connection."""
+        self.parser = None
+        self.deliver = _drop
 
     def rejected_request(self) -> Request:
         """Return what is known of the request that has been rejected."""
