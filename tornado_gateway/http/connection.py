@@ -1,11 +1,10 @@
-"""One client of the HTTP/1.1 server: responses in the order of their requests, gates that hold them back, time-outs.
+"""One client of the HTTP/1.1 server: responses in the order of their requests, gates that hold them back.
 
 Data routes are plain functions from `Request` to `Response`; everything else goes to a `tornado.web.Application`
 through Tornado's public interfaces (`tornado_bridge.py`). `reader.py` turns bytes into requests.
 
 Decisions that HTTP leaves open:
 
-- A slow head or body is 408 and closes the connection.
 - Pipelined requests start at once, responses leave in order. Starting them one after the other would cost one group
   commit each. Only requests for the Tornado application wait for their turn, because they stream.
 - Data routes send no Date: it would have to be rendered anew each second, and no known client reads it.
@@ -23,22 +22,13 @@ import httptools
 
 from tornado_gateway.gate import Gate
 from tornado_gateway.http.limits import MAX_QUEUED_BYTES, WRITE_BYTES, ServerOptions
-from tornado_gateway.http.messages import (
-    NOT_FOUND,
-    OVERLOADED,
-    TIMEOUT,
-    Handler,
-    Request,
-    Response,
-)
+from tornado_gateway.http.messages import CONTINUE, NOT_FOUND, OVERLOADED, Handler, Request, Response
 from tornado_gateway.http.output import Output
 from tornado_gateway.http.reader import BODY, ENDED, HEAD, IDLE, Reader
 from tornado_gateway.http.request_ids import error_response, failure_response, log_fields, outcome
 from tornado_gateway.http.tornado_bridge import Page, PageContext
 
 logger = logging.getLogger(__name__)
-
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 @final
@@ -102,7 +92,7 @@ class Connection(asyncio.Protocol):
         self.blocked = False
         self.eof = False
         self.is_lingering = False
-        # for the sweep
+        # for the sweep of the server
         self.last_progress: tuple[int, list[tuple[bytes, bytes]], int] = (-1, self.reader.head_headers, 0)
         self.since = 0.0
 
@@ -120,7 +110,7 @@ class Connection(asyncio.Protocol):
         clients.add(self)
         most = self.options.limits.max_connections
         if most and len(clients) > most:
-            self._reject(OVERLOADED)
+            self.reject(OVERLOADED)
 
     def data_received(self, data: bytes) -> None:
         reader = self.reader
@@ -210,7 +200,7 @@ class Connection(asyncio.Protocol):
         if reader.phase >= ENDED:
             self.held.clear()
 
-    def _reject(self, response: Response) -> None:
+    def reject(self, response: Response) -> None:
         """Read nothing more; `response` is the last one, after those of earlier requests."""
         self.reader.reject(response)
         self.held.clear()
@@ -408,7 +398,7 @@ class Connection(asyncio.Protocol):
             self.queue.clear()
         self.flush()
 
-    # --- Time and the end ---
+    # --- The end ---
 
     def _go_on(self) -> None:
         """Continue with everything that waited because the peer had not read enough."""
@@ -452,36 +442,6 @@ class Connection(asyncio.Protocol):
         if reader.phase in (HEAD, BODY) or self.queue or self.waiting or self.held or reader.rejection:
             return True
         return self.output.buffered() > 0
-
-    def sweep(self, now: float) -> None:
-        """Close the connection if nothing has changed for too long. Called from time to time."""
-        reader = self.reader
-        buffered = self.output.buffered()
-        if buffered:
-            # The kernel takes more only when a large part of its buffer, up to 4 MB, is free: progress is seen there.
-            buffered += self.output.unacknowledged()
-        phase = reader.phase + self.is_lingering
-        before, headers, buffered_before = self.last_progress
-        responding = self.queue and not buffered
-        if before != phase or headers is not reader.head_headers or buffered_before != buffered or responding:
-            self.last_progress = (phase, reader.head_headers, buffered)
-            self.since = now
-        else:
-            self._expire(now - self.since, buffered)
-
-    def _expire(self, age: float, buffered: int) -> None:
-        limits, phase = self.options.limits, self.reader.phase
-        if buffered:
-            if age > limits.write_seconds:
-                self.output.abort()
-        elif phase == IDLE:
-            if age > limits.keep_alive_seconds:
-                self.linger()
-        elif self.is_lingering:
-            if age > limits.linger_seconds:
-                self.output.close()
-        elif age > (limits.header_seconds if phase == HEAD else limits.body_seconds):
-            self._reject(TIMEOUT)
 
 
 def _respond_not_found(request: Request) -> Response:

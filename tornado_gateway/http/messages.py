@@ -10,6 +10,7 @@ import orjson
 from tornado_gateway.gate import Gate
 
 JSON = b"application/json; charset=utf-8"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Page(Protocol):

@@ -61,9 +61,9 @@ class Reader:
     """Parses what one client sends. The parser calls the methods that begin with `on_`.
 
     The owner feeds slices of at most `slice_bytes` to `parser` while `phase` is below ENDED, passes exceptions to
-    `resume`, and calls `end_slice` if the slice has not ended between two requests. Complete requests go to `deliver`. A
-    `rejection` is the last response of the connection. If `continue_due`, the client holds the body back until it gets
-    100 Continue.
+    `resume`, and calls `end_slice` if the slice has not ended between two requests. Complete requests go to `deliver`.
+    A `rejection` is the last response of the connection. If `continue_due`, the client holds the body back until it
+    gets 100 Continue.
     """
 
     __slots__ = (

@@ -1,4 +1,7 @@
-"""Listening, accepting and draining: one server and its connections."""
+"""One server and its connections: listening, accepting, time-outs, draining.
+
+A slow head or body is 408 and closes the connection.
+"""
 
 import asyncio
 import logging
@@ -9,6 +12,8 @@ from typing import Any
 
 from tornado_gateway.http.connection import Activity, Connection
 from tornado_gateway.http.limits import ServerOptions
+from tornado_gateway.http.messages import TIMEOUT
+from tornado_gateway.http.reader import HEAD, IDLE
 
 logger = logging.getLogger(__name__)
 
@@ -78,16 +83,16 @@ class Server:
         self._timer = loop.call_later(min(1.0, shortest / 4), self._sweep)
         now = loop.time()
         for connection in tuple(self.activity.clients):
-            connection.sweep(now)
+            check_progress(connection, now)
 
     async def stop(self, deadline_seconds: float) -> bool:
-        """Stop without losing a request that has reached this machine. True if all were answered in time.
+        """Stop without losing a request that has reached this machine. Return True if all got their response in time.
 
         1. Accept what the kernel has accepted already, then close the listening socket.
         2. Let the loop read what lies in the sockets' buffers.
-        3. From now on the last answer of each connection says `Connection: close`. Idle connections stay for
+        3. From now on the last response of each connection says `Connection: close`. Idle connections stay for
            `drain_seconds`, because a request may be on its way; then they are closed. That time is counted in turns
-           of the loop, each of which reads what has arrived: a process that was held up has not looked meanwhile.
+           of the loop, each of which reads what has arrived: a process that was suspended has read nothing meanwhile.
         4. Wait for the requests in flight, then a moment for the peers to close.
         5. At the deadline, cancel and abort what is left.
         """
@@ -113,8 +118,8 @@ class Server:
     async def _close_listener(self) -> None:
         if self._listener is None or self._backlog is None:
             return
-        # asyncio loses a connection that it has accepted but not set up when its listener closes; so: first no more
-        # accepting, then a turn for those on their way. uvloop sets up at once and has no reader here.
+        # asyncio loses a connection that it has accepted but not set up when its listener closes. So it
+        # first stops accepting, then gets a turn for accepted ones. uvloop sets up at once and has no reader here.
         sockets: Iterable[Any] = getattr(self._listener, "sockets")  # noqa: B009 - typed as a tuple, with uvloop a list
         for listening in sockets:
             asyncio.get_running_loop().remove_reader(listening.fileno())
@@ -141,7 +146,7 @@ class Server:
             logger.debug("a client left while it was connecting: %r", task.exception())
 
     def _close_quiet(self, quiet_checks: dict[Connection, int]) -> bool:
-        """Close the connections that have been idle for long enough. True if there were no others."""
+        """Close the connections that have been idle for long enough. Return True if there were no others."""
         for connection in tuple(self.activity.clients):
             checks = quiet_checks.get(connection, 0)
             if connection.is_busy():
@@ -173,6 +178,39 @@ class Server:
             else:
                 connection.output.close()
         await asyncio.sleep(0)
+
+
+def check_progress(connection: Connection, now: float) -> None:
+    """Close a connection if nothing has changed for too long."""
+    reader, output = connection.reader, connection.output
+    buffered = output.buffered()
+    if buffered:
+        # The kernel takes more only when a large part of its buffer, up to 4 MB, is free: progress is seen there.
+        buffered += output.unacknowledged()
+    phase = reader.phase + connection.is_lingering
+    before, headers, buffered_before = connection.last_progress
+    responding = connection.queue and not buffered
+    if before != phase or headers is not reader.head_headers or buffered_before != buffered or responding:
+        connection.last_progress = (phase, reader.head_headers, buffered)
+        connection.since = now
+    else:
+        _expire(connection, now - connection.since, buffered)
+
+
+def _expire(connection: Connection, age: float, buffered: int) -> None:
+    """Apply the time-outs to a connection without progress for `age` seconds."""
+    limits, phase = connection.options.limits, connection.reader.phase
+    if buffered:
+        if age > limits.write_seconds:
+            connection.output.abort()
+    elif phase == IDLE:
+        if age > limits.keep_alive_seconds:
+            connection.linger()
+    elif connection.is_lingering:
+        if age > limits.linger_seconds:
+            connection.output.close()
+    elif age > (limits.header_seconds if phase == HEAD else limits.body_seconds):
+        connection.reject(TIMEOUT)
 
 
 def _bind(host: str, port: int, reuse_port: bool) -> socket.socket:
