@@ -14,7 +14,7 @@ import orjson
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.client_address import ClientAddress
 from tornado_gateway.http.fields import (
-    NOTHING,
+    ABSENT_TEXTS,
     Fields,
     is_from_browser,
     json_value,
@@ -190,7 +190,7 @@ class Collector:
 def _property(part: object, name: str) -> str | None:
     props = part.get("props") if isinstance(part, dict) else None
     value = props.get(name) if isinstance(props, dict) else None
-    return value if isinstance(value, str) and value not in NOTHING else None
+    return value if isinstance(value, str) and value not in ABSENT_TEXTS else None
 
 
 def _encoded(document: object) -> bytes | None:

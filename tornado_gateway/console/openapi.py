@@ -112,7 +112,7 @@ OTHER_SITE = _errors(_403=("The request comes from another site's page", "not fr
 NOT_JSON = _errors(_415=("The body is not sent as JSON", "expected Content-Type: application/json"))
 STORE_DOWN = _errors(_503=("The store cannot be read at the moment", "SQLite: disk I/O error"))
 NOT_LOADED = _errors(_503=("There are no settings yet", "no settings have been loaded yet, see /ready"))
-BAD_BODY = _errors(_400=("The body or the query cannot be used", "userId is required: a text that is not blank"))
+BAD_BODY = _errors(_400=("The body or the query cannot be used", "userId is required and must be a non-empty string"))
 NO_DECISIONS = _errors(
     _403=("DECISION_REQUIRED is off", "decisions are off at this gateway: set DECISION_REQUIRED=true")
 )

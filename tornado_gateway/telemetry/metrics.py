@@ -245,7 +245,7 @@ def _anonymous_file() -> int:
 
 
 class Metrics:
-    """What one worker counts. The hooks are for `http1`, `events`, `settings` and `upstream`."""
+    """What one worker counts. The hooks are for `http`, `events`, `settings` and `upstream`."""
 
     def __init__(self, memory: Memory, place: int = 0, generation: int = 1) -> None:
         before = memory.read(place)
