@@ -169,11 +169,11 @@ def https_gateway(tmp_path, installed):
 
 
 class HttpsGateway(Gateway):
-    def request(self, method, path, body=None):
+    def request(self, method, path, body=None, headers=None):
         context = ssl._create_unverified_context()
         connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=60, context=context)
         try:
-            connection.request(method, path, body)
+            connection.request(method, path, body, headers or {})
             response = connection.getresponse()
             data = response.read()
             return response.status, orjson.loads(data) if data else None
