@@ -8,8 +8,8 @@ import pytest
 from http_harness import QUICK, Client, get, post
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_http1 import MALFORMED
-from test_http1_fuzz import GOOD, NOISE, pieces
+from test_connection import MALFORMED
+from test_reader_fuzz import GOOD, NOISE, pieces
 
 serve = harness.serve
 
