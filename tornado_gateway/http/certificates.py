@@ -91,11 +91,15 @@ def server_context(cert: Path, key: Path) -> ssl.SSLContext:
     try:
         context.load_cert_chain(cert, key, password=_no_passphrase)
     except ssl.SSLError as error:
-        reason = "they do not belong together" if error.reason == "KEY_VALUES_MISMATCH" else error.reason or str(error)
-        raise CertificateError(f"{cert} (TLS_CERT_PATH) with {key} (TLS_KEY_PATH): {reason}") from error
+        raise CertificateError(f"{cert} (TLS_CERT_PATH) with {key} (TLS_KEY_PATH): {_reason_of(error)}") from error
     except (OSError, ValueError) as error:
         raise CertificateError(f"{cert} (TLS_CERT_PATH) with {key} (TLS_KEY_PATH): {error}") from error
     return context
+
+
+def _reason_of(error: ssl.SSLError) -> str:
+    reason: object = getattr(error, "reason", None)  # typed as a text, but None for a file that is no certificate
+    return "they do not belong together" if reason == "KEY_VALUES_MISMATCH" else str(reason or error)
 
 
 def _no_passphrase() -> str:
@@ -126,6 +130,6 @@ def expiry(cert: Path, key: Path) -> float:
     except ssl.SSLCertVerificationError as error:
         raise CertificateError(f"{cert} (TLS_CERT_PATH): {error.verify_message}") from error
     except ssl.SSLError as error:
-        raise CertificateError(f"{cert} (TLS_CERT_PATH): {error.reason}") from error
+        raise CertificateError(f"{cert} (TLS_CERT_PATH): {_reason_of(error)}") from error
     end = (client.getpeercert() or {}).get("notAfter")
     return float(ssl.cert_time_to_seconds(str(end)))
