@@ -15,9 +15,13 @@ from setuptools import setup
 
 # The rooms that run in every request, and that compile settings. The others mostly wait for the kernel, SQLite and
 # libraries in C. Each list becomes one library; they are built at the same time.
+PARTS = {
+    "tornado_gateway.core": ["core/[!_]*"],
+    "tornado_gateway.front": ["gate", "http/[!_]*", "api/[!_]*", "events/[!_]*"],
+}
 LIBRARIES = [
-    (sorted(str(path) for room in rooms for path in Path("tornado_gateway", room).glob("[!_]*.py")), name)
-    for name, rooms in {"tornado_gateway.core": ["core"], "tornado_gateway.front": ["http", "api", "events"]}.items()
+    (sorted(str(path) for part in parts for path in Path("tornado_gateway").glob(f"{part}.py")), name)
+    for name, parts in PARTS.items()
 ]
 
 MYPY = "mypy==2.4.1"  # it makes the code: another version is another build. Also in conf/build.lock

@@ -14,7 +14,9 @@ from pathlib import Path
 import orjson
 import uvloop
 
-from tornado_gateway.http.connection import Limits, Request, Response, Server
+from tornado_gateway.http.limits import Limits, ServerOptions
+from tornado_gateway.http.messages import Request, Response
+from tornado_gateway.http.server import Server
 
 TAKEN = Response(200, b'{"success":true}')
 
@@ -66,7 +68,7 @@ async def main() -> None:
     options = parser.parse_args()
     settings, unleash = (file.read_bytes() if file else b"{}" for file in (options.settings, options.unleash))
     vendor = Vendor(settings, unleash, is_changing=options.changing)
-    server = Server(vendor.find, limits=Limits(max_body_bytes=1 << 26))
+    server = Server(ServerOptions(vendor.find, limits=Limits(max_body_bytes=1 << 26)))
     await server.listen("127.0.0.1", options.port)
     await asyncio.Event().wait()
 

@@ -38,8 +38,6 @@ LIBRARIES = {  # outside library: where it may be imported
     "argparse": {"cli", "config/sources.py"},
 }
 EXCEPTIONS = {  # (file, imported module or library)
-    ("events/queue.py", "tornado_gateway.http.connection"),
-    ("logs.py", "tornado_gateway.http.connection"),
 }
 CYCLES: set[tuple[str, str]] = set()  # (importing module, imported module) that close a circle
 

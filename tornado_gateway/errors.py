@@ -3,7 +3,8 @@
 GatewayError
 ├── ConfigError        the configuration cannot be used; lists every problem
 ├── RequestError       the client's request cannot be served; carries the HTTP status
-├── StoreError         the store cannot be read or written at the moment
+│   └── QueueFullError the event queue accepts no events at the moment (503)
+├── StoreError         the store cannot be read or written at the moment (503)
 ├── LocationError      a location database cannot be used, or cannot be fetched
 └── UpstreamError      the vendor's service did not answer as promised; carries its status
 
@@ -33,8 +34,20 @@ class RequestError(GatewayError):
         self.status = status
 
 
+class QueueFullError(RequestError):
+    """The event queue accepts no events at the moment: it is full, or the store does not respond."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(503, message)
+
+
 class StoreError(GatewayError):
-    """The store could not do what it was asked. Nothing of it has been kept, unless only the answer got lost."""
+    """The store could not do what it was asked. Nothing of it has been kept, unless only the response got lost.
+
+    `status` is that of the response to a request that needed the store.
+    """
+
+    status = 503
 
 
 class LocationError(GatewayError):

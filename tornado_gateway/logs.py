@@ -1,9 +1,9 @@
-"""Logging of the whole process: one handler on stderr, set up once; and the ids that clients give their requests.
+"""Logging of the whole process: one handler on stderr, set up once.
 
 - Lines are for people on a terminal and JSON elsewhere (LOG_FORMAT).
 - Whatever is written, tracebacks included, goes through one formatter that masks the secrets.
-- A line about a failed request has the id of that request, from `X-Request-Id` or `traceparent`: `http1` passes it on
-  with the line (`extra`), so a request that does not fail pays nothing for it.
+- A line about a failed request has the id of that request, which the caller passes on with the line
+  (`extra={"request_id": ...}`), so a request that does not fail pays nothing for it.
 """
 
 import asyncio
@@ -13,12 +13,10 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, TextIO
 from urllib.parse import quote, quote_plus
-
-from tornado_gateway.http.connection import Request, request_id
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +24,6 @@ HUMAN = "%(asctime)s %(levelname)-5s %(name)s: %(message)s"
 MASK = "****"
 MAX_REASONS = 100  # that one ThrottledLog keeps apart: reasons may hold text from outside
 SHORTEST_SECRET = 4  # characters; masking anything shorter would tear words apart
-
-Answered = Callable[[Request, int], None]
-HeaderLines = Callable[[Request], bytes]
 
 
 def set_up(level: str, log_format: str = "auto", secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
@@ -119,38 +114,6 @@ class JsonFormatter(logging.Formatter):
 def failed_request_id(record: logging.LogRecord) -> str | None:
     found: str | None = getattr(record, "request_id", None)
     return found
-
-
-# --- request ids -------------------------------------------------------------
-
-
-class Tracing:
-    """Gives ids back to the clients that sent them, on data routes, beside the header lines of `more` (CORS).
-
-    `marks` are the headers of requests that get header lines; None: all do.
-    """
-
-    def __init__(self, more: HeaderLines | None) -> None:
-        self.marks = frozenset({b"x-request-id", b"traceparent"}) if more is None else None
-        self._more = more
-
-    def header_lines(self, request: Request) -> bytes:
-        lines = b"" if self._more is None else self._more(request)
-        found = request_id(request)
-        return lines if found is None else b"%bX-Request-Id: %b\r\n" % (lines, found)
-
-    def noting(self, answered: Answered) -> Answered:
-        """With LOG_LEVEL=DEBUG a line for each request, without the query: that has the SDK key in it."""
-        if not logger.isEnabledFor(logging.DEBUG):
-            return answered
-
-        def noted(request: Request, status: int) -> None:
-            answered(request, status)
-            found = request_id(request) or b"-"
-            method, path = request.method.decode("latin-1"), request.path.decode("latin-1")
-            logger.debug("%s %s %d [request %s]", method, path, status, found.decode())
-
-        return noted
 
 
 class ThrottledLog:

@@ -380,7 +380,7 @@ def test_explain_sends_nothing_and_stores_nothing(vendor, tmp_path):
         (b"[]", "must be a JSON object"),
         ({}, "userId is required"),
         ({"id": " "}, "userId is required"),
-        ({"id": "u", "featureKey": 7}, "featureKey: expected a text"),
+        ({"id": "u", "featureKey": 7}, "featureKey must be a string"),
     ],
     ids=str,
 )

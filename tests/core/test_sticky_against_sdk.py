@@ -20,7 +20,7 @@ from core.test_against_sdk import is_new_holdout
 from tornado_gateway.api.flags import Decisions
 from tornado_gateway.core import SettingsError, compile_settings
 from tornado_gateway.events.queue import EventQueue
-from tornado_gateway.http.connection import Request
+from tornado_gateway.http.messages import Request
 from tornado_gateway.store.sqlite.events import open_sqlite
 
 SEQUENCES = 500

@@ -5,7 +5,7 @@ import asyncio
 import orjson
 import pytest
 
-from tornado_gateway.errors import RequestError, StoreError
+from tornado_gateway.errors import QueueFullError, StoreError
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.store.sqlite.events import open_sqlite
 
@@ -75,7 +75,7 @@ async def test_stop_commits_what_is_in_memory(store):
 async def test_a_full_queue_refuses_and_counts(store):
     queue = await started_queue(store, limit=2)
     queue.append(documents(1, 2), 2)
-    with pytest.raises(RequestError) as refused:
+    with pytest.raises(QueueFullError) as refused:
         queue.append(documents(3), 1)
     assert refused.value.status == 503
     assert (queue.counts.rejected, queue.counts.waiting) == (1, 2)
@@ -144,9 +144,9 @@ async def test_a_full_queue_rejects_the_decision_as_well_if_configured_so(store)
     queue = await started_queue(FullDisk(store, 1), limit=2, decisions_need_store=True)
     failed = queue.append_impressions(documents(1), 1)
     await opened(failed)
-    assert failed._failure.status == 503
+    assert failed.failure.status == 503
     assert queue.append_impressions(documents(1, 2), 2) is queue.append_impressions(b"", 0)
-    with pytest.raises(RequestError) as rejected:
+    with pytest.raises(QueueFullError) as rejected:
         queue.append_impressions(documents(3), 1)
     assert rejected.value.status == 503
     await queue.stop()
@@ -156,8 +156,8 @@ async def test_a_store_that_fails_releases_the_decisions_and_fails_the_events(st
     queue = await started_queue(FullDisk(store, 1))
     decision, event = queue.append_impressions(documents(1), 1), queue.append(documents(2), 1)
     await opened(decision)
-    assert decision._failure is None
-    assert event._failure.status == 503
+    assert decision.failure is None
+    assert event.failure.status == 503
     assert (queue.counts.rejected, queue.counts.waiting) == (2, 0)
     await opened(queue.append(documents(3), 1))
     assert_balanced(queue)
@@ -185,12 +185,12 @@ async def test_a_commit_that_stalls_is_reported_and_releases_its_responses(store
     decision, event = queue.append_impressions(documents(1), 1), queue.append(documents(2), 1)
     await asyncio.sleep(0)
     await opened(decision)
-    assert decision._failure is None
-    assert event._failure.status == 503
+    assert decision.failure is None
+    assert event.failure.status == 503
     assert "has not completed a write" in queue.failure
     assert "has not completed a write" in caplog.text
     assert queue.append_impressions(documents(3), 1) is None
-    with pytest.raises(RequestError, match="has not completed a write"):
+    with pytest.raises(QueueFullError, match="has not completed a write"):
         queue.append(documents(4), 1)
     disk.go.set()
     await until(lambda: queue.stored == 2)
@@ -208,7 +208,7 @@ async def test_events_that_arrived_behind_a_stalled_commit_are_released_too(stor
     await until(lambda: queue._committing is not None)
     decision, event = queue.append_impressions(documents(2), 1), queue.append(documents(3), 1)
     await opened(decision)
-    assert event._failure.status == 503
+    assert event.failure.status == 503
     disk.go.set()
     await until(lambda: queue.stored == 1)
     assert (queue.counts.rejected, queue.counts.waiting) == (2, 1)

@@ -147,7 +147,7 @@ def test_a_half_renewed_pair_keeps_the_old_one_until_the_other_half_is_there(pai
     assert not certificates.check()
     assert not certificates.check()
     assert [record.levelname for record in caplog.records] == ["ERROR"], "told once"
-    assert "the old one stays" in caplog.text
+    assert "the old one remains in use" in caplog.text
     assert "do not belong together" in certificates.error
     assert handshake(certificates.context) == der(pairs["first"])
     key.write_bytes(pairs["second"][1].read_bytes())
@@ -170,11 +170,11 @@ def https_gateway(tmp_path, installed):
 
 
 class HttpsGateway(Gateway):
-    def request(self, method, path, body=None):
+    def request(self, method, path, body=None, headers=None):
         context = ssl._create_unverified_context()
         connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=60, context=context)
         try:
-            connection.request(method, path, body)
+            connection.request(method, path, body, headers or {})
             response = connection.getresponse()
             data = response.read()
             return response.status, orjson.loads(data) if data else None
@@ -195,7 +195,7 @@ def test_flags_over_https_and_a_renewal_that_no_connection_notices(tmp_path, pai
 
         # a broken pair first
         install((pairs["second"][0], pairs["first"][1]), installed)
-        wait_for(lambda: "the old one stays" in gateway.log(), LOOK_SECONDS)
+        wait_for(lambda: "the old one remains in use" in gateway.log(), LOOK_SECONDS)
         Client(gateway.port, pairs["first"]).close()
         assert old.get_flag()[0] == 200
 

@@ -4,7 +4,7 @@ import json
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tornado_gateway.errors import RequestError
@@ -49,6 +49,7 @@ def test_a9_valid_json_is_not_touched():
     assert json_value(body)[1] is body
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(st.characters(exclude_categories=[]), max_size=60))
 def test_a9_any_text_of_javascript_is_read(text):
     """Python writes lone surrogates as JavaScript does: `\\ud83d`."""

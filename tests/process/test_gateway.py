@@ -111,7 +111,7 @@ def test_the_path_may_be_written_in_the_clients_way(gateway, expected, path):
         (b"[]", "must be a JSON object"),
         ({"userId": "u"}, "featureKey is required"),
         ({"featureKey": " ", "userId": "u"}, "featureKey is required"),
-        ({"featureKey": 7, "userId": "u"}, "featureKey: expected a text"),
+        ({"featureKey": 7, "userId": "u"}, "featureKey must be a string"),
         ({"featureKey": "f"}, "userId is required"),
         ({"featureKey": "f", "userId": ""}, "userId is required"),
         ({"featureKey": "f", "userId": True}, "userId is required"),

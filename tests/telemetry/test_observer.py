@@ -2,7 +2,7 @@
 
 import pytest
 
-from tornado_gateway.http.connection import Request
+from tornado_gateway.http.messages import Request
 from tornado_gateway.telemetry.counters import SharedCounters
 from tornado_gateway.telemetry.layout import CACHE_LOOKUPS, OTHER, REQUEST_SECONDS, REQUESTS
 from tornado_gateway.telemetry.observer import KNOWN_KEYS, Observer

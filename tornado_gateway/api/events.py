@@ -12,16 +12,16 @@ from collections.abc import Awaitable
 import orjson
 
 from tornado_gateway.events.queue import EventQueue
-from tornado_gateway.http.connection import Request, Response
+from tornado_gateway.http.client_address import ClientAddress
 from tornado_gateway.http.fields import (
-    NOTHING,
-    ClientAddress,
+    ABSENT_TEXTS,
     Fields,
     is_from_browser,
     json_value,
     parameter_text,
     raw_query_value,
 )
+from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.settings.mirror import SettingsMirror
 
@@ -190,7 +190,7 @@ class Collector:
 def _property(part: object, name: str) -> str | None:
     props = part.get("props") if isinstance(part, dict) else None
     value = props.get(name) if isinstance(props, dict) else None
-    return value if isinstance(value, str) and value not in NOTHING else None
+    return value if isinstance(value, str) and value not in ABSENT_TEXTS else None
 
 
 def _encoded(document: object) -> bytes | None:

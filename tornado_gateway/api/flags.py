@@ -16,8 +16,8 @@ from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import RequestError, StoreError
 from tornado_gateway.events.queue import EventQueue
-from tornado_gateway.http.connection import Request, Response
 from tornado_gateway.http.fields import AccountCheck, Fields, json_object, required_text, user_id
+from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.settings.mirror import SettingsMirror, Snapshot
 from tornado_gateway.store.interfaces import StateStore
 

@@ -7,8 +7,8 @@ from tornado_gateway.api.events import Collector
 from tornado_gateway.api.flags import Decisions
 from tornado_gateway.api.settings import SettingsApi
 from tornado_gateway.api.visitors import Lookups
-from tornado_gateway.http.connection import Handler, Request, Response, json_error
-from tornado_gateway.http.cors import answer_preflight
+from tornado_gateway.http.cors import respond_to_preflight
+from tornado_gateway.http.messages import Handler, Request, Response, json_error
 from tornado_gateway.settings.mirror import Snapshot
 
 ADMIN_PATHS = b"/admin"  # no other page may even ask for these
@@ -73,7 +73,7 @@ class Api:
             path = path[len(self._prefix) - 1 :]
         handler = self.routes.get((b"GET" if method == b"HEAD" else method, path))
         if handler is None and method == b"OPTIONS" and self._serves_browsers and not path.startswith(ADMIN_PATHS):
-            return answer_preflight
+            return respond_to_preflight
         if handler is None and path in self._methods:
             refusal = _method_not_allowed(self._methods[path])
             return lambda request: refusal

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import orjson
 
 from tornado_gateway.errors import UpstreamError
-from tornado_gateway.http.connection import Request, Response, json_error
 from tornado_gateway.http.fields import AccountCheck, query_text
+from tornado_gateway.http.messages import Request, Response, json_error
 from tornado_gateway.settings.documents import SettingsDocument, prepare_document
 from tornado_gateway.settings.incremental_json import parse
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot

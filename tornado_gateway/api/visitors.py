@@ -13,10 +13,9 @@ from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import RequestError, StoreError, UpstreamError
-from tornado_gateway.http.connection import Request, Response
+from tornado_gateway.http.client_address import ClientAddress
 from tornado_gateway.http.fields import (
     ESCAPE,
-    ClientAddress,
     form_decoded,
     is_from_browser,
     json_object,
@@ -26,6 +25,7 @@ from tornado_gateway.http.fields import (
     raw_query_value,
     required_text,
 )
+from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.store.interfaces import StateStore
 from tornado_gateway.upstream.client import Upstream
 

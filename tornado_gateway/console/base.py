@@ -10,7 +10,8 @@ import orjson
 from tornado.web import HTTPError, RequestHandler
 
 from tornado_gateway.errors import RequestError
-from tornado_gateway.http.connection import Request, log_failure
+from tornado_gateway.http.messages import Request
+from tornado_gateway.http.request_ids import log_failure
 
 
 class Page(RequestHandler):

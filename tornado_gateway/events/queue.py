@@ -9,8 +9,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tornado_gateway.errors import RequestError, StoreError
-from tornado_gateway.http.connection import Gate, json_error
+from tornado_gateway.errors import QueueFullError, StoreError
+from tornado_gateway.gate import Gate
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import NO_IDENTITY, EventStore, Identity, NewChunk
 
@@ -56,7 +56,7 @@ class _Group:
 
     def release(self, failure: str) -> None:
         """Let the responses go although the events are not stored."""
-        self.gate.fail(json_error(503, failure))
+        self.gate.fail(StoreError(failure))
         self.decisions.open()  # without effect if both are one
 
 
@@ -143,10 +143,10 @@ class EventQueue:
     def append(self, documents: bytes, count: int, query: str = "") -> Gate:
         """Accept `count` event documents, joined by newlines. The gate opens when they are durable.
 
-        Raise RequestError (503) if they cannot be accepted now. `query` as in `NewChunk`.
+        Raise QueueFullError if they cannot be accepted now. `query` as in `NewChunk`.
         """
         if not self._accept(documents, count, query):
-            raise RequestError(503, self._rejection())
+            raise QueueFullError(self._rejection())
         return self._group.gate
 
     def append_impressions(self, documents: bytes, count: int) -> Gate | None:
@@ -158,7 +158,7 @@ class EventQueue:
         if self._accept(documents, count, ""):
             return self._group.decisions
         if self._decisions_need_store:
-            raise RequestError(503, self._rejection())
+            raise QueueFullError(self._rejection())
         self._log.warning("full", "impressions were rejected, decisions continue: %s", self._rejection())
         return None
 
@@ -195,11 +195,11 @@ class EventQueue:
     async def requeue(self, ids: Sequence[int | str] | None = None) -> int:
         """Move dead letters (None: all) back into the queue, as many as fit into it. Return the number of events.
 
-        Raise RequestError (503) if the queue is full, or StoreError.
+        Raise QueueFullError, or StoreError.
         """
         room = self._limit - self.counts.waiting
         if room <= 0:
-            raise RequestError(503, self._rejection())
+            raise QueueFullError(self._rejection())
         moved = await self._store.requeue(ids, room)
         if self._shared:
             self.stored += moved

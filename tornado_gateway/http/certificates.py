@@ -1,8 +1,8 @@
 """HTTPS in the gateway itself: the server's certificate, replaced while running when its files change.
 
-Each version of the pair gets a context of its own, which is checked as a whole before the first handshake sees it.
-Loading a new pair into the context in use would be shorter and wrong: a failure half-way leaves a context without a
-key, and an RSA certificate stays beside an ECDSA one that was meant to replace it.
+Each version of the pair gets its own context, which is checked as a whole before the first handshake uses it. Loading
+a new pair into the context in use would be wrong: a failure halfway leaves a context without a key, and an RSA
+certificate stays beside the ECDSA one that should replace it.
 """
 
 import logging
@@ -12,8 +12,6 @@ from pathlib import Path
 from tornado.ioloop import PeriodicCallback
 
 from tornado_gateway.errors import GatewayError
-
-__all__ = ["CertificateError", "Certificates", "server_context"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +25,10 @@ class CertificateError(GatewayError):
 
 
 class Certificates:
-    """The pair at these paths. `context` is for the server and always hands out the newest pair that could be used."""
+    """The pair at these paths. `context` is for the server and always uses the newest valid pair."""
 
     def __init__(self, cert: Path, key: Path) -> None:
-        self.error: str | None = None  # why the newest files are not in use
+        self.error: str | None = None  # the reason why the newest files are not in use
         self._cert = cert
         self._key = key
         self._seen = self._signature()
@@ -50,10 +48,10 @@ class Certificates:
             self._timer = None
 
     def check(self) -> bool:
-        """Read the files if they have changed; True when a new pair is in use. Open connections keep theirs.
+        """Read the files if they have changed. Return True if a new pair is in use. Open connections keep theirs.
 
-        Whoever renews a pair writes one file after the other. What does not fit together is told once, and looked at
-        again when a file changes the next time.
+        A renewal writes one file after the other. A pair that does not match is logged once, and checked again when a
+        file changes the next time.
         """
         signature = self._signature()
         if signature == self._seen:
@@ -63,10 +61,10 @@ class Certificates:
             self._current = server_context(self._cert, self._key)
         except CertificateError as error:
             self.error = str(error)
-            logger.error("the new TLS certificate cannot be used, the old one stays: %s", error)
+            logger.error("the new TLS certificate was rejected, the old one remains in use: %s", error)
             return False
         self.error = None
-        logger.info("a new TLS certificate is in use: %s", self._cert)
+        logger.info("the TLS certificate was replaced: %s", self._cert)
         return True
 
     def _tick(self) -> None:
@@ -77,29 +75,33 @@ class Certificates:
         connection.context = self._current
 
     def _signature(self) -> Signature:
-        """What changes with the files. Links are followed: certbot and Kubernetes renew by pointing them elsewhere."""
+        """Return values that change with the files. Links are followed: certbot and Kubernetes change them to renew."""
         try:
             stats = [path.stat() for path in (self._cert, self._key)]
-        except OSError:  # in the middle of a renewal, or gone; loading will tell
+        except OSError:  # in the middle of a renewal, or gone; loading reports it
             return ()
         return tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)
 
 
 def server_context(cert: Path, key: Path) -> ssl.SSLContext:
-    """A context that serves this pair. Raises CertificateError."""
+    """Return a context that serves this pair. Raise CertificateError if it cannot be used."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:
         context.load_cert_chain(cert, key, password=_no_passphrase)
     except ssl.SSLError as error:
-        why = "they do not belong together" if error.reason == "KEY_VALUES_MISMATCH" else error.reason or str(error)
-        raise CertificateError(f"{cert} (TLS_CERT_PATH) with {key} (TLS_KEY_PATH): {why}") from error
+        raise CertificateError(f"{cert} (TLS_CERT_PATH) with {key} (TLS_KEY_PATH): {_reason_of(error)}") from error
     except (OSError, ValueError) as error:
         raise CertificateError(f"{cert} (TLS_CERT_PATH) with {key} (TLS_KEY_PATH): {error}") from error
     return context
 
 
+def _reason_of(error: ssl.SSLError) -> str:
+    reason: object = getattr(error, "reason", None)  # typed as a text, but None for a file that is no certificate
+    return "they do not belong together" if reason == "KEY_VALUES_MISMATCH" else str(reason or error)
+
+
 def _no_passphrase() -> str:
-    """Without it OpenSSL would ask on the terminal, and the gateway would wait for ever."""
-    raise ValueError("the key has a passphrase; it has to be without")
+    """Fail, because OpenSSL would otherwise ask on the terminal, and the gateway would wait forever."""
+    raise ValueError("the key must not have a passphrase")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tornado_gateway.http.connection import Request, Response
+from tornado_gateway.http.messages import Request, Response
 
 ANY = "*"
 PREFLIGHT = Response(
@@ -16,14 +16,14 @@ PREFLIGHT = Response(
 
 
 class Cors:
-    """Says which pages may read the answers of data routes: those of `allowed_origins`, or all with `*`."""
+    """Allows pages to read the responses of data routes: those of `allowed_origins`, or all with `*`."""
 
     def __init__(self, allowed_origins: Sequence[str]) -> None:
         self._any = ANY in allowed_origins
         self._allowed = frozenset(origin.encode() for origin in allowed_origins)
 
     def header_lines(self, request: Request) -> bytes:
-        """The header lines that an answer gets in addition to its own."""
+        """Return the header lines that a response gets in addition to its own."""
         if self._any:
             return b"Access-Control-Allow-Origin: *\r\n"
         origin = request.header(b"origin")
@@ -32,5 +32,5 @@ class Cors:
         return b"Vary: Origin\r\n"
 
 
-def answer_preflight(request: Request) -> Response:
+def respond_to_preflight(request: Request) -> Response:
     return PREFLIGHT

@@ -1,9 +1,8 @@
-"""Reading what clients send: lenient where real SDKs are odd (wire contract 0.9, 0.10), clear where they are wrong.
+"""Reading the fields of requests: lenient where real SDKs are odd (wire contract 0.9, 0.10), otherwise strict.
 
-Every function raises `RequestError` 400 with the name of the field and what was expected.
+Every function raises `RequestError` 400 with the name of the field and the expected value.
 """
 
-import ipaddress
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +11,11 @@ from urllib.parse import unquote_to_bytes
 import orjson
 
 from tornado_gateway.errors import RequestError
-from tornado_gateway.http.connection import Request
+from tornado_gateway.http.messages import Request
 
 Fields = dict[str, Any]
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-NOTHING = frozenset({"", "undefined", "null", "None"})  # how SDKs write a value that they do not have
+ABSENT_TEXTS = frozenset({"", "undefined", "null", "None"})  # how SDKs write an absent value
 ESCAPE = re.compile(b"%[0-9A-Fa-f]{2}")
 # A lone surrogate, in a text without escaped backslashes: a high one without a low one behind it, or the reverse.
 _LONE_SURROGATE = re.compile(
@@ -26,10 +24,9 @@ _LONE_SURROGATE = re.compile(
 )
 _SURROGATE_BYTES = re.compile(
     b"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]|\xed[\xa0-\xbf][\x80-\xbf]"
-)  # no other character of UTF-8 has such bytes
+)  # no character of UTF-8 has such bytes
 MAX_REPAIRS = 50_000  # surrogates per body, at most 50 ms; a body with more is not JSON
-KNOWN_QUERIES = 1000  # how many checked query strings are remembered
-MAX_HOPS = 32  # addresses of X-Forwarded-For that are read: a client can send 16,000
+KNOWN_QUERIES = 1000  # checked query strings that are remembered
 
 
 def json_object(body: bytes) -> Fields:
@@ -57,7 +54,7 @@ def json_value(body: bytes) -> tuple[Any, bytes]:
 
 def _without_lone_surrogates(body: bytes) -> bytes:
     """Replace lone surrogates, escaped or as bytes, by U+FFFD; a pair in bytes (CESU-8) by its character."""
-    if b"\1" in body:  # not valid in JSON, so it is free to stand for a backslash
+    if b"\1" in body:  # not valid in JSON, so it can represent a backslash
         return body
     marked = _LONE_SURROGATE.sub(rb"\\ufffd", body.replace(b"\\\\", b"\1\1"), MAX_REPAIRS).replace(b"\1\1", b"\\\\")
     return _SURROGATE_BYTES.sub(_decoded, marked, MAX_REPAIRS)
@@ -74,11 +71,11 @@ def required_text(fields: Fields, name: str) -> str:
         return value
     if value is None or isinstance(value, str):
         raise RequestError(400, f"{name} is required")
-    raise RequestError(400, f"{name}: expected a text")
+    raise RequestError(400, f"{name} must be a string")
 
 
 def user_id(fields: Fields) -> str:
-    """`userId` of REST callers, `id` of the SDKs; a number is taken as its text (decision-engine 7.3, row 31)."""
+    """Return `userId` of REST callers, or `id` of the SDKs; a number as its text (decision-engine 7.3, row 31)."""
     value = fields.get("userId")
     if value is None:
         value = fields.get("id")
@@ -86,11 +83,11 @@ def user_id(fields: Fields) -> str:
         return value
     if type(value) in (int, float):
         return orjson.dumps(value).decode()
-    raise RequestError(400, "userId is required: a text that is not blank")
+    raise RequestError(400, "userId is required and must be a non-empty string")
 
 
 def raw_query_value(query: bytes, name: bytes) -> bytes | None:
-    """The undecoded value of a parameter; None if it is absent. Nothing but `&` separates parameters."""
+    """Return the undecoded value of a parameter; None if it is absent. Only `&` separates parameters."""
     marker = b"&" + name + b"="
     if query.startswith(marker[1:]):
         start = len(marker) - 1
@@ -108,15 +105,15 @@ def form_decoded(raw: bytes) -> str:
 
 
 def query_text(query: bytes, name: bytes) -> str | None:
-    """A parameter's text, None if it is absent or one of the ways to say "nothing"."""
+    """Return a parameter's text, None if it is absent or one of ABSENT_TEXTS."""
     raw = raw_query_value(query, name)
     return None if raw is None else parameter_text(raw)
 
 
 def parameter_text(raw: bytes) -> str | None:
-    """The text of a parameter's undecoded value, None if it is one of the ways to say "nothing".
+    """Return the text of a parameter's undecoded value, None if it is one of ABSENT_TEXTS.
 
-    Some clients encode twice (wire contract A.2): what still holds escapes and no blank is decoded once more.
+    Some clients encode twice (wire contract A.2): a value that still has escapes and no blank is decoded once more.
     """
     if raw.isdigit():
         return raw.decode()
@@ -124,7 +121,7 @@ def parameter_text(raw: bytes) -> str | None:
     if "%" in value and " " not in value and ESCAPE.search(value.encode()):
         value = unquote_to_bytes(value).decode("utf-8", "replace")
     value = value.strip()
-    return None if value in NOTHING else value
+    return None if value in ABSENT_TEXTS else value
 
 
 class AccountCheck:
@@ -150,37 +147,6 @@ class AccountCheck:
         self._known = {b""}
 
 
-class ClientAddress:
-    """Where a request really comes from: the socket, or what trusted proxies say about it.
-
-    The right-most address of `X-Forwarded-For` that is not a trusted proxy counts; all left of it can be forged.
-    """
-
-    def __init__(self, trusted: Sequence[Network]) -> None:
-        self._trusted = tuple(trusted)
-
-    def __call__(self, request: Request) -> str:
-        address = request.peer
-        if not self._trusted or not self._is_trusted(address):
-            return address
-        hops = request.list_header(b"x-forwarded-for").decode("latin-1").rsplit(",", MAX_HOPS)
-        for hop in reversed(hops[-MAX_HOPS:]):
-            hop = hop.strip()
-            if not hop:
-                continue
-            address = hop
-            if not self._is_trusted(hop):
-                break
-        return address
-
-    def _is_trusted(self, address: str) -> bool:
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in network for network in self._trusted)
-
-
 def is_from_browser(request: Request) -> bool:
-    """Browsers say where the page is from; server SDKs never do."""
+    """Browsers send the origin of the page; server SDKs never do."""
     return request.header(b"origin") is not None

@@ -1,4 +1,4 @@
-"""A second, lenient reading of a request line that the strict parser has rejected, used by `http1.py`.
+"""A second, lenient reading of a request line that the strict parser has rejected, used by `reader.py`.
 
 PHP SDKs write the visitor's user agent into the query without escaping it:
 `POST /events/t?visitor_ua=Mozilla/5.0 (iPhone; CPU iPhone OS 17_2) HTTP/1.1`. The method is the text before the first
@@ -35,7 +35,7 @@ def encoded(line: bytes) -> bytes | None:
 
 
 class PendingLine:
-    """Stands at the place of the parser until the end of a rejected request line has arrived."""
+    """Replaces the parser until the end of a rejected request line has arrived."""
 
     def __init__(self, start: bytes) -> None:
         self.data = bytearray(start)
@@ -47,7 +47,7 @@ class PendingLine:
 
 
 class _Framing:
-    """Follows the strict parser through a message, to know how many bytes it can get without passing its end."""
+    """Follows the strict parser through a message, to find how many bytes it can get without passing its end."""
 
     def __init__(self) -> None:
         self.reset()
@@ -81,7 +81,7 @@ class _Framing:
 def start_of_rejected_line(data: bytes) -> int | None:
     """Return where the request line starts that the strict parser rejects; None if it rejects something else.
 
-    `data` starts where a message starts. The parser does not tell where it stopped, so it reads the data again in
+    `data` starts where a message starts. The parser does not report where it stopped, so it reads the data again in
     pieces that never contain the end of one message and the beginning of another.
     """
     start = at = 0

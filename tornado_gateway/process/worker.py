@@ -43,9 +43,11 @@ from tornado_gateway.errors import GatewayError, StoreError
 from tornado_gateway.events.flusher import EventSink, Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.certificates import Certificates
-from tornado_gateway.http.connection import Limits, Server
+from tornado_gateway.http.client_address import ClientAddress
 from tornado_gateway.http.cors import Cors
-from tornado_gateway.http.fields import ClientAddress
+from tornado_gateway.http.limits import Limits, ServerOptions
+from tornado_gateway.http.request_ids import Tracing
+from tornado_gateway.http.server import Server
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.process.status import instance_status
 from tornado_gateway.process.supervisor import Post
@@ -152,8 +154,8 @@ class Worker:
         api = self._build_api()
         about = About(__version__, config.event_queue_limit)
         exposition = Exposition(memory, post.scoreboard, about, self._publish)
-        tracing = logs.Tracing(Cors(config.cors_allowed_origins).header_lines if config.cors_config_required else None)
-        self.server = Server(
+        tracing = Tracing(Cors(config.cors_allowed_origins).header_lines if config.cors_config_required else None)
+        options = ServerOptions(
             self.observer.sampled(api.find),
             build_application(
                 self.mirror,
@@ -167,11 +169,11 @@ class Worker:
             limits=Limits(max_body_bytes=config.max_body_bytes, keep_alive_seconds=config.keep_alive_seconds),
             body_limit=lambda path: config.max_batch_bytes if path.endswith(BATCH_PATH) else config.max_body_bytes,
             on_answer=tracing.noting(self.observer.responded),
-            more_headers=tracing.header_lines,
-            marks=tracing.marks,
+            extra_header_lines=tracing.header_lines,
+            echo_headers=tracing.echo_headers,
             lenient=api.is_sdk_path,
-            ssl_context=self.certificates.context if self.certificates else None,
         )
+        self.server = Server(options, self.certificates.context if self.certificates else None)
 
     def _build_api(self) -> Api:
         config, mirror, events = self._config, self.mirror, self.events

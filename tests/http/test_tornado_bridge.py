@@ -2,9 +2,9 @@
 
 import asyncio
 
+import http_harness as harness
 import pytest
-import test_http1_harness as harness
-from test_http1_harness import QUICK, get, post
+from http_harness import QUICK, get, post
 from tornado import web
 from tornado.iostream import StreamClosedError
 
@@ -275,7 +275,7 @@ def test_page_of_a_client_that_has_left(pages):
     client = live.connect().send(get("/async?0.05") + get("/parts") + get("/page"))
     live.until(lambda: live.routes.started)
     client.sock.close()
-    live.until(lambda: not live.server.in_flight and not live.server.tasks)
+    live.until(lambda: not live.server.in_flight and not live.server.activity.tasks)
 
 
 def test_streaming_waits_for_the_peer_and_ends_with_it(pages):

@@ -3,13 +3,13 @@
 import re
 from urllib.parse import unquote_to_bytes
 
+import http_harness as harness
 import pytest
-import test_http1_harness as harness
+from http_harness import QUICK, Client, get, post
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_http1 import MALFORMED
-from test_http1_fuzz import GOOD, NOISE, pieces
-from test_http1_harness import QUICK, Client, get, post
+from test_connection import MALFORMED
+from test_reader_fuzz import GOOD, NOISE, pieces
 
 serve = harness.serve
 

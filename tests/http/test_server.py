@@ -12,12 +12,13 @@ import threading
 import time
 from pathlib import Path
 
+import http_harness as harness
 import pytest
-import test_http1_harness as harness
+from http_harness import PATIENCE_SECONDS, QUICK, Client, get, post
 from process import Gateway, sample_document
-from test_http1_harness import PATIENCE_SECONDS, QUICK, Client, get, post
 
-from tornado_gateway.http.connection import Gate, Response
+from tornado_gateway.gate import Gate
+from tornado_gateway.http.messages import Response
 
 serve = harness.serve
 
@@ -96,7 +97,7 @@ def test_peer_that_keeps_its_side_open_is_closed(serve):
 
 
 def buffered(live):
-    return sum(client.transport.get_write_buffer_size() for client in live.server.clients)
+    return sum(client.output.buffered() - client.output.unsent_bytes for client in live.server.activity.clients)
 
 
 def test_peer_that_does_not_read_is_dropped(serve):
@@ -177,7 +178,7 @@ def wait_for_data(client):
 def test_d2_nothing_starts_behind_a_large_response_that_is_not_read(serve, headers):
     """Row D2: all pipelined requests were started, and their responses joined: 48 MB for 16 of 3 MB."""
     large = Large()
-    live = serve(find=large.find, marks=[b"origin"], more_headers=lambda request: b"X-More: 1\r\n")
+    live = serve(find=large.find, echo_headers=[b"origin"], extra_header_lines=lambda request: b"X-More: 1\r\n")
     clients = [live.connect(SO_RCVBUF=65536).send(get("/large", *headers) * 6) for _ in range(5)]
     for client in clients:
         wait_for_data(client)
@@ -251,7 +252,7 @@ def test_d2_client_leaves_in_the_middle_of_a_large_response(serve):
     client = live.connect(SO_RCVBUF=65536).send(get("/large") * 16 + get("/async"))
     client.take(1_000_000)
     reset(client)
-    live.until(lambda: not live.server.connections and not live.server.in_flight and not live.server.tasks)
+    live.until(lambda: not live.server.connections and not live.server.in_flight and not live.server.activity.tasks)
     assert len(seen) == large.calls == 17  # what was received is done
 
 
@@ -676,5 +677,5 @@ def test_constant_answers_are_not_rendered_again(serve):
     constant = Response(200, b'"same"')
     live = serve(find=lambda method, path: lambda request: constant)
     client = live.connect()
-    constant.wire = constant.wire.replace(b"same", b"wire")
+    constant.encoded = constant.encoded.replace(b"same", b"wire")
     assert client.send(get("/")).answer().body == b'"wire"'

@@ -3,11 +3,11 @@
 import itertools
 import socket
 
+import http_harness as harness
 import pytest
-import test_http1_harness as harness
+from http_harness import QUICK, Client, get, post
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_http1_harness import QUICK, Client, get, post
 
 serve = harness.serve
 

@@ -3,12 +3,15 @@
 import asyncio
 import logging
 
+import http_harness as harness
 import pytest
-import test_http1_harness as harness
-from test_http1_harness import QUICK, get, post
+from http_harness import QUICK, get, post
 
-from tornado_gateway.errors import RequestError
-from tornado_gateway.http.connection import Gate, Request, Response, json_error
+from tornado_gateway.errors import RequestError, StoreError
+from tornado_gateway.gate import Gate
+from tornado_gateway.http.limits import ServerOptions
+from tornado_gateway.http.messages import Request, Response, json_error
+from tornado_gateway.http.server import Server
 
 serve = harness.serve
 
@@ -18,7 +21,7 @@ serve = harness.serve
 
 def test_response_is_rendered_once():
     response = Response(200, b"{}", headers=[(b"Vary", b"Origin")])
-    assert response.wire == (
+    assert response.encoded == (
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: 2\r\n"
         b"Vary: Origin\r\n\r\n{}"
     )
@@ -27,15 +30,15 @@ def test_response_is_rendered_once():
 
 @pytest.mark.parametrize("status", [204, 304])
 def test_response_without_content_says_nothing_about_content(status):
-    assert b"Content-" not in Response(status, b"ignored").wire
+    assert b"Content-" not in Response(status, b"ignored").encoded
 
 
 def test_response_without_content_type():
-    assert Response(200, b"", None).wire == b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    assert Response(200, b"", None).encoded == b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
 def test_response_with_unknown_status():
-    assert Response(299).wire.startswith(b"HTTP/1.1 299 Unknown\r\n")
+    assert Response(299).encoded.startswith(b"HTTP/1.1 299 Unknown\r\n")
 
 
 @pytest.mark.parametrize("header", [(b"A", b"b\r\nC: d"), (b"A\n", b"b"), (b"A", b"b\0")])
@@ -47,7 +50,7 @@ def test_response_refuses_header_injection(header):
 def test_json_error():
     response = json_error(400, 'no "x"', [(b"Retry-After", b"1")])
     assert (response.status, response.body) == (400, b'{"status":0,"error":"no \\"x\\""}')
-    assert b"Retry-After: 1\r\n" in response.wire
+    assert b"Retry-After: 1\r\n" in response.encoded
 
 
 def test_header_lookup_ignores_case_and_takes_the_first():
@@ -66,9 +69,9 @@ def test_e1_lines_of_a_list_header_are_joined_in_their_order():
 def test_gate_opens_once():
     gate = Gate()
     gate.open()
-    gate.fail(json_error(503, "too late"))
+    gate.fail(StoreError("too late"))
     assert gate.is_open
-    assert gate._failure is None
+    assert gate.failure is None
 
 
 # ---- requests and answers
@@ -104,7 +107,7 @@ def said(request):
 
 
 def test_more_headers_for_marked_requests_only(serve):
-    client = serve(more_headers=said, marks={b"x-say"}).connect()
+    client = serve(extra_header_lines=said, echo_headers={b"x-say"}).connect()
     for headers, expected in ([], None), (["X-Say: one"], "one"), (["x-sayings: a"], None), (["x-SAY: two"], "two"):
         assert client.send(get("/const", *headers)).answer().headers.get("x-said") == expected
     pipelined = get("/async-gated-not", "X-Say: three") + get("/const") + get("/const", "X-Say: four")
@@ -114,13 +117,13 @@ def test_more_headers_for_marked_requests_only(serve):
 
 
 def test_more_headers_for_all(serve):
-    client = serve(more_headers=said).connect()
+    client = serve(extra_header_lines=said).connect()
     for headers, expected in ([], "nothing"), (["X-Say: one"], "one"), ([], "nothing"):
         assert client.send(get("/const", *headers)).answer().headers["x-said"] == expected
 
 
 def test_a_trailer_marks_nothing(serve):
-    client = serve(more_headers=said, marks={b"x-say"}).connect()
+    client = serve(extra_header_lines=said, echo_headers={b"x-say"}).connect()
     chunked = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-Say: me\r\n\r\n"
     assert "x-said" not in client.send(chunked).answer().headers
     assert "x-said" not in client.send(get("/const")).answer().headers
@@ -177,7 +180,7 @@ def test_broken_handler_is_logged_once(serve, path, caplog):
     client = serve().connect().send(get(path))
     answer = client.answer()
     assert (answer.status, answer.error) == (500, "internal error")
-    assert [record.name for record in caplog.records] == ["tornado_gateway.http.connection"]
+    assert [record.name for record in caplog.records] == ["tornado_gateway.http.request_ids"]
     caplog.clear()
     assert client.send(get("/const")).answer().status == 200
 
@@ -445,7 +448,7 @@ def test_failed_gate_replaces_the_answers(serve):
     live = serve()
     client = live.connect().send(get("/gated") + get("/const") + get("/async-gated"))
     live.until(lambda: len(live.routes.started) == 2)
-    live.call(lambda: live.routes.gate.fail(json_error(503, "the store is full")))
+    live.call(lambda: live.routes.gate.fail(StoreError("the store is full")))
     assert [client.answer().status for _ in range(3)] == [503, 200, 503]
     assert client.send(get("/gated")).answer().error == "the store is full"
 
@@ -750,10 +753,8 @@ def test_byte_by_byte(serve, data):
 
 async def test_runs_on_the_loop_of_tornado(caplog):
     """The server needs nothing but a running loop; here it is the IOLoop of the test runner."""
-    from tornado_gateway.http.connection import Server
-
     caplog.set_level(logging.WARNING)
-    server = Server(harness.Routes().find, limits=QUICK)
+    server = Server(ServerOptions(harness.Routes().find, limits=QUICK))
     await server.listen("127.0.0.1", 0)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(get("/const", "Connection: close"))

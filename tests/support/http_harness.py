@@ -1,4 +1,4 @@
-"""A live server in a thread and a client on a plain socket, for the other `test_http1_*` files."""
+"""A live server in a thread and a client on a plain socket, for the tests of the HTTP server."""
 
 import asyncio
 import json
@@ -13,7 +13,10 @@ import pytest
 import uvloop
 
 from tornado_gateway.errors import RequestError
-from tornado_gateway.http.connection import Gate, Handler, Limits, Request, Response, Server
+from tornado_gateway.gate import Gate
+from tornado_gateway.http.limits import Limits, ServerOptions
+from tornado_gateway.http.messages import Handler, Request, Response
+from tornado_gateway.http.server import Server
 
 QUICK = Limits(drain_seconds=0.02, linger_seconds=0.5)
 NEW_LOOP: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -207,7 +210,8 @@ class Live:
         self.loop.set_exception_handler(self._record)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
-        self.server = Server(options.pop("find", self.routes.find), **options)
+        ssl_context = options.pop("ssl_context", None)
+        self.server = Server(ServerOptions(options.pop("find", self.routes.find), **options), ssl_context)
         self.run(self.server.listen(**(listen or {"host": "127.0.0.1"})))
 
     def _run(self) -> None:
@@ -258,9 +262,9 @@ class Live:
         self.thread.join(PATIENCE_SECONDS)
         self.loop.close()
         assert self.problems == []
-        assert not self.server.clients
-        assert not self.server.orphans
-        assert not self.server.tasks
+        assert not self.server.activity.clients
+        assert not self.server.activity.orphans
+        assert not self.server.activity.tasks
 
 
 @pytest.fixture(params=sorted(NEW_LOOP))

@@ -1,0 +1,46 @@
+"""Holding back responses until an event such as a group commit.
+
+The queue of events opens or fails a gate; the connections whose responses wait for it hold it. Neither knows the other.
+"""
+
+from typing import Protocol
+
+
+class Holder(Protocol):
+    """An object that waits for a gate."""
+
+    def flush(self) -> None:
+        """Continue: the gate is open."""
+
+
+class Gate:
+    """Holds back the responses of many requests, on many connections, until one event.
+
+    `failure` is set before the gate opens if the event failed.
+    """
+
+    __slots__ = ("_holders", "failure", "is_open")
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.failure: Exception | None = None
+        self._holders: list[Holder] = []
+
+    def hold(self, holder: Holder) -> None:
+        """Register a holder, which is called once when the gate opens."""
+        self._holders.append(holder)
+
+    def open(self) -> None:
+        """Release all holders, each with one call. Later holders find the gate open."""
+        if self.is_open:
+            return
+        self.is_open = True
+        holders, self._holders = self._holders, []
+        for holder in holders:
+            holder.flush()
+
+    def fail(self, error: Exception) -> None:
+        """Release all holders, but with an error in the place of each held response, and of later ones."""
+        if not self.is_open:
+            self.failure = error
+            self.open()

@@ -1,0 +1,82 @@
+"""The limits and options that all connections of one server share."""
+
+from collections.abc import Callable, Collection
+from typing import Final, NamedTuple, final
+
+from tornado.httputil import HTTPServerConnectionDelegate
+
+from tornado_gateway.http.messages import Handler, Request
+
+# The parser cannot be paused within one call, so it gets at most this much at once.
+SLICE_BYTES: Final = 16384
+# Flow control is by bytes. Small responses are joined and written at this size, which is also when a peer that does not
+# read is noticed; a larger piece is never joined, because the copy would cost as much as the response.
+WRITE_BYTES: Final = 65536
+# A large piece is handed to the transport in slices of this size, one per turn of the loop: asyncio copies unsent data,
+# and other connections must get their turn.
+WRITE_SLICE_BYTES: Final = 131072
+# No further request starts while complete responses of this size wait for their turn: 128 responses of 2 KB, so a group
+# commit is not split.
+MAX_QUEUED_BYTES: Final = 262144
+# Chunk sizes, extensions and trailers may take this many bytes for each byte of body (1-byte chunks take 5).
+CHUNK_OVERHEAD: Final = 8
+
+
+class Limits(NamedTuple):
+    """Bounds on the cost of one client. Time-outs are noticed by a periodic sweep, so up to a quarter late."""
+
+    max_header_bytes: int = 65536
+    max_headers: int = 128
+    max_body_bytes: int = 1 << 20
+    max_pipelined: int = 64
+    max_connections: int = 0  # 0: as many as the system allows
+    header_seconds: float = 10.0
+    body_seconds: float = 30.0
+    keep_alive_seconds: float = 75.0
+    write_seconds: float = 30.0
+    linger_seconds: float = 2.0
+    drain_seconds: float = 1.0
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def _no_lines(request: Request) -> bytes:
+    return b""
+
+
+@final
+class ServerOptions:
+    """What one server serves, and within which limits.
+
+    `find(method, path)` returns the handler of a data route, or None. A request without handler goes to `fallback`, a
+    `tornado.web.Application`. `body_limit(path)` is called only for a body larger than `limits.max_body_bytes`, so it
+    can raise that limit but not lower it. `on_answer(request, status)` is called once for each response; a request that
+    could not be parsed has an empty method. `extra_header_lines(request)` returns header lines that each response of a
+    data route, errors included, gets in addition; with `echo_headers`, names in lower case, it is called only for
+    requests that have one of these headers. `lenient(path)`: whether a query with spaces, tabs and bytes above 0x7F is
+    accepted.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[bytes, bytes], Handler | None],
+        fallback: HTTPServerConnectionDelegate | None = None,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        body_limit: Callable[[bytes], int] | None = None,
+        on_answer: Callable[[Request, int], object] | None = None,
+        extra_header_lines: Callable[[Request], bytes] | None = None,
+        echo_headers: Collection[bytes] | None = None,
+        lenient: Callable[[bytes], bool] | None = None,
+    ) -> None:
+        self.find = find
+        self.fallback = fallback
+        self.limits = limits
+        self.body_limit = body_limit
+        self.on_answer = on_answer
+        self.extra_header_lines = extra_header_lines or _no_lines
+        self.echo_headers = echo_headers if extra_header_lines else ()
+        self.lenient = lenient
+        initials = {name[:1] for name in (b"expect", *(self.echo_headers or ()))}
+        self.watched_initials = frozenset(b"".join(initials) + b"".join(initials).upper())

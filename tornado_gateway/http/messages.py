@@ -1,0 +1,169 @@
+"""Requests and responses as values."""
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Protocol, final
+
+import orjson
+
+from tornado_gateway.gate import Gate
+
+JSON = b"application/json; charset=utf-8"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Page(Protocol):
+    """A request of the Tornado application, which streams its response: see `tornado_bridge`."""
+
+    def start(self) -> None:
+        """Hand the request over, once its turn has come."""
+
+    def client_closed(self) -> None:
+        """Report that the client has closed, or half-closed, its side."""
+
+
+@final
+class Request:
+    """One request, complete with its body. `headers` keep the client's order and spelling; `version` is "1.1" or "1.0".
+
+    A handler may set `gate`: its response is then held back until that gate opens. `wants_echo`: see `ServerOptions`.
+    `response` or `page` is set by the connection when the request waits for its turn.
+    """
+
+    __slots__ = (
+        "body",
+        "gate",
+        "headers",
+        "keep_alive",
+        "method",
+        "page",
+        "path",
+        "peer",
+        "query",
+        "response",
+        "version",
+        "wants_echo",
+    )
+
+    def __init__(
+        self,
+        method: bytes,
+        path: bytes,
+        query: bytes,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes = b"",
+        peer: str = "",
+        keep_alive: bool = True,
+        version: str = "1.1",
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.body = body
+        self.peer = peer
+        self.keep_alive = keep_alive
+        self.version = version
+        self.wants_echo = False
+        self.gate: Gate | None = None
+        self.response: Response | None = None
+        self.page: Page | None = None
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first value of a header, or None. `name` is in lower case."""
+        size = len(name)
+        for key, value in self.headers:
+            if len(key) == size and key.lower() == name:
+                return value
+        return None
+
+    def list_header(self, name: bytes) -> bytes:
+        """Join all lines of a header that is a list, in their order (RFC 9110, 5.3); b"" if it is absent.
+
+        Some proxies append a line instead of a value, as haproxy does with `option forwardfor`.
+        """
+        size = len(name)
+        return b", ".join([value for key, value in self.headers if len(key) == size and key.lower() == name])
+
+
+def split_target(target: bytes) -> tuple[bytes, bytes]:
+    """Split a request target into path and query. The host of an absolute form (`GET http://host/path`) is dropped."""
+    if not target.startswith((b"/", b"*")):
+        rest = target.partition(b"://")[2]
+        start = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
+        target = rest[start:] if rest[start : start + 1] == b"/" else b"/" + rest[start:]
+    path, _, query = target.partition(b"?")
+    return path, query
+
+
+@lru_cache(maxsize=256)
+def _status_line(status: int, content_type: bytes | None) -> bytes:
+    try:
+        reason = HTTPStatus(status).phrase
+    except ValueError:
+        reason = "Unknown"
+    line = f"HTTP/1.1 {status} {reason}\r\n".encode()
+    return line if content_type is None else b"%bContent-Type: %b\r\n" % (line, content_type)
+
+
+def header_lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+    if lines.count(b"\r") != len(headers) or lines.count(b"\n") != len(headers) or b"\0" in lines:
+        raise ValueError(f"line breaks in headers: {lines!r}")
+    return lines
+
+
+@final
+class Response:
+    """A response, encoded once and used for any number of requests. `content_type` None: no such header."""
+
+    __slots__ = ("_head", "body", "encoded", "status")
+
+    def __init__(
+        self,
+        status: int = 200,
+        body: bytes = b"",
+        content_type: bytes | None = JSON,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+    ) -> None:
+        self.status = status
+        if status in (204, 304):
+            # RFC 9110: no content, so no headers that describe it.
+            self.body = b""
+            self._head = _status_line(status, None)
+        else:
+            self.body = body
+            self._head = b"%bContent-Length: %d\r\n" % (_status_line(status, content_type), len(body))
+        if headers:
+            self._head += header_lines(tuple(headers))
+        self.encoded = b"%b\r\n%b" % (self._head, self.body)
+
+    def render(self, connection: bytes, is_head: bool) -> bytes:
+        """Return the bytes for a request other than plain HTTP/1.1 keep-alive; `connection` is b"" or a header line."""
+        return b"%b%b\r\n%b" % (self._head, connection, b"" if is_head else self.body)
+
+    def head(self, connection: bytes) -> bytes:
+        """Return the bytes of `render` without the body, for a body that is too large to be copied for each client."""
+        return b"%b%b\r\n" % (self._head, connection)
+
+
+def json_error(status: int, message: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> Response:
+    """Return an error in the one format of all errors: `{"status":0,"error":message}`."""
+    return Response(status, orjson.dumps({"status": 0, "error": message}), headers=headers)
+
+
+INTERNAL_ERROR = json_error(500, "internal error")
+NOT_FOUND = json_error(404, "not found")
+BAD_REQUEST = json_error(400, "malformed HTTP request")
+TIMEOUT = json_error(408, "the request took too long to arrive")
+HEAD_TOO_LARGE = json_error(431, "the request line and headers are too large")
+BODY_TOO_LARGE = json_error(413, "the request body is too large")
+BAD_EXPECTATION = json_error(417, "only 100-continue can be expected")
+NO_TUNNEL = json_error(405, "CONNECT is not served here")
+UNKNOWN_CODING = json_error(501, "the only transfer coding is chunked")
+UNKNOWN_VERSION = json_error(505, "only HTTP/1.1 and HTTP/1.0 are served here")
+CANCELLED = json_error(503, "the request was cancelled")
+OVERLOADED = json_error(503, "too many connections")
+
+Handler = Callable[[Request], Response | Awaitable[Response]]

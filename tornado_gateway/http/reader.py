@@ -1,0 +1,397 @@
+"""The reading half of a connection: bytes in, complete requests or one rejection out.
+
+Decisions that HTTP leaves open:
+
+- A head over its limit, request line included, is 431; malformed bytes are 400. Each ends the reading.
+- Bytes after a complete request that do not even begin with a method are dropped, and the reading ends without a
+  response: some SDKs leave a stray `Connection: close` behind their body.
+- llhttp rejects control characters, spaces and bytes above 0x7F in a request target; all else reaches the route. On
+  paths for which `lenient` is true, spaces, tabs and bytes above 0x7F in the query are then percent-encoded and the
+  line is read again (`request_line.py`), because PHP SDKs write such lines. Everything else stays rejected. After more
+  than `max_header_bytes` of pipelined requests without a pause the start of a line is not known, and it is rejected.
+- An `Upgrade` is ignored, as RFC 9110 allows: the request is served as if the header were not there.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, final
+
+import httptools
+
+from tornado_gateway.http import request_line
+from tornado_gateway.http.limits import CHUNK_OVERHEAD, SLICE_BYTES, ServerOptions
+from tornado_gateway.http.messages import (
+    BAD_EXPECTATION,
+    BAD_REQUEST,
+    BODY_TOO_LARGE,
+    HEAD_TOO_LARGE,
+    INTERNAL_ERROR,
+    NO_TUNNEL,
+    UNKNOWN_CODING,
+    UNKNOWN_VERSION,
+    Request,
+    Response,
+    header_lines,
+    split_target,
+)
+from tornado_gateway.http.request_ids import log_failure
+
+# The phases of reading; the order matters (`phase >= ENDED`: nothing more is read).
+IDLE: Final = 0
+HEAD: Final = 1
+BODY: Final = 2
+ENDED: Final = 3
+
+_SLASH: Final = 47  # of ASCII
+
+
+def _drop(request: Request) -> None:
+    pass
+
+
+class _RejectedError(Exception):
+    """Raised inside a parser callback to stop parsing: `response` is the last one that the client gets."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.status)
+        self.response = response
+
+
+@final
+class Reader:
+    """Parses what one client sends. The parser calls the methods that begin with `on_`.
+
+    The owner feeds slices of at most `slice_bytes` to `parser` while `phase` is below ENDED, passes exceptions to
+    `resume`, and calls `end_slice` if the slice has not ended between two requests. Complete requests go to `deliver`.
+    A `rejection` is the last response of the connection. If `continue_due`, the client holds the body back until it
+    gets 100 Continue.
+    """
+
+    __slots__ = (
+        "again",
+        "body",
+        "continue_due",
+        "deliver",
+        "expect",
+        "fields",
+        "head_headers",
+        "max_body",
+        "max_headers",
+        "options",
+        "parser",
+        "partial",
+        "peer",
+        "phase",
+        "rejection",
+        "remaining",
+        "seen_bytes",
+        "slice_bytes",
+        "url",
+        "version",
+        "wants_echo",
+        "watched_initials",
+    )
+
+    def __init__(self, options: ServerOptions, deliver: Callable[[Request], None]) -> None:
+        self.options = options
+        self.deliver = deliver
+        self.max_body = options.limits.max_body_bytes
+        self.max_headers = options.limits.max_headers
+        self.watched_initials = options.watched_initials
+        self.slice_bytes = min(SLICE_BYTES, options.limits.max_header_bytes)
+        self.parser: Any = httptools.HttpRequestParser(self)
+        self.peer = ""
+        self.phase: int = IDLE
+        self.version = ""
+        self.again: list[bytes] = []  # slices to be read next, the last one first
+        self.rejection: Response | None = None
+        # the message being read
+        self.url = b""
+        self.head_headers: list[tuple[bytes, bytes]] = []
+        self.fields = self.head_headers
+        self.body: bytes | bytearray = b""
+        self.expect: bytes | None = None
+        self.wants_echo = options.echo_headers is None
+        self.continue_due = False
+        self.seen_bytes = 0
+        # the beginning of the message that the last slice has left incomplete: see _since_boundary
+        self.partial: bytearray | None = None
+        self.remaining = -1
+
+    # --- Callbacks of the parser ---
+
+    def on_message_begin(self) -> None:
+        self.phase = HEAD
+        self.url = self.body = b""
+        self.fields = self.head_headers = []
+        self.seen_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name, value))
+        if name[0] in self.watched_initials:
+            self._note(name.lower(), value)
+
+    def _note(self, name: bytes, value: bytes) -> None:
+        """Note one of the few headers that matter before a handler asks for them."""
+        if self.fields is not self.head_headers:
+            return  # a trailer
+        echo_headers = self.options.echo_headers
+        if name == b"expect":
+            self.expect = value
+        elif echo_headers is not None and name in echo_headers:
+            self.wants_echo = True
+
+    def on_headers_complete(self) -> None:
+        self.phase = BODY
+        # A head that came in one slice cannot be too large.
+        if self.seen_bytes:
+            if self._head_size() > self.options.limits.max_header_bytes:
+                raise _RejectedError(HEAD_TOO_LARGE)
+            self.seen_bytes = 0
+        if len(self.fields) > self.max_headers:
+            raise _RejectedError(HEAD_TOO_LARGE)
+        if not self.version:
+            self.version = self.parser.get_http_version()
+
+    def on_chunk_header(self) -> None:
+        if self.fields is self.head_headers:
+            self._check_codings()
+        # Header fields that come from here on are trailers. They are read and dropped: merging them into the headers
+        # would let a body change the meaning of the head.
+        self.fields = []
+
+    def on_body(self, data: bytes) -> None:
+        if not self.body:
+            self.body = data
+        else:
+            if type(self.body) is bytes:
+                self.body = bytearray(self.body)
+            self.body += data
+        if len(self.body) > self.max_body:
+            self._check_body_size(len(self.body))
+
+    def on_message_complete(self) -> None:
+        parser = self.parser
+        if parser.should_upgrade():
+            return  # the parser raises HttpParserUpgrade next, see _without_upgrade
+        if self.expect is not None:
+            self._check_expectation()
+        if parser.should_keep_alive():
+            self.phase = IDLE
+            keep_alive = True
+            # Asking the parser costs a quarter of a microsecond. A client does not change its version on the way; if
+            # a proxy does, all that is lost is a needless or missing `Connection: keep-alive`.
+            version = self.version
+        else:
+            self.phase = ENDED
+            keep_alive = False
+            version = parser.get_http_version()
+            if version not in ("1.1", "1.0"):
+                raise _RejectedError(UNKNOWN_VERSION)
+        url = self.url
+        if url[0] == _SLASH:
+            path, _, query = url.partition(b"?")
+        else:
+            path, query = split_target(url)
+        body = self.body
+        if type(body) is not bytes:
+            body = bytes(body)
+        request = Request(parser.get_method(), path, query, self.head_headers, body, self.peer, keep_alive, version)
+        if self.wants_echo:
+            request.wants_echo = True
+            self.wants_echo = self.options.echo_headers is None
+        self.deliver(request)
+
+    # --- Slices ---
+
+    def read(self, data: bytes) -> None:
+        """Read a slice completely, limits included."""
+        self.again.append(data)
+        self._read_on()
+
+    def resume(self, error: Exception, data: bytes, started: int) -> None:
+        """Complete a slice in which the parser has stopped; `started` is the phase at its beginning."""
+        self._restart(error, data, started)
+        self.end_slice(data, started)
+        self._read_on()
+
+    def _read_on(self) -> None:
+        while self.again:
+            data = self.again.pop()
+            started = self.phase
+            if started >= ENDED:
+                self.again.clear()
+                return
+            try:
+                if data:
+                    self.parser.feed_data(data)
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+                self._restart(error, data, started)
+            self.end_slice(data, started)
+
+    def _restart(self, error: Exception, data: bytes, started: int) -> None:
+        """Prepare to read on after the parser has stopped, if that is possible."""
+        if isinstance(error, httptools.HttpParserUpgrade):
+            head = self._without_upgrade()
+            if head:
+                self.phase = IDLE
+                self.again.append(head + data[error.args[0] :])
+        else:
+            self._recover(error, data, started)
+
+    def end_slice(self, data: bytes, started: int) -> None:
+        """Apply the limits of a message that is not complete at the end of a slice."""
+        size = len(data)
+        if self.phase == HEAD:
+            self._remember(data, started)
+            # Of the first slice only what is known to belong to this head counts.
+            self.seen_bytes += size if self.seen_bytes else self._head_size()
+            if self.seen_bytes > self.options.limits.max_header_bytes:
+                self.reject(HEAD_TOO_LARGE)
+            return
+        self.partial = None
+        if self.phase == BODY:
+            try:
+                self._check_incomplete_body(size)
+            except _RejectedError as rejected:
+                self.reject(rejected.response)
+
+    def reject(self, response: Response) -> None:
+        """Read nothing more; `response` is the last one, after those of earlier requests."""
+        self.phase = ENDED
+        self.rejection = response
+
+    def end(self) -> None:
+        """Read nothing more."""
+        self.phase = ENDED
+        self.rejection = None
+
+    def release(self) -> None:
+        """Break the reference cycles with the parser and the connection."""
+        self.parser = None
+        self.deliver = _drop
+
+    def rejected_request(self) -> Request:
+        """Return what is known of the request that has been rejected."""
+        path, query = split_target(self.url) if self.url else (b"", b"")
+        request = Request(b"", path, query, self.head_headers, b"", self.peer, False)
+        request.wants_echo = self.wants_echo
+        return request
+
+    # --- Limits ---
+
+    def _check_incomplete_body(self, size: int) -> None:
+        self.remaining -= size
+        if not self.seen_bytes:
+            self.continue_due = False
+            announced = Request(b"", b"", b"", self.head_headers).header(b"content-length")
+            self.remaining = -1 if announced is None else int(announced) - len(self.body)
+            if announced is not None and int(announced) > self.max_body:
+                self._check_body_size(int(announced))
+            if self.expect is not None:
+                self._check_expectation()
+                self.continue_due = self.parser.get_http_version() == "1.1"
+        self.seen_bytes += size
+        overhead = self.seen_bytes - len(self.body)
+        if overhead > self.options.limits.max_header_bytes + self.slice_bytes + CHUNK_OVERHEAD * len(self.body):
+            raise _RejectedError(BODY_TOO_LARGE)
+
+    def _check_body_size(self, size: int) -> None:
+        override = self.options.body_limit
+        if override is None or size > override(split_target(self.url)[0]):
+            raise _RejectedError(BODY_TOO_LARGE)
+
+    def _check_expectation(self) -> None:
+        expect, self.expect = self.expect, None
+        if expect is not None and expect.lower() != b"100-continue":
+            raise _RejectedError(BAD_EXPECTATION)
+
+    def _check_codings(self) -> None:
+        codings = Request(b"", b"", b"", self.head_headers).header(b"transfer-encoding") or b""
+        if codings.strip().lower() != b"chunked":
+            raise _RejectedError(UNKNOWN_CODING)
+        if self.parser.get_http_version() != "1.1":
+            # RFC 9112 6.1: HTTP/1.0 has no chunks, so an intermediary is faulty
+            raise _RejectedError(BAD_REQUEST)
+
+    def _head_size(self) -> int:
+        return 1 + len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.head_headers)
+
+    # --- Heads that are read again ---
+
+    def _without_upgrade(self) -> bytes:
+        """Return the head just read without Upgrade: the parser takes the following bytes for another protocol."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self.reject(NO_TUNNEL)
+            return b""
+        headers = [header for header in self.head_headers if header[0].lower() != b"upgrade"]
+        line = b"%b %b HTTP/%b\r\n" % (method, self.url, self.parser.get_http_version().encode())
+        self.parser = httptools.HttpRequestParser(self)
+        return line + header_lines(headers) + b"\r\n"
+
+    def _since_boundary(self, data: bytes, started: int) -> bytes | None:
+        """Return the bytes from the last known start of a message to the end of a slice; None if none is known."""
+        if started == IDLE:
+            return data
+        if started == HEAD:
+            return None if self.partial is None else bytes(self.partial) + data
+        return data[self.remaining :] if self.remaining >= 0 else None
+
+    def _remember(self, data: bytes, started: int) -> None:
+        """Keep, at the end of a slice, what is needed if the next one turns out to end a rejected line."""
+        if self.options.lenient is None:
+            return
+        if started == HEAD and self.partial is not None:
+            self.partial += data
+            if len(self.partial) > self.options.limits.max_header_bytes + self.slice_bytes:
+                self.partial = None
+        else:
+            known = self._since_boundary(data, started)
+            self.partial = None if known is None else bytearray(known)
+
+    def _recover(self, error: Exception, data: bytes, started: int) -> None:
+        """Read a rejected request line again, leniently; fail if the parser has rejected something else."""
+        line = self._rejected_line(error, data, started)
+        lenient = self.options.lenient
+        path = None if line is None else request_line.path_of(line)
+        if line is None or path is None or lenient is None or not lenient(path):
+            self._fail(error)
+            return
+        line, end, rest = line.partition(b"\n")
+        if not end:
+            self.parser = request_line.PendingLine(line)
+            self.url = line.partition(b" ")[2]
+            return
+        encoded = request_line.encoded(line)
+        if encoded is None:
+            self._fail(error)
+            return
+        self.parser = httptools.HttpRequestParser(self)
+        self.phase = IDLE
+        self.again += (rest, encoded)
+
+    def _rejected_line(self, error: Exception, data: bytes, started: int) -> bytes | None:
+        """Return the rejected request line, as far as it has arrived, and all behind it; None for other errors."""
+        if isinstance(self.parser, request_line.PendingLine):
+            return bytes(self.parser.data)
+        if self.phase != HEAD or self.head_headers or isinstance(error, httptools.HttpParserCallbackError):
+            return None
+        known = None if self.options.lenient is None else self._since_boundary(data, started)
+        start = None if known is None else request_line.start_of_rejected_line(known)
+        return None if known is None or start is None else known[start:]
+
+    def _fail(self, error: Exception) -> None:
+        """End the reading after a final error of the parser."""
+        cause = error.__context__
+        if isinstance(cause, _RejectedError):
+            self.reject(cause.response)
+        elif isinstance(error, httptools.HttpParserCallbackError):
+            log_failure(Request(self.parser.get_method(), *split_target(self.url), self.head_headers), cause)
+            self.reject(INTERNAL_ERROR)
+        elif self.phase == ENDED or (self.version and not self.url):
+            self.phase = ENDED  # stray bytes after a complete request
+        else:
+            self.reject(BAD_REQUEST)

@@ -1,0 +1,101 @@
+"""The ids that clients give their requests; failed requests, their log lines and responses."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+
+from tornado_gateway.errors import RequestError
+from tornado_gateway.http.messages import CANCELLED, INTERNAL_ERROR, Request, Response, json_error
+
+logger = logging.getLogger(__name__)
+
+LOGGED_PATH = 200  # characters of a path in a log line; a path can have 64 KB
+_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_TRACE_PARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
+
+Answered = Callable[[Request, int], None]
+HeaderLines = Callable[[Request], bytes]
+
+
+def request_id(request: Request) -> bytes | None:
+    """Return the client's id of a request: X-Request-Id, else the trace id of `traceparent`; None if not valid."""
+    trace = None
+    for name, value in request.headers:
+        size = len(name)
+        if size == 12 and name.lower() == b"x-request-id":
+            return value if _ID.fullmatch(value) else None
+        if size == 11 and name.lower() == b"traceparent":
+            trace = value
+    found = None if trace is None else _TRACE_PARENT.fullmatch(trace)
+    return None if found is None else found[1]
+
+
+def log_fields(request: Request) -> dict[str, str | None]:
+    """Return the id of a failed request, as `extra` of its log line."""
+    found = request_id(request)
+    return {"request_id": None if found is None else found.decode("ascii")}
+
+
+def log_failure(request: Request, error: BaseException | None) -> None:
+    """Log an unexpected error of a request, without the query, which may hold a key."""
+    path = ascii(request.path[:LOGGED_PATH].decode("latin-1"))[1:-1]
+    method = request.method.decode("latin-1")
+    logger.error("Unhandled error in %s %s", method, path, exc_info=error, extra=log_fields(request))
+
+
+def failure_response(error: Exception) -> Response:
+    """Return the response in the place of those that a failed gate held back."""
+    status: int = getattr(error, "status", 500)
+    return json_error(status, str(error))
+
+
+def error_response(request: Request, error: BaseException) -> Response:
+    """Return the response for an exception of a handler. It does not wait for a gate: nothing was promised."""
+    request.gate = None
+    if isinstance(error, RequestError):
+        return json_error(error.status, str(error))
+    if isinstance(error, asyncio.CancelledError):
+        return CANCELLED
+    log_failure(request, error)
+    return INTERNAL_ERROR
+
+
+def outcome(request: Request, task: asyncio.Future[Response]) -> Response:
+    """Return the response of a handler's awaitable, even if it has failed."""
+    try:
+        response: object = task.result()
+    except (Exception, asyncio.CancelledError) as error:
+        return error_response(request, error)
+    if isinstance(response, Response):
+        return response
+    return error_response(request, TypeError(f"a handler must return a Response, not {response!r}"))
+
+
+class Tracing:
+    """Returns ids to the clients that sent them, on data routes, beside the header lines of `more` (CORS).
+
+    `echo_headers` are the headers of requests that get header lines; None: all do.
+    """
+
+    def __init__(self, more: HeaderLines | None) -> None:
+        self.echo_headers = frozenset({b"x-request-id", b"traceparent"}) if more is None else None
+        self._more = more
+
+    def header_lines(self, request: Request) -> bytes:
+        lines = b"" if self._more is None else self._more(request)
+        found = request_id(request)
+        return lines if found is None else b"%bX-Request-Id: %b\r\n" % (lines, found)
+
+    def noting(self, answered: Answered) -> Answered:
+        """With LOG_LEVEL=DEBUG, log a line for each request, without the query, which contains the SDK key."""
+        if not logger.isEnabledFor(logging.DEBUG):
+            return answered
+
+        def noted(request: Request, status: int) -> None:
+            answered(request, status)
+            found = request_id(request) or b"-"
+            method, path = request.method.decode("latin-1"), request.path.decode("latin-1")
+            logger.debug("%s %s %d [request %s]", method, path, status, found.decode())
+
+        return noted

@@ -1,0 +1,222 @@
+"""One server and its connections: listening, accepting, time-outs, draining.
+
+A slow head or body is 408 and closes the connection.
+"""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tornado_gateway.http.connection import Activity, Connection
+from tornado_gateway.http.limits import ServerOptions
+from tornado_gateway.http.messages import TIMEOUT
+from tornado_gateway.http.reader import HEAD, IDLE
+
+logger = logging.getLogger(__name__)
+
+CHECK_SECONDS = 0.01  # between two checks of the requests in flight while the server stops
+
+
+class Server:
+    """Listens on one address, and stops without losing a request."""
+
+    def __init__(self, options: ServerOptions, ssl_context: ssl.SSLContext | None = None) -> None:
+        self.options = options
+        self.activity = Activity()
+        self.port = 0
+        self.stopping = False
+        self._ssl_context = ssl_context
+        self._listener: asyncio.Server | None = None
+        self._backlog: socket.socket | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def connections(self) -> int:
+        """The number of connected clients."""
+        return len(self.activity.clients)
+
+    @property
+    def in_flight(self) -> int:
+        """The number of requests received and without a response yet."""
+        return sum(len(c.queue) + len(c.waiting) for c in (*self.activity.clients, *self.activity.orphans))
+
+    def _new_connection(self) -> Connection:
+        return Connection(self.options, self.activity, self.stopping)
+
+    async def listen(
+        self, host: str = "", port: int = 0, *, reuse_port: bool = False, sock: socket.socket | None = None
+    ) -> None:
+        """Accept connections on an address (`""`: on all of them), or on a bound socket, which is then ours."""
+        if sock is None:
+            sock = _bind(host, port, reuse_port)
+        self.port = sock.getsockname()[1]
+        # The second descriptor keeps the kernel's queue of new connections alive while stop() empties it.
+        self._backlog = sock.dup()
+        self._backlog.setblocking(False)
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._new_connection, sock=sock, backlog=4096, **self._tls_options()
+        )
+        self._sweep()
+
+    def _tls_options(self) -> dict[str, Any]:
+        if self._ssl_context is None:
+            return {}
+        return {
+            "ssl": self._ssl_context,
+            "ssl_handshake_timeout": self.options.limits.header_seconds,
+            "ssl_shutdown_timeout": self.options.limits.linger_seconds,
+        }
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        limits = self.options.limits
+        shortest = min(
+            limits.header_seconds,
+            limits.body_seconds,
+            limits.keep_alive_seconds,
+            limits.write_seconds,
+            limits.linger_seconds,
+        )
+        self._timer = loop.call_later(min(1.0, shortest / 4), self._sweep)
+        now = loop.time()
+        for connection in tuple(self.activity.clients):
+            check_progress(connection, now)
+
+    async def stop(self, deadline_seconds: float) -> bool:
+        """Stop without losing a request that has reached this machine. Return True if all got their response in time.
+
+        1. Accept what the kernel has accepted already, then close the listening socket.
+        2. Let the loop read what lies in the sockets' buffers.
+        3. From now on the last response of each connection says `Connection: close`. Idle connections stay for
+           `drain_seconds`, because a request may be on its way; then they are closed. That time is counted in turns
+           of the loop, each of which reads what has arrived: a process that was suspended has read nothing meanwhile.
+        4. Wait for the requests in flight, then a moment for the peers to close.
+        5. At the deadline, cancel and abort what is left.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + deadline_seconds
+        await self._close_listener()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.stopping = True
+        for connection in self.activity.clients:
+            connection.stopping = True
+        quiet_checks: dict[Connection, int] = {}
+        await self._until(lambda: self._close_quiet(quiet_checks), deadline)
+        is_finished = not self._is_busy()
+        await self._until(
+            lambda: not self.activity.clients, min(deadline, loop.time() + self.options.limits.drain_seconds)
+        )
+        await self._abort()
+        if self._timer is not None:
+            self._timer.cancel()
+        return is_finished
+
+    async def _close_listener(self) -> None:
+        if self._listener is None or self._backlog is None:
+            return
+        # asyncio loses a connection that it has accepted but not set up when its listener closes. So it
+        # first stops accepting, then gets a turn for accepted ones. uvloop sets up at once and has no reader here.
+        sockets: Iterable[Any] = getattr(self._listener, "sockets")  # noqa: B009 - typed as a tuple, with uvloop a list
+        for listening in sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        self._listener.close()
+        await asyncio.sleep(0)
+        try:
+            while True:
+                self._adopt(self._backlog.accept()[0])
+        except OSError:  # mostly BlockingIOError: no more
+            self._backlog.close()
+
+    def _adopt(self, accepted: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        connecting = loop.connect_accepted_socket(self._new_connection, accepted, **self._tls_options())
+        task = loop.create_task(connecting)
+        self.activity.tasks.add(task)
+        task.add_done_callback(self._adopted)
+
+    def _adopted(self, task: asyncio.Future[Any]) -> None:
+        self.activity.tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.debug("a client left while it was connecting: %r", task.exception())
+
+    def _close_quiet(self, quiet_checks: dict[Connection, int]) -> bool:
+        """Close the connections that have been idle for long enough. Return True if there were no others."""
+        for connection in tuple(self.activity.clients):
+            checks = quiet_checks.get(connection, 0)
+            if connection.is_busy():
+                quiet_checks.pop(connection, None)
+            elif checks * CHECK_SECONDS >= self.options.limits.drain_seconds:
+                connection.linger()
+            else:
+                quiet_checks[connection] = checks + 1
+        return not self._is_busy() and all(connection.is_lingering for connection in self.activity.clients)
+
+    def _is_busy(self) -> bool:
+        return bool(
+            self.activity.tasks
+            or self.activity.orphans
+            or any(connection.is_busy() for connection in self.activity.clients)
+        )
+
+    async def _until(self, condition: Callable[[], bool], deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        while not condition() and loop.time() < deadline:
+            await asyncio.sleep(CHECK_SECONDS)
+
+    async def _abort(self) -> None:
+        for task in tuple(self.activity.tasks):
+            task.cancel()
+        for connection in tuple(self.activity.clients):
+            if connection.is_busy():
+                connection.output.abort()
+            else:
+                connection.output.close()
+        await asyncio.sleep(0)
+
+
+def check_progress(connection: Connection, now: float) -> None:
+    """Close a connection if nothing has changed for too long."""
+    reader, output = connection.reader, connection.output
+    buffered = output.buffered()
+    if buffered:
+        # The kernel takes more only when a large part of its buffer, up to 4 MB, is free: progress is seen there.
+        buffered += output.unacknowledged()
+    phase = reader.phase + connection.is_lingering
+    before, headers, buffered_before = connection.last_progress
+    responding = connection.queue and not buffered
+    if before != phase or headers is not reader.head_headers or buffered_before != buffered or responding:
+        connection.last_progress = (phase, reader.head_headers, buffered)
+        connection.since = now
+    else:
+        _expire(connection, now - connection.since, buffered)
+
+
+def _expire(connection: Connection, age: float, buffered: int) -> None:
+    """Apply the time-outs to a connection without progress for `age` seconds."""
+    limits, phase = connection.options.limits, connection.reader.phase
+    if buffered:
+        if age > limits.write_seconds:
+            connection.output.abort()
+    elif phase == IDLE:
+        if age > limits.keep_alive_seconds:
+            connection.linger()
+    elif connection.is_lingering:
+        if age > limits.linger_seconds:
+            connection.output.close()
+    elif age > (limits.header_seconds if phase == HEAD else limits.body_seconds):
+        connection.reject(TIMEOUT)
+
+
+def _bind(host: str, port: int, reuse_port: bool) -> socket.socket:
+    if not host and socket.has_dualstack_ipv6():
+        return socket.create_server(
+            ("", port), family=socket.AF_INET6, backlog=4096, reuse_port=reuse_port, dualstack_ipv6=True
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=4096, reuse_port=reuse_port)
