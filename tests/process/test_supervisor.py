@@ -19,6 +19,7 @@ from process import SAMPLE_SETTINGS, is_running
 from tornado_gateway.config import Config
 from tornado_gateway.process import supervisor
 
+HELPERS = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # this file is also a program
 SECONDS = 60.0  # for anything that is bound to happen; nothing is expected to take long
 
 
@@ -167,7 +168,7 @@ class Parent:
         arguments = [str(self.path), behaviour, str(count), str(self.port), *seconds]
         command = [*wrapper, sys.executable, __file__, *arguments]
         with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(command, stderr=log, stdout=log, env=os.environ | (environment or {}))
+            self.process = subprocess.Popen(command, stderr=log, stdout=log, env=HELPERS | (environment or {}))
 
     def __enter__(self):
         return self
