@@ -1,5 +1,6 @@
 """The documents say what there is, no less and no more."""
 
+import ast
 import inspect
 import re
 from unittest.mock import MagicMock
@@ -43,3 +44,29 @@ def test_the_documents_name_only_options_that_exist():
     for name in ("endpoints", "sdks"):
         text = (ROOT / "docs" / f"{name}.md").read_text()
         assert set(re.findall(r"`([A-Z][A-Z_]+_[A-Z_]+)(?:=[^`]*)?`", text)) <= known
+
+
+def architecture():
+    return (ROOT / "docs" / "architecture.md").read_text()
+
+
+def functions_in(path):
+    tree = ast.parse((ROOT / "tornado_gateway" / path).read_text(encoding="utf-8"))
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+
+
+def test_each_step_of_the_architecture_names_a_file_and_a_function_that_exist():
+    paths = architecture().split("## Four paths")[1].split("\n## ")[0]
+    steps = re.findall(r"^\d+\. .*(?:\n {3}.*)*", paths, re.MULTILINE)
+    assert len(steps) > 20
+    for step in steps:
+        named = re.findall(r"`([a-z_/]+\.py)`\s+`(\w+)`", step)
+        assert named, step
+        for path, function in named:
+            assert function in functions_in(path), f"{path} has no {function}"
+
+
+def test_the_architecture_shows_every_package():
+    rooms = {path.parent.name for path in (ROOT / "tornado_gateway").glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `(\w+)/` \|", architecture(), re.MULTILINE)) == rooms
