@@ -201,8 +201,13 @@ def test_f1_commands_of_another_user_say_why_they_cannot_read_the_token():
 
 
 def run_as_other_user(data_dir, arguments):
+    """Run a command. All modules are loaded before, because that user may not be able to read this directory."""
     script = f"""
-import os, sys
+import importlib, os, pkgutil, sys
+import tornado_gateway
+for module in pkgutil.walk_packages(tornado_gateway.__path__, "tornado_gateway."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
 from tornado_gateway.cli.main import main
 os.setgroups([]); os.setgid({OTHER_USER}); os.setuid({OTHER_USER})
 sys.exit(main({arguments!r}))"""
