@@ -103,6 +103,10 @@ class RetryQueue:
     def pop(self) -> Part:
         return heapq.heappop(self._entries)[2]
 
+    def make_due(self) -> None:
+        """Let all parts be due at once, in their order, because the reason for their delays is gone."""
+        self._entries = [(0.0, number, part) for number, (_, _, part) in enumerate(sorted(self._entries, key=_due))]
+
     @property
     def unexplained(self) -> int:
         """The number of parts whose failures may be due to upstream as a whole."""
@@ -112,6 +116,10 @@ class RetryQueue:
     def due(self) -> float:
         """When the first part is due; infinity if there is none."""
         return self._entries[0][0] if self._entries else float("inf")
+
+
+def _due(entry: tuple[float, int, Part]) -> tuple[float, int]:
+    return entry[:2]
 
 
 def pack(chunks: Iterable[Chunk], most_events: int) -> list[list[Chunk]]:

@@ -435,6 +435,8 @@ class Flusher:
     def _succeeded(self, events: NewChunk) -> None:
         if self.last.failing_since is not None:
             self._log.error("delivered", "event delivery resumed after %.0f s", time.time() - self.last.failing_since)
+        if self._pauses:  # an outage is over, and its failures say nothing about the parts that wait for a retry
+            self._retries.make_due()
         self._successes[events.identity] += 1
         self._succeeded_at = asyncio.get_running_loop().time()
         self._reset_failures()
