@@ -1,14 +1,36 @@
-"""Says which build the tests in this process are about: scripts/test runs some of them for both."""
+"""Says which build the tests in this process are about (scripts/test runs some of them for both), and makes the
+compiled one if a test that was selected needs it."""
 
 import os
+import subprocess
 from pathlib import Path
 
-from process import COMPILED, IS_COMPILED
+import pytest
+from process import COMPILED, ROOT, is_compiled
 
 from tornado_gateway import version
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--compile", action="store_true", help="run scripts/compile if a selected test needs its result")
 
 
 def pytest_report_header() -> str:
     if Path(os.environ.get("PYTHONPATH", "/")) == COMPILED:
         assert version.IS_COMPILED, "a compiled build was asked for"
-    return f"in this process: {version.BUILD}; processes of the gateway: {'compiled' if IS_COMPILED else 'pure Python'}"
+    return f"in this process: {version.BUILD}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if session.config.option.compile and any(item.get_closest_marker("compiled") for item in session.items):
+        subprocess.run([ROOT / "scripts" / "compile"], check=True)
+
+
+def pytest_report_collectionfinish() -> str:
+    return f"processes of the gateway: {'compiled' if is_compiled() else 'pure Python'}"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("compiled") and not is_compiled():
+        pytest.skip("there is no current build/compiled: see scripts/compile")

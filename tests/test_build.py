@@ -9,13 +9,13 @@ from unittest.mock import patch
 import pytest
 from ledger import acknowledged, arrived, visitor_requests
 from load import Load
-from process import COMPILED, IS_COMPILED, ROOT, SAMPLE_SETTINGS, Gateway, sample_document
+from process import COMPILED, ROOT, SAMPLE_SETTINGS, Gateway, sample_document
 from test_crash import kill_after
 from vendor import Vendor
 
 from tornado_gateway import __version__
 
-needs_compiled = pytest.mark.skipif(not IS_COMPILED, reason="there is no current build/compiled: see scripts/compile")
+needs_compiled = pytest.mark.compiled
 BUILDS = {"pure Python": ROOT, "compiled": COMPILED}
 both_builds = pytest.mark.parametrize("build", ["pure Python", pytest.param("compiled", marks=needs_compiled)])
 

@@ -120,3 +120,68 @@ def test_run_installs_the_gateway_only_and_only_once(clone, tmp_path):
     assert size < 120 << 20
     second = run(clone, "scripts/run", "--help", **environment)
     assert (second.returncode, second.stderr) == (0, "")
+
+
+# scripts/test, with programs in the place of all that it calls, which write down how they were called
+
+
+@pytest.fixture
+def called(clone):
+    """Run scripts/test in the clone; returns its exit code and the calls that it made, in order."""
+    for name in ("scripts/setup", "scripts/compile", ".venv/bin/python"):
+        path = clone / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_program(path.parent, path.name, f'echo "$PYTHONPATH {name} $*" >> "$CALLS"; [ "$*" != "$FAILS" ]')
+
+    def call(*arguments, fails="nothing"):
+        calls = clone / "calls"
+        calls.unlink(missing_ok=True)
+        (clone / "build").mkdir(exist_ok=True)
+        result = run(clone, "scripts/test", *arguments, PYTHONPATH="", CALLS=str(calls), FAILS=fails)
+        return result.returncode, [line.replace(f"{clone}/", "").strip() for line in calls.read_text().splitlines()]
+
+    return call
+
+
+PYTEST = ".venv/bin/python -m pytest --durations=10"
+EVERYTHING = f"{PYTEST} -n 3 --dist loadfile --no-loadscope-reorder"
+
+
+def test_tests_that_are_given_are_compiled_by_pytest_if_at_all(called):
+    expected = ["scripts/setup", f"{PYTEST} --compile tests/test_backoff.py -k x"]
+    assert called("tests/test_backoff.py", "-k", "x") == (0, expected)
+    assert called("-k", "x", fails="-m pytest --durations=10 --compile -k x")[0] == 1
+
+
+def test_all_tests_run_in_both_builds(called):
+    code, calls = called()
+    assert (code, calls[:2]) == (0, ["scripts/compile", "scripts/compile --check"])
+    (compiled,) = (line for line in calls[2:] if line.startswith("build/compiled "))
+    assert f"{PYTEST} -p no:cacheprovider -q tests/core tests/http" in compiled
+    assert sorted(calls[2:]) == sorted([compiled, EVERYTHING])
+    assert called(fails=compiled.partition("python ")[2])[0] == 1
+    assert called(fails=EVERYTHING.partition("python ")[2])[0] == 1
+
+
+def test_without_a_compiler_there_is_one_build(called):
+    assert called(fails="--check") == (0, ["scripts/compile", "scripts/compile --check", EVERYTHING])
+
+
+def test_only_what_is_compiled(called):
+    code, calls = called("--compiled", "tests/http/test_fields.py")
+    assert code == 0
+    expected = f"build/compiled {PYTEST} -p no:cacheprovider tests/http/test_fields.py"
+    assert calls == ["scripts/compile", expected]
+
+
+@pytest.mark.parametrize(
+    ("selected", "compiles"),
+    [("tests/test_backoff.py", False), ("tests/test_build.py", True), ("tests/test_build.py -k beside", False)],
+)
+def test_only_tests_of_the_compiled_build_make_it(clone, selected, compiles):
+    shutil.copytree(ROOT / "tests", clone / "tests", ignore=shutil.ignore_patterns("node_modules", "data"))
+    make_program(clone / "scripts", "compile", '[ "$*" = --check ] || touch made')
+    options = ["--collect-only", "-q", "--compile", *selected.split()]
+    result = run(clone, sys.executable, "-m", "pytest", *options)
+    assert result.returncode == 0, result.stdout
+    assert (clone / "made").exists() == compiles

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from process import SAMPLE_SETTINGS, is_running
 
 from tornado_gateway.config import Config
@@ -125,11 +126,6 @@ def be_the_parent(path, behaviour, count, port, stop_seconds, start_seconds, sil
 
 
 # ---- The tests' view of it -------------------------------------------------------------------------------------------
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def is_alive(pid):

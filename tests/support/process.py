@@ -1,9 +1,9 @@
 """A real gateway process, started and ended by a test."""
 
+import functools
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Any, Self
 
 import orjson
+from ports import free_port
 
 ROOT = Path(__file__).parents[2]
 SECRETS = ("SDK_KEY", "REDIS_PASSWORD", "MAXMIND_LICENSE_KEY", "ADMIN_TOKEN", "WEBHOOK_TOKEN")
 PATIENCE_SECONDS = 60.0  # for anything that is bound to happen, however slow the machine is
 SHORTEST_SECRET = 4  # what the gateway masks
 COMPILED = ROOT / "build" / "compiled"  # made by scripts/compile
-IS_COMPILED = subprocess.run([ROOT / "scripts" / "compile", "--check"], stdout=subprocess.DEVNULL).returncode == 0
 SAMPLE_SETTINGS = ROOT / "conf" / "sample-settings.json"
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+@functools.cache
+def is_compiled() -> bool:
+    """Whether there is a compiled build of the sources as they are; first asked when all tests are known."""
+    return subprocess.run([ROOT / "scripts" / "compile", "--check"], stdout=subprocess.DEVNULL).returncode == 0
 
 
 def sample_document() -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Gateway:
         self.data_dir = data_dir
         self._environment = {
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(COMPILED if IS_COMPILED else ROOT),
+            "PYTHONPATH": str(COMPILED if is_compiled() else ROOT),
             "PYTHONSAFEPATH": "1",  # not what is in the current directory
             "HOST": "127.0.0.1",
             "PORT": str(self.port),

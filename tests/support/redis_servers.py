@@ -14,18 +14,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from ports import free_port
 
 REDIS_SERVER = shutil.which("redis-server") or ""
 START_SECONDS = 60  # far more than any start takes
 MASTER = "gateway"
 SLOTS = 16384
 needs_redis_server = pytest.mark.skipif(not REDIS_SERVER, reason="redis-server is not installed")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 class RedisServer:
