@@ -580,6 +580,7 @@ class MaxMind:
         self.storage: str | None = None  # where downloads are redirected to
         self.requests: list[Any] = []
         self.url = ""
+        self.may_finish = asyncio.Event()  # the answers of /slow
 
     def asked(self, path: str) -> list[Any]:
         return [request for request in self.requests if request.uri.startswith(path)]
@@ -626,7 +627,7 @@ class SlowHandler(RequestHandler):
         archive = self.settings["maxmind"].archive
         self.write(archive[:1000])
         await self.flush()
-        await asyncio.sleep(0.2)
+        await self.settings["maxmind"].may_finish.wait()
         self.finish(archive[1000:])
 
 
@@ -877,7 +878,8 @@ def test_an_abandoned_download_leaves_nothing(tmp_path, caplog):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.sleep(0.4)  # the rest arrives
+        maxmind.may_finish.set()
+        await asyncio.sleep(0.2)  # the rest arrives
         assert visible(tmp_path) == set()
 
     visit(tmp_path, test)

@@ -181,7 +181,7 @@ class StalledDisk:
 
 async def test_a_commit_that_stalls_is_reported_and_releases_its_responses(store, caplog):
     disk = StalledDisk(store)
-    queue = await started_queue(disk, commit_seconds=0.05)
+    queue = await started_queue(disk, commit_seconds=2)
     decision, event = queue.append_impressions(documents(1), 1), queue.append(documents(2), 1)
     await asyncio.sleep(0)
     await opened(decision)
@@ -203,7 +203,7 @@ async def test_a_commit_that_stalls_is_reported_and_releases_its_responses(store
 
 async def test_events_that_arrived_behind_a_stalled_commit_are_released_too(store):
     disk = StalledDisk(store)
-    queue = await started_queue(disk, commit_seconds=0.2)
+    queue = await started_queue(disk, commit_seconds=2)
     queue.append(documents(1), 1)
     await until(lambda: queue._committing is not None)
     decision, event = queue.append_impressions(documents(2), 1), queue.append(documents(3), 1)

@@ -72,8 +72,8 @@ def test_slow_body(serve, framing):
 
 
 def test_slow_handler_is_not_a_slow_client(serve):
-    quick = QUICK._replace(keep_alive_seconds=0.5, header_seconds=0.5, body_seconds=0.5, write_seconds=0.5)
-    client = serve(limits=quick).connect().send(get("/async?1.5"))
+    quick = QUICK._replace(keep_alive_seconds=1, header_seconds=1, body_seconds=1, write_seconds=1)
+    client = serve(limits=quick).connect().send(get("/async?2.5"))
     assert client.answer().body == b'"async"'
     client.assert_closed()
 

@@ -442,7 +442,7 @@ async def test_plain_text_to_a_tls_port_fails_in_time(tmp_path):
 @pytest.mark.parametrize("password", [None, "secret"])
 async def test_sentinels_lead_to_the_new_master(tmp_path, password):
     passwords = {"requirepass": password, "masterauth": password} if password else {}
-    with behind_sentinels(tmp_path, **passwords) as redis:
+    with behind_sentinels(tmp_path, silent_ms=500, **passwords) as redis:
         master, replica = redis.servers
         config = Config(**redis.options, redis_password=password, socket_timeout_seconds=2)
         async with Opened(open_redis(redis_options(config), "1", "one", alive_seconds=1.0)) as store:
@@ -489,7 +489,7 @@ async def works_on(redis, store):
 
 
 async def test_a_cluster_that_lost_a_node_says_so_and_recovers(tmp_path):
-    with cluster(tmp_path) as redis:
+    with cluster(tmp_path, silent_ms=1000) as redis:
         config = Config(**redis.options, socket_timeout_seconds=2)
         async with Opened(open_redis(redis_options(config), "1", "one", alive_seconds=60)) as store:
             owner = await works_on(redis, store)

@@ -18,6 +18,7 @@ from ports import free_port
 
 REDIS_SERVER = shutil.which("redis-server") or ""
 START_SECONDS = 60  # far more than any start takes
+PATIENCE_MS = 5000  # with servers on a loaded machine; a cluster with more takes longer to start
 MASTER = "gateway"
 SLOTS = 16384
 needs_redis_server = pytest.mark.skipif(not REDIS_SERVER, reason="redis-server is not installed")
@@ -163,8 +164,11 @@ def tls(directory: Path) -> Iterator[Deployment]:
 
 
 @contextmanager
-def behind_sentinels(directory: Path, **options: Any) -> Iterator[Deployment]:
-    """A master, a replica and three Sentinels; one of those that the gateway is told of does not exist."""
+def behind_sentinels(directory: Path, silent_ms: int = PATIENCE_MS, **options: Any) -> Iterator[Deployment]:
+    """A master, a replica and three Sentinels; one of those that the gateway is told of does not exist.
+
+    A master that is silent for `silent_ms` loses its role: few are for tests of that alone.
+    """
     options |= {"repl_diskless_sync_delay": 0}
     with ExitStack() as stack:
         master = stack.enter_context(RedisServer(directory / "0", **options))
@@ -172,7 +176,7 @@ def behind_sentinels(directory: Path, **options: Any) -> Iterator[Deployment]:
         wait_until(lambda: b"master_link_status:up" in replica.command("INFO", "replication"))
         lines = [
             f"sentinel monitor {MASTER} 127.0.0.1 {master.port} 2",
-            f"sentinel down-after-milliseconds {MASTER} 500",
+            f"sentinel down-after-milliseconds {MASTER} {silent_ms}",
             f"sentinel failover-timeout {MASTER} 3000",
         ]
         passwords = {"requirepass": master.password} if master.password else {}
@@ -196,13 +200,13 @@ def _sentinel_knows(sentinel: RedisServer, replicas: int, sentinels: int) -> boo
 
 
 @contextmanager
-def cluster(directory: Path) -> Iterator[Deployment]:
-    """Three masters with a third of the slots each."""
+def cluster(directory: Path, silent_ms: int = PATIENCE_MS) -> Iterator[Deployment]:
+    """Three masters with a third of the slots each. The cluster is down when one is silent for `silent_ms`."""
     with ExitStack() as stack:
         buses = [free_port() for _ in range(3)]
         nodes = [
             stack.enter_context(
-                RedisServer(directory / str(i), cluster_enabled="yes", cluster_node_timeout=1000, cluster_port=bus)
+                RedisServer(directory / str(i), cluster_enabled="yes", cluster_node_timeout=silent_ms, cluster_port=bus)
             )
             for i, bus in enumerate(buses)
         ]
