@@ -6,18 +6,13 @@ import subprocess
 import sys
 from unittest.mock import patch
 
-import pytest
+from builds import BUILDS, both_builds, needs_compiled
 from ledger import acknowledged, arrived, visitor_requests
-from load import Load
+from load import Load, kill_after
 from process import COMPILED, ROOT, SAMPLE_SETTINGS, Gateway, sample_document
-from test_crash import kill_after
 from vendor import Vendor
 
 from tornado_gateway import __version__
-
-needs_compiled = pytest.mark.compiled
-BUILDS = {"pure Python": ROOT, "compiled": COMPILED}
-both_builds = pytest.mark.parametrize("build", ["pure Python", pytest.param("compiled", marks=needs_compiled)])
 
 
 @both_builds

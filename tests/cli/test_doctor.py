@@ -15,6 +15,7 @@ from typing import NamedTuple
 import orjson
 import pytest
 from certificates import make_certificate
+from commands import run_doctor
 from process import ROOT, SAMPLE_SETTINGS, Gateway, free_port, sample_document
 from redis_servers import RedisServer, needs_redis_server
 from vendor import Fault, Vendor
@@ -355,12 +356,6 @@ async def store_events(directory, *, dead):
         chunks = await events.claim(10)
         await events.settle(chunks, dead=[(NewChunk(1, b"{}"), "refused")])
     await events.close()
-
-
-def run_doctor(*arguments, before="", **options):
-    variables = {"PATH": os.environ["PATH"], **{name: str(value) for name, value in options.items()}}
-    command = ["bash", "-c", f'{before} exec "$@"', "-", sys.executable, "-m", "tornado_gateway", "doctor", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=60, cwd=ROOT)
 
 
 def test_the_command_prints_each_line_and_the_remedy(tmp_path):

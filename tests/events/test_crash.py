@@ -8,7 +8,7 @@ import resource
 import orjson
 import pytest
 from ledger import SETTINGS, acknowledged, arrived, visitor_requests
-from load import Exchange, Load
+from load import Exchange, Load, kill_after
 from process import Gateway, sample_document
 from vendor import Fault, Vendor
 
@@ -41,16 +41,6 @@ def test_killed_at_any_moment_no_acknowledged_event_is_lost(tmp_path, record_pro
     record_property("duplicates", duplicates)
     print(f"{sum(wanted.values())} acknowledged events, {duplicates} duplicates in {ROUNDS} kills")
     assert duplicates <= ROUNDS * PARALLEL_REQUESTS * EVENTS_PER_REQUEST  # what was on its way upstream
-
-
-async def kill_after(gateway: Gateway, load: Load, answers: int, delay_seconds: float) -> None:
-    running = asyncio.create_task(load.run())
-    while load.answered < answers:
-        assert not running.done()
-        await asyncio.sleep(0.001)
-    await asyncio.sleep(delay_seconds)
-    gateway.kill()
-    await running
 
 
 def test_sigterm_under_load_answers_what_was_accepted_and_delivers_it(tmp_path):

@@ -9,8 +9,8 @@ import sys
 
 import captured_logs
 import pytest
+from builds import BUILDS, both_builds
 from process import SAMPLE_SETTINGS, Gateway
-from test_build import BUILDS, both_builds
 
 from tornado_gateway import logs
 from tornado_gateway.http import request_ids

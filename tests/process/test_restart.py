@@ -8,9 +8,9 @@ import time
 
 import orjson
 import pytest
+from ledger import acknowledged, arrived, visitor_requests
 from load import Load
 from process import Gateway, is_running, sample_document
-from test_crash import acknowledged, arrived, visitor_requests
 from vendor import Fault, Vendor
 
 EVENTS_PER_REQUEST = 50

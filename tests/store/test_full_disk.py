@@ -9,10 +9,10 @@ import os
 import subprocess
 
 import pytest
+from commands import run_doctor
 from ledger import acknowledged, arrived, visitor_requests
 from load import Load
 from process import SAMPLE_SETTINGS, Gateway, free_port, sample_document
-from test_doctor import run_doctor
 from vendor import Fault, Vendor
 
 from tornado_gateway.errors import StoreError

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+from process import Gateway
 
 
 @dataclass
@@ -73,3 +74,13 @@ class Load:
         exchange.status = int(head[9:12])
         exchange.seconds = time.monotonic() - started
         return b"connection: close" in head
+
+
+async def kill_after(gateway: Gateway, load: Load, answers: int, delay_seconds: float) -> None:
+    running = asyncio.create_task(load.run())
+    while load.answered < answers:
+        assert not running.done()
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(delay_seconds)
+    gateway.kill()
+    await running

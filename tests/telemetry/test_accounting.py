@@ -11,8 +11,8 @@ import random
 import orjson
 from ledger import acknowledged, arrived, visitor_requests
 from load import Load
+from metrics import assert_adds_up, samples_of, scrape
 from process import Gateway, sample_document
-from test_prometheus import assert_adds_up, samples_of, scrape
 from vendor import Fault, Vendor
 
 SECONDS = float(os.environ.get("ACCOUNTING_SECONDS", "20"))
