@@ -6,6 +6,7 @@ import logging
 import http_harness as harness
 import pytest
 from http_harness import QUICK, get, post
+from raw_requests import MALFORMED
 
 from tornado_gateway.errors import RequestError, StoreError
 from tornado_gateway.gate import Gate
@@ -525,45 +526,6 @@ def test_failing_hook_does_not_stop_the_answer(serve, caplog):
 
 
 # ---- garbage
-
-MALFORMED = {
-    "no-http": b"hello\r\n\r\n",
-    "tls-hello": bytes.fromhex("160301020001000100"),
-    "nul": b"\0" * 40,
-    "lower-case-method": b"get / HTTP/1.1\r\n\r\n",
-    "unknown-method": b"FOO / HTTP/1.1\r\nHost: a\r\n\r\n",
-    "h2-preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "no-such-version": b"GET / HTTP/1.7\r\nHost: a\r\n\r\n",
-    "length-and-chunked": b"POST /echo HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "chunked-and-length": b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
-    "two-lengths": b"POST /echo HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc",
-    "same-length-twice": b"POST /echo HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nab",
-    "list-of-lengths": b"POST /echo HTTP/1.1\r\nContent-Length: 2, 2\r\n\r\nab",
-    "signed-length": b"POST /echo HTTP/1.1\r\nContent-Length: +2\r\n\r\nab",
-    "negative-length": b"POST /echo HTTP/1.1\r\nContent-Length: -2\r\n\r\nab",
-    "hex-length": b"POST /echo HTTP/1.1\r\nContent-Length: 0x2\r\n\r\nab",
-    "empty-length": b"POST /echo HTTP/1.1\r\nContent-Length:\r\n\r\nab",
-    "huge-length": b"POST /echo HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\nab",
-    "space-before-colon": b"POST /echo HTTP/1.1\r\nContent-Length : 2\r\n\r\nab",
-    "unknown-coding": b"POST /echo HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-    "chunked-not-last": b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
-    "chunked-twice": b"POST /e HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "chunked-in-http10": b"POST /echo HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "chunk-size-0x": b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n",
-    "chunk-size-negative": b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n-3\r\nabc\r\n0\r\n\r\n",
-    "chunk-size-overflow": b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n11111111111111111\r\na\r\n",
-    "chunk-size-space": b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3 \r\nabc\r\n0\r\n\r\n",
-    "chunk-too-long": b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
-    "chunk-bare-lf": b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\nabc\n0\n\n",
-    "bare-lf": b"GET /const HTTP/1.1\nHost: a\n\n",
-    "bare-lf-in-header": b"GET /const HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
-    "bare-cr-in-header": b"GET /const HTTP/1.1\r\nHost: a\rX: b\r\n\r\n",
-    "folded-header": b"GET /const HTTP/1.1\r\nHost: a\r\n b\r\n\r\n",
-    "header-before-first": b"GET /const HTTP/1.1\r\n Host: a\r\n\r\n",
-    "nul-in-header": b"GET /const HTTP/1.1\r\nHost: a\0b\r\n\r\n",
-    "space-in-header-name": b"GET /const HTTP/1.1\r\nHo st: a\r\n\r\n",
-    "empty-header-name": b"GET /const HTTP/1.1\r\n: a\r\n\r\n",
-}
 
 
 @pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED)

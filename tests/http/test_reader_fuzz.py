@@ -1,29 +1,15 @@
 """Arbitrary bytes on a live server: it may refuse them, but it neither fails nor stops serving."""
 
-import itertools
 import socket
 
 import http_harness as harness
 import pytest
-from http_harness import QUICK, Client, get, post
+from http_harness import QUICK, Client, get
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from raw_requests import GOOD, NOISE, pieces
 
 serve = harness.serve
-
-GOOD = [
-    get('/echo?userId=["x"]'),
-    get("/async?0"),
-    get("/const", "Connection: close"),
-    post("/echo", b'{"featureKey":"plain"}'),
-    post("/echo", b"{}", "Expect: 100-continue"),
-    post("/echo", b"{}", "Connection: Upgrade", "Upgrade: h2c"),
-    get("/echo", "Transfer-Encoding: chunked", method="POST") + b"3;a=b\r\nabc\r\n0\r\nT: u\r\n\r\n",
-    get("/const", version="1.0", method="HEAD"),
-    get("/const", "X: " + "y" * 3000),
-    post("/echo?u=Mozilla/5.0 (X11)\t\xe4", b"GET /echo?a b HTTP/1.1\r\n"),
-]
-NOISE = [b"\r\n", b"\0", b" ", b"\t", b":", b"\xff", b"0", b"-", b"\n", b"HTTP/1.1", b"Transfer-Encoding: chunked\r\n"]
 
 
 @st.composite
@@ -35,11 +21,6 @@ def mutated(draw):
         to = min(len(data), at + draw(st.integers(0, 20)))
         data = data[:at] + draw(st.sampled_from([b"", data[at:to] * 2, *NOISE])) + data[to:]
     return data
-
-
-def pieces(data, cuts):
-    at = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[start:end] for start, end in itertools.pairwise(at)]
 
 
 def throw(live, parts, is_patient):

@@ -8,8 +8,7 @@ import pytest
 from http_harness import QUICK, Client, get, post
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_connection import MALFORMED
-from test_reader_fuzz import GOOD, NOISE, pieces
+from raw_requests import GOOD, MALFORMED, NOISE, pieces
 
 serve = harness.serve
 
