@@ -123,6 +123,16 @@ def test_fault_2_a_vendor_that_cannot_be_reached(patient):
     assert findings["clock"].code == "upstream-unreachable"
 
 
+def test_servers_are_checked_through_the_proxy_of_the_environment(patient, monkeypatch):
+    """As the gateway reaches them; before, the doctor reported a collector behind a proxy as unreachable."""
+    page = b"HTTP/1.1 404 Not Found\r\nDate: Mon, 06 Jan 2020 10:00:00 GMT\r\nContent-Length: 0\r\n\r\n"
+    with Canned(page) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+        findings = patient.findings(UPSTREAM_URL="http://vendor.invalid", COLLECT_URL="http://collector.invalid")
+    assert findings["collector"].code == "ok"
+    assert findings["clock"].code == "clock"
+
+
 def test_a_vendor_whose_name_is_not_known(patient):
     assert patient.findings(UPSTREAM_URL="http://vendor.invalid")["upstream"].code == "upstream-unreachable"
 

@@ -5,15 +5,12 @@ import errno
 import os
 import re
 import resource
-import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-
-from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 
 from tornado_gateway import __version__, core
 from tornado_gateway.cli.client import Client, ClientError
@@ -26,8 +23,10 @@ from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import GatewayError, StoreError, UpstreamError
 from tornado_gateway.process.certificate_expiry import expiry
 from tornado_gateway.process.redis_options import redis_options
+from tornado_gateway.process.sockets import bind
 from tornado_gateway.settings.compilation import compile_document
 from tornado_gateway.upstream.client import Dialect, Upstream
+from tornado_gateway.upstream.curl import CurlError, CurlPool
 
 CLOCK_WARN_SECONDS = 30.0
 CLOCK_FAIL_SECONDS = 300.0
@@ -146,18 +145,18 @@ def _code_of_upstream(error: UpstreamError) -> str:
 
 async def _check_server(config: Config, machine: Machine, url: str, check: str) -> tuple[Finding, Finding]:
     """Any response is enough: it shows that the server is reachable, and its clock."""
-    client = AsyncHTTPClient(force_instance=True)
-    timeout = config.socket_timeout_seconds
-    request = HTTPRequest(url, "HEAD", connect_timeout=timeout, request_timeout=timeout, follow_redirects=False)
+    client = CurlPool(timeout_seconds=config.socket_timeout_seconds)
     try:
-        response = await client.fetch(request, raise_error=False)
-    except (HTTPClientError, OSError) as error:
-        unknown = Finding("clock", WARN, "upstream-unreachable", "not checked: VWO could not be reached")
-        return Finding(check, FAIL, "collector-unreachable", f"{url}: {error}"), unknown
+        response = await client.request(url)
+    except CurlError as error:
+        if error.response is None:
+            unknown = Finding("clock", WARN, "upstream-unreachable", "not checked: VWO could not be reached")
+            return Finding(check, FAIL, "collector-unreachable", f"{url}: {error}"), unknown
+        response = error.response  # of a large page, only the head is needed
     finally:
         client.close()
     now = machine.now()
-    return Finding(check, OK, OK, f"{url} answers"), _judge_clock(response.headers.get("Date", ""), now)
+    return Finding(check, OK, OK, f"{url} answers"), _judge_clock(response.headers.get("date", ""), now)
 
 
 def _judge_clock(date: str, now: float) -> Finding:
@@ -307,18 +306,17 @@ def _check_port(config: Config) -> Finding:
     except ClientError as error:
         if error.status:
             return Finding("port", FAIL, "port-taken", str(error))
-    return _try_to_listen(config)
+    return _try_to_bind(config)
 
 
-def _try_to_listen(config: Config) -> Finding:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+def _try_to_bind(config: Config) -> Finding:
     try:
-        socket.create_server((config.host, config.port), family=family).close()
+        bind(config.host, config.port).close()
     except PermissionError:
         return Finding("port", FAIL, "port-forbidden", f"this user may not listen on port {config.port}")
     except OSError as error:
-        code = "port-taken" if "in use" in str(error) else "port-forbidden"
-        return Finding("port", FAIL, code, f"{config.host}:{config.port}: {error.strerror}")
+        code = "port-taken" if error.errno == errno.EADDRINUSE else "port-forbidden"
+        return Finding("port", FAIL, code, str(error.strerror))
     return Finding("port", OK, OK, f"{config.port} is free")
 
 
