@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def serve(config: Config) -> int:
-    """Run the gateway until it is told to end. Return the exit code."""
+    """Run the gateway until it is stopped. Return the exit code."""
     secrets = [getattr(config, option.attribute) for option in OPTIONS if option.secret]
     logs.set_up(config.log_level, config.log_format, [secret for secret in secrets if secret is not None])
     if config.admin_token is None:  # once, here: all workers get the same token
@@ -27,8 +27,8 @@ def serve(config: Config) -> int:
             return 1
         logs.hide(config.admin_token)
     _announce_console(config)
-    places = 2 * config.worker_count  # of the scoreboard: while a worker is replaced there are two
-    return supervisor.run(config, partial(worker.run, memory=SharedCounters(places)))
+    rows = supervisor.scoreboard_rows(config.worker_count)
+    return supervisor.run(config, partial(worker.run, memory=SharedCounters(rows)))
 
 
 def _announce_console(config: Config) -> None:

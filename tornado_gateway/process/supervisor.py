@@ -70,6 +70,11 @@ def run(config: Config, work: Callable[[Config, WorkerSlot], int], deadlines: De
     ).run()
 
 
+def scoreboard_rows(workers: int) -> int:
+    """Return the number of rows: a slot may have two processes, one that serves and one that starts or drains."""
+    return 2 * workers
+
+
 def _new_backoff() -> Backoff:
     return Backoff(BACKOFF_FIRST_SECONDS, BACKOFF_LONGEST_SECONDS, jitter=0)  # no other slot has to be avoided
 
@@ -98,8 +103,7 @@ class Supervisor:
     def __init__(self, work: Work, new_socket: Callable[[], socket.socket], count: int, deadlines: Deadlines) -> None:
         self._new_socket = new_socket
         self._deadlines = deadlines
-        # A slot may have two processes for a while: the one that serves and one that starts or drains.
-        self._scoreboard = Scoreboard(2 * count)
+        self._scoreboard = Scoreboard(scoreboard_rows(count))
         self._launcher = Launcher(work, self._scoreboard)
         self._watch = HangWatch(self._scoreboard, deadlines.silent)
         self._slots = [_Slot(number, new_socket()) for number in range(count)]

@@ -62,7 +62,7 @@ def finding_of_configuration(problem: str) -> Finding:
 
 
 async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIterator[Finding]:
-    """All findings, each as soon as it is known."""
+    """Yield all findings, each as soon as it is known."""
     yield Finding("configuration", OK, OK, "can be used")
     finding, settings = await (_check_file(config) if config.is_offline else _check_upstream(config))
     yield finding
@@ -85,14 +85,14 @@ async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIter
         yield await _check_events(config, machine)
 
 
-# Upstream: settings, clock
+# --- VWO: settings, collector, clock ---
 
 
 Looked = tuple[Finding, core.Settings | None]
 
 
 async def _check_file(config: Config) -> Looked:
-    """Offline: the settings come from a file, without a request to upstream."""
+    """Check SETTINGS_FILE of a gateway without an account."""
     assert config.settings_file is not None  # noqa: S101  `load` requires it
     return _judge_settings(config, config.settings_file.read_bytes(), f"offline, from {config.settings_file}")
 
@@ -171,7 +171,7 @@ def _judge_clock(date: str, now: float) -> Finding:
     return Finding("clock", state, "clock", f"{abs(off):.0f} s {direction} upstream's")
 
 
-# Redis
+# --- Redis ---
 
 
 async def _check_redis(config: Config) -> Finding:
@@ -197,7 +197,7 @@ async def _check_redis(config: Config) -> Finding:
 
 
 async def _is_silent_to_tls(config: Config, error: StoreError) -> bool:
-    """A Redis without TLS waits for the end of the line that our handshake seems to be."""
+    """Return whether Redis ignores a TLS handshake: without TLS, it takes the handshake for an incomplete line."""
     if not config.redis_enable_tls or config.redis_host is None or "no answer" not in str(error):
         return False
     try:
@@ -219,7 +219,7 @@ def _code_of_redis(message: str) -> str:
     return "redis-failing"
 
 
-# Files and the machine
+# --- Files and the host ---
 
 
 def _check_location(config: Config, settings: core.Settings | None, machine: Machine) -> Finding:
@@ -241,7 +241,7 @@ def _check_location(config: Config, settings: core.Settings | None, machine: Mac
 
 
 def _check_data_dir(directory: Path) -> Finding:
-    """Write as the gateway does: into the directory or, if it is not there yet, into the one it will be made in."""
+    """Write a file as the gateway does. If the directory does not exist, use the one in which it will be created."""
     existing = _existing(directory)
     try:
         with tempfile.NamedTemporaryFile(dir=existing, prefix=".doctor-") as file:
@@ -273,7 +273,7 @@ def _check_admin_token(config: Config) -> Finding:
 
 
 def _existing(directory: Path) -> Path:
-    """The directory, or the nearest one above that exists."""
+    """Return the directory, or its nearest ancestor that exists."""
     return next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
 
 
@@ -296,10 +296,10 @@ def _check_open_files(machine: Machine) -> Finding:
 
 
 def _check_port(config: Config) -> Finding:
-    """Free, or taken by a gateway."""
+    """Check that the port is free or in use by a gateway."""
     client = Client(config)
     try:
-        status, answer = client.ask("/health")
+        status, answer = client.request("/health")
         if status == 200 and isinstance(answer, dict) and answer.get("status") == "ok":
             return Finding("port", OK, OK, f"a gateway answers at {client.url}")
         return Finding("port", FAIL, "port-taken", f"{client.url} answers, but not as a gateway")
