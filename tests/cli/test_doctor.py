@@ -277,6 +277,12 @@ def test_the_limit_of_the_process_itself_is_looked_at(tmp_path):
     assert result.returncode == 1
 
 
+def test_p5_the_number_of_open_files_that_is_needed_is_named(patient):
+    """Row P5."""
+    finding = patient.findings(Machine(open_files=lambda: 64))["open files"]
+    assert ("64" in finding.message, "8192" in finding.message) == (True, True)
+
+
 def test_fault_12_redis_that_refuses_connections(patient):
     findings = patient.findings(REDIS_HOST="127.0.0.1", REDIS_PORT=free_port())
     assert findings["redis"].code == "redis-unreachable"

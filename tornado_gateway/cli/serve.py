@@ -10,6 +10,7 @@ from tornado_gateway.cli.client import Client
 from tornado_gateway.config import OPTIONS, Config
 from tornado_gateway.console import admin_token
 from tornado_gateway.process import supervisor, worker
+from tornado_gateway.process.open_files import FEW, is_sufficient, open_files_limit, shortage
 from tornado_gateway.telemetry.counters import SharedCounters
 
 logger = logging.getLogger(__name__)
@@ -26,9 +27,17 @@ def serve(config: Config) -> int:
             logger.error("the gateway cannot start: %s", error)
             return 1
         logs.hide(config.admin_token)
+    _check_open_files(open_files_limit())
     _announce_console(config)
     rows = supervisor.scoreboard_rows(config.worker_count)
     return supervisor.run(config, partial(worker.run, memory=SharedCounters(rows)))
+
+
+def _check_open_files(limit: int) -> None:
+    """Log a limit that is too low. Connections beyond it are reset, without a line in the log."""
+    if not is_sufficient(limit):
+        level = logging.ERROR if limit < FEW else logging.WARNING
+        logger.log(level, "too few open files: %s. Raise LimitNOFILE of the service or ulimit -n.", shortage(limit))
 
 
 def _announce_console(config: Config) -> None:

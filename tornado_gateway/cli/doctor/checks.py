@@ -21,6 +21,7 @@ from tornado_gateway.console import admin_token
 from tornado_gateway.console.admin_token import AdminTokenError
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import GatewayError, StoreError, UpstreamError
+from tornado_gateway.process import open_files
 from tornado_gateway.process.certificate_expiry import expiry
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.process.sockets import bind
@@ -33,8 +34,6 @@ CLOCK_FAIL_SECONDS = 300.0
 GEO_OLD_DAYS = 30  # MaxMind publishes twice a week
 DISK_LOW_BYTES = 1 << 30
 DISK_FULL_BYTES = 100 << 20
-OPEN_FILES_LOW = 8192
-OPEN_FILES_FEW = 1024
 CERTIFICATE_DAYS = 14
 WAITING_SHARE = 0.5  # of EVENT_QUEUE_LIMIT
 WAITING_INTERVALS = 3  # of FLUSH_EVENTS_INTERVAL
@@ -51,7 +50,7 @@ class Machine:
 
     now: Callable[[], float] = time.time
     free_bytes: Callable[[Path], int] = _free_bytes
-    open_files: Callable[[], int] = lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    open_files: Callable[[], int] = open_files.open_files_limit
 
 
 _THIS_MACHINE = Machine()
@@ -289,10 +288,10 @@ def _check_disk(directory: Path, machine: Machine) -> Finding:
 
 def _check_open_files(machine: Machine) -> Finding:
     limit = machine.open_files()
-    if limit == resource.RLIM_INFINITY or limit >= OPEN_FILES_LOW:
+    if open_files.is_sufficient(limit):
         return Finding("open files", OK, OK, "unlimited" if limit == resource.RLIM_INFINITY else f"{limit}")
-    message = f"this process may open {limit} files; a service can have another limit"
-    return Finding("open files", FAIL if limit < OPEN_FILES_FEW else WARN, "open-files", message)
+    message = f"{open_files.shortage(limit)}; a service can have another limit than this command"
+    return Finding("open files", FAIL if limit < open_files.FEW else WARN, "open-files", message)
 
 
 def _check_port(config: Config) -> Finding:
