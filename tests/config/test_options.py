@@ -184,7 +184,7 @@ def test_secrets_are_those_that_we_think_of() -> None:
 
 
 def test_secrets_are_not_shown() -> None:
-    loaded = config.load({}, {"ACCOUNT_ID": "1", "MAXMIND_USER_ID": "1", **SECRETS})
+    loaded = config.load({}, {"ACCOUNT_ID": "1", "MAXMIND_USER_ID": "1", "REDIS_HOST": "redis", **SECRETS})
     seen = f"{loaded!r} {loaded!s} {loaded} {config.described(loaded)} {loaded.sources}"
     assert [secret for secret in SECRETS.values() if secret in seen] == []
     assert "hush" not in seen

@@ -7,7 +7,7 @@ from functools import partial
 
 from tornado_gateway import logs
 from tornado_gateway.cli.client import Client
-from tornado_gateway.config import OPTIONS, Config
+from tornado_gateway.config import OPTIONS, SERVICE_LINK, Config
 from tornado_gateway.console import admin_token
 from tornado_gateway.process import supervisor, worker
 from tornado_gateway.process.open_files import FEW, is_sufficient, open_files_limit, shortage
@@ -27,6 +27,8 @@ def serve(config: Config) -> int:
             logger.error("the gateway cannot start: %s", error)
             return 1
         logs.hide(config.admin_token)
+    for name in (name for name, source in config.sources.items() if source == SERVICE_LINK):
+        logger.info("%s is a Kubernetes service link; its port is used unless the option is set", name)
     _check_open_files(open_files_limit())
     _announce_console(config)
     rows = supervisor.scoreboard_rows(config.worker_count)

@@ -1,4 +1,4 @@
-"""The limit of open files is checked when the gateway starts."""
+"""The command `serve`: the log lines about the configuration and the host at its start."""
 
 import resource
 
@@ -26,3 +26,9 @@ def test_a_sufficient_limit_is_not_logged(tmp_path, limit_of_open_files):
     limit_of_open_files(8192)
     with Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS) as gateway:
         assert "8192" not in gateway.log()
+
+
+def test_g1_a_service_link_of_kubernetes_is_logged_once(tmp_path):
+    """Row G1."""
+    with Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS, REDIS_PORT="tcp://10.0.0.1:6379") as gateway:
+        assert gateway.log().count("REDIS_PORT is a Kubernetes service link") == 1
