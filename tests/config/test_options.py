@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import os
 import pickle
 import re
 import subprocess
@@ -161,11 +160,6 @@ def test_redis_is_used_with_a_host_or_with_sentinels() -> None:
     assert not Config().uses_redis
     assert Config(redis_host="redis").uses_redis
     assert Config(redis_sentinels=(("sentinel", 26379),)).uses_redis
-
-
-def test_workers_default_to_the_cores() -> None:
-    assert Config().worker_count == len(os.sched_getaffinity(0))
-    assert Config(workers=3).worker_count == 3
 
 
 # --- Secrets ---

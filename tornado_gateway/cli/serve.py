@@ -27,15 +27,21 @@ def serve(config: Config) -> int:
             logger.error("the gateway cannot start: %s", error)
             return 1
         logs.hide(config.admin_token)
-    for name in (name for name, source in config.sources.items() if source == SERVICE_LINK):
-        logger.info("%s is a Kubernetes service link; its port is used unless the option is set", name)
-    _check_open_files(open_files_limit())
+    _log_service_links(config)
+    _log_open_files(open_files_limit())
     _announce_console(config)
-    rows = supervisor.scoreboard_rows(config.worker_count)
+    config = replace(config, workers=config.worker_count)  # read once, because the quota of a container may change
+    rows = supervisor.scoreboard_rows(config.workers)
     return supervisor.run(config, partial(worker.run, memory=SharedCounters(rows)))
 
 
-def _check_open_files(limit: int) -> None:
+def _log_service_links(config: Config) -> None:
+    for name, source in config.sources.items():
+        if source == SERVICE_LINK:
+            logger.info("%s is a Kubernetes service link; its port is used", name)
+
+
+def _log_open_files(limit: int) -> None:
     """Log a limit that is too low. Connections beyond it are reset, without a line in the log."""
     if not is_sufficient(limit):
         level = logging.ERROR if limit < FEW else logging.WARNING
