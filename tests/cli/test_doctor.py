@@ -328,6 +328,19 @@ def test_redis_that_cannot_be_written_to(patient, tmp_path):
         assert "replica" in findings["redis"].message
 
 
+@needs_redis_server
+def test_g5_a_redis_user_without_the_right_to_channels(patient, tmp_path):
+    """Row G5."""
+    with RedisServer(tmp_path / "redis") as redis:
+        redis.command("ACL", "SETUSER", "gateway", "on", ">secret", "~{fme:*", "resetchannels", "+@all")
+        user = {"REDIS_USERNAME": "gateway", "REDIS_PASSWORD": "secret"}
+        options = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": redis.port, **user}
+        finding = patient.findings(**options)["redis"]
+        assert (finding.state, finding.code) == ("warn", "redis-channels")
+        redis.command("ACL", "SETUSER", "gateway", "&{fme:*")
+        assert patient.findings(**options)["redis"].code == "ok"
+
+
 def test_a_port_that_another_program_has(patient):
     page = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi"
     with Canned(page) as server:

@@ -177,6 +177,7 @@ async def _check_redis(config: Config) -> Finding:
     if not config.uses_redis:
         return Finding("redis", OK, OK, "not configured: the embedded store in DATA_DIR is used")
     from tornado_gateway.store.redis.events import open_redis  # not needed without Redis
+    from tornado_gateway.store.redis.state import RedisState
 
     owner = f"doctor:{os.getpid()}"
     state = open_redis(redis_options(config), config.namespace, owner).state
@@ -185,11 +186,14 @@ async def _check_redis(config: Config) -> Finding:
         await state.open()
         await state.acquire_lease("doctor", owner)  # a write, which a replica or a full Redis rejects
         await state.release_lease("doctor", owner)
+        can_notify = not isinstance(state, RedisState) or await state.can_notify()
     except StoreError as error:
         code = "redis-tls" if await _is_silent_to_tls(config, error) else _code_of_redis(str(error))
         return Finding("redis", FAIL, code, str(error))
     finally:
         await state.close()
+    if not can_notify:
+        return Finding("redis", WARN, "redis-channels", "the user may not publish to the channel of the gateway (ACL)")
     milliseconds = (time.monotonic() - before) * 1000
     with_tls = ", TLS" if config.redis_enable_tls else ""
     return Finding("redis", OK, OK, f"written to and read from within {milliseconds:.0f} ms{with_tls}")
