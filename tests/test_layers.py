@@ -34,6 +34,7 @@ LIBRARIES = {  # outside library: where it may be imported
     "maxminddb": {"enrichment"},
     "ua_parser": {"enrichment"},
     "tornado.web": {"console"},
+    "tornado.httpclient": set(),  # curl is the client, which honours the proxies of the environment
     "prometheus_client": {"telemetry/prometheus.py"},
     "argparse": {"cli", "config/sources.py"},
 }

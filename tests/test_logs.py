@@ -160,7 +160,7 @@ def test_nothing_that_a_gateway_writes_has_a_secret_in_it(tmp_path):
 def test_requests_write_no_lines(tmp_path):
     with Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS, LOG_LEVEL="INFO") as gateway:
         deadline = time.monotonic() + 30
-        while " serves" not in gateway.log():  # the parent's line, the last one of a start
+        while " is ready" not in gateway.log():  # the parent's line, the last one of a start
             assert time.monotonic() < deadline
             time.sleep(0.01)
         before = gateway.log()

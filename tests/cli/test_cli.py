@@ -141,7 +141,7 @@ def test_health_and_readiness_are_exit_codes(tmp_path):
             assert ready.stdout.startswith("not ready: no settings yet")
         gone = run("health", **options)
         assert gone.returncode == 1
-        assert "does not answer" in gone.stdout
+        assert "no response from" in gone.stdout
 
 
 def test_health_does_not_load_the_server():
@@ -175,7 +175,7 @@ async def bury(directory):
 def test_events_are_looked_at_while_no_gateway_runs(graveyard):
     status = orjson.loads(run("events", "status", "--json", **graveyard).stdout)
     assert (status["waiting"], status["dead"]) == (1, 3)
-    assert "no gateway runs" in status["where"]
+    assert "no gateway is running" in status["where"]
     listed = run("events", "list", **graveyard).stdout.splitlines()
     assert listed[0].split() == ["ID", "SINCE", "EVENTS", "REASON"]
     assert [line.split("  ")[-1].strip() for line in listed[1:]] == ["answered 402", "answered 401"]
@@ -187,7 +187,7 @@ def test_dead_letters_are_requeued_by_id_and_all_together(graveyard):
     first = orjson.loads(run("events", "list", "--json", **graveyard).stdout)[0]["id"]
     assert orjson.loads(run("events", "requeue", str(first), "--json", **graveyard).stdout) == {"requeued": 2}
     assert run("events", "requeue", "999", **graveyard).returncode == 1
-    assert "1 events wait" in run("events", "requeue", "--all", **graveyard).stdout
+    assert run("events", "requeue", "--all", **graveyard).stdout == "Requeued 1 event.\n"
     status = orjson.loads(run("events", "status", "--json", **graveyard).stdout)
     assert (status["waiting"], status["dead"]) == (4, 0)
 
@@ -293,7 +293,7 @@ def test_a_gateway_that_holds_the_events_but_does_not_answer_is_told(tmp_path):
         known = {"DATA_DIR": str(gateway.data_dir), "PORT": str(free_port()), "SETTINGS_FILE": str(SAMPLE_SETTINGS)}
         result = run("events", "list", **known)
         assert result.returncode == 1
-        assert "does not answer" in result.stderr
+        assert "no response from" in result.stderr
         assert "Traceback" not in result.stderr
 
 
@@ -306,7 +306,7 @@ def test_an_address_is_looked_up_without_an_account():
     as_json = run("geo", "lookup", "81.2.69.160", "--json", MAXMIND_DB_PATH=str(GEOIP))
     assert orjson.loads(as_json.stdout)["city"] == "London"
     unknown = run("geo", "lookup", "127.0.0.1", MAXMIND_DB_PATH=str(GEOIP))
-    assert (unknown.returncode, unknown.stdout) == (1, "nothing is known about 127.0.0.1\n")
+    assert (unknown.returncode, unknown.stdout) == (1, "No location found for 127.0.0.1.\n")
 
 
 def test_an_address_cannot_be_looked_up_without_a_database(tmp_path):

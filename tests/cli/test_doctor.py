@@ -124,6 +124,16 @@ def test_fault_2_a_vendor_that_cannot_be_reached(patient):
     assert findings["clock"].code == "upstream-unreachable"
 
 
+def test_servers_are_checked_through_the_proxy_of_the_environment(patient, monkeypatch):
+    """As the gateway reaches them; before, the doctor reported a collector behind a proxy as unreachable."""
+    page = b"HTTP/1.1 404 Not Found\r\nDate: Mon, 06 Jan 2020 10:00:00 GMT\r\nContent-Length: 0\r\n\r\n"
+    with Canned(page) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+        findings = patient.findings(UPSTREAM_URL="http://vendor.invalid", COLLECT_URL="http://collector.invalid")
+    assert findings["collector"].code == "ok"
+    assert findings["clock"].code == "clock"
+
+
 def test_a_vendor_whose_name_is_not_known(patient):
     assert patient.findings(UPSTREAM_URL="http://vendor.invalid")["upstream"].code == "upstream-unreachable"
 
@@ -268,6 +278,12 @@ def test_the_limit_of_the_process_itself_is_looked_at(tmp_path):
     assert result.returncode == 1
 
 
+def test_p5_the_number_of_open_files_that_is_needed_is_named(patient):
+    """Row P5."""
+    finding = patient.findings(Machine(open_files=lambda: 64))["open files"]
+    assert ("64" in finding.message, "8192" in finding.message) == (True, True)
+
+
 def test_fault_12_redis_that_refuses_connections(patient):
     findings = patient.findings(REDIS_HOST="127.0.0.1", REDIS_PORT=free_port())
     assert findings["redis"].code == "redis-unreachable"
@@ -311,6 +327,19 @@ def test_redis_that_cannot_be_written_to(patient, tmp_path):
         findings = patient.findings(REDIS_HOST="127.0.0.1", REDIS_PORT=redis.port)
         assert findings["redis"].code == "redis-failing"
         assert "replica" in findings["redis"].message
+
+
+@needs_redis_server
+def test_g5_a_redis_user_without_the_right_to_channels(patient, tmp_path):
+    """Row G5."""
+    with RedisServer(tmp_path / "redis") as redis:
+        redis.command("ACL", "SETUSER", "gateway", "on", ">secret", "~{fme:*", "resetchannels", "+@all")
+        user = {"REDIS_USERNAME": "gateway", "REDIS_PASSWORD": "secret"}
+        options = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": redis.port, **user}
+        finding = patient.findings(**options)["redis"]
+        assert (finding.state, finding.code) == ("warn", "redis-channels")
+        redis.command("ACL", "SETUSER", "gateway", "&{fme:*")
+        assert patient.findings(**options)["redis"].code == "ok"
 
 
 def test_a_port_that_another_program_has(patient):

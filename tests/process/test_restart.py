@@ -214,7 +214,7 @@ def test_events_of_workers_that_have_ended_are_taken_over(tmp_path):
         gateway.process.send_signal(signal.SIGHUP)
         async with sums_of(gateway) as sums:
             await asyncio.wait_for(until_replaced(gateway, former), SECONDS)
-            await until(lambda: gateway.log().count("ended well") == 2, "the old workers end")
+            await until(lambda: gateway.log().count("ended normally") == 2, "the old workers end")
         return load, sums
 
     with (

@@ -1,6 +1,7 @@
 """The parent process with small workers: real forks, real signals. As a script, this file is such a parent."""
 
 import ctypes
+import logging
 import os
 import re
 import select
@@ -18,7 +19,7 @@ from ports import free_port
 from process import SAMPLE_SETTINGS, is_running
 
 from tornado_gateway.config import Config
-from tornado_gateway.process import supervisor
+from tornado_gateway.process import sockets, supervisor
 
 HELPERS = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # this file is also a program
 SECONDS = 60.0  # for anything that is bound to happen; nothing is expected to take long
@@ -43,26 +44,26 @@ class FakeWorker:
         extra = self.path.with_suffix(".behaviour")
         return self.behaviour in behaviours or (extra.exists() and extra.read_text() in behaviours)
 
-    def __call__(self, post):
-        self.note(f"start{post.slot}")
-        if self.told_to("cannot-start") and post.slot == 1:
+    def __call__(self, slot):
+        self.note(f"start{slot.number}")
+        if self.told_to("cannot-start") and slot.number == 1:
             return 3
-        if self.told_to("never-ready") and post.slot == 1:
+        if self.told_to("never-ready") and slot.number == 1:
             time.sleep(600)
-        if self.told_to("raises") and post.slot == 1:
+        if self.told_to("raises") and slot.number == 1:
             raise RuntimeError("on purpose")
         if self.told_to("none-ready"):
             time.sleep(600)
         if self.told_to("leaves-orphans"):
             leave_an_orphan(self.note)
         ended = self.watch_signals()
-        post.sock.listen()
-        post.report_ready()
-        self.note(f"ready{post.slot}")
-        if self.told_to("dies-at-once") and post.slot == 1:
+        slot.sock.listen()
+        slot.report_ready()
+        self.note(f"ready{slot.number}")
+        if self.told_to("dies-at-once") and slot.number == 1:
             return 5
-        self.serve(post, ended)
-        self.note(f"end{post.slot}")
+        self.serve(slot, ended)
+        self.note(f"end{slot.number}")
         return 4 if self.told_to("ends-badly") else 0
 
     def watch_signals(self):
@@ -76,18 +77,18 @@ class FakeWorker:
         signal.set_wakeup_fd(writable)
         return readable
 
-    def serve(self, post, ended):
+    def serve(self, slot, ended):
         while True:
-            post.scoreboard.beat(post.place)
-            readable, _, _ = select.select([post.sock, ended], [], [], 0.05)
-            if self.told_to("hangs") and post.slot == 0:
+            slot.scoreboard.beat(slot.row)
+            readable, _, _ = select.select([slot.sock, ended], [], [], 0.05)
+            if self.told_to("hangs") and slot.number == 0:
                 compute_endlessly()
-            if post.sock in readable:
-                client, _ = post.sock.accept()
+            if slot.sock in readable:
+                client, _ = slot.sock.accept()
                 client.sendall(str(os.getpid()).encode())
                 client.close()
             if ended in readable:
-                self.note(f"term{post.slot}")
+                self.note(f"term{slot.number}")
                 time.sleep(1.0 if self.told_to("drains-slowly") else 0)
                 return
 
@@ -108,21 +109,15 @@ def leave_an_orphan(note):
 
 
 def be_the_parent(path, behaviour, count, port, stop_seconds, start_seconds, silent_seconds):
-    supervisor.START_SECONDS = float(start_seconds)
-    supervisor.STOP_MARGIN_SECONDS = 0.0
-    supervisor.logger.addHandler(supervisor.logging.StreamHandler())
-    supervisor.logger.setLevel("DEBUG")
+    logger = logging.getLogger("tornado_gateway")
+    logger.addHandler(logging.StreamHandler())
+    logger.setLevel("DEBUG")
     if behaviour == "leaves-orphans":
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: gets orphans as PID 1 does
-    config = Config(
-        host="127.0.0.1",
-        port=int(port),
-        workers=int(count),
-        shutdown_seconds=float(stop_seconds),
-        socket_timeout_seconds=0,
-    )
+    config = Config(host="127.0.0.1", port=int(port), workers=int(count))
     worker = FakeWorker(path, behaviour)
-    return supervisor.run(config, lambda config, post: worker(post), silent_seconds=float(silent_seconds))
+    deadlines = supervisor.Deadlines(float(start_seconds), float(stop_seconds), float(silent_seconds))
+    return supervisor.run(config, lambda config, slot: worker(slot), deadlines)
 
 
 # ---- The tests' view of it -------------------------------------------------------------------------------------------
@@ -276,7 +271,9 @@ def test_a_worker_that_keeps_dying_starts_ever_more_seldom_and_gives_up_its_sock
         parent.wait_for_log("a new one starts in 3.2 s")
         assert len(parent.notes("ready1")) == 6
         assert {parent.ask() for _ in range(50)} == {living}  # nobody is sent to a queue that nobody empties
-        assert parent.log().index("its socket is closed meanwhile") < parent.log().index("a new one starts in 3.2 s")
+        assert parent.log().index("its socket is closed until the next start") < parent.log().index(
+            "a new one starts in 3.2 s"
+        )
         pauses = re.findall(r"a new one starts in (\S+) s", parent.log())
         assert pauses[:6] == ["0.1", "0.2", "0.4", "0.8", "1.6", "3.2"]
         parent.signal(signal.SIGTERM)
@@ -353,7 +350,7 @@ def test_a_new_worker_that_does_not_serve_leaves_the_old_one_in_place(tmp_path, 
         (one,) = parent.wait_for("ready1")
         (tmp_path / "notes.behaviour").write_text(behaviour)
         parent.signal(signal.SIGHUP)
-        parent.wait_for_log(f"ended {reason} before it served; the rolling restart is given up")
+        parent.wait_for_log(f"ended {reason} before it was ready; the rolling restart is cancelled")
         assert is_alive(one)
         assert not parent.notes("term1")
         new_zero = parent.wait_for("ready0", 2)[1]
@@ -428,7 +425,7 @@ def test_p1_a_worker_in_an_endless_computation_is_replaced_and_the_log_shows_whe
 def test_p1_a_worker_that_hangs_while_it_ends_is_killed_soon(tmp_path):
     with Parent(tmp_path, "ignores-sigterm", stop_seconds=600, silent_seconds=2) as parent:
         stopped = parent.wait_for("ready.", 2)
-        wait_until(lambda: parent.log().count(" serves") == 2)
+        wait_until(lambda: parent.log().count(" is ready") == 2)
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         parent.signal(signal.SIGTERM)
@@ -579,7 +576,7 @@ def test_an_address_in_use_is_an_error(tmp_path):
         parent.wait_for("ready.", 2)
         config = Config(host="127.0.0.1", port=parent.port, workers=2)
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{parent.port}"):
-            supervisor.run(config, lambda config, post: 0)
+            supervisor.run(config, lambda config, slot: 0)
 
 
 def test_p2_a_port_that_becomes_free_in_time_is_waited_for(tmp_path):
@@ -587,7 +584,7 @@ def test_p2_a_port_that_becomes_free_in_time_is_waited_for(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as former:
         port = former.getsockname()[1]
         threading.Timer(0.3, former.close).start()
-        assert supervisor._free_port("127.0.0.1", port, patience_seconds=SECONDS) == port
+        assert sockets.free_port("127.0.0.1", port, timeout_seconds=SECONDS) == port
 
 
 def test_one_worker_has_a_parent_too(tmp_path):

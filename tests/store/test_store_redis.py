@@ -370,6 +370,30 @@ async def test_a_user_needs_the_right_permissions(own_server):
         await store_on(own_server.port, redis_username="reader", redis_password="secret").events.open()
 
 
+async def test_g5_documents_are_stored_and_recognised_without_the_right_to_any_channel(own_server):
+    """Row G5: the document was stored, but its writer got an error; other instances compare the version."""
+    own_server.command("ACL", "SETUSER", "gateway", "on", ">secret", "~{fme:*", "resetchannels", "+@all", "-@admin")
+    user = {"redis_username": "gateway", "redis_password": "secret"}
+    async with (
+        Opened(store_on(own_server.port, **user)) as one,
+        Opened(store_on(own_server.port, "two", recheck_seconds=0.05, **user)) as two,
+    ):
+        assert not await one.state.can_notify()
+        waiting = asyncio.create_task(two.state.wait_for_document("d", 0))
+        saved = await one.state.save_document("d", b"{}")
+        async with asyncio.timeout(SECONDS):
+            assert await waiting == saved
+        own_server.command("FLUSHALL")
+        async with asyncio.timeout(SECONDS):  # it is put back, too
+            assert (await one.state.wait_for_document("d", 0)).body == b"{}"
+
+
+async def test_a_user_with_the_channels_can_notify(own_server):
+    own_server.command("ACL", "SETUSER", "gateway", "on", ">secret", "~{fme:*", "resetchannels", "&{fme:*", "+@all")
+    async with Opened(store_on(own_server.port, redis_username="gateway", redis_password="secret")) as store:
+        assert await store.state.can_notify()
+
+
 async def test_a_paused_redis_costs_one_time_out_and_then_nothing(own_server):
     async with Opened(store_on(own_server.port)) as store:
         own_server.pause()

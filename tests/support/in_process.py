@@ -9,8 +9,9 @@ import orjson
 from process import free_port, sample_document
 
 from tornado_gateway.config import load
-from tornado_gateway.process.supervisor import Post, bind
+from tornado_gateway.process.sockets import bind
 from tornado_gateway.process.worker import Worker
+from tornado_gateway.process.worker_process import WorkerSlot
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 TOKEN = "operators-token-1234"
@@ -43,7 +44,7 @@ class InProcess:
 
     async def _serve(self):
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        post = Post(0, 0, 1, Scoreboard(), bind("127.0.0.1", self.port), ready_pipe=-1)  # it reports to no parent
+        post = WorkerSlot(0, 0, 1, Scoreboard(), bind("127.0.0.1", self.port), ready_pipe=-1)  # it reports to no parent
         self.worker = Worker(self._config, post, stuck_after_seconds=self._stuck_after)
         try:
             await self.worker.start()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import orjson
 
 from tornado_gateway.errors import UpstreamError
-from tornado_gateway.http.fields import AccountCheck, query_text
+from tornado_gateway.http.fields import AccountCheck, accepts_gzip, query_text
 from tornado_gateway.http.messages import Request, Response, json_error
 from tornado_gateway.settings.documents import SettingsDocument, prepare_document
 from tornado_gateway.settings.incremental_json import parse
@@ -174,7 +174,7 @@ def _choose(request: Request, responses: _Responses) -> Response:
     known = request.list_header(b"if-none-match")
     if known == b"*" or responses.etag in known:
         return responses.not_modified
-    if b"gzip" in request.list_header(b"accept-encoding"):
+    if accepts_gzip(request.list_header(b"accept-encoding").decode("latin-1")):
         return responses.compressed
     return responses.plain
 

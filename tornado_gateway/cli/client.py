@@ -1,4 +1,4 @@
-"""The gateway that runs with this configuration, as an operator's command on the same machine sees it."""
+"""HTTP client of the commands, for the gateway that runs with the same configuration on this machine."""
 
 import http.client
 import ssl
@@ -12,11 +12,11 @@ from tornado_gateway.console import admin_token
 from tornado_gateway.console.admin_token import AdminTokenError
 from tornado_gateway.errors import GatewayError
 
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  address to connect to for a wildcard HOST
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  address to connect to for a wildcard HOST
 
 
 class ClientError(GatewayError):
-    """The running gateway did not answer as it should. `status` is that of its answer, 0 when there was none."""
+    """The running gateway did not respond as expected. `status` is that of its response, or 0 without one."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -27,16 +27,16 @@ class Client:
     """Send requests to the gateway at HOST and PORT, below /admin with the admin token."""
 
     def __init__(self, config: Config, timeout_seconds: float = 5.0) -> None:
-        self._host = _EVERYWHERE.get(config.host, config.host)
+        self._host = _LOOPBACK.get(config.host, config.host)
         self._port = config.port
         self._config = config
         self._is_https = config.tls_cert_path is not None
         self._timeout_seconds = timeout_seconds
-        shown = f"[{self._host}]" if ":" in self._host else self._host
-        self.url = f"{'https' if self._is_https else 'http'}://{shown}:{self._port}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        self.url = f"{'https' if self._is_https else 'http'}://{host}:{self._port}"
 
-    def ask(self, path: str, body: Any = None) -> tuple[int, Any]:
-        """Status and JSON of the answer to a GET, or to a POST of `body`. Raises ClientError."""
+    def request(self, path: str, body: Any = None) -> tuple[int, Any]:
+        """Send a GET, or a POST of `body`. Return status and JSON of the response. Raise ClientError."""
         headers = self._authorization() if path.startswith("/admin/") else {}
         connection = self._connection()
         try:
@@ -49,32 +49,32 @@ class Client:
             data = response.read()
             return response.status, orjson.loads(data) if data else None
         except orjson.JSONDecodeError as error:
-            raise ClientError(f"{self.url} answers, but not as a gateway", response.status) from error
+            raise ClientError(f"{self.url} is not a gateway: its response is not JSON", response.status) from error
         except (OSError, http.client.HTTPException) as error:
-            raise ClientError(f"{self.url} does not answer: {error or type(error).__name__}") from error
+            raise ClientError(f"no response from {self.url}: {error or type(error).__name__}") from error
         finally:
             connection.close()
 
     def get(self, path: str) -> Any:
-        """The JSON of a 200; everything else raises ClientError."""
-        return self._expect_200(path, *self.ask(path))
+        """Return the JSON of a response with status 200. Raise ClientError for any other one."""
+        return self._expect_200(path, *self.request(path))
 
     def post(self, path: str, body: Any) -> Any:
-        return self._expect_200(path, *self.ask(path, body))
+        return self._expect_200(path, *self.request(path, body))
 
-    def _expect_200(self, path: str, status: int, answer: Any) -> Any:
+    def _expect_200(self, path: str, status: int, document: Any) -> Any:
         if status == 200:
-            return answer
-        said = answer.get("error", "") if isinstance(answer, dict) else ""
-        hint = f"; {self._hint()}" if status == 401 else ""
-        raise ClientError(f"{self.url}{path} answered {status}: {said}{hint}", status)
+            return document
+        reason = document.get("error", "") if isinstance(document, dict) else ""
+        hint = f". {self._hint()}" if status == 401 else ""
+        raise ClientError(f"{self.url}{path} returned {status}: {reason}{hint}", status)
 
     def console_link(self) -> str:
         """Return a link that signs in to the console. Browsers do not send the part behind # to any server."""
         token = self._token()
         if token is None:
             file = admin_token.path_in(self._config.data_dir)
-            raise ClientError(f"{file} does not exist: start the gateway first, or set its ADMIN_TOKEN or DATA_DIR")
+            raise ClientError(f"{file} does not exist. Start the gateway first, or set its ADMIN_TOKEN or DATA_DIR.")
         return f"{self.url}/console#token={quote(token, safe='')}"
 
     def _authorization(self) -> dict[str, str]:
@@ -96,12 +96,12 @@ class Client:
         if self._config.admin_token is not None:
             return "ADMIN_TOKEN is not the one of this gateway"
         file = admin_token.path_in(self._config.data_dir)
-        return f"set ADMIN_TOKEN or DATA_DIR to that of the gateway (ADMIN_TOKEN is not set, {file} was tried)"
+        return f"Set ADMIN_TOKEN or DATA_DIR to that of the gateway (ADMIN_TOKEN is not set, {file} was tried)"
 
     def _connection(self) -> http.client.HTTPConnection:
         if not self._is_https:
             return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_seconds)
-        # The certificate is made out to the public name, and this is our own machine.
+        # The certificate is for the public name, and the connection does not leave this machine.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -13,7 +13,7 @@ from typing import TextIO
 import orjson
 
 from tornado_gateway.cli.data_owner import become_owner
-from tornado_gateway.cli.output import Progress, paint, print_columns, print_json
+from tornado_gateway.cli.output import Progress, counted, paint, print_columns, print_json
 from tornado_gateway.cli.stored_events import Letter, StoredEvents, open_stored_events
 from tornado_gateway.config import Config
 from tornado_gateway.errors import GatewayError
@@ -52,11 +52,11 @@ async def _events_status(stored: StoredEvents, arguments: argparse.Namespace) ->
     print(f"{stored.where}:")
     if depth.stuck is not None:
         print(f"  {paint(depth.stuck, 'red')}")
-    oldest = "" if age is None else f", the oldest for {age:.0f} s"
+    oldest = "" if age is None else f", oldest {age:.0f} s"
     if depth.unknown_since is not None:
-        oldest += f" (last read {_at(depth.unknown_since)}: the store cannot be read)"
-    print(f"  {depth.waiting} events wait for upstream{oldest}")
-    print(f"  {depth.dead} events are dead letters")
+        oldest += f" (last read {_at(depth.unknown_since)}; the store cannot be read now)"
+    print(f"  {counted(depth.waiting, 'event')} waiting{oldest}")
+    print(f"  {counted(depth.dead, 'dead event')}")
     return 0
 
 
@@ -65,7 +65,7 @@ async def _letters(stored: StoredEvents) -> list[Letter]:
     letters = await stored.letters()
     missing = (await stored.depth()).dead - sum(letter.count for letter in letters)
     if missing > 0:
-        print(f"{missing} more dead events are not shown by {stored.where}", file=sys.stderr)
+        print(f"{counted(missing, 'more dead event')} not listed by {stored.where}", file=sys.stderr)
     return letters
 
 
@@ -77,24 +77,24 @@ async def _events_list(stored: StoredEvents, arguments: argparse.Namespace) -> i
         rows = [(str(one.id), _at(one.at), str(one.count), one.reason) for one in letters]
         print_columns([("ID", "SINCE", "EVENTS", "REASON"), *rows])
     else:
-        print("no dead letters")
+        print("No dead letters.")
     return 0
 
 
 async def _events_requeue(stored: StoredEvents, arguments: argparse.Namespace) -> int:
     if not arguments.ids and not arguments.all:
-        print("give the ids of dead letters (tornado-gateway events list), or --all", file=sys.stderr)
+        print("Give the IDs of dead letters (see `tornado-gateway events list`), or --all.", file=sys.stderr)
         return 2
     moved = await stored.requeue(None if arguments.all else arguments.ids)
     if arguments.json:
         print_json({"requeued": moved})
     else:
-        print(f"{moved} events wait for upstream again")
+        print(f"Requeued {counted(moved, 'event')}.")
     return 0 if moved or arguments.all else 1
 
 
 async def _events_export(stored: StoredEvents, arguments: argparse.Namespace) -> int:
-    """Write each event on its own line, with the data of its letter; the letters stay."""
+    """Write each event on a line of its own, with ID, reason and time of its dead letter. The dead letters are kept."""
     letters = await _letters(stored)
     total = sum(letter.count for letter in letters)
     progress = Progress("exporting", "events")
@@ -108,7 +108,7 @@ async def _events_export(stored: StoredEvents, arguments: argparse.Namespace) ->
             progress(done, total)
     progress.close()
     if arguments.file is not None:
-        print(f"{done} events in {arguments.file}", file=sys.stderr)
+        print(f"Wrote {counted(done, 'event')} to {arguments.file}.", file=sys.stderr)
     return 0
 
 

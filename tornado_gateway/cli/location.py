@@ -25,7 +25,7 @@ _MEBIBYTE = 1 << 20
 def geo_update(config: Config, arguments: argparse.Namespace) -> int:
     """Download the newest database into DATA_DIR, where a running gateway finds it."""
     if config.maxmind_user_id is None or config.maxmind_license_key is None:
-        print("MAXMIND_USER_ID and MAXMIND_LICENSE_KEY are needed to download", file=sys.stderr)
+        print("Set MAXMIND_USER_ID and MAXMIND_LICENSE_KEY to download the database.", file=sys.stderr)
         return 2
     become_owner(config.data_dir)
     config.data_dir.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def geo_update(config: Config, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"updated": path is not None, "path": target})
     else:
-        print(f"{target} is {'new' if path else 'the newest already'}")
+        print(f"Downloaded {target}." if path else f"{target} is up to date.")
     return 0
 
 
@@ -64,12 +64,12 @@ def geo_lookup(config: Config, arguments: argparse.Namespace) -> int:
     if not reader.open():
         print(reader.error, file=sys.stderr)
         return 1
-    return _print_facts(reader.lookup(arguments.ip), arguments, f"nothing is known about {arguments.ip}")
+    return _print_facts(reader.lookup(arguments.ip), arguments, f"No location found for {arguments.ip}.")
 
 
 def device_lookup(config: Config, arguments: argparse.Namespace) -> int:
     facts = DeviceReader(map_file=config.ua_map_file).facts(arguments.user_agent)
-    return _print_facts(dict(facts), arguments, "nothing is known about this user agent")
+    return _print_facts(dict(facts), arguments, "No device found for this user agent.")
 
 
 def _print_facts(facts: dict[str, str], arguments: argparse.Namespace, otherwise: str) -> int:

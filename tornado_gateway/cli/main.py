@@ -1,4 +1,4 @@
-"""The command line: the table of commands, and the short ones. The others have modules of their own."""
+"""The command line: its parser, and the short commands. Longer commands have modules of their own."""
 
 import argparse
 import os
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except core.SettingsError as error:
         print(f"Invalid settings document:\n{bullets(error.problems)}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader of our output has closed it
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
         return 1
     except OSError as error:
@@ -114,20 +114,20 @@ def _add_facts(commands: Any) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    summary = "decide a feature for a visitor, without sending an event"
+    summary = "evaluate a feature for a visitor, without sending events"
     evaluate = _add_command(commands, "evaluate", _evaluate, summary, has_json=True)
     evaluate.add_argument("--settings", type=Path, required=True, metavar="FILE", help="settings document")
     evaluate.add_argument("--feature", required=True, metavar="KEY", help="feature key")
-    evaluate.add_argument("--user", required=True, metavar="ID", help="visitor id")
+    evaluate.add_argument("--user", required=True, metavar="ID", help="visitor ID")
     evaluate.add_argument("--variables", type=_json_object, default={}, metavar="JSON", help="custom variables")
     evaluate.add_argument("--targeting", type=_json_object, default={}, metavar="JSON", help="targeting variables")
     evaluate.add_argument("--user-agent", metavar="TEXT", help="the visitor's user agent")
     evaluate.add_argument("--ip", metavar="ADDRESS", help="the visitor's IP address")
     evaluate.add_argument("--maxmind-db-path", type=Path, metavar="PATH", help="GeoIP database, to locate the IP")
-    evaluate.add_argument("--explain", action="store_true", help="show the path to the decision")
+    evaluate.add_argument("--explain", action="store_true", help="explain the decision")
 
 
-# Commands load only what they need, so that a health check every few seconds costs little.
+# Commands import only the modules that they need, so that a health check every few seconds costs little.
 
 
 def _configuration(arguments: argparse.Namespace) -> Config:
@@ -135,7 +135,7 @@ def _configuration(arguments: argparse.Namespace) -> Config:
 
 
 def _without_account(arguments: argparse.Namespace) -> Config:
-    """The configuration for a command that does not need the account, which may be missing."""
+    """Return the configuration for a command that does not need the account, which may be missing."""
     try:
         return _configuration(arguments)
     except ConfigError:
@@ -180,13 +180,13 @@ def _health(arguments: argparse.Namespace) -> int:
     """Return 0 if the gateway is alive (`--ready`: has settings), for health checks of containers."""
     client = Client(_without_account(arguments))
     try:
-        status, answer = client.ask("/ready" if arguments.ready else "/health")
+        status, document = client.request("/ready" if arguments.ready else "/health")
     except ClientError as error:
-        status, answer = 0, {"status": str(error)}
+        status, document = 0, {"status": str(error)}
     if arguments.json:
-        print_json(answer)
+        print_json(document)
     else:
-        print(": ".join(str(answer[name]) for name in ("status", "reason") if name in answer))
+        print(": ".join(str(document[name]) for name in ("status", "reason") if name in document))
     return 0 if status == 200 else 1
 
 

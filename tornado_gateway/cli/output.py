@@ -1,6 +1,6 @@
 """Output of commands: colours and a progress bar on a terminal, plain text elsewhere.
 
-A few escape codes do all that is needed. A library for rich output would be the largest dependency of the gateway.
+A few escape codes are enough. A library for rich output would be the largest dependency of the gateway.
 """
 
 import os
@@ -21,20 +21,20 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
-    """`text` in this colour if the stream (stdout) is a terminal and NO_COLOR is not set."""
+    """Return `text` in this colour if the stream (default: stdout) is a terminal and NO_COLOR is not set."""
     if not _is_terminal(stream or sys.stdout) or os.environ.get("NO_COLOR"):
         return text
     return f"\x1b[{_CODES[colour]}m{text}\x1b[0m"
 
 
 def print_json(value: Any) -> None:
-    """Indented on a terminal, one line otherwise."""
+    """Print JSON, indented on a terminal and on one line otherwise."""
     option = orjson.OPT_INDENT_2 if _is_terminal(sys.stdout) else None
     print(orjson.dumps(value, option=option).decode())
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:
-    """Rows as columns that are as wide as their widest cell; the last one is as it is."""
+    """Print rows as columns, each as wide as its widest cell. The last column is not padded."""
     if not rows:
         return
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
@@ -42,12 +42,17 @@ def print_columns(rows: Sequence[Sequence[str]]) -> None:
         print(*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1], sep="  ")
 
 
+def counted(number: int, name: str) -> str:
+    """Return `1 event`, `2 events`."""
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
 def bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"  - {line}" for line in lines)
 
 
 class Progress:
-    """A bar on stderr while something long is going on; nothing at all when stderr is no terminal."""
+    """A progress bar on stderr if that is a terminal."""
 
     def __init__(self, label: str, unit: str = "", scale: int = 1) -> None:
         self._label = label

@@ -7,16 +7,17 @@ from functools import partial
 
 from tornado_gateway import logs
 from tornado_gateway.cli.client import Client
-from tornado_gateway.config import OPTIONS, Config
+from tornado_gateway.config import OPTIONS, SERVICE_LINK, Config
 from tornado_gateway.console import admin_token
 from tornado_gateway.process import supervisor, worker
+from tornado_gateway.process.open_files import FEW, is_sufficient, open_files_limit, shortage
 from tornado_gateway.telemetry.counters import SharedCounters
 
 logger = logging.getLogger(__name__)
 
 
 def serve(config: Config) -> int:
-    """Run the gateway until it is told to end. Return the exit code."""
+    """Run the gateway until it is stopped. Return the exit code."""
     secrets = [getattr(config, option.attribute) for option in OPTIONS if option.secret]
     logs.set_up(config.log_level, config.log_format, [secret for secret in secrets if secret is not None])
     if config.admin_token is None:  # once, here: all workers get the same token
@@ -26,9 +27,25 @@ def serve(config: Config) -> int:
             logger.error("the gateway cannot start: %s", error)
             return 1
         logs.hide(config.admin_token)
+    _log_service_links(config)
+    _log_open_files(open_files_limit())
     _announce_console(config)
-    places = 2 * config.worker_count  # of the scoreboard: while a worker is replaced there are two
-    return supervisor.run(config, partial(worker.run, memory=SharedCounters(places)))
+    config = replace(config, workers=config.worker_count)  # read once, because the quota of a container may change
+    rows = supervisor.scoreboard_rows(config.workers)
+    return supervisor.run(config, partial(worker.run, memory=SharedCounters(rows)))
+
+
+def _log_service_links(config: Config) -> None:
+    for name, source in config.sources.items():
+        if source == SERVICE_LINK:
+            logger.info("%s is a Kubernetes service link; its port is used", name)
+
+
+def _log_open_files(limit: int) -> None:
+    """Log a limit that is too low. Connections beyond it are reset, without a line in the log."""
+    if not is_sufficient(limit):
+        level = logging.ERROR if limit < FEW else logging.WARNING
+        logger.log(level, "too few open files: %s. Raise LimitNOFILE of the service or ulimit -n.", shortage(limit))
 
 
 def _announce_console(config: Config) -> None:

@@ -1,7 +1,7 @@
 """Waiting events and dead letters, for operators: from the running gateway, or from the store if none runs.
 
-The event log in DATA_DIR belongs to one process at a time. If it is locked, a gateway runs, and the
-numbers come from its HTTP endpoints.
+An event log in DATA_DIR belongs to one process at a time. If one is locked, a gateway runs, and the numbers come from
+its HTTP endpoints.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import DeadLetter, Depth, EventStore
 from tornado_gateway.store.sqlite.events import SqliteEvents
 
-LETTERS_LIMIT = 1_000_000
+MAX_LETTERS = 1_000_000  # read from a store; a running gateway may return fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,14 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Overall(Depth):
-    """The numbers of all workers. `oldest_at` is of the time `unknown_since` if it cannot be read at the moment."""
+    """The numbers of all workers. If the store cannot be read now, `oldest_at` is the reading of `unknown_since`."""
 
     unknown_since: float | None = None
-    stuck: str | None = None  # the problem in words, see waiting.py; only a running gateway can say
+    stuck: str | None = None  # the problem in words (telemetry/waiting.py), reported by a running gateway only
 
 
 class StoredEvents(Protocol):
-    """`where` describes the source of the numbers."""
+    """Access to stored events. `where` describes the source of the numbers."""
 
     where: str
 
@@ -51,7 +51,7 @@ class StoredEvents(Protocol):
     async def letters(self) -> list[Letter]: ...
 
     async def requeue(self, ids: Sequence[str] | None) -> int:
-        """Move dead letters (None: all) back into the queue. Returns the number of events moved."""
+        """Move dead letters (None: all) back into the queue. Return the number of events moved."""
 
 
 class _FromGateway:
@@ -72,7 +72,7 @@ class _FromGateway:
         )
 
     async def letters(self) -> list[Letter]:
-        dead: list[dict[str, Any]] = self._client.get(f"/admin/events?limit={LETTERS_LIMIT}")["dead"]
+        dead: list[dict[str, Any]] = self._client.get(f"/admin/events?limit={MAX_LETTERS}")["dead"]
         return [Letter(d["id"], d["count"], d["reason"], d["at"], d["body"]) for d in dead]
 
     async def requeue(self, ids: Sequence[str] | None) -> int:
@@ -90,7 +90,7 @@ class _FromStore:
         return Overall(depth.waiting, depth.dead, depth.oldest_at)
 
     async def letters(self) -> list[Letter]:
-        return [_letter(dead) for dead in await self._events.dead_letters(LETTERS_LIMIT)]
+        return [_letter(dead) for dead in await self._events.dead_letters(MAX_LETTERS)]
 
     async def requeue(self, ids: Sequence[str] | None) -> int:
         return await self._events.requeue(None if ids is None else [_stored_id(id_) for id_ in ids])
@@ -120,7 +120,7 @@ async def open_stored_events(config: Config) -> AsyncIterator[StoredEvents]:
         return
     opened = _store(config)
     if opened is None:
-        yield _NoEvents(f"{config.data_dir} (nothing is stored there)")
+        yield _NoEvents(f"{config.data_dir} (no stored events)")
         return
     events, where = opened
     await events.open()
@@ -138,13 +138,15 @@ def _store(config: Config) -> tuple[EventStore, str] | None:
         return redis.events, "Redis"
     if not any(config.data_dir.glob("events-*.db")):
         return None
-    return SqliteEvents(config.data_dir, config.store_sync), f"the event log in {config.data_dir} (no gateway runs)"
+    return SqliteEvents(
+        config.data_dir, config.store_sync
+    ), f"the event log in {config.data_dir} (no gateway is running)"
 
 
 def is_in_use(directory: Path) -> bool:
-    """Whether a living process holds an event log in this directory. Raise StoreError if that cannot be determined."""
+    """Return whether a process holds an event log in this directory. Raise StoreError if that cannot be determined."""
     if directory.is_dir() and not os.access(directory, os.R_OK | os.X_OK):
-        raise StoreError(f"{directory} cannot be read by this user: use the gateway's user or root")
+        raise StoreError(f"{directory} cannot be read by this user. Run the command as the gateway's user or as root.")
     return any(_is_locked(path) for path in directory.glob("events-*.lock"))
 
 

@@ -6,10 +6,11 @@ Only this room reads the environment. Used by `process` and `cli`.
 from tornado_gateway.config.kinds import Option, mask
 from tornado_gateway.config.options import OPTIONS, Account, Config
 from tornado_gateway.config.render import OptionRow, described
-from tornado_gateway.config.sources import add_flags, given_flags, load
+from tornado_gateway.config.sources import SERVICE_LINK, add_flags, given_flags, load
 
 __all__ = [
     "OPTIONS",
+    "SERVICE_LINK",
     "Account",
     "Config",
     "Option",

@@ -3,13 +3,13 @@
 # ruff: noqa: RUF009  The table of options consists of the defaults of a frozen dataclass.
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from tornado_gateway.config import kinds
+from tornado_gateway.config.cores import usable_cores
 from tornado_gateway.config.kinds import Network, Option, option
 
 # A batch of 5000 events of about 1.6 KiB has to fit, whatever MAX_BODY_BYTES says about single requests.
@@ -69,8 +69,8 @@ class Config:
         _SERVER,
         kinds.whole(0, 1024),
         "0",
-        "Number of worker processes. 0 starts one for each core it may use. A parent process replaces those that end or"
-        " hang.",
+        "Number of worker processes. 0 starts one for each core it may use, within the CPU quota of a container. A"
+        " parent process replaces those that end or hang.",
     )
     tls_cert_path: Path | None = option(
         _SERVER, kinds.file, None, "Certificate chain (PEM) to serve HTTPS with. Needs TLS_KEY_PATH."
@@ -399,9 +399,7 @@ class Config:
     @property
     def worker_count(self) -> int:
         """WORKERS with 0 resolved to the cores that this process may use."""
-        if self.workers:
-            return self.workers
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.workers or usable_cores()
 
     @property
     def max_batch_bytes(self) -> int:

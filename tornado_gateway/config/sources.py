@@ -46,15 +46,19 @@ def load(argv_flags: Mapping[str, str], environ: Mapping[str, str], env_file: Pa
     Raise `ConfigError` with all problems at once.
     """
     findings = _Findings()
+    environment = {name: _Given(environ[name], "environment") for name in NAMES if name in environ}
+    _reject_quotes(environment, findings)
     layers = (
+        _take_service_links(environment),
         _read_env_file(env_file, findings) if env_file else {},
-        {name: _Given(environ[name], "environment") for name in NAMES if name in environ},
+        environment,
         _read_flags(argv_flags, findings),
     )
     given = {name: value for layer in layers for name, value in layer.items() if value.text.strip()}
     _read_secret_files(given, findings)
     config = _parsed(given, findings)
     _check_account(config, findings)
+    _check_foreign_variables(config, environ, findings)
     for names, expected, got in _contradictions(config):
         if findings.broken.isdisjoint(names):
             source = config.sources.get(names[0], "not set")
@@ -85,6 +89,18 @@ def _check_account(config: Config, findings: _Findings) -> None:
         findings.problems.append("No account configured. Set ACCOUNT_ID and SDK_KEY, or SETTINGS_FILE to run offline.")
 
 
+def _check_foreign_variables(config: Config, environ: Mapping[str, str], findings: _Findings) -> None:
+    """Report variables of other programs that change nothing here, if their author must have expected an effect."""
+    if not findings.broken.isdisjoint(("REDIS_HOST", "REDIS_SENTINELS")):
+        return
+    if environ.get("REDIS_URL", "").strip() and not config.uses_redis:
+        names = "REDIS_HOST, REDIS_PORT, REDIS_USERNAME, REDIS_PASSWORD and REDIS_ENABLE_TLS"
+        findings.problems.append(f"REDIS_URL (environment): not an option. Set {names} instead.")
+    if environ.get("REDIS_DB", "").strip() not in ("", "0") and config.uses_redis:
+        remedy = "Only database 0 is used; set STORE_NAMESPACE to separate data."
+        findings.problems.append(f"REDIS_DB (environment): not an option. {remedy}")
+
+
 def _contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str, str]]:
     """Yield violated rules about several options: their names, and the expected and actual value of the first."""
     c = config
@@ -100,6 +116,9 @@ def _contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str, str]
             yield (one, other), f"a value, because {other} is set", "nothing"
         if is_mutual and has_one and not has_other:
             yield (other, one), f"a value, because {one} is set", "nothing"
+    needing_redis = ("REDIS_PASSWORD", "REDIS_USERNAME", "REDIS_ENABLE_TLS")
+    if not c.uses_redis and (given := [name for name in needing_redis if getattr(c, BY_NAME[name].attribute)]):
+        yield ("REDIS_HOST", "REDIS_SENTINELS", *given), f"a value, because {given[0]} is set", "nothing"
     if c.redis_cluster and c.redis_sentinels:
         yield ("REDIS_CLUSTER", "REDIS_SENTINELS"), "false, because REDIS_SENTINELS is set", "true"
     elif c.redis_cluster and not c.redis_host:
@@ -115,6 +134,30 @@ def _contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str, str]
         yield ("CORS_ALLOWED_ORIGINS",), "either * or a list of origins", f'"{shown}"'
     if c.port == 0 and c.workers != 1:
         yield ("WORKERS", "PORT"), "1, because every worker would take another free port with PORT=0", f'"{c.workers}"'
+
+
+def _reject_quotes(environment: dict[str, _Given], findings: _Findings) -> None:
+    """Remove values in quotes and report them: they were written for a shell, or for a reader of files as ours is."""
+    for name, (text, source) in tuple(environment.items()):
+        if _QUOTED.fullmatch(text.strip()):
+            del environment[name]
+            expected = "a value without quotes (docker --env-file and Kubernetes keep them)"
+            findings.add(name, source, expected, "a value in quotes")
+
+
+def _take_service_links(environment: dict[str, _Given]) -> dict[str, _Given]:
+    """Return the ports of Kubernetes service links, and remove the links.
+
+    A service named redis sets REDIS_PORT=tcp://10.0.0.1:6379 in every pod of its namespace. Since the operator has not
+    set that variable, its port has the lowest precedence.
+    """
+    ports = {}
+    for name, (text, _) in tuple(environment.items()):
+        link = _SERVICE_LINK.fullmatch(text.strip())
+        if link and name.endswith("_PORT"):
+            del environment[name]
+            ports[name] = _Given(link[1], SERVICE_LINK)
+    return ports
 
 
 def _read_flags(argv_flags: Mapping[str, str], findings: _Findings) -> dict[str, _Given]:
@@ -159,6 +202,8 @@ def _read_env_file(path: Path, findings: _Findings) -> dict[str, _Given]:
 _ASSIGNMENT = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_.-]*)\s*=\s*(.*)")
 _QUOTED = re.compile(r"""(?:'([^']*)'|"((?:[^"\\]|\\.)*)")\s*(?:\s#.*)?""")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
+_SERVICE_LINK = re.compile(r"(?:tcp|udp|sctp)://[^/]+:([0-9]{1,5})")
+SERVICE_LINK = "environment, service link of Kubernetes"  # the source of such a value
 
 
 def _parse_line(line: str) -> tuple[str, str, tuple[str, str] | None]:

@@ -4,9 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tornado_gateway.console.base import Page
+from tornado_gateway.http.fields import weights
 from tornado_gateway.settings.mirror import SettingsMirror
 
 Status = Callable[[], Mapping[str, Any]]
+
+OPEN_METRICS = "application/openmetrics-text"
 
 
 class HealthPage(Page):
@@ -51,6 +54,14 @@ class MetricsPage(Page):
         self._metrics = metrics
 
     def get(self) -> None:
-        body, kind = self._metrics(self.request.headers.get("Accept", ""))
+        body, kind = self._metrics(_by_weight(self.request.headers.get("Accept", "")))
         self.set_header("Content-Type", kind)
         self.write(body)
+
+
+def _by_weight(accept: str) -> str:
+    """Return the Accept header without OpenMetrics if the client prefers text, because the encoder ignores weights."""
+    weight = weights(accept)
+    if weight.get(OPEN_METRICS, 0.0) > 0 and weight[OPEN_METRICS] >= weight.get("text/plain", 0.0):
+        return accept
+    return ",".join(item for item in accept.split(",") if OPEN_METRICS not in item.lower())

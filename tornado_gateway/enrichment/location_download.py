@@ -24,6 +24,7 @@ from urllib.parse import urljoin, urlsplit
 
 import orjson
 
+from tornado_gateway.backoff import Backoff
 from tornado_gateway.enrichment.location_database import open_checked
 from tornado_gateway.errors import LocationError
 
@@ -332,8 +333,7 @@ class GeoRefresh:
         self._lease = lease
         self._changed = changed
         self._refresh_seconds = refresh_seconds
-        self._retry_seconds = retry_seconds
-        self._failures = 0
+        self._backoff = Backoff(retry_seconds, _LONGEST_RETRY_SECONDS)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -359,7 +359,8 @@ class GeoRefresh:
         if not await self._lease():
             return min(_LEASE_RETRY_SECONDS, self._refresh_seconds)
         path = await self._fetch()
-        self.checked_at, self.error, self._failures = time.time(), None, 0
+        self.checked_at, self.error = time.time(), None
+        self._backoff.reset()
         if path:
             logger.info("downloaded %s", path)
             if self._changed:
@@ -371,8 +372,7 @@ class GeoRefresh:
             try:
                 wait = await self.refresh()
             except Exception as error:  # errors of the lease's store as well: the task must never end
-                self._failures += 1
                 self.error = str(error) or type(error).__name__
-                wait = min(self._retry_seconds * 2.0 ** min(self._failures - 1, 20), _LONGEST_RETRY_SECONDS)
+                wait = self._backoff.next()
                 logger.warning("location database not refreshed, next try in %.0f s: %s", wait, self.error)
             await asyncio.sleep(wait * random.uniform(0.9, 1.1))

@@ -150,3 +150,33 @@ class AccountCheck:
 def is_from_browser(request: Request) -> bool:
     """Browsers send the origin of the page; server SDKs never do."""
     return request.header(b"origin") is not None
+
+
+_WEIGHT = re.compile(r"\s*q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\s*")  # RFC 9110, 12.4.2
+MAX_WEIGHTED_ITEMS = 100  # further ones are ignored
+
+
+def weights(header: str) -> dict[str, float]:
+    """Return the weights of a list such as Accept, by name in lower case. A weight that is not valid counts as 0."""
+    found: dict[str, float] = {}
+    for item in header.lower().split(",", MAX_WEIGHTED_ITEMS)[:MAX_WEIGHTED_ITEMS]:
+        name, *parameters = item.split(";")
+        name = name.strip()
+        if name:
+            found[name] = max(_weight(parameters), found.get(name, 0.0))
+    return found
+
+
+def _weight(parameters: list[str]) -> float:
+    for parameter in parameters:
+        if parameter.lstrip().startswith("q="):
+            valid = _WEIGHT.fullmatch(parameter)
+            return float(valid[1]) if valid else 0.0
+    return 1.0
+
+
+def accepts_gzip(header: str) -> bool:
+    """Return whether Accept-Encoding names gzip, and does not prefer the plain form."""
+    weight = weights(header)
+    gzip = max(weight.get("gzip", 0.0), weight.get("x-gzip", 0.0))
+    return gzip > 0 and gzip >= weight.get("identity", 0.0)

@@ -1,4 +1,4 @@
-"""When the certificate of the gateway ends, for the doctor."""
+"""Read the expiry of the gateway's certificate, for the doctor."""
 
 import ssl
 from pathlib import Path
@@ -7,10 +7,10 @@ from tornado_gateway.http.certificates import CertificateError, server_context
 
 
 def expiry(cert: Path, key: Path) -> float:
-    """Return the end of the certificate in Unix seconds. Raise CertificateError if it is unusable or has ended.
+    """Return the expiry in Unix seconds. Raise CertificateError if the certificate is unusable or has expired.
 
-    It is read by a handshake in memory with a client that trusts just this certificate: the standard library shows the
-    fields of no other certificate than one that a peer has presented.
+    It is read by a handshake in memory with a client that trusts only this certificate, because the standard library
+    parses only certificates that a peer has presented.
     """
     client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client_context.check_hostname = False

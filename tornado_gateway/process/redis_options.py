@@ -1,4 +1,4 @@
-"""The connection to Redis as the configuration describes it: the only place that translates one into the other."""
+"""Translate the configuration into the options of the connection to Redis. Used by workers and commands."""
 
 from tornado_gateway.config import Config
 from tornado_gateway.store.redis.options import RedisOptions, TlsOptions

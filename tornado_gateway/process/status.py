@@ -1,4 +1,4 @@
-"""The body of /status: the records of all workers, summed up."""
+"""The body of /status: the totals of all workers, and their records."""
 
 import time
 from typing import Any

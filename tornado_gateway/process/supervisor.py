@@ -1,26 +1,19 @@
 """The parent process: starts a worker for each slot, watches them, replaces them, ends them. `cli` calls `run`.
 
 SIGTERM, SIGINT   all workers end orderly, then the parent; those that take too long are killed. Repeating is harmless.
-SIGHUP            rolling restart: slot after slot gets a new worker, and the old one ends once the new one serves.
+SIGHUP            rolling restart: slot after slot gets a new worker, and the old one ends once the new one is ready.
 
-There is a parent for any number of workers, because a worker cannot replace itself: it may be killed, or hang. A worker
-that hangs (stopped, or in a computation that does not end) is recognised by its last heartbeat on the scoreboard.
-
-Workers end with the parent, however it ends (PR_SET_PDEATHSIG): otherwise one that hangs would keep the port.
+There is a parent for any number of workers, because a worker cannot replace itself: it may be killed, or hang.
 
 Each slot has a listening socket of its own (SO_REUSEPORT: the kernel spreads new connections over them), and the parent
-keeps all of them open. A listening socket that is closed resets the connections that wait in its backlog; so this is
-what lets a worker be replaced without a refused or reset connection.
+keeps all of them open. Closing a listening socket resets the connections in its backlog. Therefore a worker can be
+replaced without a rejected or reset connection.
 
 The parent has no threads and no event loop, because neither survives a fork: it sleeps in `sigtimedwait` with all its
 signals blocked. Blocked signals are never lost, interrupt nothing, and reach even a process with the PID 1, for which
 the kernel drops signals that have no handler. As PID 1 it also gets the orphans of others; it reaps whatever ends.
 """
 
-import contextlib
-import ctypes
-import errno
-import faulthandler
 import gc
 import logging
 import math
@@ -28,202 +21,135 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import NoReturn
 
+from tornado_gateway.backoff import Backoff
 from tornado_gateway.config import Config
-from tornado_gateway.process import systemd
+from tornado_gateway.process import sockets, systemd
+from tornado_gateway.process.hang_watch import HangWatch
+from tornado_gateway.process.worker_process import PARENT_SIGNALS, Launcher, Work, WorkerProcess, WorkerSlot
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-TICK_SECONDS = 0.05  # how often the parent looks while something is under way; otherwise it sleeps
-SILENT_SECONDS = 15.0  # a worker without a heartbeat for this long hangs and is replaced; it sends four a second
-CHECKS = 10  # of the heartbeats within SILENT_SECONDS
-TRACEBACK_SECONDS = 1.0  # that a worker that hangs has to say where, before it is killed
-TRACEBACK_BYTES = 1500  # of it, so that the log line stays below 2 KB
-PORT_SECONDS = 2.0  # that killed workers of a former run may take to leave the port
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-START_SECONDS = 30.0  # besides what waiting for settings may take; a worker that does not serve by then is killed
-STOP_MARGIN_SECONDS = 5.0  # beyond SHUTDOWN_SECONDS; a worker that is still there then is killed
+TICK_SECONDS = 0.05  # between two checks while a deadline runs or a slot has no worker; otherwise the parent sleeps
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_LONGEST_SECONDS = 10.0
-STEADY_SECONDS = 10.0  # a worker that has lived that long was not broken from the start
-LONGEST_QUEUE_SECONDS = 1.0  # that a slot without a worker may let new connections wait
+STEADY_SECONDS = 10.0  # a worker that has lived this long resets the backoff of its slot
+LONGEST_QUEUE_SECONDS = 1.0  # how long new connections may wait in the backlog of a slot without a worker
 
 
 @dataclass(frozen=True, slots=True)
-class Post:
-    """What a worker gets to know of its place in the instance."""
+class Deadlines:
+    """Seconds after which a worker is killed: without being ready, without a heartbeat, after SIGTERM."""
 
-    slot: int
-    place: int  # on the scoreboard
-    generation: int  # of all processes of this instance; grows with every start
-    scoreboard: Scoreboard
-    sock: socket.socket  # bound, to listen on
-    ready_pipe: int
-
-    def report_ready(self) -> None:
-        """Tell the parent that this worker serves."""
-        os.write(self.ready_pipe, b"1")
-        os.close(self.ready_pipe)
+    start: float
+    stop: float
+    silent: float = 15.0  # 60 missed heartbeats: a worker sends four per second
 
 
-Work = Callable[[Post], int]
+def deadlines_of(config: Config) -> Deadlines:
+    # 30 s to open a large store, and the time that waiting for settings may take.
+    # 5 s beyond SHUTDOWN_SECONDS, which the worker itself observes.
+    return Deadlines(start=30.0 + 2 * config.socket_timeout_seconds, stop=config.shutdown_seconds + 5.0)
 
 
-def run(config: Config, work: Callable[[Config, Post], int], *, silent_seconds: float = SILENT_SECONDS) -> int:
-    """Run WORKERS times `work`, each in a process of its own, until SIGTERM or SIGINT. Returns the exit code."""
-    port = _free_port(config.host, config.port)
-    shares_port = config.worker_count > 1  # with a second gateway as well, so only if it is needed
+def run(config: Config, work: Callable[[Config, WorkerSlot], int], deadlines: Deadlines | None = None) -> int:
+    """Run WORKERS times `work`, each in a process of its own, until SIGTERM or SIGINT. Return the exit code."""
+    port = sockets.free_port(config.host, config.port)
+    shares_port = config.worker_count > 1  # a second gateway could share it as well, so only if it is needed
     return Supervisor(
         partial(work, config),
-        partial(bind, config.host, port, reuse_port=shares_port),
+        partial(sockets.bind, config.host, port, reuse_port=shares_port),
         config.worker_count,
-        start_seconds=START_SECONDS + 2 * config.socket_timeout_seconds,
-        stop_seconds=config.shutdown_seconds + STOP_MARGIN_SECONDS,
-        silent_seconds=silent_seconds,
+        deadlines or deadlines_of(config),
     ).run()
 
 
-def _free_port(host: str, port: int, patience_seconds: float = PORT_SECONDS) -> int:
-    """The port, once no other process listens on it; any free one for 0. Raise OSError if it stays in use.
-
-    A gateway that is started again when its parent was killed may be faster than the end of the former workers.
-    """
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        try:
-            with bind(host, port, reuse_port=False) as sock:
-                free: int = sock.getsockname()[1]
-                return free
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
-                raise
-        time.sleep(TICK_SECONDS)
+def scoreboard_rows(workers: int) -> int:
+    """Return the number of rows: a slot may have two processes, one that serves and one that starts or drains."""
+    return 2 * workers
 
 
-def bind(host: str, port: int, reuse_port: bool = True) -> socket.socket:
-    """A bound socket. It refuses connections until a worker listens on it."""
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind((host, port))
-    except OSError as error:
-        sock.close()
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
-    return sock
-
-
-@dataclass(eq=False, slots=True)
-class _Process:
-    """A worker that is alive, or has ended and is not yet reaped."""
-
-    pid: int
-    slot: "_Slot"
-    place: int
-    generation: int
-    ready_pipe: int
-    started_at: float
-    deadline: float  # to be ready or, later, to have ended
-    traceback: int  # file in memory, to which the worker writes where it is when it gets SIGUSR1
-    is_ready: bool = False
-    is_watched: bool = False  # it serves, so it has to send heartbeats
-    watched_since: float = 0.0
-    fault: str = "did not start in time"  # if it is there at its deadline
-
-    def __str__(self) -> str:
-        return f"worker {self.slot.number} (pid {self.pid})"
+def _new_backoff() -> Backoff:
+    return Backoff(BACKOFF_FIRST_SECONDS, BACKOFF_LONGEST_SECONDS, jitter=0)  # no other slot has to be avoided
 
 
 @dataclass(eq=False, slots=True)
 class _Slot:
-    """One of WORKERS. `current` serves and `successor` is to replace it; one that was replaced is neither."""
+    """One of WORKERS. `current` serves, and `successor` is to replace it; a worker that was replaced is neither."""
 
     number: int
     sock: socket.socket | None
-    current: _Process | None = None
-    successor: _Process | None = None
+    current: WorkerProcess | None = None
+    successor: WorkerProcess | None = None
     has_served: bool = False
-    young_deaths: int = 0
-    start_at: float = 0.0  # when a slot without a worker gets one
+    backoff: Backoff = field(default_factory=_new_backoff)
+    start_at: float = 0.0  # the earliest next start of a slot without a worker
+
+    def close_socket(self) -> None:
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
 
 
 class Supervisor:
-    """The parent. Everything that changes a slot or a process record is in this class."""
+    """The parent. Everything that changes a slot is in this class."""
 
-    def __init__(
-        self,
-        work: Work,
-        new_socket: Callable[[], socket.socket],
-        count: int,
-        *,
-        start_seconds: float,
-        stop_seconds: float,
-        silent_seconds: float,
-    ) -> None:
-        self._work = work
+    def __init__(self, work: Work, new_socket: Callable[[], socket.socket], count: int, deadlines: Deadlines) -> None:
         self._new_socket = new_socket
-        self._start_seconds = start_seconds
-        self._stop_seconds = stop_seconds
-        self._silent_seconds = silent_seconds
-        self._checked_at = time.monotonic()
-        # A slot may have two processes for a while: the one that serves and one that starts or drains.
-        self._scoreboard = Scoreboard(2 * count)
+        self._deadlines = deadlines
+        self._scoreboard = Scoreboard(scoreboard_rows(count))
+        self._launcher = Launcher(work, self._scoreboard)
+        self._watch = HangWatch(self._scoreboard, deadlines.silent)
         self._slots = [_Slot(number, new_socket()) for number in range(count)]
-        self._processes: dict[int, _Process] = {}
+        self._processes: dict[int, WorkerProcess] = {}
         self._to_restart: deque[_Slot] = deque()
-        self._generation = 0
         self._stopping = False
         self._is_announced = False  # systemd knows that all slots serve
-        self._watchdog_seconds = systemd.watchdog_interval() or math.inf
         self._exit_code = 0
 
     def run(self) -> int:
-        """Returns the exit code: 0 if every worker ended well, 1 if not, or the one that a first start failed with."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        """Return the exit code: 0 if every worker ended normally, 1 if not, or that of a first start that failed."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, PARENT_SIGNALS)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would make children vanish without a status
         gc.freeze()  # the memory that workers share with the parent; their collectors would write to all of it
-        logger.info("starting %s (parent: pid %d)", _count(len(self._slots)), os.getpid())
+        logger.info("starting %s (parent: pid %d)", _counted(len(self._slots)), os.getpid())
+        longest_pause = min(self._watch.interval_seconds, systemd.watchdog_interval() or math.inf)
         while True:
-            self._start_what_is_due()
+            self._start_due()
             if self._stopping and not self._processes:
                 logger.info("all workers have ended")
                 return self._exit_code
-            if self._is_well():
+            if self._is_healthy():
                 systemd.ping()
-            pause = TICK_SECONDS if self._is_busy() else self._silent_seconds / CHECKS
-            arrived = signal.sigtimedwait(SIGNALS, min(pause, self._watchdog_seconds))
+            arrived = signal.sigtimedwait(PARENT_SIGNALS, TICK_SECONDS if self._is_busy() else longest_pause)
             if arrived is not None:
-                self._take_signal(arrived.si_signo)
-            self._note_who_is_ready()
+                self._handle_signal(arrived.si_signo)
+            self._read_ready_pipes()
             self._announce()
             self._reap()
-            self._condemn_the_silent()
-            self._kill_the_late()
+            self._watch.check(self._processes.values())
+            self._kill_overdue()
 
-    def _is_well(self) -> bool:
-        """Whether systemd may believe that the gateway works: this process does, and at least one worker serves."""
+    def _is_healthy(self) -> bool:
+        """Whether to ping the watchdog of systemd: this process is alive, and at least one worker serves."""
         return self._stopping or any(slot.current is not None and slot.current.is_watched for slot in self._slots)
 
     def _is_busy(self) -> bool:
-        """Whether there is anything to look after that no signal tells of."""
+        """Whether something is due soon that no signal announces."""
         has_deadline = any(process.deadline < math.inf for process in self._processes.values())
         return has_deadline or bool(self._to_restart) or any(slot.current is None for slot in self._slots)
 
-    def _take_signal(self, number: int) -> None:
+    def _handle_signal(self, number: int) -> None:
         if number in (signal.SIGTERM, signal.SIGINT):
             self._stop(0)
         elif number == signal.SIGHUP and not self._stopping:
-            logger.info("rolling restart of %s", _count(len(self._slots)))
+            logger.info("rolling restart of %s started", _counted(len(self._slots)))
             self._is_announced = False
             systemd.reloading()
             self._to_restart = deque(self._slots)
@@ -231,113 +157,78 @@ class Supervisor:
     def _stop(self, exit_code: int) -> None:
         if self._stopping:
             return
-        logger.info("ending %s", _count(len(self._processes)))
+        logger.info("stopping %s", _counted(len(self._processes)))
         systemd.stopping()
         self._stopping = True
         self._exit_code = exit_code
-        # From here on a connection that no worker accepts is refused: the parent would never answer it.
+        # From now on a connection that no worker accepts is rejected, because no process would ever respond to it.
         for slot in self._slots:
-            self._give_up_socket(slot)
+            slot.close_socket()
         for process in self._processes.values():
-            self._terminate(process)
+            process.terminate(self._deadlines.stop)
 
-    # Starting
+    # --- Starting ---
 
-    def _start_what_is_due(self) -> None:
+    def _start_due(self) -> None:
         if self._stopping:
             return
-        # The first worker starts alone: it makes the files of the store and gets the settings, which the others then
-        # find there at once; and what makes every start fail is told once.
+        # The first worker starts alone: it creates the files of the store and fetches the settings, which the others
+        # then find there at once. An error that every start would have is logged only once.
         for slot in self._slots if self._slots[0].has_served else self._slots[:1]:
             if slot.current is None and slot.successor is None and time.monotonic() >= slot.start_at:
                 slot.current = self._start(slot)
         if self._to_restart and all(slot.successor is None for slot in self._slots):
-            slot = self._to_restart[0]
-            if slot.current is None:
-                self._to_restart.popleft()  # it gets a new one anyway
-            elif slot.current.is_ready and (successor := self._start(slot)) is not None:
-                self._to_restart.popleft()
-                slot.successor = successor
+            self._restart_next()
 
-    def _start(self, slot: _Slot) -> _Process | None:
-        """Fork a worker. None if that is not possible now; it is tried again."""
-        place, sock = self._free_place(), self._socket_of(slot)
-        if place is None or sock is None:
+    def _restart_next(self) -> None:
+        slot = self._to_restart[0]
+        if slot.current is None:
+            self._to_restart.popleft()  # it gets a new worker anyway
+        elif slot.current.is_ready and (successor := self._start(slot)) is not None:
+            self._to_restart.popleft()
+            slot.successor = successor
+
+    def _start(self, slot: _Slot) -> WorkerProcess | None:
+        """Return a new worker, or None if it cannot be started now; the next loop tries again."""
+        row = self._free_row()
+        if row is None:
             return None
-        self._generation += 1
-        read_end, write_end = os.pipe()
-        traceback = os.memfd_create("traceback")
-        post = Post(slot.number, place, self._generation, self._scoreboard, sock, write_end)
-        parent = os.getpid()
         try:
-            pid = os.fork()
+            slot.sock = slot.sock or self._new_socket()
+            process = self._launcher.launch(slot.number, row, slot.sock, partial(self._close_inherited, slot))
         except OSError as error:
-            logger.error("worker %d cannot be started: %s", slot.number, error)
+            logger.error(
+                "worker %d could not be started: %s; retrying in %.0f s", slot.number, error, BACKOFF_LONGEST_SECONDS
+            )
             slot.start_at = time.monotonic() + BACKOFF_LONGEST_SECONDS
-            for descriptor in (read_end, write_end, traceback):
-                os.close(descriptor)
             return None
-        if pid == 0:
-            os.close(read_end)
-            self._become_worker(post, parent, traceback)
-        os.close(write_end)
-        now = time.monotonic()
-        process = _Process(pid, slot, place, self._generation, read_end, now, now + self._start_seconds, traceback)
-        self._processes[pid] = process
-        logger.debug("%s starts", process)
+        process.deadline = process.started_at + self._deadlines.start
+        self._processes[process.pid] = process
+        logger.debug("%s started", process)
         return process
 
-    def _free_place(self) -> int | None:
-        taken = {process.place for process in self._processes.values()}
-        return next((place for place in range(self._scoreboard.rows) if place not in taken), None)
+    def _free_row(self) -> int | None:
+        taken = {process.row for process in self._processes.values()}
+        return next((row for row in range(self._scoreboard.rows) if row not in taken), None)
 
-    def _socket_of(self, slot: _Slot) -> socket.socket | None:
-        if slot.sock is None:
-            try:
-                slot.sock = self._new_socket()
-            except OSError as error:
-                logger.error("worker %d cannot be started: %s", slot.number, error)
-                slot.start_at = time.monotonic() + BACKOFF_LONGEST_SECONDS
-        return slot.sock
-
-    def _become_worker(self, post: Post, parent: int, traceback: int) -> NoReturn:
-        """The child: it leaves by `os._exit`, so nothing of the parent's stack goes on in it."""
-        code = 1
-        try:
-            _end_with(parent)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, _leave)  # until the worker has handlers there is nothing to end orderly
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            faulthandler.register(signal.SIGUSR1, traceback, all_threads=False)  # the thread of the loop
-            self._close_what_is_the_parents(post)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            code = self._work(post)
-        except BaseException:
-            logger.exception("worker %d failed", post.slot)
-        finally:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
-
-    def _close_what_is_the_parents(self, post: Post) -> None:
+    def _close_inherited(self, own: _Slot) -> None:
+        """Run in a new worker: close descriptors of other workers, and the sockets of other slots."""
         for process in self._processes.values():
-            os.close(process.ready_pipe)
-            os.close(process.traceback)
+            process.close()
         for slot in self._slots:
-            if slot.sock is not None and slot.sock is not post.sock:
-                slot.sock.close()
+            if slot is not own:
+                slot.close_socket()
 
-    # Watching
+    # --- Watching ---
 
-    def _note_who_is_ready(self) -> None:
-        waiting = {process.ready_pipe: process for process in self._processes.values() if not process.is_ready}
-        for pipe in select.select(list(waiting), [], [], 0)[0]:
-            if os.read(pipe, 1):  # nothing to read: it has ended, which is told by SIGCHLD
-                self._is_ready(waiting[pipe])
+    def _read_ready_pipes(self) -> None:
+        starting = {process.ready_pipe: process for process in self._processes.values() if not process.is_ready}
+        for pipe in select.select(list(starting), [], [], 0)[0]:
+            if os.read(pipe, 1):  # empty: the process has ended, which SIGCHLD reports
+                self._record_ready(starting[pipe])
 
     def _announce(self) -> None:
-        """Tell systemd once every slot serves: at first, and when a rolling restart is over."""
+        """Notify systemd once every slot serves: after the start, and after a rolling restart."""
         is_restarting = bool(self._to_restart) or any(slot.successor is not None for slot in self._slots)
         if self._is_announced or self._stopping or is_restarting:
             return
@@ -345,20 +236,19 @@ class Supervisor:
             self._is_announced = True
             systemd.ready()
 
-    def _is_ready(self, process: _Process) -> None:
-        process.is_ready = True
-        process.is_watched, process.watched_since = True, time.monotonic()
+    def _record_ready(self, process: WorkerProcess) -> None:
+        process.mark_ready()
         if self._stopping:
             return
         process.deadline = math.inf
-        slot = process.slot
+        slot = self._slots[process.number]
         slot.has_served = True
-        logger.info("%s serves", process)
+        logger.info("%s is ready", process)
         if slot.successor is process:
             former, slot.current, slot.successor = slot.current, process, None
-            slot.young_deaths = 0
+            slot.backoff.reset()
             if former is not None:
-                self._terminate(former)
+                former.terminate(self._deadlines.stop)
 
     def _reap(self) -> None:
         while True:
@@ -369,99 +259,54 @@ class Supervisor:
             if not pid:
                 return
             process = self._processes.pop(pid, None)
-            if process is not None:  # otherwise an orphan of somebody else, given to PID 1
-                os.close(process.ready_pipe)
-                os.close(process.traceback)
-                self._scoreboard.retire(process.place, process.generation)
-                self._has_ended(process, os.waitstatus_to_exitcode(status))
+            if process is not None:  # otherwise an orphan of another process, inherited as PID 1
+                process.close()
+                self._scoreboard.retire(process.row, process.generation)
+                self._record_end(process, os.waitstatus_to_exitcode(status))
 
-    def _has_ended(self, process: _Process, code: int) -> None:
-        slot = process.slot
+    def _record_end(self, process: WorkerProcess, code: int) -> None:
+        slot = self._slots[process.number]
+        outcome = _outcome(code)
         if self._stopping:
             if code:
-                logger.error("%s ended %s", process, _how(code))
+                logger.error("%s ended %s", process, outcome)
                 self._exit_code = self._exit_code or 1
         elif slot.successor is process:
-            logger.error("the new %s ended %s before it served; the rolling restart is given up", process, _how(code))
+            logger.error("the new %s ended %s before it was ready; the rolling restart is cancelled", process, outcome)
             slot.successor = None
             self._to_restart.clear()
         elif slot.current is not process:
-            logger.log(logging.ERROR if code else logging.INFO, "the replaced %s ended %s", process, _how(code))
+            logger.log(logging.ERROR if code else logging.INFO, "the replaced %s ended %s", process, outcome)
         elif code > 0 and not slot.has_served:
             logger.error("%s could not start (exit code %d)", process, code)
             self._stop(code)
         else:
             slot.current = None
-            self._back_off(slot, process, code)
+            self._back_off(slot, process, outcome)
 
-    def _back_off(self, slot: _Slot, process: _Process, code: int) -> None:
+    def _back_off(self, slot: _Slot, process: WorkerProcess, outcome: str) -> None:
         now = time.monotonic()
         if now - process.started_at >= STEADY_SECONDS:
-            slot.young_deaths = 0
-        pause = min(BACKOFF_LONGEST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0**slot.young_deaths)
-        logger.error("%s ended %s; a new one starts in %.1f s", process, _how(code), pause)
-        slot.young_deaths += 1
-        slot.start_at = now + pause
-        if pause > LONGEST_QUEUE_SECONDS and slot.successor is None:
-            logger.error("worker %d keeps dying, its socket is closed meanwhile", slot.number)
-            self._give_up_socket(slot)
+            slot.backoff.reset()
+        delay = slot.backoff.next()
+        slot.start_at = now + delay
+        logger.error("%s ended %s; a new one starts in %.1f s", process, outcome, delay)
+        if delay > LONGEST_QUEUE_SECONDS and slot.successor is None:
+            logger.error("worker %d ended repeatedly; its socket is closed until the next start", slot.number)
+            slot.close_socket()
 
-    # Ending
-
-    def _terminate(self, process: _Process) -> None:
-        process.fault = "did not end in time"  # it sends heartbeats until then, so that one that hangs ends sooner
-        condemned = process.deadline if process.is_ready else math.inf
-        process.deadline = min(condemned, time.monotonic() + self._stop_seconds)
-        os.kill(process.pid, signal.SIGTERM)  # it is ours to reap, so the pid cannot be another's by now
-
-    def _condemn_the_silent(self) -> None:
-        """Ask workers that hang where they do; `_kill_the_late` kills them."""
-        now = time.monotonic()
-        if now - self._checked_at > self._silent_seconds / 2:
-            # This process was stopped or got no processor, and so may its workers have been: they get their time anew.
-            for process in self._processes.values():
-                process.watched_since = now
-        self._checked_at = now
-        for process in self._processes.values():
-            if process.is_watched and self._silence_of(process, now) > self._silent_seconds:
-                process.is_watched, process.fault = False, f"did not respond for {self._silent_seconds:g} s"
-                process.deadline = min(process.deadline, now + TRACEBACK_SECONDS)
-                os.kill(process.pid, signal.SIGUSR1)
-
-    def _silence_of(self, process: _Process, now: float) -> float:
-        return now - max(process.watched_since, self._scoreboard.last_beat(process.place))
-
-    def _kill_the_late(self) -> None:
+    def _kill_overdue(self) -> None:
         now = time.monotonic()
         for process in self._processes.values():
             if now >= process.deadline:
-                process.deadline = math.inf
-                where = os.pread(process.traceback, TRACEBACK_BYTES, 0).decode(errors="replace")
-                logger.error("%s %s and was killed%s", process, process.fault, f"\n{where}" if where else "")
-                os.kill(process.pid, signal.SIGKILL)
-
-    def _give_up_socket(self, slot: _Slot) -> None:
-        if slot.sock is not None:
-            slot.sock.close()
-            slot.sock = None
+                process.kill()
 
 
-def _end_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, also if this process is stopped by then."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
-    if os.getppid() != parent:  # it ended before the call
-        os._exit(1)
-
-
-def _leave(number: int, frame: object) -> None:
-    os._exit(0)
-
-
-def _count(workers: int) -> str:
+def _counted(workers: int) -> str:
     return "1 worker" if workers == 1 else f"{workers} workers"
 
 
-def _how(code: int) -> str:
+def _outcome(code: int) -> str:
     if code < 0:
         return f"by signal {-code}"
-    return "well" if code == 0 else f"with exit code {code}"
+    return "normally" if code == 0 else f"with exit code {code}"

@@ -50,7 +50,7 @@ from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.process.status import instance_status
-from tornado_gateway.process.supervisor import Post
+from tornado_gateway.process.worker_process import WorkerSlot
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot
 from tornado_gateway.settings.stored import document_name
 from tornado_gateway.store.interfaces import SHARED, Identity, Store
@@ -80,14 +80,14 @@ class Worker:
     def __init__(
         self,
         config: Config,
-        post: Post,
+        post: WorkerSlot,
         memory: SharedCounters | None = None,
         stuck_after_seconds: float | None = None,
     ) -> None:
         self._config = config
         self._post = post
         memory = memory or SharedCounters(post.scoreboard.rows)
-        self.observer = Observer(memory, post.place, post.generation)
+        self.observer = Observer(memory, post.row, post.generation)
         self._adopted = 0  # how many processes had ended when their logs were last taken over
         self._adopting: asyncio.Task[None] | None = None
         self._loading_device: asyncio.Future[object] | None = None
@@ -315,7 +315,7 @@ class Worker:
         return instance_status(self._post.scoreboard, __version__)
 
     def _publish(self) -> None:
-        self._post.scoreboard.beat(self._post.place)
+        self._post.scoreboard.beat(self._post.row)
         counts = self.observer
         self.requests.total, self.requests.decisions = counts.totals()
         counts.count_lookups("location", self.location.hits, self.location.misses)
@@ -328,7 +328,7 @@ class Worker:
                 "redis_up": float(not failure) if self._config.uses_redis else None,
             }
         )
-        self._post.scoreboard.publish(self._post.place, self._record())
+        self._post.scoreboard.publish(self._post.row, self._record())
 
     def _record(self) -> WorkerRecord:
         """What the other workers may know of this one."""
@@ -341,8 +341,8 @@ class Worker:
         )
         return {
             "pid": os.getpid(),
-            "slot": self._post.slot,
-            "row": self._post.place,
+            "slot": self._post.number,
+            "row": self._post.row,
             "generation": self._post.generation,
             "adopted": self._adopted,
             "is_queue_shared": self._config.uses_redis,
@@ -456,7 +456,7 @@ async def _read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def run(config: Config, post: Post, memory: SharedCounters | None = None) -> int:
+def run(config: Config, post: WorkerSlot, memory: SharedCounters | None = None) -> int:
     """Run one worker until SIGTERM or SIGINT. Returns the exit code."""
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
         try:
@@ -466,7 +466,7 @@ def run(config: Config, post: Post, memory: SharedCounters | None = None) -> int
             return 1
 
 
-async def _serve(config: Config, post: Post, memory: SharedCounters | None) -> int:
+async def _serve(config: Config, post: WorkerSlot, memory: SharedCounters | None) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in STOP_SIGNALS:

@@ -5,15 +5,12 @@ import errno
 import os
 import re
 import resource
-import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-
-from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 
 from tornado_gateway import __version__, core
 from tornado_gateway.cli.client import Client, ClientError
@@ -24,18 +21,19 @@ from tornado_gateway.console import admin_token
 from tornado_gateway.console.admin_token import AdminTokenError
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import GatewayError, StoreError, UpstreamError
+from tornado_gateway.process import open_files
 from tornado_gateway.process.certificate_expiry import expiry
 from tornado_gateway.process.redis_options import redis_options
+from tornado_gateway.process.sockets import bind
 from tornado_gateway.settings.compilation import compile_document
 from tornado_gateway.upstream.client import Dialect, Upstream
+from tornado_gateway.upstream.curl import CurlError, CurlPool
 
 CLOCK_WARN_SECONDS = 30.0
 CLOCK_FAIL_SECONDS = 300.0
 GEO_OLD_DAYS = 30  # MaxMind publishes twice a week
 DISK_LOW_BYTES = 1 << 30
 DISK_FULL_BYTES = 100 << 20
-OPEN_FILES_LOW = 8192
-OPEN_FILES_FEW = 1024
 CERTIFICATE_DAYS = 14
 WAITING_SHARE = 0.5  # of EVENT_QUEUE_LIMIT
 WAITING_INTERVALS = 3  # of FLUSH_EVENTS_INTERVAL
@@ -52,7 +50,7 @@ class Machine:
 
     now: Callable[[], float] = time.time
     free_bytes: Callable[[Path], int] = _free_bytes
-    open_files: Callable[[], int] = lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    open_files: Callable[[], int] = open_files.open_files_limit
 
 
 _THIS_MACHINE = Machine()
@@ -63,7 +61,7 @@ def finding_of_configuration(problem: str) -> Finding:
 
 
 async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIterator[Finding]:
-    """All findings, each as soon as it is known."""
+    """Yield all findings, each as soon as it is known."""
     yield Finding("configuration", OK, OK, "can be used")
     finding, settings = await (_check_file(config) if config.is_offline else _check_upstream(config))
     yield finding
@@ -86,14 +84,14 @@ async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIter
         yield await _check_events(config, machine)
 
 
-# Upstream: settings, clock
+# --- VWO: settings, collector, clock ---
 
 
 Looked = tuple[Finding, core.Settings | None]
 
 
 async def _check_file(config: Config) -> Looked:
-    """Offline: the settings come from a file, without a request to upstream."""
+    """Check SETTINGS_FILE of a gateway without an account."""
     assert config.settings_file is not None  # noqa: S101  `load` requires it
     return _judge_settings(config, config.settings_file.read_bytes(), f"offline, from {config.settings_file}")
 
@@ -146,18 +144,18 @@ def _code_of_upstream(error: UpstreamError) -> str:
 
 async def _check_server(config: Config, machine: Machine, url: str, check: str) -> tuple[Finding, Finding]:
     """Any response is enough: it shows that the server is reachable, and its clock."""
-    client = AsyncHTTPClient(force_instance=True)
-    timeout = config.socket_timeout_seconds
-    request = HTTPRequest(url, "HEAD", connect_timeout=timeout, request_timeout=timeout, follow_redirects=False)
+    client = CurlPool(timeout_seconds=config.socket_timeout_seconds)
     try:
-        response = await client.fetch(request, raise_error=False)
-    except (HTTPClientError, OSError) as error:
-        unknown = Finding("clock", WARN, "upstream-unreachable", "not checked: VWO could not be reached")
-        return Finding(check, FAIL, "collector-unreachable", f"{url}: {error}"), unknown
+        response = await client.request(url)
+    except CurlError as error:
+        if error.response is None:
+            unknown = Finding("clock", WARN, "upstream-unreachable", "not checked: VWO could not be reached")
+            return Finding(check, FAIL, "collector-unreachable", f"{url}: {error}"), unknown
+        response = error.response  # of a large page, only the head is needed
     finally:
         client.close()
     now = machine.now()
-    return Finding(check, OK, OK, f"{url} answers"), _judge_clock(response.headers.get("Date", ""), now)
+    return Finding(check, OK, OK, f"{url} answers"), _judge_clock(response.headers.get("date", ""), now)
 
 
 def _judge_clock(date: str, now: float) -> Finding:
@@ -172,13 +170,14 @@ def _judge_clock(date: str, now: float) -> Finding:
     return Finding("clock", state, "clock", f"{abs(off):.0f} s {direction} upstream's")
 
 
-# Redis
+# --- Redis ---
 
 
 async def _check_redis(config: Config) -> Finding:
     if not config.uses_redis:
         return Finding("redis", OK, OK, "not configured: the embedded store in DATA_DIR is used")
     from tornado_gateway.store.redis.events import open_redis  # not needed without Redis
+    from tornado_gateway.store.redis.state import RedisState
 
     owner = f"doctor:{os.getpid()}"
     state = open_redis(redis_options(config), config.namespace, owner).state
@@ -187,18 +186,21 @@ async def _check_redis(config: Config) -> Finding:
         await state.open()
         await state.acquire_lease("doctor", owner)  # a write, which a replica or a full Redis rejects
         await state.release_lease("doctor", owner)
+        can_notify = not isinstance(state, RedisState) or await state.can_notify()
     except StoreError as error:
         code = "redis-tls" if await _is_silent_to_tls(config, error) else _code_of_redis(str(error))
         return Finding("redis", FAIL, code, str(error))
     finally:
         await state.close()
+    if not can_notify:
+        return Finding("redis", WARN, "redis-channels", "the user may not publish to the channel of the gateway (ACL)")
     milliseconds = (time.monotonic() - before) * 1000
     with_tls = ", TLS" if config.redis_enable_tls else ""
     return Finding("redis", OK, OK, f"written to and read from within {milliseconds:.0f} ms{with_tls}")
 
 
 async def _is_silent_to_tls(config: Config, error: StoreError) -> bool:
-    """A Redis without TLS waits for the end of the line that our handshake seems to be."""
+    """Return whether Redis ignores a TLS handshake: without TLS, it takes the handshake for an incomplete line."""
     if not config.redis_enable_tls or config.redis_host is None or "no answer" not in str(error):
         return False
     try:
@@ -220,7 +222,7 @@ def _code_of_redis(message: str) -> str:
     return "redis-failing"
 
 
-# Files and the machine
+# --- Files and the host ---
 
 
 def _check_location(config: Config, settings: core.Settings | None, machine: Machine) -> Finding:
@@ -242,7 +244,7 @@ def _check_location(config: Config, settings: core.Settings | None, machine: Mac
 
 
 def _check_data_dir(directory: Path) -> Finding:
-    """Write as the gateway does: into the directory or, if it is not there yet, into the one it will be made in."""
+    """Write a file as the gateway does. If the directory does not exist, use the one in which it will be created."""
     existing = _existing(directory)
     try:
         with tempfile.NamedTemporaryFile(dir=existing, prefix=".doctor-") as file:
@@ -274,7 +276,7 @@ def _check_admin_token(config: Config) -> Finding:
 
 
 def _existing(directory: Path) -> Path:
-    """The directory, or the nearest one above that exists."""
+    """Return the directory, or its nearest ancestor that exists."""
     return next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
 
 
@@ -290,35 +292,34 @@ def _check_disk(directory: Path, machine: Machine) -> Finding:
 
 def _check_open_files(machine: Machine) -> Finding:
     limit = machine.open_files()
-    if limit == resource.RLIM_INFINITY or limit >= OPEN_FILES_LOW:
+    if open_files.is_sufficient(limit):
         return Finding("open files", OK, OK, "unlimited" if limit == resource.RLIM_INFINITY else f"{limit}")
-    message = f"this process may open {limit} files; a service can have another limit"
-    return Finding("open files", FAIL if limit < OPEN_FILES_FEW else WARN, "open-files", message)
+    message = f"{open_files.shortage(limit)}; a service can have another limit than this command"
+    return Finding("open files", FAIL if limit < open_files.FEW else WARN, "open-files", message)
 
 
 def _check_port(config: Config) -> Finding:
-    """Free, or taken by a gateway."""
+    """Check that the port is free or in use by a gateway."""
     client = Client(config)
     try:
-        status, answer = client.ask("/health")
+        status, answer = client.request("/health")
         if status == 200 and isinstance(answer, dict) and answer.get("status") == "ok":
             return Finding("port", OK, OK, f"a gateway answers at {client.url}")
         return Finding("port", FAIL, "port-taken", f"{client.url} answers, but not as a gateway")
     except ClientError as error:
         if error.status:
             return Finding("port", FAIL, "port-taken", str(error))
-    return _try_to_listen(config)
+    return _try_to_bind(config)
 
 
-def _try_to_listen(config: Config) -> Finding:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+def _try_to_bind(config: Config) -> Finding:
     try:
-        socket.create_server((config.host, config.port), family=family).close()
+        bind(config.host, config.port).close()
     except PermissionError:
         return Finding("port", FAIL, "port-forbidden", f"this user may not listen on port {config.port}")
     except OSError as error:
-        code = "port-taken" if "in use" in str(error) else "port-forbidden"
-        return Finding("port", FAIL, code, f"{config.host}:{config.port}: {error.strerror}")
+        code = "port-taken" if error.errno == errno.EADDRINUSE else "port-forbidden"
+        return Finding("port", FAIL, code, str(error.strerror))
     return Finding("port", OK, OK, f"{config.port} is free")
 
 

@@ -16,6 +16,10 @@ class LateError(StoreError):
     """The script reached Redis after its caller had given up."""
 
 
+class ForbiddenError(StoreError):
+    """The user lacks a permission (ACL)."""
+
+
 _ERRORS_IN_SCRIPTS = {"OOM": errors.OutOfMemoryError, "READONLY": errors.ReadOnlyError}
 
 
@@ -31,7 +35,6 @@ def unwrapped(reply: Any) -> Any:
 MASTER_IS_ELSEWHERE = (errors.ReadOnlyError, errors.ClusterDownError, errors.AskError)
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (errors.AuthenticationError, "the user name or password was rejected (REDIS_USERNAME, REDIS_PASSWORD)"),
-    (errors.NoPermissionError, "the user lacks a permission (ACL)"),
     (errors.OutOfMemoryError, "the memory is full (maxmemory)"),
     (errors.ReadOnlyError, "it is a read-only replica"),
     (errors.BusyLoadingError, "it is still loading its data"),
@@ -50,5 +53,7 @@ def store_error(where: str, error: Exception) -> StoreError:
         return UnknownScriptError(f"{where}: {text}")
     if text.startswith("LATE"):
         return LateError(f"{where}: too slow")
+    if isinstance(error, errors.NoPermissionError):
+        return ForbiddenError(f"{where}: the user lacks a permission (ACL)")
     reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), text or type(error).__name__)
     return StoreError(f"{where}: {reason}")

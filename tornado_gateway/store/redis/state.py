@@ -20,6 +20,7 @@ from tornado_gateway.store.redis.lua import (
     RESTORE_DOCUMENT,
     SAVE_DOCUMENT,
 )
+from tornado_gateway.store.redis.replies import ForbiddenError
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +189,14 @@ class RedisState:
         if version is None or int(version) == known_version:
             return None
         return await self.load_document(name)
+
+    async def can_notify(self) -> bool:
+        """Return whether Redis passes messages on. Without that right (ACL), readers recognise changes later."""
+        try:
+            await self._link.call("PUBLISH", self._channel, "")
+        except ForbiddenError:
+            return False
+        return True
 
     def _listen(self) -> None:
         if self._listening is None and not self._link.is_closed:

@@ -1,4 +1,4 @@
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'saved_at', ARGV[2], 'body', ARGV[3])
-redis.call('PUBLISH', KEYS[2], ARGV[4])
+redis.pcall('PUBLISH', KEYS[2], ARGV[4])
 return 1

@@ -1,0 +1,19 @@
+"""The limit of open files (RLIMIT_NOFILE), checked by `serve` and by the doctor."""
+
+import resource
+
+NEEDED = 8192  # one for each connection of a busy worker, and about 60 of its own
+FEW = 1024  # fewer than a load balancer may open at once
+
+
+def open_files_limit() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def is_sufficient(limit: int) -> bool:
+    return limit == resource.RLIM_INFINITY or limit >= NEEDED
+
+
+def shortage(limit: int) -> str:
+    """Return the description of a limit that is not sufficient."""
+    return f"each process may open {limit} files, and {NEEDED} are needed: one for each connection"
