@@ -49,7 +49,7 @@ def sections(name):
         if match := re.match(rf"#+ ({_SECTION})\.? ", line):
             heading = match[1]
             found.add(heading)
-        elif match := re.match(rf"\| ((?:[0A-E])\.\d+) \|", line):
+        elif match := re.match(r"\| ((?:[0A-E])\.\d+) \|", line):
             found.add(match[1])
         elif match := re.match(r"\| ([BCD]?\d+) \|", line):
             found.add(f"{heading} row {match[1]}")
