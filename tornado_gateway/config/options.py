@@ -38,9 +38,7 @@ _LOGS = "Logs"
 class Config:
     """Every option's value, in our units. `Config()` has all defaults, which is enough for a test but not to serve."""
 
-    account_id: int | None = option(
-        _ACCOUNT, kinds.whole(1), None, "VWO account ID. Needs SDK_KEY."
-    )
+    account_id: int | None = option(_ACCOUNT, kinds.whole(1), None, "VWO account ID. Needs SDK_KEY.")
     sdk_key: str | None = option(
         _ACCOUNT,
         kinds.word,
@@ -69,8 +67,8 @@ class Config:
         _SERVER,
         kinds.whole(0, 1024),
         "0",
-        "Number of worker processes. 0 starts one for each available core. A parent process replaces workers that end or"
-        " hang.",
+        "Number of worker processes. 0 starts one for each available core. A parent process replaces workers that end"
+        " or hang.",
     )
     tls_cert_path: Path | None = option(
         _SERVER, kinds.file, None, "Certificate chain (PEM) to serve HTTPS with. Needs TLS_KEY_PATH."
@@ -157,8 +155,8 @@ class Config:
         _EVENTS,
         kinds.whole(1, 5000),
         "5000",
-        "Maximum number of events in a batch to VWO, which accepts at most 5000. Larger batches of SDKs are accepted and"
-        " split.",
+        "Maximum number of events in a batch to VWO, which accepts at most 5000. Larger batches of SDKs are accepted"
+        " and split.",
         unit="events",
     )
     flush_seconds: float = option(
@@ -201,8 +199,8 @@ class Config:
         _STORE,
         kinds.one_of("normal", "full"),
         "normal",
-        "Durability of the embedded store. With normal, nothing is lost if the process dies, but a power cut can lose the"
-        " most recent events. full calls fsync for each commit and survives power cuts too.",
+        "Durability of the embedded store. With normal, nothing is lost if the process dies, but a power cut can lose"
+        " the most recent events. full calls fsync for each commit and survives power cuts too.",
     )
     store_namespace: str | None = option(
         _STORE,

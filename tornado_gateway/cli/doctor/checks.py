@@ -64,7 +64,7 @@ def finding_of_configuration(problem: str) -> Finding:
 
 async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIterator[Finding]:
     """All findings, each as soon as it is known."""
-    yield Finding("configuration", OK, OK, "can be used")
+    yield Finding("configuration", OK, OK, "valid")
     finding, settings = await (_check_file(config) if config.is_offline else _check_upstream(config))
     yield finding
     if not config.is_offline and config.collect_url != config.upstream_url:
@@ -93,7 +93,7 @@ Looked = tuple[Finding, core.Settings | None]
 
 
 async def _check_file(config: Config) -> Looked:
-    """Offline: the settings come from a file, without a request to upstream."""
+    """Offline: the settings come from a file, without a request to VWO."""
     assert config.settings_file is not None  # noqa: S101  `load` requires it
     return _judge_settings(config, config.settings_file.read_bytes(), f"offline, from {config.settings_file}")
 
@@ -115,7 +115,7 @@ async def _check_upstream(config: Config) -> Looked:
     finally:
         upstream.close()
     milliseconds = (time.monotonic() - before) * 1000
-    return _judge_settings(config, document, f"{config.upstream_url} answered in {milliseconds:.0f} ms, key accepted")
+    return _judge_settings(config, document, f"{config.upstream_url} responded in {milliseconds:.0f} ms, key accepted")
 
 
 def _judge_settings(config: Config, document: bytes, origin: str) -> Looked:
@@ -124,7 +124,7 @@ def _judge_settings(config: Config, document: bytes, origin: str) -> Looked:
     except core.SettingsError as error:
         is_json = document.lstrip()[:1] in (b"{", b"[")
         code = "settings-unusable" if is_json or config.is_offline else "upstream-strange"
-        return Finding("upstream", FAIL, code, f"the settings cannot be used: {'; '.join(error.problems)}"), None
+        return Finding("upstream", FAIL, code, f"invalid settings: {'; '.join(error.problems)}"), None
     return Finding("upstream", OK, OK, f"{origin}, {len(settings.features)} features"), settings
 
 
@@ -157,7 +157,7 @@ async def _check_server(config: Config, machine: Machine, url: str, check: str) 
     finally:
         client.close()
     now = machine.now()
-    return Finding(check, OK, OK, f"{url} answers"), _judge_clock(response.headers.get("Date", ""), now)
+    return Finding(check, OK, OK, f"{url} responds"), _judge_clock(response.headers.get("Date", ""), now)
 
 
 def _judge_clock(date: str, now: float) -> Finding:
@@ -166,10 +166,10 @@ def _judge_clock(date: str, now: float) -> Finding:
     except ValueError:
         return Finding("clock", OK, OK, "not checked: the response of VWO has no date")
     if abs(off) < CLOCK_WARN_SECONDS:
-        return Finding("clock", OK, OK, f"agrees with upstream within {CLOCK_WARN_SECONDS:.0f} s")
+        return Finding("clock", OK, OK, f"within {CLOCK_WARN_SECONDS:.0f} s of VWO's clock")
     state = WARN if abs(off) < CLOCK_FAIL_SECONDS else FAIL
     direction = "ahead of" if off > 0 else "behind"
-    return Finding("clock", state, "clock", f"{abs(off):.0f} s {direction} upstream's")
+    return Finding("clock", state, "clock", f"{abs(off):.0f} s {direction} VWO's clock")
 
 
 # Redis
@@ -194,12 +194,12 @@ async def _check_redis(config: Config) -> Finding:
         await state.close()
     milliseconds = (time.monotonic() - before) * 1000
     with_tls = ", TLS" if config.redis_enable_tls else ""
-    return Finding("redis", OK, OK, f"written to and read from within {milliseconds:.0f} ms{with_tls}")
+    return Finding("redis", OK, OK, f"wrote and read in {milliseconds:.0f} ms{with_tls}")
 
 
 async def _is_silent_to_tls(config: Config, error: StoreError) -> bool:
     """A Redis without TLS waits for the end of the line that our handshake seems to be."""
-    if not config.redis_enable_tls or config.redis_host is None or "no answer" not in str(error):
+    if not config.redis_enable_tls or config.redis_host is None or "no response" not in str(error):
         return False
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(config.redis_host, config.redis_port), 1)
@@ -213,7 +213,7 @@ def _code_of_redis(message: str) -> str:
     for code, signs in (
         ("redis-password", r"password|NOAUTH|WRONGPASS|authentication"),
         ("redis-tls", r"SSL|TLS|certificate"),
-        ("redis-unreachable", r"connect|refused|timed? ?out|no answer|too slow|resol|unreachable|closed|not known"),
+        ("redis-unreachable", r"connect|refused|timed? ?out|no response|too slow|resol|unreachable|closed|not known"),
     ):
         if re.search(signs, message, re.IGNORECASE):
             return code
@@ -253,7 +253,7 @@ def _check_data_dir(directory: Path) -> Finding:
         code = "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "data-dir"
         return Finding("data directory", FAIL, code, f"{directory} cannot be written to: {error.strerror}")
     return Finding(
-        "data directory", OK, OK, f"{directory} {'can be written to' if directory.exists() else 'can be made'}"
+        "data directory", OK, OK, f"{directory} {'can be written to' if directory.exists() else 'can be created'}"
     )
 
 
@@ -302,8 +302,8 @@ def _check_port(config: Config) -> Finding:
     try:
         status, answer = client.ask("/health")
         if status == 200 and isinstance(answer, dict) and answer.get("status") == "ok":
-            return Finding("port", OK, OK, f"a gateway answers at {client.url}")
-        return Finding("port", FAIL, "port-taken", f"{client.url} answers, but not as a gateway")
+            return Finding("port", OK, OK, f"a gateway is running at {client.url}")
+        return Finding("port", FAIL, "port-taken", f"{client.url} responds, but is not a gateway")
     except ClientError as error:
         if error.status:
             return Finding("port", FAIL, "port-taken", str(error))
@@ -315,7 +315,7 @@ def _try_to_listen(config: Config) -> Finding:
     try:
         socket.create_server((config.host, config.port), family=family).close()
     except PermissionError:
-        return Finding("port", FAIL, "port-forbidden", f"this user may not listen on port {config.port}")
+        return Finding("port", FAIL, "port-forbidden", f"this user is not permitted to listen on port {config.port}")
     except OSError as error:
         code = "port-taken" if "in use" in str(error) else "port-forbidden"
         return Finding("port", FAIL, code, f"{config.host}:{config.port}: {error.strerror}")
@@ -328,7 +328,7 @@ def _check_certificate(cert: Path, key: Path, machine: Machine) -> Finding:
     except GatewayError as error:
         return Finding("certificate", FAIL, "certificate", str(error))
     if days < CERTIFICATE_DAYS:
-        return Finding("certificate", WARN, "certificate-ending", f"{cert} ends in {days:.0f} days")
+        return Finding("certificate", WARN, "certificate-ending", f"{cert} expires in {days:.0f} days")
     return Finding("certificate", OK, OK, f"{cert}, valid for {days:.0f} days")
 
 
