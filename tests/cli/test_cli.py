@@ -141,7 +141,7 @@ def test_health_and_readiness_are_exit_codes(tmp_path):
             assert ready.stdout.startswith("not ready: no settings yet")
         gone = run("health", **options)
         assert gone.returncode == 1
-        assert "does not respond" in gone.stdout
+        assert "does not answer" in gone.stdout
 
 
 def test_health_does_not_load_the_server():
@@ -187,7 +187,7 @@ def test_dead_letters_are_requeued_by_id_and_all_together(graveyard):
     first = orjson.loads(run("events", "list", "--json", **graveyard).stdout)[0]["id"]
     assert orjson.loads(run("events", "requeue", str(first), "--json", **graveyard).stdout) == {"requeued": 2}
     assert run("events", "requeue", "999", **graveyard).returncode == 1
-    assert "requeued 1 events" in run("events", "requeue", "--all", **graveyard).stdout
+    assert "1 events wait" in run("events", "requeue", "--all", **graveyard).stdout
     status = orjson.loads(run("events", "status", "--json", **graveyard).stdout)
     assert (status["waiting"], status["dead"]) == (4, 0)
 
@@ -245,7 +245,7 @@ def test_f1_commands_read_the_generated_token_from_data_dir(tmp_path):
         assert (states["admin token"], states["events"]) == ("ok", "ok")
         wrong = run("events", "status", **known, ADMIN_TOKEN="another-token-0123456789")
         assert wrong.returncode == 1
-        assert "ADMIN_TOKEN is not the token of this gateway" in wrong.stderr
+        assert "ADMIN_TOKEN is not the one of this gateway" in wrong.stderr
         (gateway.data_dir / "admin-token").unlink()
         missing = run("events", "status", **known)
         assert missing.returncode == 1
@@ -293,7 +293,7 @@ def test_a_gateway_that_holds_the_events_but_does_not_answer_is_told(tmp_path):
         known = {"DATA_DIR": str(gateway.data_dir), "PORT": str(free_port()), "SETTINGS_FILE": str(SAMPLE_SETTINGS)}
         result = run("events", "list", **known)
         assert result.returncode == 1
-        assert "does not respond" in result.stderr
+        assert "does not answer" in result.stderr
         assert "Traceback" not in result.stderr
 
 

@@ -49,9 +49,9 @@ class Client:
             data = response.read()
             return response.status, orjson.loads(data) if data else None
         except orjson.JSONDecodeError as error:
-            raise ClientError(f"{self.url} responds, but is not a gateway", response.status) from error
+            raise ClientError(f"{self.url} answers, but not as a gateway", response.status) from error
         except (OSError, http.client.HTTPException) as error:
-            raise ClientError(f"{self.url} does not respond: {error or type(error).__name__}") from error
+            raise ClientError(f"{self.url} does not answer: {error or type(error).__name__}") from error
         finally:
             connection.close()
 
@@ -67,7 +67,7 @@ class Client:
             return answer
         said = answer.get("error", "") if isinstance(answer, dict) else ""
         hint = f"; {self._hint()}" if status == 401 else ""
-        raise ClientError(f"{self.url}{path} returned {status}: {said}{hint}", status)
+        raise ClientError(f"{self.url}{path} answered {status}: {said}{hint}", status)
 
     def console_link(self) -> str:
         """Return a link that signs in to the console. Browsers do not send the part behind # to any server."""
@@ -94,7 +94,7 @@ class Client:
 
     def _hint(self) -> str:
         if self._config.admin_token is not None:
-            return "ADMIN_TOKEN is not the token of this gateway"
+            return "ADMIN_TOKEN is not the one of this gateway"
         file = admin_token.path_in(self._config.data_dir)
         return f"set ADMIN_TOKEN or DATA_DIR to that of the gateway (ADMIN_TOKEN is not set, {file} was tried)"
 

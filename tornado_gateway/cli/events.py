@@ -55,7 +55,7 @@ async def _events_status(stored: StoredEvents, arguments: argparse.Namespace) ->
     oldest = "" if age is None else f", the oldest for {age:.0f} s"
     if depth.unknown_since is not None:
         oldest += f" (last read {_at(depth.unknown_since)}: the store cannot be read)"
-    print(f"  {depth.waiting} events are waiting{oldest}")
+    print(f"  {depth.waiting} events wait for upstream{oldest}")
     print(f"  {depth.dead} events are dead letters")
     return 0
 
@@ -89,7 +89,7 @@ async def _events_requeue(stored: StoredEvents, arguments: argparse.Namespace) -
     if arguments.json:
         print_json({"requeued": moved})
     else:
-        print(f"requeued {moved} events")
+        print(f"{moved} events wait for upstream again")
     return 0 if moved or arguments.all else 1
 
 

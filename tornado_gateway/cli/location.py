@@ -38,7 +38,7 @@ def geo_update(config: Config, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"updated": path is not None, "path": target})
     else:
-        print(f"{target} is {'new' if path else 'up to date'}")
+        print(f"{target} is {'new' if path else 'the newest already'}")
     return 0
 
 

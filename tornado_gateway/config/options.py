@@ -67,8 +67,8 @@ class Config:
         _SERVER,
         kinds.whole(0, 1024),
         "0",
-        "Number of worker processes. 0 starts one for each available core. A parent process replaces workers that end"
-        " or hang.",
+        "Number of worker processes. 0 starts one for each core it may use. A parent process replaces those that end or"
+        " hang.",
     )
     tls_cert_path: Path | None = option(
         _SERVER, kinds.file, None, "Certificate chain (PEM) to serve HTTPS with. Needs TLS_KEY_PATH."

@@ -93,7 +93,7 @@ Looked = tuple[Finding, core.Settings | None]
 
 
 async def _check_file(config: Config) -> Looked:
-    """Offline: the settings come from a file, without a request to VWO."""
+    """Offline: the settings come from a file, without a request to upstream."""
     assert config.settings_file is not None  # noqa: S101  `load` requires it
     return _judge_settings(config, config.settings_file.read_bytes(), f"offline, from {config.settings_file}")
 
@@ -157,7 +157,7 @@ async def _check_server(config: Config, machine: Machine, url: str, check: str) 
     finally:
         client.close()
     now = machine.now()
-    return Finding(check, OK, OK, f"{url} responds"), _judge_clock(response.headers.get("Date", ""), now)
+    return Finding(check, OK, OK, f"{url} answers"), _judge_clock(response.headers.get("Date", ""), now)
 
 
 def _judge_clock(date: str, now: float) -> Finding:
