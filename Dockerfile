@@ -23,7 +23,7 @@ ENV PATH=/opt/tornado-gateway/bin:$PATH \
     DATA_DIR=/data
 # By number, so that Kubernetes can see that it is not root.
 USER 10001
-# Events that wait for upstream; mount something that outlives the container.
+# Undelivered events; mount a persistent volume.
 VOLUME /data
 EXPOSE 8000
 # SIGTERM goes to the gateway itself: exec form, no shell in between. It reaps its workers also as PID 1.

@@ -74,7 +74,7 @@ def test_an_event_without_a_response_does_not_delay_the_others(tmp_path, vendor)
 def test_a_rejection_of_everything_keeps_all_events(tmp_path, vendor, status):
     """Rows A5 and A21: no dead letters, one log line, and delivery resumes by itself when the cause is gone.
 
-    tests/test_flusher.py has more statuses.
+    tests/events/test_flusher.py has more statuses.
     """
     vendor.event_faults.append(Fault(status=status, times=FOREVER))
     with Gateway.of_vendor(tmp_path / "data", vendor, FLUSH_EVENTS_INTERVAL=1) as gateway:

@@ -247,7 +247,7 @@ class SlowStore:
 async def test_a_primary_that_does_not_bound_itself_is_bounded(tmp_path):
     events = SpillingEvents(SlowStore(), open_sqlite(tmp_path).events, patience_seconds=0.1)
     await events.open()
-    assert "no answer" in events.failure
+    assert "no response" in events.failure
     await events.append([NewChunk(1, b"a")])
     assert [chunk.body for chunk in await events.claim(1)] == [b"a"]
     await events.close()

@@ -209,7 +209,7 @@ async def test_a_claim_whose_answer_was_lost_is_found_again(server):
     async with Proxy(server.port) as proxy, Opened(store_on(proxy.port)) as store:
         await store.events.append(chunks("a", "b"))
         proxy.loses_answers = True
-        with pytest.raises(StoreError, match="no answer within"):
+        with pytest.raises(StoreError, match="no response within"):
             await store.events.claim(9)
         proxy.loses_answers = False
         proxy.cut()
@@ -399,7 +399,7 @@ async def test_a_paused_redis_costs_one_time_out_and_then_nothing(own_server):
         own_server.pause()
         began = time.monotonic()
         for _ in range(100):
-            with pytest.raises(StoreError, match="no answer within"):
+            with pytest.raises(StoreError, match="no response within"):
                 await store.state.aliases(["a"])
         assert time.monotonic() - began < BOUND_SECONDS  # 100 time-outs are more
         own_server.resume()

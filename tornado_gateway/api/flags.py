@@ -216,7 +216,7 @@ class Decisions:
 
 
 def _attributes(fields: Fields) -> Fields:
-    """`attributeKey` with `attributeValue`, or `attributes` with several (decision-engine 5.2)."""
+    """`attributeKey` with `attributeValue`, or `attributes` with several (decision engine 5.2)."""
     attributes = fields.get("attributes")
     if attributes is None:
         key = required_text(fields, "attributeKey")

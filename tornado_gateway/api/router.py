@@ -13,7 +13,9 @@ from tornado_gateway.settings.mirror import Snapshot
 
 ADMIN_PATHS = b"/admin"  # no other page may even ask for these
 SLASHES = re.compile(b"//+")
-DECISIONS_ARE_OFF = json_error(403, "decisions are off at this gateway: set DECISION_REQUIRED=true")
+DECISIONS_ARE_OFF = json_error(
+    403, "Decision endpoints are disabled on this gateway. Set DECISION_REQUIRED=true to enable them."
+)
 
 Routes = Mapping[tuple[bytes, bytes], Handler]
 
@@ -93,4 +95,4 @@ def _methods_by_path(routes: Routes) -> dict[bytes, list[bytes]]:
 
 def _method_not_allowed(methods: list[bytes]) -> Response:
     allowed = b", ".join(sorted(methods))
-    return json_error(405, f"method not allowed: this path takes {allowed.decode()}", [(b"Allow", allowed)])
+    return json_error(405, f"method not allowed: this path supports {allowed.decode()}", [(b"Allow", allowed)])

@@ -25,7 +25,7 @@ class Account(NamedTuple):
 
 _ACCOUNT = "Account"
 _SERVER = "Server"
-_SETTINGS = "Settings and upstream"
+_SETTINGS = "Settings and VWO"
 _EVENTS = "Events"
 _STORE = "Store"
 _REDIS = "Redis"
@@ -38,14 +38,12 @@ _LOGS = "Logs"
 class Config:
     """Every option's value, in our units. `Config()` has all defaults, which is enough for a test but not to serve."""
 
-    account_id: int | None = option(
-        _ACCOUNT, kinds.whole(1), None, "The account whose features are decided. Needs SDK_KEY."
-    )
+    account_id: int | None = option(_ACCOUNT, kinds.whole(1), None, "VWO account ID. Needs SDK_KEY.")
     sdk_key: str | None = option(
         _ACCOUNT,
         kinds.word,
         None,
-        "Key of the account's environment (production, staging, ...). Needs ACCOUNT_ID.",
+        "SDK key of one environment of the account (production, staging, ...). Needs ACCOUNT_ID.",
         secret=True,
     )
     decision_required: bool = option(
@@ -82,7 +80,7 @@ class Config:
         _SERVER,
         kinds.whole(1024, 2**30),
         "1048576",
-        "Maximum size of a request body. Larger bodies get a 413. Batches of events may always have 8 MiB.",
+        "Maximum size of a request body. Larger bodies are rejected with 413. Batches of events may always have 8 MiB.",
         unit="bytes",
     )
     keep_alive_seconds: float = option(
@@ -96,7 +94,7 @@ class Config:
         _SERVER,
         kinds.decimal(0, 3600),
         "30",
-        "How long a shutdown may take to finish requests and to send events; the remaining events stay in the store.",
+        "Maximum duration of a shutdown, to finish requests and deliver events. Remaining events stay in the store.",
         unit="s",
     )
 
@@ -113,7 +111,7 @@ class Config:
         _SETTINGS,
         kinds.decimal(100, 86400000, scale=1000),
         "60000",
-        "How often settings are fetched from upstream.",
+        "How often settings are fetched from VWO.",
         unit="ms",
         name="POLLING_TIME",
     )
@@ -121,7 +119,7 @@ class Config:
         _SETTINGS,
         kinds.decimal(0.1, 300),
         "5",
-        "Deadline of one request to upstream and of one command to Redis, connecting included.",
+        "Timeout of a request to VWO and of a Redis command, connecting included.",
         unit="s",
         name="SOCKET_TIMEOUT",
     )
@@ -129,14 +127,14 @@ class Config:
         _SETTINGS,
         kinds.file,
         None,
-        "A settings document (JSON) to start with while there is no newer one. Without SDK_KEY the gateway works"
+        "Settings document (JSON) to use until newer settings are stored or fetched. Without SDK_KEY the gateway runs"
         " offline from this file: it does not poll, and sends events only if UPSTREAM_URL or COLLECT_URL is set.",
     )
     sdk_name: str = option(
         _SETTINGS,
         kinds.word,
         "fme-gateway",
-        "Name of the gateway in event documents and in queries to upstream.",
+        "Name of the gateway in event documents and in requests to VWO.",
     )
 
     event_ack: str = option(
@@ -144,28 +142,28 @@ class Config:
         kinds.one_of("durable", "fast"),
         "durable",
         "When a request gets its response: durable waits until its events are stored; fast does not wait, and a crash"
-        " can lose what was accepted within the last moments.",
+        " can lose the events of the last few milliseconds.",
     )
     events_per_request: int = option(
         _EVENTS,
         kinds.whole(1, 5000),
         "100",
-        "Number of events in one request to upstream; that many waiting events start a flush.",
+        "Number of events in a request to VWO. A flush starts when this many events wait.",
         unit="events",
     )
     max_events_per_request: int = option(
         _EVENTS,
         kinds.whole(1, 5000),
         "5000",
-        "Maximum number of events in one batch to upstream, which accepts 5000. Larger batches of SDKs are accepted and"
-        " split.",
+        "Maximum number of events in a batch to VWO, which accepts at most 5000. Larger batches of SDKs are accepted"
+        " and split.",
         unit="events",
     )
     flush_seconds: float = option(
         _EVENTS,
         kinds.decimal(0.1, 86400),
         "600",
-        "Longest time that an event waits before it is sent, however few there are.",
+        "Maximum time that an event waits for more events before it is sent.",
         unit="s",
         name="FLUSH_EVENTS_INTERVAL",
     )
@@ -195,14 +193,14 @@ class Config:
         _STORE,
         kinds.path,
         "./data",
-        "Directory of the embedded store and of downloaded databases. Keep it on a disk that outlives the process.",
+        "Directory of the embedded store and of downloaded databases. Use a persistent disk.",
     )
     store_sync: str = option(
         _STORE,
         kinds.one_of("normal", "full"),
         "normal",
-        "Embedded store: normal loses nothing when the process dies, but a power cut can take the last moment; full"
-        " also survives the power cut, with an fsync for every commit.",
+        "Durability of the embedded store. With normal, nothing is lost if the process dies, but a power cut can lose"
+        " the most recent events. full calls fsync for each commit and survives power cuts too.",
     )
     store_namespace: str | None = option(
         _STORE,
@@ -216,20 +214,20 @@ class Config:
         _STORE,
         kinds.boolean,
         "false",
-        "Remember each user's variation, so that it survives changes of weights and segments.",
+        "Store each visitor's variation, so that it survives changes of weights and segments.",
     )
     sticky_seconds: float = option(
         _STORE,
         kinds.decimal(1, 315360000),
         "7776000",
-        "How long a decision is remembered (the default is 90 days).",
+        "How long a decision is stored (default: 90 days).",
         unit="s",
     )
     aliasing_enabled: bool = option(
         _STORE,
         kinds.boolean,
         "false",
-        "Resolve aliases of user ids before deciding and tracking, as SDKs do when aliasing is on.",
+        "Resolve aliases of user IDs before evaluating and tracking, as SDKs do when aliasing is on.",
     )
 
     redis_host: str | None = option(
@@ -246,17 +244,17 @@ class Config:
         _REDIS,
         kinds.addresses,
         "",
-        "Sentinels that know the master; they replace REDIS_HOST. The port 26379 can be left out.",
+        "Redis Sentinels, instead of REDIS_HOST. The default port is 26379.",
     )
     redis_sentinel_master: str | None = option(
-        _REDIS, kinds.word, None, "The master's name at the sentinels. Needs REDIS_SENTINELS."
+        _REDIS, kinds.word, None, "Name of the master at the sentinels. Needs REDIS_SENTINELS."
     )
     redis_enable_tls: bool = option(_REDIS, kinds.boolean, "false", "Connect to Redis with TLS.")
     redis_tls_ca_path: Path | None = option(
         _REDIS,
         kinds.file,
         None,
-        "Certificates (PEM) of the authorities that Redis is checked against.",
+        "CA certificates (PEM) that verify the certificate of Redis.",
     )
     redis_tls_cert_path: Path | None = option(
         _REDIS, kinds.file, None, "Client certificate (PEM), if Redis requires one."
@@ -273,26 +271,26 @@ class Config:
         _FACTS,
         kinds.whole(1),
         None,
-        "MaxMind account that the location database is downloaded with. Needs MAXMIND_LICENSE_KEY.",
+        "MaxMind account for downloading the location database. Needs MAXMIND_LICENSE_KEY.",
     )
     maxmind_license_key: str | None = option(_FACTS, kinds.word, None, "Licence key of MAXMIND_USER_ID.", secret=True)
     maxmind_db_path: Path | None = option(
         _FACTS,
         kinds.path,
         None,
-        "A location database (.mmdb) of your own. When there is none, locations are unknown and nothing else changes.",
+        "Path of your own location database (.mmdb). Without a database, locations are unknown.",
     )
     geo_map_file: Path | None = option(
         _FACTS,
         kinds.file,
         None,
-        'Other spellings of places (JSON), e.g. {"country":{"Czechia":"Czech Republic"}}.',
+        'Map of place names to other spellings (JSON), e.g. {"country":{"Czechia":"Czech Republic"}}.',
     )
     ua_map_file: Path | None = option(
         _FACTS,
         kinds.file,
         None,
-        'Other spellings of device facts (JSON), e.g. {"device_type":{"tablet":"mobile"}}.',
+        'Map of device facts to other values (JSON), e.g. {"device_type":{"tablet":"mobile"}}.',
     )
     trusted_proxies: tuple[Network, ...] = option(
         _FACTS,
@@ -312,13 +310,13 @@ class Config:
         _CLIENTS, kinds.boolean, "false", "Allow requests from browsers of other origins (CORS)."
     )
     cors_allowed_origins: tuple[str, ...] = option(
-        _CLIENTS, kinds.origins, "*", "Origins that CORS is granted to. * allows every origin."
+        _CLIENTS, kinds.origins, "*", "Origins allowed by CORS. * allows every origin."
     )
     webhook_token: str | None = option(
         _CLIENTS,
         kinds.word,
         None,
-        "Token that a webhook call has to carry to make the gateway fetch the settings; without one webhooks are off.",
+        "Token that webhook calls must send to refresh the settings. Without a token, webhooks are disabled.",
         secret=True,
     )
     admin_token: str | None = option(
@@ -337,7 +335,7 @@ class Config:
         _LOGS,
         kinds.one_of("auto", "human", "json"),
         "auto",
-        "Shape of log lines. auto is human on a terminal and json elsewhere.",
+        "Format of log lines. auto is human on a terminal and json elsewhere.",
     )
 
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)

@@ -1,4 +1,4 @@
-"""The HTTP interface as an OpenAPI 3.1 document, edited by hand in openapi.json.
+"""The HTTP interface as an OpenAPI 3.1 document, written in openapi.json.
 
 Tests compare it with the routes, limits and error texts of the code, and send its examples to a gateway.
 """

@@ -151,7 +151,7 @@ class Rule:
     is_user_list: bool
     traffic_prefix: bytes
     variation_prefix: bytes
-    limit: int | float | None  # as in the document; mypyc converts an int that is annotated as float
+    limit: int | float | None  # as in the document, because an int in it stays one
     key: str
     members: MemberNames
     group: "Group | None"
@@ -241,7 +241,7 @@ class SettingsSource:
     document: dict[str, Any] | None
     is_traced: bool
     traced: "Settings | None" = None  # the same settings with tracing
-    # The target of weak references, because classes compiled by mypyc cannot have any.
+    # The target of weak references (see docs/compiled-build.md).
     lifetime: set[object] = field(default_factory=set)
 
 

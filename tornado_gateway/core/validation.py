@@ -20,7 +20,7 @@ class SettingsError(ValueError):
 
 
 # The place of a value in the document: (path of its parent, key or index). Spelled out only for a
-# problem. The parent's type is Any because mypyc does not support recursive types.
+# problem. The parent's type is Any (see docs/compiled-build.md).
 DocumentPath = tuple[Any, str | int]
 
 

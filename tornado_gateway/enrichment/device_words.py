@@ -66,6 +66,6 @@ SIGNS = (
     ("tablet", ("Tablet", "tablet", "Kindle", "Silk/", "; KF", "PlayBook", "TouchPad")),
     ("mobile", ("Mobi", "Opera Mini", "MIDP", "BlackBerry", "Symbian", "Series40", "Series60", "KAIOS")),
 )  # fmt: skip
-# Apps ("Dalvik/...", "MyShop/3 (Android 14; SM-X700)") never say "Mobile", so only the model tells their tablets.
+# Apps ("Dalvik/...", "MyShop/3 (Android 14; SM-X700)") never say "Mobile", so only the model identifies tablets.
 TABLET_MODEL = re.compile(r"\bSM-[TX]\d|\bGT-P\d|\b(?:Mate|Media)?Pad\b|\bTab\b|\bNexus (?:7|9|10)\b|\bTB-?\w*\d{3}")
 TYPE_OF_OS = {"iOS": "mobile", "WatchOS": "mobile", "KaiOS": "mobile", "Windows Mobile": "mobile"}

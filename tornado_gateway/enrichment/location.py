@@ -133,7 +133,7 @@ class LocationReader:
         try:
             self.swap(self.path)
         except LocationError as error:
-            logger.warning("location database refused: %s", error)
+            logger.warning("location database rejected: %s", error)
             return False
         return True
 
@@ -144,9 +144,9 @@ class LocationReader:
                 signature = _signature(path)
                 reader = self._open_copy(path, signature)
             except (LocationError, OSError) as error:
-                refusal = error if isinstance(error, LocationError) else LocationError(f"{path}: {error}")
-                self.error = str(refusal)
-                raise refusal from None
+                rejection = error if isinstance(error, LocationError) else LocationError(f"{path}: {error}")
+                self.error = str(rejection)
+                raise rejection from None
             database = LocationDatabase(reader, self._words, self._cache_size)
             self.path, self._seen, self.error = path, signature, None
             self._database = database

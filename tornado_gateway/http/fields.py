@@ -75,7 +75,7 @@ def required_text(fields: Fields, name: str) -> str:
 
 
 def user_id(fields: Fields) -> str:
-    """Return `userId` of REST callers, or `id` of the SDKs; a number as its text (decision-engine 7.3, row 31)."""
+    """Return `userId` of REST callers, or `id` of the SDKs; a number as its text (decision engine 7.3, row 31)."""
     value = fields.get("userId")
     if value is None:
         value = fields.get("id")

@@ -167,7 +167,7 @@ class StateStore(Protocol):
         """Return the user id of each id that is an alias; others are left out."""
 
     async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, StickyRecord]:
-        """Return the sticky decisions of a visitor under these keys (decision-engine 3.9), without unknown ones."""
+        """Return the sticky decisions of a visitor under these keys (decision engine 3.9), without unknown ones."""
 
     async def save_records(self, user_id: str, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
         """Keep sticky decisions by key, for `seconds` from now."""

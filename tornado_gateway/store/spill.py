@@ -188,7 +188,7 @@ class SpillingEvents:
             async with asyncio.timeout(self._patience_seconds):
                 return await work(*args)
         except TimeoutError:
-            error = StoreError(f"no answer within {self._patience_seconds:g} s")
+            error = StoreError(f"no response within {self._patience_seconds:g} s")
         except StoreError as failure:
             error = failure
         self._failed(error)

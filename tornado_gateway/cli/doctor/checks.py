@@ -62,7 +62,7 @@ def finding_of_configuration(problem: str) -> Finding:
 
 async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIterator[Finding]:
     """Yield all findings, each as soon as it is known."""
-    yield Finding("configuration", OK, OK, "can be used")
+    yield Finding("configuration", OK, OK, "valid")
     finding, settings = await (_check_file(config) if config.is_offline else _check_upstream(config))
     yield finding
     if not config.is_offline and config.collect_url != config.upstream_url:
@@ -113,7 +113,7 @@ async def _check_upstream(config: Config) -> Looked:
     finally:
         upstream.close()
     milliseconds = (time.monotonic() - before) * 1000
-    return _judge_settings(config, document, f"{config.upstream_url} answered in {milliseconds:.0f} ms, key accepted")
+    return _judge_settings(config, document, f"{config.upstream_url} responded in {milliseconds:.0f} ms, key accepted")
 
 
 def _judge_settings(config: Config, document: bytes, origin: str) -> Looked:
@@ -122,7 +122,7 @@ def _judge_settings(config: Config, document: bytes, origin: str) -> Looked:
     except core.SettingsError as error:
         is_json = document.lstrip()[:1] in (b"{", b"[")
         code = "settings-unusable" if is_json or config.is_offline else "upstream-strange"
-        return Finding("upstream", FAIL, code, f"the settings cannot be used: {'; '.join(error.problems)}"), None
+        return Finding("upstream", FAIL, code, f"invalid settings: {'; '.join(error.problems)}"), None
     return Finding("upstream", OK, OK, f"{origin}, {len(settings.features)} features"), settings
 
 
@@ -164,10 +164,10 @@ def _judge_clock(date: str, now: float) -> Finding:
     except ValueError:
         return Finding("clock", OK, OK, "not checked: the response of VWO has no date")
     if abs(off) < CLOCK_WARN_SECONDS:
-        return Finding("clock", OK, OK, f"agrees with upstream within {CLOCK_WARN_SECONDS:.0f} s")
+        return Finding("clock", OK, OK, f"within {CLOCK_WARN_SECONDS:.0f} s of VWO's clock")
     state = WARN if abs(off) < CLOCK_FAIL_SECONDS else FAIL
     direction = "ahead of" if off > 0 else "behind"
-    return Finding("clock", state, "clock", f"{abs(off):.0f} s {direction} upstream's")
+    return Finding("clock", state, "clock", f"{abs(off):.0f} s {direction} VWO's clock")
 
 
 # --- Redis ---
@@ -196,12 +196,12 @@ async def _check_redis(config: Config) -> Finding:
         return Finding("redis", WARN, "redis-channels", "the user may not publish to the channel of the gateway (ACL)")
     milliseconds = (time.monotonic() - before) * 1000
     with_tls = ", TLS" if config.redis_enable_tls else ""
-    return Finding("redis", OK, OK, f"written to and read from within {milliseconds:.0f} ms{with_tls}")
+    return Finding("redis", OK, OK, f"wrote and read in {milliseconds:.0f} ms{with_tls}")
 
 
 async def _is_silent_to_tls(config: Config, error: StoreError) -> bool:
     """Return whether Redis ignores a TLS handshake: without TLS, it takes the handshake for an incomplete line."""
-    if not config.redis_enable_tls or config.redis_host is None or "no answer" not in str(error):
+    if not config.redis_enable_tls or config.redis_host is None or "no response" not in str(error):
         return False
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(config.redis_host, config.redis_port), 1)
@@ -215,7 +215,7 @@ def _code_of_redis(message: str) -> str:
     for code, signs in (
         ("redis-password", r"password|NOAUTH|WRONGPASS|authentication"),
         ("redis-tls", r"SSL|TLS|certificate"),
-        ("redis-unreachable", r"connect|refused|timed? ?out|no answer|too slow|resol|unreachable|closed|not known"),
+        ("redis-unreachable", r"connect|refused|timed? ?out|no response|too slow|resol|unreachable|closed|not known"),
     ):
         if re.search(signs, message, re.IGNORECASE):
             return code
@@ -255,7 +255,7 @@ def _check_data_dir(directory: Path) -> Finding:
         code = "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "data-dir"
         return Finding("data directory", FAIL, code, f"{directory} cannot be written to: {error.strerror}")
     return Finding(
-        "data directory", OK, OK, f"{directory} {'can be written to' if directory.exists() else 'can be made'}"
+        "data directory", OK, OK, f"{directory} {'can be written to' if directory.exists() else 'can be created'}"
     )
 
 
@@ -304,8 +304,8 @@ def _check_port(config: Config) -> Finding:
     try:
         status, answer = client.request("/health")
         if status == 200 and isinstance(answer, dict) and answer.get("status") == "ok":
-            return Finding("port", OK, OK, f"a gateway answers at {client.url}")
-        return Finding("port", FAIL, "port-taken", f"{client.url} answers, but not as a gateway")
+            return Finding("port", OK, OK, f"a gateway is running at {client.url}")
+        return Finding("port", FAIL, "port-taken", f"{client.url} responds, but is not a gateway")
     except ClientError as error:
         if error.status:
             return Finding("port", FAIL, "port-taken", str(error))
@@ -316,7 +316,7 @@ def _try_to_bind(config: Config) -> Finding:
     try:
         bind(config.host, config.port).close()
     except PermissionError:
-        return Finding("port", FAIL, "port-forbidden", f"this user may not listen on port {config.port}")
+        return Finding("port", FAIL, "port-forbidden", f"this user is not permitted to listen on port {config.port}")
     except OSError as error:
         code = "port-taken" if error.errno == errno.EADDRINUSE else "port-forbidden"
         return Finding("port", FAIL, code, str(error.strerror))
@@ -329,7 +329,7 @@ def _check_certificate(cert: Path, key: Path, machine: Machine) -> Finding:
     except GatewayError as error:
         return Finding("certificate", FAIL, "certificate", str(error))
     if days < CERTIFICATE_DAYS:
-        return Finding("certificate", WARN, "certificate-ending", f"{cert} ends in {days:.0f} days")
+        return Finding("certificate", WARN, "certificate-ending", f"{cert} expires in {days:.0f} days")
     return Finding("certificate", OK, OK, f"{cert}, valid for {days:.0f} days")
 
 

@@ -42,7 +42,7 @@ REMEDIES = {
     " used the machine, delete the file and restart the gateway: it creates a new token.",
     "disk-full": "Free space on the disk of DATA_DIR now; without it events cannot be stored and are rejected with"
     " 503.",
-    "disk-low": "Free space on the disk of DATA_DIR, or move it: a day without upstream needs about 1 KB per event.",
+    "disk-low": "Free space on the disk of DATA_DIR, or move it: while VWO is down, every event needs about 1 KB.",
     "open-files": "Raise the limit: LimitNOFILE in the service unit, `ulimits` of a container, `ulimit -n` in a shell."
     " Every connection needs one.",
     "port-taken": "Another program listens there: find it with `ss -ltnp`, end it or choose another PORT.",

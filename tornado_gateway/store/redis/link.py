@@ -165,7 +165,7 @@ class Link:
             async with asyncio.timeout(self.timeout_seconds):
                 replies = await self._pipeline(commands)
         except TimeoutError:
-            raise await self._failed(f"{self._route.name}: no answer within {self.timeout_seconds:g} s") from None
+            raise await self._failed(f"{self._route.name}: no response within {self.timeout_seconds:g} s") from None
         except (errors.RedisError, OSError) as error:
             raise await self._failed(str(store_error(self._route.name, error))) from error
         if any(isinstance(reply, MASTER_IS_ELSEWHERE) for reply in replies):
