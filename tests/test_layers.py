@@ -1,4 +1,4 @@
-"""The structure: which room may import which, which library belongs to which room, and how large things are.
+"""The structure: which room may import which, and which library belongs to which room.
 
 Read from the sources with `ast`. Imports under TYPE_CHECKING count.
 """
@@ -6,10 +6,10 @@ Read from the sources with `ast`. Imports under TYPE_CHECKING count.
 import ast
 from pathlib import Path
 
+import figures
 import pytest
-from process import ROOT
+from figures import PACKAGE, files, imports, module_name, name_of
 
-PACKAGE = ROOT / "tornado_gateway"
 # A room may import rooms on lower lines, never one on its own line.
 LINES = (
     {"errors", "logs", "gate", "backoff", "version"},
@@ -40,39 +40,12 @@ LIBRARIES = {  # outside library: where it may be imported
 }
 
 
-def files() -> list[Path]:
-    return sorted(path for path in PACKAGE.rglob("*.py"))
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(PACKAGE))
-
-
 def room_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-def imports(path: Path) -> list[str]:
-    """All imported modules, absolute. `from a.b import c` gives `a.b.c` too if that is a module."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name_of(path)}: imports are absolute"
-            module = node.module or ""
-            modules = [f"{module}.{alias.name}" for alias in node.names if is_module(f"{module}.{alias.name}")]
-            found += modules or [module]
-    return found
-
-
-def is_module(name: str) -> bool:
-    path = ROOT.joinpath(*name.split("."))
-    return name.startswith("tornado_gateway") and (path.with_suffix(".py").exists() or path.is_dir())
-
-
 def breaks_the_order(path: Path, module: str) -> bool:
-    importer = room_of("tornado_gateway." + name_of(path).removesuffix(".py").replace("/", "."))
+    importer = room_of(module_name(path))
     imported = room_of(module)
     if not imported or imported == importer or importer in ("__main__", "__init__"):
         return False
@@ -103,20 +76,9 @@ def test_imports_point_down_and_libraries_stay_in_their_room():
     assert found_violations() == set()
 
 
-def test_there_is_no_import_cycle_of_files():
-    names = {path: name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__") for path in files()}
-    graph = {f"tornado_gateway.{name}": imports(path) for path, name in names.items()}
-    done: set[str] = set()
-
-    def visit(module: str, above: tuple[str, ...]) -> None:
-        assert module not in above, f"cycle: {' -> '.join((*above[above.index(module) :], module))}"
-        if module in graph and module not in done:
-            for imported in graph[module]:
-                visit(imported, (*above, module))
-            done.add(module)
-
-    for module in graph:
-        visit(module, ())
+@pytest.mark.parametrize("graph", [figures.file_graph, figures.room_graph], ids=["files", "rooms"])
+def test_there_is_no_import_cycle(graph):
+    assert figures.cycle_in(graph()) == []
 
 
 @pytest.mark.parametrize("room", sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()))

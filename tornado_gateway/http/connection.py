@@ -24,7 +24,7 @@ from tornado_gateway.gate import Gate
 from tornado_gateway.http.limits import MAX_QUEUED_BYTES, WRITE_BYTES, ServerOptions
 from tornado_gateway.http.messages import CONTINUE, NOT_FOUND, OVERLOADED, Handler, Request, Response
 from tornado_gateway.http.output import Output
-from tornado_gateway.http.reader import BODY, ENDED, HEAD, IDLE, Reader
+from tornado_gateway.http.reader import BODY, CONTINUE_DUE, ENDED, HEAD, IDLE, NO_EXPECTATION, Reader
 from tornado_gateway.http.request_ids import error_response, failure_response, log_fields, outcome
 from tornado_gateway.http.tornado_bridge import Page, PageContext
 
@@ -117,7 +117,7 @@ class Connection(asyncio.Protocol):
         started = reader.phase
         if started >= ENDED:
             return
-        if self.blocked or len(data) > reader.slice_bytes:
+        if self.blocked or len(data) > self.options.slice_bytes:
             self._hold_and_pump(data)
             return
         self.corked = True
@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
             if reader.phase:
                 reader.end_slice(data, started)
             elif started:
-                reader.partial = None
+                reader.incomplete.partial = None
         self.corked = False
         if reader.phase or self.blocked or self.stopping:
             self.flush()
@@ -171,7 +171,7 @@ class Connection(asyncio.Protocol):
     # --- Reading ---
 
     def _hold_and_pump(self, data: bytes) -> None:
-        size = self.reader.slice_bytes
+        size = self.options.slice_bytes
         self.held.extend(data[at : at + size] for at in range(0, len(data), size))
         self._pump()
 
@@ -210,7 +210,7 @@ class Connection(asyncio.Protocol):
         """Ask for a body that the client holds back, as soon as all earlier responses are out."""
         reader = self.reader
         if reader.phase == BODY and not self.queue and not self.waiting:
-            reader.continue_due = False
+            reader.expectation = NO_EXPECTATION
             self.output.put(CONTINUE)
 
     def _block(self) -> None:
@@ -338,7 +338,7 @@ class Connection(asyncio.Protocol):
 
     def _end_turn(self) -> None:
         reader, output = self.reader, self.output
-        if reader.continue_due:
+        if reader.expectation == CONTINUE_DUE:
             self._continue()
         if output.pieces:
             output.write_out()

@@ -47,7 +47,7 @@ def _no_lines(request: Request) -> bytes:
 
 @final
 class ServerOptions:
-    """What one server serves, and within which limits.
+    """The routes of one server, and their limits.
 
     `find(method, path)` returns the handler of a data route, or None. A request without handler goes to `fallback`, a
     `tornado.web.Application`. `body_limit(path)` is called only for a body larger than `limits.max_body_bytes`, so it
@@ -73,6 +73,10 @@ class ServerOptions:
         self.find = find
         self.fallback = fallback
         self.limits = limits
+        # Read for each request: an attribute of a named tuple costs more in compiled code.
+        self.max_headers = limits.max_headers
+        self.max_body_bytes = limits.max_body_bytes
+        self.slice_bytes = min(SLICE_BYTES, limits.max_header_bytes)
         self.body_limit = body_limit
         self.on_answer = on_answer
         self.extra_header_lines = extra_header_lines or _no_lines

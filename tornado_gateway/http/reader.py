@@ -18,7 +18,7 @@ from typing import Any, Final, final
 import httptools
 
 from tornado_gateway.http import request_line
-from tornado_gateway.http.limits import CHUNK_OVERHEAD, SLICE_BYTES, ServerOptions
+from tornado_gateway.http.limits import CHUNK_OVERHEAD, ServerOptions
 from tornado_gateway.http.messages import (
     BAD_EXPECTATION,
     BAD_REQUEST,
@@ -41,6 +41,12 @@ HEAD: Final = 1
 BODY: Final = 2
 ENDED: Final = 3
 
+# The client's Expect header.
+NO_EXPECTATION: Final = 0
+EXPECTS_CONTINUE: Final = 1
+CONTINUE_DUE: Final = 2  # the client holds the body back until it gets 100 Continue
+UNKNOWN_EXPECTATION: Final = 3
+
 _SLASH: Final = 47  # of ASCII
 
 
@@ -57,34 +63,56 @@ class _RejectedError(Exception):
 
 
 @final
-class Reader:
-    """Parses what one client sends. The parser calls the methods that begin with `on_`.
+class _Incomplete:
+    """The message that the last slice has left incomplete."""
 
-    The owner feeds slices of at most `slice_bytes` to `parser` while `phase` is below ENDED, passes exceptions to
-    `resume`, and calls `end_slice` if the slice has not ended between two requests. Complete requests go to `deliver`.
-    A `rejection` is the last response of the connection. If `continue_due`, the client holds the body back until it
-    gets 100 Continue.
+    __slots__ = ("partial", "remaining", "seen_bytes")
+
+    def __init__(self) -> None:
+        self.seen_bytes = 0  # of the head, or of the body
+        self.remaining = -1  # announced bytes of the body that have not arrived yet; -1 if unknown
+        self.partial: bytearray | None = None  # all bytes of the head so far; None if unknown
+
+    def since_boundary(self, data: bytes, started: int) -> bytes | None:
+        """Return the bytes from the last known start of a message to the end of a slice; None if none is known."""
+        if started == IDLE:
+            return data
+        if started == HEAD:
+            return None if self.partial is None else bytes(self.partial) + data
+        return data[self.remaining :] if self.remaining >= 0 else None
+
+    def remember(self, data: bytes, started: int, max_bytes: int) -> None:
+        """Keep the head at the end of a slice, in case that the next slice completes a rejected request line."""
+        if started == HEAD and self.partial is not None:
+            self.partial += data
+            if len(self.partial) > max_bytes:
+                self.partial = None
+        else:
+            known = self.since_boundary(data, started)
+            self.partial = None if known is None else bytearray(known)
+
+
+@final
+class Reader:
+    """Parses the bytes of one client. The parser calls the methods that begin with `on_`.
+
+    The owner feeds slices of at most `options.slice_bytes` to `parser` while `phase` is below ENDED, passes exceptions
+    to `resume`, and calls `end_slice` if the slice has not ended between two requests. Complete requests go to
+    `deliver`. A `rejection` is the last response of the connection.
     """
 
     __slots__ = (
-        "again",
         "body",
-        "continue_due",
         "deliver",
-        "expect",
+        "expectation",
         "fields",
         "head_headers",
-        "max_body",
-        "max_headers",
+        "incomplete",
         "options",
         "parser",
-        "partial",
         "peer",
         "phase",
         "rejection",
-        "remaining",
-        "seen_bytes",
-        "slice_bytes",
         "url",
         "version",
         "wants_echo",
@@ -94,28 +122,20 @@ class Reader:
     def __init__(self, options: ServerOptions, deliver: Callable[[Request], None]) -> None:
         self.options = options
         self.deliver = deliver
-        self.max_body = options.limits.max_body_bytes
-        self.max_headers = options.limits.max_headers
         self.watched_initials = options.watched_initials
-        self.slice_bytes = min(SLICE_BYTES, options.limits.max_header_bytes)
         self.parser: Any = httptools.HttpRequestParser(self)
         self.peer = ""
         self.phase: int = IDLE
         self.version = ""
-        self.again: list[bytes] = []  # slices to be read next, the last one first
         self.rejection: Response | None = None
         # the message being read
         self.url = b""
         self.head_headers: list[tuple[bytes, bytes]] = []
         self.fields = self.head_headers
         self.body: bytes | bytearray = b""
-        self.expect: bytes | None = None
+        self.expectation: int = NO_EXPECTATION
         self.wants_echo = options.echo_headers is None
-        self.continue_due = False
-        self.seen_bytes = 0
-        # the beginning of the message that the last slice has left incomplete: see _since_boundary
-        self.partial: bytearray | None = None
-        self.remaining = -1
+        self.incomplete = _Incomplete()
 
     # --- Callbacks of the parser ---
 
@@ -123,7 +143,7 @@ class Reader:
         self.phase = HEAD
         self.url = self.body = b""
         self.fields = self.head_headers = []
-        self.seen_bytes = 0
+        self.incomplete.seen_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -139,18 +159,18 @@ class Reader:
             return  # a trailer
         echo_headers = self.options.echo_headers
         if name == b"expect":
-            self.expect = value
+            self.expectation = EXPECTS_CONTINUE if value.lower() == b"100-continue" else UNKNOWN_EXPECTATION
         elif echo_headers is not None and name in echo_headers:
             self.wants_echo = True
 
     def on_headers_complete(self) -> None:
         self.phase = BODY
         # A head that came in one slice cannot be too large.
-        if self.seen_bytes:
+        if self.incomplete.seen_bytes:
             if self._head_size() > self.options.limits.max_header_bytes:
                 raise _RejectedError(HEAD_TOO_LARGE)
-            self.seen_bytes = 0
-        if len(self.fields) > self.max_headers:
+            self.incomplete.seen_bytes = 0
+        if len(self.fields) > self.options.max_headers:
             raise _RejectedError(HEAD_TOO_LARGE)
         if not self.version:
             self.version = self.parser.get_http_version()
@@ -169,14 +189,14 @@ class Reader:
             if type(self.body) is bytes:
                 self.body = bytearray(self.body)
             self.body += data
-        if len(self.body) > self.max_body:
+        if len(self.body) > self.options.max_body_bytes:
             self._check_body_size(len(self.body))
 
     def on_message_complete(self) -> None:
         parser = self.parser
         if parser.should_upgrade():
             return  # the parser raises HttpParserUpgrade next, see _without_upgrade
-        if self.expect is not None:
+        if self.expectation:
             self._check_expectation()
         if parser.should_keep_alive():
             self.phase = IDLE
@@ -208,53 +228,51 @@ class Reader:
 
     def read(self, data: bytes) -> None:
         """Read a slice completely, limits included."""
-        self.again.append(data)
-        self._read_on()
+        self._read_all([data])
 
     def resume(self, error: Exception, data: bytes, started: int) -> None:
         """Complete a slice in which the parser has stopped; `started` is the phase at its beginning."""
-        self._restart(error, data, started)
+        slices = self._restart(error, data, started)
         self.end_slice(data, started)
-        self._read_on()
+        self._read_all(slices)
 
-    def _read_on(self) -> None:
-        while self.again:
-            data = self.again.pop()
+    def _read_all(self, slices: list[bytes]) -> None:
+        """Read slices, the last one first, as long as none ends the reading."""
+        while slices and self.phase < ENDED:
+            data = slices.pop()
             started = self.phase
-            if started >= ENDED:
-                self.again.clear()
-                return
             try:
                 if data:
                     self.parser.feed_data(data)
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-                self._restart(error, data, started)
+                slices += self._restart(error, data, started)
             self.end_slice(data, started)
 
-    def _restart(self, error: Exception, data: bytes, started: int) -> None:
-        """Prepare to read on after the parser has stopped, if that is possible."""
-        if isinstance(error, httptools.HttpParserUpgrade):
-            head = self._without_upgrade()
-            if head:
-                self.phase = IDLE
-                self.again.append(head + data[error.args[0] :])
-        else:
-            self._recover(error, data, started)
+    def _restart(self, error: Exception, data: bytes, started: int) -> list[bytes]:
+        """Return the slices to be read next, the last one first, after the parser has stopped."""
+        if not isinstance(error, httptools.HttpParserUpgrade):
+            return self._recover(error, data, started)
+        head = self._without_upgrade()
+        if not head:
+            return []
+        self.phase = IDLE
+        return [head + data[error.args[0] :]]
 
     def end_slice(self, data: bytes, started: int) -> None:
         """Apply the limits of a message that is not complete at the end of a slice."""
-        size = len(data)
+        incomplete, limits = self.incomplete, self.options.limits
         if self.phase == HEAD:
-            self._remember(data, started)
-            # Of the first slice only what is known to belong to this head counts.
-            self.seen_bytes += size if self.seen_bytes else self._head_size()
-            if self.seen_bytes > self.options.limits.max_header_bytes:
+            if self.options.lenient is not None:
+                incomplete.remember(data, started, limits.max_header_bytes + self.options.slice_bytes)
+            # In the first slice, bytes of earlier messages do not count.
+            incomplete.seen_bytes += len(data) if incomplete.seen_bytes else self._head_size()
+            if incomplete.seen_bytes > limits.max_header_bytes:
                 self.reject(HEAD_TOO_LARGE)
             return
-        self.partial = None
+        incomplete.partial = None
         if self.phase == BODY:
             try:
-                self._check_incomplete_body(size)
+                self._check_incomplete_body(len(data))
             except _RejectedError as rejected:
                 self.reject(rejected.response)
 
@@ -274,7 +292,7 @@ class Reader:
         self.deliver = _drop
 
     def rejected_request(self) -> Request:
-        """Return what is known of the request that has been rejected."""
+        """Return the known parts of the request that has been rejected."""
         path, query = split_target(self.url) if self.url else (b"", b"")
         request = Request(b"", path, query, self.head_headers, b"", self.peer, False)
         request.wants_echo = self.wants_echo
@@ -283,19 +301,20 @@ class Reader:
     # --- Limits ---
 
     def _check_incomplete_body(self, size: int) -> None:
-        self.remaining -= size
-        if not self.seen_bytes:
-            self.continue_due = False
+        incomplete, max_body = self.incomplete, self.options.max_body_bytes
+        incomplete.remaining -= size
+        if not incomplete.seen_bytes:
             announced = Request(b"", b"", b"", self.head_headers).header(b"content-length")
-            self.remaining = -1 if announced is None else int(announced) - len(self.body)
-            if announced is not None and int(announced) > self.max_body:
+            incomplete.remaining = -1 if announced is None else int(announced) - len(self.body)
+            if announced is not None and int(announced) > max_body:
                 self._check_body_size(int(announced))
-            if self.expect is not None:
+            if self.expectation:
                 self._check_expectation()
-                self.continue_due = self.parser.get_http_version() == "1.1"
-        self.seen_bytes += size
-        overhead = self.seen_bytes - len(self.body)
-        if overhead > self.options.limits.max_header_bytes + self.slice_bytes + CHUNK_OVERHEAD * len(self.body):
+                self.expectation = CONTINUE_DUE if self.parser.get_http_version() == "1.1" else NO_EXPECTATION
+        incomplete.seen_bytes += size
+        overhead = incomplete.seen_bytes - len(self.body)
+        allowed = self.options.limits.max_header_bytes + self.options.slice_bytes + CHUNK_OVERHEAD * len(self.body)
+        if overhead > allowed:
             raise _RejectedError(BODY_TOO_LARGE)
 
     def _check_body_size(self, size: int) -> None:
@@ -304,8 +323,8 @@ class Reader:
             raise _RejectedError(BODY_TOO_LARGE)
 
     def _check_expectation(self) -> None:
-        expect, self.expect = self.expect, None
-        if expect is not None and expect.lower() != b"100-continue":
+        expectation, self.expectation = self.expectation, NO_EXPECTATION
+        if expectation == UNKNOWN_EXPECTATION:
             raise _RejectedError(BAD_EXPECTATION)
 
     def _check_codings(self) -> None:
@@ -332,46 +351,26 @@ class Reader:
         self.parser = httptools.HttpRequestParser(self)
         return line + header_lines(headers) + b"\r\n"
 
-    def _since_boundary(self, data: bytes, started: int) -> bytes | None:
-        """Return the bytes from the last known start of a message to the end of a slice; None if none is known."""
-        if started == IDLE:
-            return data
-        if started == HEAD:
-            return None if self.partial is None else bytes(self.partial) + data
-        return data[self.remaining :] if self.remaining >= 0 else None
-
-    def _remember(self, data: bytes, started: int) -> None:
-        """Keep, at the end of a slice, what is needed if the next one turns out to end a rejected line."""
-        if self.options.lenient is None:
-            return
-        if started == HEAD and self.partial is not None:
-            self.partial += data
-            if len(self.partial) > self.options.limits.max_header_bytes + self.slice_bytes:
-                self.partial = None
-        else:
-            known = self._since_boundary(data, started)
-            self.partial = None if known is None else bytearray(known)
-
-    def _recover(self, error: Exception, data: bytes, started: int) -> None:
-        """Read a rejected request line again, leniently; fail if the parser has rejected something else."""
+    def _recover(self, error: Exception, data: bytes, started: int) -> list[bytes]:
+        """Return the slices of a rejected request line, encoded; fail if the parser has rejected something else."""
         line = self._rejected_line(error, data, started)
         lenient = self.options.lenient
         path = None if line is None else request_line.path_of(line)
         if line is None or path is None or lenient is None or not lenient(path):
             self._fail(error)
-            return
+            return []
         line, end, rest = line.partition(b"\n")
         if not end:
             self.parser = request_line.PendingLine(line)
             self.url = line.partition(b" ")[2]
-            return
+            return []
         encoded = request_line.encoded(line)
         if encoded is None:
             self._fail(error)
-            return
+            return []
         self.parser = httptools.HttpRequestParser(self)
         self.phase = IDLE
-        self.again += (rest, encoded)
+        return [rest, encoded]
 
     def _rejected_line(self, error: Exception, data: bytes, started: int) -> bytes | None:
         """Return the rejected request line, as far as it has arrived, and all behind it; None for other errors."""
@@ -379,7 +378,7 @@ class Reader:
             return bytes(self.parser.data)
         if self.phase != HEAD or self.head_headers or isinstance(error, httptools.HttpParserCallbackError):
             return None
-        known = None if self.options.lenient is None else self._since_boundary(data, started)
+        known = None if self.options.lenient is None else self.incomplete.since_boundary(data, started)
         start = None if known is None else request_line.start_of_rejected_line(known)
         return None if known is None or start is None else known[start:]
 
