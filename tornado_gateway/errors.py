@@ -3,7 +3,8 @@
 GatewayError
 ├── ConfigError        the configuration cannot be used; lists every problem
 ├── RequestError       the client's request cannot be served; carries the HTTP status
-│   └── QueueFullError the event queue accepts no events at the moment (503)
+│   ├── QueueFullError the event queue accepts no events at the moment (503)
+│   └── NotLoadedError no settings have been loaded yet (503)
 ├── StoreError         the store cannot be read or written at the moment (503)
 ├── LocationError      a location database cannot be used, or cannot be fetched
 └── UpstreamError      the vendor's service did not answer as promised; carries its status
@@ -39,6 +40,13 @@ class QueueFullError(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(503, message)
+
+
+class NotLoadedError(RequestError):
+    """No settings have been loaded yet."""
+
+    def __init__(self) -> None:
+        super().__init__(503, "no settings have been loaded yet, see /ready")
 
 
 class StoreError(GatewayError):

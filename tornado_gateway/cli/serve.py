@@ -10,7 +10,7 @@ from tornado_gateway.cli.client import Client
 from tornado_gateway.config import OPTIONS, Config
 from tornado_gateway.console import admin_token
 from tornado_gateway.process import supervisor, worker
-from tornado_gateway.telemetry.counters import SharedCounters
+from tornado_gateway.process.counters import new_counters
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def serve(config: Config) -> int:
         logs.hide(config.admin_token)
     _announce_console(config)
     places = 2 * config.worker_count  # of the scoreboard: while a worker is replaced there are two
-    return supervisor.run(config, partial(worker.run, memory=SharedCounters(places)))
+    return supervisor.run(config, partial(worker.run, memory=new_counters(places)))
 
 
 def _announce_console(config: Config) -> None:
