@@ -13,6 +13,7 @@ GatewayError
 """
 
 from collections.abc import Sequence
+from http import HTTPStatus
 
 
 class GatewayError(Exception):
@@ -78,3 +79,11 @@ class UpstreamError(GatewayError):
         self.status = status
         self.retry_after_seconds = retry_after_seconds
         self.cause = cause
+
+
+def reason_phrase(status: int, default: str = "Unknown") -> str:
+    """Return the standard phrase of an HTTP status, `default` if it has none."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return default

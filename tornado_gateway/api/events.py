@@ -124,7 +124,7 @@ class EventsApi:
                 batch.reject(reason or TOO_DEEP)
 
     def _take(self, request: Request, batch: _Batch) -> Response:
-        if batch.documents:  # first, because a client repeats the batch if the queue is full
+        if batch.documents:  # first: if the queue is full, the client sends all of it again
             self._append(request, b"\n".join(batch.documents), len(batch.documents))
         for reason, count in batch.rejected.items():
             self._reject(reason, count)

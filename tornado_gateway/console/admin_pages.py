@@ -156,7 +156,7 @@ class AdminPage(Page):
     def prepare(self) -> None:
         try:
             self._auth.check(self.request, time.time())
-            if self.request.method not in self.METHODS:
+            if self.request.method not in self.allowed():
                 raise HTTPError(405)
             if self.request.method not in ("GET", "HEAD"):
                 self._auth.check_change(self.request)
@@ -181,7 +181,7 @@ class SessionPage(AdminPage):
     POST and DELETE need no session, so that it can begin and so that signing out always succeeds.
     """
 
-    METHODS: ClassVar[tuple[str, ...]] = ("GET", "HEAD", "POST", "DELETE")
+    METHODS: ClassVar[tuple[str, ...]] = ("GET", "POST", "DELETE")
 
     def prepare(self) -> None:
         if self.request.method not in ("POST", "DELETE"):
