@@ -3,7 +3,8 @@
 GatewayError
 ├── ConfigError        the configuration cannot be used; lists every problem
 ├── RequestError       the client's request cannot be served; carries the HTTP status
-│   └── QueueFullError the event queue accepts no events at the moment (503)
+│   ├── QueueFullError the event queue accepts no events at the moment (503)
+│   └── NotLoadedError no settings have been loaded yet (503)
 ├── StoreError         the store cannot be read or written at the moment (503)
 ├── LocationError      a location database cannot be used, or cannot be fetched
 └── UpstreamError      VWO did not respond as expected; carries its status
@@ -12,6 +13,7 @@ GatewayError
 """
 
 from collections.abc import Sequence
+from http import HTTPStatus
 
 
 class GatewayError(Exception):
@@ -39,6 +41,13 @@ class QueueFullError(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(503, message)
+
+
+class NotLoadedError(RequestError):
+    """No settings have been loaded yet."""
+
+    def __init__(self) -> None:
+        super().__init__(503, "no settings have been loaded yet, see /ready")
 
 
 class StoreError(GatewayError):
@@ -70,3 +79,11 @@ class UpstreamError(GatewayError):
         self.status = status
         self.retry_after_seconds = retry_after_seconds
         self.cause = cause
+
+
+def reason_phrase(status: int, default: str = "Unknown") -> str:
+    """Return the standard phrase of an HTTP status, `default` if it has none."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return default

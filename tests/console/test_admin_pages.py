@@ -13,7 +13,7 @@ from process import ROOT, SAMPLE_SETTINGS, Gateway, sample_document
 from sdk import wire
 from vendor import Fault, Vendor
 
-from tornado_gateway.console.auth import SESSION_SECONDS, Access
+from tornado_gateway.console.auth import SESSION_SECONDS, Auth
 from tornado_gateway.console.pages import ASSETS
 from tornado_gateway.errors import RequestError
 
@@ -99,7 +99,7 @@ def test_f1_a_method_that_does_not_exist_needs_the_token_first(gateway, path):
 
 
 class Asking:
-    """As much of a request as `Access` looks at."""
+    """As much of a request as `Auth` looks at."""
 
     protocol = "http"
 
@@ -111,7 +111,7 @@ class Asking:
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1", "192.0.2.7", "", "unix", None])
 def test_f1_no_address_replaces_the_token(address):
     with pytest.raises(RequestError, match="admin token") as raised:
-        Access(TOKEN).check(Asking(address), 0)
+        Auth(TOKEN).check(Asking(address), 0)
     assert raised.value.status == 401
 
 
@@ -157,9 +157,9 @@ def test_a_session_is_a_cookie_that_scripts_and_other_sites_cannot_use(guarded):
 )
 def test_e1_the_nearest_proxy_says_whether_the_client_came_with_tls(sent, is_encrypted):
     """Row E1: the lines of X-Forwarded-Proto, which Tornado joins with commas, are read from the right."""
-    access = Access("one", [ip_network("10.0.0.0/8")])
-    assert access.is_encrypted(Asking("10.0.0.1", **{"X-Forwarded-Proto": sent})) is is_encrypted
-    assert not access.is_encrypted(Asking("192.0.2.7", **{"X-Forwarded-Proto": sent}))
+    auth = Auth("one", [ip_network("10.0.0.0/8")])
+    assert auth.is_encrypted(Asking("10.0.0.1", **{"X-Forwarded-Proto": sent})) is is_encrypted
+    assert not auth.is_encrypted(Asking("192.0.2.7", **{"X-Forwarded-Proto": sent}))
 
 
 @pytest.mark.parametrize(("values", "is_secure"), [(["http", "https"], True), (["https", "http"], False)])
@@ -184,10 +184,10 @@ def test_a_session_that_was_tampered_with_is_none(guarded):
 
 
 def test_a_session_ends_and_is_not_of_another_token():
-    access, other = Access("one"), Access("two")
-    cookie = {"Cookie": f"fme_gateway_session={access.new_session(1000)}"}
-    access.check(Asking("192.0.2.7", **cookie), 1000 + SESSION_SECONDS - 1)
-    for wrong, now in ((access, 1000 + SESSION_SECONDS), (other, 1001)):
+    auth, other = Auth("one"), Auth("two")
+    cookie = {"Cookie": f"fme_gateway_session={auth.new_session(1000)}"}
+    auth.check(Asking("192.0.2.7", **cookie), 1000 + SESSION_SECONDS - 1)
+    for wrong, now in ((auth, 1000 + SESSION_SECONDS), (other, 1001)):
         with pytest.raises(RequestError, match="sign in"):
             wrong.check(Asking("192.0.2.7", **cookie), now)
 

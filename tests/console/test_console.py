@@ -23,7 +23,7 @@ from load import Load
 from process import Gateway, sample_document
 from vendor import Fault, Vendor
 
-from tornado_gateway.console.auth import COOKIE, Access
+from tornado_gateway.console.auth import COOKIE, Auth
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.base", reason="axe-playwright-python is not installed")
@@ -127,7 +127,7 @@ def open_page(browser, gateway):
 
 def session_of(gateway):
     """The cookie of an operator who has signed in."""
-    value = Access(gateway.admin_token).new_session(time.time())
+    value = Auth(gateway.admin_token).new_session(time.time())
     return {"name": COOKIE, "value": value, "url": f"http://127.0.0.1:{gateway.port}"}
 
 

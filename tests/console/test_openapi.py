@@ -2,9 +2,7 @@
 
 import ast
 import http.client
-import inspect
 import re
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,14 +14,14 @@ from process import ROOT, Gateway, sample_document
 from vendor import Vendor
 
 from tornado_gateway import __version__
-from tornado_gateway.api.router import Api
+from tornado_gateway.api.routes import DECISIONS, ROUTES
 from tornado_gateway.api.settings import PULL_PAUSE_SECONDS
-from tornado_gateway.config import OPTIONS
+from tornado_gateway.config import OPTIONS, Config
 from tornado_gateway.console.admin_pages import SHOWN_LETTERS
 from tornado_gateway.console.auth import COOKIE, SESSION_SECONDS
 from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.console.overview import SAMPLE_SECONDS, SAMPLES
-from tornado_gateway.console.pages import build_application
+from tornado_gateway.console.pages import ROUTES as PAGES
 from tornado_gateway.enrichment.lists import FRESH_SECONDS
 
 OPERATIONS = [
@@ -33,31 +31,32 @@ IDS = [f"{method} {path}" for path, method, _ in OPERATIONS]
 TOKEN = "correct-horse-battery"  # of operators and of the webhook
 
 
-class Anything:
-    def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace()
-
-
-def data_routes() -> set[tuple[str, str]]:
-    api = Api(Anything(), Anything(), Anything(), Anything(), decides=True, serves_browsers=False)  # type: ignore[arg-type]
-    return {(path.decode(), method.decode().lower()) for method, path in api.routes}
-
-
 def page_routes() -> set[tuple[str, str]]:
     """The routes of pages, without their scripts and styles."""
-    parts = [Anything() for _ in inspect.signature(build_application).parameters]
-    application = build_application(*parts)  # type: ignore[arg-type]
-    return {
-        (rule.matcher._path, method.lower())
-        for rule in application.wildcard_router.rules
-        for method in getattr(rule.target, "METHODS", ())
-        if method != "HEAD" and not rule.matcher._path.startswith("/web/")
-    }
+    shown = [route for route in PAGES if route.label != "/web"]
+    return {(route.path, method.lower()) for route in shown for method in route.page.METHODS}
 
 
 def test_it_describes_every_route_and_nothing_else():
     described = {(path, method) for path, method, _ in OPERATIONS}
-    assert described == data_routes() | page_routes()
+    assert described == {(route.path, route.method.lower()) for route in ROUTES} | page_routes()
+
+
+def test_bodies_have_the_limit_of_their_route():
+    """Every request with a body can be too large; the table says which may be as large as a batch."""
+    batches = {route.path for route in ROUTES if route.is_batch}
+    for path, method, operation in OPERATIONS:
+        if "requestBody" in operation:
+            limit = "BatchTooLarge" if path in batches else "TooLarge"
+            assert operation["responses"].get("413") == {"$ref": f"#/components/responses/{limit}"}, (path, method)
+    text = DOCUMENT["components"]["responses"]["BatchTooLarge"]["description"]
+    assert f"{Config().max_batch_bytes >> 20} MiB" in text
+
+
+def test_decisions_can_be_off():
+    guarded = {route.path for route in ROUTES if route.guard is DECISIONS}
+    off = {"$ref": "#/components/responses/DecisionsDisabled"}
+    assert guarded == {path for path, _, operation in OPERATIONS if operation["responses"].get("403") == off}
 
 
 def test_it_is_a_valid_openapi_document():

@@ -4,12 +4,13 @@ import os
 import signal
 import time
 
-from tornado_gateway.telemetry.counters import CounterRow, SharedCounters
-from tornado_gateway.telemetry.layout import COUNTERS, GAUGES
+from tornado_gateway.process.counters import LAYOUT, new_counters
+from tornado_gateway.telemetry.counters import CounterRow
+from tornado_gateway.telemetry.layout import GAUGES
 
 
 def test_what_a_worker_delivered_in_its_last_moment_is_added_to_both_sides():
-    memory = SharedCounters()
+    memory = new_counters()
 
     def steady(received, delivered, waiting):
         counts = {
@@ -30,25 +31,25 @@ def test_what_a_worker_delivered_in_its_last_moment_is_added_to_both_sides():
 
 
 def test_a_writer_that_dies_half_way_leaves_the_row_before():
-    memory = SharedCounters()
+    memory = new_counters()
     gauges = dict.fromkeys(GAUGES, 1.0)
-    memory.write(0, CounterRow(1, gauges, [1] * COUNTERS))
-    memory.write(0, CounterRow(1, gauges, [2] * COUNTERS))
+    memory.write(0, CounterRow(1, gauges, [1] * LAYOUT.size))
+    memory.write(0, CounterRow(1, gauges, [2] * LAYOUT.size))
     slots = memory._slots
     other_half = slots._half(slots._start, 3)
     slots._memory[other_half : other_half + 80] = b"\xff" * 80
-    assert memory.read(0).counts == [2] * COUNTERS
+    assert memory.read(0).counts == [2] * LAYOUT.size
 
 
 def test_a_reader_never_sees_half_a_row():
-    memory = SharedCounters(2)
+    memory = new_counters(2)
     pid = os.fork()
     if pid == 0:
         number = 0
         while True:
             number += 1
             gauges = dict.fromkeys(GAUGES, float(number))
-            memory.write(1, CounterRow(number, gauges, [number] * COUNTERS))
+            memory.write(1, CounterRow(number, gauges, [number] * LAYOUT.size))
     try:
         deadline = time.monotonic() + 60
         seen = set()

@@ -1,24 +1,30 @@
 """The labels of the metrics are those of the gateway."""
 
-import inspect
 import re
-from unittest.mock import MagicMock
 
 import pytest
 from process import ROOT
 
-from tornado_gateway.api.router import Api
-from tornado_gateway.console.pages import build_application
-from tornado_gateway.telemetry.layout import DATA_ROUTES, OTHER, STATUSES, route_of
+from tornado_gateway.api import routes
+from tornado_gateway.console import pages
+from tornado_gateway.process.counters import LAYOUT, new_counters
+from tornado_gateway.telemetry.layout import OTHER, STATUSES
 
 
-def test_the_known_routes_are_the_routes_of_the_gateway():
-    api = Api(*[MagicMock() for _ in range(4)], decides=True, serves_browsers=True)
-    assert {path.decode() for _, path in api.routes} == set(DATA_ROUTES)
-    parts = [MagicMock() for _ in inspect.signature(build_application).parameters]
-    for rule in build_application(*parts).wildcard_router.rules:
-        path = rule.matcher.regex.pattern.removesuffix("$").replace("\\", "")
-        assert route_of(path.encode()) != OTHER, path
+@pytest.mark.parametrize("route", [*routes.ROUTES, *pages.ROUTES], ids=lambda route: route.path)
+def test_each_route_is_counted_with_its_label(route):
+    assert LAYOUT.routes.label_of(route.path.encode()) == route.label
+    assert route.label in LAYOUT.requests.labels[1]
+    assert (route.label in LAYOUT.request_seconds.values) == (route in routes.ROUTES)
+
+
+def test_there_are_no_other_labels():
+    assert set(LAYOUT.requests.labels[1]) == {route.label for route in (*routes.ROUTES, *pages.ROUTES)} | {OTHER}
+    assert LAYOUT.routes.trees < set(LAYOUT.routes.pages)
+
+
+def test_all_processes_have_the_same_layout():
+    assert new_counters().layout is new_counters(2).layout is LAYOUT
 
 
 ROUTES_OF_PATHS = {
@@ -37,7 +43,7 @@ ROUTES_OF_PATHS = {
 
 @pytest.mark.parametrize(("path", "route"), ROUTES_OF_PATHS.items())
 def test_the_label_of_a_path(path, route):
-    assert route_of(path) == route
+    assert LAYOUT.routes.label_of(path) == route
 
 
 def test_every_status_that_the_gateway_sends_is_known():

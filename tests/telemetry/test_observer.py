@@ -3,13 +3,13 @@
 import pytest
 
 from tornado_gateway.http.messages import Request
-from tornado_gateway.telemetry.counters import SharedCounters
-from tornado_gateway.telemetry.layout import CACHE_LOOKUPS, OTHER, REQUEST_SECONDS, REQUESTS
+from tornado_gateway.process.counters import LAYOUT, new_counters
+from tornado_gateway.telemetry.layout import CACHE_LOOKUPS, OTHER
 from tornado_gateway.telemetry.observer import KNOWN_KEYS, Observer
 
 
 def observer_of(**counts):
-    memory = SharedCounters()
+    memory = new_counters()
     return Observer(memory, **counts), memory
 
 
@@ -18,7 +18,7 @@ def request(method=b"POST", path=b"/server-side/getFlag"):
 
 
 def count_of(observer, method, route, status):
-    return observer.counts[REQUESTS.at(method, route, status)]
+    return observer.counts[LAYOUT.requests.at(method, route, status)]
 
 
 def test_a_later_process_with_a_row_continues_the_counters_of_the_former_one():
@@ -58,8 +58,8 @@ def test_measured_requests_stand_for_the_others(weight):
         one = request()
         find(one.method, one.path)(one)
         observer.responded(one, 200)
-    start = REQUEST_SECONDS.at("/server-side/getFlag")
-    measured = sum(observer.counts[start : start + REQUEST_SECONDS.width - 1])
+    start = LAYOUT.request_seconds.at("/server-side/getFlag")
+    measured = sum(observer.counts[start : start + LAYOUT.request_seconds.width - 1])
     assert measured == total if weight == 1 else 0.85 * total < measured < 1.15 * total
     assert not observer._started
 

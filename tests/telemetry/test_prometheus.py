@@ -22,12 +22,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from vendor import Fault, Vendor
 
 from tornado_gateway import __version__
-from tornado_gateway.telemetry.counters import CounterRow, SharedCounters
-from tornado_gateway.telemetry.layout import (
-    COUNTERS,
-    DATA_ROUTES,
-    OTHER,
-)
+from tornado_gateway.api.routes import LABELS
+from tornado_gateway.process.counters import LAYOUT, new_counters
+from tornado_gateway.telemetry.counters import CounterRow
+from tornado_gateway.telemetry.layout import OTHER
 from tornado_gateway.telemetry.prometheus import About, Exposition
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
@@ -50,7 +48,7 @@ def gateway(tmp_path_factory):
 
 def answered(samples):
     """Requests of data that had a result, as far as the workers have published them."""
-    wanted = [(("method", "POST"), ("route", route), ("status", "200")) for route in DATA_ROUTES]
+    wanted = [(("method", "POST"), ("route", route), ("status", "200")) for route in LABELS]
     return sum(samples.get(("fme_requests_total", labels), 0) for labels in wanted)
 
 
@@ -246,9 +244,9 @@ def _goes_on_after(scrapes, kills):
 
 
 def test_gauges_of_a_worker_that_has_ended_are_not_shown():
-    memory, board = SharedCounters(2), Scoreboard(2)
+    memory, board = new_counters(2), Scoreboard(2)
     gauges = {"geo_built_at": 1.0, "degraded": 1.0, "redis_up": 0.0}
-    memory.write(0, CounterRow(1, gauges, [0] * COUNTERS))
+    memory.write(0, CounterRow(1, gauges, [0] * LAYOUT.size))
     text, _ = Exposition(memory, board, About("1", 10), lambda: None).render()
     samples = samples_of(text.decode())
     assert samples["fme_store_degraded", ()] == 0

@@ -1,8 +1,8 @@
 """Events of SDKs that decide by themselves: /events/t and batches (wire contract A.4, A.7).
 
-An event is stored as the client wrote it, so that upstream gets the SDK's own content. Whatever is valid JSON is
-answered with 200 unless it cannot be stored at the moment: .NET SDKs repeat an event forever after any other status,
-and PHP SDKs block for 14 s. Documents that are no events, and events of other environments, are counted as rejected.
+An event is stored as the client wrote it, so that upstream gets the SDK's own content. The response to any valid JSON
+is 200 unless it cannot be stored at the moment: .NET SDKs repeat an event forever after any other status, and PHP SDKs
+block for 14 s. Documents that are not events, and events of other environments, are counted as rejected.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from tornado_gateway.settings.mirror import SettingsMirror
 
 logger = logging.getLogger(__name__)
 
-TAKEN = Response(200, b'{"success":true}')
+ACCEPTED = Response(200, b'{"success":true}')
 USAGE_STATS = "vwo_sdkUsageStats"
 NO_BATCH = 'the document is no batch, expected {"ev":[...]}'
 NO_OBJECT = 'the event is no object with an object "d"'
 NO_NAME = 'the event has no name, expected {"d":{"event":{"name":...}}}'
 TOO_DEEP = "the event has too many nested lists and objects"
 OTHER_ENVIRONMENT = "their SDK key is that of another environment"
-# As numbers: `in` of bytes takes what it looks for as a number first, and what is none costs an exception.
+# As numbers: for other operands `in` of bytes raises and catches an exception first.
 _LINE_FEED, _RETURN = b"\n\r"
 
 
@@ -49,8 +49,8 @@ class _Batch:
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
 
 
-class Collector:
-    """The endpoints that take events. `sdk_key` is the configured one, None for a gateway without upstream.
+class EventsApi:
+    """The endpoints that accept events. `sdk_key` is the configured one, None for a gateway without upstream.
 
     Batches of more than `slice_events` are read in slices, so that other requests are served between them.
     """
@@ -74,31 +74,31 @@ class Collector:
         self._malformed = ThrottledLog(logger)
 
     def take_event(self, request: Request) -> Response:
-        """One event document `{"d":{...}}`."""
+        """Accept one event document `{"d":{...}}`."""
         document, body = json_value(request.body)
         reason = self._reason_to_reject(document, self._query_key(request.query))
         if reason is not None:
             self._reject(reason, 1)
-            return TAKEN
+            return ACCEPTED
         data = document["d"]
-        if data["event"]["name"] == USAGE_STATS:  # filed under the vendor's account: keeps its query and travels alone
+        if data["event"]["name"] == USAGE_STATS:  # filed under the vendor's account: sent alone, with its query
             return self._append(request, _one_line(body), 1, request.query.decode("latin-1"))
         has_visitor = is_from_browser(request) or request.query.find(b"dh=1") >= 0
         if has_visitor and self._fill_visitor(request, data):
             encoded = _encoded(document)
             if encoded is None:
                 self._reject(TOO_DEEP, 1)
-                return TAKEN
+                return ACCEPTED
             return self._append(request, encoded, 1)
         return self._append(request, _one_line(body), 1)
 
     def take_batch(self, request: Request) -> Response | Awaitable[Response]:
-        """`{"ev":[{"d":{...}}, ...]}`. What is accepted of it is stored as a whole."""
+        """Accept a batch `{"ev":[{"d":{...}}, ...]}`. Its accepted events are stored together."""
         document = json_value(request.body)[0]
         events = document.get("ev") if isinstance(document, dict) else None
         if not isinstance(events, list):
             self._reject(NO_BATCH, 1)
-            return TAKEN
+            return ACCEPTED
         batch = _Batch()
         query_key = self._query_key(request.query)
         if len(events) > self._slice_events:
@@ -124,17 +124,17 @@ class Collector:
                 batch.reject(reason or TOO_DEEP)
 
     def _take(self, request: Request, batch: _Batch) -> Response:
-        if batch.documents:  # first, because a client repeats the batch if the queue is full
+        if batch.documents:  # first: if the queue is full, the client sends all of it again
             self._append(request, b"\n".join(batch.documents), len(batch.documents))
         for reason, count in batch.rejected.items():
             self._reject(reason, count)
-        return TAKEN
+        return ACCEPTED
 
     def _append(self, request: Request, documents: bytes, count: int, query: str = "") -> Response:
         gate = self._events.append(documents, count, query)
         if self._events.durable:
             request.gate = gate
-        return TAKEN
+        return ACCEPTED
 
     def _reject(self, reason: str, count: int) -> None:
         self._events.reject(count)
@@ -171,7 +171,7 @@ class Collector:
         return self._sdk_key is None if snapshot is None else key == snapshot.settings.sdk_key
 
     def _fill_visitor(self, request: Request, data: Fields) -> bool:
-        """Put a browser's user agent and address where a batch keeps them. True if something was put in."""
+        """Add a browser's user agent and address to an event that has none. Return True if the event has changed."""
         filled = False
         if not data.get("visitor_ua"):
             agent = request.header(b"x-device-user-agent") or request.header(b"user-agent")
@@ -202,7 +202,7 @@ def _encoded(document: object) -> bytes | None:
 
 
 def _one_line(body: bytes) -> bytes:
-    """Valid JSON has line breaks only between its tokens."""
+    """Return the body without line breaks. Valid JSON has them only between its tokens."""
     if _LINE_FEED in body or _RETURN in body:
         return body.replace(b"\n", b" ").replace(b"\r", b" ")
     return body

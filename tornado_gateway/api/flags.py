@@ -14,7 +14,7 @@ from tornado_gateway import core
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.errors import RequestError, StoreError
+from tornado_gateway.errors import NotLoadedError, RequestError, StoreError
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.fields import AccountCheck, Fields, json_object, required_text, user_id
 from tornado_gateway.http.messages import Request, Response
@@ -102,7 +102,7 @@ class Decisions:
     def _settings(self, request: Request) -> core.Settings:
         snapshot = self._mirror.current
         if snapshot is None:
-            raise RequestError(503, "no settings have been loaded yet, see /ready")
+            raise NotLoadedError
         settings = snapshot.settings
         if request.query:
             self._check_account(request.query, settings.account_id, settings.sdk_key)

@@ -1,58 +1,50 @@
-"""The data routes: which request goes to which endpoint."""
+"""Finding the endpoint of a request in the table of `routes`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
+from operator import attrgetter
+from typing import NamedTuple
 
-from tornado_gateway.api.events import Collector
+from tornado_gateway.api.aliases import AliasesApi
+from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import Decisions
+from tornado_gateway.api.lists import ListsApi
+from tornado_gateway.api.routes import ROUTES, Guard
 from tornado_gateway.api.settings import SettingsApi
-from tornado_gateway.api.visitors import Lookups
+from tornado_gateway.api.visitors import VisitorsApi
 from tornado_gateway.http.cors import respond_to_preflight
-from tornado_gateway.http.messages import Handler, Request, Response, json_error
+from tornado_gateway.http.messages import Handler, Response, json_error
 from tornado_gateway.settings.mirror import Snapshot
 
-ADMIN_PATHS = b"/admin"  # no other page may even ask for these
+OPERATORS_PATHS = b"/admin"  # no preflight is answered for them: other sites' pages may not request them
 SLASHES = re.compile(b"//+")
-DECISIONS_ARE_OFF = json_error(
-    403, "Decision endpoints are disabled on this gateway. Set DECISION_REQUIRED=true to enable them."
-)
-
-Routes = Mapping[tuple[bytes, bytes], Handler]
 
 
-class Api:
-    """All data routes. `decides` is DECISION_REQUIRED; `serves_browsers` is CORS_CONFIG_REQUIRED."""
+class Endpoints(NamedTuple):
+    """The endpoints that routes name."""
 
-    def __init__(
-        self,
-        decisions: Decisions,
-        collector: Collector,
-        lookups: Lookups,
-        publisher: SettingsApi,
-        *,
-        decides: bool,
-        serves_browsers: bool,
-    ) -> None:
-        self.routes: Routes = {
-            (b"POST", b"/server-side/getFlag"): decisions.get_flag if decides else _refuse_decision,
-            (b"POST", b"/server-side/trackEvent"): decisions.track_event if decides else _refuse_decision,
-            (b"POST", b"/server-side/setAttribute"): decisions.set_attribute if decides else _refuse_decision,
-            (b"GET", b"/server-side/v2-settings"): publisher.settings,
-            (b"GET", b"/server-side/v2-pull"): publisher.pull,
-            (b"GET", b"/get-user-details"): lookups.user_details,
-            (b"GET", b"/check-attribute"): lookups.check_attribute,
-            (b"POST", b"/events/t"): collector.take_event,
-            (b"POST", b"/server-side/batch-events-v2"): collector.take_batch,
-            (b"POST", b"/user-alias/setUserAlias"): lookups.set_alias,
-            (b"GET", b"/user-alias/getAliasUserId"): lookups.alias_user_id,
-            (b"POST", b"/evaluate-event-dsl"): lookups.evaluate_event_dsl,
-            (b"POST", b"/webhook"): publisher.webhook,
-            (b"GET", b"/getLocation"): lookups.location_only,
-            (b"GET", b"/server-side/ua-parser"): lookups.device_only,
-            (b"GET", b"/attributes/check"): lookups.check_attribute,
-            (b"GET", b"/getUserData"): lookups.user_details,
-        }
-        self._methods = _methods_by_path(self.routes)
+    flags: Decisions
+    events: EventsApi
+    settings: SettingsApi
+    visitors: VisitorsApi
+    lists: ListsApi
+    aliases: AliasesApi
+
+
+class Router:
+    """Finds handlers. Routes with a guard in `disabled` only return its response."""
+
+    def __init__(self, endpoints: Endpoints, *, disabled: Collection[Guard] = (), serves_browsers: bool) -> None:
+        self._handlers: dict[tuple[bytes, bytes], Handler] = {}
+        for route in ROUTES:
+            handler: Handler = attrgetter(route.handler)(endpoints)
+            if route.guard is not None and route.guard in disabled:
+                handler = _always(route.guard.response)
+            for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+                self._handlers[method.encode(), route.path.encode()] = handler
+        self._not_allowed = _handlers_of_wrong_methods()
+        self._batch_paths = frozenset(route.path.encode() for route in ROUTES if route.is_batch)
+        self._sdk_paths = frozenset(route.path.encode() for route in ROUTES if route.is_for_sdks)
         self._prefix = b""
         self._serves_browsers = serves_browsers
 
@@ -61,38 +53,40 @@ class Api:
         self._prefix = f"/{prefix}/".encode() if prefix else b""
 
     def find(self, method: bytes, path: bytes) -> Handler | None:
-        """The handler of a request; None if the path is not a data route."""
-        return self.routes.get((method, path)) or self._find_leniently(method, path)
+        """Return the handler of a request, None if the path is not that of a data route."""
+        return self._handlers.get((method, path)) or self._find_leniently(method, path)
+
+    def takes_batches(self, path: bytes) -> bool:
+        """Whether bodies may be as large as a batch of events."""
+        return self._normal(path) in self._batch_paths
 
     def is_sdk_path(self, path: bytes) -> bool:
         """Whether SDKs send requests to this path, some of which do not escape their query."""
-        return self.find(b"GET", path) is not None and not path.endswith(b"/webhook")
+        return self._normal(path) in self._sdk_paths
 
     def _find_leniently(self, method: bytes, path: bytes) -> Handler | None:
-        """Paths of clients that write them in their own way (wire contract 0.8, 0.10), HEAD, and wrong methods."""
-        path = SLASHES.sub(b"/", path)
-        if self._prefix and path.startswith(self._prefix):
-            path = path[len(self._prefix) - 1 :]
-        handler = self.routes.get((b"GET" if method == b"HEAD" else method, path))
-        if handler is None and method == b"OPTIONS" and self._serves_browsers and not path.startswith(ADMIN_PATHS):
+        path = self._normal(path)
+        handler = self._handlers.get((method, path))
+        if handler is None and method == b"OPTIONS" and self._serves_browsers and not path.startswith(OPERATORS_PATHS):
             return respond_to_preflight
-        if handler is None and path in self._methods:
-            refusal = _method_not_allowed(self._methods[path])
-            return lambda request: refusal
-        return handler
+        return handler or self._not_allowed.get(path)
+
+    def _normal(self, path: bytes) -> bytes:
+        """Return a path without the account's prefix and doubled slashes, which SDKs send (wire contract 0.8, 0.10)."""
+        path = SLASHES.sub(b"/", path)
+        return path[len(self._prefix) - 1 :] if self._prefix and path.startswith(self._prefix) else path
 
 
-def _refuse_decision(request: Request) -> Response:
-    return DECISIONS_ARE_OFF
+def _always(response: Response) -> Handler:
+    return lambda request: response
 
 
-def _methods_by_path(routes: Routes) -> dict[bytes, list[bytes]]:
-    methods: dict[bytes, list[bytes]] = {}
-    for method, path in routes:
-        methods.setdefault(path, []).append(method)
-    return methods
+def _handlers_of_wrong_methods() -> dict[bytes, Handler]:
+    methods: dict[str, list[str]] = {}
+    for route in ROUTES:
+        methods.setdefault(route.path, []).append(route.method)
+    return {path.encode(): _always(_method_not_allowed(", ".join(sorted(of)))) for path, of in methods.items()}
 
 
-def _method_not_allowed(methods: list[bytes]) -> Response:
-    allowed = b", ".join(sorted(methods))
-    return json_error(405, f"method not allowed: this path supports {allowed.decode()}", [(b"Allow", allowed)])
+def _method_not_allowed(allowed: str) -> Response:
+    return json_error(405, f"method not allowed: this path supports {allowed}", [(b"Allow", allowed.encode())])

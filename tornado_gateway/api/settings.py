@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import orjson
 
-from tornado_gateway.errors import UpstreamError
+from tornado_gateway.errors import NotLoadedError, UpstreamError
 from tornado_gateway.http.fields import AccountCheck, accepts_gzip, query_text
 from tornado_gateway.http.messages import Request, Response, json_error
 from tornado_gateway.settings.documents import SettingsDocument, prepare_document
@@ -27,8 +27,6 @@ API_VERSIONS = frozenset({"1", "3"})
 PLATFORMS = frozenset({"server", "client"})
 PULL_PAUSE_SECONDS = 1.0  # between two refreshes that clients cause
 TOKEN_HEADERS = (b"x-webhook-token", b"x-vwo-auth")
-
-NOT_LOADED = json_error(503, "no settings have been loaded yet, see /ready")
 
 
 class _Responses(NamedTuple):
@@ -133,7 +131,7 @@ class SettingsApi:
             async with asyncio.timeout(self._wait_seconds):
                 await self._mirror.loaded.wait()
         except TimeoutError:
-            return NOT_LOADED
+            raise NotLoadedError from None
         response = self.settings(request)
         return response if isinstance(response, Response) else await response
 
@@ -144,7 +142,9 @@ class SettingsApi:
                 self._fetching[dialect] = asyncio.create_task(self._fetch(dialect, fetch))
             known = await asyncio.shield(self._fetching[dialect])
         responses = known or self._main
-        return _choose(request, responses) if responses is not None else NOT_LOADED
+        if responses is None:
+            raise NotLoadedError
+        return _choose(request, responses)
 
     async def _fetch(self, dialect: Dialect, fetch: FetchDialect) -> _Responses | None:
         """Return the document in another dialect. If upstream fails, return the last one, or None."""

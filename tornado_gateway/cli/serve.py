@@ -10,8 +10,8 @@ from tornado_gateway.cli.client import Client
 from tornado_gateway.config import OPTIONS, SERVICE_LINK, Config
 from tornado_gateway.console import admin_token
 from tornado_gateway.process import supervisor, worker
+from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.open_files import FEW, is_sufficient, open_files_limit, shortage
-from tornado_gateway.telemetry.counters import SharedCounters
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def serve(config: Config) -> int:
     _announce_console(config)
     config = replace(config, workers=config.worker_count)  # read once, because the quota of a container may change
     rows = supervisor.scoreboard_rows(config.workers)
-    return supervisor.run(config, partial(worker.run, memory=SharedCounters(rows)))
+    return supervisor.run(config, partial(worker.run, memory=new_counters(rows)))
 
 
 def _log_service_links(config: Config) -> None:

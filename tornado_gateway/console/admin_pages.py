@@ -12,13 +12,13 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from tornado.web import HTTPError
 
-from tornado_gateway.console.auth import COOKIE, SESSION_SECONDS, Access
+from tornado_gateway.console.auth import COOKIE, SESSION_SECONDS, Auth
 from tornado_gateway.console.base import Page
 from tornado_gateway.console.descriptions import describe_features
 from tornado_gateway.console.explain import Explainer
 from tornado_gateway.console.overview import History
 from tornado_gateway.console.recent_events import RecentEvents, letter_json
-from tornado_gateway.errors import RequestError, StoreError
+from tornado_gateway.errors import NotLoadedError, RequestError, StoreError
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.fields import Fields, json_object
 from tornado_gateway.settings.mirror import SettingsMirror, Snapshot
@@ -44,7 +44,7 @@ class Degradable(Protocol):
 
 
 @dataclass(slots=True)
-class Admin:
+class AdminApi:
     """The data of the endpoints, one method for each. `start` and `stop` are for the samples."""
 
     mirror: SettingsMirror
@@ -116,7 +116,7 @@ class Admin:
 
     def _snapshot(self) -> Snapshot:
         if self.mirror.current is None:
-            raise RequestError(503, "no settings have been loaded yet, see /ready")
+            raise NotLoadedError
         return self.mirror.current
 
     def _location(self, now: float) -> Json:
@@ -149,17 +149,17 @@ def _queue(status: Mapping[str, Any]) -> Json:
 class AdminPage(Page):
     """Requires the admin token or a session (see `auth`). RequestError and StoreError become error responses."""
 
-    def initialize(self, admin: Admin, access: Access) -> None:
+    def initialize(self, admin: AdminApi, auth: Auth) -> None:
         self._admin = admin
-        self._access = access
+        self._auth = auth
 
     def prepare(self) -> None:
         try:
-            self._access.check(self.request, time.time())
-            if self.request.method not in self.METHODS:
+            self._auth.check(self.request, time.time())
+            if self.request.method not in self.allowed():
                 raise HTTPError(405)
             if self.request.method not in ("GET", "HEAD"):
-                self._access.check_change(self.request)
+                self._auth.check_change(self.request)
         except RequestError as error:
             self.reject(error)
 
@@ -181,14 +181,14 @@ class SessionPage(AdminPage):
     POST and DELETE need no session, so that it can begin and so that signing out always succeeds.
     """
 
-    METHODS: ClassVar[tuple[str, ...]] = ("GET", "HEAD", "POST", "DELETE")
+    METHODS: ClassVar[tuple[str, ...]] = ("GET", "POST", "DELETE")
 
     def prepare(self) -> None:
         if self.request.method not in ("POST", "DELETE"):
             super().prepare()
             return
         try:
-            self._access.check_change(self.request)
+            self._auth.check_change(self.request)
         except RequestError as error:
             self.reject(error)
 
@@ -204,17 +204,17 @@ class SessionPage(AdminPage):
 
     async def _sign_in(self) -> Mapping[str, Any]:
         token = self.fields().get("token")
-        if not isinstance(token, str) or not self._access.is_token(token):
+        if not isinstance(token, str) or not self._auth.is_token(token):
             await asyncio.sleep(WRONG_TOKEN_SECONDS)
             raise RequestError(401, WRONG_TOKEN)
         self.set_cookie(
             COOKIE,
-            self._access.new_session(time.time()),
+            self._auth.new_session(time.time()),
             path="/",
             max_age=SESSION_SECONDS,
             httponly=True,
             samesite="Strict",
-            secure=self._access.is_encrypted(self.request),
+            secure=self._auth.is_encrypted(self.request),
         )
         return {"signed_in": True}
 

@@ -29,7 +29,7 @@ SESSION_SECONDS = 12 * 3600
 NO_TOKEN = "the admin token is required: sign in, or send it as Authorization: Bearer"  # noqa: S105 - a message
 
 
-class Access:
+class Auth:
     """Raise RequestError (401 or 403) if a request is not authorized. `now` is in unix seconds."""
 
     def __init__(self, token: str, trusted_proxies: Sequence[Network] = ()) -> None:

@@ -2,22 +2,21 @@
 
 import json
 from collections.abc import Awaitable, Mapping
-from http.client import responses
 from types import TracebackType
 from typing import Any, ClassVar
 
 import orjson
 from tornado.web import HTTPError, RequestHandler
 
-from tornado_gateway.errors import RequestError
+from tornado_gateway.errors import RequestError, reason_phrase
 from tornado_gateway.http.messages import Request
 from tornado_gateway.http.request_ids import log_failure
 
 
 class Page(RequestHandler):
-    """A page that responds with JSON, errors included."""
+    """A page that responds with JSON, errors included. HEAD is served wherever GET is."""
 
-    METHODS: ClassVar[tuple[str, ...]] = ("GET", "HEAD")
+    METHODS: ClassVar[tuple[str, ...]] = ("GET",)
 
     def compute_etag(self) -> str | None:
         return None
@@ -34,8 +33,13 @@ class Page(RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         if status_code == 405:
-            self.set_header("Allow", ", ".join(self.METHODS))
+            self.set_header("Allow", ", ".join(self.allowed()))
         self.finish(orjson.dumps({"status": 0, "error": self._message(status_code, kwargs.get("exc_info"))}))
+
+    @classmethod
+    def allowed(cls) -> list[str]:
+        """Return METHODS and HEAD."""
+        return [allowed for method in cls.METHODS for allowed in (("GET", "HEAD") if method == "GET" else (method,))]
 
     def head(self) -> Awaitable[None] | None:
         return self.get()
@@ -51,19 +55,19 @@ class Page(RequestHandler):
         if error is None or isinstance(error, HTTPError):
             super().log_exception(kind, error, traceback)
             return
-        asked = self.request
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in asked.headers.get_all()]
-        log_failure(Request((asked.method or "").encode(), asked.path.encode("latin-1"), b"", headers), error)
+        failed = self.request
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in failed.headers.get_all()]
+        log_failure(Request((failed.method or "").encode(), failed.path.encode("latin-1"), b"", headers), error)
 
     def _message(self, status: int, raised: Any) -> str:
         error = raised[1] if raised else None
         if isinstance(error, HTTPError) and error.log_message:
             return error.log_message
-        return responses.get(status, "error").lower()
+        return reason_phrase(status, "error").lower()
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
     try:
         return orjson.dumps(body, default=str, option=orjson.OPT_NON_STR_KEYS)
-    except orjson.JSONEncodeError:  # a segment nested more deeply than orjson goes
+    except orjson.JSONEncodeError:  # a segment nested more deeply than orjson allows
         return json.dumps(body, default=str).encode()

@@ -10,7 +10,7 @@ from typing import Any
 from tornado.ioloop import PeriodicCallback
 
 from tornado_gateway.telemetry.counters import SharedCounters
-from tornado_gateway.telemetry.layout import REQUEST_BUCKETS, REQUEST_SECONDS
+from tornado_gateway.telemetry.layout import REQUEST_BUCKETS
 
 Status = Callable[[], Mapping[str, Any]]
 Json = dict[str, Any]
@@ -25,7 +25,7 @@ QUANTILES = {"p50_ms": 0.5, "p99_ms": 0.99}  # of the latency in each second
 
 @dataclass(slots=True)
 class RequestCounts:
-    """The number of requests to data routes that this worker has answered, for its record on the scoreboard."""
+    """The number of requests to data routes completed by this worker, for its record on the scoreboard."""
 
     total: int = 0
     decisions: int = 0
@@ -37,7 +37,8 @@ class RequestCounts:
 def request_latencies(memory: SharedCounters) -> list[int]:
     """Return the number of requests of all workers in each of REQUEST_BUCKETS, and of longer ones."""
     rows = [row.counts for row in memory.read_all()]
-    starts = [REQUEST_SECONDS.at(route) for route in REQUEST_SECONDS.values]
+    histogram = memory.layout.request_seconds
+    starts = [histogram.at(route) for route in histogram.values]
     return [
         sum(counts[start + bucket] for counts in rows for start in starts) for bucket in range(len(REQUEST_BUCKETS) + 1)
     ]

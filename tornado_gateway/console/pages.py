@@ -1,14 +1,19 @@
-"""All pages as one application: the console, the API description, probes and the operators' endpoints."""
+"""The table of all pages, and the application that serves them. A new page is one row of ROUTES.
+
+Read by the application, the metrics (their labels) and the tests of openapi.json and docs/endpoints.md.
+"""
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
+from types import MappingProxyType
+from typing import NamedTuple
 
 from tornado.web import Application, HTTPError
 
 from tornado_gateway.console.admin_pages import (
-    Admin,
+    AdminApi,
     EventsPage,
     ExplainPage,
     FeaturesPage,
@@ -16,7 +21,7 @@ from tornado_gateway.console.admin_pages import (
     RequeuePage,
     SessionPage,
 )
-from tornado_gateway.console.auth import Access, is_operators_path
+from tornado_gateway.console.auth import Auth, is_operators_path
 from tornado_gateway.console.base import Page
 from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.console.probes import HealthPage, MetricsPage, ReadyPage, Status, StatusPage
@@ -41,47 +46,16 @@ ASSETS = {  # file and type of each path
 }
 
 
-def build_application(
-    mirror: SettingsMirror,
-    status: Status,
-    is_stopping: Callable[[], bool],
-    admin: Admin,
-    access: Access,
-    metrics: Callable[[str], tuple[bytes, str]],
-) -> Application:
-    """Return all pages. `status` returns the body of /status; `metrics` that of /metrics and its type."""
-    operators = {"admin": admin, "access": access}
-    return Application(
-        [
-            ("/health", HealthPage),
-            ("/ready", ReadyPage, {"mirror": mirror, "is_stopping": is_stopping}),
-            ("/status", StatusPage, {"status": status}),
-            ("/metrics", MetricsPage, {"metrics": metrics}),
-            ("/openapi.json", DescriptionPage),
-            *((path, AssetPage, {"file": file, "kind": kind}) for path, (file, kind) in ASSETS.items()),
-            ("/admin/session", SessionPage, operators),
-            ("/admin/overview", OverviewPage, operators),
-            ("/admin/features", FeaturesPage, operators),
-            ("/admin/explain", ExplainPage, operators),
-            ("/admin/events", EventsPage, operators),
-            ("/admin/events/requeue", RequeuePage, operators),
-        ],
-        default_handler_class=UnknownPage,
-        default_handler_args={"access": access},
-        log_function=lambda handler: None,  # no log line for each request
-    )
-
-
 class UnknownPage(Page):
     """Any other path. Below /admin, however it is spelled, only operators get a 404."""
 
-    def initialize(self, access: Access) -> None:
-        self._access = access
+    def initialize(self, auth: Auth) -> None:
+        self._auth = auth
 
     def prepare(self) -> None:
         if is_operators_path(self.request.path):
             try:
-                self._access.check(self.request, time.time())
+                self._auth.check(self.request, time.time())
             except RequestError as error:
                 self.reject(error)
                 return
@@ -121,3 +95,65 @@ class DescriptionPage(Page):
 
     def get(self) -> None:
         self.write_json(DOCUMENT)
+
+
+class PageRoute(NamedTuple):
+    """One page. `parts` are the parameters of `build_application` that its `initialize` gets, beside `arguments`."""
+
+    path: str
+    page: type[Page]
+    parts: tuple[str, ...] = ()
+    arguments: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def label(self) -> str:
+        """The page in metrics: pages below one of TREES share its label."""
+        tree = f"/{self.path.split('/')[1]}"
+        return tree if tree in TREES else self.path
+
+
+TREES = frozenset({"/admin", "/web"})
+OPERATORS = ("admin", "auth")
+ROUTES = (
+    PageRoute("/health", HealthPage),
+    PageRoute("/ready", ReadyPage, ("mirror", "is_stopping")),
+    PageRoute("/status", StatusPage, ("status",)),
+    PageRoute("/metrics", MetricsPage, ("metrics",)),
+    PageRoute("/openapi.json", DescriptionPage),
+    PageRoute("/admin/session", SessionPage, OPERATORS),
+    PageRoute("/admin/overview", OverviewPage, OPERATORS),
+    PageRoute("/admin/features", FeaturesPage, OPERATORS),
+    PageRoute("/admin/explain", ExplainPage, OPERATORS),
+    PageRoute("/admin/events", EventsPage, OPERATORS),
+    PageRoute("/admin/events/requeue", RequeuePage, OPERATORS),
+    *(PageRoute(path, AssetPage, arguments={"file": file, "kind": kind}) for path, (file, kind) in ASSETS.items()),
+)
+LABELS = tuple(dict.fromkeys(route.label for route in ROUTES))
+
+
+def build_application(
+    mirror: SettingsMirror,
+    status: Status,
+    is_stopping: Callable[[], bool],
+    admin: AdminApi,
+    auth: Auth,
+    metrics: Callable[[str], tuple[bytes, str]],
+) -> Application:
+    """Return all pages. `status` returns the body of /status; `metrics` that of /metrics and its type."""
+    parts = {
+        "mirror": mirror,
+        "status": status,
+        "is_stopping": is_stopping,
+        "admin": admin,
+        "auth": auth,
+        "metrics": metrics,
+    }
+    return Application(
+        [
+            (route.path, route.page, {**route.arguments, **{name: parts[name] for name in route.parts}})
+            for route in ROUTES
+        ],
+        default_handler_class=UnknownPage,
+        default_handler_args={"auth": auth},
+        log_function=lambda handler: None,  # no log line for each request
+    )

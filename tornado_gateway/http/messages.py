@@ -2,11 +2,11 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
-from http import HTTPStatus
 from typing import Protocol, final
 
 import orjson
 
+from tornado_gateway.errors import reason_phrase
 from tornado_gateway.gate import Gate
 
 JSON = b"application/json; charset=utf-8"
@@ -99,11 +99,7 @@ def split_target(target: bytes) -> tuple[bytes, bytes]:
 
 @lru_cache(maxsize=256)
 def _status_line(status: int, content_type: bytes | None) -> bytes:
-    try:
-        reason = HTTPStatus(status).phrase
-    except ValueError:
-        reason = "Unknown"
-    line = f"HTTP/1.1 {status} {reason}\r\n".encode()
+    line = f"HTTP/1.1 {status} {reason_phrase(status)}\r\n".encode()
     return line if content_type is None else b"%bContent-Type: %b\r\n" % (line, content_type)
 
 

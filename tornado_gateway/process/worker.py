@@ -18,14 +18,17 @@ from typing import Any
 from tornado.ioloop import PeriodicCallback
 
 from tornado_gateway import __version__, core, logs
-from tornado_gateway.api.events import Collector
+from tornado_gateway.api.aliases import AliasesApi
+from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import Decisions
-from tornado_gateway.api.router import Api
+from tornado_gateway.api.lists import ListsApi
+from tornado_gateway.api.router import Endpoints, Router
+from tornado_gateway.api.routes import DECISIONS
 from tornado_gateway.api.settings import SettingsApi
-from tornado_gateway.api.visitors import Lookups
+from tornado_gateway.api.visitors import VisitorsApi
 from tornado_gateway.config import Config
-from tornado_gateway.console.admin_pages import Admin
-from tornado_gateway.console.auth import Access
+from tornado_gateway.console.admin_pages import AdminApi
+from tornado_gateway.console.auth import Auth
 from tornado_gateway.console.explain import Explainer
 from tornado_gateway.console.overview import RequestCounts, request_latencies
 from tornado_gateway.console.pages import build_application
@@ -48,6 +51,7 @@ from tornado_gateway.http.cors import Cors
 from tornado_gateway.http.limits import Limits, ServerOptions
 from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
+from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.process.status import instance_status
 from tornado_gateway.process.worker_process import WorkerSlot
@@ -66,7 +70,6 @@ from tornado_gateway.version import BUILD
 
 logger = logging.getLogger(__name__)
 
-BATCH_PATH = b"/batch-events-v2"
 COMMIT_SECONDS = 5.0  # a commit that takes longer, besides the time-outs of Redis, is reported as stalled
 FLUSH_SHARE = 0.5  # of SHUTDOWN_SECONDS that the last flush may take
 PUBLISH_SECONDS = 0.25  # how old the other workers' numbers in /status may be
@@ -86,7 +89,7 @@ class Worker:
     ) -> None:
         self._config = config
         self._post = post
-        memory = memory or SharedCounters(post.scoreboard.rows)
+        memory = memory or new_counters(post.scoreboard.rows)
         self.observer = Observer(memory, post.row, post.generation)
         self._adopted = 0  # how many processes had ended when their logs were last taken over
         self._adopting: asyncio.Task[None] | None = None
@@ -151,31 +154,31 @@ class Worker:
         self._lists = ListChecks(self._ask_list())
         self.requests = RequestCounts()
         self.admin = self._build_admin(memory)
-        api = self._build_api()
+        router = self._build_router()
         about = About(__version__, config.event_queue_limit)
         exposition = Exposition(memory, post.scoreboard, about, self._publish)
         tracing = Tracing(Cors(config.cors_allowed_origins).header_lines if config.cors_config_required else None)
         options = ServerOptions(
-            self.observer.sampled(api.find),
+            self.observer.sampled(router.find),
             build_application(
                 self.mirror,
                 self.status,
                 lambda: self._stopping,
                 self.admin,
                 # `serve` has chosen the token before it started this worker. Without one, no request is authorized.
-                Access(config.admin_token or secrets.token_urlsafe(), config.trusted_proxies),
+                Auth(config.admin_token or secrets.token_urlsafe(), config.trusted_proxies),
                 exposition.render,
             ),
             limits=Limits(max_body_bytes=config.max_body_bytes, keep_alive_seconds=config.keep_alive_seconds),
-            body_limit=lambda path: config.max_batch_bytes if path.endswith(BATCH_PATH) else config.max_body_bytes,
+            body_limit=lambda path: config.max_batch_bytes if router.takes_batches(path) else config.max_body_bytes,
             on_answer=tracing.noting(self.observer.responded),
             extra_header_lines=tracing.header_lines,
             echo_headers=tracing.echo_headers,
-            lenient=api.is_sdk_path,
+            lenient=router.is_sdk_path,
         )
         self.server = Server(options, self.certificates.context if self.certificates else None)
 
-    def _build_api(self) -> Api:
+    def _build_router(self) -> Router:
         config, mirror, events = self._config, self.mirror, self.events
         state = self.store.state
         client_address = ClientAddress(config.trusted_proxies)
@@ -189,24 +192,21 @@ class Worker:
             resolves_aliases=config.aliasing_enabled,
             sticky_seconds=config.sticky_seconds if config.sticky_decisions else None,
         )
-        collector = Collector(
+        events_api = EventsApi(
             mirror,
             events,
             client_address,
             sdk_key=config.sdk_key,
             slice_events=config.max_events_per_request,
         )
-        lookups = Lookups(
+        visitors_api = VisitorsApi(
             self.location,
             self.device,
-            self._lists,
-            state,
-            self.upstream,
             client_address,
             ip_fallback=config.client_ip_fallback,
             serves_browsers=config.cors_config_required,
         )
-        publisher = SettingsApi(
+        settings_api = SettingsApi(
             mirror,
             self._fetch_settings(pull=True),
             None if config.is_offline else self.upstream.fetch_settings,
@@ -214,23 +214,27 @@ class Worker:
             wait_seconds=config.socket_timeout_seconds,
             webhook_token=config.webhook_token,
         )
-        api = Api(
-            decisions,
-            collector,
-            lookups,
-            publisher,
-            decides=config.decision_required,
+        router = Router(
+            Endpoints(
+                decisions,
+                events_api,
+                settings_api,
+                visitors_api,
+                ListsApi(self._lists, self.upstream),
+                AliasesApi(state),
+            ),
+            disabled=() if config.decision_required else (DECISIONS,),
             serves_browsers=config.cors_config_required,
         )
         decisions.on_decision = self.observer.decided
         self.flusher.on_request = self.observer.flushed
         mirror.on_poll = self.observer.polled
         self.upstream.on_response = self.observer.upstream_responded
-        mirror.subscribe(self._settings_changed, api.settings_changed)
-        mirror.subscribe(decisions.settings_changed, publisher.settings_changed)
-        return api
+        mirror.subscribe(self._settings_changed, router.settings_changed)
+        mirror.subscribe(decisions.settings_changed, settings_api.settings_changed)
+        return router
 
-    def _build_admin(self, memory: SharedCounters) -> Admin:
+    def _build_admin(self, memory: SharedCounters) -> AdminApi:
         config = self._config
         explainer = Explainer(
             self.location,
@@ -241,7 +245,7 @@ class Worker:
             is_sticky=config.sticky_decisions,
         )
         latencies = partial(request_latencies, memory)
-        return Admin(self.mirror, self.events, self.store.events, explainer, self.status, latencies)
+        return AdminApi(self.mirror, self.events, self.store.events, explainer, self.status, latencies)
 
     def _settings_changed(self, snapshot: Snapshot) -> None:
         settings = snapshot.settings

@@ -4,11 +4,10 @@ import asyncio
 import logging
 import re
 import time
-from http.client import responses
 
 from tornado_gateway import core
 from tornado_gateway.backoff import Backoff
-from tornado_gateway.errors import UpstreamError
+from tornado_gateway.errors import UpstreamError, reason_phrase
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def _describe_response(error: UpstreamError) -> str:
     if not error.status:
         cause = re.sub(r" after \d+ (ms|milliseconds)\b.*", "", error.cause or str(error))  # the number varies
         return f"VWO could not be reached ({cause})."
-    return f"VWO returned {error.status} {responses.get(error.status, '')}".rstrip() + "."
+    return f"VWO returned {error.status} {reason_phrase(error.status, '')}".rstrip() + "."
 
 
 def _duration(seconds: float) -> str:

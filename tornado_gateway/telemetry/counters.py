@@ -15,13 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tornado_gateway.telemetry.layout import COUNTERS, GAUGES
+from tornado_gateway.telemetry.layout import GAUGES, Layout
 from tornado_gateway.telemetry.slots import WORD_BYTES, Slots, bytes_for
 
 T = TypeVar("T")
 
 _HEADER_WORDS = 2  # the received events that were shown last, and those missing, see `SharedCounters.steady`
-_ROW_WORDS = 1 + len(GAUGES) + COUNTERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +35,10 @@ class CounterRow:
 class SharedCounters:
     """One row for each row of the scoreboard, written by the process that owns it. Create it before forking."""
 
-    def __init__(self, rows: int = 1) -> None:
+    def __init__(self, layout: Layout, rows: int = 1) -> None:
+        self.layout = layout
         self.rows = rows
-        slot_bytes = bytes_for(_ROW_WORDS * WORD_BYTES)
+        slot_bytes = bytes_for((1 + len(GAUGES) + layout.size) * WORD_BYTES)
         size = _HEADER_WORDS * WORD_BYTES + rows * slot_bytes
         self._file = _anonymous_file()  # a file, because a lock of a file ends with the process that holds it
         os.ftruncate(self._file, size)

@@ -1,7 +1,7 @@
 """Everything that is counted, and the index of each counter.
 
-The series are fixed beforehand (`ROUTES`, `STATUSES`, ...), so all processes agree on the indices, and requests cannot
-create new series: unknown paths, methods and statuses are all counted as "other".
+The series are fixed beforehand (`Routes`, `STATUSES`, ...), so all processes agree on the indices, and requests cannot
+create new series: unknown paths, methods and statuses are counted as "other".
 """
 
 import math
@@ -11,27 +11,6 @@ from typing import Final, NamedTuple
 
 OTHER = "other"
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)
-DATA_ROUTES = (
-    "/server-side/getFlag",
-    "/server-side/trackEvent",
-    "/server-side/setAttribute",
-    "/server-side/v2-settings",
-    "/server-side/v2-pull",
-    "/get-user-details",
-    "/check-attribute",
-    "/events/t",
-    "/server-side/batch-events-v2",
-    "/user-alias/setUserAlias",
-    "/user-alias/getAliasUserId",
-    "/evaluate-event-dsl",
-    "/webhook",
-    "/getLocation",
-    "/server-side/ua-parser",
-    "/attributes/check",
-    "/getUserData",
-)
-PAGES = ("/health", "/ready", "/status", "/metrics", "/console", "/docs", "/openapi.json", "/admin", "/web")
-ROUTES = (*DATA_ROUTES, *PAGES, OTHER)
 STATUSES = (200, 204, 304, 400, 401, 403, 404, 405, 408, 413, 415, 417, 431, 500, 501, 503, 505, OTHER)
 OUTCOMES = ("enabled", "disabled", "not_found", "error")  # of decisions
 FLUSHES = ("delivered", "refused", "failed")
@@ -94,9 +73,9 @@ class Histogram(NamedTuple):
         return self.start + self.values.index(value) * self.width
 
 
-class _Layout:
-    def __init__(self) -> None:
-        self.size = 0
+class _Blocks:
+    def __init__(self, size: int = 0) -> None:
+        self.size = size
 
     def block(self, *labels: Sequence[object]) -> Block:
         block = Block(self.size, tuple(map(tuple, labels)))
@@ -109,25 +88,45 @@ class _Layout:
         return histogram
 
 
-_LAYOUT = _Layout()
-REQUESTS = _LAYOUT.block(METHODS, ROUTES, STATUSES)
-DECISIONS = _LAYOUT.block(OUTCOMES)
-FLUSH_REQUESTS = _LAYOUT.block(FLUSHES)
-SETTINGS_POLLS = _LAYOUT.block(POLLS)
-UPSTREAM_REQUESTS = _LAYOUT.block(CALLS, RESPONSES)
-CACHE_LOOKUPS = _LAYOUT.block(CACHES, LOOKUPS)
-REQUEST_SECONDS = _LAYOUT.histogram(DATA_ROUTES, REQUEST_BUCKETS)
-FLUSH_SECONDS = _LAYOUT.histogram(("",), FLUSH_BUCKETS)
-LAG_SECONDS = _LAYOUT.histogram(("",), LAG_BUCKETS)
-COUNTERS: Final = _LAYOUT.size
+_BLOCKS = _Blocks()
+DECISIONS = _BLOCKS.block(OUTCOMES)
+FLUSH_REQUESTS = _BLOCKS.block(FLUSHES)
+SETTINGS_POLLS = _BLOCKS.block(POLLS)
+UPSTREAM_REQUESTS = _BLOCKS.block(CALLS, RESPONSES)
+CACHE_LOOKUPS = _BLOCKS.block(CACHES, LOOKUPS)
+FLUSH_SECONDS = _BLOCKS.histogram(("",), FLUSH_BUCKETS)
+LAG_SECONDS = _BLOCKS.histogram(("",), LAG_BUCKETS)
 
 
-def route_of(path: bytes) -> str:
-    """Return the label of a path. Clients may double slashes and prepend the account's prefix (wire contract 0.8)."""
-    text = _SLASHES.sub("/", path.decode("latin-1"))
-    if text in ROUTES:
-        return text
-    first, _, rest = text[1:].partition("/")
-    if f"/{rest}" in DATA_ROUTES:
-        return f"/{rest}"
-    return f"/{first}" if f"/{first}" in ("/admin", "/web") else OTHER
+class Routes(NamedTuple):
+    """The labels of all routes, from the tables of `api` and `console`, which this room cannot import.
+
+    Requests for `data` are also measured; those for the label `decisions` are counted as decisions. `trees` are those
+    of `pages` that stand for all paths below them.
+    """
+
+    data: tuple[str, ...]
+    decisions: str
+    pages: tuple[str, ...]
+    trees: frozenset[str]
+
+    def label_of(self, path: bytes) -> str:
+        """Return the label of a path. SDKs may double slashes and prepend the account's prefix (wire contract 0.8)."""
+        text = _SLASHES.sub("/", path.decode("latin-1"))
+        if text in self.data or text in self.pages:
+            return text
+        first, _, rest = text[1:].partition("/")
+        if f"/{rest}" in self.data:
+            return f"/{rest}"
+        return f"/{first}" if f"/{first}" in self.trees else OTHER
+
+
+class Layout:
+    """The counters above and those of each route. All processes that share memory need the same layout."""
+
+    def __init__(self, routes: Routes) -> None:
+        blocks = _Blocks(_BLOCKS.size)
+        self.routes = routes
+        self.requests = blocks.block(METHODS, (*routes.data, *routes.pages, OTHER), STATUSES)
+        self.request_seconds = blocks.histogram(routes.data, REQUEST_BUCKETS)
+        self.size = blocks.size

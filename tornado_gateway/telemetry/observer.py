@@ -17,8 +17,6 @@ from tornado_gateway.telemetry.counters import CounterRow, SharedCounters
 from tornado_gateway.telemetry.layout import (
     CACHE_LOOKUPS,
     CACHES,
-    COUNTERS,
-    DATA_ROUTES,
     DECISIONS,
     FLUSH_REQUESTS,
     FLUSH_SECONDS,
@@ -26,15 +24,12 @@ from tornado_gateway.telemetry.layout import (
     LAG_SECONDS,
     METHODS,
     OTHER,
-    REQUEST_SECONDS,
-    REQUESTS,
     RESPONSES,
     SETTINGS_POLLS,
     STATUSES,
     SUM_UNIT,
     UPSTREAM_REQUESTS,
     Histogram,
-    route_of,
 )
 
 SAMPLE_EVERY = 16  # requests, on average
@@ -66,8 +61,9 @@ class Observer:
 
     def __init__(self, memory: SharedCounters, row: int = 0, generation: int = 1) -> None:
         before = memory.read(row)
-        self.counts: list[int] = before.counts if before else [0] * COUNTERS
+        self.counts: list[int] = before.counts if before else [0] * memory.layout.size
         self._memory = memory
+        self._layout = memory.layout
         self._row = row
         self._generation = generation
         self._started: dict[ObservedRequest, tuple[float, int]] = {}
@@ -111,8 +107,8 @@ class Observer:
 
     def _find_index(self, request: ObservedRequest, status: int) -> int:
         method = request.method.decode("latin-1")
-        route = route_of(request.path)
-        shown = REQUESTS.at(
+        route = self._layout.routes.label_of(request.path)
+        shown = self._layout.requests.at(
             method if method in METHODS else OTHER, route, status if status in STATUSES else STATUSES[-1]
         )
         if route != OTHER and method in METHODS:  # otherwise arbitrary paths would fill the cache
@@ -156,9 +152,9 @@ class Observer:
     def _measure(self, request: ObservedRequest) -> None:
         before, weight = self._started.pop(request)
         seconds = time.perf_counter() - before
-        route = route_of(request.path)
-        if route in DATA_ROUTES:
-            self._observe(REQUEST_SECONDS, route, seconds, weight)
+        route = self._layout.routes.label_of(request.path)
+        if route in self._layout.routes.data:
+            self._observe(self._layout.request_seconds, route, seconds, weight)
 
     def totals(self) -> tuple[int, int]:
         """Return how many requests of data routes this process has answered, and how many of them were getFlag."""
@@ -167,9 +163,10 @@ class Observer:
 
     def _totals(self) -> tuple[int, int]:
         counts, statuses = self.counts, len(STATUSES)
-        decisions = REQUESTS.at("POST", DATA_ROUTES[0], STATUSES[0])
-        firsts = [REQUESTS.at(method, DATA_ROUTES[0], STATUSES[0]) for method in METHODS]
-        total = sum(sum(counts[first : first + len(DATA_ROUTES) * statuses]) for first in firsts)
+        routes, requests = self._layout.routes, self._layout.requests
+        decisions = requests.at("POST", routes.decisions, STATUSES[0])
+        firsts = [requests.at(method, routes.data[0], STATUSES[0]) for method in METHODS]
+        total = sum(sum(counts[first : first + len(routes.data) * statuses]) for first in firsts)
         return total, sum(counts[decisions : decisions + statuses])
 
     # --- Other hooks ---

@@ -19,18 +19,16 @@ from prometheus_client.registry import Collector
 from tornado_gateway.telemetry.counters import CounterRow, SharedCounters
 from tornado_gateway.telemetry.layout import (
     CACHE_LOOKUPS,
-    COUNTERS,
     DECISIONS,
     FLUSH_REQUESTS,
     FLUSH_SECONDS,
     LAG_SECONDS,
-    REQUEST_SECONDS,
-    REQUESTS,
     SETTINGS_POLLS,
     SUM_UNIT,
     UPSTREAM_REQUESTS,
     Block,
     Histogram,
+    Layout,
 )
 from tornado_gateway.telemetry.scoreboard import InstanceReading, Scoreboard, WorkerRecord
 from tornado_gateway.telemetry.waiting import Merged
@@ -70,9 +68,10 @@ class Exposition(Collector):
         reading, events = self._memory.steady(self._read)
         workers = reading.workers
         rows = self._memory.read_all()
-        counts = [sum(column) for column in zip(*(row.counts for row in rows), strict=True)] or [0] * COUNTERS
+        layout = self._memory.layout
+        counts = [sum(column) for column in zip(*(row.counts for row in rows), strict=True)] or [0] * layout.size
         gauges = [row.gauges for worker in workers if (row := self._row(worker)) is not None]
-        yield from _requests(counts, workers)
+        yield from _requests(layout, counts, workers)
         yield from _events(events, reading.waiting, self._about.queue_limit * len(workers))
         yield from _upstream(counts)
         yield from _settings(counts, reading.newest_settings)
@@ -98,12 +97,12 @@ class Exposition(Collector):
         yield _info("fme_build_info", "The running version; always 1.", info)
 
 
-def _requests(counts: list[int], workers: list[WorkerRecord]) -> Iterator[Metric]:
-    yield _counters("fme_requests", "Completed requests.", ("method", "route", "status"), REQUESTS, counts)
+def _requests(layout: Layout, counts: list[int], workers: list[WorkerRecord]) -> Iterator[Metric]:
+    yield _counters("fme_requests", "Completed requests.", ("method", "route", "status"), layout.requests, counts)
     yield _histogram(
         "fme_request_seconds",
         "Time from the call of a data route's handler to its response.",
-        REQUEST_SECONDS,
+        layout.request_seconds,
         counts,
         "route",
     )

@@ -13,10 +13,11 @@ import os
 import re
 import ssl
 from collections.abc import Callable, Mapping
-from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import pycurl
+
+from tornado_gateway.errors import reason_phrase
 
 CONNECTION_SECONDS = 60  # longest idle time and longest age of a connection, so that changes of DNS take effect
 MAX_RESPONSE_BYTES = 65_536
@@ -330,16 +331,9 @@ def read_head(lines: list[bytes]) -> CurlResponse | None:
         return None
     return CurlResponse(
         int(status),
-        reason.strip() or _usual_reason(int(status)),
+        reason.strip() or reason_phrase(int(status)),
         {name.strip().lower(): value.strip() for name, _, value in headers},
     )
-
-
-def _usual_reason(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Unknown"
 
 
 def _error(handle: _Handle, code: int, message: str) -> CurlError:

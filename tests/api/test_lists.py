@@ -1,0 +1,122 @@
+"""Lists and past events (wire contract A.3, A.10)."""
+
+import orjson
+import pytest
+from endpoints import FALSE, JSON, KEY, MEMBERS, SCRIPT, TRUE
+from vendor import Fault
+
+from tornado_gateway.enrichment import lists
+from tornado_gateway.errors import UpstreamError
+
+
+@pytest.mark.parametrize(
+    ("attribute", "body"),
+    [
+        ("a@b.io", TRUE),
+        ("nobody@b.io", FALSE),
+        ("a%40b.io", TRUE),
+        ("a+b@b.io", TRUE),
+        ("a%2Bb%40b.io", TRUE),
+        ("two+words", TRUE),
+        ("two%20words", TRUE),
+        ("k%C3%A4se", TRUE),
+        ("x%26y", TRUE),
+        ("x&y", FALSE),
+        ("undefined", FALSE),
+    ],
+)
+@pytest.mark.parametrize(
+    ("agent", "content_type"),
+    [("Java/17", JSON), ("Dalvik/2.1.0 (Linux; U; Android 14)", SCRIPT), ("okhttp/4.12", SCRIPT)],
+    ids=["server", "Android", "okhttp"],
+)
+def test_a_list_check_is_four_or_five_bytes(get, attribute, body, agent, content_type):
+    answer = get(f"/check-attribute?attribute={attribute}&listId=list-77", {"User-Agent": agent})
+    assert (answer.status, answer.headers["content-type"], answer.body) == (200, content_type, body)
+
+
+@pytest.mark.parametrize("query", ["", "attribute=a@b.io", "listId=list-77", "attribute=&listId=list-77"])
+def test_a_list_check_needs_both(get, query):
+    answer = get(f"/check-attribute?{query}")
+    assert (answer.status, answer.headers["content-type"]) == (400, JSON)
+    assert answer.json() == {"status": 0, "error": "attribute and listId are required"}
+
+
+def list_calls(vendor):
+    return [call.query for call in vendor.calls if call.path == "/eu01/check-attribute"]
+
+
+def test_an_answer_about_a_list_is_kept(get, vendor):
+    before = len(list_calls(vendor))
+    for _ in range(3):
+        assert get("/check-attribute?attribute=kept@b.io&listId=list-77").body == FALSE
+    assert list_calls(vendor)[before:] == [
+        {"attribute": "kept@b.io", "listId": "list-77", "accountId": "123456", "sdkKey": KEY}
+    ]
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(500, 99), Fault(404, 99), Fault(close=True, times=99)], ids=["500", "404", "no-answer"]
+)
+def test_a_list_that_cannot_be_asked_has_no_members(get, vendor, fault, request):
+    value = request.node.callspec.id
+    vendor.lists["list-78"] = {value}
+    vendor.lookup_faults.append(fault)
+    failed = get(f"/check-attribute?attribute={value}&listId=list-78")
+    vendor.lookup_faults.clear()
+    assert (failed.status, failed.body) == (200, FALSE)
+    assert get(f"/check-attribute?attribute={value}&listId=list-78").body == TRUE  # the failure was not kept
+
+
+async def test_an_old_answer_is_better_than_none(monkeypatch):
+    answers: list[bool | UpstreamError] = [True, UpstreamError("down"), False, UpstreamError("down")]
+    monkeypatch.setattr(lists, "FRESH_SECONDS", 0.0)
+
+    async def ask_upstream(list_id: str, value: str) -> bool:
+        answer = answers.pop(0)
+        if isinstance(answer, UpstreamError):
+            raise answer
+        return answer
+
+    checks = lists.ListChecks(ask_upstream)
+    assert [await checks.is_member("list-77", "a@b.io") for _ in range(4)] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("variables", "enabled"),
+    [({"email": "a@b.io"}, True), ({"email": "no@b.io"}, False), ({"email": "x&y"}, True), ({}, False)],
+    ids=["a member", "no member", "encoded", "without the variable"],
+)
+def test_the_gateways_own_decision_asks_the_list(post, vendor, variables, enabled):
+    fields = {"featureKey": "by-list", "userId": "user-1", "customVariables": variables}
+    assert post("/server-side/getFlag", fields).json()["isEnabled"] == enabled
+    before = len(list_calls(vendor))
+    assert post("/server-side/getFlag", fields).json()["isEnabled"] == enabled
+    assert len(list_calls(vendor)) == before
+
+
+def test_a_decision_without_the_list_is_off_and_not_kept(post, vendor):
+    fields = {"featureKey": "by-list", "userId": "user-1", "customVariables": {"email": "early@b.io"}}
+    vendor.lists["list-77"] = {*MEMBERS, "early@b.io"}
+    vendor.lookup_faults.append(Fault(500))
+    assert post("/server-side/getFlag", fields).json() == {"isEnabled": False, "variables": []}
+    assert post("/server-side/getFlag", fields).json()["isEnabled"]
+
+
+def test_a9_event_segments_are_forwarded_repaired(post, vendor):
+    answer = post("/evaluate-event-dsl", rb'{"dsl":{},"context":{"id":"\ud83d"}}')
+    assert (answer.status, answer.body) == (200, b"true")
+    call = vendor.calls_to("/eu01/evaluate-event-dsl")[-1]
+    assert orjson.loads(call.body) == {"dsl": {}, "context": {"id": "\ufffd"}}
+
+
+def test_event_segments_are_asked_upstream(post, vendor):
+    body = {"dsl": {"and": []}, "context": {"id": "u"}}
+    answer = post("/evaluate-event-dsl?uuid=D&accountId=123456", body)
+    assert (answer.status, answer.headers["content-type"], answer.body) == (200, JSON, b"true")
+    call = vendor.calls_to("/eu01/evaluate-event-dsl")[-1]
+    assert (call.query, orjson.loads(call.body)) == ({"uuid": "D", "accountId": "123456"}, body)
+    vendor.lookup_faults.append(Fault(500))
+    answer = post("/evaluate-event-dsl", body)
+    assert (answer.status, answer.body) == (200, FALSE)
+    assert post("/evaluate-event-dsl", b"no JSON").status == 400

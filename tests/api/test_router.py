@@ -1,0 +1,54 @@
+"""Finding handlers in the table of routes: each row leads to its endpoint, in all spellings that SDKs use."""
+
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import pytest
+
+from tornado_gateway.api.router import Endpoints, Router
+from tornado_gateway.api.routes import DECISIONS, ROUTES
+
+EACH_ROUTE = pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+
+
+def router(**options):
+    endpoints = Endpoints(*[MagicMock() for _ in Endpoints._fields])
+    made = Router(endpoints, **{"serves_browsers": False} | options)
+    made.settings_changed(SimpleNamespace(settings=SimpleNamespace(collection_prefix="eu01")))
+    return endpoints, made
+
+
+@EACH_ROUTE
+@pytest.mark.parametrize("spelling", ["{}", "/eu01{}", "/{}", "//eu01/{}"])
+def test_each_row_leads_to_its_endpoint(route, spelling):
+    endpoints, made = router()
+    room, name = route.handler.split(".")
+    wanted = getattr(getattr(endpoints, room), name)
+    path = spelling.format(route.path).encode()
+    assert made.find(route.method.encode(), path) is wanted
+    assert (made.find(b"HEAD", path) is wanted) == (route.method == "GET")
+    assert made.takes_batches(path) == route.is_batch
+    assert made.is_sdk_path(path) == route.is_for_sdks
+
+
+def test_methods_and_paths_are_unique():
+    assert len({(route.method, route.path) for route in ROUTES}) == len(ROUTES)
+
+
+@EACH_ROUTE
+def test_a_guard_that_is_off_answers_for_its_routes_only(route):
+    endpoints, made = router(disabled=(DECISIONS,))
+    handler = made.find(route.method.encode(), route.path.encode())
+    room, name = route.handler.split(".")
+    if route.guard is DECISIONS:
+        assert handler(None) is DECISIONS.response
+    else:
+        assert handler is getattr(getattr(endpoints, room), name)
+
+
+@pytest.mark.parametrize("path", [b"/", b"/health", b"/us01/events/t", b"/events/t/", b"/EVENTS/T"])
+def test_other_paths_are_not_data_routes(path):
+    _, made = router()
+    assert made.find(b"GET", path) is made.find(b"OPTIONS", path) is None
+    assert not made.is_sdk_path(path)
+    assert not made.takes_batches(path)

@@ -1,0 +1,69 @@
+"""Aliases of visitors (wire contract A.8).
+
+If the store fails, an id stands for itself, because an error would cost the application up to 14 s of retries.
+"""
+
+from collections.abc import Awaitable
+
+import orjson
+
+from tornado_gateway.errors import RequestError, StoreError
+from tornado_gateway.http.fields import json_object, query_text, raw_query_value, required_text
+from tornado_gateway.http.messages import Request, Response
+from tornado_gateway.store.interfaces import StateStore
+
+
+class AliasesApi:
+    """The endpoints that set and return aliases."""
+
+    def __init__(self, state: StateStore) -> None:
+        self._state = state
+
+    def set_alias(self, request: Request) -> Awaitable[Response]:
+        """Store an alias. The body takes precedence over the query, which repeats it without encoding."""
+        fields = json_object(request.body) if request.body else {}
+        for name in ("userId", "aliasId"):
+            fields.setdefault(name, query_text(request.query, name.encode()))
+        user, alias = required_text(fields, "userId"), required_text(fields, "aliasId")
+        if user == alias:
+            raise RequestError(400, "userId and aliasId must differ")
+        return self._store_alias(alias, user)
+
+    async def _store_alias(self, alias: str, user: str) -> Response:
+        try:
+            await self._state.set_alias(alias, user)
+        except StoreError:
+            return Response(200, b'{"isAliasSet":false}')
+        return Response(200, b'{"isAliasSet":true}')
+
+    def alias_user_id(self, request: Request) -> Awaitable[Response]:
+        """Return one row for each id, in the requested order.
+
+        Server SDKs, which name their account, need a row also for an id without an alias. Mobile SDKs, which do not,
+        would keep such a row permanently (wire contract 0.12, A.8).
+        """
+        ids = _ids(query_text(request.query, b"userId"))
+        if not ids:
+            raise RequestError(400, "userId is required: a JSON list of ids")
+        return self._alias_rows(ids, with_unknown=raw_query_value(request.query, b"accountId") is not None)
+
+    async def _alias_rows(self, ids: list[str], *, with_unknown: bool) -> Response:
+        try:
+            found = await self._state.aliases(ids)
+        except StoreError:
+            found = {}
+        rows = [{"aliasId": id_, "userId": found.get(id_, id_)} for id_ in ids if with_unknown or id_ in found]
+        return Response(200, orjson.dumps(rows))
+
+
+def _ids(text: str | None) -> list[str]:
+    """Return the ids of a JSON list, of a list that .NET has built by hand, or a bare id as a list of one."""
+    if text is None:
+        return []
+    try:
+        parsed = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        parsed = [part.strip() for part in text.strip("[]").replace('"', "").split(",")]
+    if not isinstance(parsed, list):
+        parsed = [text]
+    return [id_ if isinstance(id_, str) else orjson.dumps(id_).decode() for id_ in parsed if id_ not in ("", None)]

@@ -1,0 +1,53 @@
+"""Segments that only upstream can evaluate: lists and past events (wire contract A.3, A.10).
+
+Without upstream the response is "no", because an error would cost the application up to 14 s of retries.
+"""
+
+from tornado_gateway.enrichment.lists import ListChecks
+from tornado_gateway.errors import RequestError, UpstreamError
+from tornado_gateway.http.fields import ESCAPE, form_decoded, json_value, query_text, raw_query_value
+from tornado_gateway.http.messages import Request, Response
+from tornado_gateway.upstream.client import Upstream
+
+RESPONSES = {member: Response(200, b"true" if member else b"false") for member in (True, False)}
+# Android accepts the response to a list check only as a script, all other SDKs only as JSON.
+SCRIPT_RESPONSES = {
+    member: Response(200, response.body, b"application/javascript; charset=utf-8")
+    for member, response in RESPONSES.items()
+}
+
+
+class ListsApi:
+    """The endpoints for segments that upstream evaluates."""
+
+    def __init__(self, lists: ListChecks, upstream: Upstream) -> None:
+        self._lists = lists
+        self._upstream = upstream
+
+    async def check_attribute(self, request: Request) -> Response:
+        """Whether a value is in a list."""
+        raw = raw_query_value(request.query, b"attribute")
+        list_id = query_text(request.query, b"listId")
+        if not raw or not list_id:
+            raise RequestError(400, "attribute and listId are required")
+        member = await self._is_member(list_id, raw)
+        agent = request.header(b"user-agent") or b""
+        return (SCRIPT_RESPONSES if agent.startswith(b"Dalvik/") or b"okhttp" in agent else RESPONSES)[member]
+
+    async def evaluate_event_dsl(self, request: Request) -> Response:
+        """Forward a segment about the past events of a visitor."""
+        fields, body = json_value(request.body)
+        if not isinstance(fields, dict):
+            raise RequestError(400, "the body must be a JSON object")
+        try:
+            return Response(200, await self._upstream.evaluate_event_dsl(request.query.decode("latin-1"), body))
+        except UpstreamError:
+            return RESPONSES[False]
+
+    async def _is_member(self, list_id: str, raw: bytes) -> bool:
+        """Check both readings of a plus sign: some SDKs send the value unencoded, so it may also be a blank."""
+        if ESCAPE.search(raw):
+            return await self._lists.is_member(list_id, form_decoded(raw))
+        if await self._lists.is_member(list_id, raw.decode("utf-8", "replace")):
+            return True
+        return b"+" in raw and await self._lists.is_member(list_id, form_decoded(raw))

@@ -1,0 +1,65 @@
+"""The table of data routes: a new route is one row here.
+
+Read by the router, the metrics (their labels) and the tests of openapi.json and docs/endpoints.md.
+"""
+
+from typing import NamedTuple
+
+from tornado_gateway.http.messages import Response, json_error
+
+
+class Guard(NamedTuple):
+    """An option that switches routes off, and their response then."""
+
+    option: str
+    response: Response
+
+
+DECISIONS = Guard(
+    "DECISION_REQUIRED",
+    json_error(403, "Decision endpoints are disabled on this gateway. Set DECISION_REQUIRED=true to enable them."),
+)
+
+
+class Route(NamedTuple):
+    """One route. `handler` is a field of `router.Endpoints` and the name of its method.
+
+    `is_batch`: bodies may have MAX_BATCH_BYTES. `is_for_sdks`: the query is read leniently, because some SDKs do not
+    escape theirs.
+    """
+
+    method: str
+    path: str
+    handler: str
+    guard: Guard | None = None
+    is_batch: bool = False
+    is_for_sdks: bool = True
+
+    @property
+    def label(self) -> str:
+        """The route in metrics."""
+        return self.path
+
+
+ROUTES = (
+    Route("POST", "/server-side/getFlag", "flags.get_flag", DECISIONS),
+    Route("POST", "/server-side/trackEvent", "flags.track_event", DECISIONS),
+    Route("POST", "/server-side/setAttribute", "flags.set_attribute", DECISIONS),
+    Route("GET", "/server-side/v2-settings", "settings.settings"),
+    Route("GET", "/server-side/v2-pull", "settings.pull"),
+    Route("POST", "/webhook", "settings.webhook", is_for_sdks=False),
+    Route("POST", "/events/t", "events.take_event"),
+    Route("POST", "/server-side/batch-events-v2", "events.take_batch", is_batch=True),
+    Route("GET", "/get-user-details", "visitors.user_details"),
+    Route("GET", "/check-attribute", "lists.check_attribute"),
+    Route("POST", "/evaluate-event-dsl", "lists.evaluate_event_dsl"),
+    Route("POST", "/user-alias/setUserAlias", "aliases.set_alias"),
+    Route("GET", "/user-alias/getAliasUserId", "aliases.alias_user_id"),
+    # Requests of older SDKs
+    Route("GET", "/getUserData", "visitors.user_details"),
+    Route("GET", "/getLocation", "visitors.location_only"),
+    Route("GET", "/server-side/ua-parser", "visitors.device_only"),
+    Route("GET", "/attributes/check", "lists.check_attribute"),
+)
+DECISION_LABEL = ROUTES[0].label  # of the requests that are counted as decisions
+LABELS = tuple(dict.fromkeys(route.label for route in ROUTES))
