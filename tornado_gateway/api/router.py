@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 
 from tornado_gateway.api.events import Collector
-from tornado_gateway.api.flags import Decisions
+from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.settings import SettingsApi
 from tornado_gateway.api.visitors import Lookups
 from tornado_gateway.http.cors import respond_to_preflight
@@ -23,7 +23,7 @@ class Api:
 
     def __init__(
         self,
-        decisions: Decisions,
+        flags: FlagsApi,
         collector: Collector,
         lookups: Lookups,
         publisher: SettingsApi,
@@ -32,9 +32,9 @@ class Api:
         serves_browsers: bool,
     ) -> None:
         self.routes: Routes = {
-            (b"POST", b"/server-side/getFlag"): decisions.get_flag if decides else _refuse_decision,
-            (b"POST", b"/server-side/trackEvent"): decisions.track_event if decides else _refuse_decision,
-            (b"POST", b"/server-side/setAttribute"): decisions.set_attribute if decides else _refuse_decision,
+            (b"POST", b"/server-side/getFlag"): flags.get_flag if decides else _refuse_decision,
+            (b"POST", b"/server-side/trackEvent"): flags.track_event if decides else _refuse_decision,
+            (b"POST", b"/server-side/setAttribute"): flags.set_attribute if decides else _refuse_decision,
             (b"GET", b"/server-side/v2-settings"): publisher.settings,
             (b"GET", b"/server-side/v2-pull"): publisher.pull,
             (b"GET", b"/get-user-details"): lookups.user_details,

@@ -19,7 +19,7 @@ from tornado.ioloop import PeriodicCallback
 
 from tornado_gateway import __version__, core, logs
 from tornado_gateway.api.events import Collector
-from tornado_gateway.api.flags import Decisions
+from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.router import Api
 from tornado_gateway.api.settings import SettingsApi
 from tornado_gateway.api.visitors import Lookups
@@ -39,6 +39,7 @@ from tornado_gateway.enrichment.location_download import (
     GeoRefresh,
     download,
 )
+from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
 from tornado_gateway.errors import GatewayError, StoreError
 from tornado_gateway.events.flusher import EventSink, Flusher
 from tornado_gateway.events.queue import EventQueue
@@ -149,6 +150,7 @@ class Worker:
             else None
         )
         self._lists = ListChecks(self._ask_list())
+        self.evaluator = self._build_evaluator()
         self.requests = RequestCounts()
         self.admin = self._build_admin(memory)
         api = self._build_api()
@@ -175,20 +177,21 @@ class Worker:
         )
         self.server = Server(options, self.certificates.context if self.certificates else None)
 
+    def _build_evaluator(self) -> Evaluator:
+        config, state = self._config, self.store.state
+        return Evaluator(
+            self.location,
+            self.device,
+            self._lists,
+            aliases=state if config.aliasing_enabled else None,
+            sticky=StickyDecisions(state, config.sticky_seconds) if config.sticky_decisions else None,
+        )
+
     def _build_api(self) -> Api:
         config, mirror, events = self._config, self.mirror, self.events
         state = self.store.state
         client_address = ClientAddress(config.trusted_proxies)
-        decisions = Decisions(
-            mirror,
-            events,
-            self.location,
-            self.device,
-            self._lists,
-            state,
-            resolves_aliases=config.aliasing_enabled,
-            sticky_seconds=config.sticky_seconds if config.sticky_decisions else None,
-        )
+        flags = FlagsApi(mirror, events, self.evaluator, self.observer.decided)
         collector = Collector(
             mirror,
             events,
@@ -215,33 +218,24 @@ class Worker:
             webhook_token=config.webhook_token,
         )
         api = Api(
-            decisions,
+            flags,
             collector,
             lookups,
             publisher,
             decides=config.decision_required,
             serves_browsers=config.cors_config_required,
         )
-        decisions.on_decision = self.observer.decided
         self.flusher.on_request = self.observer.flushed
         mirror.on_poll = self.observer.polled
         self.upstream.on_response = self.observer.upstream_responded
         mirror.subscribe(self._settings_changed, api.settings_changed)
-        mirror.subscribe(decisions.settings_changed, publisher.settings_changed)
+        mirror.subscribe(flags.settings_changed, publisher.settings_changed)
         return api
 
     def _build_admin(self, memory: SharedCounters) -> Admin:
-        config = self._config
-        explainer = Explainer(
-            self.location,
-            self.device,
-            self._lists,
-            self.store.state,
-            resolves_aliases=config.aliasing_enabled,
-            is_sticky=config.sticky_decisions,
-        )
         latencies = partial(request_latencies, memory)
-        return Admin(self.mirror, self.events, self.store.events, explainer, self.status, latencies)
+        explainer = Explainer(self.evaluator)
+        return Admin(self.mirror, self.events, self.store.events, explainer, self.location, self.status, latencies)
 
     def _settings_changed(self, snapshot: Snapshot) -> None:
         settings = snapshot.settings
