@@ -17,8 +17,9 @@ import pytest
 from core.generator import Generator
 from core.sdk_reference import Reference
 from core.test_against_sdk import is_new_holdout
-from tornado_gateway.api.flags import Decisions
+from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.core import SettingsError, compile_settings
+from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.messages import Request
 from tornado_gateway.store.sqlite.events import open_sqlite
@@ -47,7 +48,8 @@ async def compare_sequences(directory: Path, reference: Reference) -> Counter[st
     mirror = SimpleNamespace(current=None)
     queue = EventQueue(store.events, limit=10**9, chunk_events=100, durable=False)
     enrichment: Any = SimpleNamespace()
-    decisions = Decisions(mirror, queue, enrichment, enrichment, enrichment, store.state, sticky_seconds=3600)  # type: ignore[arg-type]
+    evaluator = Evaluator(enrichment, enrichment, enrichment, sticky=StickyDecisions(store.state, 3600))
+    flags = FlagsApi(mirror, queue, evaluator, lambda decision: None)  # type: ignore[arg-type]
     await queue.start()
     seen: Counter[str] = Counter()
     seed = 0
@@ -63,8 +65,8 @@ async def compare_sequences(directory: Path, reference: Reference) -> Counter[st
         sequence = Sequence(generator, reference, f"visitor-{seed}")
         for number, (document, settings) in enumerate(zip((before, after), compiled, strict=True)):
             mirror.current = SimpleNamespace(settings=settings)
-            decisions.settings_changed(mirror.current)
-            await sequence.compare(decisions, document, settings, f"{seed}-{number}", seen)
+            flags.settings_changed(mirror.current)
+            await sequence.compare(flags, document, settings, f"{seed}-{number}", seen)
         seen["sequences"] += 1
     await queue.stop()
     await store.close()
@@ -80,7 +82,7 @@ class Sequence:
         self.user = user
         self.records: dict[str, Any] = {}
 
-    async def compare(self, decisions: Decisions, document: Any, settings: Any, name: str, seen: Counter[str]) -> None:
+    async def compare(self, flags: FlagsApi, document: Any, settings: Any, name: str, seen: Counter[str]) -> None:
         given: Any = document
         for _ in range(CALLS_BEFORE_AND_AFTER):
             feature_key = self.generator.feature_key(document)
@@ -91,16 +93,16 @@ class Sequence:
             case = {"op": "getFlag", "context": context, "featureKey": feature_key, "name": name}
             expected = self.reference.run({**case, "storage": self.records, "settings": given})
             given = None
-            answer = await self.ask(decisions, context, feature_key)
+            answer = await self.ask(flags, context, feature_key)
             assert answer == {"isEnabled": expected["enabled"], "variables": expected["variables"]}, (name, case)
             fresh = self.reference.run({**case, "storage": None})
             self.records |= {write["featureKey"]: write for write in expected["writes"]}
             seen["enabled" if expected["enabled"] else "disabled"] += 1
             seen["would be another decision now"] += fresh["variables"] != expected["variables"]
 
-    async def ask(self, decisions: Decisions, context: Any, feature_key: str) -> Any:
+    async def ask(self, flags: FlagsApi, context: Any, feature_key: str) -> Any:
         body = orjson.dumps({**context, "featureKey": feature_key})
-        answer: Any = decisions.get_flag(Request(b"POST", b"/server-side/getFlag", b"", [], body))
+        answer: Any = flags.get_flag(Request(b"POST", b"/server-side/getFlag", b"", [], body))
         return orjson.loads((await answer).body)
 
 

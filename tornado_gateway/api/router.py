@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tornado_gateway.api.aliases import AliasesApi
 from tornado_gateway.api.events import EventsApi
-from tornado_gateway.api.flags import Decisions
+from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.lists import ListsApi
 from tornado_gateway.api.routes import ROUTES, Guard
 from tornado_gateway.api.settings import SettingsApi
@@ -23,7 +23,7 @@ SLASHES = re.compile(b"//+")
 class Endpoints(NamedTuple):
     """The endpoints that routes name."""
 
-    flags: Decisions
+    flags: FlagsApi
     events: EventsApi
     settings: SettingsApi
     visitors: VisitorsApi

@@ -3,7 +3,6 @@
 import argparse
 import time
 from collections.abc import Sized
-from pathlib import Path
 
 import orjson
 
@@ -12,6 +11,7 @@ from tornado_gateway.cli.output import print_json
 from tornado_gateway.config import Config
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
+from tornado_gateway.environments.evaluation import Evaluator, Inputs
 from tornado_gateway.settings.compilation import compile_document
 
 
@@ -25,9 +25,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
         user_agent=arguments.user_agent,
         ip_address=arguments.ip,
     )
-    _enrich(context, settings.features.get(arguments.feature), arguments.maxmind_db_path)
+    location = LocationReader(arguments.maxmind_db_path)
+    if arguments.ip and _needs_location(settings.features.get(arguments.feature)):
+        location.open()
     trace = core.Trace() if arguments.explain else None
-    decision = core.decide(settings, arguments.feature, context, trace=trace)
+    evaluator = Evaluator(location, DeviceReader())
+    decision = evaluator.decide_from(settings, arguments.feature, Inputs(context), trace)
     explanation = core.explain_lines(trace) if trace is not None else None
     if arguments.json:
         print_json({"decision": orjson.loads(decision.body), "explanation": explanation})
@@ -38,15 +41,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _enrich(context: core.Context, feature: core.Feature | None, database: Path | None) -> None:
-    if feature is None:
-        return
-    if feature.needs_location and context.ip_address:
-        location = LocationReader(database)
-        location.open()
-        context.location = location.lookup(context.ip_address)
-    if feature.needs_device and context.user_agent:
-        context.device = DeviceReader().facts(context.user_agent)
+def _needs_location(feature: core.Feature | None) -> bool:
+    return feature is not None and feature.needs_location
 
 
 def check(config: Config, arguments: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from tornado_gateway.console.descriptions import describe_features
 from tornado_gateway.console.explain import Explainer
 from tornado_gateway.console.overview import History
 from tornado_gateway.console.recent_events import RecentEvents, letter_json
+from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import NotLoadedError, RequestError, StoreError
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.fields import Fields, json_object
@@ -51,6 +52,7 @@ class AdminApi:
     queue: EventQueue
     store: EventStore
     explainer: Explainer
+    location: LocationReader
     status: Status
     latencies: Callable[[], list[int]]  # see `request_latencies`
     recent: RecentEvents = field(default_factory=RecentEvents)
@@ -80,7 +82,7 @@ class AdminApi:
                 "features": len(snapshot.settings.features) if snapshot else 0,
             },
             "queue": _queue(status),
-            "location": self._location(now),
+            "location": self._location_health(now),
             "store": self._store_health(),
             "samples": self._history.series(),
         }
@@ -119,8 +121,8 @@ class AdminApi:
             raise NotLoadedError
         return self.mirror.current
 
-    def _location(self, now: float) -> Json:
-        reader = self.explainer.location
+    def _location_health(self, now: float) -> Json:
+        reader = self.location
         return {
             "available": reader.available,
             "type": reader.database_type,

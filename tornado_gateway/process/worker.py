@@ -20,7 +20,7 @@ from tornado.ioloop import PeriodicCallback
 from tornado_gateway import __version__, core, logs
 from tornado_gateway.api.aliases import AliasesApi
 from tornado_gateway.api.events import EventsApi
-from tornado_gateway.api.flags import Decisions
+from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.lists import ListsApi
 from tornado_gateway.api.router import Endpoints, Router
 from tornado_gateway.api.routes import DECISIONS
@@ -42,6 +42,7 @@ from tornado_gateway.enrichment.location_download import (
     GeoRefresh,
     download,
 )
+from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
 from tornado_gateway.errors import GatewayError, StoreError
 from tornado_gateway.events.flusher import EventSink, Flusher
 from tornado_gateway.events.queue import EventQueue
@@ -152,6 +153,7 @@ class Worker:
             else None
         )
         self._lists = ListChecks(self._ask_list())
+        self.evaluator = self._build_evaluator()
         self.requests = RequestCounts()
         self.admin = self._build_admin(memory)
         router = self._build_router()
@@ -178,20 +180,21 @@ class Worker:
         )
         self.server = Server(options, self.certificates.context if self.certificates else None)
 
+    def _build_evaluator(self) -> Evaluator:
+        config, state = self._config, self.store.state
+        return Evaluator(
+            self.location,
+            self.device,
+            self._lists,
+            aliases=state if config.aliasing_enabled else None,
+            sticky=StickyDecisions(state, config.sticky_seconds) if config.sticky_decisions else None,
+        )
+
     def _build_router(self) -> Router:
         config, mirror, events = self._config, self.mirror, self.events
         state = self.store.state
         client_address = ClientAddress(config.trusted_proxies)
-        decisions = Decisions(
-            mirror,
-            events,
-            self.location,
-            self.device,
-            self._lists,
-            state,
-            resolves_aliases=config.aliasing_enabled,
-            sticky_seconds=config.sticky_seconds if config.sticky_decisions else None,
-        )
+        flags = FlagsApi(mirror, events, self.evaluator, self.observer.decided)
         events_api = EventsApi(
             mirror,
             events,
@@ -216,7 +219,7 @@ class Worker:
         )
         router = Router(
             Endpoints(
-                decisions,
+                flags,
                 events_api,
                 settings_api,
                 visitors_api,
@@ -226,26 +229,17 @@ class Worker:
             disabled=() if config.decision_required else (DECISIONS,),
             serves_browsers=config.cors_config_required,
         )
-        decisions.on_decision = self.observer.decided
         self.flusher.on_request = self.observer.flushed
         mirror.on_poll = self.observer.polled
         self.upstream.on_response = self.observer.upstream_responded
         mirror.subscribe(self._settings_changed, router.settings_changed)
-        mirror.subscribe(decisions.settings_changed, settings_api.settings_changed)
+        mirror.subscribe(flags.settings_changed, settings_api.settings_changed)
         return router
 
     def _build_admin(self, memory: SharedCounters) -> AdminApi:
-        config = self._config
-        explainer = Explainer(
-            self.location,
-            self.device,
-            self._lists,
-            self.store.state,
-            resolves_aliases=config.aliasing_enabled,
-            is_sticky=config.sticky_decisions,
-        )
         latencies = partial(request_latencies, memory)
-        return AdminApi(self.mirror, self.events, self.store.events, explainer, self.status, latencies)
+        explainer = Explainer(self.evaluator)
+        return AdminApi(self.mirror, self.events, self.store.events, explainer, self.location, self.status, latencies)
 
     def _settings_changed(self, snapshot: Snapshot) -> None:
         settings = snapshot.settings

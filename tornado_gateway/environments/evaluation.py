@@ -1,0 +1,183 @@
+"""Decisions with their inputs, for getFlag, explanations and the command line.
+
+This is on the path of every getFlag: it does IO only if a list, an alias or a stored decision has to be asked for.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tornado_gateway import core
+from tornado_gateway.core.types import StoredRecords
+from tornado_gateway.enrichment.device import DeviceReader
+from tornado_gateway.enrichment.lists import ListChecks
+from tornado_gateway.enrichment.location import LocationReader
+from tornado_gateway.errors import StoreError
+from tornado_gateway.store.interfaces import StateStore
+
+logger = logging.getLogger(__name__)
+
+Facts = Mapping[str, Any]
+
+
+class StickyDecisions:
+    """The decisions that visitors keep, each for `seconds`. Best effort: if the store fails, all decisions are new."""
+
+    def __init__(self, state: StateStore, seconds: float) -> None:
+        self._state = state
+        self._seconds = seconds
+
+    async def load(self, user_id: str, keys: Sequence[str]) -> StoredRecords | None:
+        """Return the visitor's records under these keys; None if the store fails."""
+        try:
+            return await self._state.load_records(user_id, keys)
+        except StoreError:
+            return None
+
+    async def save(self, user_id: str, stored: StoredRecords, decisions: Sequence[core.Decision]) -> None:
+        """Store the records of the decisions that differ from the stored ones."""
+        records = {record["featureKey"]: record for decision in decisions for record in decision.writes}
+        changed = {key: record for key, record in records.items() if stored.get(key) != record}
+        if not changed:
+            return
+        try:
+            await self._state.save_records(user_id, changed, self._seconds)
+        except StoreError as error:
+            logger.info("a sticky decision was not stored, the next request decides again: %s", error)
+
+
+class Inputs:
+    """The gathered inputs of any number of decisions about one visitor.
+
+    `stored` are the visitor's records, None without sticky decisions.
+    """
+
+    __slots__ = ("context", "has_own_facts", "stored")
+
+    def __init__(self, context: core.Context, stored: StoredRecords | None = None) -> None:
+        self.context = context
+        self.stored = stored
+        self.has_own_facts = _has_own_facts(context)
+
+
+class Evaluator:
+    """Gathers the inputs of decisions, decides, and builds the documents of their events.
+
+    Location and device are in memory; `lists`, `aliases` and `sticky` require IO. Each of these is None if it is off.
+    """
+
+    def __init__(
+        self,
+        location: LocationReader,
+        device: DeviceReader,
+        lists: ListChecks | None = None,
+        *,
+        aliases: StateStore | None = None,
+        sticky: StickyDecisions | None = None,
+    ) -> None:
+        self.resolves_aliases = aliases is not None
+        self._location = location
+        self._device = device
+        self._lists = lists
+        self._aliases = aliases
+        self._sticky = sticky
+        self._uses_store = aliases is not None or sticky is not None
+
+    # --- One decision ---
+
+    def decide(self, settings: core.Settings, feature_key: str, context: core.Context) -> core.Decision | None:
+        """Decide from inputs in memory. Return None if an input requires IO: `decide_with_io` is for these."""
+        if self._uses_store:
+            return None
+        feature = settings.features.get(feature_key)
+        if feature is not None:
+            if feature.list_checks:
+                return None
+            if (feature.needs_location or feature.needs_device) and not _has_own_facts(context):
+                self._set_facts(context, feature)
+        return core.decide(settings, feature_key, context)
+
+    async def decide_with_io(self, settings: core.Settings, feature_key: str, context: core.Context) -> core.Decision:
+        """Decide from all inputs, and keep the decision if decisions are sticky."""
+        inputs = await self.gather(settings, [feature_key], context)
+        decision = self.decide_from(settings, feature_key, inputs)
+        await self.keep(inputs, [decision])
+        return decision
+
+    def event_documents(
+        self, settings: core.Settings, context: core.Context, decision: core.Decision
+    ) -> tuple[bytes, int]:
+        """Return the documents of a decision's events, joined by newlines, and their number."""
+        return core.event_documents(settings, context, decision, time.time_ns() // 1_000_000)
+
+    # --- Any number of decisions: gather once, decide for each feature, keep once ---
+
+    async def gather(self, settings: core.Settings, feature_keys: Sequence[str], context: core.Context) -> Inputs:
+        """Gather the inputs that require IO, as far as one of the features needs them."""
+        await self.resolve_alias(context)
+        features = [settings.features.get(key) for key in feature_keys]
+        checks = {check: None for feature in features if feature is not None for check in feature.list_checks}
+        if checks and self._lists is not None:
+            variables = (context.custom_variables or {}, context.variation_targeting_variables or {})
+            context.lists = await self._lists.gather(list(checks), variables)
+        if self._sticky is None:
+            return Inputs(context)
+        return Inputs(context, await self._sticky.load(context.user_id, _storage_keys(feature_keys, features)))
+
+    def decide_from(
+        self, settings: core.Settings, feature_key: str, inputs: Inputs, trace: core.Trace | None = None
+    ) -> core.Decision:
+        """Decide from gathered inputs. Nothing is kept, and nothing else remains of the decision."""
+        feature = settings.features.get(feature_key)
+        if feature is not None and not inputs.has_own_facts:
+            self._set_facts(inputs.context, feature)
+        return core.decide(settings, feature_key, inputs.context, stored=inputs.stored, trace=trace)
+
+    async def keep(self, inputs: Inputs, decisions: Sequence[core.Decision]) -> None:
+        """Store the decisions if they are sticky and the earlier ones could be loaded."""
+        if self._sticky is not None and inputs.stored is not None:
+            await self._sticky.save(inputs.context.user_id, inputs.stored, decisions)
+
+    # --- Single inputs ---
+
+    async def resolve_alias(self, context: core.Context) -> None:
+        """Replace an alias by the id that it stands for. If the store fails, the alias is the id."""
+        if self._aliases is None:
+            return
+        try:
+            found = await self._aliases.aliases([context.user_id])
+        except StoreError:
+            return
+        context.user_id = found.get(context.user_id, context.user_id)
+
+    def facts(self, inputs: Inputs) -> tuple[Facts | None, Facts | None]:
+        """Return location and device of the visitor, whether a rule needs them or not."""
+        context = inputs.context
+        if inputs.has_own_facts:
+            return context.location, context.device
+        return self._location_of(context), self._device_of(context)
+
+    def _set_facts(self, context: core.Context, feature: core.Feature) -> None:
+        """Look up only the facts that the feature needs, because events name the device that a decision has seen."""
+        context.location = self._location_of(context) if feature.needs_location else None
+        context.device = self._device_of(context) if feature.needs_device else None
+
+    def _location_of(self, context: core.Context) -> Facts | None:
+        return self._location.lookup(context.ip_address) if context.ip_address else None
+
+    def _device_of(self, context: core.Context) -> Facts | None:
+        return self._device.facts(context.user_agent) if context.user_agent else None
+
+
+def _has_own_facts(context: core.Context) -> bool:
+    """Return whether the client has sent a location or a device, which replaces both look-ups."""
+    return context.location is not None or context.device is not None
+
+
+def _storage_keys(feature_keys: Sequence[str], features: Sequence[core.Feature | None]) -> list[str]:
+    """Return the keys of all records that decisions about the features can read, each once."""
+    keys: dict[str, None] = {}
+    for feature_key, feature in zip(feature_keys, features, strict=True):
+        keys.update(dict.fromkeys((feature_key,) if feature is None else feature.storage_keys))
+    return list(keys)
