@@ -12,7 +12,7 @@ from figures import PACKAGE, files, imports, module_name, name_of
 
 # A room may import rooms on lower lines, never one on its own line.
 LINES = (
-    {"errors", "logs", "gate", "backoff", "version"},
+    {"errors", "logs", "gate", "backoff", "tasks", "version"},
     {"core", "http", "config"},
     {"store"},
     {"settings", "events", "upstream", "enrichment", "telemetry"},
@@ -35,6 +35,7 @@ LIBRARIES = {  # outside library: where it may be imported
     "ua_parser": {"enrichment"},
     "tornado.web": {"console"},
     "tornado.httpclient": set(),  # curl is the client, which honours the proxies of the environment
+    "tornado.ioloop": set(),  # its PeriodicCallback plans calls by the wall clock; tasks.py has one that does not
     "prometheus_client": {"telemetry/prometheus.py"},
     "argparse": {"cli", "config/sources.py"},
 }

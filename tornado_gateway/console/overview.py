@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from tornado.ioloop import PeriodicCallback
-
+from tornado_gateway.tasks import Periodic
 from tornado_gateway.telemetry.counters import SharedCounters
 from tornado_gateway.telemetry.layout import REQUEST_BUCKETS
 
@@ -77,7 +76,7 @@ class History:
         self._by_worker: dict[int, Mapping[str, int]] = {}
         self._totals = {"requests": 0, "decisions": 0}
         self._due: float | None = None
-        self._timer = PeriodicCallback(self.sample, SAMPLE_SECONDS * 1000)
+        self._timer = Periodic(self.sample, SAMPLE_SECONDS)
 
     def start(self) -> None:
         self.sample()

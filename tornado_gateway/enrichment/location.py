@@ -10,6 +10,7 @@ Rules that keep a lookup from ever failing:
 - The old database is never closed explicitly: it is unmapped when the last lookup that uses it is done.
 """
 
+import asyncio
 import logging
 import os
 import shutil
@@ -21,11 +22,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import maxminddb
-from tornado.ioloop import IOLoop, PeriodicCallback
 
 from tornado_gateway.enrichment.location_database import Location, LocationDatabase, open_checked
 from tornado_gateway.enrichment.words import Words, read_words
 from tornado_gateway.errors import LocationError
+from tornado_gateway.tasks import Periodic
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class LocationReader:
         self._database: LocationDatabase | None = None
         self._seen: Signature | None = None
         self._changing = threading.Lock()
-        self._timer: PeriodicCallback | None = None
+        self._timer: Periodic | None = None
 
     def lookup(self, ip: str) -> Location:
         """Return country, region and city, each only if it is known. Never raise.
@@ -154,7 +155,7 @@ class LocationReader:
 
     def start(self, check_seconds: float = 60.0) -> None:
         """Watch the file."""
-        self._timer = PeriodicCallback(self._check_in_thread, check_seconds * 1000, jitter=0.2)
+        self._timer = Periodic(self._check_in_thread, check_seconds, jitter=0.2)
         self._timer.start()
 
     def stop(self) -> None:
@@ -165,7 +166,7 @@ class LocationReader:
 
     async def _check_in_thread(self) -> None:
         if self._has_changed():  # copying and reading takes some 0.2 s: not on the loop
-            await IOLoop.current().run_in_executor(None, self.reload)
+            await asyncio.get_running_loop().run_in_executor(None, self.reload)
 
     def _has_changed(self) -> bool:
         if self.path is None:

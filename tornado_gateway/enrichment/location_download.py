@@ -27,6 +27,7 @@ import orjson
 from tornado_gateway.backoff import Backoff
 from tornado_gateway.enrichment.location_database import open_checked
 from tornado_gateway.errors import LocationError
+from tornado_gateway.tasks import end_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -342,11 +343,8 @@ class GeoRefresh:
 
     async def stop(self) -> None:
         """Stop, and cancel a download in flight. The present database stays."""
-        if self._task:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await end_tasks(self._task)
+        self._task = None
 
     async def refresh(self) -> float:
         """Refresh if it is due. Return the seconds until the next time."""

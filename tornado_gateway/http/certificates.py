@@ -9,9 +9,8 @@ import logging
 import ssl
 from pathlib import Path
 
-from tornado.ioloop import PeriodicCallback
-
 from tornado_gateway.errors import GatewayError
+from tornado_gateway.tasks import Periodic
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +34,11 @@ class Certificates:
         self._current = server_context(cert, key)
         self.context = server_context(cert, key)
         self.context.sni_callback = self._use_current
-        self._timer: PeriodicCallback | None = None
+        self._timer: Periodic | None = None
 
     def start(self, check_seconds: float = CHECK_SECONDS) -> None:
         """Watch the files."""
-        self._timer = PeriodicCallback(self._tick, check_seconds * 1000, jitter=0.2)
+        self._timer = Periodic(self._tick, check_seconds, jitter=0.2)
         self._timer.start()
 
     def stop(self) -> None:

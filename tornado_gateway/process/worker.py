@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tornado.ioloop import PeriodicCallback
-
 from tornado_gateway import __version__, core, logs
 from tornado_gateway.api.aliases import AliasesApi
 from tornado_gateway.api.events import EventsApi
@@ -60,6 +58,7 @@ from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot
 from tornado_gateway.settings.stored import document_name
 from tornado_gateway.store.interfaces import SHARED, Identity, Store
 from tornado_gateway.store.sqlite.events import SqliteEvents, open_sqlite
+from tornado_gateway.tasks import Periodic
 from tornado_gateway.telemetry import waiting
 from tornado_gateway.telemetry.counters import SharedCounters
 from tornado_gateway.telemetry.observer import Observer
@@ -96,7 +95,7 @@ class Worker:
         self._adopting: asyncio.Task[None] | None = None
         self._loading_device: asyncio.Future[object] | None = None
         self._stop_adopting = asyncio.Event()
-        self._publishing = PeriodicCallback(self._publish, PUBLISH_SECONDS * 1000, jitter=0.1)
+        self._publishing = Periodic(self._publish, PUBLISH_SECONDS, jitter=0.1)
         self._started_at = time.monotonic()
         self._stopping = False
         self._owner = f"{socket.gethostname()}:{os.getpid()}"

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tornado_gateway import core
 from tornado_gateway.backoff import Backoff
@@ -21,8 +20,8 @@ from tornado_gateway.settings.documents import SettingsDocument
 from tornado_gateway.settings.failures import RETRY_SECONDS, Failures
 from tornado_gateway.settings.pacing import ReplacedSettings, throttled
 from tornado_gateway.settings.stored import StoredSettings
-from tornado_gateway.settings.timers import SteadyCallback
 from tornado_gateway.store.interfaces import StateStore, StoredDocument
+from tornado_gateway.tasks import Periodic, end_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -124,12 +123,7 @@ class SettingsMirror:
         await self._poller.start(wait_seconds)
 
     async def stop(self) -> None:
-        tasks: list[asyncio.Task[Any]] = [*self._poller.stop(), *self._replaced.tasks]
-        if self._refreshing is not None:
-            tasks.append(self._refreshing)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*self._poller.stop(), *self._replaced.tasks, self._refreshing)
         await self._stored.release_lease()
 
     def age_seconds(self) -> float | None:
@@ -272,7 +266,7 @@ class _Poller:
         self._away_until = 0.0  # monotonic: until then, leave the lease to others
         self._polling: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._timer = SteadyCallback(self._poll_regularly, poll_seconds * 1000, jitter=POLL_JITTER)
+        self._timer = Periodic(self._poll_regularly, poll_seconds, jitter=POLL_JITTER)
 
     async def start(self, wait_seconds: float) -> None:
         self._polling = asyncio.create_task(self._poll_at_start())
@@ -281,10 +275,10 @@ class _Poller:
             await _wait(self.failures.tried, wait_seconds)
         self._timer.start()
 
-    def stop(self) -> list[asyncio.Task[None]]:
+    def stop(self) -> list[asyncio.Task[None] | None]:
         """Stop the timer and return the tasks that may still run."""
         self._timer.stop()
-        return [task for task in (self._watching, self._polling) if task is not None]
+        return [self._watching, self._polling]
 
     def reset(self) -> None:
         """Forget all failures, after a success."""

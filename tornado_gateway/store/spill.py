@@ -19,6 +19,7 @@ from typing import TypeVar
 from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import Chunk, DeadLetter, Depth, EventStore, NewChunk
+from tornado_gateway.tasks import end_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +72,7 @@ class SpillingEvents:
             self._stopping.set()
             self._wanted.set()
             _, unfinished = await asyncio.wait([self._task], timeout=self._patience_seconds)
-            for task in unfinished:
-                task.cancel()
-                await asyncio.wait([task])
+            await end_tasks(*unfinished)
             self._task = None
         if self._primary_is_open:
             self._primary_is_open = False

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import Depth, EventStore
+from tornado_gateway.tasks import end_tasks
 
 READ_SECONDS = 2.0
 READ_SHARE = 0.01  # maximum share of the store's time for readings
@@ -90,10 +91,8 @@ class Watch:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        await end_tasks(self._task)
+        self._task = None
 
     def reading(self, reason: str | None) -> Reading:
         """Return the last reading. `reason` is the current error that explains why events wait, or None."""

@@ -12,6 +12,7 @@ from tornado_gateway.store.interfaces import Chunk
 from tornado_gateway.store.redis.entries import chunk_of, order_of
 from tornado_gateway.store.redis.link import Link, TimelyScripts, prefix
 from tornado_gateway.store.redis.lua import CLAIM, HELD_CHUNKS, LEAVE
+from tornado_gateway.tasks import end_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,7 @@ class Consumer:
         """End the heartbeat and leave the group. Return False if there was none."""
         if self._heart is None:
             return False
-        self._heart.cancel()
-        await asyncio.wait([self._heart])
+        await end_tasks(self._heart)
         self._heart = None
         if self._claims:
             await asyncio.wait(self._claims)

@@ -21,6 +21,7 @@ from tornado_gateway.store.redis.lua import (
     SAVE_DOCUMENT,
 )
 from tornado_gateway.store.redis.replies import ForbiddenError
+from tornado_gateway.tasks import end_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +58,8 @@ class RedisState:
         self._link.open()
 
     async def close(self) -> None:
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait([self._listening])
-            self._listening = None
-        if self._prolonging is not None:
-            self._prolonging.cancel()
-            await asyncio.wait([self._prolonging])
-            self._prolonging = None
+        await end_tasks(self._listening, self._prolonging)
+        self._listening = self._prolonging = None
         await self._release_all()
         await self._link.close()
         self._notify()

@@ -22,6 +22,7 @@ from tornado_gateway.store.redis.lua import (
     RESTORE_DOCUMENT,
 )
 from tornado_gateway.store.redis.options import RedisOptions
+from tornado_gateway.tasks import end_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +73,8 @@ class TakeOver:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        await end_tasks(self._task)
+        self._task = None
 
     async def _run(self) -> None:
         while True:
