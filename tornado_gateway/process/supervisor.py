@@ -49,6 +49,7 @@ CHECKS = 10  # of the heartbeats within SILENT_SECONDS
 TRACEBACK_SECONDS = 1.0  # that a worker that hangs has to say where, before it is killed
 TRACEBACK_BYTES = 1500  # of it, so that the log line stays below 2 KB
 PORT_SECONDS = 2.0  # that killed workers of a former run may take to leave the port
+PORT_REMEDY = "Use another HOST or PORT, or end the process that listens there."
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 START_SECONDS = 30.0  # besides what waiting for settings may take; a worker that does not serve by then is killed
 STOP_MARGIN_SECONDS = 5.0  # beyond SHUTDOWN_SECONDS; a worker that is still there then is killed
@@ -119,7 +120,7 @@ def bind(host: str, port: int, reuse_port: bool = True) -> socket.socket:
         sock.bind((host, port))
     except OSError as error:
         sock.close()
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}. {PORT_REMEDY}") from error
     return sock
 
 
