@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 import pytest
+from environment_parts import environments_of
 
 from core.generator import Generator
 from core.sdk_reference import Reference
@@ -47,7 +48,8 @@ async def compare_sequences(directory: Path, reference: Reference) -> Counter[st
     mirror = SimpleNamespace(current=None)
     queue = EventQueue(store.events, limit=10**9, chunk_events=100, durable=False)
     enrichment: Any = SimpleNamespace()
-    decisions = Decisions(mirror, queue, enrichment, enrichment, enrichment, store.state, sticky_seconds=3600)  # type: ignore[arg-type]
+    environments = environments_of(mirror, queue, store)
+    decisions = Decisions(environments, queue, enrichment, enrichment, enrichment, store.state, sticky_seconds=3600)
     await queue.start()
     seen: Counter[str] = Counter()
     seed = 0

@@ -14,11 +14,12 @@ from tornado_gateway import core
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
+from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError, StoreError
 from tornado_gateway.events.queue import EventQueue
-from tornado_gateway.http.fields import AccountCheck, Fields, json_object, required_text, user_id
+from tornado_gateway.http.fields import Fields, json_object, required_text, user_id
 from tornado_gateway.http.messages import Request, Response
-from tornado_gateway.settings.mirror import SettingsMirror, Snapshot
+from tornado_gateway.settings.mirror import Snapshot
 from tornado_gateway.store.interfaces import StateStore
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Decisions:
 
     def __init__(
         self,
-        mirror: SettingsMirror,
+        environments: Environments,
         events: EventQueue,
         location: LocationReader,
         device: DeviceReader,
@@ -45,7 +46,7 @@ class Decisions:
         resolves_aliases: bool = False,
         sticky_seconds: float | None = None,
     ) -> None:
-        self._mirror = mirror
+        self._environments = environments
         self._events = events
         self._location = location
         self._device = device
@@ -56,11 +57,9 @@ class Decisions:
         self._asks_the_store = resolves_aliases or sticky_seconds is not None
         self.on_decision: Callable[[core.Decision], None] = lambda decision: None
         self._answers: dict[bytes, Response] = {}
-        self._check_account = AccountCheck([(b"accountId", b"sdkKey"), (b"a", b"i")])
 
     def settings_changed(self, snapshot: Snapshot) -> None:
         self._answers = {}
-        self._check_account.forget()
 
     def get_flag(self, request: Request) -> Response | Awaitable[Response]:
         settings = self._settings(request)
@@ -100,13 +99,10 @@ class Decisions:
         return self._set(request, settings, attributes, context)
 
     def _settings(self, request: Request) -> core.Settings:
-        snapshot = self._mirror.current
+        snapshot = self._environments.of(request).mirror.current
         if snapshot is None:
             raise RequestError(503, "no settings have been loaded yet, see /ready")
-        settings = snapshot.settings
-        if request.query:
-            self._check_account(request.query, settings.account_id, settings.sdk_key)
-        return settings
+        return snapshot.settings
 
     def _answer_flag(
         self, request: Request, settings: core.Settings, context: core.Context, decision: core.Decision

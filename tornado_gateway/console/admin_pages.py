@@ -59,7 +59,6 @@ class Admin:
 
     def __post_init__(self) -> None:
         self._history = History(self.status, self.latencies)
-        self.queue.on_commit = self.recent.note
 
     def start(self) -> None:
         self._history.start()
