@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 from environment_parts import environments_of
+from process import sample_document
 
+from tornado_gateway.core import compile_settings
 from tornado_gateway.environments.registry import KNOWN_QUERIES
 from tornado_gateway.errors import RequestError
 from tornado_gateway.events.queue import EventQueue
@@ -28,7 +30,8 @@ class Setting:
             self.load("1", OWN)
 
     def load(self, account_id, sdk_key):
-        self.mirror.current = SimpleNamespace(settings=SimpleNamespace(account_id=account_id, sdk_key=sdk_key))
+        settings = compile_settings({**sample_document(), "accountId": account_id, "sdkKey": sdk_key})
+        self.mirror.current = SimpleNamespace(settings=settings)
         self.environments.settings_changed(self.mirror.current)
 
     def accepts(self, query):
