@@ -4,6 +4,7 @@ Read from the sources with `ast`. Imports under TYPE_CHECKING count.
 """
 
 import ast
+import re
 from pathlib import Path
 
 import figures
@@ -39,6 +40,9 @@ LIBRARIES = {  # outside library: where it may be imported
     "prometheus_client": {"telemetry/prometheus.py"},
     "argparse": {"cli", "config/sources.py"},
 }
+COMPARES_ACCOUNTS = {"environments", "config", "upstream"}  # rooms
+KEY_PARAMETERS = {b"sdkKey", b"env"}  # of queries
+ACCOUNT_OR_KEY = re.compile(r"account(_id)?|account_?keys?|sdk_?keys?|raw_key|env_?key|environment_key", re.IGNORECASE)
 
 
 def room_of(module: str) -> str:
@@ -80,6 +84,48 @@ def test_imports_point_down_and_libraries_stay_in_their_room():
 @pytest.mark.parametrize("graph", [figures.file_graph, figures.room_graph], ids=["files", "rooms"])
 def test_there_is_no_import_cycle(graph):
     assert figures.cycle_in(graph()) == []
+
+
+def account_comparisons(source: str) -> list[str]:
+    """Comparisons with a variable or attribute that is an account or a key, and uses of the query parameters of keys.
+
+    An `identity`, which is both as one, is opaque.
+    """
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, bytes) and node.value in KEY_PARAMETERS:
+            found.append(ast.unparse(node))
+        if isinstance(node, ast.Compare) and not all(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
+            parts = list(ast.walk(node))
+            names = [part.id for part in parts if isinstance(part, ast.Name)]
+            names += [part.attr for part in parts if isinstance(part, ast.Attribute)]
+            if any(ACCOUNT_OR_KEY.fullmatch(name.strip("_")) for name in names):
+                found.append(ast.unparse(node))
+    return found
+
+
+def test_only_these_rooms_compare_accounts_or_keys():
+    others = [path for path in files() if name_of(path).split("/")[0] not in COMPARES_ACCOUNTS]
+    assert len(others) > 100
+    assert {name_of(path): account_comparisons(path.read_text(encoding="utf-8")) for path in others} == {
+        name_of(path): [] for path in others
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "is_found"),
+    [
+        ("key == self._sdk_key", True),
+        ("given in (settings.account_id, '')", True),
+        ("raw != own.raw_key", True),
+        ("query_text(query, b'sdkKey')", True),
+        ("config.sdk_key is None", False),
+        ("fields.keys() >= {'accountId'}", False),
+        ("chunk.identity != other.identity", False),
+    ],
+)
+def test_the_search_for_such_comparisons_finds_them(source, is_found):
+    assert bool(account_comparisons(source)) == is_found
 
 
 @pytest.mark.parametrize("room", sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()))

@@ -2,6 +2,7 @@
 
 GatewayError
 ├── ConfigError        the configuration cannot be used; lists every problem
+├── StartError         a worker cannot start; names cause and remedy
 ├── RequestError       the client's request cannot be served; carries the HTTP status
 │   ├── QueueFullError the event queue accepts no events at the moment (503)
 │   └── NotLoadedError no settings have been loaded yet (503)
@@ -26,6 +27,10 @@ class ConfigError(GatewayError):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
+
+
+class StartError(GatewayError):
+    """A worker cannot start. The message names the cause and the remedy."""
 
 
 class RequestError(GatewayError):

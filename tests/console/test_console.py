@@ -465,7 +465,7 @@ def test_h8_stuck_events_are_a_problem_on_the_overview(open_page, vendor, tmp_pa
     """Row H8. The delivery of the worker has ended without an error."""
     options = {"DECISION_REQUIRED": "true", "FLUSH_EVENTS_INTERVAL": "0.2"}
     with InProcess(tmp_path / "data", vendor, 1.0, **options) as one:
-        one.call(lambda: one.worker.flusher.stop(0))
+        one.call(lambda: one.worker.environments.default.flusher.stop(0))
         one.track(3)
         page = open_page(at=one)
         page.watch.allowed = "401"

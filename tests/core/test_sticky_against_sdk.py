@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 import pytest
+from environment_parts import environments_of
 
 from core.generator import Generator
 from core.sdk_reference import Reference
@@ -49,7 +50,7 @@ async def compare_sequences(directory: Path, reference: Reference) -> Counter[st
     queue = EventQueue(store.events, limit=10**9, chunk_events=100, durable=False)
     enrichment: Any = SimpleNamespace()
     evaluator = Evaluator(enrichment, enrichment, enrichment, sticky=StickyDecisions(store.state, 3600))
-    flags = FlagsApi(mirror, queue, evaluator, lambda decision: None)  # type: ignore[arg-type]
+    flags = FlagsApi(environments_of(mirror, queue, store), queue, evaluator, lambda decision: None)
     await queue.start()
     seen: Counter[str] = Counter()
     seed = 0

@@ -142,7 +142,7 @@ def test_h8_events_that_wait_without_a_reason_are_a_problem_everywhere(tmp_path)
         vendor.wait_for_events(1)
         assert gateway.json("/status")["stuck"] is None
         assert gateway.metric("fme_events_stuck") == 0
-        gateway.call(lambda: gateway.worker.flusher.stop(0))
+        gateway.call(lambda: gateway.worker.environments.default.flusher.stop(0))
         gateway.track(3)
         stuck = until(lambda: gateway.json("/status")["stuck"])
         status = gateway.json("/status")
@@ -157,7 +157,7 @@ def test_h8_events_that_wait_without_a_reason_are_a_problem_everywhere(tmp_path)
         finding = events_finding(gateway.known)
         assert (finding["state"], finding["code"]) == ("fail", "events-stuck")
         assert "Restart the gateway" in finding["remedy"]
-        gateway.call(gateway.worker.flusher.start)
+        gateway.call(gateway.worker.environments.default.flusher.start)
         until(lambda: gateway.json("/status")["stuck"] is None)
         vendor.wait_for_events(4)
 

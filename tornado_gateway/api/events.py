@@ -11,6 +11,7 @@ from collections.abc import Awaitable
 
 import orjson
 
+from tornado_gateway.environments.registry import Environments
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.client_address import ClientAddress
 from tornado_gateway.http.fields import (
@@ -18,12 +19,9 @@ from tornado_gateway.http.fields import (
     Fields,
     is_from_browser,
     json_value,
-    parameter_text,
-    raw_query_value,
 )
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.logs import ThrottledLog
-from tornado_gateway.settings.mirror import SettingsMirror
 
 logger = logging.getLogger(__name__)
 
@@ -50,25 +48,22 @@ class _Batch:
 
 
 class EventsApi:
-    """The endpoints that accept events. `sdk_key` is the configured one, None for a gateway without upstream.
+    """The endpoints that accept events.
 
     Batches of more than `slice_events` are read in slices, so that other requests are served between them.
     """
 
     def __init__(
         self,
-        mirror: SettingsMirror,
+        environments: Environments,
         events: EventQueue,
         client_address: ClientAddress,
         *,
-        sdk_key: str | None,
         slice_events: int,
     ) -> None:
-        self._mirror = mirror
+        self._environments = environments
         self._events = events
         self._client_address = client_address
-        self._sdk_key = sdk_key
-        self._raw_key = (sdk_key or "").encode()
         self._slice_events = slice_events
         self._foreign = ThrottledLog(logger, 3600)
         self._malformed = ThrottledLog(logger)
@@ -76,7 +71,7 @@ class EventsApi:
     def take_event(self, request: Request) -> Response:
         """Accept one event document `{"d":{...}}`."""
         document, body = json_value(request.body)
-        reason = self._reason_to_reject(document, self._query_key(request.query))
+        reason = self._reason_to_reject(document, self._environments.query_key(request.query))
         if reason is not None:
             self._reject(reason, 1)
             return ACCEPTED
@@ -100,7 +95,7 @@ class EventsApi:
             self._reject(NO_BATCH, 1)
             return ACCEPTED
         batch = _Batch()
-        query_key = self._query_key(request.query)
+        query_key = self._environments.query_key(request.query)
         if len(events) > self._slice_events:
             return self._take_slices(request, events, query_key, batch)
         self._sort(events, query_key, batch)
@@ -142,10 +137,7 @@ class EventsApi:
         log.warning(reason, "events were rejected: %s", reason, count=count)
 
     def _reason_to_reject(self, document: object, query_key: str | None) -> str | None:
-        """Return the reason why an event is not accepted, None if it is.
-
-        The key decides about its environment, because the account in the query is a session id in PHP 1.20 and 1.21.
-        """
+        """Return the reason why an event is not accepted, None if it is."""
         data = document.get("d") if isinstance(document, dict) else None
         if not isinstance(data, dict):
             return NO_OBJECT
@@ -156,19 +148,7 @@ class EventsApi:
         if name == USAGE_STATS:
             return None
         key = query_key or _property(event, "vwo_envKey") or _property(data.get("visitor"), "vwo_fs_environment")
-        return None if key is None or self._is_own(key) else OTHER_ENVIRONMENT
-
-    def _query_key(self, query: bytes) -> str | None:
-        raw = raw_query_value(query, b"env")
-        if raw is None:
-            return None
-        return self._sdk_key if raw == self._raw_key else parameter_text(raw)
-
-    def _is_own(self, key: str) -> bool:
-        if key == self._sdk_key:
-            return True
-        snapshot = self._mirror.current
-        return self._sdk_key is None if snapshot is None else key == snapshot.settings.sdk_key
+        return OTHER_ENVIRONMENT if self._environments.of_event(key) is None else None
 
     def _fill_visitor(self, request: Request, data: Fields) -> bool:
         """Add a browser's user agent and address to an event that has none. Return True if the event has changed."""

@@ -12,11 +12,12 @@ import orjson
 
 from tornado_gateway import core
 from tornado_gateway.environments.evaluation import Evaluator
+from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import NotLoadedError, RequestError
 from tornado_gateway.events.queue import EventQueue
-from tornado_gateway.http.fields import AccountCheck, Fields, json_object, required_text, user_id
+from tornado_gateway.http.fields import Fields, json_object, required_text, user_id
 from tornado_gateway.http.messages import Request, Response
-from tornado_gateway.settings.mirror import SettingsMirror, Snapshot
+from tornado_gateway.settings.mirror import Snapshot
 
 EMPTY = Response(200, b"", content_type=None)  # the documented response of setAttribute
 
@@ -26,21 +27,19 @@ class FlagsApi:
 
     def __init__(
         self,
-        mirror: SettingsMirror,
+        environments: Environments,
         events: EventQueue,
         evaluator: Evaluator,
         on_decision: Callable[[core.Decision], None],
     ) -> None:
-        self._mirror = mirror
+        self._environments = environments
         self._events = events
         self._evaluator = evaluator
         self._on_decision = on_decision
         self._responses: dict[bytes, Response] = {}  # by body
-        self._check_account = AccountCheck([(b"accountId", b"sdkKey"), (b"a", b"i")])
 
     def settings_changed(self, snapshot: Snapshot) -> None:
         self._responses = {}
-        self._check_account.forget()
 
     def get_flag(self, request: Request) -> Response | Awaitable[Response]:
         settings = self._settings(request)
@@ -78,13 +77,10 @@ class FlagsApi:
         return self._set(request, settings, attributes, context)
 
     def _settings(self, request: Request) -> core.Settings:
-        snapshot = self._mirror.current
+        snapshot = self._environments.of(request).mirror.current
         if snapshot is None:
             raise NotLoadedError
-        settings = snapshot.settings
-        if request.query:
-            self._check_account(request.query, settings.account_id, settings.sdk_key)
-        return settings
+        return snapshot.settings
 
     async def _get_flag_with_io(
         self, request: Request, settings: core.Settings, feature_key: str, context: core.Context

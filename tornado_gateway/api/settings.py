@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import orjson
 
+from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import NotLoadedError, UpstreamError
-from tornado_gateway.http.fields import AccountCheck, accepts_gzip, query_text
+from tornado_gateway.http.fields import accepts_gzip, query_text
 from tornado_gateway.http.messages import Request, Response, json_error
 from tornado_gateway.settings.documents import SettingsDocument, prepare_document
 from tornado_gateway.settings.incremental_json import parse
@@ -48,6 +49,7 @@ class SettingsApi:
 
     def __init__(
         self,
+        environments: Environments,
         mirror: SettingsMirror,
         pull: Fetch,
         fetch_dialect: FetchDialect | None,
@@ -56,13 +58,13 @@ class SettingsApi:
         wait_seconds: float,
         webhook_token: str | None,
     ) -> None:
+        self._environments = environments
         self._mirror = mirror
         self._pull = pull
         self._fetch_dialect = fetch_dialect
         self._poll_seconds = poll_seconds
         self._wait_seconds = wait_seconds
         self._webhook_token = webhook_token
-        self._check_account = AccountCheck([(b"a", b"i"), (b"accountId", b"sdkKey")])
         self._main: _Responses | None = None
         self._others: dict[Dialect, _Responses] = {}
         self._fetching: dict[Dialect, asyncio.Task[_Responses | None]] = {}
@@ -71,7 +73,6 @@ class SettingsApi:
 
     def settings_changed(self, snapshot: Snapshot) -> None:
         self._main = _responses(snapshot.served)
-        self._check_account.forget()
         self._make_stale()
 
     def settings(self, request: Request) -> Response | Awaitable[Response]:
@@ -79,7 +80,7 @@ class SettingsApi:
         if snapshot is None or self._main is None:
             return self._settings_when_loaded(request)
         if request.query:
-            self._check_account_in(request, snapshot)
+            self._environments.of(request)
             dialect = _dialect(request.query)
             if dialect != MAIN and self._fetch_dialect is not None:
                 return self._settings_in(dialect, self._fetch_dialect, request)
@@ -91,8 +92,7 @@ class SettingsApi:
         Requests during a refresh share it, because the current document may be older than the change that these
         clients were notified of.
         """
-        if self._mirror.current is not None:
-            self._check_account_in(request, self._mirror.current)
+        self._environments.of(request)
         if self._pulling is None:
             self._pulling = asyncio.create_task(self._refresh_after_pause())
         await asyncio.shield(self._pulling)
@@ -122,9 +122,6 @@ class SettingsApi:
 
     def _make_stale(self) -> None:
         self._others = {dialect: other._replace(made_at=0.0) for dialect, other in self._others.items()}
-
-    def _check_account_in(self, request: Request, snapshot: Snapshot) -> None:
-        self._check_account(request.query, snapshot.settings.account_id, snapshot.settings.sdk_key)
 
     async def _settings_when_loaded(self, request: Request) -> Response:
         try:

@@ -61,7 +61,6 @@ class AdminApi:
 
     def __post_init__(self) -> None:
         self._history = History(self.status, self.latencies)
-        self.queue.on_commit = self.recent.note
 
     def start(self) -> None:
         self._history.start()

@@ -22,17 +22,6 @@ GAUGES = ("waiting", "dead", "lag_ms")
 QUANTILES = {"p50_ms": 0.5, "p99_ms": 0.99}  # of the latency in each second
 
 
-@dataclass(slots=True)
-class RequestCounts:
-    """The number of requests to data routes completed by this worker, for its record on the scoreboard."""
-
-    total: int = 0
-    decisions: int = 0
-
-    def as_record(self) -> dict[str, int]:
-        return {"total": self.total, "decisions": self.decisions}
-
-
 def request_latencies(memory: SharedCounters) -> list[int]:
     """Return the number of requests of all workers in each of REQUEST_BUCKETS, and of longer ones."""
     rows = [row.counts for row in memory.read_all()]

@@ -1,4 +1,5 @@
-"""Everything of one account and SDK key: its decisions and their inputs.
+"""Everything of one account and SDK key: its parts, its decisions with their inputs, its requests.
 
-Only this room knows which inputs a decision needs and where they come from. Used by `api`, `console`, `process`, `cli`.
+Only this room compares accounts and keys, and knows which inputs a decision needs. Used by `api`, `console`, `process`,
+`cli`.
 """

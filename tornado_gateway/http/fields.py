@@ -4,7 +4,6 @@ Every function raises `RequestError` 400 with the name of the field and the expe
 """
 
 import re
-from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -26,7 +25,6 @@ _SURROGATE_BYTES = re.compile(
     b"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]|\xed[\xa0-\xbf][\x80-\xbf]"
 )  # no character of UTF-8 has such bytes
 MAX_REPAIRS = 50_000  # surrogates per body, at most 50 ms; a body with more is not JSON
-KNOWN_QUERIES = 1000  # checked query strings that are remembered
 
 
 def json_object(body: bytes) -> Fields:
@@ -122,29 +120,6 @@ def parameter_text(raw: bytes) -> str | None:
         value = unquote_to_bytes(value).decode("utf-8", "replace")
     value = value.strip()
     return None if value in ABSENT_TEXTS else value
-
-
-class AccountCheck:
-    """The account in a query is optional, but must not be another one (wire contract A.1, E.7)."""
-
-    def __init__(self, account_keys: Sequence[tuple[bytes, bytes]]) -> None:
-        self._keys = account_keys  # (account parameter, key parameter)
-        self._known: set[bytes] = {b""}
-
-    def __call__(self, query: bytes, account_id: str, sdk_key: str) -> None:
-        if query in self._known:
-            return
-        for account_name, key_name in self._keys:
-            for name, own in ((account_name, account_id), (key_name, sdk_key)):
-                given = query_text(query, name)
-                if given is not None and given != own:
-                    raise RequestError(400, "accountId or sdkKey does not match this gateway")
-        if len(self._known) < KNOWN_QUERIES:
-            self._known.add(query)
-
-    def forget(self) -> None:
-        """Call when the account may have changed."""
-        self._known = {b""}
 
 
 def is_from_browser(request: Request) -> bool:

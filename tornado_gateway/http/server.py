@@ -56,9 +56,14 @@ class Server:
         # The second descriptor keeps the kernel's queue of new connections alive while stop() empties it.
         self._backlog = sock.dup()
         self._backlog.setblocking(False)
-        self._listener = await asyncio.get_running_loop().create_server(
-            self._new_connection, sock=sock, backlog=4096, **self._tls_options()
-        )
+        try:
+            self._listener = await asyncio.get_running_loop().create_server(
+                self._new_connection, sock=sock, backlog=4096, **self._tls_options()
+            )
+        except BaseException:
+            self._backlog.close()
+            sock.close()
+            raise
         self._sweep()
 
     def _tls_options(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import time
 
 PORT_SECONDS = 2.0  # how long killed workers of a former run may take to release the port
 RETRY_SECONDS = 0.05
+PORT_REMEDY = "Use another HOST or PORT, or end the process that listens there."
 
 
 def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
@@ -21,7 +22,7 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
         sock.bind((host, port))
     except OSError as error:
         sock.close()
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}. {PORT_REMEDY}") from error
     return sock
 
 

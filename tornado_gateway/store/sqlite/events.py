@@ -83,7 +83,7 @@ class SqliteEvents:
             raise StoreError(f"the event log in {self._directory} cannot be opened: {error}") from error
         self._log = path.stem
         await self._database.open(path, self._set_up)
-        await self._database.run(letters.attach_dead_letters, self._space, self._directory / "dead.db")
+        await self._attach_dead_letters(self._directory / "dead.db")
         await self._checkpoints.open(path, self._set_up)
         self._ids.last = await self._database.run(table.last_id)
         self._memory.restart(self._ids.last)
@@ -92,6 +92,12 @@ class SqliteEvents:
         except StoreError as error:
             logger.error("the events of an ended worker cannot be taken over yet: %s", error)
         await self._report_start()
+
+    async def _attach_dead_letters(self, path: Path) -> None:
+        try:
+            await self._database.run(letters.attach_dead_letters, self._space, path)
+        except StoreError as error:
+            raise StoreError(f"{path} cannot be opened: {error.__cause__}") from error
 
     async def _report_start(self) -> None:
         self._space.keep_reserve()

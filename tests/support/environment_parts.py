@@ -1,0 +1,36 @@
+"""An environment around a test's own settings and queue."""
+
+from typing import Any
+
+from tornado_gateway.enrichment.lists import ListChecks
+from tornado_gateway.environments.environment import Environment
+from tornado_gateway.environments.registry import Environments
+from tornado_gateway.events.flusher import Flusher
+from tornado_gateway.events.queue import EventQueue
+from tornado_gateway.store.interfaces import Store
+from tornado_gateway.telemetry.waiting import Watch
+from tornado_gateway.upstream.client import DiscardingSink
+
+
+async def no_member(list_id: str, value: str) -> bool:
+    return False
+
+
+def environment_of(
+    mirror: Any, queue: EventQueue, store: Store, *, sdk_key: str | None = None, **parts: Any
+) -> Environment:
+    """An environment with this mirror, or a stand-in for it, and this queue. `parts` replaces other parts."""
+    defaults: dict[str, Any] = {
+        "upstream": None,
+        "flusher": Flusher(store.events, queue, DiscardingSink(), events_per_request=100, interval_seconds=60),
+        "lists": ListChecks(no_member),
+        "waiting": Watch(store.events, lambda: queue.counts.waiting, 60),
+        "load_device": lambda: None,
+        "settings_seconds": 5.0,
+        "flush_seconds": 5.0,
+    }
+    return Environment(sdk_key=sdk_key, mirror=mirror, events=queue, **(defaults | parts))
+
+
+def environments_of(mirror: Any, queue: EventQueue, store: Store, *, sdk_key: str | None = None) -> Environments:
+    return Environments(environment_of(mirror, queue, store, sdk_key=sdk_key))

@@ -1,0 +1,74 @@
+"""Adoption: the events of workers that have ended move into the log of this worker."""
+
+import asyncio
+import contextlib
+import logging
+import random
+
+from tornado_gateway.environments.environment import Environment
+from tornado_gateway.errors import StoreError
+from tornado_gateway.store.sqlite.events import SqliteEvents
+from tornado_gateway.telemetry.scoreboard import Scoreboard
+
+logger = logging.getLogger(__name__)
+
+ADOPT_SECONDS = 10.0  # between two looks for the event log of a dead worker
+
+
+class Adoption:
+    """Takes over the events of workers that have ended without being replaced, or with events left.
+
+    Create it before the store is opened, because opening already takes over a log. `log` is None for a store that
+    needs no adoption. `stopping` ends it.
+    """
+
+    def __init__(
+        self,
+        log: SqliteEvents | None,
+        environment: Environment,
+        scoreboard: Scoreboard,
+        stopping: asyncio.Event,
+        *,
+        interval_seconds: float = ADOPT_SECONDS,
+    ) -> None:
+        self._log = log
+        self._environment = environment
+        self._scoreboard = scoreboard
+        self._stopping = stopping
+        self._interval_seconds = interval_seconds
+        self._retirements = scoreboard.retirements  # when logs were last taken over
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def adopted(self) -> int:
+        """The number of processes that had ended when their logs were last taken over and counted here."""
+        return self._retirements if self._environment.has_counted else 0
+
+    def start(self) -> None:
+        if self._log is not None:
+            self._task = asyncio.create_task(self._run(self._log))
+
+    async def stop(self) -> None:
+        """Wait for the end. An adoption is not cut off: its lock on the other log would go before the move is done."""
+        if self._task is not None:
+            await self._task
+
+    async def _run(self, log: SqliteEvents) -> None:
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), self._interval_seconds * random.uniform(0.5, 1.0))
+                return
+            await self._adopt(log)
+
+    async def _adopt(self, log: SqliteEvents) -> None:
+        ended = self._scoreboard.retirements
+        try:
+            try:
+                if moved := await log.adopt():
+                    logger.info("%d events of a worker that has ended are taken over", moved)
+            finally:  # a part may have been taken over
+                await self._environment.events.count_adopted()
+        except (StoreError, OSError) as error:
+            logger.error("the events of an ended worker cannot be taken over yet: %s", error)
+        else:
+            self._retirements = ended

@@ -1,0 +1,422 @@
+"""Assembly: all parts of one worker, made from the configuration. The only module that knows most of the others."""
+
+import asyncio
+import os
+import secrets
+import socket
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tornado.httputil import HTTPServerConnectionDelegate
+
+from tornado_gateway import __version__, core
+from tornado_gateway.api.aliases import AliasesApi
+from tornado_gateway.api.events import EventsApi
+from tornado_gateway.api.flags import FlagsApi
+from tornado_gateway.api.lists import ListsApi
+from tornado_gateway.api.router import Endpoints, Router
+from tornado_gateway.api.routes import DECISIONS
+from tornado_gateway.api.settings import SettingsApi
+from tornado_gateway.api.visitors import VisitorsApi
+from tornado_gateway.config import Config
+from tornado_gateway.console.admin_pages import AdminApi
+from tornado_gateway.console.auth import Auth
+from tornado_gateway.console.explain import Explainer
+from tornado_gateway.console.overview import request_latencies
+from tornado_gateway.console.pages import build_application
+from tornado_gateway.enrichment.device import DeviceReader
+from tornado_gateway.enrichment.lists import ListChecks
+from tornado_gateway.enrichment.location import LocationReader
+from tornado_gateway.enrichment.location_download import (
+    CONNECT_SECONDS,
+    DOWNLOAD_SECONDS,
+    LARGEST_ARCHIVE_BYTES,
+    GeoRefresh,
+    download,
+)
+from tornado_gateway.environments.environment import Environment
+from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
+from tornado_gateway.environments.registry import Environments
+from tornado_gateway.errors import StoreError
+from tornado_gateway.events.flusher import EventSink, Flusher
+from tornado_gateway.events.queue import EventQueue
+from tornado_gateway.http.certificates import Certificates
+from tornado_gateway.http.client_address import ClientAddress
+from tornado_gateway.http.cors import Cors
+from tornado_gateway.http.limits import Limits, ServerOptions
+from tornado_gateway.http.request_ids import Tracing
+from tornado_gateway.http.server import Server
+from tornado_gateway.process.adoption import Adoption
+from tornado_gateway.process.counters import new_counters
+from tornado_gateway.process.parts import Part, explaining
+from tornado_gateway.process.publication import Publication
+from tornado_gateway.process.redis_options import redis_options
+from tornado_gateway.process.sockets import PORT_REMEDY
+from tornado_gateway.process.status import instance_status
+from tornado_gateway.process.worker_process import WorkerSlot
+from tornado_gateway.settings.mirror import Fetch, SettingsMirror
+from tornado_gateway.settings.stored import document_name
+from tornado_gateway.store.interfaces import SHARED, Identity, Store
+from tornado_gateway.store.sqlite.events import SqliteEvents, open_sqlite
+from tornado_gateway.telemetry import waiting
+from tornado_gateway.telemetry.counters import SharedCounters
+from tornado_gateway.telemetry.observer import Observer
+from tornado_gateway.telemetry.prometheus import About, Exposition
+from tornado_gateway.upstream.client import Dialect, DiscardingSink, Upstream
+from tornado_gateway.upstream.curl import CurlPool
+
+COMMIT_SECONDS = 5.0  # a commit that takes longer, besides the time-outs of Redis, is reported as stalled
+FLUSH_SHARE = 0.5  # of SHUTDOWN_SECONDS that the last flush may take
+
+STORE_REMEDY = (
+    "Make DATA_DIR a directory that the gateway's user may write to. If a file in it is damaged, move it elsewhere: the"
+    " next start creates a new one."
+)
+TLS_REMEDY = "Correct the files of TLS_CERT_PATH and TLS_KEY_PATH, or unset both to serve without TLS."
+GEO_MAP_REMEDY = "Correct the file, or unset GEO_MAP_FILE."
+UA_MAP_REMEDY = "Correct the file, or unset UA_MAP_FILE."
+
+
+class Assembly:
+    """Makes the parts of a worker and connects them. Nothing is started here.
+
+    What all environments share is made first: store, location, device. `stopping` is set when the worker begins to
+    stop. `stuck_after_seconds` replaces the time after which waiting events count as stuck.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        slot: WorkerSlot,
+        memory: SharedCounters | None = None,
+        stuck_after_seconds: float | None = None,
+    ) -> None:
+        self._config = config
+        self._slot = slot
+        self._memory = memory or new_counters(slot.scoreboard.rows)
+        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self.stopping = asyncio.Event()
+        self._observer = Observer(self._memory, slot.row, slot.generation)
+        self._store = build_store(config, self._owner)
+        with explaining(GEO_MAP_REMEDY):
+            self._location = LocationReader(
+                config.location_database, config.geo_map_file, copy_directory=config.data_dir
+            )
+        with explaining(UA_MAP_REMEDY):
+            self._device = DeviceReader(map_file=config.ua_map_file)
+        with explaining(TLS_REMEDY):
+            self._certificates = build_certificates(config)
+        self.environments = Environments(self._build_environment(stuck_after_seconds))
+        self._evaluator = self._build_evaluator()
+        self._admin = self._build_admin()
+        self.server = self._build_server()
+        self._adoption = self._build_adoption()
+        self.publication = self._build_publication()
+
+    def parts(self) -> list[Part]:
+        """Return the parts in the order of their start. They stop in the reverse order: requests first."""
+        environment, server, deadline = self.environments.default, self.server, self._config.shutdown_seconds
+        return [
+            Part("publication", self.publication.start, self.publication.stop),
+            Part("store", self._store.open, self._store.close, STORE_REMEDY),
+            *self._location_parts(),
+            Part("environment", environment.start, environment.stop, STORE_REMEDY),
+            Part("adoption", self._adoption.start, self._adoption.stop),
+            *([Part("certificates", self._certificates.start, self._certificates.stop)] if self._certificates else []),
+            Part(
+                "server",
+                lambda: server.listen(sock=self._slot.sock),
+                lambda: server.stop(deadline * (1 - FLUSH_SHARE)),
+                PORT_REMEDY,
+            ),
+            Part("lag measurement", self._observer.start, self._observer.stop),
+            Part("history", self._admin.start, self._admin.stop),
+        ]
+
+    def status(self) -> dict[str, Any]:
+        """Return the body of /status: the whole instance, whichever worker is asked."""
+        self.publication.publish()
+        return instance_status(self._slot.scoreboard, __version__)
+
+    # --- Environment ---
+
+    def _build_environment(self, stuck_after_seconds: float | None) -> Environment:
+        config, store = self._config, self._store
+        upstream = build_upstream(config)
+        events = build_queue(config, store)
+        mirror = self._build_mirror(upstream)
+        flusher = Flusher(
+            store.events,
+            events,
+            choose_sink(config, upstream),
+            events_per_request=config.events_per_request,
+            interval_seconds=config.flush_seconds,
+        )
+        upstream.on_response = self._observer.upstream_responded
+        mirror.on_poll = self._observer.polled
+        flusher.on_request = self._observer.flushed
+        watch = waiting.Watch(
+            store.events,
+            lambda: events.counts.waiting,
+            stuck_after_seconds or waiting.stuck_after(config.flush_seconds, config.socket_timeout_seconds),
+            is_shared=config.uses_redis,
+        )
+        environment = Environment(
+            sdk_key=config.sdk_key,
+            upstream=upstream,
+            mirror=mirror,
+            events=events,
+            flusher=flusher,
+            lists=ListChecks(_no_member if config.is_offline else upstream.check_attribute),
+            waiting=watch,
+            load_device=self._device.load,
+            settings_seconds=config.socket_timeout_seconds,
+            flush_seconds=config.shutdown_seconds * FLUSH_SHARE,
+        )
+        mirror.subscribe(environment.settings_changed)
+        return environment
+
+    def _build_mirror(self, upstream: Upstream) -> SettingsMirror:
+        config = self._config
+        return SettingsMirror(
+            self._store.state,
+            settings_source(config, upstream),
+            name=document_name(config.account.id or "file", config.account.sdk_key, "server-1"),
+            owner=self._owner,
+            source="file" if config.is_offline else "upstream",
+            poll_seconds=config.poll_seconds,
+            sdk=core.Sdk(config.sdk_name, __version__),
+            bootstrap=None if config.is_offline else config.settings_file,
+        )
+
+    # --- Routes and pages ---
+
+    def _build_evaluator(self) -> Evaluator:
+        config, state = self._config, self._store.state
+        return Evaluator(
+            self._location,
+            self._device,
+            self.environments.default.lists,
+            aliases=state if config.aliasing_enabled else None,
+            sticky=StickyDecisions(state, config.sticky_seconds) if config.sticky_decisions else None,
+        )
+
+    def _build_router(self) -> Router:
+        config, environment = self._config, self.environments.default
+        client_address = ClientAddress(config.trusted_proxies)
+        flags = FlagsApi(self.environments, environment.events, self._evaluator, self._observer.decided)
+        settings_api = self._build_settings_api()
+        endpoints = Endpoints(
+            flags,
+            EventsApi(
+                self.environments, environment.events, client_address, slice_events=config.max_events_per_request
+            ),
+            settings_api,
+            VisitorsApi(
+                self._location,
+                self._device,
+                client_address,
+                ip_fallback=config.client_ip_fallback,
+                serves_browsers=config.cors_config_required,
+            ),
+            ListsApi(environment.lists, environment.upstream),
+            AliasesApi(self._store.state),
+        )
+        disabled = () if config.decision_required else (DECISIONS,)
+        router = Router(endpoints, disabled=disabled, serves_browsers=config.cors_config_required)
+        environment.mirror.subscribe(self.environments.settings_changed, router.settings_changed)
+        environment.mirror.subscribe(flags.settings_changed, settings_api.settings_changed)
+        return router
+
+    def _build_settings_api(self) -> SettingsApi:
+        config, environment = self._config, self.environments.default
+        return SettingsApi(
+            self.environments,
+            environment.mirror,
+            settings_source(config, environment.upstream, pull=True),
+            None if config.is_offline else environment.upstream.fetch_settings,
+            poll_seconds=config.poll_seconds,
+            wait_seconds=config.socket_timeout_seconds,
+            webhook_token=config.webhook_token,
+        )
+
+    def _build_admin(self) -> AdminApi:
+        environment, explainer = self.environments.default, Explainer(self._evaluator)
+        latencies = partial(request_latencies, self._memory)
+        admin = AdminApi(
+            environment.mirror,
+            environment.events,
+            self._store.events,
+            explainer,
+            self._location,
+            self.status,
+            latencies,
+        )
+        environment.events.on_commit = admin.recent.note
+        return admin
+
+    def _build_pages(self) -> HTTPServerConnectionDelegate:
+        config = self._config
+        about = About(__version__, config.event_queue_limit)
+        exposition = Exposition(self._memory, self._slot.scoreboard, about, lambda: self.publication.publish())
+        return build_application(
+            self.environments.default.mirror,
+            self.status,
+            self.stopping.is_set,
+            self._admin,
+            # `serve` has chosen the token before it started this worker. Without one, no request is authorized.
+            Auth(config.admin_token or secrets.token_urlsafe(), config.trusted_proxies),
+            exposition.render,
+        )
+
+    def _build_server(self) -> Server:
+        config = self._config
+        router = self._build_router()
+        tracing = Tracing(Cors(config.cors_allowed_origins).header_lines if config.cors_config_required else None)
+        options = ServerOptions(
+            self._observer.sampled(router.find),
+            self._build_pages(),
+            limits=Limits(max_body_bytes=config.max_body_bytes, keep_alive_seconds=config.keep_alive_seconds),
+            body_limit=lambda path: config.max_batch_bytes if router.takes_batches(path) else config.max_body_bytes,
+            on_answer=tracing.noting(self._observer.responded),
+            extra_header_lines=tracing.header_lines,
+            echo_headers=tracing.echo_headers,
+            lenient=router.is_sdk_path,
+        )
+        return Server(options, self._certificates.context if self._certificates else None)
+
+    # --- Work beside requests ---
+
+    def _build_adoption(self) -> Adoption:
+        log = self._store.events if isinstance(self._store.events, SqliteEvents) else None
+        return Adoption(log, self.environments.default, self._slot.scoreboard, self.stopping)
+
+    def _build_publication(self) -> Publication:
+        return Publication(
+            self._slot,
+            self._observer,
+            self.environments.default,
+            self._store.events,
+            self._location,
+            self._device,
+            self.server,
+            self._adoption,
+            self.stopping,
+            is_shared=self._config.uses_redis,
+        )
+
+    def _location_parts(self) -> list[Part]:
+        parts = [Part("location", partial(open_location, self._location), self._location.stop)]
+        config = self._config
+        if config.maxmind_license_key is not None and config.maxmind_user_id is not None and not config.maxmind_db_path:
+            parts.append(location_download(config, self._store, self._location, self._owner))
+        return parts
+
+
+def build_store(config: Config, owner: str) -> Store:
+    """Return the embedded store; with Redis, that one, and the embedded event log for the time when Redis fails."""
+    if not config.uses_redis:
+        return open_sqlite(config.data_dir, config.store_sync, config.namespace)
+    from tornado_gateway.store.redis.events import open_redis  # what a gateway without Redis need not load
+    from tornado_gateway.store.redis.takeover import take_over
+    from tornado_gateway.store.spill import SpillingEvents
+
+    options = redis_options(config)
+    redis = open_redis(options, config.namespace, owner)
+    local = SqliteEvents(config.data_dir, config.store_sync)
+    patience_seconds = 2 * config.socket_timeout_seconds  # Redis itself has given up by then
+    events = SpillingEvents(redis.events, local, patience_seconds=patience_seconds)
+    return Store(events, redis.state, take_over(options, config.former_namespace, config.namespace, owner))
+
+
+def build_upstream(config: Config) -> Upstream:
+    return Upstream(
+        config.upstream_url,
+        config.collect_url,
+        *config.account,
+        sdk_name=config.sdk_name,
+        sdk_version=__version__,
+        timeout_seconds=config.socket_timeout_seconds,
+    )
+
+
+def build_queue(config: Config, store: Store) -> EventQueue:
+    events = EventQueue(
+        store.events,
+        limit=config.event_queue_limit,
+        chunk_events=config.events_per_request,
+        dead_letter_limit=config.dead_letter_limit,
+        durable=config.event_ack == "durable",
+        shared=config.uses_redis,
+        decisions_need_store=config.event_queue_full == "refuse",
+        commit_seconds=COMMIT_SECONDS + (2 * config.socket_timeout_seconds if config.uses_redis else 0),
+    )
+    events.identity = Identity(*config.account)
+    return events
+
+
+def choose_sink(config: Config, upstream: Upstream) -> EventSink:
+    """Return upstream. Without an account, events are only sent if a collector is configured explicitly."""
+    has_collector = any(config.source(name) != "default" for name in ("UPSTREAM_URL", "COLLECT_URL"))
+    return upstream if has_collector or not config.is_offline else DiscardingSink()
+
+
+def settings_source(config: Config, upstream: Upstream, *, pull: bool = False) -> Fetch:
+    """Return the function that gets the settings: SETTINGS_FILE if there is no key, else upstream."""
+    file = config.settings_file
+    if config.is_offline and file is not None:
+        return lambda: _read_file(file)
+    return lambda: upstream.fetch_settings(Dialect(), pull=pull)
+
+
+def build_certificates(config: Config) -> Certificates | None:
+    if config.tls_cert_path and config.tls_key_path:
+        return Certificates(config.tls_cert_path, config.tls_key_path)
+    return None
+
+
+async def open_location(location: LocationReader) -> None:
+    await asyncio.to_thread(location.open)  # half a second for a full-size database
+    location.start()
+
+
+def location_download(config: Config, store: Store, location: LocationReader, owner: str) -> Part:
+    """Return the part that downloads the location database while this worker holds the lease."""
+    client = CurlPool(
+        connect_seconds=CONNECT_SECONDS,
+        timeout_seconds=DOWNLOAD_SECONDS,
+        max_response_bytes=LARGEST_ARCHIVE_BYTES,
+    )
+    fetch = partial(
+        download,
+        client,
+        user_id=str(config.maxmind_user_id),
+        license_key=str(config.maxmind_license_key),
+        directory=config.data_dir,
+    )
+    lease = partial(_holds_download_lease, store, config.data_dir, owner)
+    refresh = GeoRefresh(fetch, config.downloaded_location_database, lease, location.check)
+
+    async def stop() -> None:
+        await refresh.stop()
+        client.close()
+
+    return Part("location download", refresh.start, stop)
+
+
+async def _holds_download_lease(store: Store, directory: Path, owner: str) -> bool:
+    """Return whether this worker is the downloader of its directory: one for each, whatever else its workers share."""
+    try:
+        return await store.state.acquire_lease(f"{SHARED}geoip:{socket.gethostname()}:{directory.resolve()}", owner)
+    except StoreError:
+        return False
+
+
+async def _no_member(list_id: str, value: str) -> bool:
+    """Return False: without upstream, no list is known."""
+    return False
+
+
+async def _read_file(path: Path) -> bytes:
+    return path.read_bytes()

@@ -1,0 +1,123 @@
+"""Publication: the record and the counters of this worker, for /status and the metrics of all workers."""
+
+import asyncio
+import os
+import time
+from dataclasses import asdict
+from typing import Any
+
+from tornado_gateway.enrichment.device import DeviceReader
+from tornado_gateway.enrichment.location import LocationReader
+from tornado_gateway.environments.environment import Environment
+from tornado_gateway.http.server import Server
+from tornado_gateway.process.adoption import Adoption
+from tornado_gateway.process.worker_process import WorkerSlot
+from tornado_gateway.store.interfaces import EventStore
+from tornado_gateway.tasks import Periodic
+from tornado_gateway.telemetry.observer import Observer
+from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, WorkerRecord
+
+PUBLISH_SECONDS = 0.25  # maximum age of the numbers of other workers in /status
+
+
+class Publication:
+    """Publishes regularly, which is also the heartbeat of this worker. `is_shared`: other machines use the store."""
+
+    def __init__(
+        self,
+        slot: WorkerSlot,
+        observer: Observer,
+        environment: Environment,
+        store: EventStore,
+        location: LocationReader,
+        device: DeviceReader,
+        server: Server,
+        adoption: Adoption,
+        stopping: asyncio.Event,
+        *,
+        is_shared: bool,
+    ) -> None:
+        self._slot = slot
+        self._observer = observer
+        self._environment = environment
+        self._store = store
+        self._location = location
+        self._device = device
+        self._server = server
+        self._adoption = adoption
+        self._stopping = stopping
+        self._is_shared = is_shared
+        self._started_at = time.monotonic()
+        self._timer = Periodic(self.publish, PUBLISH_SECONDS, jitter=0.1)
+
+    def start(self) -> None:
+        self.publish()
+        self._timer.start()
+
+    def stop(self) -> None:
+        """Stop, and publish the final numbers."""
+        self._timer.stop()
+        self.publish()
+
+    def publish(self) -> None:
+        """Publish everything now."""
+        self._slot.scoreboard.beat(self._slot.row)
+        self._observer.count_lookups("location", self._location.hits, self._location.misses)
+        self._observer.count_lookups("device", self._device.hits, self._device.misses)
+        failure = self._store.failure
+        self._observer.publish(
+            {
+                "geo_built_at": self._location.build_epoch,
+                "degraded": float(bool(self._environment.events.failure or failure)),
+                "redis_up": float(not failure) if self._is_shared else None,
+            }
+        )
+        self._slot.scoreboard.publish(self._slot.row, self._record())
+
+    def _record(self) -> WorkerRecord:
+        """Return the part of this worker's state that other workers may see."""
+        requests, decisions = self._observer.totals()
+        return {
+            "pid": os.getpid(),
+            "slot": self._slot.number,
+            "row": self._slot.row,
+            "generation": self._slot.generation,
+            "adopted": self._adoption.adopted,
+            "is_queue_shared": self._is_shared,
+            "uptime_seconds": round(time.monotonic() - self._started_at, 3),
+            "state": self._state(),
+            "connections": self._server.connections,
+            "in_flight": self._server.in_flight,
+            "requests": {"total": requests, "decisions": decisions},
+            **_environment_record(self._environment, self._store.failure),
+        }
+
+    def _state(self) -> str:
+        if self._stopping.is_set():
+            return "stopping"
+        return "serving" if self._server.port else "starting"
+
+
+def _environment_record(environment: Environment, store_failure: str | None) -> dict[str, Any]:
+    mirror, flusher = environment.mirror, environment.flusher
+    not_sent = environment.events.failure or store_failure or flusher.last.error
+    snapshot, poll, flush = mirror.current, mirror.last_poll, flusher.last
+    return {
+        "settings": {
+            "version": snapshot.settings.version if snapshot else None,
+            "stored_version": snapshot.version if snapshot else None,
+            "age_seconds": mirror.age_seconds(),
+            "hash": snapshot.digest if snapshot else None,
+            "source": snapshot.source if snapshot else None,
+        },
+        "events": {name: getattr(environment.events.counts, name) for name in EVENT_COUNTS},
+        "reading": asdict(environment.waiting.reading(not_sent or flusher.retry_reason)),
+        "last_poll": {
+            "at": poll.at,
+            "age_seconds": poll.age_seconds(),
+            "instance": poll.instance,
+            "error": poll.error,
+        },
+        "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
+        "last_error": not_sent or poll.error,
+    }
