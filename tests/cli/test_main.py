@@ -1,0 +1,192 @@
+"""The command line, as a real process."""
+
+import os
+import pty
+import shutil
+import subprocess
+import sys
+
+import orjson
+import pytest
+from commands import evaluate, run
+from process import ROOT, SAMPLE_SETTINGS, Gateway, free_port, sample_document
+from vendor import Fault, Vendor
+
+
+def test_check_reports_the_settings_document():
+    result = run("check", SETTINGS_FILE=str(SAMPLE_SETTINGS))
+    assert result.returncode == 0, result.stderr
+    for key in ("new-checkout", "123456", "uses location"):
+        assert key in result.stdout
+
+
+def test_check_names_what_is_wrong_in_a_settings_document(tmp_path):
+    document = sample_document()
+    document["campaigns"][0]["variations"][0].pop("weight")
+    path = tmp_path / "bad.json"
+    path.write_bytes(orjson.dumps(document))
+    result = run("check", SETTINGS_FILE=str(path))
+    assert result.returncode == 1
+    assert "campaigns[0].variations[0]" in result.stderr
+    assert "weight" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "config"])
+def test_all_configuration_errors_are_listed_at_once_with_exit_code_2(command):
+    result = run(command, PORT="none", EVENT_ACK="maybe", SDK_KEY="secret-key-1234567890")
+    assert result.returncode == 2
+    for name in ("PORT", "EVENT_ACK", "ACCOUNT_ID"):
+        assert name in result.stderr
+    assert "secret-key" not in result.stderr
+
+
+def test_config_shows_values_where_they_come_from_and_no_secret():
+    result = run("config", "--port", "9000", SDK_KEY="secret-key-1234567890", ACCOUNT_ID="7")
+    assert result.returncode == 0, result.stderr
+    (port,) = (line for line in result.stdout.splitlines() if line.startswith("PORT "))
+    assert "9000" in port
+    assert "flag" in port
+    (key,) = (line for line in result.stdout.splitlines() if line.startswith("SDK_KEY "))
+    assert "7890" in key
+    assert "secret-key" not in result.stdout
+
+
+def test_an_unknown_flag_is_an_error_with_a_suggestion():
+    result = run("serve", "--prot", "9000", SETTINGS_FILE=str(SAMPLE_SETTINGS))
+    assert result.returncode == 2
+    assert "--port" in result.stderr
+
+
+def test_a_port_in_use_is_told_in_one_line(tmp_path):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        options = {"HOST": "127.0.0.1", "PORT": port, "WORKERS": "1", "DATA_DIR": str(tmp_path)}
+        result = run("serve", SETTINGS_FILE=str(SAMPLE_SETTINGS), **options)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert port in result.stderr
+
+
+def test_arguments_that_nobody_knows_are_an_error():
+    result = evaluate("--feature", "new-checkout", "--user", "user-1", "--explian")
+    assert result.returncode == 2
+    assert "--explian" in result.stderr
+
+
+def test_every_answer_can_be_json(tmp_path):
+    offline = {"SETTINGS_FILE": str(SAMPLE_SETTINGS), "DATA_DIR": str(tmp_path), "PORT": str(free_port())}
+    evaluated = evaluate("--feature", "new-checkout", "--user", "user-1", "--explain", "--json").stdout
+    assert orjson.loads(evaluated)["explanation"]
+    checked = orjson.loads(run("check", "--json", **offline).stdout)
+    assert checked["settings"]["account"] == "123456"
+    options = {row["name"]: row for row in orjson.loads(run("config", "--json", **offline).stdout)}
+    assert options["DATA_DIR"] == options["DATA_DIR"] | {"value": str(tmp_path), "source": "environment"}
+    assert orjson.loads(run("health", "--json", **offline).stdout)["status"].endswith("Connection refused")
+    assert orjson.loads(run("events", "status", "--json", **offline).stdout)["waiting"] == 0
+
+
+# Health
+
+
+def test_health_and_readiness_are_exit_codes(tmp_path):
+    with Vendor(sample_document()) as vendor:
+        vendor.settings_faults.append(Fault(status=500, times=1000))
+        with Gateway.of_vendor(tmp_path / "data", vendor) as gateway:
+            options = {"PORT": str(gateway.port)}  # the account is not needed
+            alive = run("health", **options)
+            assert (alive.returncode, alive.stdout.strip()) == (0, "ok")
+            ready = run("health", "--ready", **options)
+            assert ready.returncode == 1
+            assert ready.stdout.startswith("not ready: no settings yet")
+        gone = run("health", **options)
+        assert gone.returncode == 1
+        assert "no response from" in gone.stdout
+
+
+def test_health_does_not_load_the_server():
+    code = "import sys; import tornado_gateway.cli.main; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"tornado_gateway.process.worker", "tornado.web", "pycurl", "redis"} & set(loaded)
+
+
+# For people at a terminal
+
+
+def on_a_terminal(*arguments, **environment):
+    """What a person would see, stderr included."""
+    master, slave = pty.openpty()
+    variables = {"PATH": os.environ["PATH"], "TERM": "xterm", **environment}
+    command = [sys.executable, "-m", "tornado_gateway", *arguments]
+    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=variables, cwd=ROOT):
+        os.close(slave)
+        shown = b""
+        while True:
+            try:
+                data = os.read(master, 65536)
+            except OSError:  # the other end has been closed
+                break
+            if not data:
+                break
+            shown += data
+    os.close(master)
+    return shown.decode()
+
+
+def test_a_terminal_gets_colours_and_a_bar_unless_it_wants_none(graveyard, tmp_path):
+    doctor = on_a_terminal("doctor", **graveyard)
+    assert "\x1b[32mok  \x1b[0m" in doctor
+    assert "\x1b[" not in on_a_terminal("doctor", NO_COLOR="1", **graveyard)
+    export = on_a_terminal("events", "export", str(tmp_path / "dead.jsonl"), **graveyard)
+    assert "exporting [##" in export
+    assert "100%" in export
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_understood_by_their_shell(shell, tmp_path):
+    script = tmp_path / "completion"
+    script.write_text(run("completion", shell).stdout)
+    assert "requeue" in script.read_text()
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    subprocess.run([shell, "-n", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["ev"], {"events", "evaluate"}),
+        (["events", "re"], {"requeue"}),
+        (["serve", "--redis-sent"], {"--redis-sentinels", "--redis-sentinel-master"}),
+        (["completion", "z"], {"zsh"}),
+    ],
+)
+def test_bash_offers_what_can_be_typed(typed, offered, tmp_path):
+    script = tmp_path / "completion.bash"
+    script.write_text(run("completion", "bash").stdout)
+    words = " ".join(f"'{word}'" for word in ["tornado-gateway", *typed])
+    code = f"""
+        source {script}
+        function=$(complete -p tornado-gateway | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+        COMP_WORDS=({words}) COMP_CWORD={len(typed)} COMP_LINE="tornado-gateway {" ".join(typed)}"
+        $function tornado-gateway {typed[-1]!r}
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    answer = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60)
+    assert set(answer.stdout.split()) == offered, answer.stderr
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+    code = f"{sys.executable} -m tornado_gateway config | head -1"
+    environment = {"PATH": os.environ["PATH"], "SETTINGS_FILE": str(SAMPLE_SETTINGS)}
+    result = subprocess.run(["bash", "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["health"], ["events", "status"], ["geo", "update"]])
+def test_commands_know_the_options_of_serve(command):
+    """So that they look at the same gateway."""
+    text = run(*command, "--help").stdout
+    assert "--redis-sentinel-master" in text
+    assert "--json" in text
