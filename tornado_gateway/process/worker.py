@@ -48,6 +48,7 @@ from tornado_gateway.http.cors import Cors
 from tornado_gateway.http.limits import Limits, ServerOptions
 from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
+from tornado_gateway.process.open_files import max_connections, open_files_limit
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.process.status import instance_status
 from tornado_gateway.process.worker_process import WorkerSlot
@@ -166,7 +167,11 @@ class Worker:
                 Access(config.admin_token or secrets.token_urlsafe(), config.trusted_proxies),
                 exposition.render,
             ),
-            limits=Limits(max_body_bytes=config.max_body_bytes, keep_alive_seconds=config.keep_alive_seconds),
+            limits=Limits(
+                max_body_bytes=config.max_body_bytes,
+                keep_alive_seconds=config.keep_alive_seconds,
+                max_connections=max_connections(open_files_limit()),
+            ),
             body_limit=lambda path: config.max_batch_bytes if path.endswith(BATCH_PATH) else config.max_body_bytes,
             on_answer=tracing.noting(self.observer.responded),
             extra_header_lines=tracing.header_lines,
