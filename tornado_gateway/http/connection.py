@@ -27,6 +27,7 @@ from tornado_gateway.http.output import Output
 from tornado_gateway.http.reader import BODY, CONTINUE_DUE, ENDED, HEAD, IDLE, NO_EXPECTATION, Reader
 from tornado_gateway.http.request_ids import error_response, failure_response, log_fields, outcome
 from tornado_gateway.http.tornado_bridge import Page, PageContext
+from tornado_gateway.logs import ThrottledLog
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Activity:
         self.clients: set[Connection] = set()
         self.orphans: set[Connection] = set()  # the peer is gone, its requests are still being worked on
         self.tasks: set[asyncio.Future[Any]] = set()
+        self.log = ThrottledLog(logger)
 
 
 class Connection(asyncio.Protocol):
@@ -110,6 +112,7 @@ class Connection(asyncio.Protocol):
         clients.add(self)
         most = self.options.limits.max_connections
         if most and len(clients) > most:
+            self.activity.log.error("connections", "too many connections: beyond %d, new ones get a 503", most)
             self.reject(OVERLOADED)
 
     def data_received(self, data: bytes) -> None:

@@ -49,6 +49,7 @@ from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
 from tornado_gateway.process.adoption import Adoption
 from tornado_gateway.process.counters import new_counters
+from tornado_gateway.process.open_files import max_connections, open_files_limit
 from tornado_gateway.process.parts import Part, explaining
 from tornado_gateway.process.publication import Publication
 from tornado_gateway.process.redis_options import redis_options
@@ -277,7 +278,11 @@ class Assembly:
         options = ServerOptions(
             self._observer.sampled(router.find),
             self._build_pages(),
-            limits=Limits(max_body_bytes=config.max_body_bytes, keep_alive_seconds=config.keep_alive_seconds),
+            limits=Limits(
+                max_body_bytes=config.max_body_bytes,
+                keep_alive_seconds=config.keep_alive_seconds,
+                max_connections=max_connections(open_files_limit()),
+            ),
             body_limit=lambda path: config.max_batch_bytes if router.takes_batches(path) else config.max_body_bytes,
             on_answer=tracing.noting(self._observer.responded),
             extra_header_lines=tracing.header_lines,

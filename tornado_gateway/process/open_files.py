@@ -4,6 +4,7 @@ import resource
 
 NEEDED = 8192  # one for each connection of a busy worker, and about 60 of its own
 FEW = 1024  # fewer than a load balancer may open at once
+RESERVED = 128  # of a worker: databases, connections to VWO and Redis, and rejected clients that get their response
 
 
 def open_files_limit() -> int:
@@ -17,3 +18,8 @@ def is_sufficient(limit: int) -> bool:
 def shortage(limit: int) -> str:
     """Return the description of a limit that is not sufficient."""
     return f"each process may open {limit} files, and {NEEDED} are needed: one for each connection"
+
+
+def max_connections(limit: int) -> int:
+    """Return the number of clients that a worker may have, 0 for any. Beyond the limit the kernel would reset them."""
+    return 0 if limit == resource.RLIM_INFINITY else max(limit - RESERVED, limit // 4)

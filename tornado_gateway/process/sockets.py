@@ -4,6 +4,7 @@ import errno
 import socket
 import time
 
+PORT_REMEDY = "Use another HOST or PORT, or end the process that listens there."
 PORT_SECONDS = 2.0  # how long killed workers of a former run may take to release the port
 RETRY_SECONDS = 0.05
 PORT_REMEDY = "Use another HOST or PORT, or end the process that listens there."
@@ -39,5 +40,5 @@ def free_port(host: str, port: int, *, timeout_seconds: float = PORT_SECONDS) ->
                 return free
         except OSError as error:
             if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
-                raise
+                raise OSError(error.errno, f"{error.strerror}. {PORT_REMEDY}") from error
         time.sleep(RETRY_SECONDS)
