@@ -21,11 +21,27 @@ def formats():
 
 
 def pattern(text):
-    """Return the pattern of the lines of a format. "..." in a documented line is the value of a placeholder."""
     return re.compile(".*?".join(re.escape(part) for part in re.split(PLACEHOLDER, text)), re.DOTALL)
 
 
-PATTERNS = [pattern(text) for text in set(formats()) if len(re.findall(r"[a-z]{3,}", text)) > 0]
+def has_words(text):
+    return len(re.findall(r"[a-z]{3,}", re.sub(PLACEHOLDER, "", text))) > 0
+
+
+FORMATS = [text for text in set(formats()) if has_words(text)]
+
+
+def exists(line):
+    """Return whether a format has this line. "..." at its end stands for the rest of the line."""
+    start, dots, rest = line.partition("...")
+    if not dots or rest:
+        return any(pattern(text).fullmatch(line) for text in FORMATS)
+    return any(pattern(text[:end]).fullmatch(start.rstrip()) for text in FORMATS for end in ends(text))
+
+
+def ends(text):
+    """Yield the positions after each word of a format, from the first that has words before it."""
+    yield from (match.end() for match in re.finditer(rf"{PLACEHOLDER}|\w+\S?", text) if has_words(text[: match.end()]))
 
 
 def documented_lines():
@@ -37,8 +53,9 @@ def documented_lines():
 def test_every_documented_log_line_exists():
     lines = list(documented_lines())
     assert len(lines) > 15
-    assert [line for line in lines if not any(found.fullmatch(line) for found in PATTERNS)] == []
+    assert [line for line in lines if not exists(line)] == []
 
 
 def test_other_lines_are_found_to_be_unknown():
-    assert not any(found.fullmatch("upstream refused 3 events") for found in PATTERNS)
+    assert not exists("upstream refused 3 events")
+    assert not exists("upstream refused 3 events: ...")

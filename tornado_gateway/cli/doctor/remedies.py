@@ -5,7 +5,7 @@ from typing import NamedTuple
 OK, WARN, FAIL = "ok", "warn", "fail"
 
 REMEDIES = {
-    "configuration": "Correct the variable that is named; `tornado-gateway config` shows where each value comes from.",
+    "configuration": "Correct the option named above. `tornado-gateway config` shows the source of each value.",
     "key-refused": "Compare ACCOUNT_ID and SDK_KEY with the dashboard: account settings, and the SDK key of the"
     " environment (production, staging). A key that was revoked there is rejected as well.",
     "upstream-unreachable": "Check from this machine: `curl -v UPSTREAM_URL`. Name resolution, the firewall's outgoing"
@@ -18,25 +18,25 @@ REMEDIES = {
     " Inspect the response with `curl -i UPSTREAM_URL`.",
     "settings-unusable": "Fix the item named above in the VWO dashboard, or in SETTINGS_FILE. A running gateway keeps"
     " the last good settings.",
-    "collector-unreachable": "Check COLLECT_URL as UPSTREAM_URL: name, firewall, route. Events wait meanwhile.",
+    "collector-unreachable": "Check COLLECT_URL from this machine: name, firewall, route. Meanwhile, events wait.",
     "clock": "Set the clock with NTP (`timedatectl set-ntp true`): event times and TLS certificates depend on it.",
     "redis-unreachable": "Check REDIS_HOST and REDIS_PORT, that Redis runs (`redis-cli ping` from this machine), its"
     " `bind` and the firewall. Events go to DATA_DIR meanwhile.",
-    "redis-password": "Set REDIS_PASSWORD (and REDIS_USERNAME with ACLs) to what Redis expects.",
+    "redis-password": "Correct REDIS_PASSWORD (and REDIS_USERNAME with ACLs).",
     "redis-tls": "Both sides must agree: REDIS_ENABLE_TLS and Redis' tls-port, REDIS_TLS_CA_PATH for the authority,"
-    " REDIS_TLS_CERT_PATH if Redis asks for a client's certificate.",
+    " REDIS_TLS_CERT_PATH if Redis requires a client certificate.",
     "redis-failing": "Redis responds but cannot do its work: follow the message, or check its log (`INFO`, maxmemory,"
     " replica, ACL).",
     "redis-channels": "Allow the channel: `ACL SETUSER NAME '&{fme:*'`. Until then, other workers use changed settings"
     " some seconds later.",
     "geo-wanted": "Features ask for the location: set MAXMIND_DB_PATH, or MAXMIND_USER_ID and MAXMIND_LICENSE_KEY.",
-    "geo-absent": "Put the database there, or correct MAXMIND_DB_PATH; with a MaxMind account:"
+    "geo-absent": "Copy the database to this path, or correct MAXMIND_DB_PATH. With a MaxMind account, run"
     " `tornado-gateway geo update`.",
     "geo-broken": "Replace the file: with a MaxMind account by `tornado-gateway geo update`, otherwise by a new"
     " download. A running gateway keeps the last good one.",
-    "geo-old": "Refresh it: `tornado-gateway geo update`, or whatever brings the file to MAXMIND_DB_PATH.",
-    "data-dir": "Make DATA_DIR a directory that the gateway's user may write to: `chown tornado-gateway: DATA_DIR`;"
-    " in a container, mount a volume there.",
+    "geo-old": "Update it: `tornado-gateway geo update`, or replace the file at MAXMIND_DB_PATH.",
+    "data-dir": "Make DATA_DIR writable for the gateway's user: `chown tornado-gateway: DATA_DIR`. In a container,"
+    " mount a volume there.",
     "admin-token": "Fix the file as described, or set ADMIN_TOKEN. The gateway does not start without a token.",
     "admin-token-exposed": "Run `chmod 600 DATA_DIR/admin-token`; the next start does it as well. If other users have"
     " used the machine, delete the file and restart the gateway: it creates a new token.",
@@ -45,8 +45,8 @@ REMEDIES = {
     "disk-low": "Free space on the disk of DATA_DIR, or move it: while VWO is down, every event needs about 1 KB.",
     "open-files": "Raise the limit: LimitNOFILE in the service unit, `ulimits` of a container, `ulimit -n` in a shell."
     " Every connection needs one.",
-    "port-taken": "Another program listens there: find it with `ss -ltnp`, end it or choose another PORT.",
-    "port-forbidden": "Ports below 1024 need CAP_NET_BIND_SERVICE; HOST has to be an address of this machine.",
+    "port-taken": "Find the program that uses the port with `ss -ltnp`. Stop it, or choose another PORT.",
+    "port-forbidden": "Ports below 1024 need CAP_NET_BIND_SERVICE; HOST must be an address of this machine.",
     "certificate": "Install a certificate and its key that belong together and are valid; the gateway loads them"
     " by itself when the files change.",
     "certificate-ending": "Renew the certificate; the gateway loads it by itself when the files change.",
@@ -54,7 +54,7 @@ REMEDIES = {
     " reason.",
     "events-stuck": "Restart the gateway: waiting events stay stored and are sent after the start. If it happens again,"
     " report it with the log and /status.",
-    "events-dead": "See why with `tornado-gateway events list`, then `tornado-gateway events requeue` or"
+    "events-dead": "Find the reason with `tornado-gateway events list`, then run `tornado-gateway events requeue` or"
     " `tornado-gateway events export`.",
     "events-unreadable": "If a gateway runs, give this command its HOST, PORT and ADMIN_TOKEN; if none does, check"
     " the files in DATA_DIR.",
