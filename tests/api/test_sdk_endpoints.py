@@ -23,7 +23,7 @@ from vendor import Fault, Vendor
 from tornado_gateway.api.router import Api
 from tornado_gateway.enrichment import lists
 from tornado_gateway.errors import UpstreamError
-from tornado_gateway.http.client_address import MAX_HOPS, ClientAddress
+from tornado_gateway.http.fields import MAX_HOPS, ClientAddress
 from tornado_gateway.http.messages import Request
 
 JSON = "application/json; charset=utf-8"

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping
 
+from tornado_gateway.api.cors import respond_to_preflight
 from tornado_gateway.api.events import Collector
 from tornado_gateway.api.flags import Decisions
 from tornado_gateway.api.settings import SettingsApi
 from tornado_gateway.api.visitors import Lookups
-from tornado_gateway.http.cors import respond_to_preflight
 from tornado_gateway.http.messages import Handler, Request, Response, json_error
 from tornado_gateway.settings.mirror import Snapshot
 

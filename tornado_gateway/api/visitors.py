@@ -13,9 +13,9 @@ from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import RequestError, StoreError, UpstreamError
-from tornado_gateway.http.client_address import ClientAddress
 from tornado_gateway.http.fields import (
     ESCAPE,
+    ClientAddress,
     form_decoded,
     is_from_browser,
     json_object,

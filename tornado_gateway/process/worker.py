@@ -18,6 +18,7 @@ from typing import Any
 from tornado.ioloop import PeriodicCallback
 
 from tornado_gateway import __version__, core, logs
+from tornado_gateway.api.cors import Cors
 from tornado_gateway.api.events import Collector
 from tornado_gateway.api.flags import Decisions
 from tornado_gateway.api.router import Api
@@ -43,8 +44,7 @@ from tornado_gateway.errors import GatewayError, StoreError
 from tornado_gateway.events.flusher import EventSink, Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.certificates import Certificates
-from tornado_gateway.http.client_address import ClientAddress
-from tornado_gateway.http.cors import Cors
+from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
 from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
