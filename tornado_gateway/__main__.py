@@ -5,10 +5,10 @@ import sys
 
 
 def main() -> int:
-    """Run one command. Returns the exit code."""
+    """Run one command. Return the exit code."""
     if sys.argv[1:2] == ["serve"]:
-        # Before the rest is loaded, which takes a third of a second: for the PID 1 of a container the kernel drops
-        # signals that are neither handled nor blocked. `supervisor` takes those that arrive meanwhile.
+        # Before the other modules are loaded, which takes a third of a second: for the PID 1 of a container the kernel
+        # drops signals that are neither handled nor blocked. `supervisor` handles those that arrive in the meantime.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     from tornado_gateway.cli.main import main as run_command
 

@@ -3,12 +3,12 @@
 GatewayError
 ├── ConfigError        the configuration cannot be used; lists every problem
 ├── StartError         a worker cannot start; names cause and remedy
-├── RequestError       the client's request cannot be served; carries the HTTP status
+├── RequestError       the client's request cannot be served; has the HTTP status
 │   ├── QueueFullError the event queue accepts no events at the moment (503)
 │   └── NotLoadedError no settings have been loaded yet (503)
 ├── StoreError         the store cannot be read or written at the moment (503)
 ├── LocationError      a location database cannot be used, or cannot be fetched
-└── UpstreamError      VWO did not respond as expected; carries its status
+└── UpstreamError      the vendor's service failed; has its HTTP status
 
 `core.SettingsError` stands apart: the core imports nothing of the gateway.
 """
@@ -34,7 +34,7 @@ class StartError(GatewayError):
 
 
 class RequestError(GatewayError):
-    """A request that gets a response with `status` and `{"status":0,"error":message}`."""
+    """A request that gets the response `{"status":0,"error":message}` with `status`."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -56,7 +56,7 @@ class NotLoadedError(RequestError):
 
 
 class StoreError(GatewayError):
-    """The store could not do what it was asked. Nothing of it has been kept, unless only the response got lost.
+    """A failed operation of the store. It has stored nothing, unless only the reply was lost.
 
     `status` is that of the response to a request that needed the store.
     """
@@ -75,8 +75,8 @@ class LocationError(GatewayError):
 class UpstreamError(GatewayError):
     """The vendor's service failed.
 
-    `status` is its HTTP status, 0 when there was none (network, time-out); `retry_after_seconds` is what it asked for.
-    `cause` is the reason alone if there was no response, such as "Could not resolve host".
+    `status` is its HTTP status, 0 if there was none (network error, time-out); `retry_after_seconds` is the pause that
+    it requested. `cause` is the reason alone if there was no response, such as "Could not resolve host".
     """
 
     def __init__(self, message: str, status: int = 0, retry_after_seconds: float = 0.0, cause: str = "") -> None:

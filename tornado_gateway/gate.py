@@ -10,7 +10,7 @@ class Holder(Protocol):
     """An object that waits for a gate."""
 
     def flush(self) -> None:
-        """Continue: the gate is open."""
+        """Continue, because the gate is open."""
 
 
 class Gate:
@@ -40,7 +40,7 @@ class Gate:
             holder.flush()
 
     def fail(self, error: Exception) -> None:
-        """Release all holders, but with an error in the place of each held response, and of later ones."""
+        """Release all holders, with an error that replaces each held response and later ones."""
         if not self.is_open:
             self.failure = error
             self.open()

@@ -1,9 +1,9 @@
 """Logging of the whole process: one handler on stderr, set up once.
 
-- Lines are for people on a terminal and JSON elsewhere (LOG_FORMAT).
-- Whatever is written, tracebacks included, goes through one formatter that masks the secrets.
+- Lines are text on a terminal and JSON elsewhere (LOG_FORMAT).
+- One formatter writes all lines, tracebacks included, and masks the secrets in them.
 - A line about a failed request has the id of that request, which the caller passes on with the line
-  (`extra={"request_id": ...}`), so a request that does not fail pays nothing for it.
+  (`extra={"request_id": ...}`), so this costs nothing for requests that succeed.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 HUMAN = "%(asctime)s %(levelname)-5s %(name)s: %(message)s"
 MASK = "****"
-MAX_REASONS = 100  # that one ThrottledLog keeps apart: reasons may hold text from outside
-SHORTEST_SECRET = 4  # characters; masking anything shorter would tear words apart
+MAX_REASONS = 100  # per ThrottledLog, because reasons may contain text of clients
+SHORTEST_SECRET = 4  # characters; a shorter one is also a part of ordinary words
 
 
 def set_up(level: str, log_format: str = "auto", secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
-    """`level` is ERROR, INFO or DEBUG (LOG_LEVEL), `log_format` auto, human or json (LOG_FORMAT)."""
+    """Set up the handler. `level` is ERROR, INFO or DEBUG, `log_format` auto, human or json."""
     stream = stream or sys.stderr
     _secrets.clear()
     hide(*secrets)
@@ -35,7 +35,7 @@ def set_up(level: str, log_format: str = "auto", secrets: Iterable[str] = (), st
     handler = logging.StreamHandler(stream)
     handler.setFormatter(HumanFormatter() if is_human else JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # Tornado warns of each request for a page that does not exist.
+    # Tornado logs a warning for each request for a page that does not exist.
     logging.getLogger("tornado.general").setLevel(logging.DEBUG if level == "DEBUG" else logging.ERROR)
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
@@ -43,21 +43,19 @@ def set_up(level: str, log_format: str = "auto", secrets: Iterable[str] = (), st
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """The interpreter would print it past the handler, with whatever secret it holds."""
+    """Log an uncaught error, because the interpreter would print it without masking the secrets."""
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, traceback)
     else:
-        logger.critical("the process fails", exc_info=(kind, error, traceback))
+        logger.critical("uncaught error, the process ended", exc_info=(kind, error, traceback))
 
 
 def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_value is not None:
-        logger.critical("a thread has failed", exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
+        logger.critical("uncaught error, a thread ended", exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
 
 
-# --- secrets -----------------------------------------------------------------
-
-_secrets: dict[str, re.Pattern[str]] = {}  # patterns of hidden values; global, because logging is
+_secrets: dict[str, re.Pattern[str]] = {}  # global, as the logging of Python is
 
 
 def hide(*secrets: str | None) -> None:
@@ -75,9 +73,6 @@ def masked(text: str) -> str:
     return text
 
 
-# --- lines -------------------------------------------------------------------
-
-
 class HumanFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__(HUMAN)
@@ -92,7 +87,7 @@ class HumanFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: at (UTC), level, logger, message, pid, and when there are any request_id and exception."""
+    """One JSON object per line: at (UTC), level, logger, message, pid; request_id and exception if there are any."""
 
     def format(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))

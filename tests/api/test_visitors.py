@@ -15,7 +15,7 @@ from process import ROOT, Gateway, free_port
 from sdk.wire import ask, request_bytes
 from vendor import Vendor
 
-from tornado_gateway.http.client_address import MAX_HOPS, ClientAddress
+from tornado_gateway.http.fields import MAX_HOPS, ClientAddress
 from tornado_gateway.http.messages import Request
 
 

@@ -13,9 +13,9 @@ import orjson
 
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.events.queue import EventQueue
-from tornado_gateway.http.client_address import ClientAddress
 from tornado_gateway.http.fields import (
     ABSENT_TEXTS,
+    ClientAddress,
     Fields,
     is_from_browser,
     json_value,

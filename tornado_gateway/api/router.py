@@ -6,13 +6,13 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from tornado_gateway.api.aliases import AliasesApi
+from tornado_gateway.api.cors import respond_to_preflight
 from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.lists import ListsApi
 from tornado_gateway.api.routes import ROUTES, Guard
 from tornado_gateway.api.settings import SettingsApi
 from tornado_gateway.api.visitors import VisitorsApi
-from tornado_gateway.http.cors import respond_to_preflight
 from tornado_gateway.http.messages import Handler, Response, json_error
 from tornado_gateway.settings.mirror import Snapshot
 

@@ -8,8 +8,7 @@ from functools import lru_cache
 
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.http.client_address import ClientAddress
-from tornado_gateway.http.fields import is_from_browser, parameter_text, query_text, raw_query_value
+from tornado_gateway.http.fields import ClientAddress, is_from_browser, parameter_text, query_text, raw_query_value
 from tornado_gateway.http.messages import Request, Response
 
 UNKNOWN_LOCATION = Response(200, b'{"status":0}')

@@ -1,4 +1,4 @@
-"""Kinds of values, and the rows of the table: how a value is read from text, and shown as text again."""
+"""Kinds of values, which read a value from text and show it as text, and the rows of the table of options."""
 
 import ipaddress
 import os
@@ -42,7 +42,7 @@ def whole(low: int, high: int | None = None) -> Kind[int]:
 
 
 def decimal(low: float, high: float, scale: int = 1) -> Kind[float]:
-    """A number that is `scale` times larger outside than inside: 1000 for milliseconds kept as seconds."""
+    """Return the kind of a number that is `scale` times larger in text: 1000 for milliseconds kept as seconds."""
 
     def parse(text: str) -> float:
         if not re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,9})?", text) or not low <= float(text) <= high:
@@ -72,7 +72,7 @@ def _parse_boolean(text: str) -> bool:
 
 
 def _parse_host(text: str) -> str:
-    """A host name or an IP address; underscores are common in names of containers."""
+    """Parse a host name or an IP address. Names of containers often have underscores."""
     if re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?", text):
         return text
     return str(ipaddress.ip_address(text.removeprefix("[").removesuffix("]")))
@@ -117,7 +117,7 @@ def _show_address(address: tuple[str, int]) -> str:
 
 
 def _parse_origin(text: str) -> str:
-    """An origin as browsers send it: scheme and host in lower case, no path."""
+    """Parse an origin as browsers send it: scheme and host in lower case, no path."""
     if text == "*" or text == "null":
         return text
     origin = text.lower()
@@ -213,5 +213,5 @@ def flag_of(name: str) -> str:
 
 
 def mask(secret: str) -> str:
-    """A secret as it may be shown: its last four characters, or none of them if it is short."""
+    """Return the last four characters of a secret, or none of them if it is short."""
     return f"****{secret[-4:]}" if len(secret) >= 8 else "****"

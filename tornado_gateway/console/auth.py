@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
 from tornado_gateway.errors import RequestError
-from tornado_gateway.http.client_address import Network
+from tornado_gateway.http.fields import Network
 
 COOKIE = "fme_gateway_session"
 SESSION_SECONDS = 12 * 3600

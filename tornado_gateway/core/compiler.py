@@ -285,7 +285,7 @@ class _Compiler:
         )
 
     def reach(self, key: str, rules: tuple[Rule, ...], holdouts: tuple[Holdout, ...]) -> tuple[Needs, tuple[str, ...]]:
-        """Return the needs and the storage keys that a decision about one feature can look at."""
+        """Return the needs and the storage keys that a decision about one feature can read."""
         needs = [holdout.needs for holdout in holdouts]
         keys = {key: None}
         groups: dict[str, Group] = {}
@@ -336,14 +336,28 @@ class _Compiler:
             return None
         group_id = str(number)
         if group_id not in self.groups:
-            group = self.groups[group_id] = Group(group_id, MEG_KEY_PREFIX + group_id, f"{group_id}_".encode())
-            document = (self.document.get("groups") or {}).get(group_id)
-            if document is None or "name" not in document:
-                group.problem = f"group {group_id} does not exist or has no name"
+            self.groups[group_id] = _group(group_id, (self.document.get("groups") or {}).get(group_id))
         return self.groups[group_id]
 
     def fill_groups(self, linked: list[tuple[Rule, ...]], applicable: list[tuple[Holdout, ...]]) -> None:
         features = items_of(self.document["features"])
+        by_campaign, by_key = self.feature_indexes(features)
+        for group in self.groups.values():
+            if group.problem:
+                continue
+            members = self.document["groups"][group.id].get("campaigns") or []
+            try:
+                indexes = _features_of(members, features, by_campaign)
+            except ValueError:
+                group.run_problem = f"group {group.id} lists a campaign that is not a number: {members}"
+                continue
+            self.group_features[group.id] = tuple(
+                _group_feature(key, by_key[key], frozenset(members), linked, applicable)
+                for key in dict.fromkeys(features[index]["key"] for index in indexes)
+            )
+
+    def feature_indexes(self, features: list[Document]) -> tuple[dict[Any, list[int]], dict[str, list[int]]]:
+        """Return the positions of the features by the ids of their campaigns, and by their keys."""
         by_campaign: dict[Any, list[int]] = {}
         by_key: dict[str, list[int]] = {}
         for index, feature in enumerate(features):
@@ -351,30 +365,7 @@ class _Compiler:
             by_key.setdefault(feature["key"], []).append(index)
             for rule in feature["rules"]:
                 by_campaign.setdefault(rule["campaignId"], []).append(index)
-        for group in self.groups.values():
-            if group.problem:
-                continue
-            document = self.document["groups"][group.id]
-            members = document.get("campaigns") or []
-            group.is_random = document.get("et", 1) == 1
-            group.priority = tuple(document.get("p") or ())
-            group.weights = document.get("wt") or {}
-            try:
-                indexes = _features_of(members, features, by_campaign)
-            except ValueError:
-                group.run_problem = f"group {group.id} lists a campaign that is not a number: {members}"
-                continue
-            # If a key is repeated, the first feature wins, but the rules of all can be candidates.
-            keys = dict.fromkeys(features[index]["key"] for index in indexes)
-            self.group_features[group.id] = tuple(
-                GroupFeature(
-                    key,
-                    applicable[by_key[key][0]],
-                    tuple(rule for rule in linked[by_key[key][0]] if rule.kind is ROLLOUT),
-                    _candidates([rule for index in by_key[key] for rule in linked[index]], frozenset(members)),
-                )
-                for key in keys
-            )
+        return by_campaign, by_key
 
     # --- Variations by the keys in records ---
 
@@ -403,6 +394,17 @@ def _linked_variations(campaign: _Campaign, variation_id: Id | None) -> tuple[Va
     return campaign.variations
 
 
+def _group(group_id: str, document: Document | None) -> Group:
+    group = Group(group_id, MEG_KEY_PREFIX + group_id, f"{group_id}_".encode())
+    if document is None or "name" not in document:
+        group.problem = f"group {group_id} does not exist or has no name"
+        return group
+    group.is_random = document.get("et", 1) == 1
+    group.priority = tuple(document.get("p") or ())
+    group.weights = document.get("wt") or {}
+    return group
+
+
 def _features_of(members: list[str], features: list[Document], by_campaign: Mapping[Any, list[int]]) -> list[int]:
     """Return the features that have a rule for a member, in order of the members, then of the document."""
     found: dict[int, None] = {}
@@ -414,6 +416,19 @@ def _features_of(members: list[str], features: list[Document], by_campaign: Mapp
                 if rule["campaignId"] == campaign_id and variation_id in (None, rule.get("variationId")):
                     found.setdefault(index)
     return list(found)
+
+
+def _group_feature(
+    key: str,
+    indexes: list[int],
+    members: frozenset[str],
+    linked: list[tuple[Rule, ...]],
+    applicable: list[tuple[Holdout, ...]],
+) -> GroupFeature:
+    """If a key is repeated, the first feature wins, but the rules of all can be candidates."""
+    rollouts = tuple(rule for rule in linked[indexes[0]] if rule.kind is ROLLOUT)
+    candidates = _candidates([rule for index in indexes for rule in linked[index]], members)
+    return GroupFeature(key, applicable[indexes[0]], rollouts, candidates)
 
 
 def _candidates(rules: Iterable[Rule], members: frozenset[str]) -> tuple[Rule, ...]:

@@ -1,7 +1,7 @@
 """The conditions in a segment: each becomes a predicate when settings are compiled (decision engine 4.2 to 4.8).
 
 `CONDITIONS` has one row for each operator that compares something. A malformed condition becomes a predicate that
-aborts when it is reached, because evaluation is lazy: a node behind a short circuit must not harm.
+aborts when it is reached, because evaluation is lazy: a node that a short circuit skips must have no effect.
 """
 
 import re
@@ -64,12 +64,16 @@ def all_of(predicates: list[Predicate]) -> Predicate:
         return always
     if len(predicates) == 1:
         return predicates[0]
-    if len(predicates) == 2:
-        first, second = predicates
-        return lambda evaluation, properties, vwo_user_id: (
-            first(evaluation, properties, vwo_user_id) and second(evaluation, properties, vwo_user_id)
-        )
+    return _both(*predicates) if len(predicates) == 2 else _every(predicates)
 
+
+def _both(first: Predicate, second: Predicate) -> Predicate:
+    return lambda evaluation, properties, vwo_user_id: (
+        first(evaluation, properties, vwo_user_id) and second(evaluation, properties, vwo_user_id)
+    )
+
+
+def _every(predicates: list[Predicate]) -> Predicate:
     def every(evaluation: Evaluation, properties: Properties, vwo_user_id: object) -> bool:
         for predicate in predicates:  # noqa: SIM110 - a generator costs more than the loop
             if not predicate(evaluation, properties, vwo_user_id):

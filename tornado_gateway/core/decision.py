@@ -1,4 +1,4 @@
-"""`decide`: which variation of a feature a user sees, and why (decision engine 3.1 and 3.2)."""
+"""`decide` returns the variation of a feature that a user sees, and the reason (decision engine 3.1 and 3.2)."""
 
 from typing import Any
 

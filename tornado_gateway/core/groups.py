@@ -1,4 +1,4 @@
-"""Whether a user passes a rule: its segment, and its mutually exclusive group (decision engine 3.3 and 3.7).
+"""The check whether a user passes a rule: its segment and its mutually exclusive group (decision engine 3.3 and 3.7).
 
 A group lets each user see only one of its campaigns. Which one is found by evaluating all of them, so a decision about
 one feature evaluates rules of others here.

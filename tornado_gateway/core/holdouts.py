@@ -57,7 +57,7 @@ def holdout_ids(value: object) -> list[Any]:
 
 
 def _is_in(evaluation: Evaluation, holdout: Holdout) -> bool:
-    # The bucket is of the id, never of the bucketing seed.
+    """Evaluate the segment, then the bucket, which is that of the user id, never of the bucketing seed."""
     segment = holdout.segment
     properties = NULL if evaluation.properties is None else evaluation.properties
     trace = evaluation.trace
@@ -66,11 +66,9 @@ def _is_in(evaluation: Evaluation, holdout: Holdout) -> bool:
     bucket = None
     matched = False
     try:
-        if segment is None or segment(evaluation, properties, evaluation.vwo_user_id):
-            bucket = (
-                bucket_of(holdout.prefix + evaluation.user_id.encode(), TRAFFIC_BUCKETS) if evaluation.user_id else None
-            )
-            matched = bucket is not None and bucket <= holdout.percent_traffic
+        if (segment is None or segment(evaluation, properties, evaluation.vwo_user_id)) and evaluation.user_id:
+            bucket = bucket_of(holdout.prefix + evaluation.user_id.encode(), TRAFFIC_BUCKETS)
+            matched = bucket <= holdout.percent_traffic
     finally:
         if trace is not None:
             trace.close(bucket=bucket, matched=matched)

@@ -8,20 +8,19 @@ from tornado_gateway.core.types import UNSET, VWO_USER_ID, Evaluation, Predicate
 
 
 def record_node(node: object, predicate: Predicate, step: str) -> Predicate:
-    """Wrap the predicate of a segment node so that it leaves its result in the trace of the evaluation."""
+    """Wrap the predicate of a segment node so that its result is recorded in the trace of the evaluation."""
 
     def recorded(evaluation: Evaluation, properties: Properties, vwo_user_id: object) -> bool:
         trace = evaluation.trace
         if trace is None:
             return predicate(evaluation, properties, vwo_user_id)
         trace.open(step, node=node, **_actual(step, node, evaluation, properties, vwo_user_id))
+        result: bool | None = None
         try:
             result = predicate(evaluation, properties, vwo_user_id)
-        except BaseException:
-            trace.close(result=None)
-            raise
-        trace.close(result=result)
-        return result
+            return result
+        finally:
+            trace.close(result=result)
 
     return recorded
 

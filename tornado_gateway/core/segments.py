@@ -144,12 +144,16 @@ def _any(predicates: list[Predicate]) -> Predicate:
         return never_true
     if len(predicates) == 1:
         return predicates[0]
-    if len(predicates) == 2:
-        first, second = predicates
-        return lambda evaluation, properties, vwo_user_id: (
-            first(evaluation, properties, vwo_user_id) or second(evaluation, properties, vwo_user_id)
-        )
+    return _either(*predicates) if len(predicates) == 2 else _any_of(predicates)
 
+
+def _either(first: Predicate, second: Predicate) -> Predicate:
+    return lambda evaluation, properties, vwo_user_id: (
+        first(evaluation, properties, vwo_user_id) or second(evaluation, properties, vwo_user_id)
+    )
+
+
+def _any_of(predicates: list[Predicate]) -> Predicate:
     def any_of(evaluation: Evaluation, properties: Properties, vwo_user_id: object) -> bool:
         for predicate in predicates:  # noqa: SIM110 - a generator costs more than the loop
             if predicate(evaluation, properties, vwo_user_id):

@@ -1,4 +1,4 @@
-"""Why a decision ended as it did: the steps that `decide(trace=...)` leaves, and their lines for people."""
+"""The reasons of a decision: the steps that `decide(trace=...)` records, and their lines of text."""
 
 import json
 from collections.abc import Callable
@@ -43,8 +43,6 @@ def _explain(steps: list[Step], depth: int, lines: list[str]) -> None:
         lines.append("  " * depth + _LINES.get(step["step"], _other_line)(step))
         _explain(step.get("steps", []), depth + 1, lines)
 
-
-# --- Lines ---
 
 _MARKS = {True: "[x]", False: "[ ]", None: "[!]"}
 

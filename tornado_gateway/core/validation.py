@@ -6,9 +6,10 @@ allows them.
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 MOST_PROBLEMS = 20
+_KINDS_WITH_ONE_VARIATION: Final = ("FLAG_ROLLOUT", "FLAG_PERSONALIZE")
 
 
 class SettingsError(ValueError):
@@ -188,24 +189,31 @@ def _check_loadable(document: dict[str, Any], problems: Problems) -> None:
     """Check requirements beyond the schema, for documents that fulfil the schema."""
     if not document.get("sdkKey"):
         problems.add((None, "sdkKey"), "a string that is not empty", _shown(document.get("sdkKey", _ABSENT)))
-    kinds = {}
+    _check_weights_of_variations(document, problems)
+    _check_rules(document, problems)
+
+
+def _check_weights_of_variations(document: dict[str, Any], problems: Problems) -> None:
     for index, campaign in enumerate(items_of(document["campaigns"])):
         problems.yield_point()
-        kinds[campaign["id"]] = campaign
-        if campaign["type"] in ("FLAG_ROLLOUT", "FLAG_PERSONALIZE"):
+        if campaign["type"] in _KINDS_WITH_ONE_VARIATION:
             continue
         for place, variation in enumerate(items_of(campaign["variations"])):
             if variation["weight"] and isinstance(variation["weight"], str):
                 path_of_weight = (((((None, "campaigns"), index), "variations"), place), "weight")
                 problems.add(path_of_weight, "a number in this type of campaign", _shown(variation["weight"]))
+
+
+def _check_rules(document: dict[str, Any], problems: Problems) -> None:
+    campaigns = {campaign["id"]: campaign for campaign in items_of(document["campaigns"])}
     for index, feature in enumerate(items_of(document["features"])):
         problems.yield_point()
         path = ((None, "features"), index)
         if "rules" not in feature:
             problems.add((path, "rules"), "an array", _shown(_ABSENT))
         for place, rule in enumerate(feature.get("rules", ())):
-            campaign = kinds.get(rule["campaignId"])
-            if campaign and campaign["type"] in ("FLAG_ROLLOUT", "FLAG_PERSONALIZE") and not campaign["variations"]:
+            campaign = campaigns.get(rule["campaignId"])
+            if campaign and campaign["type"] in _KINDS_WITH_ONE_VARIATION and not campaign["variations"]:
                 path_of_id = (((path, "rules"), place), "campaignId")
                 problems.add(path_of_id, "a campaign with variations", f"campaign {rule['campaignId']} without")
 

@@ -38,7 +38,7 @@ class Activity:
 
     def __init__(self) -> None:
         self.clients: set[Connection] = set()
-        self.orphans: set[Connection] = set()  # the peer is gone, its requests are still being worked on
+        self.orphans: set[Connection] = set()  # connections that the peer has closed, with requests in flight
         self.tasks: set[asyncio.Future[Any]] = set()
         self.log = ThrottledLog(logger)
 
@@ -82,7 +82,7 @@ class Connection(asyncio.Protocol):
         self.max_pipelined = options.limits.max_pipelined
         self.stopping = stopping
         self.reader = Reader(options, self._serve)
-        self.output = Output(self._block, self._go_on)
+        self.output = Output(self._block, self._resume_serving)
         self.tls = False
         self.peer = ""
         self.held: deque[bytes] = deque()
@@ -152,7 +152,7 @@ class Connection(asyncio.Protocol):
         return bool(self.queue or self.waiting or self.held or self.output.unsent_bytes)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Complete the requests of a peer that is gone; their responses lead nowhere."""
+        """Complete the requests of a peer that has closed the connection; their responses are dropped."""
         self.activity.clients.discard(self)
         self.activity.orphans.add(self)
         self.output.lost()
@@ -165,7 +165,7 @@ class Connection(asyncio.Protocol):
         self._pump()
 
     def pause_writing(self) -> None:
-        """Ask the peer for no more, because it does not read its responses as fast as they come."""
+        """Accept no more requests, because the peer does not read its responses as fast as they are written."""
         self.output.pause()
 
     def resume_writing(self) -> None:
@@ -403,8 +403,8 @@ class Connection(asyncio.Protocol):
 
     # --- The end ---
 
-    def _go_on(self) -> None:
-        """Continue with everything that waited because the peer had not read enough."""
+    def _resume_serving(self) -> None:
+        """Continue with the responses and requests that waited for the peer to read."""
         self._send_ready()
         self._pump()
 
@@ -434,10 +434,7 @@ class Connection(asyncio.Protocol):
             output.close()
         elif is_first and not output.transport.is_closing():
             self._resume_reading()
-            try:
-                output.transport.write_eof()
-            except OSError:  # reset by the peer in this very moment
-                output.abort()
+            output.half_close()
 
     def is_busy(self) -> bool:
         """Whether a request has been received, at least in part, and its response is not with the kernel yet."""

@@ -1,9 +1,11 @@
-"""Reading the fields of requests: lenient where real SDKs are odd (wire contract 0.9, 0.10), otherwise strict.
+"""Reading requests: their fields, lenient where real SDKs are odd (wire contract 0.9, 0.10), and the client's address.
 
-Every function raises `RequestError` 400 with the name of the field and the expected value.
+A field that is not valid raises `RequestError` 400 with the name of the field and the expected value.
 """
 
+import ipaddress
 import re
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -13,6 +15,7 @@ from tornado_gateway.errors import RequestError
 from tornado_gateway.http.messages import Request
 
 Fields = dict[str, Any]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 ABSENT_TEXTS = frozenset({"", "undefined", "null", "None"})  # how SDKs write an absent value
 ESCAPE = re.compile(b"%[0-9A-Fa-f]{2}")
@@ -25,6 +28,7 @@ _SURROGATE_BYTES = re.compile(
     b"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]|\xed[\xa0-\xbf][\x80-\xbf]"
 )  # no character of UTF-8 has such bytes
 MAX_REPAIRS = 50_000  # surrogates per body, at most 50 ms; a body with more is not JSON
+MAX_HOPS = 32  # addresses of X-Forwarded-For that are read: a client can send 16,000
 
 
 def json_object(body: bytes) -> Fields:
@@ -155,3 +159,34 @@ def accepts_gzip(header: str) -> bool:
     weight = weights(header)
     gzip = max(weight.get("gzip", 0.0), weight.get("x-gzip", 0.0))
     return gzip > 0 and gzip >= weight.get("identity", 0.0)
+
+
+class ClientAddress:
+    """Finds the address of the client: that of the socket, or the one that trusted proxies report.
+
+    The right-most address of `X-Forwarded-For` that is not a trusted proxy counts; all left of it can be forged.
+    """
+
+    def __init__(self, trusted: Sequence[Network]) -> None:
+        self._trusted = tuple(trusted)
+
+    def __call__(self, request: Request) -> str:
+        address = request.peer
+        if not self._trusted or not self._is_trusted(address):
+            return address
+        hops = request.list_header(b"x-forwarded-for").decode("latin-1").rsplit(",", MAX_HOPS)
+        for hop in reversed(hops[-MAX_HOPS:]):
+            hop = hop.strip()
+            if not hop:
+                continue
+            address = hop
+            if not self._is_trusted(hop):
+                break
+        return address
+
+    def _is_trusted(self, address: str) -> bool:
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._trusted)

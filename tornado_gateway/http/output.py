@@ -76,7 +76,7 @@ class Output:
             self.transport.write(data)
 
     def _write_pieces(self) -> None:
-        """Write pieces that may be large, behind the unsent ones: they are joined only up to `WRITE_BYTES`."""
+        """Write pieces that may be large, after the unsent ones. Pieces are joined only up to `WRITE_BYTES`."""
         pieces, self.pieces, self.size = self.pieces, [], 0
         if self.open_transport() is None:
             return
@@ -86,17 +86,17 @@ class Output:
             if len(piece) < WRITE_BYTES:
                 small.append(piece)
             else:
-                self._leave(b"".join(small))
-                self._leave(piece)
+                self._append_unsent(b"".join(small))
+                self._append_unsent(piece)
                 small.clear()
-        self._leave(b"".join(small))
+        self._append_unsent(b"".join(small))
         if is_first:
             self._write_slice()
             if self.unsent_bytes:
                 self.on_full()
                 self._feed_later()
 
-    def _leave(self, data: bytes) -> None:
+    def _append_unsent(self, data: bytes) -> None:
         if data:
             self.unsent.append(memoryview(data))
             self.unsent_bytes += len(data)
@@ -107,7 +107,7 @@ class Output:
         while self.unsent_bytes and room and not self.is_paused:
             transport = self.open_transport()
             if transport is None:
-                self._forget_unsent()
+                self._drop_unsent()
                 return
             piece = self.unsent.popleft()
             if len(piece) > room:
@@ -117,7 +117,7 @@ class Output:
             self.unsent_bytes -= len(piece)
             transport.write(piece)
 
-    def _forget_unsent(self) -> None:
+    def _drop_unsent(self) -> None:
         self.unsent.clear()
         self.unsent_bytes = 0
 
@@ -140,7 +140,7 @@ class Output:
         self.on_drained()
 
     def pause(self) -> None:
-        """The peer does not read as fast as responses are written."""
+        """Write nothing more for now: the peer does not read as fast as responses are written."""
         self.is_paused = True
         self.on_full()
 
@@ -179,10 +179,10 @@ class Output:
                 future.set_result(None)
 
     def lost(self) -> None:
-        """The peer is gone: drop everything that it has not got."""
+        """Drop all unsent data: the peer has closed the connection."""
         self.transport = None
         self.is_paused = False
-        self._forget_unsent()
+        self._drop_unsent()
         self._release_writers()
 
     def release(self) -> None:
@@ -190,10 +190,18 @@ class Output:
         self.on_full = self.on_drained = _nothing
 
     def close(self) -> None:
-        """Close without lingering. asyncio's TLS transport forgets too much when it is closed twice."""
+        """Close without lingering, once: a second close makes asyncio's TLS transport forget its protocol."""
         transport = self.open_transport()
         if transport is not None:
             transport.close()
+
+    def half_close(self) -> None:
+        """Close our side; the peer's side stays open."""
+        if self.transport is not None:
+            try:
+                self.transport.write_eof()
+            except OSError:  # reset by the peer in this very moment
+                self.abort()
 
     def abort(self) -> None:
         """Drop the connection at once."""

@@ -201,8 +201,8 @@ class Reader:
         if parser.should_keep_alive():
             self.phase = IDLE
             keep_alive = True
-            # Asking the parser costs a quarter of a microsecond. A client does not change its version on the way; if
-            # a proxy does, all that is lost is a needless or missing `Connection: keep-alive`.
+            # Asking the parser costs a quarter of a microsecond. A client does not change its version; if a
+            # proxy does, the only effect is a needless or missing `Connection: keep-alive`.
             version = self.version
         else:
             self.phase = ENDED

@@ -45,13 +45,13 @@ def log_failure(request: Request, error: BaseException | None) -> None:
 
 
 def failure_response(error: Exception) -> Response:
-    """Return the response in the place of those that a failed gate held back."""
+    """Return the response that replaces those that a failed gate held back."""
     status: int = getattr(error, "status", 500)
     return json_error(status, str(error))
 
 
 def error_response(request: Request, error: BaseException) -> Response:
-    """Return the response for an exception of a handler. It does not wait for a gate: nothing was promised."""
+    """Return the response for an exception of a handler. It does not wait for a gate, because it confirms nothing."""
     request.gate = None
     if isinstance(error, RequestError):
         return json_error(error.status, str(error))

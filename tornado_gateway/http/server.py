@@ -49,7 +49,7 @@ class Server:
     async def listen(
         self, host: str = "", port: int = 0, *, reuse_port: bool = False, sock: socket.socket | None = None
     ) -> None:
-        """Accept connections on an address (`""`: on all of them), or on a bound socket, which is then ours."""
+        """Accept connections on an address (`""`: on all of them), or on a bound socket, which the server closes."""
         if sock is None:
             sock = _bind(host, port, reuse_port)
         self.port = sock.getsockname()[1]
@@ -93,13 +93,13 @@ class Server:
     async def stop(self, deadline_seconds: float) -> bool:
         """Stop without losing a request that has reached this machine. Return True if all got their response in time.
 
-        1. Accept what the kernel has accepted already, then close the listening socket.
-        2. Let the loop read what lies in the sockets' buffers.
+        1. Accept the connections that the kernel has accepted already, then close the listening socket.
+        2. Let the loop read the bytes in the sockets' buffers.
         3. From now on the last response of each connection says `Connection: close`. Idle connections stay for
            `drain_seconds`, because a request may be on its way; then they are closed. That time is counted in turns
-           of the loop, each of which reads what has arrived: a process that was suspended has read nothing meanwhile.
+           of the loop, each of which reads all bytes that have arrived, because a process may have been suspended.
         4. Wait for the requests in flight, then a moment for the peers to close.
-        5. At the deadline, cancel and abort what is left.
+        5. At the deadline, cancel the remaining requests and abort their connections.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + deadline_seconds
@@ -132,11 +132,14 @@ class Server:
         await asyncio.sleep(0)
         self._listener.close()
         await asyncio.sleep(0)
+        self._adopt_all(self._backlog)
+
+    def _adopt_all(self, backlog: socket.socket) -> None:
         try:
             while True:
-                self._adopt(self._backlog.accept()[0])
-        except OSError:  # mostly BlockingIOError: no more
-            self._backlog.close()
+                self._adopt(backlog.accept()[0])
+        except OSError:  # usually BlockingIOError: there are no more connections
+            backlog.close()
 
     def _adopt(self, accepted: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -148,7 +151,7 @@ class Server:
     def _adopted(self, task: asyncio.Future[Any]) -> None:
         self.activity.tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            logger.debug("a client left while it was connecting: %r", task.exception())
+            logger.debug("a new connection was dropped, its setup failed: %r", task.exception())
 
     def _close_quiet(self, quiet_checks: dict[Connection, int]) -> bool:
         """Close the connections that have been idle for long enough. Return True if there were no others."""

@@ -96,7 +96,7 @@ class Page(HTTPConnection):
 
     def _send_error(self, response: Response) -> None:
         if self._status:
-            # Half a response is out. Only a broken connection shows that it is wrong.
+            # A part of the response has been sent. Only a broken connection can still report the failure.
             self._connection.output.abort()
             return
         self._status = response.status
@@ -111,7 +111,7 @@ class Page(HTTPConnection):
         if callback is not None:
             callback()
 
-    # --- tornado.httputil.HTTPConnection ---
+    # The methods of tornado.httputil.HTTPConnection:
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
         self._close_callback = callback

@@ -12,6 +12,7 @@ from tornado.httputil import HTTPServerConnectionDelegate
 
 from tornado_gateway import __version__, core
 from tornado_gateway.api.aliases import AliasesApi
+from tornado_gateway.api.cors import Cors
 from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.lists import ListsApi
@@ -42,8 +43,7 @@ from tornado_gateway.errors import StoreError
 from tornado_gateway.events.flusher import EventSink, Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.certificates import Certificates
-from tornado_gateway.http.client_address import ClientAddress
-from tornado_gateway.http.cors import Cors
+from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
 from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server

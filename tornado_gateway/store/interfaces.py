@@ -29,7 +29,7 @@ class NewChunk:
     """Event documents that are stored, claimed and settled together.
 
     `body` holds `count` JSON documents joined by newlines. A chunk with a `query` is one event that must reach upstream
-    by itself, as `/events/t?<query>` (wire contract B.5, usage statistics); all others travel in batches.
+    alone, as `/events/t?<query>` (wire contract B.5, usage statistics); all others travel in batches.
     """
 
     count: int
@@ -64,7 +64,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """How many events wait and how many are dead; `oldest_at` is when the first of the waiting ones was stored."""
+    """The numbers of waiting and dead events; `oldest_at` is the time at which the oldest waiting was stored."""
 
     waiting: int
     dead: int
@@ -98,20 +98,20 @@ class EventStore(Protocol):
     async def close(self) -> None: ...
 
     async def append(self, chunks: Sequence[NewChunk]) -> None:
-        """Keep all of them, or raise and keep none. Afterwards the death of the process loses nothing."""
+        """Store all of them, or raise and store none. Stored chunks survive the end of the process."""
 
     async def claim(self, max_events: int) -> list[Chunk]:
         """Claim the oldest chunks that are not in flight: at least one if there is any, of at most `max_events`."""
 
     async def release(self, chunks: Sequence[Chunk]) -> None:
-        """Give claimed chunks back; they are the next to be claimed."""
+        """Return claimed chunks to the queue; they are the next to be claimed."""
 
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:
         """Remove claimed chunks; in the same step keep rejected parts, with the reason, and parts still to send.
 
-        If StoreError is raised the chunks still belong to the caller, who has to release them. If there is nothing to
+        If StoreError is raised the chunks still belong to the caller, which has to release them. If there is nothing to
         keep, this may return before the chunks are deleted: after a crash a few of them are sent again.
         """
 
@@ -183,7 +183,7 @@ class Background(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Both halves, as one worker uses them, and a task that brings in the data of a former version, if there is one."""
+    """Both halves, as one worker uses them, and the task that takes over data of an earlier version, if any."""
 
     events: EventStore
     state: StateStore

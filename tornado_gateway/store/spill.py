@@ -1,10 +1,10 @@
-"""Events when Redis fails: they go to the embedded store of this worker, and to Redis when it is back.
+"""Fallback when Redis fails: events go to the embedded store of this worker, then to Redis again.
 
 Clients notice nothing: chunks that cannot be appended to the primary store are appended to the local one and
 acknowledged from there. A probe in the background, with backoff, detects when the primary can be written again, and
-moves everything. Meanwhile events are delivered upstream from both stores.
+moves everything. Until then, events are delivered from both stores.
 
-Nothing is lost, but an event can arrive twice: when an append succeeded and only its reply got lost (the events are
+Nothing is lost, but an event can arrive twice: when an append succeeded but its reply was lost (the events are
 appended locally as well); when the process dies between the two halves of a move; and when it dies before the events
 delivered during an outage are settled in the primary store.
 """
@@ -35,8 +35,8 @@ MOVED_EVENTS = 1000  # events that move to the primary store in one append
 class SpillingEvents:
     """`primary` while it works, `local` while it does not.
 
-    A call to the primary that takes longer than `patience_seconds` counts as failed. The primary should give up by
-    itself before that and then have done nothing, otherwise work that it completes later is done twice.
+    A call to the primary that takes longer than `patience_seconds` counts as failed. The primary should give up
+    before that and then have done nothing, otherwise work that it completes later is done twice.
     """
 
     def __init__(self, primary: EventStore, local: EventStore, *, patience_seconds: float = 10.0) -> None:
@@ -91,7 +91,7 @@ class SpillingEvents:
         if not self.is_degraded:
             with suppress(StoreError):
                 return await self._ask(self._primary.claim, max_events)
-        # A primary that is full and accepts no more events has to be drained: both get their turn.
+        # A primary that is full and accepts no more events has to be drained, so claims alternate.
         self._local_first = not self._local_first
         claims = [self._claim_local, self._claim_primary]
         for claim in claims if self._local_first else reversed(claims):
@@ -194,7 +194,7 @@ class SpillingEvents:
         raise error
 
     async def _ask_long(self, work: Callable[..., Awaitable[T]], *args: object) -> T:
-        """Call the primary store for many steps, each of which it bounds by itself: together they may take long."""
+        """Call the primary store without a time limit, for many steps that are bounded one by one."""
         try:
             return await work(*args)
         except StoreError as error:

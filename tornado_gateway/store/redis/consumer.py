@@ -25,9 +25,9 @@ class Consumer:
     """Holds claimed chunks for as long as it is alive, however long they are worked on.
 
     A consumer without a heartbeat for `alive_seconds` is considered dead and its chunks are taken over, so that a
-    SIGKILL delays events by a few seconds only. One that left in order is taken over at once. After an outage of Redis
-    all have been silent: the first one to return has to live for `alive_seconds` again before it takes over anything.
-    (A process that stands still for longer than that delivers its claimed chunks twice.)
+    SIGKILL delays events by a few seconds only. The chunks of one that left in order are taken over at once. After an
+    outage of Redis no heartbeat is recent, so the first consumer to return has to live for `alive_seconds` again before
+    it takes over chunks. (A process that is suspended for longer than that delivers its claimed chunks twice.)
     """
 
     def __init__(self, link: Link, scripts: TimelyScripts, namespace: str, owner: str, alive_seconds: float) -> None:
@@ -70,7 +70,7 @@ class Consumer:
         return True
 
     async def claim(self, max_events: int) -> list[Chunk]:
-        """As promised by EventStore. A claim that is cancelled goes on, and its chunks are held for the next one."""
+        """As promised by EventStore. A cancelled claim continues, and its chunks are held for the next one."""
         while True:
             found = 0
             if self._missing(max_events) > 0 or self._in_doubt_until is not None:

@@ -7,7 +7,7 @@ from tornado_gateway.store.redis.link import Value
 
 
 def arguments_of(chunk: NewChunk) -> tuple[Value, ...]:
-    """A chunk as arguments of scripts."""
+    """Return a chunk as arguments of scripts."""
     return chunk.count, chunk.query, chunk.body, *chunk.identity
 
 

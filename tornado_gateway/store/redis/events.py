@@ -5,9 +5,9 @@ A namespace belongs to one account and environment (STORE_NAMESPACE); its prefix
     …:events       stream of chunks (n events, query, body, account, key) with a consumer group of the processes
     …:counts       hash: events `waiting` and `dead`
     …:dead         stream of permanently rejected events (also r, the reason)
-    …:consumers    sorted set: until when (the server's ms) each consumer counts as alive; 0: it left
+    …:consumers    sorted set: the time (the server's ms) until which each consumer counts as alive; 0: it left
     …:document:…   hash with body, version, saved_at, by; its name is published on …:changes
-    …:lease:…      owner, with an expiry of seconds that a living owner keeps prolonging
+    …:lease:…      owner; expires after seconds unless its live owner prolongs it
     …:aliases      hash
     …:record:…     one sticky decision, with expiry
     …:format       distinguishes these keys from those of version 0.1 (see takeover.py)
@@ -46,7 +46,7 @@ def open_redis(
     alive_seconds: float = ALIVE_SECONDS,
     recheck_seconds: float = RECHECK_SECONDS,
 ) -> Store:
-    """The store of `namespace` on the Redis that `options` name. `owner` names this process in the consumer group."""
+    """Return the store of `namespace` on the Redis of `options`. `owner` names this process in the consumer group."""
     link = make_link(options, namespace)
     return Store(
         RedisEvents(link, namespace, owner, alive_seconds=alive_seconds),
@@ -57,8 +57,8 @@ def open_redis(
 class RedisEvents:
     """The queue of events of all instances; this process is one consumer of it.
 
-    An append whose reply got lost on the network may be in the queue although StoreError was raised. (One that reached
-    Redis too late, because it was stopped or swamped, is not.)
+    An append whose reply was lost may be in the queue although StoreError was raised. (One that reached Redis too late,
+    because Redis was stopped or overloaded, is not.)
     """
 
     def __init__(self, link: Link, namespace: str, owner: str, *, alive_seconds: float = ALIVE_SECONDS) -> None:

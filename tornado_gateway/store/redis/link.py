@@ -77,7 +77,7 @@ class Link:
         """Open the connection, or count one more user of it. Each `open` needs one `close`."""
         if self._client is None:
             self._client = self._route.client()
-            self._client.response_callbacks.clear()  # replies stay as Redis gave them
+            self._client.response_callbacks.clear()  # replies stay in the form in which Redis sent them
             self._forget_failure()
         self._users += 1
 

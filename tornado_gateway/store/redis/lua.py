@@ -1,8 +1,8 @@
-"""The Lua scripts: each is one step that Redis takes as a whole.
+"""The Lua scripts. Redis executes each as one atomic step.
 
 Scripts and not MULTI, for two reasons. A full Redis rejects MULTI as a whole if one command of it may need memory, so
-that nothing could be settled, which is what frees memory; a script that has written may go on. And a script can check
-the clock: one that reaches Redis after its caller has given up is rejected, not done behind the caller's back.
+that nothing could be settled, although settling frees memory; a script that has written may continue. And a script can
+check the clock: one that reaches Redis after its caller has given up is rejected, not executed unnoticed.
 """
 
 import hashlib

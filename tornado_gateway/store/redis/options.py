@@ -1,4 +1,4 @@
-"""How to reach Redis. Needs no Redis client, so that a process can describe the connection without loading one."""
+"""Options of the connection to Redis. A process can describe the connection without loading a client."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

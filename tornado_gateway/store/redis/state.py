@@ -25,8 +25,8 @@ from tornado_gateway.tasks import end_tasks
 
 logger = logging.getLogger(__name__)
 
-LEASE_SECONDS = 12.0  # after its process was killed; prolonged four times in that time, whatever it is held for
-RECHECK_SECONDS = 3.0  # a document is looked at that often even if no message came
+LEASE_SECONDS = 12.0  # until the lease of a killed process ends; a live one prolongs it four times in that time
+RECHECK_SECONDS = 3.0  # between two checks of a document without a message
 
 
 class RedisState:

@@ -153,7 +153,7 @@ class TakeOver:
                 return moved
 
     async def _move_keys(self, moved: dict[str, int]) -> None:
-        """Stored decisions and documents are keys of their own."""
+        """Move stored decisions and documents, which are keys of their own."""
         cursor = b"0"
         while True:
             pattern = f"{self._old_prefix}:*"

@@ -1,4 +1,4 @@
-"""Routes to Redis: which node to connect to, standalone, behind Sentinels or in a Cluster."""
+"""Routes to Redis: the node to connect to, standalone, behind Sentinels or in a Cluster."""
 
 import asyncio
 import ssl
@@ -162,7 +162,7 @@ class ClusterRoute(Route):
 
 
 def _address(node: Sequence[Any], asked: Address) -> Address:
-    """Return the address of a node. One that does not know its own host leaves it empty: it is the asked one."""
+    """Return the address of a node. One that does not know its own host leaves it empty: it is the one that replied."""
     host = node[0].decode() if node[0] else asked[0]
     return host, int(node[1])
 

@@ -31,7 +31,7 @@ class Adoption:
 
         The two files cannot change in one transaction, so that a crash in between moves some chunks twice: an event
         may be delivered twice, but is never lost. A log that cannot be moved does not stop the others; its error is
-        raised in the end.
+        raised at the end.
         """
         moved = 0
         failure: StoreError | None = None
@@ -45,7 +45,9 @@ class Adoption:
                 failure = failure or error
             finally:
                 os.close(lock)
-        await self._database.run(self._space.check)  # also of a worker without events: others may need its space
+        await self._database.run(
+            self._space.check
+        )  # also for a worker without events, because others may need its space
         if failure is not None:
             raise failure
         return moved

@@ -1,4 +1,4 @@
-"""The table of stored chunks: each function is one job of the thread of a database.
+"""The table of stored chunks. Each function is one job of the thread of a database.
 
 Chunks have numbers, and numbers of neighbours are deleted as ranges.
 """

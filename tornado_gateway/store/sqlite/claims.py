@@ -1,4 +1,4 @@
-"""Memory of an event log: the chunks that are at hand for the next claims."""
+"""Memory of an event log: the chunks for the next claims."""
 
 import asyncio
 from collections import deque
@@ -15,7 +15,7 @@ Read = Callable[[int, int, bool], Awaitable[tuple[list[Chunk], int]]]
 class ClaimMemory:
     """Chunks that can be claimed, in memory, so that nothing is read back as long as deliveries keep up.
 
-    Stored chunks stay here until they are claimed, up to `limit_bytes`; the others are read when they are missing.
+    Stored chunks stay here until they are claimed, up to `limit_bytes`; others are read when they are needed.
     """
 
     def __init__(self, read: Read, limit_bytes: int) -> None:

@@ -29,8 +29,8 @@ TRANSACTION_BYTES = 8192  # bytes that a transaction adds to the WAL besides its
 class Database:
     """One connection and the one thread that uses it.
 
-    The thread is not an executor: handing a call over and its result back costs a third of the price of an executor's
-    futures and conditions, and every group of events is such a call.
+    The thread is not an executor, because passing a call and its result costs a third of an executor's futures and
+    conditions, and every group of events is such a call.
     """
 
     def __init__(self, space: DiskSpace) -> None:
@@ -89,9 +89,9 @@ class Database:
 
 
 class Checkpoints:
-    """Copies the WAL of `writer` into its file, in a thread of its own while commits go on.
+    """Copies the WAL of `writer` into its file, in a thread of its own while commits continue.
 
-    Frames committed in the meantime are few. The writer's own thread copies them, which lets the WAL begin anew.
+    Frames committed in the meantime are few. The writer thread checkpoints them, which allows the WAL to restart.
     """
 
     def __init__(self, writer: Database, space: DiskSpace, every_bytes: int) -> None:

@@ -1,7 +1,7 @@
 """The embedded store: SQLite files in DATA_DIR.
 
 `events-<n>.db` is the event log of one worker, held by a lock on `events-<n>.lock` for as long as the worker lives, so
-that commits never wait for each other. A living worker adopts the log of a dead one. `state.db` and
+that commits never wait for each other. A live worker adopts the log of a dead one. `state.db` and
 `dead.db`, the events that upstream rejected, are shared by all workers of the machine.
 
 WAL with synchronous=NORMAL loses nothing when the process dies; a power cut can lose the last moment.
@@ -37,7 +37,7 @@ LETTERS_AT_ONCE = 100  # dead letters that move back in one transaction
 
 
 def open_sqlite(directory: Path, sync: str = "normal", namespace: str = "") -> Store:
-    """The embedded store in `directory`, which is made if need be. `sync` is a key of SYNC_MODES.
+    """Return the embedded store in `directory`, which is created if it is missing. `sync` is a key of SYNC_MODES.
 
     `namespace` separates the shared state of environments. Event logs need none: each chunk names its environment.
     """
@@ -47,8 +47,8 @@ def open_sqlite(directory: Path, sync: str = "normal", namespace: str = "") -> S
 class SqliteEvents:
     """The event log of this worker.
 
-    Everything that is remembered about a job of the database's thread is changed when its result arrives, even if the
-    caller has been cancelled, and never before an `await` and after it.
+    State about a job of the database's thread changes when the result of the job arrives, even if the caller has been
+    cancelled, and never partly before and partly after an `await`.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class SqliteEvents:
         """As promised by EventStore; dead events are those that this log counts.
 
         Settled chunks do not count although some are in the file. The result is exact at the moment at which the caller
-        goes on: deletions count as soon as they are known, and settlements until then.
+        continues: deletions count as soon as they are known, and settlements until then.
         """
         deleted: list[int] = []
 

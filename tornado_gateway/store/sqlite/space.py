@@ -13,7 +13,7 @@ from pathlib import Path
 from tornado_gateway.errors import StoreError
 
 FLOOR_BYTES = 4 * 1024 * 1024
-FLOOR_SHARE = 8  # at most this part of the file system, if it is tiny
+FLOOR_SHARE = 8  # the floor is at most this part of a small file system
 RESERVE_BYTES = 1024 * 1024
 RESERVE_SHARE = 32
 AMPLE_BYTES = 256 * 1024 * 1024  # more than the WALs of all workers
