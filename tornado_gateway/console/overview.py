@@ -25,7 +25,7 @@ QUANTILES = {"p50_ms": 0.5, "p99_ms": 0.99}  # of the latency in each second
 
 @dataclass(slots=True)
 class RequestCounts:
-    """The number of requests to data routes completed by this worker, for its record on the scoreboard."""
+    """The number of requests to data routes that this worker has answered, for its record on the scoreboard."""
 
     total: int = 0
     decisions: int = 0
