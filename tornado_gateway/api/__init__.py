@@ -1,4 +1,4 @@
-"""The data routes: flags, events, settings, visitors.
+"""The data routes: flags, events, settings, visitors, lists, aliases.
 
-Only this room knows what SDKs send and expect. Used by `process`.
+Only this room knows the requests that SDKs send and the responses that they expect. Used by `process`.
 """

@@ -9,7 +9,7 @@ from tornado_gateway.http.messages import Response, json_error
 
 
 class Guard(NamedTuple):
-    """An option that switches routes off, and their response then."""
+    """An option that enables routes, and their response while it is off."""
 
     option: str
     response: Response

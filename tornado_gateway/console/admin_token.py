@@ -14,8 +14,6 @@ from pathlib import Path
 
 from tornado_gateway.errors import GatewayError
 
-__all__ = ["AdminTokenError", "ensure", "is_exposed", "path_in", "read"]
-
 logger = logging.getLogger(__name__)
 
 TOKEN_BYTES = 32  # of randomness, written as 43 characters
