@@ -59,7 +59,7 @@ class Admin:
 
     def __post_init__(self) -> None:
         self._history = History(self.status, self.latencies)
-        self.queue.on_commit = self.recent.note
+        self.queue.subscribe(committed=self.recent.note)
 
     def start(self) -> None:
         self._history.start()

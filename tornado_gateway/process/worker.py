@@ -125,13 +125,14 @@ class Worker:
             decisions_need_store=config.event_queue_full == "refuse",
             commit_seconds=COMMIT_SECONDS + (2 * config.socket_timeout_seconds if config.uses_redis else 0),
         )
-        self.events.identity = Identity(*config.account)
+        self.events.use_identity(Identity(*config.account))
         self.flusher = Flusher(
             self.store.events,
             self.events,
             self._build_sink(),
             events_per_request=config.events_per_request,
             interval_seconds=config.flush_seconds,
+            on_request=self.observer.flushed,
         )
         self.waiting = waiting.Watch(
             self.store.events,
@@ -222,7 +223,6 @@ class Worker:
             serves_browsers=config.cors_config_required,
         )
         decisions.on_decision = self.observer.decided
-        self.flusher.on_request = self.observer.flushed
         mirror.on_poll = self.observer.polled
         self.upstream.on_response = self.observer.upstream_responded
         mirror.subscribe(self._settings_changed, api.settings_changed)
@@ -248,7 +248,7 @@ class Worker:
         self.upstream.collection_prefix = settings.collection_prefix or ""
         if self._config.is_offline:
             self.upstream.account_id, self.upstream.sdk_key = settings.account_id, settings.sdk_key
-            self.events.identity = Identity(settings.account_id, settings.sdk_key)
+            self.events.use_identity(Identity(settings.account_id, settings.sdk_key))
         if any(feature.needs_device for feature in settings.features.values()):
             self._loading_device = asyncio.get_running_loop().run_in_executor(None, self.device.load)
 
@@ -388,7 +388,7 @@ class Worker:
                     if moved := await log.adopt():
                         logger.info("%d events of a worker that has ended are taken over", moved)
                 finally:  # a part may have been taken over
-                    await self.events.count_adopted()
+                    await self.events.recount_after_adoption()
             except (StoreError, OSError) as error:
                 logger.error("the events of an ended worker cannot be taken over yet: %s", error)
             else:
