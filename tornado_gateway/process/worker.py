@@ -103,6 +103,7 @@ class Worker:
             sdk_name=config.sdk_name,
             sdk_version=__version__,
             timeout_seconds=config.socket_timeout_seconds,
+            on_response=self.observer.upstream_responded,
         )
         self.store = build_store(config, self._owner)
         self.mirror = SettingsMirror(
@@ -114,6 +115,7 @@ class Worker:
             poll_seconds=config.poll_seconds,
             sdk=sdk,
             bootstrap=None if config.is_offline else config.settings_file,
+            on_poll=self.observer.polled,
         )
         self.events = EventQueue(
             self.store.events,
@@ -223,8 +225,6 @@ class Worker:
             serves_browsers=config.cors_config_required,
         )
         decisions.on_decision = self.observer.decided
-        mirror.on_poll = self.observer.polled
-        self.upstream.on_response = self.observer.upstream_responded
         mirror.subscribe(self._settings_changed, api.settings_changed)
         mirror.subscribe(decisions.settings_changed, publisher.settings_changed)
         return api
@@ -245,9 +245,9 @@ class Worker:
     def _settings_changed(self, snapshot: Snapshot) -> None:
         settings = snapshot.settings
         logs.hide(settings.sdk_key)
-        self.upstream.collection_prefix = settings.collection_prefix or ""
+        self.upstream.use_collection_prefix(settings.collection_prefix)
         if self._config.is_offline:
-            self.upstream.account_id, self.upstream.sdk_key = settings.account_id, settings.sdk_key
+            self.upstream.use_account(Identity(settings.account_id, settings.sdk_key))
             self.events.use_identity(Identity(settings.account_id, settings.sdk_key))
         if any(feature.needs_device for feature in settings.features.values()):
             self._loading_device = asyncio.get_running_loop().run_in_executor(None, self.device.load)
