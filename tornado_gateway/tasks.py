@@ -34,6 +34,11 @@ class Periodic:
             self._task.cancel()
             self._task = None
 
+    async def end(self) -> None:
+        """Stop, and wait until a call that is in progress has ended."""
+        task, self._task = self._task, None
+        await end_tasks(task)
+
     async def _run(self, at_once: bool) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time()

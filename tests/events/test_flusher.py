@@ -9,8 +9,9 @@ import orjson
 import pytest
 
 from tornado_gateway.errors import StoreError, UpstreamError
-from tornado_gateway.events import batches, flusher
-from tornado_gateway.events.flusher import Flusher, RetryPolicy
+from tornado_gateway.events import batches, claims, flusher
+from tornado_gateway.events.flusher import Flusher
+from tornado_gateway.events.outcomes import RetryPolicy
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.store.interfaces import Identity
 from tornado_gateway.store.sqlite.events import open_sqlite
@@ -380,7 +381,7 @@ async def test_more_poisoned_events_than_can_be_retried_at_once_do_not_stop_deli
     queue = await started_queue(store)
     flush = flusher_of(store, queue, sink)
     await flush.start()
-    total = 10 * (flusher.MAX_RETRYING + 100) * 2
+    total = 10 * (claims.MAX_RETRYING + 100) * 2
     await append(queue, range(total))
     later = iter(range(total + 1, 2_000_000, 20))
     while queue.counts.delivered < total * 0.95 or queue.counts.dead < total * 0.05:
@@ -397,9 +398,9 @@ OLD, NEW = Identity("1", "old-key"), Identity("1", "new-key")
 
 async def queue_with_two_identities(store, first, second):
     queue = await started_queue(store)
-    queue.identity = OLD
+    queue.use_identity(OLD)
     await append(queue, first)
-    queue.identity = NEW
+    queue.use_identity(NEW)
     await append(queue, second)
     return queue
 

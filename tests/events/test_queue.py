@@ -128,6 +128,28 @@ async def test_events_that_were_acknowledged_at_once_are_kept_until_the_store_wo
     await queue.stop()
 
 
+class CountedDisk(FullDisk):
+    """Counts the times that it was asked for the number of its events."""
+
+    depths = 0
+
+    async def depth(self):
+        self.depths += 1
+        return await self._store.depth()
+
+
+async def test_events_that_are_kept_for_another_commit_are_counted_once(store):
+    disk = CountedDisk(store, 1)
+    queue = EventQueue(disk, limit=1000, chunk_events=10, durable=False, shared=True, retry_seconds=5.0)
+    await queue.start()
+    queue.append(documents(1), 1)
+    await until(lambda: queue.failure)
+    depths = disk.depths
+    await until(lambda: disk.depths > depths + 1)
+    assert queue.counts.waiting == 1
+    await queue.stop()
+
+
 # Decisions continue when events cannot be stored (row A20)
 
 
@@ -170,8 +192,10 @@ class StalledDisk:
     def __init__(self, store):
         self._store = store
         self.go = asyncio.Event()
+        self.is_writing = False
 
     async def append(self, chunks):
+        self.is_writing = True
         await self.go.wait()
         await self._store.append(chunks)
 
@@ -205,7 +229,7 @@ async def test_events_that_arrived_behind_a_stalled_commit_are_released_too(stor
     disk = StalledDisk(store)
     queue = await started_queue(disk, commit_seconds=2)
     queue.append(documents(1), 1)
-    await until(lambda: queue._committing is not None)
+    await until(lambda: disk.is_writing)
     decision, event = queue.append_impressions(documents(2), 1), queue.append(documents(3), 1)
     await opened(decision)
     assert event.failure.status == 503

@@ -18,6 +18,7 @@ from certificates import make_certificate
 from process import free_port
 
 from tornado_gateway.errors import UpstreamError
+from tornado_gateway.store.interfaces import Identity
 from tornado_gateway.upstream import client, curl
 from tornado_gateway.upstream.client import Dialect, Upstream
 from tornado_gateway.upstream.curl import MAX_RESPONSE_BYTES, CurlError, CurlPool
@@ -727,10 +728,14 @@ def upstream_of(io_loop):
     made = []
 
     def make(url):
-        made.append(Upstream(url, url, "12", "KEY", sdk_name="gateway", sdk_version="1", timeout_seconds=60))
-        made[-1].asked = []
-        made[-1].on_response = lambda *answer: made[-1].asked.append(answer)
-        return made[-1]
+        asked = []
+        sdk = {"sdk_name": "gateway", "sdk_version": "1"}
+        upstream = Upstream(
+            url, url, "12", "KEY", **sdk, timeout_seconds=60, on_response=lambda *response: asked.append(response)
+        )
+        upstream.asked = asked
+        made.append(upstream)
+        return upstream
 
     yield make
     for upstream in made:
@@ -742,7 +747,8 @@ async def test_a_batch_and_an_event_as_they_arrive(upstream_of):
     with Server(Peer.serve) as server:
         upstream = upstream_of(server.url)
         await upstream.send_batch(b'{"d":1}\n{"d":2}')
-        upstream.collection_prefix, upstream.sdk_key = "eu01", "NEW"
+        upstream.use_collection_prefix("eu01")
+        upstream.use_account(Identity("12", "NEW"))
         await upstream.send_batch(b'{"d":3}')
         await upstream.send_event("en=x&a=8", b'{"d":4}')
     heads, bodies = zip(*server.requests, strict=True)

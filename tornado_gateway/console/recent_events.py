@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from tornado_gateway.events.queue import Entry
+from tornado_gateway.events.group_commit import Entry
 from tornado_gateway.store.interfaces import DeadLetter
 
 Json = dict[str, Any]
@@ -19,7 +19,7 @@ SHOWN_EVENTS = 50
 
 
 class RecentEvents:
-    """The last events that this worker has stored. Pass `note` to `EventQueue.on_commit`."""
+    """The last events that this worker has stored. Pass `note` to `EventQueue.subscribe`."""
 
     def __init__(self) -> None:
         self._tail: deque[tuple[float, bytes]] = deque(maxlen=RECENT_ENTRIES)

@@ -183,10 +183,7 @@ class LocationReader:
             with tempfile.TemporaryDirectory(prefix="location-") as directory:
                 return self._copy_and_open(path, Path(directory) / path.name, signature)
         copy = self._copy_directory / f".{path.name}.{'-'.join(f'{part:x}' for part in signature)}.copy"
-        reader = None
-        if copy.exists():
-            with suppress(LocationError):  # cut off when the machine went down
-                reader = open_checked(copy, path)
+        reader = _open_present(copy, path)
         if reader is None:
             self._copy_directory.mkdir(parents=True, exist_ok=True)
             reader = self._copy_and_open(path, copy, signature)
@@ -220,19 +217,24 @@ def _signature(path: Path) -> Signature:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
+def _open_present(copy: Path, source: Path) -> maxminddb.Reader | None:
+    """Open a copy that another worker, or a previous run, has made. None if there is none."""
+    if copy.exists():
+        with suppress(LocationError):  # cut off when the machine went down
+            return open_checked(copy, source)
+    return None
+
+
 def _copy(source: Path, target: Path, signature: Signature) -> None:
     try:
         file, name = tempfile.mkstemp(prefix=f".{source.name}.", suffix=".part", dir=target.parent)
+        try:
+            with os.fdopen(file, "wb") as copy, source.open("rb") as original:
+                shutil.copyfileobj(original, copy, 1 << 20)
+            if _signature(source) != signature:
+                raise LocationError(f"{source}: was written to while it was read")
+            os.replace(name, target)
+        finally:
+            Path(name).unlink(missing_ok=True)
     except OSError as error:
         raise LocationError(f"{source}: cannot be copied to {target.parent}: {error.strerror}") from None
-    try:
-        with os.fdopen(file, "wb") as copy, source.open("rb") as original:
-            shutil.copyfileobj(original, copy, 1 << 20)
-        if _signature(source) != signature:
-            raise LocationError(f"{source}: was written to while it was read")
-        os.replace(name, target)
-    except OSError as error:
-        raise LocationError(f"{source}: cannot be copied to {target.parent}: {error.strerror}") from None
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(name)

@@ -17,7 +17,7 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Protocol
 from urllib.parse import urljoin, urlsplit
@@ -102,9 +102,9 @@ async def download(
         with os.fdopen(file, "wb") as body:
             response = await session.fetch(url, _conditions(receipt), body, progress)
         if response.status == 304 and receipt:
-            _write_receipt(target, _Receipt(**asdict(receipt) | {"checked_at": time.time()}))
+            _write_receipt(target, replace(receipt, checked_at=time.time()))
             return None
-        _refuse_status(response.status, urlsplit(url).netloc, edition, response)
+        _check_status(response, url, edition)
         await _check_sum(session, f"{url}.sha256", archive, edition)
         await loop.run_in_executor(None, _install, archive, target)
         _write_receipt(target, _receipt(target, response))
@@ -113,10 +113,6 @@ async def download(
         raise LocationError(f"{directory}: the downloaded database cannot be stored: {error.strerror}") from None
     finally:
         await loop.run_in_executor(None, _discard, archive)
-
-
-def _discard(file: Path) -> None:
-    file.unlink(missing_ok=True)
 
 
 class _Session:
@@ -177,24 +173,28 @@ class _Receiver:
             self._progress(self._received, expected)
 
 
-def _refuse_status(status: int, host: str, edition: str, response: HttpResponse) -> None:
-    if status == 200:
+_STATUSES = {
+    401: "MAXMIND_LICENSE_KEY is not accepted by {host} (status 401)",
+    403: "MAXMIND_USER_ID may not download {document} from {host} (status 403)",
+    429: "{host}: the account's download limit is reached (status 429){hint}",
+}
+
+
+def _check_status(response: HttpResponse, url: str, document: str) -> None:
+    """Raise LocationError unless the response has a document."""
+    if response.status == 200:
         return
-    if status == 401:
-        raise LocationError(f"MAXMIND_LICENSE_KEY is not accepted by {host} (status 401)", status)
-    if status == 403:
-        raise LocationError(f"MAXMIND_USER_ID may not download {edition} from {host} (status 403)", status)
-    if status == 429:
-        wait = response.headers.get("retry-after", "")
-        hint = f"; it asks to wait {wait} s" if wait.isdecimal() else ""
-        raise LocationError(f"{host}: the account's download limit is reached (status 429){hint}", status)
-    raise LocationError(f"{host} returned status {status} for {edition}", status)
+    wait = response.headers.get("retry-after", "")
+    hint = f"; it asks to wait {wait} s" if wait.isdecimal() else ""
+    text = _STATUSES.get(response.status, "{host} returned status {status} for {document}")
+    host = urlsplit(url).netloc
+    raise LocationError(text.format(host=host, document=document, hint=hint, status=response.status), response.status)
 
 
 async def _check_sum(session: _Session, url: str, archive: Path, edition: str) -> None:
     with tempfile.TemporaryFile() as body:
         response = await session.fetch(url, {}, body)
-        _refuse_status(response.status, urlsplit(url).netloc, f"{edition}'s checksum", response)
+        _check_status(response, url, f"{edition}'s checksum")
         body.seek(0)
         expected = body.read(64).decode("ascii", "replace").lower()  # "<hex>  GeoLite2-City_20260101.tar.gz"
     actual = await asyncio.get_running_loop().run_in_executor(None, _sha256, archive)
@@ -233,11 +233,15 @@ def _install(archive: Path, target: Path) -> None:
         _discard(unpacked)
 
 
+def _discard(file: Path) -> None:
+    file.unlink(missing_ok=True)
+
+
 def _unpack(archive: Path, database: IO[bytes], name: str) -> None:
     """Write the archive's one database. No name in the archive is ever used as a path."""
     unpacked, total = 0, 0
     try:
-        # tarfile's own "r|gz" takes a cut-off archive for a shorter one.
+        # tarfile's own "r|gz" does not notice that an archive is cut off.
         with gzip.open(archive) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as members:
             for number, member in enumerate(members):
                 total += member.size
@@ -348,12 +352,9 @@ class GeoRefresh:
 
     async def refresh(self) -> float:
         """Refresh if it is due. Return the seconds until the next time."""
-        receipt = _read_receipt(self._target)
-        if receipt:
-            self.checked_at = receipt.checked_at
-            due = receipt.checked_at + self._refresh_seconds - time.time()
-            if 0 < due <= self._refresh_seconds:
-                return due
+        seconds = self._seconds_left()
+        if seconds > 0:
+            return seconds
         if not await self._lease():
             return min(_LEASE_RETRY_SECONDS, self._refresh_seconds)
         path = await self._fetch()
@@ -365,6 +366,15 @@ class GeoRefresh:
                 await asyncio.get_running_loop().run_in_executor(None, self._changed)
         return self._refresh_seconds
 
+    def _seconds_left(self) -> float:
+        """Return the time until the next refresh, 0 if it is due, or if the wall clock was set back meanwhile."""
+        receipt = _read_receipt(self._target)
+        if receipt is None:
+            return 0.0
+        self.checked_at = receipt.checked_at
+        seconds = receipt.checked_at + self._refresh_seconds - time.time()
+        return seconds if 0 < seconds <= self._refresh_seconds else 0.0
+
     async def _run(self) -> None:
         while True:
             try:
@@ -372,5 +382,5 @@ class GeoRefresh:
             except Exception as error:  # errors of the lease's store as well: the task must never end
                 self.error = str(error) or type(error).__name__
                 wait = self._backoff.next()
-                logger.warning("location database not refreshed, next try in %.0f s: %s", wait, self.error)
+                logger.warning("location database was not refreshed, retrying in %.0f s: %s", wait, self.error)
             await asyncio.sleep(wait * random.uniform(0.9, 1.1))

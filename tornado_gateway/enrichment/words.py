@@ -1,6 +1,6 @@
 """Files of words that replace the names in locations and device facts (GEO_MAP_FILE, UA_MAP_FILE)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import orjson
@@ -22,21 +22,22 @@ def read_words(path: Path, sections: Iterable[str]) -> Words:
         raise ConfigError([f"{path}: {expected}, got no valid JSON ({error})"]) from None
     if not isinstance(document, dict):
         raise ConfigError([f"{path}: {expected}, got {_shown(document)}"])
-    problems = []
-    for section, words in document.items():
-        if section not in sections:
-            problems.append(f"{path}: {section}: expected one of {', '.join(sections)}")
-        elif not isinstance(words, dict):
-            problems.append(f"{path}: {section}: expected an object of texts, got {_shown(words)}")
-        else:
-            problems += [
-                f"{path}: {section}.{word}: expected a text that is not empty, got {_shown(replacement)}"
-                for word, replacement in words.items()
-                if not isinstance(replacement, str) or not replacement.strip()
-            ]
+    problems = [problem for section, words in document.items() for problem in _problems(section, words, sections)]
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError([f"{path}: {problem}" for problem in problems])
     return {section: document.get(section, {}) for section in sections}
+
+
+def _problems(section: str, words: object, sections: Sequence[str]) -> list[str]:
+    if section not in sections:
+        return [f"{section}: expected one of {', '.join(sections)}"]
+    if not isinstance(words, dict):
+        return [f"{section}: expected an object of texts, got {_shown(words)}"]
+    return [
+        f"{section}.{word}: expected a text that is not empty, got {_shown(replacement)}"
+        for word, replacement in words.items()
+        if not isinstance(replacement, str) or not replacement.strip()
+    ]
 
 
 def _shown(value: object) -> str:

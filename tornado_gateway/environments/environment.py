@@ -71,12 +71,10 @@ class Environment:
         """Follow new settings: their key is a secret, and upstream expects their prefix in the paths of events."""
         settings = snapshot.settings
         logs.hide(settings.sdk_key)
-        self.upstream.collection_prefix = settings.collection_prefix or ""
+        self.upstream.use_collection_prefix(settings.collection_prefix)
         if self.sdk_key is None:
-            self._take_identity(settings.account_id, settings.sdk_key)
+            identity = Identity(settings.account_id, settings.sdk_key)
+            self.upstream.use_account(identity)
+            self.events.use_identity(identity)
         if any(feature.needs_device for feature in settings.features.values()):
             self._loading_device = asyncio.get_running_loop().run_in_executor(None, self._load_device)
-
-    def _take_identity(self, account_id: str, sdk_key: str) -> None:
-        self.upstream.account_id, self.upstream.sdk_key = account_id, sdk_key
-        self.events.identity = Identity(account_id, sdk_key)

@@ -1,60 +1,32 @@
 """Delivery: claims stored events, sends them upstream in batches and settles them in the store.
 
 A failure belongs to its batch, which is sent again later, whole or in pieces (`batches.py`), while others go on.
-Delivery as a whole pauses only when nothing succeeds. Delivery is at least once: duplicates arise when the process
-dies, or a response is lost, between the moment at which upstream accepts a request and the moment at which its events
-leave the store.
+Delivery as a whole pauses only when nothing succeeds (`outcomes.py`). Delivery is at least once: duplicates arise when
+the process dies, or a response is lost, between the moment at which upstream accepts a request and the moment at which
+its events leave the store.
 """
 
 import asyncio
 import logging
-import math
-import random
 import time
-from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import StoreError, UpstreamError
-from tornado_gateway.events.batches import (
-    CONTENT_STATUSES,
-    KEY_STATUSES,
-    SPLIT_PIECES,
-    Claim,
-    Part,
-    RetryQueue,
-    is_dead,
-    pack,
-    pieces_after,
-)
+from tornado_gateway.events.batches import KEY_STATUSES, SPLIT_PIECES, Claim, Part, is_dead, pack, pieces_after
+from tornado_gateway.events.claims import Claims
+from tornado_gateway.events.outcomes import LastFlush, Outcomes, RetryPolicy
 from tornado_gateway.events.queue import EventQueue
+from tornado_gateway.events.schedule import FlushSchedule
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import NO_IDENTITY, EventStore, Identity, NewChunk
+from tornado_gateway.tasks import end_tasks
 
 logger = logging.getLogger(__name__)
 
 CLAIMED_BATCHES = 4  # batches in one claim
 PARALLEL_REQUESTS = 16  # concurrent requests of one worker
-MAX_RETRYING = 128  # parts that wait for a retry; beyond it no new events are claimed, so that memory is bounded
-PAUSES_BEFORE_CUT = 3  # without a success, after which a batch is split to find out whether any event succeeds
 SETTLE_RETRY_SECONDS = 1.0  # after the store failed to settle a claim
-REJECTIONS_BEFORE_PAUSE = 16  # more halvings than it takes to isolate one event of 5,000
-RETRY_AFTER_LONGEST_SECONDS = 300.0
-
-
-class RetryPolicy(NamedTuple):
-    """The first and the longest pause, in seconds.
-
-    `pause_...` is for delivery as a whole, while nothing succeeds; the SDKs wait 2, 4, 8 ... s (wire contract B.5). Its
-    limit is also the longest time for which a failing event can delay others. `part_...` is for one failing batch.
-    """
-
-    pause_first: float = 2.0
-    pause_longest: float = 30.0
-    part_first: float = 1.0
-    part_longest: float = 300.0
 
 
 class EventSink(Protocol):
@@ -70,24 +42,12 @@ class EventSink(Protocol):
         """Post one event to `/events/t?query`. Raise UpstreamError unless it is accepted."""
 
 
-@dataclass(slots=True)
-class LastFlush:
-    """The result of the last request with events; `at` and `failing_since` are in unix seconds.
-
-    `error` and `failing_since` are set while nothing succeeds.
-    """
-
-    at: float | None = None
-    events: int = 0
-    error: str | None = None
-    failing_since: float | None = None
-
-
 class Flusher:
     """Sends stored events upstream, in concurrent requests, and settles them in the store once they are accepted.
 
     It sends full batches as soon as there are any. It sends everything after `interval_seconds`, at start, after a
-    pause, when the queue asks for it, and at stop.
+    pause, when the queue asks for it, and at stop. `on_request` is called after each request with its outcome
+    ("delivered", "refused" or "failed") and its duration in seconds.
     """
 
     def __init__(
@@ -99,48 +59,24 @@ class Flusher:
         events_per_request: int,
         interval_seconds: float,
         retries: RetryPolicy | None = None,
+        on_request: Callable[[str, float], None] = lambda outcome, seconds: None,
     ) -> None:
-        self.last = LastFlush()
-        self.on_request: Callable[[str, float], None] = lambda outcome, seconds: None  # after each request upstream
         self._store = store
         self._queue = queue
         self._sink = sink
         self._events_per_request = events_per_request
-        self._interval_seconds = interval_seconds
-        policy = retries or RetryPolicy()
-        self._pause = Backoff(policy.pause_first, policy.pause_longest)
-        self._part_pause = Backoff(policy.part_first, policy.part_longest)
+        self._on_request = on_request
         self._log = ThrottledLog(logger)
-        # Claims and their parts. Each part of a claim is in `_ready`, in `_retries`, or in flight.
-        self._claims: set[Claim] = set()
-        self._claimed = 0  # events in `_claims`
-        self._ready: deque[Part] = deque()
-        self._retries = RetryQueue()
-        self._unsettled: list[Claim] = []  # all parts are done, but the store has failed to settle them
-        # Outcomes of requests
-        self._successes: Counter[Identity] = Counter()
-        self._succeeded_at = -math.inf  # by the loop's clock
-        self._recent_seconds = policy.pause_first
-        self._failures = 0  # since the last success
-        self._paused_until = 0.0
-        self._pauses = 0  # since the last success
-        self._cut: Claim | None = None  # whose parts are split although nothing succeeds
-        self._owes_a_piece = False  # the first request after a pause is one of them
-        self._retry_error = ""  # of the last part that is to be sent again
-        # The present flush
+        self._claims = Claims()
+        self._outcomes = Outcomes(retries or RetryPolicy())
+        self._schedule = FlushSchedule(interval_seconds)
         self._claiming = asyncio.Lock()
-        self._group: asyncio.TaskGroup | None = None
+        self._group: asyncio.TaskGroup | None = None  # the senders of the flush in progress
         self._senders = 0
-        self._must_drain = False  # claim batches that are not full as well
-        self._drain_target = 0  # events to claim for that
-        self._drain_at = math.inf  # when to begin it the next time
-        # The loop around it
-        self._is_flush_due = False
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        queue.on_stored = self._wake_if_a_batch_is_full
-        queue.on_overdue = self._flush_everything_soon
+        queue.subscribe(stored=self._wake_if_a_batch_is_full, flush_all=self._flush_all_soon)
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run())
@@ -151,82 +87,89 @@ class Flusher:
             return
         self._stopping.set()
         self._woken.set()
-        _, unfinished = await asyncio.wait([self._task], timeout=deadline_seconds)
-        for task in unfinished:
-            task.cancel()
-            await asyncio.wait([task])
+        await asyncio.wait([self._task], timeout=deadline_seconds)
+        await end_tasks(self._task)
         self._task = None
         await self._give_back_claims()
         if self._queue.stored:
             logger.info("%d events remain stored", self._queue.stored)
 
     @property
+    def last(self) -> LastFlush:
+        """The result of the last request with events."""
+        return self._outcomes.last
+
+    @property
     def retry_reason(self) -> str | None:
         """The reason why some events wait although delivery works; None if none do."""
-        return f"some events failed and are sent again: {self._retry_error}" if self._retries else None
+        claims = self._claims
+        return f"some events failed and are sent again: {claims.retry_error}" if claims.retries else None
+
+    @property
+    def _unclaimed(self) -> int:
+        """The number of stored events that are not claimed."""
+        return self._queue.stored - self._claims.events
 
     async def flush(self, *, everything: bool) -> bool:
         """Send full batches, with `everything` all events that are stored now. Return False if delivery fails."""
         if everything:
-            self._begin_draining()
-        for claim in self._unsettled[:]:
-            self._unsettled.remove(claim)
+            self._schedule.begin(self._unclaimed)
+        unsettled = self._claims.unsettled
+        for claim in unsettled[:]:
+            unsettled.remove(claim)
             await self._settle(claim)
         async with asyncio.TaskGroup() as self._group:
             self._start_sender(self._group)
         self._group = None
-        return not self._failures
+        return not self._outcomes.failures
 
-    def _begin_draining(self) -> None:
-        """From now on claim batches that are not full as well, until all events that are stored now are claimed."""
-        self._is_flush_due = False
-        self._must_drain = True
-        self._drain_target = self._queue.stored - self._claimed
-        interval = self._interval_seconds * random.uniform(0.9, 1.0)
-        self._drain_at = asyncio.get_running_loop().time() + interval
-
-    # ---- The loop
+    # --- The loop ---
 
     async def _run(self) -> None:
         await self.flush(everything=True)
         while not self._stopping.is_set():
             await self._wait()
             try:
-                await self.flush(everything=self._is_flush_due)
+                await self.flush(everything=self._schedule.is_due)
             except Exception:  # a fault of ours in one batch must not end delivery
                 logger.exception("delivery failed unexpectedly, retrying")
-                self._paused_until = asyncio.get_running_loop().time() + self._pause.next()
+                self._outcomes.pause()
             self._note_idle()
-        self._paused_until = 0.0
+        self._outcomes.resume()
         await self.flush(everything=True)
 
     async def _wait(self) -> None:
         """Wait until a batch is full, a retry is due or the interval is over; if delivery pauses, for the pause."""
-        loop = asyncio.get_running_loop()
-        pause = self._paused_until - loop.time()
+        now, claims = asyncio.get_running_loop().time(), self._claims
+        pause = self._outcomes.paused_until - now
         if pause > 0:
-            self._is_flush_due = True
+            self._schedule.is_due = True
             await _wait_for(self._stopping, pause)
             return
-        interval = max(0.0, self._drain_at - loop.time())
-        retry = SETTLE_RETRY_SECONDS if self._unsettled else max(0.0, self._retries.due - loop.time())
+        interval = max(0.0, self._schedule.next_at - now)
+        retry = SETTLE_RETRY_SECONDS if claims.unsettled else max(0.0, claims.retries.due - now)
         if not await _wait_for(self._woken, min(interval, retry)) and interval <= retry:
-            self._is_flush_due = True
+            self._schedule.is_due = True
         self._woken.clear()
 
     def _wake_if_a_batch_is_full(self) -> None:
-        if self._queue.stored - self._claimed < self._events_per_request:
+        if self._unclaimed < self._events_per_request:
             return
         if self._group is None or not self._senders:
             self._woken.set()
         else:
             self._start_another_sender(self._group)
 
-    def _flush_everything_soon(self) -> None:
-        self._is_flush_due = True
+    def _flush_all_soon(self) -> None:
+        self._schedule.is_due = True
         self._woken.set()
 
-    # ---- Senders: each sends one part after the other
+    def _note_idle(self) -> None:
+        """Forget a failure if no events are left here: with a shared store another instance has delivered them."""
+        if self._outcomes.failures and not self._claims and self._queue.stored <= 0:
+            self._outcomes.forget()
+
+    # --- Senders: each sends one part after the other ---
 
     def _start_sender(self, group: asyncio.TaskGroup) -> None:
         self._senders += 1
@@ -239,82 +182,67 @@ class Flusher:
     async def _send_parts(self, group: asyncio.TaskGroup) -> None:
         try:
             while (part := await self._next_part()) is not None:
-                if self._ready or self._has_retry_due() or self._is_worth_a_claim():
+                if self._claims.ready or self._has_retry_due() or self._is_worth_a_claim():
                     self._start_another_sender(group)
                 await self._deliver(part)
         except StoreError as error:
-            self._failed(error)
+            self._outcomes.failed(error, self._queue.stored)
         finally:
             self._senders -= 1
 
     async def _next_part(self) -> Part | None:
+        claims, outcomes = self._claims, self._outcomes
         async with self._claiming:
-            now = asyncio.get_running_loop().time()
-            if now < self._paused_until:
+            if asyncio.get_running_loop().time() < outcomes.paused_until:
                 return None
-            if self._is_flush_due or now >= self._drain_at:  # also during a flush that others keep going
-                self._begin_draining()
-            is_probing = self._paused_until > 0  # to find out whether anything succeeds, other events are tried first
+            self._schedule.begin_if_due(self._unclaimed)  # also during a flush that others keep going
+            is_probing = outcomes.is_probing  # to find out whether anything succeeds, other events are tried first
             if not is_probing and self._has_retry_due():
-                return self._retries.pop()
-            if is_probing and self._owes_a_piece and self._ready and self._ready[0].successes_seen is not None:
-                self._owes_a_piece = False
-                return self._ready.popleft()
-            needs_others = not self._ready or (is_probing and not self._has_untried_part())
+                return claims.retries.pop()
+            if is_probing and claims.has_tried and outcomes.takes_a_piece():
+                return claims.ready.popleft()
+            needs_others = not claims.ready or (is_probing and not claims.has_untried)
             if needs_others and self._is_worth_a_claim():
                 await self._claim_batches()
-            if self._ready:
-                return self._ready.pop() if is_probing and self._has_untried_part() else self._ready.popleft()
-            return self._retries.pop() if self._retries and (is_probing or self._has_retry_due()) else None
-
-    def _has_untried_part(self) -> bool:
-        """True if the newest part that is ready is not a piece of a failed one: it is sent first after a failure."""
-        return bool(self._ready) and self._ready[-1].successes_seen is None
+            if claims.ready:
+                return claims.ready.pop() if is_probing and claims.has_untried else claims.ready.popleft()
+            return claims.retries.pop() if claims.retries and (is_probing or self._has_retry_due()) else None
 
     def _has_retry_due(self) -> bool:
-        """True if a part is to be sent again now. At stop each one gets a last chance."""
-        is_last_chance = self._stopping.is_set() and len(self._retries) > 0
-        return is_last_chance or self._retries.due <= asyncio.get_running_loop().time()
+        """Return whether a part is to be sent again now. At stop each one gets a last chance."""
+        retries = self._claims.retries
+        is_last_chance = self._stopping.is_set() and len(retries) > 0
+        return is_last_chance or retries.due <= asyncio.get_running_loop().time()
 
     def _is_worth_a_claim(self) -> bool:
-        # While nothing succeeds, events behind many that are known to fail have to show whether others succeed.
-        waiting = self._retries.unexplained if self._failures else len(self._retries)
-        if waiting >= MAX_RETRYING:
+        if self._claims.is_full_of_failures(during_outage=self._outcomes.failures > 0):
             return False
-        return self._must_drain or self._queue.stored - self._claimed >= self._events_per_request
+        return self._schedule.must_drain or self._unclaimed >= self._events_per_request
 
     async def _claim_batches(self) -> None:
-        """Claim some batches. The store decides what there is; the count of stored events only says when to ask."""
+        """Claim some batches. The store decides which; the count of stored events only shows when to ask."""
         chunks = await self._store.claim(CLAIMED_BATCHES * self._events_per_request)
         batches = pack(chunks, self._events_per_request)
-        events = sum([chunk.count for chunk in chunks])
-        self._drain_target -= events
-        if self._must_drain:
-            self._must_drain = events > 0 and (self._drain_target > 0 or events >= self._events_per_request)
+        if self._schedule.must_drain:
+            self._schedule.record_claimed(sum([chunk.count for chunk in chunks]), self._events_per_request)
         elif len(batches) > 1 and sum([chunk.count for chunk in batches[-1]]) < self._events_per_request:
             await self._store.release(batches.pop())  # it may still fill up
         for batch in batches:
-            claim = Claim(batch)
-            self._claims.add(claim)
-            self._claimed += claim.count
-            self._ready.extend(claim.parts)
+            self._claims.add(batch)
 
-    # ---- One request and its outcome
+    # --- One request and its outcome ---
 
     async def _deliver(self, part: Part) -> None:
         if part.events.count > self._events_per_request:  # stored when EVENTS_PER_REQUEST was larger
-            self._ready.extendleft(reversed(part.split(-(-part.events.count // self._events_per_request))))
+            self._claims.split(part, -(-part.events.count // self._events_per_request))
             return
-        if part.successes_seen is None:
-            part.successes_seen = self._successes[part.events.identity]
+        self._outcomes.begin(part)
         try:
             await self._send(part.events)
         except UpstreamError as error:
             self._part_failed(part, error)
         else:
-            self._succeeded(part.events)
-            part.claim.delivered += part.events.count
-            part.claim.parts.discard(part)
+            self._part_succeeded(part)
         if not part.claim.parts:
             await self._settle(part.claim)
 
@@ -331,59 +259,46 @@ class Flusher:
             outcome = "refused" if 400 <= error.status < 500 else "failed"
             raise
         finally:
-            self.on_request(outcome, time.monotonic() - before)
+            self._on_request(outcome, time.monotonic() - before)
+
+    def _part_succeeded(self, part: Part) -> None:
+        if self._outcomes.succeeded(part.events):  # the failures during an outage say nothing about its parts
+            self._claims.retries.make_due()
+        part.claim.delivered += part.events.count
+        part.claim.parts.discard(part)
 
     def _part_failed(self, part: Part, error: UpstreamError) -> None:
+        outcomes = self._outcomes
         is_orphaned = self._is_orphaned(part.events.identity, error.status)
-        others_succeed = self._others_succeed(part)
+        others_succeed = outcomes.others_succeed(part)
         if others_succeed or is_orphaned or self._is_alone(part):
             part.failures += 1
         pieces = 1 if is_orphaned else pieces_after(error.status, part)
-        if pieces == 1 and self._may_cut(part):
-            self._cut, pieces = part.claim, SPLIT_PIECES
-        is_explained = is_orphaned or (part.is_culprit and not (part.is_repeated and self._failures))
+        if pieces == 1 and outcomes.is_cut(part):
+            pieces = SPLIT_PIECES
+        is_explained = is_orphaned or (part.is_culprit and not (part.is_repeated and outcomes.failures))
         part.is_repeated = True
         if not is_explained:
-            self._failures += 1
-            is_isolating = pieces > 1 and error.status in CONTENT_STATUSES and self._failures <= REJECTIONS_BEFORE_PAUSE
-            if not (is_isolating or self._has_succeeded_recently()):
-                self._failed(error)
-        is_full = len(self._retries) >= MAX_RETRYING
+            outcomes.part_failed(error, is_isolating=pieces > 1, stored=self._queue.stored)
+        is_full = self._claims.is_full
         if is_dead(error.status, part, is_orphaned, others_succeed=others_succeed, is_full=is_full):
             self._bury(part, error)
-        elif self._stopping.is_set():
-            return  # it goes back to the store with its claim
-        elif pieces > 1:
-            self._ready.extendleft(reversed(part.split(pieces)))
+        elif not self._stopping.is_set():  # otherwise it goes back to the store with its claim
+            self._send_again(part, pieces, error)
+
+    def _send_again(self, part: Part, pieces: int, error: UpstreamError) -> None:
+        if pieces > 1:
+            self._claims.split(part, pieces)
         else:
-            delay = max(self._part_pause.after(max(1, part.failures)), _retry_after(error))
-            self._retry_error = str(error)
-            self._retries.push(asyncio.get_running_loop().time() + delay, part)
-
-    def _may_cut(self, part: Part) -> bool:
-        """True if a part is to be split although nothing shows that its events are to blame.
-
-        If each batch holds an event that fails, none succeeds. Pieces of one of them find out.
-        """
-        return self._pauses >= PAUSES_BEFORE_CUT and part.events.count > 1 and self._cut in (None, part.claim)
-
-    def _has_succeeded_recently(self) -> bool:
-        """True if a request has succeeded so recently that a failure says nothing about delivery as a whole."""
-        return asyncio.get_running_loop().time() - self._succeeded_at < self._recent_seconds
+            self._claims.retry_later(part, self._outcomes.retry_seconds(part, error), str(error))
 
     def _is_orphaned(self, identity: Identity, status: int) -> bool:
-        """True if VWO rejects a key that is not the configured one: nothing will make it valid again from here."""
+        """Return whether VWO rejects a key that is not the configured one, so that nothing here can make it valid."""
         return status in KEY_STATUSES and identity not in (NO_IDENTITY, self._queue.identity)
 
-    def _others_succeed(self, part: Part) -> bool:
-        """True if requests with events of the same identity have succeeded since the last failure of this part."""
-        seen, now = part.successes_seen, self._successes[part.events.identity]
-        part.successes_seen = now
-        return seen is not None and now > seen
-
     def _is_alone(self, part: Part) -> bool:
-        """True if the success of no other events could show that the failure concerns some of these."""
-        is_last = self._claims == {part.claim} and len(part.claim.parts) == 1 and self._queue.stored <= self._claimed
+        """Return whether the success of no other events could show that the failure concerns some of these."""
+        is_last = self._claims.is_last(part) and self._unclaimed <= 0
         return is_last and part.events.count > 1  # a single event need not be isolated
 
     def _bury(self, part: Part, error: UpstreamError) -> None:
@@ -393,77 +308,33 @@ class Flusher:
         part.claim.dead.append((part.events, reason))
         part.claim.parts.discard(part)
 
+    # --- Settling ---
+
     async def _settle(self, claim: Claim) -> None:
         """Remove a claim from the store. If the store fails, it is tried again before the next flush."""
         try:
             await self._store.settle(claim.chunks, claim.dead, claim.remaining())
         except StoreError as error:
             self._log.error("settle", "delivered events could not be removed from the store, retrying: %s", error)
-            self._unsettled.append(claim)
+            self._claims.unsettled.append(claim)
             return
-        self._forget(claim)
-        self._queue.settled(claim.delivered, claim.dead_count)
+        self._claims.forget(claim)
+        self._queue.record_settled(claim.delivered, claim.dead_count)
         if claim.dead:
             await self._queue.trim_dead_letters()
 
-    def _forget(self, claim: Claim) -> None:
-        self._claims.discard(claim)
-        self._claimed -= claim.count
-
     async def _give_back_claims(self) -> None:
         """Return undelivered events to the store, so that the delivered ones are not sent again after a restart."""
-        for claim in list(self._claims):
+        for claim in self._claims.all():
             try:
                 if claim.is_untouched:
                     await self._store.release(claim.chunks)
-                    self._forget(claim)
+                    self._claims.forget(claim)
                 else:
                     await self._settle(claim)
             except StoreError as error:
                 logger.error("claimed events could not be given back to the store: %s", error)
-        self._ready.clear()
-        self._retries = RetryQueue()
-
-    # ---- Whether delivery works
-
-    def _note_idle(self) -> None:
-        """Forget a failure if no events are left here: with a shared store another instance has delivered them."""
-        if self._failures and not self._claims and self._queue.stored <= 0:
-            self._reset_failures()
-            self.last = LastFlush(at=self.last.at)
-
-    def _succeeded(self, events: NewChunk) -> None:
-        if self.last.failing_since is not None:
-            self._log.error("delivered", "event delivery resumed after %.0f s", time.time() - self.last.failing_since)
-        if self._pauses:  # an outage is over, and its failures say nothing about the parts that wait for a retry
-            self._retries.make_due()
-        self._successes[events.identity] += 1
-        self._succeeded_at = asyncio.get_running_loop().time()
-        self._reset_failures()
-        self.last = LastFlush(at=time.time(), events=events.count)
-
-    def _failed(self, error: UpstreamError | StoreError) -> None:
-        """Note that nothing succeeds at the moment, and pause."""
-        self._failures = max(1, self._failures)
-        now = time.time()
-        self._log.error(str(error), "event delivery failed, %d events remain stored: %s", self._queue.stored, error)
-        self.last = LastFlush(at=now, error=str(error), failing_since=self.last.failing_since or now)
-        loop_time = asyncio.get_running_loop().time()
-        if loop_time >= self._paused_until:  # requests that were in flight together fail together: one failure
-            self._paused_until = loop_time + max(self._pause.next(), _retry_after(error))
-            self._pauses += 1
-            self._owes_a_piece = True
-
-    def _reset_failures(self) -> None:
-        self._failures = self._pauses = 0
-        self._cut = None
-        self._paused_until = 0.0
-        self._pause.reset()
-
-
-def _retry_after(error: UpstreamError | StoreError) -> float:
-    seconds: float = error.retry_after_seconds if isinstance(error, UpstreamError) else 0.0
-    return min(seconds, RETRY_AFTER_LONGEST_SECONDS)
+        self._claims.drop_parts()
 
 
 async def _wait_for(event: asyncio.Event, seconds: float) -> bool:

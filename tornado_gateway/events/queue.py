@@ -1,24 +1,22 @@
-"""The entrance of events: group commit into the store. `flusher.py` delivers them from there.
+"""The entrance of events: accepts them and stores them by group commit. `flusher.py` delivers them from the store.
 
 At any time received = delivered + waiting + dead + rejected + discarded.
 """
 
-import asyncio
 import logging
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tornado_gateway.errors import QueueFullError, StoreError
+from tornado_gateway.events.group_commit import Entry, Group, GroupCommit
 from tornado_gateway.gate import Gate
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import NO_IDENTITY, EventStore, Identity, NewChunk
+from tornado_gateway.tasks import Periodic
 
 logger = logging.getLogger(__name__)
 
 RECOUNT_SECONDS = 1.0  # how often a shared store is asked for its number of waiting events
-
-Entry = tuple[int, bytes, str]  # number of events, their documents joined by newlines, query as in `NewChunk`
 
 
 @dataclass(slots=True)
@@ -36,36 +34,20 @@ class EventCounts:
     discarded: int = 0
 
 
-class _Group:
-    """Events that are committed together, and the gates that hold back the responses to their requests.
+class _Subscribers:
+    """The functions that are called after a change, in the order of their subscription."""
 
-    `gate` fails if the commit fails. `decisions` opens then as well: a decision does not depend on its impressions.
-    """
-
-    __slots__ = ("decisions", "entries", "gate")
-
-    def __init__(self, *, one_gate: bool) -> None:
-        self.entries: list[Entry] = []
-        self.gate = Gate()
-        self.decisions = self.gate if one_gate else Gate()
-
-    @property
-    def count(self) -> int:
-        """The number of events."""
-        return sum([count for count, _, _ in self.entries])
-
-    def release(self, failure: str) -> None:
-        """Let the responses go although the events are not stored."""
-        self.gate.fail(StoreError(failure))
-        self.decisions.open()  # without effect if both are one
+    def __init__(self) -> None:
+        self.stored: list[Callable[[], None]] = []
+        self.flush_all: list[Callable[[], None]] = []
+        self.committed: list[Callable[[Sequence[Entry]], None]] = []
 
 
 class EventQueue:
-    """Collects events and commits them to the store, many requests in one transaction.
+    """Accepts events and commits them to the store, many requests in one transaction.
 
-    What arrives during a commit forms the next group; at low load a commit starts at once. With `durable` an event
-    counts as accepted when a gate of its group opens. Without `durable` it is acknowledged before the commit, so a
-    group that cannot be stored is kept in memory and tried again after `retry_seconds`.
+    With `durable` an event counts as accepted when a gate of its group opens. Without `durable` it is acknowledged
+    before the commit, so a group that cannot be stored is kept in memory and tried again after `retry_seconds`.
 
     A commit that takes longer than `commit_seconds` is reported as a failure, and its responses are released. New
     events are rejected until it ends, so that memory is bounded.
@@ -89,10 +71,6 @@ class EventQueue:
     ) -> None:
         self.counts = EventCounts()
         self.stored = 0  # committed and not yet settled
-        self.failure: str | None = None  # of the present or the last commit
-        self.on_stored: Callable[[], None] = lambda: None
-        self.on_overdue: Callable[[], None] = lambda: None  # there are events that have waited long enough
-        self.on_commit: Callable[[Sequence[Entry]], None] = lambda group: None  # entries that have become durable
         self.durable = durable
         self.identity = NO_IDENTITY  # under which the account's events are accepted now
         self._store = store
@@ -101,82 +79,108 @@ class EventQueue:
         self._dead_letter_limit = dead_letter_limit
         self._shared = shared
         self._decisions_need_store = decisions_need_store
-        self._commit_seconds = commit_seconds
-        self._retry_seconds = retry_seconds
         self._log = ThrottledLog(logger)
-        self._group = self._new_group()
-        self._committing: _Group | None = None
-        self._commit_began = 0.0
-        self._is_stalled = False
-        self._wanted = asyncio.Event()
-        self._stopping = False
-        self._commits: asyncio.Task[None] | None = None
-        self._helpers: list[asyncio.Task[None]] = []
+        self._subscribers = _Subscribers()
+        self._recounting = Periodic(self._recount, RECOUNT_SECONDS, jitter=0.2)
+        self._commits = GroupCommit(
+            self._write,
+            self._group_stored,
+            self._group_rejected,
+            durable=durable,
+            one_gate=decisions_need_store,
+            commit_seconds=commit_seconds,
+            retry_seconds=retry_seconds,
+        )
+
+    def subscribe(
+        self,
+        *,
+        stored: Callable[[], None] | None = None,
+        flush_all: Callable[[], None] | None = None,
+        committed: Callable[[Sequence[Entry]], None] | None = None,
+    ) -> None:
+        """Call `stored` when events have been stored, and `flush_all` if these have waited long enough already.
+
+        `committed` is called with the entries of each commit.
+        """
+        if stored is not None:
+            self._subscribers.stored.append(stored)
+        if flush_all is not None:
+            self._subscribers.flush_all.append(flush_all)
+        if committed is not None:
+            self._subscribers.committed.append(committed)
+
+    def use_identity(self, identity: Identity) -> None:
+        """Accept the account's events under this identity from now on."""
+        self.identity = identity
+
+    @property
+    def failure(self) -> str | None:
+        """The reason why the commit in progress, or the last one, failed; None if it did not."""
+        return self._commits.failure
 
     async def start(self) -> None:
         if self._shared:
-            self._helpers.append(asyncio.create_task(self._recount_regularly()))
+            self._recounting.start(at_once=True)
         else:
             depth = await self._store.depth()
             self.stored = self.counts.waiting = depth.waiting
             self.counts.dead = depth.dead
             self.counts.received = depth.waiting + depth.dead
-        self._helpers.append(asyncio.create_task(self._watch_commits()))
-        self._commits = asyncio.create_task(self._commit_groups())
+        self._commits.start()
 
     async def stop(self) -> None:
-        """Commit what is still in memory. Call when nothing appends any more."""
-        if self._commits is not None:
-            self._stopping = True
-            self._wanted.set()
-            await self._commits
-            self._commits = None
-        for task in self._helpers:
-            task.cancel()
-        await asyncio.gather(*self._helpers, return_exceptions=True)
-        self._helpers.clear()
-        if self._group.entries:
-            logger.error(
-                "%d events that were acknowledged at once (EVENT_ACK=fast) could not be stored", self._group.count
-            )
+        """Commit the events that are still in memory. Call when nothing appends any more."""
+        await self._commits.stop()
+        await self._recounting.end()
+        if self._commits.pending.entries:
+            count = self._commits.pending.count
+            logger.error("%d events that were acknowledged at once (EVENT_ACK=fast) could not be stored", count)
+
+    # --- Accepting ---
 
     def append(self, documents: bytes, count: int, query: str = "") -> Gate:
         """Accept `count` event documents, joined by newlines. The gate opens when they are durable.
 
         Raise QueueFullError if they cannot be accepted now. `query` as in `NewChunk`.
         """
-        if not self._accept(documents, count, query):
+        group = self._accept(documents, count, query)
+        if group is None:
             raise QueueFullError(self._rejection())
-        return self._group.gate
+        return group.gate
 
     def append_impressions(self, documents: bytes, count: int) -> Gate | None:
-        """Accept the events of a decision, which is worth more than they are: its response is never withheld.
+        """Accept the events of a decision, whose response is never withheld for them.
 
         The gate opens when they are durable, or when it is certain that they will not be. None: they were rejected.
         With `decisions_need_store` (EVENT_QUEUE_FULL=refuse) the same as `append`.
         """
-        if self._accept(documents, count, ""):
-            return self._group.decisions
+        group = self._accept(documents, count, "")
+        if group is not None:
+            return group.decisions
         if self._decisions_need_store:
             raise QueueFullError(self._rejection())
         self._log.warning("full", "impressions were rejected, decisions continue: %s", self._rejection())
         return None
 
-    def _accept(self, documents: bytes, count: int, query: str) -> bool:
+    def _accept(self, documents: bytes, count: int, query: str) -> Group | None:
+        """Add events to the pending group. None: they were rejected."""
         counts = self.counts
+        commits = self._commits
         counts.received += count
-        if counts.waiting + count > self._limit or self._is_stalled:
+        if counts.waiting + count > self._limit or commits.is_stalled:
             counts.rejected += count
-            return False
+            return None
         counts.waiting += count
-        entries = self._group.entries
+        group = commits.pending
+        entries = group.entries
         if not entries:
-            self._wanted.set()
+            commits.wanted.set()
         entries.append((count, documents, query))
-        return True
+        return group
 
     def _rejection(self) -> str:
-        if self._is_stalled:
+        if self._commits.is_stalled:
             return f"events cannot be stored at the moment: {self.failure}"
         return f"the event queue is full: {self.counts.waiting} events wait (EVENT_QUEUE_LIMIT)"
 
@@ -185,8 +189,27 @@ class EventQueue:
         self.counts.received += count
         self.counts.rejected += count
 
-    def settled(self, delivered: int, dead: int) -> None:
-        """Events have left the queue."""
+    # --- Storing ---
+
+    async def _write(self, entries: Sequence[Entry]) -> None:
+        await self._store.append(_chunks(entries, self._chunk_events, self.identity))
+
+    def _group_stored(self, group: Group) -> None:
+        self.stored += group.count
+        group.open()
+        for notify in self._subscribers.stored:
+            notify()
+        for receive in self._subscribers.committed:
+            receive(group.entries)
+
+    def _group_rejected(self, count: int) -> None:
+        self.counts.waiting -= count
+        self.counts.rejected += count
+
+    # --- Stored events ---
+
+    def record_settled(self, delivered: int, dead: int) -> None:
+        """Count events that have left the queue."""
         self.stored -= delivered + dead
         self.counts.waiting -= delivered + dead
         self.counts.delivered += delivered
@@ -202,13 +225,16 @@ class EventQueue:
             raise QueueFullError(self._rejection())
         moved = await self._store.requeue(ids, room)
         if self._shared:
-            self.stored += moved
-            self.counts.waiting += moved
-            self.counts.dead -= moved
-            self.on_overdue()
+            self._record_requeued(moved)
         else:
-            await self.count_adopted()
+            await self.recount_after_adoption()
         return moved
+
+    def _record_requeued(self, moved: int) -> None:
+        self.stored += moved
+        self.counts.waiting += moved
+        self.counts.dead -= moved
+        self._request_flush()
 
     async def trim_dead_letters(self) -> None:
         """Discard the oldest dead letters beyond the limit. Best effort: the next dead letter tries again."""
@@ -217,18 +243,18 @@ class EventQueue:
         try:
             discarded = await self._store.trim_dead_letters(self._dead_letter_limit)
         except StoreError as error:
-            logger.debug("dead letters cannot be discarded yet: %s", error)
+            logger.debug("dead letters could not be discarded, they are kept until the next one: %s", error)
             return
         self.counts.dead -= discarded
         self.counts.discarded += discarded
         if discarded:
             self._log.warning("discarded", "the oldest %d dead letters were discarded (DEAD_LETTER_LIMIT)", discarded)
 
-    async def count_adopted(self) -> None:
-        """Count as received what the store has got from elsewhere, such as from the log of a dead worker.
+    async def recount_after_adoption(self) -> None:
+        """Count as received the events that the store has obtained from elsewhere, such as the log of a dead worker.
 
-        The difference is exact although others append and settle meanwhile: the store answers in the order in which it
-        works, and every answer is counted at once.
+        The difference is exact although others append and settle meanwhile, because the store responds in the order of
+        its operations and each response is counted at once.
         """
         depth = await self._store.depth()
         waiting, dead = depth.waiting - self.stored, depth.dead - self.counts.dead
@@ -237,86 +263,23 @@ class EventQueue:
         self.counts.dead += dead
         self.counts.received += waiting + dead
         if waiting:
-            self.on_overdue()
+            self._request_flush()
 
-    async def _recount_regularly(self) -> None:
-        while True:
-            try:
-                depth = await self._store.depth()
-                self.stored = depth.waiting
-                self.counts.waiting = depth.waiting + self._group.count + self._committing_count()
-                self.on_stored()
-            except StoreError as error:
-                logger.debug("the waiting events cannot be counted: %s", error)
-            await asyncio.sleep(RECOUNT_SECONDS * random.uniform(0.9, 1.1))
+    def _request_flush(self) -> None:
+        for flush in self._subscribers.flush_all:
+            flush()
 
-    def _committing_count(self) -> int:
-        return self._committing.count if self._committing is not None else 0
-
-    async def _commit_groups(self) -> None:
-        while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            if self._group.entries:
-                await self._commit()
-            if self._stopping:
-                return
-
-    async def _commit(self) -> None:
-        group, self._group = self._group, self._new_group()
-        self._committing, self._commit_began = group, asyncio.get_running_loop().time()
+    async def _recount(self) -> None:
+        """Ask a shared store for its number of waiting events."""
         try:
-            await self._store.append(_chunks(group.entries, self._chunk_events, self.identity))
+            depth = await self._store.depth()
         except StoreError as error:
-            await self._not_stored(group, error)
+            logger.debug("the waiting events could not be counted: %s", error)
             return
-        finally:
-            self._committing, self._is_stalled = None, False
-        if self.failure is not None:
-            logger.error("events can be stored again")
-            self.failure = None
-        self.stored += group.count
-        group.gate.open()
-        group.decisions.open()
-        self.on_stored()
-        self.on_commit(group.entries)
-
-    def _new_group(self) -> _Group:
-        return _Group(one_gate=self._decisions_need_store)
-
-    async def _not_stored(self, group: _Group, error: StoreError) -> None:
-        self._failed(str(error))
-        if self.durable:
-            self._reject(group)
-        else:
-            self._group.entries[:0] = group.entries
-            await asyncio.sleep(self._retry_seconds)
-            self._wanted.set()
-
-    def _reject(self, group: _Group) -> None:
-        events = group.count
-        self.counts.waiting -= events
-        self.counts.rejected += events
-        group.release(f"the event could not be stored: {self.failure}")
-
-    def _failed(self, reason: str) -> None:
-        self._log.error(reason, "events cannot be stored: %s", reason)
-        self.failure = reason
-
-    async def _watch_commits(self) -> None:
-        """Release the responses that wait for a commit that has stalled, such as on a disk that does not respond."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(self._commit_seconds / 4)
-            group = self._committing
-            if group is None or loop.time() - self._commit_began < self._commit_seconds:
-                continue
-            self._failed(f"the store has not completed a write for {self._commit_seconds:g} s")
-            if self.durable:
-                self._is_stalled = True
-                group.release(f"the event could not be stored in time: {self.failure}")
-                pending, self._group = self._group, self._new_group()
-                self._reject(pending)
+        self.stored = depth.waiting
+        self.counts.waiting = depth.waiting + self._commits.uncommitted
+        for notify in self._subscribers.stored:
+            notify()
 
 
 def _chunks(group: Sequence[Entry], most_events: int, identity: Identity) -> list[NewChunk]:

@@ -67,7 +67,7 @@ class Adoption:
                 if moved := await log.adopt():
                     logger.info("%d events of a worker that has ended are taken over", moved)
             finally:  # a part may have been taken over
-                await self._environment.events.count_adopted()
+                await self._environment.events.recount_after_adoption()
         except (StoreError, OSError) as error:
             logger.error("the events of an ended worker cannot be taken over yet: %s", error)
         else:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ class Assembly:
 
     def _build_environment(self, stuck_after_seconds: float | None) -> Environment:
         config, store = self._config, self._store
-        upstream = build_upstream(config)
+        upstream = build_upstream(config, self._observer.upstream_responded)
         events = build_queue(config, store)
         mirror = self._build_mirror(upstream)
         flusher = Flusher(
@@ -153,10 +154,8 @@ class Assembly:
             choose_sink(config, upstream),
             events_per_request=config.events_per_request,
             interval_seconds=config.flush_seconds,
+            on_request=self._observer.flushed,
         )
-        upstream.on_response = self._observer.upstream_responded
-        mirror.on_poll = self._observer.polled
-        flusher.on_request = self._observer.flushed
         watch = waiting.Watch(
             store.events,
             lambda: events.counts.waiting,
@@ -189,6 +188,7 @@ class Assembly:
             poll_seconds=config.poll_seconds,
             sdk=core.Sdk(config.sdk_name, __version__),
             bootstrap=None if config.is_offline else config.settings_file,
+            on_poll=self._observer.polled,
         )
 
     # --- Routes and pages ---
@@ -254,7 +254,7 @@ class Assembly:
             self.status,
             latencies,
         )
-        environment.events.on_commit = admin.recent.note
+        environment.events.subscribe(committed=admin.recent.note)
         return admin
 
     def _build_pages(self) -> HTTPServerConnectionDelegate:
@@ -335,7 +335,7 @@ def build_store(config: Config, owner: str) -> Store:
     return Store(events, redis.state, take_over(options, config.former_namespace, config.namespace, owner))
 
 
-def build_upstream(config: Config) -> Upstream:
+def build_upstream(config: Config, on_response: Callable[[str, int], None]) -> Upstream:
     return Upstream(
         config.upstream_url,
         config.collect_url,
@@ -343,6 +343,7 @@ def build_upstream(config: Config) -> Upstream:
         sdk_name=config.sdk_name,
         sdk_version=__version__,
         timeout_seconds=config.socket_timeout_seconds,
+        on_response=on_response,
     )
 
 
@@ -357,7 +358,7 @@ def build_queue(config: Config, store: Store) -> EventQueue:
         decisions_need_store=config.event_queue_full == "refuse",
         commit_seconds=COMMIT_SECONDS + (2 * config.socket_timeout_seconds if config.uses_redis else 0),
     )
-    events.identity = Identity(*config.account)
+    events.use_identity(Identity(*config.account))
     return events
 
 

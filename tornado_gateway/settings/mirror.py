@@ -73,7 +73,8 @@ class SettingsMirror:
     """Keeps `current`: None until there are usable settings, then always the last good ones.
 
     `fetch` gets the document from upstream (or reads the file, for a gateway without upstream). `bootstrap` is a file
-    to start from if neither upstream nor the store has a document.
+    to start from if neither upstream nor the store has a document. `on_poll` is called after each poll with its outcome
+    ("changed", "unchanged" or "failed").
 
     Among all workers of a store the holder of a lease polls regularly; the others take the document that it stored.
     The lease is only a hint to avoid duplicate polls. A worker polls without it at its start, as long as it has no
@@ -93,13 +94,14 @@ class SettingsMirror:
         sdk: core.Sdk,
         bootstrap: Path | None = None,
         start_patience_seconds: float = START_PATIENCE_SECONDS,
+        on_poll: Callable[[str], None] = lambda outcome: None,
     ) -> None:
         self.current: Snapshot | None = None
         self.last_poll = LastPoll()
         self.loaded = asyncio.Event()  # set once there is a `current`
-        self.on_poll: Callable[[str], None] = lambda outcome: None  # "changed", "unchanged" or "failed"
         self._subscribers: list[Subscriber] = []
         self._stored = StoredSettings(state, name, owner)
+        self._on_poll = on_poll
         self._fetch = fetch
         self._source = source
         self._sdk = sdk
@@ -159,11 +161,11 @@ class SettingsMirror:
         try:
             await self._accept(await fetch())
         except (GatewayError, OSError, core.SettingsError) as error:
-            self.on_poll("failed")
+            self._on_poll("failed")
             self._poll_failed(error)
             return False
         is_same = before is not None and self.current is not None and self.current.settings is before.settings
-        self.on_poll("unchanged" if is_same else "changed")
+        self._on_poll("unchanged" if is_same else "changed")
         self._poll_succeeded()
         return True
 

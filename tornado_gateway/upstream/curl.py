@@ -210,17 +210,7 @@ class CurlPool:
     def new_curl(self) -> Any:
         """Return a handle with the options that all requests share."""
         curl = pycurl.Curl()
-        authorities = ssl.get_default_verify_paths()
-        options = self._options | {
-            pycurl.NOSIGNAL: 1,
-            pycurl.FOLLOWLOCATION: 0,
-            pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
-            pycurl.MAXAGE_CONN: CONNECTION_SECONDS,
-            pycurl.MAXLIFETIME_CONN: CONNECTION_SECONDS,
-            pycurl.CAINFO: authorities.cafile,
-            pycurl.CAPATH: authorities.capath,
-        }
-        for option, value in options.items():
+        for option, value in (self._options | _common_options()).items():
             if value is not None:
                 curl.setopt(option, value)
         return curl
@@ -237,45 +227,43 @@ class CurlPool:
     async def _transfer(
         self, handle: _Handle, target: _Target, body: bytes | None, receive: Receive | None
     ) -> CurlResponse:
-        curl = handle.curl
         try:
             handle.prepare(target)
             done = handle.begin(body, receive)
-            self._busy[curl] = handle
-            self._multi.add_handle(curl)
+            self._busy[handle.curl] = handle
+            self._multi.add_handle(handle.curl)
             await done
             return handle.response()
         except (pycurl.error, UnicodeError) as error:
             raise CurlError(f"the request is not valid: {error}") from None
         finally:
-            if self._busy.pop(curl, None) is not None:  # the task was cancelled
-                self._multi.remove_handle(curl)
-            if self._is_closed:
-                curl.close()
-            else:
-                handle.end()
-                self._idle.append(handle)
+            self._give_back(handle)
+
+    def _give_back(self, handle: _Handle) -> None:
+        if self._busy.pop(handle.curl, None) is not None:  # the task was cancelled
+            self._multi.remove_handle(handle.curl)
+        if self._is_closed:
+            handle.curl.close()
+        else:
+            handle.end()
+            self._idle.append(handle)
 
     # --- Called by curl ---
 
     def _watch(self, wanted: int, fd: int, multi: Any, data: Any) -> None:
-        loop = asyncio.get_running_loop()
         watched = self._watched.pop(fd, pycurl.POLL_NONE)
-        if wanted == pycurl.POLL_REMOVE:
-            wanted = pycurl.POLL_NONE
-        else:
+        wanted = pycurl.POLL_NONE if wanted == pycurl.POLL_REMOVE else wanted
+        if wanted != pycurl.POLL_NONE:
             self._watched[fd] = wanted
-        changed = watched ^ wanted
-        if changed & pycurl.POLL_IN:
-            if wanted & pycurl.POLL_IN:
-                loop.add_reader(fd, self._act, fd, pycurl.CSELECT_IN)
-            else:
-                loop.remove_reader(fd)
-        if changed & pycurl.POLL_OUT:
-            if wanted & pycurl.POLL_OUT:
-                loop.add_writer(fd, self._act, fd, pycurl.CSELECT_OUT)
-            else:
-                loop.remove_writer(fd)
+        loop, changed = asyncio.get_running_loop(), watched ^ wanted
+        if changed & wanted & pycurl.POLL_IN:
+            loop.add_reader(fd, self._act, fd, pycurl.CSELECT_IN)
+        elif changed & pycurl.POLL_IN:
+            loop.remove_reader(fd)
+        if changed & wanted & pycurl.POLL_OUT:
+            loop.add_writer(fd, self._act, fd, pycurl.CSELECT_OUT)
+        elif changed & pycurl.POLL_OUT:
+            loop.remove_writer(fd)
 
     def _set_timer(self, milliseconds: int) -> None:
         if self._timer is not None:
@@ -311,19 +299,23 @@ class CurlPool:
             handle.done.set_exception(error)
 
 
+def _common_options() -> dict[int, Any]:
+    authorities = ssl.get_default_verify_paths()
+    return {
+        pycurl.NOSIGNAL: 1,
+        pycurl.FOLLOWLOCATION: 0,
+        pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
+        pycurl.MAXAGE_CONN: CONNECTION_SECONDS,
+        pycurl.MAXLIFETIME_CONN: CONNECTION_SECONDS,
+        pycurl.CAINFO: authorities.cafile,
+        pycurl.CAPATH: authorities.capath,
+    }
+
+
 def read_head(lines: list[bytes]) -> CurlResponse | None:
     """Return the last head among the header lines, without trailers. None if it is interim or incomplete."""
-    head: list[str] = []
-    is_complete = False
-    for line in lines:
-        text = line.decode("latin-1").strip()
-        if text.startswith("HTTP/"):
-            head, is_complete = [text], False
-        elif not text:
-            is_complete = True
-        elif not is_complete:
-            head.append(text)
-    if not head or not is_complete:
+    head = _last_head(lines)
+    if not head:
         return None
     _, status, reason = (*head[0].split(" ", 2), "", "")[:3]
     headers = (line.partition(":") for line in head[1:])
@@ -334,6 +326,21 @@ def read_head(lines: list[bytes]) -> CurlResponse | None:
         reason.strip() or reason_phrase(int(status)),
         {name.strip().lower(): value.strip() for name, _, value in headers},
     )
+
+
+def _last_head(lines: list[bytes]) -> list[str]:
+    """Return the lines of the last head; none if it is incomplete."""
+    head: list[str] = []
+    is_complete = False
+    for line in lines:
+        text = line.decode("latin-1").strip()
+        if text.startswith("HTTP/"):
+            head, is_complete = [text], False
+        elif not text:
+            is_complete = True
+        elif not is_complete:
+            head.append(text)
+    return head if is_complete else []
 
 
 def _error(handle: _Handle, code: int, message: str) -> CurlError:

@@ -1,0 +1,86 @@
+"""The events that a worker has claimed and not yet settled. Used by `flusher.py`."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from tornado_gateway.events.batches import Claim, Part, RetryQueue
+from tornado_gateway.store.interfaces import Chunk
+
+MAX_RETRYING = 128  # parts that wait for a retry; beyond it no new events are claimed, so that memory is bounded
+
+
+class Claims:
+    """The claims of a worker. Each of their parts is in `ready`, in `retries`, or in flight.
+
+    `events` is the number of claimed events. All parts of an `unsettled` claim are done, but the store has failed to
+    settle it. `retry_error` is the failure of the last part that is to be sent again.
+    """
+
+    def __init__(self) -> None:
+        self.events = 0
+        self.ready: deque[Part] = deque()
+        self.retries = RetryQueue()
+        self.unsettled: list[Claim] = []
+        self.retry_error = ""
+        self._claims: set[Claim] = set()
+
+    def __len__(self) -> int:
+        return len(self._claims)
+
+    def add(self, chunks: Sequence[Chunk]) -> None:
+        """Add a claim. Its events are ready to be sent."""
+        claim = Claim(chunks)
+        self._claims.add(claim)
+        self.events += claim.count
+        self.ready.extend(claim.parts)
+
+    def forget(self, claim: Claim) -> None:
+        """Remove a claim that is settled or released."""
+        self._claims.discard(claim)
+        self.events -= claim.count
+
+    def all(self) -> list[Claim]:
+        return list(self._claims)
+
+    def drop_parts(self) -> None:
+        """Send no part any more, because all claims are given back."""
+        self.ready.clear()
+        self.retries = RetryQueue()
+
+    def is_last(self, part: Part) -> bool:
+        """Return whether no other part is claimed."""
+        return self._claims == {part.claim} and len(part.claim.parts) == 1
+
+    # --- Parts ---
+
+    @property
+    def has_untried(self) -> bool:
+        """True if the newest part that is ready is not a piece of a failed one: it is sent first after a failure."""
+        return bool(self.ready) and self.ready[-1].successes_seen is None
+
+    @property
+    def has_tried(self) -> bool:
+        """True if the next part that is ready is a piece of a failed one."""
+        return bool(self.ready) and self.ready[0].successes_seen is not None
+
+    @property
+    def is_full(self) -> bool:
+        """True if there is no room for further parts that wait for a retry."""
+        return len(self.retries) >= MAX_RETRYING
+
+    def is_full_of_failures(self, *, during_outage: bool) -> bool:
+        """Return whether so many parts wait for a retry that no new events are to be claimed.
+
+        While nothing succeeds, events behind many that are known to fail have to show whether others succeed.
+        """
+        return (self.retries.unexplained if during_outage else len(self.retries)) >= MAX_RETRYING
+
+    def split(self, part: Part, pieces: int) -> None:
+        """Replace a part by pieces, which are sent next, in order."""
+        self.ready.extendleft(reversed(part.split(pieces)))
+
+    def retry_later(self, part: Part, seconds: float, error: str) -> None:
+        """Send a part again after some seconds."""
+        self.retry_error = error
+        self.retries.push(asyncio.get_running_loop().time() + seconds, part)
