@@ -25,16 +25,8 @@ from tornado_gateway.console.pages import build_application
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.enrichment.location_download import (
-    CONNECT_SECONDS,
-    DOWNLOAD_SECONDS,
-    LARGEST_ARCHIVE_BYTES,
-    GeoRefresh,
-    download,
-)
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.registry import Environments
-from tornado_gateway.errors import StoreError
 from tornado_gateway.events.flusher import EventSink, Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.certificates import Certificates
@@ -44,6 +36,7 @@ from tornado_gateway.http.limits import Limits, ServerOptions
 from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
 from tornado_gateway.process.adoption import Adoption
+from tornado_gateway.process.location_parts import location_parts
 from tornado_gateway.process.parts import Part, explaining
 from tornado_gateway.process.publication import Publication
 from tornado_gateway.process.redis_options import redis_options
@@ -51,14 +44,13 @@ from tornado_gateway.process.status import instance_status
 from tornado_gateway.process.supervisor import PORT_REMEDY, Post
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror
 from tornado_gateway.settings.stored import document_name
-from tornado_gateway.store.interfaces import SHARED, Identity, Store
+from tornado_gateway.store.interfaces import Identity, Store
 from tornado_gateway.store.sqlite.events import SqliteEvents, open_sqlite
-from tornado_gateway.telemetry import waiting
 from tornado_gateway.telemetry.counters import SharedCounters
 from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.prometheus import About, Exposition
+from tornado_gateway.telemetry.waiting import Watch, stuck_after
 from tornado_gateway.upstream.client import Dialect, DiscardingSink, Upstream
-from tornado_gateway.upstream.curl import CurlPool
 
 BATCH_PATH = b"/batch-events-v2"
 COMMIT_SECONDS = 5.0  # a commit that takes longer, besides the time-outs of Redis, is reported as stalled
@@ -114,7 +106,7 @@ class Assembly:
         return [
             Part("publication", self.publication.start, self.publication.stop),
             Part("store", self._store.open, self._store.close, STORE_REMEDY),
-            *self._location_parts(),
+            *location_parts(self._config, self._store, self._location, self._owner),
             Part("environment", environment.start, environment.stop, STORE_REMEDY),
             Part("adoption", self._adoption.start, self._adoption.stop),
             *([Part("certificates", self._certificates.start, self._certificates.stop)] if self._certificates else []),
@@ -140,22 +132,10 @@ class Assembly:
         upstream = build_upstream(config)
         events = build_queue(config, store)
         mirror = self._build_mirror(upstream)
-        flusher = Flusher(
-            store.events,
-            events,
-            choose_sink(config, upstream),
-            events_per_request=config.events_per_request,
-            interval_seconds=config.flush_seconds,
-        )
+        flusher = build_flusher(config, store, events, upstream)
         upstream.on_response = self._observer.upstream_responded
         mirror.on_poll = self._observer.polled
         flusher.on_request = self._observer.flushed
-        watch = waiting.Watch(
-            store.events,
-            lambda: events.counts.waiting,
-            stuck_after_seconds or waiting.stuck_after(config.flush_seconds, config.socket_timeout_seconds),
-            is_shared=config.uses_redis,
-        )
         environment = Environment(
             sdk_key=config.sdk_key,
             upstream=upstream,
@@ -163,7 +143,7 @@ class Assembly:
             events=events,
             flusher=flusher,
             lists=ListChecks(_no_member if config.is_offline else upstream.check_attribute),
-            waiting=watch,
+            waiting=build_watch(config, store, events, stuck_after_seconds),
             load_device=self._device.load,
             settings_seconds=config.socket_timeout_seconds,
             flush_seconds=config.shutdown_seconds * FLUSH_SHARE,
@@ -187,34 +167,55 @@ class Assembly:
     # --- Routes and pages ---
 
     def _build_api(self) -> Api:
-        config = self._config
-        environment, state = self.environments.default, self._store.state
+        config, environment = self._config, self.environments.default
         client_address = ClientAddress(config.trusted_proxies)
+        decisions = self._build_flags_api()
+        settings_api = self._build_settings_api()
+        api = Api(
+            decisions,
+            Collector(
+                self.environments, environment.events, client_address, slice_events=config.max_events_per_request
+            ),
+            self._build_visitors_api(client_address),
+            settings_api,
+            decides=config.decision_required,
+            serves_browsers=config.cors_config_required,
+        )
+        environment.mirror.subscribe(self.environments.settings_changed, api.settings_changed)
+        environment.mirror.subscribe(decisions.settings_changed, settings_api.settings_changed)
+        return api
+
+    def _build_flags_api(self) -> Decisions:
+        config, environment = self._config, self.environments.default
         decisions = Decisions(
             self.environments,
             environment.events,
             self._location,
             self._device,
             environment.lists,
-            state,
+            self._store.state,
             resolves_aliases=config.aliasing_enabled,
             sticky_seconds=config.sticky_seconds if config.sticky_decisions else None,
         )
         decisions.on_decision = self._observer.decided
-        collector = Collector(
-            self.environments, environment.events, client_address, slice_events=config.max_events_per_request
-        )
-        lookups = Lookups(
+        return decisions
+
+    def _build_visitors_api(self, client_address: ClientAddress) -> Lookups:
+        config, environment = self._config, self.environments.default
+        return Lookups(
             self._location,
             self._device,
             environment.lists,
-            state,
+            self._store.state,
             environment.upstream,
             client_address,
             ip_fallback=config.client_ip_fallback,
             serves_browsers=config.cors_config_required,
         )
-        settings_api = SettingsApi(
+
+    def _build_settings_api(self) -> SettingsApi:
+        config, environment = self._config, self.environments.default
+        return SettingsApi(
             self.environments,
             environment.mirror,
             settings_source(config, environment.upstream, pull=True),
@@ -223,17 +224,6 @@ class Assembly:
             wait_seconds=config.socket_timeout_seconds,
             webhook_token=config.webhook_token,
         )
-        api = Api(
-            decisions,
-            collector,
-            lookups,
-            settings_api,
-            decides=config.decision_required,
-            serves_browsers=config.cors_config_required,
-        )
-        environment.mirror.subscribe(self.environments.settings_changed, api.settings_changed)
-        environment.mirror.subscribe(decisions.settings_changed, settings_api.settings_changed)
-        return api
 
     def _build_admin(self) -> Admin:
         config, environment = self._config, self.environments.default
@@ -300,13 +290,6 @@ class Assembly:
             is_shared=self._config.uses_redis,
         )
 
-    def _location_parts(self) -> list[Part]:
-        parts = [Part("location", partial(open_location, self._location), self._location.stop)]
-        config = self._config
-        if config.maxmind_license_key is not None and config.maxmind_user_id is not None and not config.maxmind_db_path:
-            parts.append(location_download(config, self._store, self._location, self._owner))
-        return parts
-
 
 def build_store(config: Config, owner: str) -> Store:
     """Return the embedded store; with Redis, that one, and the embedded event log for the time when Redis fails."""
@@ -350,6 +333,25 @@ def build_queue(config: Config, store: Store) -> EventQueue:
     return events
 
 
+def build_flusher(config: Config, store: Store, events: EventQueue, upstream: Upstream) -> Flusher:
+    return Flusher(
+        store.events,
+        events,
+        choose_sink(config, upstream),
+        events_per_request=config.events_per_request,
+        interval_seconds=config.flush_seconds,
+    )
+
+
+def build_watch(config: Config, store: Store, events: EventQueue, stuck_after_seconds: float | None) -> Watch:
+    return Watch(
+        store.events,
+        lambda: events.counts.waiting,
+        stuck_after_seconds or stuck_after(config.flush_seconds, config.socket_timeout_seconds),
+        is_shared=config.uses_redis,
+    )
+
+
 def choose_sink(config: Config, upstream: Upstream) -> EventSink:
     """Return upstream. Without an account, events are only sent if a collector is configured explicitly."""
     has_collector = any(config.source(name) != "default" for name in ("UPSTREAM_URL", "COLLECT_URL"))
@@ -368,43 +370,6 @@ def build_certificates(config: Config) -> Certificates | None:
     if config.tls_cert_path and config.tls_key_path:
         return Certificates(config.tls_cert_path, config.tls_key_path)
     return None
-
-
-async def open_location(location: LocationReader) -> None:
-    await asyncio.to_thread(location.open)  # half a second for a full-size database
-    location.start()
-
-
-def location_download(config: Config, store: Store, location: LocationReader, owner: str) -> Part:
-    """Return the part that downloads the location database while this worker holds the lease."""
-    client = CurlPool(
-        connect_seconds=CONNECT_SECONDS,
-        timeout_seconds=DOWNLOAD_SECONDS,
-        max_response_bytes=LARGEST_ARCHIVE_BYTES,
-    )
-    fetch = partial(
-        download,
-        client,
-        user_id=str(config.maxmind_user_id),
-        license_key=str(config.maxmind_license_key),
-        directory=config.data_dir,
-    )
-    lease = partial(_holds_download_lease, store, config.data_dir, owner)
-    refresh = GeoRefresh(fetch, config.downloaded_location_database, lease, location.check)
-
-    async def stop() -> None:
-        await refresh.stop()
-        client.close()
-
-    return Part("location download", refresh.start, stop)
-
-
-async def _holds_download_lease(store: Store, directory: Path, owner: str) -> bool:
-    """Return whether this worker is the downloader of its directory: one for each, whatever else its workers share."""
-    try:
-        return await store.state.acquire_lease(f"{SHARED}geoip:{socket.gethostname()}:{directory.resolve()}", owner)
-    except StoreError:
-        return False
 
 
 async def _no_member(list_id: str, value: str) -> bool:
