@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from process import COMPILED, IS_COMPILED, PATIENCE_SECONDS, ROOT, SAMPLE_SETTINGS, free_port, sample_document
+from redis_servers import RedisServer, needs_redis_server
 from vendor import Vendor
 
 from tornado_gateway.config import load
@@ -183,10 +184,10 @@ def open_sockets_and_locks():
     return sorted(target for target in targets if target.startswith("socket:") or target.endswith((".lock", ".db")))
 
 
-def started(vendor, data_dir, occupy=lambda sock: contextlib.nullcontext()):
+def started(vendor, data_dir, occupy=lambda sock: contextlib.nullcontext(), **more):
     """Start a worker and stop it if that succeeds. Return the error of the start, and the tasks that are left then."""
     sample = sample_document()
-    options = {"ACCOUNT_ID": sample["accountId"], "SDK_KEY": sample["sdkKey"], "UPSTREAM_URL": vendor.url}
+    options = {"ACCOUNT_ID": sample["accountId"], "SDK_KEY": sample["sdkKey"], "UPSTREAM_URL": vendor.url, **more}
     config = load({}, {**{name: str(value) for name, value in options.items()}, "DATA_DIR": str(data_dir)})
 
     async def start():
@@ -230,6 +231,26 @@ def test_a_socket_that_another_process_listens_on_leaves_nothing(vendor, tmp_pat
     assert error is not None
     assert "Address already in use" in error
     assert "Use another HOST or PORT" in error
+    assert tasks == set()
+    assert threading.active_count() == threads
+    assert open_sockets_and_locks() == before
+    assert_unlocked(tmp_path)
+
+
+@needs_redis_server
+@pytest.mark.parametrize("is_running", [True, False], ids=["Redis", "no Redis"])
+@pytest.mark.parametrize("part", [SettingsMirror, Server, None], ids=lambda part: getattr(part, "__name__", "none"))
+def test_with_redis_a_failed_start_leaves_nothing(monkeypatch, vendor, tmp_path, part, is_running):
+    """A Redis that cannot be reached does not prevent the start, because events go to the embedded log."""
+    threads, before = threading.active_count(), open_sockets_and_locks()
+    if part is not None:
+        method = "listen" if part is Server else "start"
+        monkeypatch.setattr(part, method, failing_after(getattr(part, method)))
+    with RedisServer(tmp_path / "redis") as redis:
+        if not is_running:
+            redis.kill()
+        error, tasks = started(vendor, tmp_path, REDIS_HOST="127.0.0.1", REDIS_PORT=redis.port)
+    assert (error is None) == (part is None)
     assert tasks == set()
     assert threading.active_count() == threads
     assert open_sockets_and_locks() == before

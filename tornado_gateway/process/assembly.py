@@ -30,17 +30,9 @@ from tornado_gateway.console.pages import build_application
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.enrichment.location_download import (
-    CONNECT_SECONDS,
-    DOWNLOAD_SECONDS,
-    LARGEST_ARCHIVE_BYTES,
-    GeoRefresh,
-    download,
-)
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
 from tornado_gateway.environments.registry import Environments
-from tornado_gateway.errors import StoreError
 from tornado_gateway.events.flusher import EventSink, Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.certificates import Certificates
@@ -50,6 +42,7 @@ from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
 from tornado_gateway.process.adoption import Adoption
 from tornado_gateway.process.counters import new_counters
+from tornado_gateway.process.location_parts import location_parts
 from tornado_gateway.process.open_files import max_connections, open_files_limit
 from tornado_gateway.process.parts import Part, explaining
 from tornado_gateway.process.publication import Publication
@@ -59,14 +52,13 @@ from tornado_gateway.process.status import instance_status
 from tornado_gateway.process.worker_process import WorkerSlot
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror
 from tornado_gateway.settings.stored import document_name
-from tornado_gateway.store.interfaces import SHARED, Identity, Store
+from tornado_gateway.store.interfaces import Identity, Store
 from tornado_gateway.store.sqlite.events import SqliteEvents, open_sqlite
-from tornado_gateway.telemetry import waiting
 from tornado_gateway.telemetry.counters import SharedCounters
 from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.prometheus import About, Exposition
+from tornado_gateway.telemetry.waiting import Watch, stuck_after
 from tornado_gateway.upstream.client import Dialect, DiscardingSink, Upstream
-from tornado_gateway.upstream.curl import CurlPool
 
 COMMIT_SECONDS = 5.0  # a commit that takes longer, besides the time-outs of Redis, is reported as stalled
 FLUSH_SHARE = 0.5  # of SHUTDOWN_SECONDS that the last flush may take
@@ -122,7 +114,7 @@ class Assembly:
         return [
             Part("publication", self.publication.start, self.publication.stop),
             Part("store", self._store.open, self._store.close, STORE_REMEDY),
-            *self._location_parts(),
+            *location_parts(self._config, self._store, self._location, self._owner),
             Part("environment", environment.start, environment.stop, STORE_REMEDY),
             Part("adoption", self._adoption.start, self._adoption.stop),
             *([Part("certificates", self._certificates.start, self._certificates.stop)] if self._certificates else []),
@@ -148,20 +140,7 @@ class Assembly:
         upstream = build_upstream(config, self._observer.upstream_responded)
         events = build_queue(config, store)
         mirror = self._build_mirror(upstream)
-        flusher = Flusher(
-            store.events,
-            events,
-            choose_sink(config, upstream),
-            events_per_request=config.events_per_request,
-            interval_seconds=config.flush_seconds,
-            on_request=self._observer.flushed,
-        )
-        watch = waiting.Watch(
-            store.events,
-            lambda: events.counts.waiting,
-            stuck_after_seconds or waiting.stuck_after(config.flush_seconds, config.socket_timeout_seconds),
-            is_shared=config.uses_redis,
-        )
+        flusher = build_flusher(config, store, events, upstream, self._observer.flushed)
         environment = Environment(
             sdk_key=config.sdk_key,
             upstream=upstream,
@@ -169,7 +148,7 @@ class Assembly:
             events=events,
             flusher=flusher,
             lists=ListChecks(_no_member if config.is_offline else upstream.check_attribute),
-            waiting=watch,
+            waiting=build_watch(config, store, events, stuck_after_seconds),
             load_device=self._device.load,
             settings_seconds=config.socket_timeout_seconds,
             flush_seconds=config.shutdown_seconds * FLUSH_SHARE,
@@ -214,13 +193,7 @@ class Assembly:
                 self.environments, environment.events, client_address, slice_events=config.max_events_per_request
             ),
             settings_api,
-            VisitorsApi(
-                self._location,
-                self._device,
-                client_address,
-                ip_fallback=config.client_ip_fallback,
-                serves_browsers=config.cors_config_required,
-            ),
+            self._build_visitors_api(client_address),
             ListsApi(environment.lists, environment.upstream),
             AliasesApi(self._store.state),
         )
@@ -229,6 +202,16 @@ class Assembly:
         environment.mirror.subscribe(self.environments.settings_changed, router.settings_changed)
         environment.mirror.subscribe(flags.settings_changed, settings_api.settings_changed)
         return router
+
+    def _build_visitors_api(self, client_address: ClientAddress) -> VisitorsApi:
+        config = self._config
+        return VisitorsApi(
+            self._location,
+            self._device,
+            client_address,
+            ip_fallback=config.client_ip_fallback,
+            serves_browsers=config.cors_config_required,
+        )
 
     def _build_settings_api(self) -> SettingsApi:
         config, environment = self._config, self.environments.default
@@ -311,13 +294,6 @@ class Assembly:
             is_shared=self._config.uses_redis,
         )
 
-    def _location_parts(self) -> list[Part]:
-        parts = [Part("location", partial(open_location, self._location), self._location.stop)]
-        config = self._config
-        if config.maxmind_license_key is not None and config.maxmind_user_id is not None and not config.maxmind_db_path:
-            parts.append(location_download(config, self._store, self._location, self._owner))
-        return parts
-
 
 def build_store(config: Config, owner: str) -> Store:
     """Return the embedded store; with Redis, that one, and the embedded event log for the time when Redis fails."""
@@ -362,6 +338,28 @@ def build_queue(config: Config, store: Store) -> EventQueue:
     return events
 
 
+def build_flusher(
+    config: Config, store: Store, events: EventQueue, upstream: Upstream, on_request: Callable[[str, float], None]
+) -> Flusher:
+    return Flusher(
+        store.events,
+        events,
+        choose_sink(config, upstream),
+        events_per_request=config.events_per_request,
+        interval_seconds=config.flush_seconds,
+        on_request=on_request,
+    )
+
+
+def build_watch(config: Config, store: Store, events: EventQueue, stuck_after_seconds: float | None) -> Watch:
+    return Watch(
+        store.events,
+        lambda: events.counts.waiting,
+        stuck_after_seconds or stuck_after(config.flush_seconds, config.socket_timeout_seconds),
+        is_shared=config.uses_redis,
+    )
+
+
 def choose_sink(config: Config, upstream: Upstream) -> EventSink:
     """Return upstream. Without an account, events are only sent if a collector is configured explicitly."""
     has_collector = any(config.source(name) != "default" for name in ("UPSTREAM_URL", "COLLECT_URL"))
@@ -380,43 +378,6 @@ def build_certificates(config: Config) -> Certificates | None:
     if config.tls_cert_path and config.tls_key_path:
         return Certificates(config.tls_cert_path, config.tls_key_path)
     return None
-
-
-async def open_location(location: LocationReader) -> None:
-    await asyncio.to_thread(location.open)  # half a second for a full-size database
-    location.start()
-
-
-def location_download(config: Config, store: Store, location: LocationReader, owner: str) -> Part:
-    """Return the part that downloads the location database while this worker holds the lease."""
-    client = CurlPool(
-        connect_seconds=CONNECT_SECONDS,
-        timeout_seconds=DOWNLOAD_SECONDS,
-        max_response_bytes=LARGEST_ARCHIVE_BYTES,
-    )
-    fetch = partial(
-        download,
-        client,
-        user_id=str(config.maxmind_user_id),
-        license_key=str(config.maxmind_license_key),
-        directory=config.data_dir,
-    )
-    lease = partial(_holds_download_lease, store, config.data_dir, owner)
-    refresh = GeoRefresh(fetch, config.downloaded_location_database, lease, location.check)
-
-    async def stop() -> None:
-        await refresh.stop()
-        client.close()
-
-    return Part("location download", refresh.start, stop)
-
-
-async def _holds_download_lease(store: Store, directory: Path, owner: str) -> bool:
-    """Return whether this worker is the downloader of its directory: one for each, whatever else its workers share."""
-    try:
-        return await store.state.acquire_lease(f"{SHARED}geoip:{socket.gethostname()}:{directory.resolve()}", owner)
-    except StoreError:
-        return False
 
 
 async def _no_member(list_id: str, value: str) -> bool:

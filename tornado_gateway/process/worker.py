@@ -60,11 +60,7 @@ class Worker:
 def run(config: Config, slot: WorkerSlot, memory: SharedCounters | None = None) -> int:
     """Run one worker until SIGTERM or SIGINT. Return the exit code."""
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
-        try:
-            return runner.run(_serve(config, slot, memory))
-        except (GatewayError, OSError) as error:
-            logger.error("the gateway cannot start: %s", error)
-            return 1
+        return runner.run(_serve(config, slot, memory))
 
 
 async def _serve(config: Config, slot: WorkerSlot, memory: SharedCounters | None) -> int:
@@ -72,14 +68,22 @@ async def _serve(config: Config, slot: WorkerSlot, memory: SharedCounters | None
     stop = asyncio.Event()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
-    worker = Worker(config, slot, memory)
-    await worker.start()
+    try:
+        worker = Worker(config, slot, memory)
+        await worker.start()
+    except (GatewayError, OSError) as error:
+        logger.error("the gateway cannot start: %s", error)
+        return 1
     _tune_collector()
     slot.report_ready()
     await stop.wait()
     # The end of the loop takes its handlers away; a repeated signal would then kill the process in its last moment.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    await worker.stop()
+    try:
+        await worker.stop()
+    except (GatewayError, OSError) as error:
+        logger.error("the gateway has stopped with an error: %s", error)
+        return 1
     return 0
 
 

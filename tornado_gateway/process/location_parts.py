@@ -1,0 +1,64 @@
+"""The location database as parts of a worker: opening, watching and, with a licence key, downloading it."""
+
+import asyncio
+import socket
+from functools import partial
+from pathlib import Path
+
+from tornado_gateway.config import Config
+from tornado_gateway.enrichment.location import LocationReader
+from tornado_gateway.enrichment.location_download import (
+    CONNECT_SECONDS,
+    DOWNLOAD_SECONDS,
+    LARGEST_ARCHIVE_BYTES,
+    GeoRefresh,
+    download,
+)
+from tornado_gateway.errors import StoreError
+from tornado_gateway.process.parts import Part
+from tornado_gateway.store.interfaces import SHARED, Store
+from tornado_gateway.upstream.curl import CurlPool
+
+
+def location_parts(config: Config, store: Store, location: LocationReader, owner: str) -> list[Part]:
+    parts = [Part("location", partial(_open, location), location.stop)]
+    if config.maxmind_license_key is not None and config.maxmind_user_id is not None and config.maxmind_db_path is None:
+        parts.append(_download_part(config, store, location, owner))
+    return parts
+
+
+async def _open(location: LocationReader) -> None:
+    await asyncio.to_thread(location.open)  # half a second for a full-size database
+    location.start()
+
+
+def _download_part(config: Config, store: Store, location: LocationReader, owner: str) -> Part:
+    """Return the part that downloads the database while this worker holds the lease."""
+    client = CurlPool(
+        connect_seconds=CONNECT_SECONDS,
+        timeout_seconds=DOWNLOAD_SECONDS,
+        max_response_bytes=LARGEST_ARCHIVE_BYTES,
+    )
+    fetch = partial(
+        download,
+        client,
+        user_id=str(config.maxmind_user_id),
+        license_key=str(config.maxmind_license_key),
+        directory=config.data_dir,
+    )
+    lease = partial(_holds_download_lease, store, config.data_dir, owner)
+    refresh = GeoRefresh(fetch, config.downloaded_location_database, lease, location.check)
+
+    async def stop() -> None:
+        await refresh.stop()
+        client.close()
+
+    return Part("location download", refresh.start, stop)
+
+
+async def _holds_download_lease(store: Store, directory: Path, owner: str) -> bool:
+    """Return whether this worker is the downloader of its directory: one for each, whatever else its workers share."""
+    try:
+        return await store.state.acquire_lease(f"{SHARED}geoip:{socket.gethostname()}:{directory.resolve()}", owner)
+    except StoreError:
+        return False
