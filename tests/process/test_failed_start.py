@@ -11,19 +11,20 @@ import threading
 from pathlib import Path
 
 import pytest
-from process import COMPILED, IS_COMPILED, PATIENCE_SECONDS, ROOT, SAMPLE_SETTINGS, free_port, sample_document
+from process import COMPILED, PATIENCE_SECONDS, ROOT, SAMPLE_SETTINGS, free_port, is_compiled, sample_document
 from redis_servers import RedisServer, needs_redis_server
 from vendor import Vendor
 
 from tornado_gateway.config import load
-from tornado_gateway.console.admin_pages import Admin
+from tornado_gateway.console.admin_pages import AdminApi
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import GatewayError, StoreError
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.server import Server
-from tornado_gateway.process.supervisor import Post, bind
+from tornado_gateway.process.sockets import bind
 from tornado_gateway.process.worker import Worker
+from tornado_gateway.process.worker_process import WorkerSlot
 from tornado_gateway.settings.mirror import SettingsMirror
 from tornado_gateway.store.sqlite.events import SqliteEvents
 from tornado_gateway.store.sqlite.locks import try_lock
@@ -42,7 +43,7 @@ def failed_start(data_dir, **options):
     port = options.setdefault("PORT", free_port())
     environment = {
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(COMPILED if IS_COMPILED else ROOT),
+        "PYTHONPATH": str(COMPILED if is_compiled() else ROOT),
         "HOST": "127.0.0.1",
         "WORKERS": "2",
         "DATA_DIR": str(data_dir),
@@ -150,7 +151,7 @@ PARTS = [
     (Watch, "start"),
     (Server, "listen"),
     (Observer, "start"),
-    (Admin, "start"),
+    (AdminApi, "start"),
 ]
 
 
@@ -193,7 +194,7 @@ def started(vendor, data_dir, occupy=lambda sock: contextlib.nullcontext(), **mo
     async def start():
         error = None
         with bind("127.0.0.1", 0, reuse_port=False) as sock, occupy(sock):
-            worker = Worker(config, Post(0, 0, 1, Scoreboard(), sock, ready_pipe=-1))
+            worker = Worker(config, WorkerSlot(0, 0, 1, Scoreboard(), sock, ready_pipe=-1))
             try:
                 await worker.start()
             except GatewayError as raised:

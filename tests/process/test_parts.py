@@ -10,7 +10,8 @@ from tornado_gateway.config import Config
 from tornado_gateway.errors import StartError, StoreError
 from tornado_gateway.process.assembly import Assembly
 from tornado_gateway.process.parts import Part, enter
-from tornado_gateway.process.supervisor import Post, bind
+from tornado_gateway.process.sockets import bind
+from tornado_gateway.process.worker_process import WorkerSlot
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 
@@ -74,7 +75,8 @@ def test_the_order_of_a_worker(tmp_path, options, added):
 
     async def names():
         with bind("127.0.0.1", 0) as sock:
-            return [part.name for part in Assembly(config, Post(0, 0, 1, Scoreboard(), sock, ready_pipe=-1)).parts()]
+            slot = WorkerSlot(0, 0, 1, Scoreboard(), sock, ready_pipe=-1)
+            return [part.name for part in Assembly(config, slot).parts()]
 
     before, after = ["publication", "store", "location"], ["environment", "adoption", "server"]
     assert asyncio.run(names()) == [*before, *added, *after, "lag measurement", "history"]
