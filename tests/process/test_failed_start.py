@@ -264,3 +264,13 @@ def test_a_start_and_a_stop_leave_nothing(vendor, tmp_path):
     assert threading.active_count() == threads
     assert open_sockets_and_locks() == before
     assert_unlocked(tmp_path)
+
+
+def test_a_download_that_cannot_connect_ends_with_the_worker(monkeypatch, vendor, tmp_path):
+    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{free_port()}")  # refuses connections
+    threads, before = threading.active_count(), open_sockets_and_locks()
+    options = {"MAXMIND_USER_ID": 1, "MAXMIND_LICENSE_KEY": "not-a-real-key"}
+    assert started(vendor, tmp_path, **options) == (None, set())
+    assert threading.active_count() == threads
+    assert open_sockets_and_locks() == before
+    assert_unlocked(tmp_path)
