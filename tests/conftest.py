@@ -10,6 +10,13 @@ from process import COMPILED, ROOT, is_compiled
 
 from tornado_gateway import version
 
+# The files that take longest, so that no process is left alone with one at the end.
+LONGEST = (
+    *("test_supervisor.py", "test_restart.py", "test_instances.py", "test_console.py", "test_crash.py"),
+    *("test_delivery.py", "test_install.py", "test_server.py", "test_scripts.py", "test_flusher.py"),
+    *("test_store.py", "test_polling.py", "test_against_sdk.py", "test_sticky_against_sdk.py"),
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--compile", action="store_true", help="run scripts/compile if a selected test needs its result")
@@ -19,6 +26,11 @@ def pytest_report_header() -> str:
     if Path(os.environ.get("PYTHONPATH", "/")) == COMPILED:
         assert version.IS_COMPILED, "a compiled build was asked for"
     return f"in this process: {version.BUILD}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes
+        items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,13 +3,16 @@
 import asyncio
 import os
 import resource
+import shutil
 import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from email.utils import formatdate
+from pathlib import Path
 from typing import NamedTuple
 
 import orjson
@@ -195,13 +198,11 @@ def test_fault_6_a_data_directory_that_cannot_be_written_to(patient, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-def test_root_finds_what_the_gateways_user_would_find(tmp_path):
-    directory = tmp_path / "data"
-    directory.mkdir()
+def test_root_finds_what_the_gateways_user_would_find(request):
+    directory = Path(tempfile.mkdtemp())  # not in tmp_path, whose parents are root's alone
+    request.addfinalizer(lambda: shutil.rmtree(directory))
     os.chown(directory, 65534, 65534)
     directory.chmod(0o555)
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
     # Not the whole command: where these tests run, nobody else may be able to read the interpreter's modules.
     code = f"""
 from pathlib import Path

@@ -8,6 +8,7 @@ import resource
 import orjson
 import pytest
 from ledger import SETTINGS, acknowledged, arrived, visitor_requests
+from length import length
 from load import Exchange, Load, kill_after
 from process import Gateway, sample_document
 from vendor import Fault, Vendor
@@ -16,7 +17,7 @@ from tornado_gateway import core
 from tornado_gateway.events.flusher import PARALLEL_REQUESTS
 
 EVENTS_PER_REQUEST = 50
-ROUNDS = 10
+ROUNDS = length(4, long=10)
 REQUESTS_PER_ROUND = 2000
 
 

@@ -1,7 +1,6 @@
 """Delivery under faults, end to end: a real gateway, real files, a vendor that fails on demand."""
 
 import asyncio
-import os
 import sqlite3
 import threading
 import time
@@ -10,13 +9,14 @@ from contextlib import closing
 import orjson
 import pytest
 from ledger import acknowledged, arrived, visitor_requests
+from length import length
 from load import Load
 from process import Gateway, sample_document
 from redis_servers import RedisServer
 from vendor import Fault, Vendor
 
 FOREVER = 1_000_000_000
-ROUNDS = int(os.environ.get("DELIVERY_ROUNDS", "3"))  # of test_a17; the acceptance run has 10
+ROUNDS = length(3, long=10)  # of test_a17
 GOLD = {"featureKey": "new-checkout", "userId": "user-1", "customVariables": {"plan": "gold"}}
 TRACK = {"eventName": "purchase", "userId": "user-1"}
 

@@ -8,6 +8,7 @@ import time
 import orjson
 import pytest
 from ledger import acknowledged, arrived, visitor_requests
+from length import length
 from load import Exchange, Load
 from process import Gateway, sample_document
 from redis_servers import Proxy, RedisServer, needs_redis_server
@@ -16,8 +17,8 @@ from vendor import Vendor
 pytestmark = needs_redis_server
 
 INSTANCES = 3
-ROUNDS = 10
-FAULT_SECONDS = 10
+ROUNDS = length(4, long=10)
+FAULT_SECONDS = length(5, long=10)
 GOLD = {"featureKey": "new-checkout", "userId": "user-1", "customVariables": {"plan": "gold"}}
 
 

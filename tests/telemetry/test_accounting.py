@@ -1,21 +1,18 @@
-"""received = delivered + waiting + dead + rejected + discarded, in every scrape, whatever upstream does.
-
-ACCOUNTING_SECONDS is how long faults are injected (default 20).
-"""
+"""received = delivered + waiting + dead + rejected + discarded, in every scrape, whatever upstream does."""
 
 import asyncio
 import itertools
-import os
 import random
 
 import orjson
 from ledger import acknowledged, arrived, visitor_requests
+from length import length
 from load import Load
 from metrics import assert_adds_up, samples_of, scrape
 from process import Gateway, sample_document
 from vendor import Fault, Vendor
 
-SECONDS = float(os.environ.get("ACCOUNTING_SECONDS", "20"))
+SECONDS = length(8, long=300)  # how long faults are injected
 REFUSED = "400 for some"  # until one of them is dead: every batch is halved down to the events to blame
 FAULTS = {
     "500": lambda: Fault(500, times=2),
