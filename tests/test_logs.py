@@ -203,8 +203,21 @@ async def test_a7_one_line_per_reason_and_interval_and_the_number_of_further_occ
         while len(caplog.records) < 3:
             await asyncio.sleep(0.01)
     assert caplog.records[2].getMessage() == "rejected: one (1999 more within 0.1 s)"
-    log.warning("one", "rejected: %s", "one")
-    assert caplog.records[3].getMessage() == "rejected: one"
+    log.warning("one", "rejected: %s", "one, newer")
+    async with asyncio.timeout(60):
+        while len(caplog.records) < 4:
+            await asyncio.sleep(0.01)
+    assert caplog.records[3].getMessage() in ("rejected: one, newer", "rejected: one, newer (1 more within 0.1 s)")
+
+
+async def test_a7_after_an_interval_without_occurrences_the_next_one_is_logged_at_once(caplog):
+    log = ThrottledLog(logging.getLogger("x"), seconds=0.05)
+    log.error("one", "failed")
+    async with asyncio.timeout(60):
+        while len(caplog.records) < 2:
+            await asyncio.sleep(0.2)
+            log.error("one", "failed again")
+    assert caplog.records[1].getMessage() == "failed again"
 
 
 async def test_reasons_with_text_from_outside_cannot_fill_the_log(caplog):

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TextIO
 from urllib.parse import quote, quote_plus
@@ -111,16 +112,26 @@ def failed_request_id(record: logging.LogRecord) -> str | None:
     return found
 
 
-class ThrottledLog:
-    """Logs one line per reason and interval, and at its end another one with the number of further occurrences.
+@dataclass(slots=True)
+class _Interval:
+    """The further occurrences of one reason since its last line, and the message of the newest one."""
 
-    For events that can happen thousands of times per second. Needs a running event loop.
+    further: int
+    message: str
+
+
+class ThrottledLog:
+    """Logs one line per reason and interval: the first occurrence at once, later ones together at its end.
+
+    The line at the end has the message of the newest occurrence and their number. If there was none, the next
+    occurrence is a first one again. For events that can happen thousands of times per second. Needs a running event
+    loop.
     """
 
     def __init__(self, log: logging.Logger, seconds: float = 60.0) -> None:
         self._log = log
         self._seconds = seconds
-        self._further: dict[str, int] = {}
+        self._intervals: dict[str, _Interval] = {}
 
     def error(self, reason: str, message: str, *args: object, count: int = 1) -> None:
         """Log a message for `count` occurrences, unless one was logged for the same reason within the interval."""
@@ -130,15 +141,23 @@ class ThrottledLog:
         self._add(logging.WARNING, reason, message, args, count)
 
     def _add(self, level: int, reason: str, message: str, args: tuple[object, ...], count: int) -> None:
-        if reason in self._further:
-            self._further[reason] += count
-        elif len(self._further) < MAX_REASONS:
-            self._further[reason] = count - 1
+        interval = self._intervals.get(reason)
+        if interval is not None:
+            interval.further += count
+            interval.message = message % args  # not the arguments: an exception would keep its frames alive
+        elif len(self._intervals) < MAX_REASONS:
+            self._intervals[reason] = _Interval(count - 1, message % args)
             self._log.log(level, message, *args)
-            line = message % args
-            asyncio.get_running_loop().call_later(self._seconds, self._end_interval, level, reason, line)
+            self._plan_end(level, reason)
 
-    def _end_interval(self, level: int, reason: str, line: str) -> None:
-        count = self._further.pop(reason)
-        if count:
-            self._log.log(level, "%s (%d more within %g s)", line, count, self._seconds)
+    def _plan_end(self, level: int, reason: str) -> None:
+        asyncio.get_running_loop().call_later(self._seconds, self._end_interval, level, reason)
+
+    def _end_interval(self, level: int, reason: str) -> None:
+        interval = self._intervals[reason]
+        if not interval.further:
+            del self._intervals[reason]
+            return
+        self._log.log(level, "%s (%d more within %g s)", interval.message, interval.further, self._seconds)
+        interval.further = 0
+        self._plan_end(level, reason)

@@ -65,7 +65,7 @@ class HttpClient(Protocol):
 
 @dataclass(frozen=True)
 class _Receipt:
-    """Stored beside a downloaded database, to ask whether there is a newer one."""
+    """Stored beside a downloaded database, for conditional requests for a newer one."""
 
     etag: str
     last_modified: str
@@ -361,7 +361,7 @@ class GeoRefresh:
         self.checked_at, self.error = time.time(), None
         self._backoff.reset()
         if path:
-            logger.info("downloaded %s", path)
+            logger.info("location database was downloaded: %s", path)
             if self._changed:
                 await asyncio.get_running_loop().run_in_executor(None, self._changed)
         return self._refresh_seconds

@@ -1,6 +1,6 @@
 """Files of words that replace the names in locations and device facts (GEO_MAP_FILE, UA_MAP_FILE)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
@@ -10,9 +10,8 @@ from tornado_gateway.errors import ConfigError
 Words = dict[str, dict[str, str]]
 
 
-def read_words(path: Path, sections: Iterable[str]) -> Words:
+def read_words(path: Path, sections: Sequence[str]) -> Words:
     """Read a JSON file of `{section: {word: replacement}}`; raise ConfigError with every problem in it."""
-    sections = tuple(sections)
     expected = "expected an object with some of the keys " + ", ".join(sections)
     try:
         document = orjson.loads(path.read_bytes())

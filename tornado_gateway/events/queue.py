@@ -4,7 +4,7 @@ At any time received = delivered + waiting + dead + rejected + discarded.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from tornado_gateway.errors import QueueFullError, StoreError
@@ -191,8 +191,8 @@ class EventQueue:
 
     # --- Storing ---
 
-    async def _write(self, entries: Sequence[Entry]) -> None:
-        await self._store.append(_chunks(entries, self._chunk_events, self.identity))
+    def _write(self, entries: Sequence[Entry]) -> Awaitable[None]:
+        return self._store.append(_chunks(entries, self._chunk_events, self.identity))
 
     def _group_stored(self, group: Group) -> None:
         self.stored += group.count

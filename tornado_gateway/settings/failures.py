@@ -3,16 +3,15 @@
 import asyncio
 import logging
 import re
-import time
 
 from tornado_gateway import core
 from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import UpstreamError, reason_phrase
+from tornado_gateway.logs import ThrottledLog
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0  # after the first failed poll; later ones back off up to the polling interval
-REPEAT_LOG_SECONDS = 60.0  # between two log lines about the same failure
 LONGEST_REASON = 1000  # characters; parts of the text come from VWO and the operating system
 
 ADVICE = "Check ACCOUNT_ID and SDK_KEY."
@@ -30,13 +29,13 @@ class Failures:
         self.tried = asyncio.Event()
         self.retry_seconds = 0.0
         self._backoff = Backoff(RETRY_SECONDS, max(RETRY_SECONDS, poll_seconds))
-        self._logged = ("", True), 0.0  # the last logged failure, if that was without settings, and when it was
+        self._throttled = ThrottledLog(logger)
 
     def reset(self) -> None:
         self._backoff.reset()
 
     def add(self, error: Exception, current: core.Settings | None, age_seconds: float | None) -> str:
-        """Log a failure and return its reason. A change of state is logged at once, repetitions once a minute."""
+        """Log a failure and return its reason. A new reason is logged at once, repetitions once a minute."""
         reason = describe_failure(error)
         self.retry_seconds = self._backoff.next()
         self._log(f"{reason} {ADVICE}" if _is_rejected(error) and current is None else reason, current, age_seconds)
@@ -44,15 +43,12 @@ class Failures:
         return reason
 
     def _log(self, reason: str, current: core.Settings | None, age_seconds: float | None) -> None:
-        state, now = (reason, current is None), time.monotonic()
-        if self._logged[0] == state and now - self._logged[1] < REPEAT_LOG_SECONDS:
-            return
-        self._logged = state, now
+        log = self._throttled
         if current is None:
-            logger.error("No settings loaded yet: %s Retrying in %.0f s.", reason, self.retry_seconds)
+            log.error(f"none: {reason}", "No settings loaded yet: %s Retrying in %.0f s.", reason, self.retry_seconds)
         else:
-            version, age = current.version, _duration(age_seconds or 0.0)
-            logger.error("Settings refresh failed: %s Continuing with version %s, %s old.", reason, version, age)
+            message = "Settings refresh failed: %s Continuing with version %s, %s old."
+            log.error(f"old: {reason}", message, reason, current.version, _duration(age_seconds or 0.0))
 
 
 def describe_failure(error: Exception) -> str:

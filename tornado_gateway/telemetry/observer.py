@@ -157,7 +157,7 @@ class Observer:
             self._observe(self._layout.request_seconds, route, seconds, weight)
 
     def totals(self) -> tuple[int, int]:
-        """Return how many requests of data routes this process has answered, and how many of them were getFlag."""
+        """Return the number of responses of data routes from this process, and how many of them were to getFlag."""
         total, decisions = self._totals()
         return total - self._inherited[0], decisions - self._inherited[1]
 
