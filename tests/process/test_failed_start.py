@@ -22,9 +22,9 @@ from tornado_gateway.errors import GatewayError, StoreError
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.server import Server
-from tornado_gateway.process.sockets import bind
+from tornado_gateway.process.parent.sockets import bind
+from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.worker import Worker
-from tornado_gateway.process.worker_process import WorkerSlot
 from tornado_gateway.settings.mirror import SettingsMirror
 from tornado_gateway.store.sqlite.events import SqliteEvents
 from tornado_gateway.store.sqlite.locks import try_lock

@@ -9,9 +9,9 @@ from process import SAMPLE_SETTINGS
 from tornado_gateway.config import Config
 from tornado_gateway.errors import StartError, StoreError
 from tornado_gateway.process.assembly import Assembly
+from tornado_gateway.process.parent.sockets import bind
+from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import Part, enter
-from tornado_gateway.process.sockets import bind
-from tornado_gateway.process.worker_process import WorkerSlot
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 

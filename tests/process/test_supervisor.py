@@ -19,7 +19,7 @@ from ports import free_port
 from process import SAMPLE_SETTINGS, is_running
 
 from tornado_gateway.config import Config
-from tornado_gateway.process import sockets, supervisor
+from tornado_gateway.process.parent import sockets, supervisor
 
 HELPERS = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # this file is also a program
 SECONDS = 60.0  # for anything that is bound to happen; nothing is expected to take long

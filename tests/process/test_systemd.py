@@ -10,7 +10,7 @@ import time
 import pytest
 from process import SAMPLE_SETTINGS, Gateway
 
-from tornado_gateway.process import systemd
+from tornado_gateway.process.parent import systemd
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +121,7 @@ def test_a_gateway_that_stands_still_is_not_heard_any_more(tmp_path):
 
 def test_the_module_needs_nothing():
     """So that the parent of several workers, which has no event loop, can use it."""
-    code = "import sys; had = set(sys.modules); import tornado_gateway.process.systemd; print(*set(sys.modules) - had)"
+    module = "tornado_gateway.process.parent.systemd"
+    code = f"import sys; had = set(sys.modules); import {module}; print(*set(sys.modules) - had)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"asyncio", "tornado", "logging"} & set(loaded)

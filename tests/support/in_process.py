@@ -9,9 +9,9 @@ import orjson
 from process import free_port, sample_document
 
 from tornado_gateway.config import load
-from tornado_gateway.process.sockets import bind
+from tornado_gateway.process.parent.sockets import bind
+from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.worker import Worker
-from tornado_gateway.process.worker_process import WorkerSlot
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 TOKEN = "operators-token-1234"

@@ -9,9 +9,10 @@ from tornado_gateway import logs
 from tornado_gateway.cli.client import Client
 from tornado_gateway.config import OPTIONS, SERVICE_LINK, Config
 from tornado_gateway.console import admin_token
-from tornado_gateway.process import supervisor, worker
+from tornado_gateway.process import worker
 from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.open_files import FEW, is_sufficient, open_files_limit, shortage
+from tornado_gateway.process.parent import supervisor
 
 logger = logging.getLogger(__name__)
 

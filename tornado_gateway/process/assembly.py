@@ -44,12 +44,12 @@ from tornado_gateway.process.adoption import Adoption
 from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.location_parts import location_parts
 from tornado_gateway.process.open_files import max_connections, open_files_limit
+from tornado_gateway.process.parent.sockets import PORT_REMEDY
+from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import Part, explaining
 from tornado_gateway.process.publication import Publication
 from tornado_gateway.process.redis_options import redis_options
-from tornado_gateway.process.sockets import PORT_REMEDY
 from tornado_gateway.process.status import instance_status
-from tornado_gateway.process.worker_process import WorkerSlot
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror
 from tornado_gateway.settings.stored import document_name
 from tornado_gateway.store.interfaces import Identity, Store

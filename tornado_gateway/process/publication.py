@@ -11,7 +11,7 @@ from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.http.server import Server
 from tornado_gateway.process.adoption import Adoption
-from tornado_gateway.process.worker_process import WorkerSlot
+from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.store.interfaces import EventStore
 from tornado_gateway.tasks import Periodic
 from tornado_gateway.telemetry.observer import Observer

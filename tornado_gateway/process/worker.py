@@ -10,8 +10,8 @@ from contextlib import AsyncExitStack
 from tornado_gateway.config import Config
 from tornado_gateway.errors import GatewayError
 from tornado_gateway.process.assembly import Assembly
+from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import enter
-from tornado_gateway.process.worker_process import WorkerSlot
 from tornado_gateway.telemetry.counters import SharedCounters
 from tornado_gateway.version import BUILD
 

@@ -23,8 +23,8 @@ from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import GatewayError, StoreError, UpstreamError
 from tornado_gateway.process import open_files
 from tornado_gateway.process.certificate_expiry import expiry
+from tornado_gateway.process.parent.sockets import bind
 from tornado_gateway.process.redis_options import redis_options
-from tornado_gateway.process.sockets import bind
 from tornado_gateway.settings.compilation import compile_document
 from tornado_gateway.upstream.client import Dialect, Upstream
 from tornado_gateway.upstream.curl import CurlError, CurlPool

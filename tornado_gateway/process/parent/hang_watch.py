@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Collection
 
-from tornado_gateway.process.worker_process import WorkerProcess
+from tornado_gateway.process.parent.worker_process import WorkerProcess
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 CHECKS = 10  # per `silent_seconds`

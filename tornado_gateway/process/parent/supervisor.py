@@ -29,9 +29,9 @@ from functools import partial
 
 from tornado_gateway.backoff import Backoff
 from tornado_gateway.config import Config
-from tornado_gateway.process import sockets, systemd
-from tornado_gateway.process.hang_watch import HangWatch
-from tornado_gateway.process.worker_process import PARENT_SIGNALS, Launcher, Work, WorkerProcess, WorkerSlot
+from tornado_gateway.process.parent import sockets, systemd
+from tornado_gateway.process.parent.hang_watch import HangWatch
+from tornado_gateway.process.parent.worker_process import PARENT_SIGNALS, Launcher, Work, WorkerProcess, WorkerSlot
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 logger = logging.getLogger(__name__)
