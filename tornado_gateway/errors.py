@@ -6,7 +6,7 @@ GatewayError
 │   └── QueueFullError the event queue accepts no events at the moment (503)
 ├── StoreError         the store cannot be read or written at the moment (503)
 ├── LocationError      a location database cannot be used, or cannot be fetched
-└── UpstreamError      VWO did not respond as expected; carries its status
+└── UpstreamError      the vendor's service did not answer as promised; carries its status
 
 `core.SettingsError` stands apart: the core imports nothing of the gateway.
 """
@@ -19,7 +19,7 @@ class GatewayError(Exception):
 
 
 class ConfigError(GatewayError):
-    """The configuration cannot be used. `problems` has one line for each problem."""
+    """The configuration cannot be used. `problems` has one line for each thing that is wrong."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -27,7 +27,7 @@ class ConfigError(GatewayError):
 
 
 class RequestError(GatewayError):
-    """A request that gets a response with `status` and `{"status":0,"error":message}`."""
+    """A request that is answered with `status` and `{"status":0,"error":message}`."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

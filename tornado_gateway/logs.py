@@ -57,7 +57,7 @@ def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
 
 # --- secrets -----------------------------------------------------------------
 
-_secrets: dict[str, re.Pattern[str]] = {}  # patterns of hidden values; global, because logging is
+_secrets: dict[str, re.Pattern[str]] = {}  # what is hidden, as all processes of Python share their logging
 
 
 def hide(*secrets: str | None) -> None:

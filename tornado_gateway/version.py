@@ -1,4 +1,4 @@
-"""Which build runs: with its hot modules compiled (see docs/compiled-build.md), or in pure Python."""
+"""Which build runs: with its hot modules compiled by mypyc (see setup.py), or in pure Python."""
 
 from importlib.machinery import PathFinder
 from pathlib import Path

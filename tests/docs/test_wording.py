@@ -62,6 +62,7 @@ EXEMPT = {
     "tornado_gateway/core/operators.py",
     "tornado_gateway/core/rules.py",
     "tornado_gateway/core/types.py",
+    "tornado_gateway/enrichment/device.py",
     "tornado_gateway/events/batches.py",
     "tornado_gateway/events/flusher.py",
     "tornado_gateway/events/queue.py",

@@ -32,7 +32,7 @@ class DeviceReader:
     `map_file` (UA_MAP_FILE) replaces words: `{"os": {...}, "browser": {...}, "device": {...}, "device_type": {...}}`.
     The keys of the first three are ua-parser families (`Mac OS X`, `Chrome Mobile`, `Pixel 8`); a key of `device_type`
     is a device family (`{"iPad": "mobile"}`) or one of mobile, tablet, desktop, tv, spider (`{"tablet": "mobile"}`).
-    To distinguish mobile from desktop browsers, restore their names: `{"browser": {"Chrome Mobile": "Chrome Mobile"}}`.
+    To tell mobile browsers from desktop ones, give their names back: `{"browser": {"Chrome Mobile": "Chrome Mobile"}}`.
     """
 
     def __init__(self, cache_size: int = 10_000, map_file: Path | None = None, tv_device_type: str = "desktop") -> None:

@@ -186,7 +186,7 @@ def _refuse_status(status: int, host: str, edition: str, response: HttpResponse)
         wait = response.headers.get("retry-after", "")
         hint = f"; it asks to wait {wait} s" if wait.isdecimal() else ""
         raise LocationError(f"{host}: the account's download limit is reached (status 429){hint}", status)
-    raise LocationError(f"{host} returned status {status} for {edition}", status)
+    raise LocationError(f"{host} answered with status {status} for {edition}", status)
 
 
 async def _check_sum(session: _Session, url: str, archive: Path, edition: str) -> None:
