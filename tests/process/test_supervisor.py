@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import re
+import resource
 import select
 import shutil
 import signal
@@ -22,6 +23,7 @@ from tornado_gateway.config import Config
 from tornado_gateway.process.parent import sockets, supervisor
 
 HELPERS = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # this file is also a program
+FD_SETSIZE = 1024  # select(2) knows no larger descriptors
 SECONDS = 60.0  # for anything that is bound to happen; nothing is expected to take long
 
 
@@ -78,12 +80,15 @@ class FakeWorker:
         return readable
 
     def serve(self, slot, ended):
+        poll = select.poll()
+        for source in (slot.sock, ended):
+            poll.register(source, select.POLLIN)
         while True:
             slot.scoreboard.beat(slot.row)
-            readable, _, _ = select.select([slot.sock, ended], [], [], 0.05)
+            readable = {descriptor for descriptor, _ in poll.poll(50)}
             if self.told_to("hangs") and slot.number == 0:
                 compute_endlessly()
-            if slot.sock in readable:
+            if slot.sock.fileno() in readable:
                 client, _ = slot.sock.accept()
                 client.sendall(str(os.getpid()).encode())
                 client.close()
@@ -114,6 +119,9 @@ def be_the_parent(path, behaviour, count, port, stop_seconds, start_seconds, sil
     logger.setLevel("DEBUG")
     if behaviour == "leaves-orphans":
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: gets orphans as PID 1 does
+    if behaviour == "has-many-descriptors":
+        for _ in range(FD_SETSIZE):
+            os.dup(0)
     config = Config(host="127.0.0.1", port=int(port), workers=int(count))
     worker = FakeWorker(path, behaviour)
     deadlines = supervisor.Deadlines(float(start_seconds), float(stop_seconds), float(silent_seconds))
@@ -585,6 +593,16 @@ def test_p2_a_port_that_becomes_free_in_time_is_waited_for(tmp_path):
         port = former.getsockname()[1]
         threading.Timer(0.3, former.close).start()
         assert sockets.free_port("127.0.0.1", port, timeout_seconds=SECONDS) == port
+
+
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2 * FD_SETSIZE, reason="few open files")
+def test_a_parent_of_very_many_workers(tmp_path):
+    """The parent has three descriptors for each; its error was that of select(2)."""
+    with Parent(tmp_path, "has-many-descriptors") as parent:
+        parent.wait_for("ready.", 2)
+        parent.wait_for_log("worker 1")
+        parent.signal(signal.SIGTERM)
+        assert parent.exit_code() == 0
 
 
 def test_one_worker_has_a_parent_too(tmp_path):

@@ -16,6 +16,7 @@ from ports import free_port
 ROOT = Path(__file__).parents[2]
 SECRETS = ("SDK_KEY", "REDIS_PASSWORD", "MAXMIND_LICENSE_KEY", "ADMIN_TOKEN", "WEBHOOK_TOKEN")
 PATIENCE_SECONDS = 60.0  # for anything that is bound to happen, however slow the machine is
+GRACE_SECONDS = 5.0  # for what may not happen in some tests
 SHORTEST_SECRET = 4  # what the gateway masks
 COMPILED = ROOT / "build" / "compiled"  # made by scripts/compile
 SAMPLE_SETTINGS = ROOT / "conf" / "sample-settings.json"
@@ -63,16 +64,21 @@ class Gateway:
         }
         self.log_path = data_dir.with_suffix(".log")
         self.process: subprocess.Popen[bytes] | None = None
+        self._vendor: Any = None
 
     @classmethod
     def of_vendor(cls, data_dir: Path, vendor: Any, **options: object) -> Self:
         """A gateway of the sample account with this vendor as its upstream."""
         sample = sample_document()
         defaults = {"ACCOUNT_ID": sample["accountId"], "SDK_KEY": sample["sdkKey"], "UPSTREAM_URL": vendor.url}
-        return cls(data_dir, **(defaults | options))
+        gateway = cls(data_dir, **(defaults | options))
+        gateway._vendor = vendor
+        return gateway
 
     def __enter__(self) -> Self:
         self.start()
+        if self._vendor is not None and not self._vendor.settings_faults:
+            self._wait_for_settings()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,6 +103,12 @@ class Gateway:
         while not self._answers(path):
             assert self.process.poll() is None, f"the gateway ended: {self.log()}"
             assert time.monotonic() < deadline, f"the gateway does not answer: {self.log()}"
+            time.sleep(0.02)
+
+    def _wait_for_settings(self) -> None:
+        """A start waits for the settings no longer than SOCKET_TIMEOUT. Some tests want a gateway without any."""
+        deadline = time.monotonic() + GRACE_SECONDS
+        while not self._answers("/ready") and time.monotonic() < deadline:
             time.sleep(0.02)
 
     def worker_pids(self) -> list[int]:

@@ -223,7 +223,10 @@ class Supervisor:
 
     def _read_ready_pipes(self) -> None:
         starting = {process.ready_pipe: process for process in self._processes.values() if not process.is_ready}
-        for pipe in select.select(list(starting), [], [], 0)[0]:
+        poll = select.poll()  # select(2) fails with descriptors above 1023
+        for pipe in starting:
+            poll.register(pipe, select.POLLIN)
+        for pipe, _ in poll.poll(0):
             if os.read(pipe, 1):  # empty: the process has ended, which SIGCHLD reports
                 self._record_ready(starting[pipe])
 
