@@ -1,4 +1,4 @@
-"""The limits of sizes, and the exceptions that remain. `support/figures.py` measures and prints the figures."""
+"""The limits of sizes, without exceptions. `support/figures.py` measures and prints the figures."""
 
 import math
 from typing import NamedTuple
@@ -6,14 +6,6 @@ from typing import NamedTuple
 import figures
 import pytest
 from figures import files, rooms
-
-# Present values of the figures above their limit. This only shrinks: a larger value fails, and so does an exception
-# that is not needed any more.
-EXCEPTIONS: dict[str, dict[str, float]] = {
-    "attributes of a class": {"process/assembly.py:Assembly": 16},
-    "p90 of the lines of functions": {"process": 20, "process/parent": 17},
-    "what and who in 1,000 words": {"process": 5.4},
-}
 
 
 class Figure(NamedTuple):
@@ -52,11 +44,4 @@ FIGURES = {
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_are_within_their_limits(name):
     measured, limit, special = FIGURES[name]
-    exceptions = EXCEPTIONS.get(name, {})
-    over = {thing: size for thing, size in measured.items() if size > special.get(thing, limit)}
-    assert {thing: size for thing, size in over.items() if size > exceptions.get(thing, 0)} == {}
-    assert exceptions.keys() - over.keys() == set(), "exceptions that are not needed any more"
-
-
-def test_exceptions_name_figures():
-    assert EXCEPTIONS.keys() <= FIGURES.keys()
+    assert {thing: size for thing, size in measured.items() if size > special.get(thing, limit)} == {}

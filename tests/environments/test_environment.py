@@ -125,8 +125,8 @@ def test_new_settings_change_the_prefix_and_hide_the_key(tmp_path, vendor):
         for prefix in ("eu01", None):
             settings = settings_with(collectionPrefix=prefix, sdkKey="the-key-of-the-settings")
             made.environment.settings_changed(snapshot_of(settings))
-            assert made.upstream.collection_prefix == (prefix or "")
-        assert (made.upstream.account_id, made.upstream.sdk_key) == (ACCOUNT, KEY)
+            assert made.upstream._prefix == (f"/{prefix}" if prefix else "")
+        assert made.upstream._account == Identity(ACCOUNT, KEY)
         assert made.queue.identity == Identity(ACCOUNT, KEY)
         made.upstream.close()
 
@@ -138,7 +138,7 @@ def test_without_a_key_the_settings_name_the_account(tmp_path, vendor):
     async def test():
         made = Made(tmp_path, vendor, key=None)
         made.environment.settings_changed(snapshot_of(settings_with(accountId=77, sdkKey="another")))
-        assert (made.upstream.account_id, made.upstream.sdk_key) == ("77", "another")
+        assert made.upstream._account == Identity("77", "another")
         assert made.queue.identity == Identity("77", "another")
         made.upstream.close()
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.environments.environment import Environment
+from tornado_gateway.environments.evaluation import Evaluator
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
@@ -24,6 +25,7 @@ def environment_of(
         "upstream": None,
         "flusher": Flusher(store.events, queue, DiscardingSink(), events_per_request=100, interval_seconds=60),
         "lists": ListChecks(no_member),
+        "evaluator": Evaluator(None, None),  # type: ignore[arg-type]  # for tests without location and device
         "waiting": Watch(store.events, lambda: queue.counts.waiting, 60),
         "load_device": lambda: None,
         "settings_seconds": 5.0,
@@ -32,5 +34,7 @@ def environment_of(
     return Environment(sdk_key=sdk_key, mirror=mirror, events=queue, **(defaults | parts))
 
 
-def environments_of(mirror: Any, queue: EventQueue, store: Store, *, sdk_key: str | None = None) -> Environments:
-    return Environments(environment_of(mirror, queue, store, sdk_key=sdk_key))
+def environments_of(
+    mirror: Any, queue: EventQueue, store: Store, *, sdk_key: str | None = None, **parts: Any
+) -> Environments:
+    return Environments(environment_of(mirror, queue, store, sdk_key=sdk_key, **parts))

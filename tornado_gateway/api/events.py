@@ -12,7 +12,6 @@ from collections.abc import Awaitable
 import orjson
 
 from tornado_gateway.environments.registry import Environments
-from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.fields import (
     ABSENT_TEXTS,
     ClientAddress,
@@ -56,13 +55,11 @@ class EventsApi:
     def __init__(
         self,
         environments: Environments,
-        events: EventQueue,
         client_address: ClientAddress,
         *,
         slice_events: int,
     ) -> None:
         self._environments = environments
-        self._events = events
         self._client_address = client_address
         self._slice_events = slice_events
         self._foreign = ThrottledLog(logger, 3600)
@@ -126,13 +123,14 @@ class EventsApi:
         return ACCEPTED
 
     def _append(self, request: Request, documents: bytes, count: int, query: str = "") -> Response:
-        gate = self._events.append(documents, count, query)
-        if self._events.durable:
+        events = self._environments.default.events  # of the only environment: see `of_event`
+        gate = events.append(documents, count, query)
+        if events.durable:
             request.gate = gate
         return ACCEPTED
 
     def _reject(self, reason: str, count: int) -> None:
-        self._events.reject(count)
+        self._environments.default.events.reject(count)
         log = self._foreign if reason == OTHER_ENVIRONMENT else self._malformed
         log.warning(reason, "events were rejected: %s", reason, count=count)
 

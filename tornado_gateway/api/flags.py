@@ -11,10 +11,9 @@ from functools import partial
 import orjson
 
 from tornado_gateway import core
-from tornado_gateway.environments.evaluation import Evaluator
+from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.registry import Environments
-from tornado_gateway.errors import NotLoadedError, RequestError
-from tornado_gateway.events.queue import EventQueue
+from tornado_gateway.errors import RequestError
 from tornado_gateway.http.fields import Fields, json_object, required_text, user_id
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.settings.mirror import Snapshot
@@ -25,16 +24,8 @@ EMPTY = Response(200, b"", content_type=None)  # the documented response of setA
 class FlagsApi:
     """The three endpoints. `on_decision` is called with each decision of getFlag."""
 
-    def __init__(
-        self,
-        environments: Environments,
-        events: EventQueue,
-        evaluator: Evaluator,
-        on_decision: Callable[[core.Decision], None],
-    ) -> None:
+    def __init__(self, environments: Environments, on_decision: Callable[[core.Decision], None]) -> None:
         self._environments = environments
-        self._events = events
-        self._evaluator = evaluator
         self._on_decision = on_decision
         self._responses: dict[bytes, Response] = {}  # by body
 
@@ -42,87 +33,102 @@ class FlagsApi:
         self._responses = {}
 
     def get_flag(self, request: Request) -> Response | Awaitable[Response]:
-        settings = self._settings(request)
+        environment = self._environments.of(request)
+        settings = environment.settings()
         fields = json_object(request.body)
         feature_key = required_text(fields, "featureKey")
         context = core.context_from_json(fields, user_id(fields))
-        decision = self._evaluator.decide(settings, feature_key, context)
+        decision = environment.evaluator.decide(settings, feature_key, context)
         if decision is None:
-            return self._get_flag_with_io(request, settings, feature_key, context)
-        return self._flag_response(request, settings, context, decision)
+            return self._get_flag_with_io(request, environment, settings, feature_key, context)
+        return self._flag_response(request, environment, settings, context, decision)
 
     def track_event(self, request: Request) -> Response | Awaitable[Response]:
-        settings = self._settings(request)
+        environment = self._environments.of(request)
+        settings = environment.settings()
         fields = json_object(request.body)
         required_text(fields, "eventName")
         properties = fields.get("eventProperties")
         if properties is not None and not isinstance(properties, dict):  # thin Go sends null
             raise RequestError(400, "eventProperties: expected an object")
         context = core.context_from_json(fields, user_id(fields))
-        if self._evaluator.resolves_aliases:
-            return self._after_alias(context, partial(self._track, request, settings, fields, context))
-        return self._track(request, settings, fields, context)
+        track = partial(_track, request, environment, settings, fields, context)
+        return _after_alias(environment, context, track) if environment.evaluator.resolves_aliases else track()
 
     def set_attribute(self, request: Request) -> Response | Awaitable[Response]:
         """Return 200 and an empty body always, as documented. A header names the fault of a request."""
-        settings = self._settings(request)
+        environment = self._environments.of(request)
+        settings = environment.settings()
         fields = json_object(request.body)
         try:
             attributes = _attributes(fields)
             context = core.context_from_json(fields, user_id(fields))
         except RequestError as error:
             return Response(200, b"", None, [(b"Warning", f'199 - "{error}"'.encode("ascii", "replace"))])
-        if self._evaluator.resolves_aliases:
-            return self._after_alias(context, partial(self._set, request, settings, attributes, context))
-        return self._set(request, settings, attributes, context)
-
-    def _settings(self, request: Request) -> core.Settings:
-        snapshot = self._environments.of(request).mirror.current
-        if snapshot is None:
-            raise NotLoadedError
-        return snapshot.settings
+        store = partial(_set, request, environment, settings, attributes, context)
+        return _after_alias(environment, context, store) if environment.evaluator.resolves_aliases else store()
 
     async def _get_flag_with_io(
-        self, request: Request, settings: core.Settings, feature_key: str, context: core.Context
+        self,
+        request: Request,
+        environment: Environment,
+        settings: core.Settings,
+        feature_key: str,
+        context: core.Context,
     ) -> Response:
-        decision = await self._evaluator.decide_with_io(settings, feature_key, context)
-        return self._flag_response(request, settings, context, decision)
-
-    async def _after_alias(self, context: core.Context, respond: Callable[[], Response]) -> Response:
-        await self._evaluator.resolve_alias(context)
-        return respond()
+        decision = await environment.evaluator.decide_with_io(settings, feature_key, context)
+        return self._flag_response(request, environment, settings, context, decision)
 
     def _flag_response(
-        self, request: Request, settings: core.Settings, context: core.Context, decision: core.Decision
+        self,
+        request: Request,
+        environment: Environment,
+        settings: core.Settings,
+        context: core.Context,
+        decision: core.Decision,
     ) -> Response:
         self._on_decision(decision)
-        documents, count = self._evaluator.event_documents(settings, context, decision)
+        documents, count = environment.evaluator.event_documents(settings, context, decision)
         if count:
-            gate = self._events.append_impressions(documents, count)
-            if self._events.durable:
+            events = environment.events
+            gate = events.append_impressions(documents, count)
+            if events.durable:
                 request.gate = gate
         response = self._responses.get(decision.body)
         if response is None:
             response = self._responses[decision.body] = Response(200, decision.body)
         return response
 
-    def _track(self, request: Request, settings: core.Settings, fields: Fields, context: core.Context) -> Response:
-        name = fields["eventName"]
-        accepted = core.event_problem(settings, context, name) is None
-        if accepted:
-            properties = fields.get("eventProperties") or {}
-            self._append_one(request, core.track_event_document(settings, context, name, properties, _now_ms()))
-        return Response(200, orjson.dumps({name: accepted}))
 
-    def _set(self, request: Request, settings: core.Settings, attributes: Fields, context: core.Context) -> Response:
-        self._append_one(request, core.attribute_document(settings, context, attributes, _now_ms()))
-        return EMPTY
+async def _after_alias(environment: Environment, context: core.Context, respond: Callable[[], Response]) -> Response:
+    await environment.evaluator.resolve_alias(context)
+    return respond()
 
-    def _append_one(self, request: Request, document: bytes) -> None:
-        if document:  # the core returns none if nothing is to be sent for this visitor
-            gate = self._events.append(document, 1)
-            if self._events.durable:
-                request.gate = gate
+
+def _track(
+    request: Request, environment: Environment, settings: core.Settings, fields: Fields, context: core.Context
+) -> Response:
+    name = fields["eventName"]
+    accepted = core.event_problem(settings, context, name) is None
+    if accepted:
+        properties = fields.get("eventProperties") or {}
+        document = core.track_event_document(settings, context, name, properties, _now_ms())
+        _append_one(request, environment, document)
+    return Response(200, orjson.dumps({name: accepted}))
+
+
+def _set(
+    request: Request, environment: Environment, settings: core.Settings, attributes: Fields, context: core.Context
+) -> Response:
+    _append_one(request, environment, core.attribute_document(settings, context, attributes, _now_ms()))
+    return EMPTY
+
+
+def _append_one(request: Request, environment: Environment, document: bytes) -> None:
+    if document:  # the core returns none if nothing is to be sent for this visitor
+        gate = environment.events.append(document, 1)
+        if environment.events.durable:
+            request.gate = gate
 
 
 def _attributes(fields: Fields) -> Fields:

@@ -3,11 +3,10 @@
 Without upstream the response is "no", because an error would cost the application up to 14 s of retries.
 """
 
-from tornado_gateway.enrichment.lists import ListChecks
+from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError, UpstreamError
 from tornado_gateway.http.fields import ESCAPE, form_decoded, json_value, query_text, raw_query_value
 from tornado_gateway.http.messages import Request, Response
-from tornado_gateway.upstream.client import Upstream
 
 RESPONSES = {member: Response(200, b"true" if member else b"false") for member in (True, False)}
 # Android accepts the response to a list check only as a script, all other SDKs only as JSON.
@@ -18,11 +17,10 @@ SCRIPT_RESPONSES = {
 
 
 class ListsApi:
-    """The endpoints for segments that upstream evaluates."""
+    """The endpoints for segments that upstream evaluates. The account in a query is not checked: see above."""
 
-    def __init__(self, lists: ListChecks, upstream: Upstream) -> None:
-        self._lists = lists
-        self._upstream = upstream
+    def __init__(self, environments: Environments) -> None:
+        self._environments = environments
 
     async def check_attribute(self, request: Request) -> Response:
         """Whether a value is in a list."""
@@ -40,14 +38,16 @@ class ListsApi:
         if not isinstance(fields, dict):
             raise RequestError(400, "the body must be a JSON object")
         try:
-            return Response(200, await self._upstream.evaluate_event_dsl(request.query.decode("latin-1"), body))
+            upstream = self._environments.default.upstream
+            return Response(200, await upstream.evaluate_event_dsl(request.query.decode("latin-1"), body))
         except UpstreamError:
             return RESPONSES[False]
 
     async def _is_member(self, list_id: str, raw: bytes) -> bool:
         """Check both readings of a plus sign: some SDKs send the value unencoded, so it may also be a blank."""
+        lists = self._environments.default.lists
         if ESCAPE.search(raw):
-            return await self._lists.is_member(list_id, form_decoded(raw))
-        if await self._lists.is_member(list_id, raw.decode("utf-8", "replace")):
+            return await lists.is_member(list_id, form_decoded(raw))
+        if await lists.is_member(list_id, raw.decode("utf-8", "replace")):
             return True
-        return b"+" in raw and await self._lists.is_member(list_id, form_decoded(raw))
+        return b"+" in raw and await lists.is_member(list_id, form_decoded(raw))

@@ -17,7 +17,7 @@ from tornado_gateway.http.fields import accepts_gzip, query_text
 from tornado_gateway.http.messages import Request, Response, json_error
 from tornado_gateway.settings.documents import SettingsDocument, prepare_document
 from tornado_gateway.settings.incremental_json import parse
-from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot
+from tornado_gateway.settings.mirror import Fetch, Snapshot
 from tornado_gateway.settings.pacing import empty_gradually, throttled
 from tornado_gateway.upstream.client import Dialect
 
@@ -41,7 +41,7 @@ class _Responses(NamedTuple):
 
 
 class SettingsApi:
-    """The endpoints for settings, over the mirror.
+    """The endpoints for settings, over the mirror of the environment.
 
     `fetch_dialect` requests another dialect than the mirror's from upstream, `pull` forces a refresh there. A gateway
     without upstream has one document for all dialects.
@@ -50,7 +50,6 @@ class SettingsApi:
     def __init__(
         self,
         environments: Environments,
-        mirror: SettingsMirror,
         pull: Fetch,
         fetch_dialect: FetchDialect | None,
         *,
@@ -59,7 +58,6 @@ class SettingsApi:
         webhook_token: str | None,
     ) -> None:
         self._environments = environments
-        self._mirror = mirror
         self._pull = pull
         self._fetch_dialect = fetch_dialect
         self._poll_seconds = poll_seconds
@@ -76,11 +74,10 @@ class SettingsApi:
         self._make_stale()
 
     def settings(self, request: Request) -> Response | Awaitable[Response]:
-        snapshot = self._mirror.current
-        if snapshot is None or self._main is None:
+        environment = self._environments.of(request)
+        if environment.mirror.current is None or self._main is None:
             return self._settings_when_loaded(request)
         if request.query:
-            self._environments.of(request)
             dialect = _dialect(request.query)
             if dialect != MAIN and self._fetch_dialect is not None:
                 return self._settings_in(dialect, self._fetch_dialect, request)
@@ -118,7 +115,7 @@ class SettingsApi:
     async def _refresh(self) -> bool:
         self._pulled_at = time.monotonic()
         self._make_stale()
-        return await self._mirror.refresh(self._pull)
+        return await self._environments.default.mirror.refresh(self._pull)
 
     def _make_stale(self) -> None:
         self._others = {dialect: other._replace(made_at=0.0) for dialect, other in self._others.items()}
@@ -126,7 +123,7 @@ class SettingsApi:
     async def _settings_when_loaded(self, request: Request) -> Response:
         try:
             async with asyncio.timeout(self._wait_seconds):
-                await self._mirror.loaded.wait()
+                await self._environments.default.mirror.loaded.wait()
         except TimeoutError:
             raise NotLoadedError from None
         response = self.settings(request)

@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import Callable
 
-from tornado_gateway import logs
+from tornado_gateway import core, logs
 from tornado_gateway.enrichment.lists import ListChecks
+from tornado_gateway.environments.evaluation import Evaluator
+from tornado_gateway.errors import NotLoadedError
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.settings.mirror import SettingsMirror, Snapshot
@@ -14,7 +16,7 @@ from tornado_gateway.upstream.client import Upstream
 
 
 class Environment:
-    """The settings, the upstream client and the events of one account and SDK key.
+    """The settings, the upstream client, the decisions and the events of one account and SDK key.
 
     `sdk_key` is the configured key. If it is None, the settings come from a file and name the account and the key.
     `load_device` loads the device rules; it is called in a thread when the settings need them. `settings_seconds` is
@@ -30,6 +32,7 @@ class Environment:
         events: EventQueue,
         flusher: Flusher,
         lists: ListChecks,
+        evaluator: Evaluator,
         waiting: Watch,
         load_device: Callable[[], object],
         settings_seconds: float,
@@ -42,6 +45,7 @@ class Environment:
         self.events = events
         self.flusher = flusher
         self.lists = lists
+        self.evaluator = evaluator
         self.waiting = waiting
         self.has_counted = False  # the events that the store held at the start are in the counts
         self._load_device = load_device
@@ -66,6 +70,13 @@ class Environment:
         await self.events.stop()
         await self.flusher.stop(self._flush_seconds)
         self.upstream.close()
+
+    def settings(self) -> core.Settings:
+        """Return the current settings. Raise NotLoadedError before the first ones are loaded."""
+        snapshot = self.mirror.current
+        if snapshot is None:
+            raise NotLoadedError
+        return snapshot.settings
 
     def settings_changed(self, snapshot: Snapshot) -> None:
         """Follow new settings: their key is a secret, and upstream expects their prefix in the paths of events."""

@@ -75,8 +75,8 @@ UA_MAP_REMEDY = "Correct the file, or unset UA_MAP_FILE."
 class Assembly:
     """Makes the parts of a worker and connects them. Nothing is started here.
 
-    What all environments share is made first: store, location, device. `stopping` is set when the worker begins to
-    stop. `stuck_after_seconds` replaces the time after which waiting events count as stuck.
+    The parts that all environments share are made first: store, location, device. `stopping` is set when the worker
+    begins to stop. `stuck_after_seconds` replaces the time after which waiting events count as stuck.
     """
 
     def __init__(
@@ -102,7 +102,6 @@ class Assembly:
         with explaining(TLS_REMEDY):
             self._certificates = build_certificates(config)
         self.environments = Environments(self._build_environment(stuck_after_seconds))
-        self._evaluator = self._build_evaluator()
         self._admin = self._build_admin()
         self.server = self._build_server()
         self._adoption = self._build_adoption()
@@ -141,13 +140,15 @@ class Assembly:
         events = build_queue(config, store)
         mirror = self._build_mirror(upstream)
         flusher = build_flusher(config, store, events, upstream, self._observer.flushed)
+        lists = ListChecks(_no_member if config.is_offline else upstream.check_attribute)
         environment = Environment(
             sdk_key=config.sdk_key,
             upstream=upstream,
             mirror=mirror,
             events=events,
             flusher=flusher,
-            lists=ListChecks(_no_member if config.is_offline else upstream.check_attribute),
+            lists=lists,
+            evaluator=self._build_evaluator(lists),
             waiting=build_watch(config, store, events, stuck_after_seconds),
             load_device=self._device.load,
             settings_seconds=config.socket_timeout_seconds,
@@ -170,38 +171,38 @@ class Assembly:
             on_poll=self._observer.polled,
         )
 
-    # --- Routes and pages ---
-
-    def _build_evaluator(self) -> Evaluator:
+    def _build_evaluator(self, lists: ListChecks) -> Evaluator:
         config, state = self._config, self._store.state
         return Evaluator(
             self._location,
             self._device,
-            self.environments.default.lists,
+            lists,
             aliases=state if config.aliasing_enabled else None,
             sticky=StickyDecisions(state, config.sticky_seconds) if config.sticky_decisions else None,
         )
 
+    # --- Routes and pages ---
+
     def _build_router(self) -> Router:
-        config, environment = self._config, self.environments.default
-        client_address = ClientAddress(config.trusted_proxies)
-        flags = FlagsApi(self.environments, environment.events, self._evaluator, self._observer.decided)
-        settings_api = self._build_settings_api()
-        endpoints = Endpoints(
-            flags,
-            EventsApi(
-                self.environments, environment.events, client_address, slice_events=config.max_events_per_request
-            ),
-            settings_api,
-            self._build_visitors_api(client_address),
-            ListsApi(environment.lists, environment.upstream),
-            AliasesApi(self._store.state),
-        )
+        config, mirror = self._config, self.environments.default.mirror
+        endpoints = self._build_endpoints()
         disabled = () if config.decision_required else (DECISIONS,)
         router = Router(endpoints, disabled=disabled, serves_browsers=config.cors_config_required)
-        environment.mirror.subscribe(self.environments.settings_changed, router.settings_changed)
-        environment.mirror.subscribe(flags.settings_changed, settings_api.settings_changed)
+        mirror.subscribe(self.environments.settings_changed, router.settings_changed)
+        mirror.subscribe(endpoints.flags.settings_changed, endpoints.settings.settings_changed)
         return router
+
+    def _build_endpoints(self) -> Endpoints:
+        config, environments = self._config, self.environments
+        client_address = ClientAddress(config.trusted_proxies)
+        return Endpoints(
+            FlagsApi(environments, self._observer.decided),
+            EventsApi(environments, client_address, slice_events=config.max_events_per_request),
+            self._build_settings_api(),
+            self._build_visitors_api(client_address),
+            ListsApi(environments),
+            AliasesApi(self._store.state),
+        )
 
     def _build_visitors_api(self, client_address: ClientAddress) -> VisitorsApi:
         config = self._config
@@ -217,7 +218,6 @@ class Assembly:
         config, environment = self._config, self.environments.default
         return SettingsApi(
             self.environments,
-            environment.mirror,
             settings_source(config, environment.upstream, pull=True),
             None if config.is_offline else environment.upstream.fetch_settings,
             poll_seconds=config.poll_seconds,
@@ -226,13 +226,13 @@ class Assembly:
         )
 
     def _build_admin(self) -> AdminApi:
-        environment, explainer = self.environments.default, Explainer(self._evaluator)
+        environment = self.environments.default
         latencies = partial(request_latencies, self._memory)
         admin = AdminApi(
             environment.mirror,
             environment.events,
             self._store.events,
-            explainer,
+            Explainer(environment.evaluator),
             self._location,
             self.status,
             latencies,
@@ -261,11 +261,7 @@ class Assembly:
         options = ServerOptions(
             self._observer.sampled(router.find),
             self._build_pages(),
-            limits=Limits(
-                max_body_bytes=config.max_body_bytes,
-                keep_alive_seconds=config.keep_alive_seconds,
-                max_connections=max_connections(open_files_limit()),
-            ),
+            limits=build_limits(config),
             body_limit=lambda path: config.max_batch_bytes if router.takes_batches(path) else config.max_body_bytes,
             on_answer=tracing.noting(self._observer.responded),
             extra_header_lines=tracing.header_lines,
@@ -299,7 +295,7 @@ def build_store(config: Config, owner: str) -> Store:
     """Return the embedded store; with Redis, that one, and the embedded event log for the time when Redis fails."""
     if not config.uses_redis:
         return open_sqlite(config.data_dir, config.store_sync, config.namespace)
-    from tornado_gateway.store.redis.events import open_redis  # what a gateway without Redis need not load
+    from tornado_gateway.store.redis.events import open_redis  # not needed without Redis
     from tornado_gateway.store.redis.takeover import take_over
     from tornado_gateway.store.spill import SpillingEvents
 
@@ -372,6 +368,14 @@ def settings_source(config: Config, upstream: Upstream, *, pull: bool = False) -
     if config.is_offline and file is not None:
         return lambda: _read_file(file)
     return lambda: upstream.fetch_settings(Dialect(), pull=pull)
+
+
+def build_limits(config: Config) -> Limits:
+    return Limits(
+        max_body_bytes=config.max_body_bytes,
+        keep_alive_seconds=config.keep_alive_seconds,
+        max_connections=max_connections(open_files_limit()),
+    )
 
 
 def build_certificates(config: Config) -> Certificates | None:

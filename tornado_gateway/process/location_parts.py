@@ -34,18 +34,9 @@ async def _open(location: LocationReader) -> None:
 
 def _download_part(config: Config, store: Store, location: LocationReader, owner: str) -> Part:
     """Return the part that downloads the database while this worker holds the lease."""
-    client = CurlPool(
-        connect_seconds=CONNECT_SECONDS,
-        timeout_seconds=DOWNLOAD_SECONDS,
-        max_response_bytes=LARGEST_ARCHIVE_BYTES,
-    )
-    fetch = partial(
-        download,
-        client,
-        user_id=str(config.maxmind_user_id),
-        license_key=str(config.maxmind_license_key),
-        directory=config.data_dir,
-    )
+    client = _new_client()
+    user_id, license_key = str(config.maxmind_user_id), str(config.maxmind_license_key)
+    fetch = partial(download, client, user_id=user_id, license_key=license_key, directory=config.data_dir)
     lease = partial(_holds_download_lease, store, config.data_dir, owner)
     refresh = GeoRefresh(fetch, config.downloaded_location_database, lease, location.check)
 
@@ -54,6 +45,14 @@ def _download_part(config: Config, store: Store, location: LocationReader, owner
         client.close()
 
     return Part("location download", refresh.start, stop)
+
+
+def _new_client() -> CurlPool:
+    return CurlPool(
+        connect_seconds=CONNECT_SECONDS,
+        timeout_seconds=DOWNLOAD_SECONDS,
+        max_response_bytes=LARGEST_ARCHIVE_BYTES,
+    )
 
 
 async def _holds_download_lease(store: Store, directory: Path, owner: str) -> bool:

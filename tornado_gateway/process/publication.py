@@ -12,6 +12,7 @@ from tornado_gateway.environments.environment import Environment
 from tornado_gateway.http.server import Server
 from tornado_gateway.process.adoption import Adoption
 from tornado_gateway.process.parent.worker_process import WorkerSlot
+from tornado_gateway.settings.mirror import SettingsMirror
 from tornado_gateway.store.interfaces import EventStore
 from tornado_gateway.tasks import Periodic
 from tornado_gateway.telemetry.observer import Observer
@@ -76,7 +77,6 @@ class Publication:
 
     def _record(self) -> WorkerRecord:
         """Return the part of this worker's state that other workers may see."""
-        requests, decisions = self._observer.totals()
         return {
             "pid": os.getpid(),
             "slot": self._slot.number,
@@ -86,10 +86,16 @@ class Publication:
             "is_queue_shared": self._is_shared,
             "uptime_seconds": round(time.monotonic() - self._started_at, 3),
             "state": self._state(),
+            **self._traffic(),
+            **_environment_record(self._environment, self._store.failure),
+        }
+
+    def _traffic(self) -> dict[str, Any]:
+        requests, decisions = self._observer.totals()
+        return {
             "connections": self._server.connections,
             "in_flight": self._server.in_flight,
             "requests": {"total": requests, "decisions": decisions},
-            **_environment_record(self._environment, self._store.failure),
         }
 
     def _state(self) -> str:
@@ -101,23 +107,23 @@ class Publication:
 def _environment_record(environment: Environment, store_failure: str | None) -> dict[str, Any]:
     mirror, flusher = environment.mirror, environment.flusher
     not_sent = environment.events.failure or store_failure or flusher.last.error
-    snapshot, poll, flush = mirror.current, mirror.last_poll, flusher.last
+    poll, flush = mirror.last_poll, flusher.last
     return {
-        "settings": {
-            "version": snapshot.settings.version if snapshot else None,
-            "stored_version": snapshot.version if snapshot else None,
-            "age_seconds": mirror.age_seconds(),
-            "hash": snapshot.digest if snapshot else None,
-            "source": snapshot.source if snapshot else None,
-        },
+        "settings": _settings_record(mirror),
         "events": {name: getattr(environment.events.counts, name) for name in EVENT_COUNTS},
         "reading": asdict(environment.waiting.reading(not_sent or flusher.retry_reason)),
-        "last_poll": {
-            "at": poll.at,
-            "age_seconds": poll.age_seconds(),
-            "instance": poll.instance,
-            "error": poll.error,
-        },
+        "last_poll": {"at": poll.at, "age_seconds": poll.age_seconds(), "instance": poll.instance, "error": poll.error},
         "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
         "last_error": not_sent or poll.error,
+    }
+
+
+def _settings_record(mirror: SettingsMirror) -> dict[str, Any]:
+    snapshot = mirror.current
+    return {
+        "version": snapshot.settings.version if snapshot else None,
+        "stored_version": snapshot.version if snapshot else None,
+        "age_seconds": mirror.age_seconds(),
+        "hash": snapshot.digest if snapshot else None,
+        "source": snapshot.source if snapshot else None,
     }

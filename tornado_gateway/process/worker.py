@@ -52,7 +52,7 @@ class Worker:
         logger.info("serving on %s:%d, version %s", self._address, self._server.port, BUILD)
 
     async def stop(self) -> None:
-        """Take no new work, finish what was accepted, flush once more; the remaining events stay stored."""
+        """Accept no new requests, finish those in flight, and flush once more. The remaining events stay stored."""
         self._stopping.set()  # /ready returns 503 from now on
         await self._entered.aclose()
 
@@ -64,10 +64,7 @@ def run(config: Config, slot: WorkerSlot, memory: SharedCounters | None = None) 
 
 
 async def _serve(config: Config, slot: WorkerSlot, memory: SharedCounters | None) -> int:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, stop.set)
+    stop = _stop_event()
     try:
         worker = Worker(config, slot, memory)
         await worker.start()
@@ -77,6 +74,19 @@ async def _serve(config: Config, slot: WorkerSlot, memory: SharedCounters | None
     _tune_collector()
     slot.report_ready()
     await stop.wait()
+    return await _stop(worker)
+
+
+def _stop_event() -> asyncio.Event:
+    """Return an event that is set by SIGTERM and SIGINT."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _stop(worker: Worker) -> int:
     # The end of the loop takes its handlers away; a repeated signal would then kill the process in its last moment.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:

@@ -33,7 +33,7 @@ async def check_redis(config: Config) -> Finding:
         code = "redis-tls" if await _is_silent_to_tls(config, error) else _code_of_redis(str(error))
         return Finding("redis", FAIL, code, str(error))
     if not can_notify:
-        return Finding("redis", WARN, "redis-channels", "the user is not permitted to publish to its channel (ACL)")
+        return Finding("redis", WARN, "redis-channels", "the user lacks the permission to publish (ACL)")
     milliseconds = (time.monotonic() - before) * 1000
     with_tls = ", TLS" if config.redis_enable_tls else ""
     return Finding("redis", OK, OK, f"wrote and read in {milliseconds:.0f} ms{with_tls}")

@@ -197,10 +197,7 @@ class Supervisor:
             slot.sock = slot.sock or self._new_socket()
             process = self._launcher.launch(slot.number, row, slot.sock, partial(self._close_inherited, slot))
         except OSError as error:
-            logger.error(
-                "worker %d could not be started: %s; retrying in %.0f s", slot.number, error, BACKOFF_LONGEST_SECONDS
-            )
-            slot.start_at = time.monotonic() + BACKOFF_LONGEST_SECONDS
+            _postpone(slot, error)
             return None
         process.deadline = process.started_at + self._deadlines.start
         self._processes[process.pid] = process
@@ -303,6 +300,13 @@ class Supervisor:
         for process in self._processes.values():
             if now >= process.deadline:
                 process.kill()
+
+
+def _postpone(slot: _Slot, error: OSError) -> None:
+    """Log that a worker could not be started, and try again later."""
+    seconds = BACKOFF_LONGEST_SECONDS
+    logger.error("worker %d could not be started: %s; retrying in %.0f s", slot.number, error, seconds)
+    slot.start_at = time.monotonic() + seconds
 
 
 def _counted(workers: int) -> str:
