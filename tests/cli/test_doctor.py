@@ -23,7 +23,8 @@ from process import ROOT, SAMPLE_SETTINGS, Gateway, free_port, sample_document
 from redis_servers import RedisServer, needs_redis_server
 from vendor import Fault, Vendor
 
-from tornado_gateway.cli.doctor.checks import Machine, examine
+from tornado_gateway.cli.doctor.checks import examine
+from tornado_gateway.cli.doctor.machine import Machine
 from tornado_gateway.cli.doctor.remedies import REMEDIES
 from tornado_gateway.config import load
 from tornado_gateway.console import admin_token
@@ -206,12 +207,12 @@ def test_root_finds_what_the_gateways_user_would_find(request):
     # Not the whole command: where these tests run, nobody else may be able to read the interpreter's modules.
     code = f"""
 from pathlib import Path
-from tornado_gateway.cli.doctor.checks import _check_data_dir
+from tornado_gateway.cli.doctor.store import check_data_dir
 from tornado_gateway.cli.data_owner import become_owner
 directory = Path({str(directory)!r})
-print(_check_data_dir(directory).code)
+print(check_data_dir(directory).code)
 become_owner(directory)
-print(_check_data_dir(directory).code)
+print(check_data_dir(directory).code)
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert found == ["ok", "data-dir"]

@@ -53,7 +53,6 @@ EXEMPT = {
     "tornado_gateway/api/flags.py",
     "tornado_gateway/api/visitors.py",
     "tornado_gateway/cli/client.py",
-    "tornado_gateway/cli/doctor/checks.py",
     "tornado_gateway/cli/events.py",
     "tornado_gateway/cli/serve.py",
     "tornado_gateway/cli/stored_events.py",

@@ -18,19 +18,12 @@ from tornado_gateway.settings.compilation import compile_document
 def evaluate(arguments: argparse.Namespace) -> int:
     document = orjson.loads(arguments.settings.read_bytes())
     settings = core.compile_settings(document, traced=arguments.explain)
-    context = core.Context(
-        user_id=arguments.user,
-        custom_variables=arguments.variables,
-        variation_targeting_variables=arguments.targeting,
-        user_agent=arguments.user_agent,
-        ip_address=arguments.ip,
-    )
     location = LocationReader(arguments.maxmind_db_path)
     if arguments.ip and _needs_location(settings.features.get(arguments.feature)):
         location.open()
     trace = core.Trace() if arguments.explain else None
     evaluator = Evaluator(location, DeviceReader())
-    decision = evaluator.decide_from(settings, arguments.feature, Inputs(context), trace)
+    decision = evaluator.decide_from(settings, arguments.feature, Inputs(_context(arguments)), trace)
     explanation = core.explain_lines(trace) if trace is not None else None
     if arguments.json:
         print_json({"decision": orjson.loads(decision.body), "explanation": explanation})
@@ -41,17 +34,23 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _context(arguments: argparse.Namespace) -> core.Context:
+    return core.Context(
+        user_id=arguments.user,
+        custom_variables=arguments.variables,
+        variation_targeting_variables=arguments.targeting,
+        user_agent=arguments.user_agent,
+        ip_address=arguments.ip,
+    )
+
+
 def _needs_location(feature: core.Feature | None) -> bool:
     return feature is not None and feature.needs_location
 
 
 def check(config: Config, arguments: argparse.Namespace) -> int:
     if config.settings_file is None:
-        if arguments.json:
-            print_json({"ok": True, "settings": None, "upstream": config.upstream_url})
-        else:
-            print("The configuration is valid.")
-            print("No SETTINGS_FILE is set: settings are fetched from", config.upstream_url)
+        _print_without_settings(config.upstream_url, as_json=arguments.json)
         return 0
     before = time.perf_counter()
     settings = compile_document(config.settings_file.read_bytes(), core.Sdk(config.sdk_name, __version__)).settings
@@ -66,6 +65,14 @@ def check(config: Config, arguments: argparse.Namespace) -> int:
     for key, summary in summaries.items():
         print(f"  {key}: {summary}")
     return 0
+
+
+def _print_without_settings(upstream_url: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"ok": True, "settings": None, "upstream": upstream_url})
+    else:
+        print("The configuration is valid.")
+        print("No SETTINGS_FILE is set: settings are fetched from", upstream_url)
 
 
 def _summary(feature: core.Feature) -> str:

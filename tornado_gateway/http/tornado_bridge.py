@@ -80,12 +80,9 @@ class Page(HTTPConnection):
     async def _deliver(self) -> None:
         request = self._request
         delegate = self._application.start_request(self._connection, self)
-        headers = HTTPHeaders()
-        for name, value in request.headers:
-            headers.add(name.decode("latin1"), value.decode("latin1"))
         target = (request.path + b"?" + request.query if request.query else request.path).decode("latin1")
         line = RequestStartLine(request.method.decode(), target, f"HTTP/{request.version}")
-        ready = delegate.headers_received(line, headers)
+        ready = delegate.headers_received(line, _headers_of(request))
         if ready is not None:
             await ready
         if request.body:
@@ -167,3 +164,10 @@ class Page(HTTPConnection):
             connection.output.write(b"0\r\n\r\n")
         connection.count(self._request, self._status)
         connection.page_finished(self._request)
+
+
+def _headers_of(request: Request) -> HTTPHeaders:
+    headers = HTTPHeaders()
+    for name, value in request.headers:
+        headers.add(name.decode("latin1"), value.decode("latin1"))
+    return headers

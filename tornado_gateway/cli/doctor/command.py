@@ -16,15 +16,7 @@ _COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
 
 def doctor(load: Callable[[], Config], arguments: argparse.Namespace) -> int:
     """Return 1 if any check failed; warnings do not count."""
-    try:
-        config = load()
-    except ConfigError as error:
-        findings = [finding_of_configuration(problem) for problem in error.problems]
-        for finding in () if arguments.json else findings:
-            _print_finding(finding)
-    else:
-        become_owner(config.data_dir)
-        findings = asyncio.run(_examine(config, is_quiet=arguments.json))
+    findings = _findings(load, is_quiet=arguments.json)
     failed = sum(finding.state == FAIL for finding in findings)
     warned = sum(finding.state == WARN for finding in findings)
     if arguments.json:
@@ -32,6 +24,18 @@ def doctor(load: Callable[[], Config], arguments: argparse.Namespace) -> int:
     else:
         print(f"{len(findings) - failed - warned} ok, {warned} warnings, {failed} failed")
     return 1 if failed else 0
+
+
+def _findings(load: Callable[[], Config], *, is_quiet: bool) -> list[Finding]:
+    try:
+        config = load()
+    except ConfigError as error:
+        findings = [finding_of_configuration(problem) for problem in error.problems]
+        for finding in () if is_quiet else findings:
+            _print_finding(finding)
+        return findings
+    become_owner(config.data_dir)
+    return asyncio.run(_examine(config, is_quiet=is_quiet))
 
 
 async def _examine(config: Config, *, is_quiet: bool) -> list[Finding]:

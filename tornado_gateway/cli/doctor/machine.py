@@ -1,0 +1,97 @@
+"""Checks of this machine: location database, limits, port, certificate."""
+
+import errno
+import os
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tornado_gateway import core
+from tornado_gateway.cli.client import Client, ClientError
+from tornado_gateway.cli.doctor.remedies import FAIL, OK, WARN, Finding
+from tornado_gateway.config import Config
+from tornado_gateway.enrichment.location import LocationReader
+from tornado_gateway.errors import GatewayError
+from tornado_gateway.process import open_files
+from tornado_gateway.process.certificate_expiry import expiry
+from tornado_gateway.process.parent.sockets import bind
+
+GEO_OLD_DAYS = 30  # MaxMind publishes twice a week
+CERTIFICATE_DAYS = 14
+
+
+def _free_bytes(path: Path) -> int:
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Facts about the host, injectable for tests."""
+
+    now: Callable[[], float] = time.time
+    free_bytes: Callable[[Path], int] = _free_bytes
+    open_files: Callable[[], int] = open_files.open_files_limit
+
+
+def check_location(config: Config, settings: core.Settings | None, machine: Machine) -> Finding:
+    path = config.location_database
+    if path is None:
+        if settings is not None and any(feature.needs_location for feature in settings.features.values()):
+            return Finding("geoip", WARN, "geo-wanted", "no location database is configured")
+        return Finding("geoip", OK, OK, "no location database is configured, and no feature asks for one")
+    if not path.exists():
+        return Finding("geoip", WARN if config.maxmind_license_key else FAIL, "geo-absent", f"{path} does not exist")
+    reader = LocationReader(path)
+    if not reader.open():
+        return Finding("geoip", FAIL, "geo-broken", reader.error or f"{path} cannot be read")
+    days = (reader.age_seconds(machine.now()) or 0) / 86400
+    reader.close()
+    if days > GEO_OLD_DAYS:
+        return Finding("geoip", WARN, "geo-old", f"{path} is {days:.0f} days old")
+    return Finding("geoip", OK, OK, f"{reader.database_type or path}, {days:.0f} days old")
+
+
+def check_open_files(machine: Machine) -> Finding:
+    limit = machine.open_files()
+    if open_files.is_sufficient(limit):
+        return Finding("open files", OK, OK, "unlimited" if limit == resource.RLIM_INFINITY else f"{limit}")
+    message = f"{open_files.shortage(limit)}; a service can have another limit than this command"
+    return Finding("open files", FAIL if limit < open_files.FEW else WARN, "open-files", message)
+
+
+def check_port(config: Config) -> Finding:
+    """Check that the port is free or in use by a gateway."""
+    client = Client(config)
+    try:
+        status, answer = client.request("/health")
+        if status == 200 and isinstance(answer, dict) and answer.get("status") == "ok":
+            return Finding("port", OK, OK, f"a gateway is running at {client.url}")
+        return Finding("port", FAIL, "port-taken", f"{client.url} responds, but is not a gateway")
+    except ClientError as error:
+        if error.status:
+            return Finding("port", FAIL, "port-taken", str(error))
+    return _try_to_bind(config)
+
+
+def _try_to_bind(config: Config) -> Finding:
+    try:
+        bind(config.host, config.port).close()
+    except PermissionError:
+        return Finding("port", FAIL, "port-forbidden", f"this user is not permitted to listen on port {config.port}")
+    except OSError as error:
+        code = "port-taken" if error.errno == errno.EADDRINUSE else "port-forbidden"
+        return Finding("port", FAIL, code, str(error.strerror))
+    return Finding("port", OK, OK, f"{config.port} is free")
+
+
+def check_certificate(cert: Path, key: Path, machine: Machine) -> Finding:
+    try:
+        days = (expiry(cert, key) - machine.now()) / 86400
+    except GatewayError as error:
+        return Finding("certificate", FAIL, "certificate", str(error))
+    if days < CERTIFICATE_DAYS:
+        return Finding("certificate", WARN, "certificate-ending", f"{cert} expires in {days:.0f} days")
+    return Finding("certificate", OK, OK, f"{cert}, valid for {days:.0f} days")
