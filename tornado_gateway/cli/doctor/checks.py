@@ -84,7 +84,7 @@ async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIter
         yield await _check_events(config, machine)
 
 
-# --- VWO: settings, collector, clock ---
+# --- VWO: settings, events API, clock ---
 
 
 Looked = tuple[Finding, core.Settings | None]
@@ -193,14 +193,14 @@ async def _check_redis(config: Config) -> Finding:
     finally:
         await state.close()
     if not can_notify:
-        return Finding("redis", WARN, "redis-channels", "the user may not publish to the channel of the gateway (ACL)")
+        return Finding("redis", WARN, "redis-channels", "the user lacks the permission to publish (ACL)")
     milliseconds = (time.monotonic() - before) * 1000
     with_tls = ", TLS" if config.redis_enable_tls else ""
     return Finding("redis", OK, OK, f"wrote and read in {milliseconds:.0f} ms{with_tls}")
 
 
 async def _is_silent_to_tls(config: Config, error: StoreError) -> bool:
-    """Return whether Redis ignores a TLS handshake: without TLS, it takes the handshake for an incomplete line."""
+    """Return whether Redis ignores a TLS handshake: without TLS, it waits for the rest of a line."""
     if not config.redis_enable_tls or config.redis_host is None or "no response" not in str(error):
         return False
     try:
