@@ -12,7 +12,6 @@ from figures import files, rooms
 EXCEPTIONS: dict[str, dict[str, float]] = {
     "attributes of a class": {"process/assembly.py:Assembly": 16},
     "p90 of the lines of functions": {"process": 20, "process/parent": 17},
-    "what and who in 1,000 words": {"process": 5.4},
 }
 
 

@@ -11,9 +11,9 @@ Action = Callable[[], Awaitable[object] | object]  # a function or a coroutine f
 
 
 class Part(NamedTuple):
-    """A part of a worker. `stop` also ends what `start` has begun when it fails.
+    """A part of a worker. `stop` also cleans up after a `start` that failed.
 
-    `remedy` tells operators what to do if it cannot start.
+    `remedy` is the advice for operators if it cannot start.
     """
 
     name: str

@@ -52,7 +52,7 @@ class Worker:
         logger.info("serving on %s:%d, version %s", self._address, self._server.port, BUILD)
 
     async def stop(self) -> None:
-        """Take no new work, finish what was accepted, flush once more; the remaining events stay stored."""
+        """Accept no new requests, finish those in flight, and flush once more. The remaining events stay stored."""
         self._stopping.set()  # /ready returns 503 from now on
         await self._entered.aclose()
 
@@ -77,7 +77,7 @@ async def _serve(config: Config, slot: WorkerSlot, memory: SharedCounters | None
     _tune_collector()
     slot.report_ready()
     await stop.wait()
-    # The end of the loop takes its handlers away; a repeated signal would then kill the process in its last moment.
+    # Closing the loop removes its signal handlers. A repeated signal would then kill the process before it has ended.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         await worker.stop()
@@ -88,7 +88,7 @@ async def _serve(config: Config, slot: WorkerSlot, memory: SharedCounters | None
 
 
 def _tune_collector() -> None:
-    """Collect garbage rarely, because requests leave no cycles, and never objects that live as long as the process."""
+    """Collect garbage rarely, because requests leave no cycles, and skip objects that live as long as the process."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
