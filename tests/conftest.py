@@ -1,6 +1,7 @@
 """Says which build the tests in this process are about (scripts/test runs some of them for both), and makes the
 compiled one if a test that was selected needs it."""
 
+import asyncio
 import os
 import subprocess
 from pathlib import Path
@@ -20,6 +21,11 @@ LONGEST = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--compile", action="store_true", help="run scripts/compile if a selected test needs its result")
+
+
+def pytest_configure() -> None:
+    # Else the first test with a coroutine makes a second loop, which asyncio.run in a later test drops unclosed.
+    asyncio.set_event_loop(None)
 
 
 def pytest_report_header() -> str:

@@ -56,7 +56,7 @@ class Periodic:
             if result is not None:
                 await result
         except Exception:
-            logger.exception("a periodic call failed, it is repeated in %g s", self._seconds)
+            logger.exception("a periodic call failed, retrying in %g s", self._seconds)
 
 
 async def end_tasks(*tasks: asyncio.Task[Any] | None) -> None:

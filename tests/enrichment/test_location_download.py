@@ -255,7 +255,7 @@ def test_redirects_that_lead_nowhere(tmp_path, storage, problem):
 
 STATUSES = {
     401: r"MAXMIND_LICENSE_KEY is not accepted by 127.0.0.1:\d+ \(status 401\)",
-    403: r"MAXMIND_USER_ID may not download GeoLite2-City",
+    403: r"MAXMIND_USER_ID is not permitted to download GeoLite2-City",
     404: r"returned status 404 for GeoLite2-City",
     429: r"the account's download limit is reached \(status 429\); it asks to wait 3600 s",
     500: r"returned status 500",

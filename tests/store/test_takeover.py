@@ -1,4 +1,4 @@
-"""Row B1: data of version 0.1 is taken over once by the first environment that starts, and nothing is lost."""
+"""Row B1: data of version 0.1 is migrated once by the first environment that starts, and nothing is lost."""
 
 import asyncio
 import contextlib
@@ -124,10 +124,10 @@ async def test_b1_nothing_is_taken_from_instances_of_version_0_1_that_are_alive(
     config = config_of(redis)
     taker = taker_of(config, "new", pause_seconds=0.1)
     assert await taker.once() == {}
-    assert "1 instances of version 0.1 are alive" in caplog.text
+    assert "1 instances of version 0.1 are running" in caplog.text
     taker.start()
     async with asyncio.timeout(SECONDS):
-        while "took over data of version 0.1" not in caplog.text:
+        while "migrated data of version 0.1" not in caplog.text:
             await asyncio.sleep(0.05)
     assert f"{2 * EVENTS} events" in caplog.text
     await taker.stop()

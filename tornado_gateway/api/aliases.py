@@ -57,7 +57,7 @@ class AliasesApi:
 
 
 def _ids(text: str | None) -> list[str]:
-    """Return the ids of a JSON list, of a list that .NET has built by hand, or a bare id as a list of one."""
+    """Return the ids of a JSON list, of a list of unquoted ids (.NET), or a bare id as a list of one."""
     if text is None:
         return []
     try:

@@ -31,7 +31,7 @@ NO_OBJECT = 'the event is no object with an object "d"'
 NO_NAME = 'the event has no name, expected {"d":{"event":{"name":...}}}'
 TOO_DEEP = "the event has too many nested lists and objects"
 OTHER_ENVIRONMENT = "their SDK key is that of another environment"
-# As numbers: for other operands `in` of bytes raises and catches an exception first.
+# Numbers, because for other operands `in` of bytes raises and catches an exception first.
 _LINE_FEED, _RETURN = b"\n\r"
 
 

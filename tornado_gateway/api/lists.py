@@ -23,7 +23,7 @@ class ListsApi:
         self._environments = environments
 
     async def check_attribute(self, request: Request) -> Response:
-        """Whether a value is in a list."""
+        """Return whether a value is in a list."""
         raw = raw_query_value(request.query, b"attribute")
         list_id = query_text(request.query, b"listId")
         if not raw or not list_id:

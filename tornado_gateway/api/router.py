@@ -16,7 +16,7 @@ from tornado_gateway.api.visitors import VisitorsApi
 from tornado_gateway.http.messages import Handler, Response, json_error
 from tornado_gateway.settings.mirror import Snapshot
 
-OPERATORS_PATHS = b"/admin"  # no preflight is answered for them: other sites' pages may not request them
+OPERATORS_PATHS = b"/admin"  # no CORS preflight: pages of other sites must not send requests to them
 SLASHES = re.compile(b"//+")
 
 
@@ -57,11 +57,11 @@ class Router:
         return self._handlers.get((method, path)) or self._find_leniently(method, path)
 
     def takes_batches(self, path: bytes) -> bool:
-        """Whether bodies may be as large as a batch of events."""
+        """Return whether bodies may be as large as a batch of events."""
         return self._normal(path) in self._batch_paths
 
     def is_sdk_path(self, path: bytes) -> bool:
-        """Whether SDKs send requests to this path, some of which do not escape their query."""
+        """Return whether SDKs send requests to this path. Some of them do not escape their query."""
         return self._normal(path) in self._sdk_paths
 
     def _find_leniently(self, method: bytes, path: bytes) -> Handler | None:

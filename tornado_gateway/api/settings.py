@@ -26,7 +26,7 @@ FetchDialect = Callable[[Dialect], Awaitable[bytes]]
 MAIN = Dialect()
 API_VERSIONS = frozenset({"1", "3"})
 PLATFORMS = frozenset({"server", "client"})
-PULL_PAUSE_SECONDS = 1.0  # between two refreshes that clients cause
+PULL_PAUSE_SECONDS = 1.0  # shortest interval between refreshes for clients
 TOKEN_HEADERS = (b"x-webhook-token", b"x-vwo-auth")
 
 

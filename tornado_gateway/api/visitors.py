@@ -52,7 +52,7 @@ class VisitorsApi:
         return Response(200, self._device.encoded(_user_agent(request.query) or ""))
 
     def _takes_client_address(self, request: Request) -> bool:
-        """Whether the client is the visitor. A browser does not know its address; a server SDK is another machine."""
+        """Return whether the client is the visitor. Browsers do not know their address; server SDKs run elsewhere."""
         if self._ip_fallback == "browser":
             return is_from_browser(request) or (
                 self._serves_browsers and BROWSER_AGENT.match(request.header(b"user-agent") or b"") is not None

@@ -43,14 +43,14 @@ def _log_service_links(config: Config) -> None:
 
 
 def _log_open_files(limit: int) -> None:
-    """Log a limit that is too low. Connections beyond it are reset, without a line in the log."""
+    """Log a limit that is too low: connections beyond it are rejected."""
     if not is_sufficient(limit):
         level = logging.ERROR if limit < FEW else logging.WARNING
         logger.log(level, "too few open files: %s. Raise LimitNOFILE of the service or ulimit -n.", shortage(limit))
 
 
 def _announce_console(config: Config) -> None:
-    """Print the sign-in link for a person at a terminal. A log, which others can read, gets no token."""
+    """Print the sign-in link on a terminal. The log, which others can read, never contains the token."""
     client = Client(config)
     if sys.stderr.isatty() and config.log_format != "json":
         print(f"Console: {client.console_link()}", file=sys.stderr)

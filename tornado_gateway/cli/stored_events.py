@@ -24,7 +24,7 @@ MAX_LETTERS = 1_000_000  # read from a store; a running gateway may return fewer
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A dead letter: events that upstream rejected permanently, one JSON document on each line of `body`."""
+    """A dead letter: events that VWO rejected permanently, one JSON document on each line of `body`."""
 
     id: int | str
     count: int

@@ -376,7 +376,7 @@ class Config:
 
     @property
     def is_offline(self) -> bool:
-        """Whether the settings come from SETTINGS_FILE only, without polling."""
+        """Return whether the settings come from SETTINGS_FILE only, without polling."""
         return self.sdk_key is None
 
     @property

@@ -133,11 +133,11 @@ def _contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str, str]
         shown = ",".join(c.cors_allowed_origins)
         yield ("CORS_ALLOWED_ORIGINS",), "either * or a list of origins", f'"{shown}"'
     if c.port == 0 and c.workers != 1:
-        yield ("WORKERS", "PORT"), "1, because every worker would take another free port with PORT=0", f'"{c.workers}"'
+        yield ("WORKERS", "PORT"), "1, because every worker would use another free port with PORT=0", f'"{c.workers}"'
 
 
 def _reject_quotes(environment: dict[str, _Given], findings: _Findings) -> None:
-    """Remove values in quotes and report them: they were written for a shell, or for a reader of files as ours is."""
+    """Remove values in quotes and report them: they were written for a shell or for --env-file."""
     for name, (text, source) in tuple(environment.items()):
         if _QUOTED.fullmatch(text.strip()):
             del environment[name]

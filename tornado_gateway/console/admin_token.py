@@ -52,7 +52,7 @@ def read(data_dir: Path) -> str:
 
 
 def is_exposed(path: Path) -> bool:
-    """Whether other users may read or replace the token."""
+    """Return whether other users may read or replace the token."""
     return bool(path.lstat().st_mode & _OTHERS)
 
 

@@ -59,7 +59,7 @@ class Auth:
         return f"{content}.{self._signature(content)}"
 
     def is_encrypted(self, request: HTTPServerRequest) -> bool:
-        """True if TLS ends here or at a trusted proxy. The last value is the one that the nearest proxy has set."""
+        """Return whether TLS ends here or at a trusted proxy. The nearest proxy has set the last value."""
         if request.protocol == "https":
             return True
         address = _address(request.remote_ip)
@@ -99,6 +99,6 @@ def _address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address 
 
 
 def is_operators_path(path: str) -> bool:
-    """True if a path is below /admin after decoding and normalizing, as proxies do."""
+    """Return whether a path is below /admin after decoding and normalizing, as proxies do."""
     normal = posixpath.normpath(unquote(path)).lower()
     return normal.strip("/").partition("/")[0] == "admin"

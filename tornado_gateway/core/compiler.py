@@ -290,7 +290,7 @@ class _Compiler:
         keys = {key: None}
         groups: dict[str, Group] = {}
         waiting = [rule for rule in rules if rule.kind is not OTHER]
-        for rule in waiting:  # which grows on the way
+        for rule in waiting:  # which grows during the loop
             needs.append(rule.needs)
             group = rule.group
             if group is None or group.id in groups:

@@ -21,7 +21,7 @@ _WHOLE_CAMPAIGN: Final = -1
 
 
 def passes(evaluation: Evaluation, feature: Feature, rule: Rule, winners: Winners) -> bool:
-    """Does the user pass this rule before traffic? `winners` is shared by the rules of one stage."""
+    """Return whether the user passes this rule before traffic. `winners` is shared by the rules of one stage."""
     trace = evaluation.trace
     if trace is None:
         return _passes(evaluation, feature, rule, winners)
@@ -124,7 +124,7 @@ def _eligible(evaluation: Evaluation, feature: Feature, group: Group, step: dict
 
 
 def _is_reachable(evaluation: Evaluation, feature: Feature, member: GroupFeature) -> bool:
-    """Is the user out of the feature's holdouts and in one of its rollouts?"""
+    """Return whether the user is out of the feature's holdouts and in one of its rollouts."""
     record = read_record(evaluation, member.key)
     if record and (record.get("isInHoldoutId") or record.get("holdoutGroupId")):
         return False

@@ -32,7 +32,7 @@ def visitor_uuid(account_id: str, user_id: str) -> str | None:
 
 
 def is_web_uuid(user_id: str) -> bool:
-    """Was this id made by the vendor's browser library, so that it is a visitor uuid already?"""
+    """Return whether the vendor's browser library has made this id, so that it is a visitor uuid already."""
     return len(user_id) == 33 and _WEB_UUID.fullmatch(user_id) is not None
 
 

@@ -83,7 +83,7 @@ def list_value(value: object) -> str:
 
 
 def _parse(operand: str) -> tuple[str, str]:
-    """Return the kind of an operand and the text inside its brackets; wildcards are told apart by their stars."""
+    """Return the kind of an operand and the text inside its brackets; wildcards are distinguished by their stars."""
     for kind, form in _FORMS:
         if found := form.match(operand):
             return _parse_wildcard(found[1]) if kind == "wildcard" else (kind, found[1])

@@ -18,7 +18,7 @@ def read_record(evaluation: Evaluation, key: str) -> StickyRecord | None:
 
 
 def has_record(evaluation: Evaluation, key: str) -> bool:
-    """Is a record stored under `key`? A record with a bad status counts."""
+    """Return whether a record is stored under `key`. A record with a bad status counts."""
     return _known_record(evaluation, key) is not None
 
 

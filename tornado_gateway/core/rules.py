@@ -15,7 +15,7 @@ def vwo_user_id_of(evaluation: Evaluation, rule: Rule) -> str | None:
 
 
 def in_segment(evaluation: Evaluation, rule: Rule) -> bool:
-    """Does the user match the rule's segment, if it has one?"""
+    """Return whether the user matches the rule's segment, if it has one."""
     properties = evaluation.properties
     if properties is None:
         raise Abort("the custom variables are null")
@@ -23,7 +23,7 @@ def in_segment(evaluation: Evaluation, rule: Rule) -> bool:
 
 
 def in_traffic(evaluation: Evaluation, rule: Rule) -> bool:
-    """Does the user's bucket of 100 lie within the rule's share? A user without an id is not in."""
+    """Return whether the user's bucket of 100 is in the rule's share. A user without an id is not in it."""
     limit = rule.limit
     if limit is None:
         raise Abort(f"campaign {rule.campaign.id} has no traffic as a number")
@@ -50,7 +50,7 @@ def choose_variation(evaluation: Evaluation, rule: Rule) -> Variation | None:
 
 
 def forced_variation(evaluation: Evaluation, rule: Rule) -> Variation | None:
-    """Return the variation that the user is whitelisted for. Several are told apart by their weights and the bucket."""
+    """Return the variation that the user is whitelisted for. Among several, their weights and the bucket decide."""
     properties = evaluation.context.variation_targeting_variables
     if properties is None:
         raise Abort("the variation targeting variables are null")

@@ -51,7 +51,7 @@ def compile_segment(
 
 
 def _wants_lookups(segment: Mapping[str, Any]) -> bool:
-    """Would an SDK with a gateway ask it for location and device facts because of this segment?"""
+    """Return whether an SDK requests location and device facts from a gateway because of this segment."""
     try:
         text = json.dumps(segment)
     except RecursionError:

@@ -74,7 +74,7 @@ class Needs(NamedTuple):
     device: bool = False
     lists: tuple[tuple[str, str], ...] = ()
     features: tuple[str, ...] = ()
-    wants_lookups: bool = False  # would an SDK with a gateway ask it for location and device facts?
+    wants_lookups: bool = False  # an SDK requests location and device facts from a gateway
 
 
 NO_NEEDS: Final = Needs()

@@ -94,7 +94,7 @@ class LocationReader:
 
     @property
     def available(self) -> bool:
-        """True if a database is open."""
+        """Return whether a database is open."""
         return self._database is not None
 
     @property
@@ -151,7 +151,7 @@ class LocationReader:
             database = LocationDatabase(reader, self._words, self._cache_size)
             self.path, self._seen, self.error = path, signature, None
             self._database = database
-        logger.info("location database %s, built %s", database.database_type, time.ctime(database.build_epoch))
+        logger.info("location database loaded: %s, built %s", database.database_type, time.ctime(database.build_epoch))
 
     def start(self, check_seconds: float = 60.0) -> None:
         """Watch the file."""
@@ -220,7 +220,7 @@ def _signature(path: Path) -> Signature:
 def _open_present(copy: Path, source: Path) -> maxminddb.Reader | None:
     """Open a copy that another worker, or a previous run, has made. None if there is none."""
     if copy.exists():
-        with suppress(LocationError):  # cut off when the machine went down
+        with suppress(LocationError):  # truncated because the machine went down
             return open_checked(copy, source)
     return None
 

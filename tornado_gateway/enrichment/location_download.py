@@ -175,7 +175,7 @@ class _Receiver:
 
 _STATUSES = {
     401: "MAXMIND_LICENSE_KEY is not accepted by {host} (status 401)",
-    403: "MAXMIND_USER_ID may not download {document} from {host} (status 403)",
+    403: "MAXMIND_USER_ID is not permitted to download {document} from {host} (status 403)",
     429: "{host}: the account's download limit is reached (status 429){hint}",
 }
 

@@ -1,6 +1,6 @@
 """Decisions with their inputs, for getFlag, explanations and the command line.
 
-This is on the path of every getFlag: it does IO only if a list, an alias or a stored decision has to be asked for.
+This is on the path of every getFlag: it does IO only if a list, an alias or a stored decision has to be looked up.
 """
 
 import logging
@@ -128,7 +128,7 @@ class Evaluator:
     def decide_from(
         self, settings: core.Settings, feature_key: str, inputs: Inputs, trace: core.Trace | None = None
     ) -> core.Decision:
-        """Decide from gathered inputs. Nothing is kept, and nothing else remains of the decision."""
+        """Decide from gathered inputs, without side effects."""
         feature = settings.features.get(feature_key)
         if feature is not None and not inputs.has_own_facts:
             self._set_facts(inputs.context, feature)

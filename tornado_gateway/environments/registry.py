@@ -64,6 +64,6 @@ class Environments:
                 given = query_text(query, name)
                 if given is not None and given != own:
                     raise RequestError(400, "accountId or sdkKey does not match this gateway")
-        if len(self._known) >= KNOWN_QUERIES:  # some clients add a random parameter; constant queries come back at once
+        if len(self._known) >= KNOWN_QUERIES:  # some clients add a random parameter; others are known again soon
             self._known = {b""}
         self._known.add(query)

@@ -1,4 +1,4 @@
-"""Batches of events on their way upstream: values and pure functions, without IO. Used by `flusher.py`.
+"""Batches of events to be sent upstream: values and pure functions, without IO. Used by `flusher.py`.
 
 The unit of failure is the event. A request that fails while others succeed is repeated, then split, until the events
 that cause the failure stand alone. Only such an event can become a dead letter.
@@ -13,8 +13,8 @@ from tornado_gateway.store.interfaces import Chunk, NewChunk
 KEY_STATUSES: Final = frozenset({401, 403})  # responses that concern the SDK key
 CONTENT_STATUSES: Final = frozenset({400, 413, 422})  # responses that concern events of the request, not the route
 RETRIED_STATUSES: Final = frozenset({408, 425, 429})  # 4xx that mean "later", not "never"
-FAILURES_BEFORE_SPLIT = 3  # while others succeed; a single event that is rejected (4xx) so often becomes a dead letter
-FAILURES_BEFORE_DEAD = 6  # of any kind, for a single event: half a minute after it was isolated
+FAILURES_BEFORE_SPLIT = 3  # while others succeed; a single event becomes a dead letter then, if it is rejected (4xx)
+FAILURES_BEFORE_DEAD = 6  # failures of any kind, for a single event: half a minute after it was isolated
 SPLIT_PIECES = 10  # a failed batch is cut into tenths: each level can cost a time-out, and 100 events need two levels
 
 
@@ -46,7 +46,7 @@ class Claim:
 
     @property
     def is_untouched(self) -> bool:
-        """True if none of its events have been delivered or rejected."""
+        """Return whether none of its events have been delivered or rejected."""
         return not self.delivered and not self.dead
 
     def remaining(self) -> list[NewChunk]:
@@ -73,7 +73,7 @@ class Part:
 
     @property
     def is_culprit(self) -> bool:
-        """True if it is a single event that failed repeatedly while others succeeded."""
+        """Return whether it is a single event that failed repeatedly while others succeeded."""
         return self.events.count == 1 and self.failures >= FAILURES_BEFORE_SPLIT
 
     def split(self, pieces: int) -> list["Part"]:
@@ -125,7 +125,7 @@ def _due(entry: tuple[float, int, Part]) -> tuple[float, int]:
 def pack(chunks: Iterable[Chunk], most_events: int) -> list[list[Chunk]]:
     """Pack chunks, in order, into batches of at most `most_events` and of one identity.
 
-    A chunk with a query travels alone.
+    A chunk with a query is sent alone.
     """
     batches: list[list[Chunk]] = []
     room = 0
@@ -161,7 +161,7 @@ def pieces_after(status: int, part: Part) -> int:
 
 
 def is_dead(status: int, part: Part, is_orphaned: bool, *, others_succeed: bool, is_full: bool) -> bool:
-    """True if events failed so often, while others succeeded, that they are not sent again.
+    """Return whether events failed so often, while others succeeded, that they are not sent again.
 
     `is_orphaned`: their key is rejected, and it is not the configured one; the success of others is no evidence then.
     `is_full`: there is no room for further parts to be retried, and this one would take it from others.

@@ -56,17 +56,17 @@ class Claims:
 
     @property
     def has_untried(self) -> bool:
-        """True if the newest part that is ready is not a piece of a failed one: it is sent first after a failure."""
+        """Return whether the newest ready part is not a piece of a failed one: it is sent first after a failure."""
         return bool(self.ready) and self.ready[-1].successes_seen is None
 
     @property
     def has_tried(self) -> bool:
-        """True if the next part that is ready is a piece of a failed one."""
+        """Return whether the next ready part is a piece of a failed one."""
         return bool(self.ready) and self.ready[0].successes_seen is not None
 
     @property
     def is_full(self) -> bool:
-        """True if there is no room for further parts that wait for a retry."""
+        """Return whether there is no room for further parts that wait for a retry."""
         return len(self.retries) >= MAX_RETRYING
 
     def is_full_of_failures(self, *, during_outage: bool) -> bool:

@@ -1,6 +1,6 @@
 """Delivery: claims stored events, sends them upstream in batches and settles them in the store.
 
-A failure belongs to its batch, which is sent again later, whole or in pieces (`batches.py`), while others go on.
+A failure belongs to its batch, which is sent again later, whole or in pieces (`batches.py`), while others continue.
 Delivery as a whole pauses only when nothing succeeds (`outcomes.py`). Delivery is at least once: duplicates arise when
 the process dies, or a response is lost, between the moment at which upstream accepts a request and the moment at which
 its events leave the store.
@@ -30,7 +30,7 @@ SETTLE_RETRY_SECONDS = 1.0  # after the store failed to settle a claim
 
 
 class EventSink(Protocol):
-    """The vendor's collector."""
+    """The vendor's events API."""
 
     async def send_batch(self, documents: bytes, identity: Identity) -> None:
         """Post event documents, joined by newlines, under the account and key under which they were accepted.
@@ -195,7 +195,7 @@ class Flusher:
         async with self._claiming:
             if asyncio.get_running_loop().time() < outcomes.paused_until:
                 return None
-            self._schedule.begin_if_due(self._unclaimed)  # also during a flush that others keep going
+            self._schedule.begin_if_due(self._unclaimed)  # also during a flush that other senders prolong
             is_probing = outcomes.is_probing  # to find out whether anything succeeds, other events are tried first
             if not is_probing and self._has_retry_due():
                 return claims.retries.pop()
@@ -209,7 +209,7 @@ class Flusher:
             return claims.retries.pop() if claims.retries and (is_probing or self._has_retry_due()) else None
 
     def _has_retry_due(self) -> bool:
-        """Return whether a part is to be sent again now. At stop each one gets a last chance."""
+        """Return whether a part is to be sent again now. At stop each part gets a last attempt."""
         retries = self._claims.retries
         is_last_chance = self._stopping.is_set() and len(retries) > 0
         return is_last_chance or retries.due <= asyncio.get_running_loop().time()
@@ -226,7 +226,7 @@ class Flusher:
         if self._schedule.must_drain:
             self._schedule.record_claimed(sum([chunk.count for chunk in chunks]), self._events_per_request)
         elif len(batches) > 1 and sum([chunk.count for chunk in batches[-1]]) < self._events_per_request:
-            await self._store.release(batches.pop())  # it may still fill up
+            await self._store.release(batches.pop())  # more events may still fill it
         for batch in batches:
             self._claims.add(batch)
 
@@ -333,7 +333,7 @@ class Flusher:
                 else:
                     await self._settle(claim)
             except StoreError as error:
-                logger.error("claimed events could not be given back to the store: %s", error)
+                logger.error("claimed events could not be returned to the store: %s", error)
         self._claims.drop_parts()
 
 

@@ -16,7 +16,7 @@ from tornado_gateway.store.interfaces import Identity, NewChunk
 
 logger = logging.getLogger(__name__)
 
-PAUSES_BEFORE_CUT = 3  # without a success, after which a batch is split to find out whether any event succeeds
+PAUSES_BEFORE_CUT = 3  # without a success; then a batch is split to find out whether any event succeeds
 REJECTIONS_BEFORE_PAUSE = 16  # more halvings than it takes to isolate one event of 5,000
 RETRY_AFTER_LONGEST_SECONDS = 300.0
 
@@ -116,7 +116,7 @@ class Outcomes:
         return seen is not None and now > seen
 
     def is_cut(self, part: Part) -> bool:
-        """Return whether to split a part although nothing shows that its events are to blame.
+        """Return whether to split a part although nothing shows that its events cause the failure.
 
         If each batch holds an event that fails, none succeeds. Pieces of one claim find out, until a request succeeds.
         """

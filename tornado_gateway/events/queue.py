@@ -1,4 +1,4 @@
-"""The entrance of events: accepts them and stores them by group commit. `flusher.py` delivers them from the store.
+"""The queue of events: accepts them and stores them by group commit. `flusher.py` delivers them from the store.
 
 At any time received = delivered + waiting + dead + rejected + discarded.
 """
@@ -16,7 +16,7 @@ from tornado_gateway.tasks import Periodic
 
 logger = logging.getLogger(__name__)
 
-RECOUNT_SECONDS = 1.0  # how often a shared store is asked for its number of waiting events
+RECOUNT_SECONDS = 1.0  # interval between reads of the number of waiting events in a shared store
 
 
 @dataclass(slots=True)
@@ -135,7 +135,7 @@ class EventQueue:
         await self._recounting.end()
         if self._commits.pending.entries:
             count = self._commits.pending.count
-            logger.error("%d events that were acknowledged at once (EVENT_ACK=fast) could not be stored", count)
+            logger.error("%d acknowledged events (EVENT_ACK=fast) were lost, because they could not be stored", count)
 
     # --- Accepting ---
 

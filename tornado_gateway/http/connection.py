@@ -9,7 +9,7 @@ Decisions that HTTP leaves open:
   commit each. Only requests for the Tornado application wait for their turn, because they stream.
 - Data routes send no Date: it would have to be rendered anew each second, and no known client reads it.
 - A connection is closed by half-closing it and reading on for a moment. Closing at once with unread bytes in the
-  kernel would make it send a reset, which can destroy a response on its way.
+  kernel would make it send a reset, which can destroy a response that was sent.
 """
 
 import asyncio
@@ -437,7 +437,7 @@ class Connection(asyncio.Protocol):
             output.half_close()
 
     def is_busy(self) -> bool:
-        """Whether a request has been received, at least in part, and its response is not with the kernel yet."""
+        """Return whether a request has arrived, at least in part, and its response is not with the kernel yet."""
         reader = self.reader
         if reader.phase in (HEAD, BODY) or self.queue or self.waiting or self.held or reader.rejection:
             return True

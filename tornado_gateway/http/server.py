@@ -96,8 +96,8 @@ class Server:
         1. Accept the connections that the kernel has accepted already, then close the listening socket.
         2. Let the loop read the bytes in the sockets' buffers.
         3. From now on the last response of each connection says `Connection: close`. Idle connections stay for
-           `drain_seconds`, because a request may be on its way; then they are closed. That time is counted in turns
-           of the loop, each of which reads all bytes that have arrived, because a process may have been suspended.
+           `drain_seconds`, because a request may be arriving; then they are closed. That time is counted in turns of
+           the loop, each of which reads all bytes that have arrived, because a process may have been suspended.
         4. Wait for the requests in flight, then a moment for the peers to close.
         5. At the deadline, cancel the remaining requests and abort their connections.
         """

@@ -12,13 +12,13 @@ from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 logger = logging.getLogger(__name__)
 
-ADOPT_SECONDS = 10.0  # between two looks for the event log of a dead worker
+ADOPT_SECONDS = 10.0  # between two searches for the logs of ended workers
 
 
 class Adoption:
-    """Takes over the events of workers that have ended without being replaced, or with events left.
+    """Adopts the events of workers that have ended without being replaced, or with events left.
 
-    Create it before the store is opened, because opening already takes over a log. `log` is None for a store that
+    Create it before the store is opened, because opening already adopts a log. `log` is None for a store that
     needs no adoption. `stopping` ends it.
     """
 
@@ -36,12 +36,12 @@ class Adoption:
         self._scoreboard = scoreboard
         self._stopping = stopping
         self._interval_seconds = interval_seconds
-        self._retirements = scoreboard.retirements  # when logs were last taken over
+        self._retirements = scoreboard.retirements  # when logs were last adopted
         self._task: asyncio.Task[None] | None = None
 
     @property
     def adopted(self) -> int:
-        """The number of processes that had ended when their logs were last taken over and counted here."""
+        """The number of processes that had ended when their logs were last adopted and counted here."""
         return self._retirements if self._environment.has_counted else 0
 
     def start(self) -> None:
@@ -49,7 +49,7 @@ class Adoption:
             self._task = asyncio.create_task(self._run(self._log))
 
     async def stop(self) -> None:
-        """Wait for the end. An adoption is not cut off: its lock on the other log would go before the move is done."""
+        """Wait for the end. An adoption is not cancelled, because that would unlock the other log too early."""
         if self._task is not None:
             await self._task
 
@@ -65,10 +65,10 @@ class Adoption:
         try:
             try:
                 if moved := await log.adopt():
-                    logger.info("%d events of a worker that has ended are taken over", moved)
-            finally:  # a part may have been taken over
+                    logger.info("adopted %d events of a worker that has ended", moved)
+            finally:  # a part may have been adopted
                 await self._environment.events.recount_after_adoption()
         except (StoreError, OSError) as error:
-            logger.error("the events of an ended worker cannot be taken over yet: %s", error)
+            logger.error("the events of an ended worker could not be adopted, retrying: %s", error)
         else:
             self._retirements = ended

@@ -61,7 +61,7 @@ from tornado_gateway.telemetry.waiting import Watch, stuck_after
 from tornado_gateway.upstream.client import Dialect, DiscardingSink, Upstream
 
 COMMIT_SECONDS = 5.0  # a commit that takes longer, besides the time-outs of Redis, is reported as stalled
-FLUSH_SHARE = 0.5  # of SHUTDOWN_SECONDS that the last flush may take
+FLUSH_SHARE = 0.5  # maximum share of SHUTDOWN_SECONDS for the last flush
 
 STORE_REMEDY = (
     "Make DATA_DIR a directory that the gateway's user may write to. If a file in it is damaged, move it elsewhere: the"
@@ -128,7 +128,7 @@ class Assembly:
         ]
 
     def status(self) -> dict[str, Any]:
-        """Return the body of /status: the whole instance, whichever worker is asked."""
+        """Return the body of /status, which is that of the whole instance for any worker."""
         self.publication.publish()
         return instance_status(self._slot.scoreboard, __version__)
 
@@ -302,7 +302,7 @@ def build_store(config: Config, owner: str) -> Store:
     options = redis_options(config)
     redis = open_redis(options, config.namespace, owner)
     local = SqliteEvents(config.data_dir, config.store_sync)
-    patience_seconds = 2 * config.socket_timeout_seconds  # Redis itself has given up by then
+    patience_seconds = 2 * config.socket_timeout_seconds  # requests to Redis have timed out by then
     events = SpillingEvents(redis.events, local, patience_seconds=patience_seconds)
     return Store(events, redis.state, take_over(options, config.former_namespace, config.namespace, owner))
 
@@ -357,7 +357,7 @@ def build_watch(config: Config, store: Store, events: EventQueue, stuck_after_se
 
 
 def choose_sink(config: Config, upstream: Upstream) -> EventSink:
-    """Return upstream. Without an account, events are only sent if a collector is configured explicitly."""
+    """Return upstream. Without an account, events are only sent if UPSTREAM_URL or COLLECT_URL is set."""
     has_collector = any(config.source(name) != "default" for name in ("UPSTREAM_URL", "COLLECT_URL"))
     return upstream if has_collector or not config.is_offline else DiscardingSink()
 

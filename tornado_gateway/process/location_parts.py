@@ -28,7 +28,7 @@ def location_parts(config: Config, store: Store, location: LocationReader, owner
 
 
 async def _open(location: LocationReader) -> None:
-    await asyncio.to_thread(location.open)  # half a second for a full-size database
+    await asyncio.to_thread(location.open)  # takes 0.5 s for a full-size database
     location.start()
 
 
@@ -56,7 +56,7 @@ def _new_client() -> CurlPool:
 
 
 async def _holds_download_lease(store: Store, directory: Path, owner: str) -> bool:
-    """Return whether this worker is the downloader of its directory: one for each, whatever else its workers share."""
+    """Return whether this worker downloads for its directory. Each directory has one downloader per machine."""
     try:
         return await store.state.acquire_lease(f"{SHARED}geoip:{socket.gethostname()}:{directory.resolve()}", owner)
     except StoreError:

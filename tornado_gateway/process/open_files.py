@@ -3,8 +3,8 @@
 import resource
 
 NEEDED = 8192  # one for each connection of a busy worker, and about 60 of its own
-FEW = 1024  # fewer than a load balancer may open at once
-RESERVED = 128  # of a worker: databases, connections to VWO and Redis, and rejected clients that get their response
+FEW = 1024  # a load balancer can open more connections at once
+RESERVED = 128  # files for databases, connections to VWO and Redis, and the responses to rejected clients
 
 
 def open_files_limit() -> int:

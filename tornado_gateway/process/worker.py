@@ -87,7 +87,7 @@ def _stop_event() -> asyncio.Event:
 
 
 async def _stop(worker: Worker) -> int:
-    # The end of the loop takes its handlers away; a repeated signal would then kill the process in its last moment.
+    # Closing the loop removes its signal handlers. A repeated signal would then kill the process before it has ended.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         await worker.stop()
@@ -98,7 +98,7 @@ async def _stop(worker: Worker) -> int:
 
 
 def _tune_collector() -> None:
-    """Collect garbage rarely, because requests leave no cycles, and never objects that live as long as the process."""
+    """Collect garbage rarely, because requests leave no cycles, and skip objects that live as long as the process."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

@@ -15,7 +15,7 @@ from tornado_gateway.settings import incremental_json
 from tornado_gateway.settings.documents import SettingsDocument, prepare_document
 from tornado_gateway.settings.pacing import empty_gradually
 
-SHOWN_CHANGES = 20  # features that a line of the log names
+SHOWN_CHANGES = 20  # maximum number of features named in a log line
 
 Fingerprints = Mapping[str, int]  # of each feature by its key
 
@@ -45,7 +45,7 @@ def compile_document(document: bytes, sdk: core.Sdk, yield_point: YieldPoint = n
             )
         finally:
             empty_gradually(parsed, yield_point)
-        # Compiled settings have no cycles, and the collector would block the loop while it searches them.
+        # Compiled settings have no cycles, and the garbage collector would block the loop while it searches them.
         gc.freeze()
     return compiled
 
@@ -60,7 +60,7 @@ def parse(document: bytes, yield_point: YieldPoint) -> Any:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Disable the collector: a compilation makes no garbage, and searching for it would double its time."""
+    """Disable the garbage collector: a compilation leaves no garbage, and searching for it would double its time."""
     gc.disable()
     try:
         yield

@@ -1,6 +1,6 @@
 """Parsing JSON piece by piece, with yield points in between.
 
-A parser in C holds the interpreter's lock until it is through, so the loop would wait for the whole document.
+A parser in C holds the interpreter's lock until it returns, so the loop would wait for the whole document.
 """
 
 import re

@@ -30,7 +30,7 @@ STALE_INTERVALS = 2.5  # without a confirmation for this long, a worker polls wi
 STALE_MARGIN_SECONDS = 5.0  # more than a slow poll takes, so that very short intervals do not make all workers poll
 AWAY_INTERVALS = 2.0  # after a failed poll, long enough for every other worker to acquire the lease
 START_PATIENCE_SECONDS = 2.0  # at a start with stored settings, for the poll of another worker of the same start
-START_CHECK_SECONDS = 0.25  # between two checks for it
+START_CHECK_SECONDS = 0.25  # between two checks for that poll
 
 Fetch = Callable[[], Awaitable[bytes]]
 Subscriber = Callable[["Snapshot"], None]
@@ -76,7 +76,7 @@ class SettingsMirror:
     to start from if neither upstream nor the store has a document. `on_poll` is called after each poll with its outcome
     ("changed", "unchanged" or "failed").
 
-    Among all workers of a store the holder of a lease polls regularly; the others take the document that it stored.
+    Among all workers of a store the holder of a lease polls regularly; the others use the document that it stored.
     The lease is only a hint to avoid duplicate polls. A worker polls without it at its start, as long as it has no
     settings, and when no worker has confirmed the settings for some intervals. A worker whose poll fails gives the
     lease up, because another one may still reach upstream.
@@ -113,7 +113,7 @@ class SettingsMirror:
         self._poller = _Poller(self, self._stored, poll_seconds, start_patience_seconds)
 
     def subscribe(self, *subscribers: Subscriber) -> None:
-        """Call them, in order, with each new snapshot."""
+        """Call the subscribers, in order, with each new snapshot."""
         self._subscribers += subscribers
 
     async def start(self, wait_seconds: float) -> None:

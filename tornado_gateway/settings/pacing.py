@@ -15,8 +15,8 @@ from tornado_gateway.core import YieldPoint
 # Periods of a thread that computes. A loop at half of its maximal rate needs this much rest when the machine is slow
 # for a while: with half of the rest, requests queued up during a refresh.
 WORK_SECONDS, REST_SECONDS = 0.0005, 0.003
-PIECE_BYTES = 32 * 1024  # of JSON between two yield points; takes 0.1 to 0.3 ms
-PARTS_AT_ONCE = 20  # parts of settings, each of some dozen objects; takes 0.1 ms
+PIECE_BYTES = 32 * 1024  # of JSON between two yield points: 0.1 to 0.3 ms of work
+PARTS_AT_ONCE = 20  # parts of settings, each of some dozen objects: 0.1 ms of work
 PARTS_SECONDS = 0.002
 
 
@@ -51,7 +51,7 @@ def empty_gradually(document: Any, yield_point: YieldPoint) -> None:
 async def release_gradually(
     owner: "weakref.ReferenceType[object]", parts: list[object], pause_seconds: float = PARTS_SECONDS
 ) -> None:
-    """Keep the parts until their owner is gone, which may still be in use, then free a few at a time."""
+    """Keep the parts until their owner, which may still be in use, is freed. Then free a few at a time."""
     while owner() is not None:
         await asyncio.sleep(pause_seconds)
     while parts:

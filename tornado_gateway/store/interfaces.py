@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 StickyRecord = dict[str, Any]
 
-SHARED = "shared:"  # begins the names of leases that all environments of a DATA_DIR share
+SHARED = "shared:"  # prefix of the names of leases that all environments of a DATA_DIR share
 
 
 class Identity(NamedTuple):
@@ -183,7 +183,7 @@ class Background(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Both halves, as one worker uses them, and the task that takes over data of an earlier version, if any."""
+    """Both halves, as one worker uses them, and the task that migrates data of an earlier version, if any."""
 
     events: EventStore
     state: StateStore

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LOCAL = "local:"  # begins the ids of chunks and dead letters in the local store
+LOCAL = "local:"  # prefix of the ids of chunks and dead letters in the local store
 PROBE_FIRST_SECONDS = 0.1
 PROBE_LONGEST_SECONDS = 2.0
 PROBE_JITTER = 0.5

@@ -143,7 +143,7 @@ class Upstream:
 
 
 class DiscardingSink:
-    """Discards the events of a gateway without an account and a collector, such as a trial with the sample settings."""
+    """Discards the events of a gateway without an account and COLLECT_URL, such as a trial with the sample settings."""
 
     async def send_batch(self, documents: bytes, identity: Identity = NO_IDENTITY) -> None:
         return None

@@ -22,7 +22,7 @@ from tornado_gateway.errors import reason_phrase
 CONNECTION_SECONDS = 60  # longest idle time and longest age of a connection, so that changes of DNS take effect
 MAX_RESPONSE_BYTES = 65_536
 E_TOO_LARGE = 100  # a head of more than 300 KB; pycurl does not name it
-WORDS = {  # curl's code: our words. curl's own words follow if they say more
+WORDS = {  # text for each code of curl. After a colon, curl's own text is appended
     pycurl.E_OPERATION_TIMEDOUT: "no response in time",
     pycurl.E_GOT_NOTHING: "the connection was closed without a response",
     E_TOO_LARGE: "the response is too large",

@@ -9,14 +9,14 @@ from tornado_gateway.process.parent.worker_process import WorkerProcess
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 CHECKS = 10  # per `silent_seconds`
-TRACEBACK_SECONDS = 1.0  # how long a worker that hangs has to write its stack before it is killed
+TRACEBACK_SECONDS = 1.0  # time for a hung worker to write its stack before it is killed
 
 
 class HangWatch:
     """Watches heartbeats on the scoreboard. A worker without one for `silent_seconds` gets a deadline to be killed."""
 
     def __init__(self, scoreboard: Scoreboard, silent_seconds: float) -> None:
-        self.interval_seconds = silent_seconds / CHECKS  # at which `check` is to be called
+        self.interval_seconds = silent_seconds / CHECKS  # interval for calls of `check`
         self._scoreboard = scoreboard
         self._silent_seconds = silent_seconds
         self._checked_at = time.monotonic()
@@ -25,7 +25,7 @@ class HangWatch:
         """Ask workers that hang for their stack, and set the deadline at which they are killed."""
         now = time.monotonic()
         if now - self._checked_at > self._silent_seconds / 2:
-            # This process was stopped or got no processor, and so may its workers have been: their time starts anew.
+            # This process was stopped or got no CPU time, perhaps like its workers. Their time starts again.
             for process in processes:
                 process.watched_since = now
         self._checked_at = now

@@ -5,9 +5,8 @@ import socket
 import time
 
 PORT_REMEDY = "Use another HOST or PORT, or end the process that listens there."
-PORT_SECONDS = 2.0  # how long killed workers of a former run may take to release the port
+PORT_SECONDS = 2.0  # time for killed workers of a former run to release the port
 RETRY_SECONDS = 0.05
-PORT_REMEDY = "Use another HOST or PORT, or end the process that listens there."
 
 
 def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
@@ -30,7 +29,7 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
 def free_port(host: str, port: int, *, timeout_seconds: float = PORT_SECONDS) -> int:
     """Return the port once no other process listens on it, or any free one for 0. Raise OSError if it stays in use.
 
-    A gateway that is started again after its parent was killed may be faster than the end of the former workers.
+    A gateway that restarts after its parent was killed may start before the former workers have ended.
     """
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -40,5 +39,5 @@ def free_port(host: str, port: int, *, timeout_seconds: float = PORT_SECONDS) ->
                 return free
         except OSError as error:
             if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
-                raise OSError(error.errno, f"{error.strerror}. {PORT_REMEDY}") from error
+                raise
         time.sleep(RETRY_SECONDS)

@@ -1,6 +1,6 @@
 """The parent process: starts a worker for each slot, watches them, replaces them, ends them. `cli` calls `run`.
 
-SIGTERM, SIGINT   all workers end orderly, then the parent; those that take too long are killed. Repeating is harmless.
+SIGTERM, SIGINT   all workers shut down, then the parent; after a deadline they are killed. Repetitions do nothing.
 SIGHUP            rolling restart: slot after slot gets a new worker, and the old one ends once the new one is ready.
 
 There is a parent for any number of workers, because a worker cannot replace itself: it may be killed, or hang.
@@ -11,7 +11,7 @@ replaced without a rejected or reset connection.
 
 The parent has no threads and no event loop, because neither survives a fork: it sleeps in `sigtimedwait` with all its
 signals blocked. Blocked signals are never lost, interrupt nothing, and reach even a process with the PID 1, for which
-the kernel drops signals that have no handler. As PID 1 it also gets the orphans of others; it reaps whatever ends.
+the kernel drops signals that have no handler. As PID 1 it also inherits orphans of other processes, and reaps them.
 """
 
 import gc
@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 TICK_SECONDS = 0.05  # between two checks while a deadline runs or a slot has no worker; otherwise the parent sleeps
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_LONGEST_SECONDS = 10.0
-STEADY_SECONDS = 10.0  # a worker that has lived this long resets the backoff of its slot
-LONGEST_QUEUE_SECONDS = 1.0  # how long new connections may wait in the backlog of a slot without a worker
+STEADY_SECONDS = 10.0  # a worker that has run for this long resets the backoff of its slot
+LONGEST_QUEUE_SECONDS = 1.0  # longest wait of new connections in the backlog of a slot without a worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def deadlines_of(config: Config) -> Deadlines:
 def run(config: Config, work: Callable[[Config, WorkerSlot], int], deadlines: Deadlines | None = None) -> int:
     """Run WORKERS times `work`, each in a process of its own, until SIGTERM or SIGINT. Return the exit code."""
     port = sockets.free_port(config.host, config.port)
-    shares_port = config.worker_count > 1  # a second gateway could share it as well, so only if it is needed
+    shares_port = config.worker_count > 1  # only if needed, because a second gateway could share the port as well
     return Supervisor(
         partial(work, config),
         partial(sockets.bind, config.host, port, reuse_port=shares_port),
@@ -76,12 +76,12 @@ def scoreboard_rows(workers: int) -> int:
 
 
 def _new_backoff() -> Backoff:
-    return Backoff(BACKOFF_FIRST_SECONDS, BACKOFF_LONGEST_SECONDS, jitter=0)  # no other slot has to be avoided
+    return Backoff(BACKOFF_FIRST_SECONDS, BACKOFF_LONGEST_SECONDS, jitter=0)  # slots need not avoid each other
 
 
 @dataclass(eq=False, slots=True)
 class _Slot:
-    """One of WORKERS. `current` serves, and `successor` is to replace it; a worker that was replaced is neither."""
+    """The place of one worker. `current` serves, `successor` is to replace it; a replaced worker is neither."""
 
     number: int
     sock: socket.socket | None
@@ -110,14 +110,14 @@ class Supervisor:
         self._processes: dict[int, WorkerProcess] = {}
         self._to_restart: deque[_Slot] = deque()
         self._stopping = False
-        self._is_announced = False  # systemd knows that all slots serve
+        self._is_announced = False  # systemd was notified that all slots serve
         self._exit_code = 0
 
     def run(self) -> int:
         """Return the exit code: 0 if every worker ended normally, 1 if not, or that of a first start that failed."""
         signal.pthread_sigmask(signal.SIG_BLOCK, PARENT_SIGNALS)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would make children vanish without a status
-        gc.freeze()  # the memory that workers share with the parent; their collectors would write to all of it
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it were ignored, children would end without a status
+        gc.freeze()  # a garbage collection in a worker would write to all memory that it shares with the parent
         logger.info("starting %s (parent: pid %d)", _counted(len(self._slots)), os.getpid())
         longest_pause = min(self._watch.interval_seconds, systemd.watchdog_interval() or math.inf)
         while True:
@@ -137,11 +137,11 @@ class Supervisor:
             self._kill_overdue()
 
     def _is_healthy(self) -> bool:
-        """Whether to ping the watchdog of systemd: this process is alive, and at least one worker serves."""
+        """Return whether to ping the watchdog of systemd: this process is alive, and at least one worker serves."""
         return self._stopping or any(slot.current is not None and slot.current.is_watched for slot in self._slots)
 
     def _is_busy(self) -> bool:
-        """Whether something is due soon that no signal announces."""
+        """Return whether an action is due soon that no signal announces."""
         has_deadline = any(process.deadline < math.inf for process in self._processes.values())
         return has_deadline or bool(self._to_restart) or any(slot.current is None for slot in self._slots)
 
@@ -272,7 +272,7 @@ class Supervisor:
                 logger.error("%s ended %s", process, outcome)
                 self._exit_code = self._exit_code or 1
         elif slot.successor is process:
-            logger.error("the new %s ended %s before it was ready; the rolling restart is cancelled", process, outcome)
+            logger.error("the new %s ended %s before it was ready; the rolling restart was cancelled", process, outcome)
             slot.successor = None
             self._to_restart.clear()
         elif slot.current is not process:
@@ -292,7 +292,7 @@ class Supervisor:
         slot.start_at = now + delay
         logger.error("%s ended %s; a new one starts in %.1f s", process, outcome, delay)
         if delay > LONGEST_QUEUE_SECONDS and slot.successor is None:
-            logger.error("worker %d ended repeatedly; its socket is closed until the next start", slot.number)
+            logger.error("worker %d ended repeatedly; its socket was closed until the next start", slot.number)
             slot.close_socket()
 
     def _kill_overdue(self) -> None:

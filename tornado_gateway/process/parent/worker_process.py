@@ -31,7 +31,7 @@ class WorkerSlot:
     """The place of a worker in the instance, handed to the worker."""
 
     number: int  # from 0 to WORKERS - 1
-    row: int  # of the scoreboard
+    row: int  # row of the scoreboard
     generation: int  # of all processes of this instance; grows with every start
     scoreboard: Scoreboard
     sock: socket.socket  # bound, to listen on
@@ -57,7 +57,7 @@ class WorkerProcess:
     ready_pipe: int
     traceback: int  # file in memory, to which the worker writes its stack when it gets SIGUSR1
     started_at: float
-    deadline: float = math.inf  # to be ready or, later, to have ended
+    deadline: float = math.inf  # when it has to be ready or, later, to have ended
     is_ready: bool = False
     is_watched: bool = False  # it serves, so it has to send heartbeats
     watched_since: float = 0.0
@@ -75,7 +75,7 @@ class WorkerProcess:
         earlier = self.deadline if self.is_ready else math.inf
         self.deadline = min(earlier, time.monotonic() + stop_seconds)
         self.fault = "did not end in time"  # it is watched until its end, so that one that hangs is killed sooner
-        os.kill(self.pid, signal.SIGTERM)  # the pid cannot be another's by now, because only the parent reaps it
+        os.kill(self.pid, signal.SIGTERM)  # the pid cannot have been reused, because only the parent reaps it
 
     def kill(self) -> None:
         """Send SIGKILL, and log the reason with the stack that the worker has written, if any."""
@@ -99,7 +99,7 @@ class Launcher:
         self._generation = 0
 
     def launch(self, number: int, row: int, sock: socket.socket, close_inherited: Callable[[], None]) -> WorkerProcess:
-        """Fork a worker, in which `close_inherited` closes what belongs to the parent. Raise OSError if it fails."""
+        """Fork a worker, in which `close_inherited` closes the descriptors of the parent. Raise OSError if it fails."""
         self._generation += 1
         parent = os.getpid()
         with contextlib.ExitStack() as opened:
@@ -141,7 +141,7 @@ class Launcher:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, also if this process is stopped by then."""
+    """Have the kernel kill this process when its parent ends, even if this process is stopped then."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != parent:  # it ended before the call
         os._exit(1)

@@ -24,10 +24,10 @@ PAGE = 100
 class Consumer:
     """Holds claimed chunks for as long as it is alive, however long they are worked on.
 
-    A consumer without a heartbeat for `alive_seconds` is considered dead and its chunks are taken over, so that a
-    SIGKILL delays events by a few seconds only. The chunks of one that left in order are taken over at once. After an
+    A consumer without a heartbeat for `alive_seconds` is considered dead and others claim its chunks, so that a
+    SIGKILL delays events by a few seconds only. The chunks of one that left the group can be claimed at once. After an
     outage of Redis no heartbeat is recent, so the first consumer to return has to live for `alive_seconds` again before
-    it takes over chunks. (A process that is suspended for longer than that delivers its claimed chunks twice.)
+    it claims chunks of others. (A process that is suspended for longer than that delivers its claimed chunks twice.)
     """
 
     def __init__(self, link: Link, scripts: TimelyScripts, namespace: str, owner: str, alive_seconds: float) -> None:
@@ -64,7 +64,7 @@ class Consumer:
             await self._link.run(LEAVE, self._keys, GROUP, self.name)
         except StoreError as error:
             logger.info(
-                "leaving the consumer group failed, other instances take over in %g s: %s", self._alive_seconds, error
+                "leaving the consumer group failed, others claim its events in %g s: %s", self._alive_seconds, error
             )
         self._held, self._ours = [], set()
         return True
@@ -91,7 +91,7 @@ class Consumer:
     def _claim_ended(self, task: "asyncio.Task[int]") -> None:
         self._claims.discard(task)
         if not task.cancelled():
-            task.exception()  # its caller may be gone
+            task.exception()  # its caller may have been cancelled
 
     async def _claim_more(self, max_events: int) -> int:
         """Hold enough chunks for a claim. Return the number of chunks that are held."""
@@ -171,4 +171,4 @@ class Consumer:
             try:
                 await self._claim_events(0)
             except StoreError as error:
-                logger.debug("no heartbeat: %s", error)
+                logger.debug("a heartbeat failed: %s", error)

@@ -1,4 +1,4 @@
-"""Data of version 0.1 in Redis, whose keys name only the account: the first environment that starts takes it over.
+"""Data of version 0.1 in Redis, whose keys name only the account: the first environment that starts migrates it.
 
 The new keys have another hash tag, so that in a Cluster they are on another node and nothing can be renamed. Events and
 dead letters are copied in pages and then deleted: a crash in between delivers up to one page of events twice. It waits
@@ -82,9 +82,9 @@ class TakeOver:
                 moved = await self.once()
                 if any(moved.values()):
                     numbers = ", ".join(f"{count} {name}" for name, count in moved.items())
-                    logger.info("took over data of version 0.1 from Redis (%s): %s", self._old_prefix, numbers)
+                    logger.info("migrated data of version 0.1 from Redis (%s): %s", self._old_prefix, numbers)
             except StoreError as error:
-                logger.debug("taking over data of version 0.1 failed: %s", error)
+                logger.debug("migrating data of version 0.1 failed: %s", error)
             await asyncio.sleep(self._pause_seconds * random.uniform(0.8, 1.2))
 
     async def once(self) -> dict[str, int]:
@@ -115,7 +115,7 @@ class TakeOver:
         alive = await self._old.call("ZCOUNT", self._key("consumers"), now_ms, "+inf")
         if alive and not self._has_waited:
             self._has_waited = True
-            logger.info("%d instances of version 0.1 are alive; their data is taken over when they have ended", alive)
+            logger.info("%d instances of version 0.1 are running; their data is migrated when they have ended", alive)
         return not alive
 
     async def _move(self) -> dict[str, int]:
@@ -188,7 +188,7 @@ class TakeOver:
 
     async def _prolong(self) -> None:
         if not await self._has_lease():
-            raise StoreError("another instance is taking over")
+            raise StoreError("another instance is migrating the data")
 
     async def _has_lease(self) -> bool:
         """Acquire or prolong the lease of this work."""

@@ -45,9 +45,7 @@ class Adoption:
                 failure = failure or error
             finally:
                 os.close(lock)
-        await self._database.run(
-            self._space.check
-        )  # also for a worker without events, because others may need its space
+        await self._database.run(self._space.check)  # also without events, because other workers may need the space
         if failure is not None:
             raise failure
         return moved

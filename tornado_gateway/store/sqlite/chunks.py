@@ -21,7 +21,7 @@ Row = tuple[float, int, str, bytes, str, str]  # at, count, query, body, account
 
 
 class Ids:
-    """Numbers of chunks. Only the thread of the database takes them; `last` may be read anywhere."""
+    """Numbers of chunks. Only the thread of the database assigns them; `last` may be read anywhere."""
 
     def __init__(self) -> None:
         self.last = 0

@@ -58,7 +58,7 @@ class ClaimMemory:
         self._released = sorted([*self._released, *chunks], key=lambda chunk: int(chunk.id))
 
     def _missing(self, max_events: int) -> int:
-        """Return how many events have to be read for a claim; at least one if nothing is at hand."""
+        """Return how many events have to be read for a claim; at least one if none is in memory."""
         for chunk in chain(self._released, self._fresh):
             max_events -= chunk.count
             if max_events <= 0:

@@ -4,8 +4,8 @@
 that commits never wait for each other. A live worker adopts the log of a dead one. `state.db` and
 `dead.db`, the events that upstream rejected, are shared by all workers of the machine.
 
-WAL with synchronous=NORMAL loses nothing when the process dies; a power cut can lose the last moment.
-synchronous=FULL (STORE_SYNC=full) pays one fsync for each commit and loses nothing then either.
+WAL with synchronous=NORMAL loses nothing when the process dies; a power cut can lose the newest events.
+synchronous=FULL (STORE_SYNC=full) calls fsync for each commit and loses nothing then either.
 """
 
 import logging
@@ -90,7 +90,7 @@ class SqliteEvents:
         try:
             await self.adopt()
         except StoreError as error:
-            logger.error("the events of an ended worker cannot be taken over yet: %s", error)
+            logger.error("the events of an ended worker could not be adopted, retrying: %s", error)
         await self._report_start()
 
     async def _attach_dead_letters(self, path: Path) -> None:

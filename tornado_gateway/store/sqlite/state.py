@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 WATCH_SECONDS = 1.0
-# Tables of version 0.1, which had one environment in a directory: the first one that starts takes them over.
+# Tables of version 0.1, which had one environment in a directory: the first one that starts migrates them.
 FORMER_TABLES = {
     "aliases": "INSERT OR IGNORE INTO user_aliases SELECT ?, alias_id, user_id FROM aliases",
     "records": "INSERT OR IGNORE INTO decisions SELECT ?, user_id, key, until, record FROM records",
@@ -60,7 +60,7 @@ class SqliteState:
             await self._database.run(_forget_expired, time.time())
             rows = await self._database.run(_take_over, self._namespace)
             if rows:
-                logger.info("took over %s of version 0.1 from %s", rows, self._path)
+                logger.info("migrated %s of version 0.1 from %s", rows, self._path)
         except StoreError as error:
             logger.error("cleaning up %s failed, the next start tries again: %s", self._path, error)
 

@@ -1,4 +1,4 @@
--- Delete the consumer if it holds no chunks; otherwise others may take over at once.
+-- Delete the consumer if it holds no chunks; otherwise others may claim them at once.
 local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
 if pending.err or #pending == 0 then
     redis.pcall('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
