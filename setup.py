@@ -24,28 +24,29 @@ LIBRARIES = [
     for name, parts in PARTS.items()
 ]
 
-MYPY = "mypy==2.4.1"  # it makes the code: another version is another build. Also in conf/build.lock
+MYPY = "mypy==2.4.1"  # generates the C code, so another version gives another build. Also in conf/build.lock
 IS_WANTED = os.environ.get("TORNADO_GATEWAY_COMPILE", "0") not in ("", "0") and "editable_wheel" not in sys.argv
 IS_BUILT = not {"egg_info", "dist_info"} & set(sys.argv)  # pip asks what a build needs before it builds
 
 
 def libraries():
+    """Return the extension modules, one for each of LIBRARIES."""
     from mypyc.build import mypycify
 
     made = mypycify(
-        # As everywhere, whatever else is installed; scripts/check is what judges the types.
+        # The same settings wherever it is built. The types are checked by scripts/check.
         ["--config-file=", "--ignore-missing-imports", *(path for paths, _ in LIBRARIES for path in paths)],
         separate=LIBRARIES,
         opt_level="2",  # as fast as 3, and a third of the time
         debug_level="0",
     )
-    for library in made:  # another compiler's warnings about generated code are no reason not to install
+    for library in made:  # compilers differ in their warnings about generated code, which must not fail an installation
         library.extra_compile_args = [flag for flag in library.extra_compile_args if flag != "-Werror"]
     return made
 
 
 def needed():
-    """mypy, and the gateway's own dependencies, whose types it reads."""
+    """Return mypy and the dependencies of the gateway, because mypy reads their types."""
     with Path("pyproject.toml").open("rb") as file:
         return [MYPY, *tomllib.load(file)["project"]["dependencies"]]
 

@@ -7,7 +7,7 @@ from tornado_gateway import __version__
 
 
 def _is_compiled() -> bool:
-    """Ask the import system which file it would load for a hot module, without loading it."""
+    """Return whether the import system would load a compiled file for a hot module, without loading it."""
     spec = PathFinder.find_spec("bucketing", [str(Path(__file__).with_name("core"))])
     return spec is not None and not str(spec.origin).endswith(".py")
 

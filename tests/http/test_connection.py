@@ -96,7 +96,7 @@ def test_keep_alive(serve):
     live = serve()
     client = live.connect()
     for _ in range(5):
-        answer = client.send(get("/const")).answer()
+        answer = client.send(get("/const")).response()
         assert (answer.status, answer.body) == (200, b'"const"')
         assert "connection" not in answer.headers
     assert live.server.connections == 1
@@ -110,35 +110,35 @@ def said(request):
 def test_more_headers_for_marked_requests_only(serve):
     client = serve(extra_header_lines=said, echo_headers={b"x-say"}).connect()
     for headers, expected in ([], None), (["X-Say: one"], "one"), (["x-sayings: a"], None), (["x-SAY: two"], "two"):
-        assert client.send(get("/const", *headers)).answer().headers.get("x-said") == expected
+        assert client.send(get("/const", *headers)).response().headers.get("x-said") == expected
     pipelined = get("/async-gated-not", "X-Say: three") + get("/const") + get("/const", "X-Say: four")
     client.send(pipelined)
-    assert [client.answer().headers.get("x-said") for _ in range(3)] == ["three", None, "four"]
-    assert client.send(get("/const", "X-Say: five", "Content-Length: 1e9")).answer().headers["x-said"] == "five"
+    assert [client.response().headers.get("x-said") for _ in range(3)] == ["three", None, "four"]
+    assert client.send(get("/const", "X-Say: five", "Content-Length: 1e9")).response().headers["x-said"] == "five"
 
 
 def test_more_headers_for_all(serve):
     client = serve(extra_header_lines=said).connect()
     for headers, expected in ([], "nothing"), (["X-Say: one"], "one"), ([], "nothing"):
-        assert client.send(get("/const", *headers)).answer().headers["x-said"] == expected
+        assert client.send(get("/const", *headers)).response().headers["x-said"] == expected
 
 
 def test_a_trailer_marks_nothing(serve):
     client = serve(extra_header_lines=said, echo_headers={b"x-say"}).connect()
     chunked = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-Say: me\r\n\r\n"
-    assert "x-said" not in client.send(chunked).answer().headers
-    assert "x-said" not in client.send(get("/const")).answer().headers
+    assert "x-said" not in client.send(chunked).response().headers
+    assert "x-said" not in client.send(get("/const")).response().headers
 
 
 def test_connection_close(serve):
     client = serve().connect().send(get("/const", "Connection: close"))
-    assert client.answer().headers["connection"] == "close"
+    assert client.response().headers["connection"] == "close"
     client.assert_closed()
 
 
 def test_http10_closes(serve):
     client = serve().connect().send(get("/echo", version="1.0"))
-    answer = client.answer()
+    answer = client.response()
     assert (answer.json["version"], answer.headers["connection"]) == ("1.0", "close")
     client.assert_closed()
 
@@ -146,20 +146,20 @@ def test_http10_closes(serve):
 def test_http10_keeps_alive_if_asked(serve):
     client = serve().connect()
     for _ in range(2):
-        answer = client.send(get("/echo", "Connection: keep-alive", version="1.0")).answer()
+        answer = client.send(get("/echo", "Connection: keep-alive", version="1.0")).response()
         assert (answer.json["version"], answer.headers["connection"]) == ("1.0", "keep-alive")
 
 
 def test_head_is_served_by_get(serve):
     client = serve().connect().send(get("/const", method="HEAD"))
-    assert client.answer(is_head=True).headers["content-length"] == "7"
-    assert client.send(get("/const")).answer().body == b'"const"'
+    assert client.response(is_head=True).headers["content-length"] == "7"
+    assert client.send(get("/const")).response().body == b'"const"'
 
 
 def test_no_content(serve):
     client = serve().connect().send(get("/empty") + get("/const"))
-    assert client.answer().status == 204
-    assert client.answer().status == 200
+    assert client.response().status == 204
+    assert client.response().status == 200
 
 
 def test_unknown_path_without_application(serve):
@@ -170,26 +170,26 @@ def test_unknown_path_without_application(serve):
 @pytest.mark.parametrize(("path", "status"), [("/refused", 400), ("/async-refused", 409)])
 def test_request_error_is_an_answer(serve, path, status):
     client = serve().connect().send(get(path))
-    answer = client.answer()
+    answer = client.response()
     assert answer.status == status
     assert answer.error
-    assert client.send(get("/const")).answer().status == 200
+    assert client.send(get("/const")).response().status == 200
 
 
 @pytest.mark.parametrize("path", ["/broken", "/async-broken", "/none", "/text", "/async-none"])
 def test_broken_handler_is_logged_once(serve, path, caplog):
     client = serve().connect().send(get(path))
-    answer = client.answer()
+    answer = client.response()
     assert (answer.status, answer.error) == (500, "internal error")
     assert [record.name for record in caplog.records] == ["tornado_gateway.http.request_ids"]
     caplog.clear()
-    assert client.send(get("/const")).answer().status == 200
+    assert client.send(get("/const")).response().status == 200
 
 
 def test_broken_find(serve, caplog):
     live = serve(find=lambda method, path: {}[path])
     client = live.connect().send(get("/a") + get("/b"))
-    assert [client.answer().status for _ in range(2)] == [500, 500]
+    assert [client.response().status for _ in range(2)] == [500, 500]
     caplog.clear()
 
 
@@ -225,13 +225,13 @@ def test_options_asterisk(serve):
 @pytest.mark.parametrize("target", ["/a b", "/\x01", "/\x7f", "/caf\xc3\xa9", "no-slash"])
 def test_targets_that_the_parser_refuses(serve, target):
     client = serve().connect().send(get(target))
-    assert client.answer().status == 400
+    assert client.response().status == 400
     client.assert_closed()
 
 
 def test_leading_empty_lines(serve):
     client = serve().connect().send(b"\r\n\r\n" + get("/const") + b"\r\n" + get("/const"))
-    assert [client.answer().status for _ in range(2)] == [200, 200]
+    assert [client.response().status for _ in range(2)] == [200, 200]
 
 
 # ---- bodies
@@ -241,10 +241,10 @@ def test_chunked_body_with_extensions_and_trailers(serve):
     body = b'3;a=b\r\nabc\r\n2;c="d"\r\nde\r\n0\r\nX-Trailer: secret\r\nHost: other\r\nExpect: no\r\n\r\n'
     head = get("/echo", "Transfer-Encoding: chunked", method="POST")
     client = serve().connect().send(head + body + get("/echo?next"))
-    document = client.answer().json
+    document = client.response().json
     assert document["body"] == "abcde"
     assert [name for name, _ in document["headers"]] == ["Host", "Transfer-Encoding"]
-    assert client.answer().json["headers"] == [["Host", "example"]]
+    assert client.response().json["headers"] == [["Host", "example"]]
 
 
 def test_body_in_many_reads(serve):
@@ -257,7 +257,7 @@ def test_body_up_to_the_limit(serve):
     live = serve(limits=QUICK._replace(max_body_bytes=100))
     assert live.ask(post("/echo", b"x" * 100)).status == 200
     client = live.connect().send(post("/echo", b"x" * 101))
-    answer = client.answer()
+    answer = client.response()
     assert (answer.status, answer.headers["connection"]) == (413, "close")
     assert answer.error
     client.assert_closed()
@@ -266,7 +266,7 @@ def test_body_up_to_the_limit(serve):
 def test_announced_body_is_refused_before_it_comes(serve):
     live = serve(limits=QUICK._replace(max_body_bytes=100))
     client = live.connect().send(get("/echo", "Content-Length: 101", method="POST"))
-    assert client.answer().status == 413
+    assert client.response().status == 413
     client.assert_closed()
 
 
@@ -275,7 +275,7 @@ def test_refused_upload_is_read_to_its_end(serve):
     client = serve().connect().send(get("/echo", "Content-Length: 30000000", method="POST"))
     for _ in range(300):
         client.send(b"x" * 100_000)
-    assert client.answer().status == 413
+    assert client.response().status == 413
     client.half_close().assert_closed()
 
 
@@ -285,7 +285,7 @@ def test_chunked_body_over_the_limit(serve):
     client.send(b"32\r\n" + b"x" * 50 + b"\r\n")
     client.assert_silent(0.02)
     client.send(b"33\r\n" + b"x" * 51 + b"\r\n")
-    assert client.answer().status == 413
+    assert client.response().status == 413
     client.assert_closed()
 
 
@@ -296,7 +296,7 @@ def test_chunk_extensions_and_trailers_are_bounded(serve, noise):
     for _ in range(20):
         client.send(b"n" * 1000)
         live.turn()
-    assert client.answer().status == 413
+    assert client.response().status == 413
     client.assert_closed()
 
 
@@ -319,9 +319,9 @@ def test_body_limit_of_a_path(serve):
 
 def test_continue_is_sent_when_the_body_is_wanted(serve):
     client = serve().connect().send(get("/echo", "Content-Length: 2", "Expect: 100-Continue", method="POST"))
-    assert client.answer().status == 100
-    assert client.send(b"{}").answer().json["body"] == "{}"
-    assert client.send(post("/echo", b"1")).answer().json["body"] == "1"
+    assert client.response().status == 100
+    assert client.send(b"{}").response().json["body"] == "{}"
+    assert client.send(post("/echo", b"1")).response().json["body"] == "1"
 
 
 def test_continue_is_not_sent_when_the_body_is_there(serve):
@@ -332,13 +332,13 @@ def test_continue_is_not_sent_to_http10(serve):
     head = get("/echo", "Content-Length: 2", "Expect: 100-continue", method="POST", version="1.0")
     client = serve().connect().send(head)
     client.assert_silent()
-    assert client.send(b"{}").answer().status == 200
+    assert client.send(b"{}").response().status == 200
 
 
 def test_continue_is_not_sent_when_the_body_is_too_large(serve):
     live = serve(limits=QUICK._replace(max_body_bytes=1))
     client = live.connect().send(get("/echo", "Content-Length: 2", "Expect: 100-continue", method="POST"))
-    assert client.answer().status == 413
+    assert client.response().status == 413
     client.assert_closed()
 
 
@@ -348,8 +348,8 @@ def test_continue_waits_for_earlier_answers(serve):
     client.send(get("/echo", "Content-Length: 2", "Expect: 100-continue", method="POST"))
     client.assert_silent()
     live.call(live.routes.gate.open)
-    assert [client.answer().status for _ in range(2)] == [200, 100]
-    assert client.send(b"{}").answer().status == 200
+    assert [client.response().status for _ in range(2)] == [200, 100]
+    assert client.send(b"{}").response().status == 200
 
 
 def test_continue_is_not_sent_for_a_later_request(serve):
@@ -361,14 +361,14 @@ def test_continue_is_not_sent_for_a_later_request(serve):
         live.turn()
     live.call(live.routes.gate.open)
     client.send(b"}")
-    assert [client.answer().status for _ in range(3)] == [200, 200, 200]
+    assert [client.response().status for _ in range(3)] == [200, 200, 200]
 
 
 @pytest.mark.parametrize("body", [b"", b"{}"])
 def test_unknown_expectation(serve, body):
     client = serve().connect()
     client.send(get("/echo", "Content-Length: 2", "Expect: miracles", method="POST") + body)
-    assert client.answer().status == 417
+    assert client.response().status == 417
     client.assert_closed()
 
 
@@ -381,7 +381,7 @@ def test_pipelined_answers_keep_their_order(serve):
     client = live.connect().send(b"".join(map(get, paths)))
     live.until(lambda: len(live.routes.finished) == 2)
     live.call(live.routes.gate.open)
-    bodies = [client.answer().body for _ in paths]
+    bodies = [client.response().body for _ in paths]
     assert [body[:9] for body in bodies] == [
         b'"async"',
         b'"const"',
@@ -400,14 +400,14 @@ def test_pipelined_requests_start_at_once(serve):
     live.until(lambda: b"0" in live.routes.finished)
     assert live.routes.finished == [b"0"]
     assert live.server.in_flight == 2
-    assert [client.answer().status for _ in range(2)] == [200, 200]
+    assert [client.response().status for _ in range(2)] == [200, 200]
 
 
 def test_many_pipelined_requests(serve):
     live = serve(limits=QUICK._replace(max_pipelined=8))
     client = live.connect()
     client.send(b"".join(get(f"/echo?{n}") for n in range(3000)))
-    assert [client.answer().json["query"] for _ in range(3000)] == [str(n) for n in range(3000)]
+    assert [client.response().json["query"] for _ in range(3000)] == [str(n) for n in range(3000)]
 
 
 def test_only_so_many_pipelined_requests_start(serve):
@@ -417,7 +417,7 @@ def test_only_so_many_pipelined_requests_start(serve):
     live.turn()
     assert len(live.routes.started) == 8
     live.call(live.routes.gate.open)
-    assert [client.answer().body for _ in range(1000)] == [b'"gated"'] * 1000
+    assert [client.response().body for _ in range(1000)] == [b'"gated"'] * 1000
     assert live.routes.started == [str(n).encode() for n in range(1000)]
 
 
@@ -426,8 +426,8 @@ def test_close_after_pipelined_answers(serve):
     client = live.connect().send(get("/gated") + get("/const", "Connection: close") + get("/const"))
     live.turn()
     live.call(live.routes.gate.open)
-    assert "connection" not in client.answer().headers
-    assert client.answer().headers["connection"] == "close"
+    assert "connection" not in client.response().headers
+    assert client.response().headers["connection"] == "close"
     client.assert_closed()
 
 
@@ -441,8 +441,8 @@ def test_gate_holds_answers_of_many_connections(serve):
     clients[0].assert_silent()
     assert live.server.in_flight == 30
     live.call(live.routes.gate.open)
-    assert [client.answer().body for client in clients for _ in range(3)] == [b'"gated"'] * 30
-    assert clients[0].send(get("/gated")).answer().status == 200  # an open gate lets pass
+    assert [client.response().body for client in clients for _ in range(3)] == [b'"gated"'] * 30
+    assert clients[0].send(get("/gated")).response().status == 200  # an open gate lets pass
 
 
 def test_failed_gate_replaces_the_answers(serve):
@@ -450,8 +450,8 @@ def test_failed_gate_replaces_the_answers(serve):
     client = live.connect().send(get("/gated") + get("/const") + get("/async-gated"))
     live.until(lambda: len(live.routes.started) == 2)
     live.call(lambda: live.routes.gate.fail(StoreError("the store is full")))
-    assert [client.answer().status for _ in range(3)] == [503, 200, 503]
-    assert client.send(get("/gated")).answer().error == "the store is full"
+    assert [client.response().status for _ in range(3)] == [503, 200, 503]
+    assert client.send(get("/gated")).response().error == "the store is full"
 
 
 def test_gates_open_in_any_order(serve):
@@ -467,7 +467,7 @@ def test_gates_open_in_any_order(serve):
     live.call(gates[1].open)
     client.assert_silent()
     live.call(gates[0].open)
-    assert [client.answer().body for _ in range(3)] == [b"0", b"1", b"0"]
+    assert [client.response().body for _ in range(3)] == [b"0", b"1", b"0"]
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -494,19 +494,19 @@ def test_gate_opened_by_a_later_request_of_the_same_connection(serve):
         return Response(200, request.query)
 
     client = serve(find=lambda method, path: handler).connect().send(get("/?held") + get("/?open"))
-    assert [client.answer().body for _ in range(2)] == [b"held", b"open"]
+    assert [client.response().body for _ in range(2)] == [b"held", b"open"]
 
 
 # ---- metrics hook
 
 
-def test_on_answer_sees_every_answer_once(serve):
+def test_on_response_sees_every_response_once(serve):
     seen = []
-    live = serve(on_answer=lambda request, status: seen.append((request.method, request.path, status)))
+    live = serve(on_response=lambda request, status: seen.append((request.method, request.path, status)))
     client = live.connect().send(get("/const") + get("/gated") + get("/async") + get("/no") + b"garbage\r\n\r\n")
     live.until(lambda: live.routes.started)
     live.call(live.routes.gate.open)
-    assert [client.answer().status for _ in range(4)] == [200, 200, 200, 404]
+    assert [client.response().status for _ in range(4)] == [200, 200, 200, 404]
     client.assert_closed()
     live.ask(b"garbage\r\n\r\n")
     assert seen == [
@@ -519,9 +519,9 @@ def test_on_answer_sees_every_answer_once(serve):
 
 
 def test_failing_hook_does_not_stop_the_answer(serve, caplog):
-    client = serve(on_answer=lambda request, status: 1 / 0).connect().send(get("/const"))
-    assert client.answer().status == 200
-    assert caplog.records[0].message == "the on_answer hook failed"
+    client = serve(on_response=lambda request, status: 1 / 0).connect().send(get("/const"))
+    assert client.response().status == 200
+    assert caplog.records[0].message == "the on_response hook failed"
     caplog.clear()
 
 
@@ -532,7 +532,7 @@ def test_failing_hook_does_not_stop_the_answer(serve, caplog):
 def test_malformed_requests(serve, data):
     live = serve()
     client = live.connect().send(data)
-    answer = client.answer()
+    answer = client.response()
     assert (answer.status, answer.error) == (400, "malformed HTTP request")
     assert answer.headers["connection"] == "close"
     client.assert_closed()
@@ -552,7 +552,7 @@ def test_malformed_requests(serve, data):
 )
 def test_what_is_not_served(serve, data, status):
     client = serve().connect().send(data)
-    answer = client.answer()
+    answer = client.response()
     assert (answer.status, answer.headers["connection"]) == (status, "close")
     assert answer.error
     client.assert_closed()
@@ -560,7 +560,7 @@ def test_what_is_not_served(serve, data, status):
 
 def test_malformed_request_after_good_ones(serve):
     client = serve().connect().send(get("/async") + get("/const") + b"GET / HTTP/1.1\r\nBad Header: x\r\n\r\n")
-    assert [client.answer().status for _ in range(3)] == [200, 200, 400]
+    assert [client.response().status for _ in range(3)] == [200, 200, 400]
     client.assert_closed()
 
 
@@ -572,7 +572,7 @@ STRAY = b"Connection: close\r\n\r\n"
 def test_stray_bytes_after_the_body_are_dropped(serve, path, headers):
     live = serve()
     client = live.connect().send(post(path, b"{}", *headers) + STRAY)
-    assert client.answer().status == 200
+    assert client.response().status == 200
     client.assert_closed()
 
 
@@ -583,7 +583,7 @@ def test_late_stray_bytes_are_dropped(serve):
     client.send(STRAY)
     live.turn()
     client.send(STRAY)
-    assert client.answer().status == 200
+    assert client.response().status == 200
     client.assert_closed()
 
 
@@ -601,11 +601,11 @@ def test_stray_bytes_and_a_closed_peer_do_not_stop_the_work(serve):
 def test_upgrade_is_ignored(serve, version):
     headers = ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"]
     client = serve().connect().send(post("/echo", b"{}", *headers, version=version) + get("/echo?next"))
-    document = client.answer().json
+    document = client.response().json
     assert document["body"] == "{}"
     assert "Upgrade" not in dict(document["headers"])
     if version == "1.1":
-        assert client.answer().json["query"] == "next"
+        assert client.response().json["query"] == "next"
 
 
 def test_upgrade_with_a_chunked_body_in_two_reads(serve):
@@ -613,13 +613,13 @@ def test_upgrade_with_a_chunked_body_in_two_reads(serve):
     head = get("/echo", "Connection: Upgrade", "Upgrade: websocket", "Transfer-Encoding: chunked", method="POST")
     client = live.connect().send(head + b"3\r\nab")
     live.turn()
-    assert client.send(b"c\r\n0\r\n\r\n").answer().json["body"] == "abc"
+    assert client.send(b"c\r\n0\r\n\r\n").response().json["body"] == "abc"
 
 
 def test_many_pipelined_upgrades(serve):
     live = serve()
     client = live.connect().send(get("/echo", "Connection: Upgrade", "Upgrade: h2c") * 600)
-    assert [client.answer().status for _ in range(600)] == [200] * 600
+    assert [client.response().status for _ in range(600)] == [200] * 600
 
 
 # ---- heads
@@ -629,7 +629,7 @@ def test_head_up_to_the_limit(serve):
     live = serve(limits=QUICK._replace(max_header_bytes=50_000))
     assert live.ask(get("/const", "X: " + "y" * 49_000)).status == 200
     client = live.connect().send(get("/const", "X: " + "y" * 51_000))
-    answer = client.answer()
+    answer = client.response()
     assert (answer.status, answer.headers["connection"]) == (431, "close")
     assert answer.error
     client.assert_closed()
@@ -642,14 +642,14 @@ def test_endless_head(serve, start):
     for _ in range(20):
         client.send(b"x" * 1000)
         live.turn()
-    assert client.answer().status == 431
+    assert client.response().status == 431
     client.assert_closed()
 
 
 def test_large_head_after_other_requests(serve):
     live = serve(limits=QUICK._replace(max_header_bytes=50_000))
     client = live.connect().send(get("/const") * 430 + get("/const", "X: " + "y" * 49_900))
-    assert {client.answer().status for _ in range(431)} == {200}
+    assert {client.response().status for _ in range(431)} == {200}
 
 
 @pytest.mark.parametrize(("count", "status"), [(99, 200), (100, 431)])
@@ -661,11 +661,11 @@ def test_number_of_headers(serve, count, status):
 def test_max_connections(serve):
     live = serve(limits=QUICK._replace(max_connections=1))
     first = live.connect().send(get("/const"))
-    assert first.answer().status == 200
+    assert first.response().status == 200
     second = live.connect()
-    assert second.answer().status == 503
+    assert second.response().status == 503
     second.assert_closed()
-    assert first.send(get("/const")).answer().status == 200
+    assert first.send(get("/const")).response().status == 200
 
 
 # ---- splits
@@ -686,7 +686,7 @@ def test_every_split_gives_the_same_answer(serve, data):
     live = serve()
     count = data.count(b"HTTP/1.")
     whole = live.connect().send(data)
-    expected = [whole.answer().body for _ in range(count)]
+    expected = [whole.response().body for _ in range(count)]
     clients = []
     for at in range(1, len(data)):
         client = live.connect().send(data[:at])
@@ -695,7 +695,7 @@ def test_every_split_gives_the_same_answer(serve, data):
     for client, rest in clients:
         client.send(rest)
     for client, _ in clients:
-        assert [client.answer().body for _ in range(count)] == expected
+        assert [client.response().body for _ in range(count)] == expected
 
 
 @pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE)
@@ -707,7 +707,7 @@ def test_byte_by_byte(serve, data):
     for at in range(len(data)):
         client.send(data[at : at + 1])
         live.turn()
-    assert [client.answer().body for _ in range(count)] == [whole.answer().body for _ in range(count)]
+    assert [client.response().body for _ in range(count)] == [whole.response().body for _ in range(count)]
 
 
 # ---- the loop of the caller

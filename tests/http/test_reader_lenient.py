@@ -54,14 +54,14 @@ def test_d1_the_query_is_percent_encoded(lenient, target, method):
     client = lenient().connect()
     for _ in range(3):
         client.send(get(target, "X-Y: z", "Content-Length: 2", method=method) + b"{}")
-        answer = client.answer()
+        answer = client.response()
         assert answer.status == 200
         document = answer.json
         path, _, query = encoded(target).partition("?")
         assert (document["method"], document["path"], document["query"]) == (method, path, query)
         assert document["headers"] == [["Host", "example"], ["X-Y", "z"], ["Content-Length", "2"]]
         assert document["body"] == "{}"
-        assert client.send(get("/const")).answer().body == b'"const"'
+        assert client.send(get("/const")).response().body == b'"const"'
 
 
 def test_d1_only_on_data_paths(lenient, serve):
@@ -74,16 +74,16 @@ def test_d1_only_on_data_paths(lenient, serve):
         "/echo/ ?b c/echo",
     ):
         client = lenient().connect().send(get(target))
-        assert client.answer().status == 400
+        assert client.response().status == 400
         client.assert_closed()
     client = serve().connect().send(get(f"/echo?{AGENT}"))
-    assert client.answer().status == 400
+    assert client.response().status == 400
     client.assert_closed()
 
 
 def test_d1_http10(lenient):
     client = lenient().connect().send(get("/echo?a b", version="1.0"))
-    answer = client.answer()
+    answer = client.response()
     assert (answer.json["query"], answer.json["version"], answer.headers["connection"]) == ("a%20b", "1.0", "close")
     client.assert_closed()
 
@@ -147,7 +147,7 @@ def test_d1_smuggling_stays_rejected(serve, data, size):
             break
         if size:
             live.turn()
-    answer = client.answer()
+    answer = client.response()
     assert (answer.status, answer.error) == (400, "malformed HTTP request")
     assert live.routes.started == []
     assert live.ask(get("/const")).status == 200
@@ -159,17 +159,17 @@ def test_d1_a_line_in_a_body_is_no_line(lenient):
     inner = get("/echo?inner a")
     for first in (post("/echo", inner), post("/echo?x y", inner)):
         client = live.connect().send(first + get("/echo?b c") + inner.replace(b"/echo", b"/const"))
-        assert client.answer().json["body"].encode() == inner
-        assert client.answer().json["query"] == "b%20c"
-        assert client.answer().status == 400
+        assert client.response().json["body"].encode() == inner
+        assert client.response().json["query"] == "b%20c"
+        assert client.response().status == 400
         client.assert_closed()
     chunked = b"POST /echo?c d HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (
         len(inner),
         inner,
     )
     client = live.connect().send(chunked + get("/echo?e f", CLOSE))
-    assert client.answer().json["body"].encode() == inner
-    assert client.answer().json["query"] == "e%20f"
+    assert client.response().json["body"].encode() == inner
+    assert client.response().json["query"] == "e%20f"
     client.assert_closed()
 
 
@@ -177,7 +177,7 @@ def test_d1_stray_bytes_are_still_dropped(lenient):
     live = lenient()
     for stray in (b"Connection: close\r\n\r\n", b"X: a b HTTP/1.1\r\n\r\n", b"\xff\r\n"):
         client = live.connect().send(post(f"/echo?{AGENT}", b"{}") + stray)
-        assert client.answer().status == 200
+        assert client.response().status == 200
         client.assert_closed()
 
 
@@ -188,9 +188,9 @@ def test_d1_order_of_pipelined_requests(lenient):
     )
     client = live.connect().send(data)
     for number in range(9):
-        assert client.answer().body == b'"async"'
-        assert client.answer().json["query"] == f"a%20{number}"
-        assert client.answer().body == b'"const"'
+        assert client.response().body == b'"async"'
+        assert client.response().json["query"] == f"a%20{number}"
+        assert client.response().body == b'"const"'
 
 
 def test_d1_gated_answers_keep_their_order(lenient):
@@ -199,7 +199,7 @@ def test_d1_gated_answers_keep_their_order(lenient):
     live.until(lambda: live.routes.started.count(b"") == 2)
     client.assert_silent()
     live.call(live.routes.gate.open)
-    assert [client.answer().body[:8] for _ in range(4)] == [b'"gated"', b'{"method', b'"gated"', b'{"method']
+    assert [client.response().body[:8] for _ in range(4)] == [b'"gated"', b'{"method', b'"gated"', b'{"method']
 
 
 def test_d1_upgrade_and_expect(lenient):
@@ -207,15 +207,15 @@ def test_d1_upgrade_and_expect(lenient):
     for target, query in (("/echo?a b", "a%20b"), ("/echo?ab", "ab")):
         first = post(target, b"{}", "Connection: Upgrade", "Upgrade: h2c")
         client = live.connect().send(first + get("/echo?c d"))
-        assert [client.answer().json["query"] for _ in range(2)] == [query, "c%20d"]
+        assert [client.response().json["query"] for _ in range(2)] == [query, "c%20d"]
     client = live.connect().send(get("/echo?a b", "Expect: 100-continue", "Content-Length: 2", method="POST"))
-    assert client.answer().status == 100
-    assert client.send(b"{}").answer().json["body"] == "{}"
+    assert client.response().status == 100
+    assert client.send(b"{}").response().json["body"] == "{}"
 
 
 def test_d1_half_closed_and_many(lenient):
     client = lenient().connect().send(post(f"/echo?{AGENT}", b"{}") * 500).half_close()
-    assert [client.answer().status for _ in range(500)] == [200] * 500
+    assert [client.response().status for _ in range(500)] == [200] * 500
     client.assert_closed()
 
 
@@ -232,7 +232,7 @@ def test_d1_a_head_up_to_the_limit(lenient, cut):
         if cut:
             client.send(data[:cut])
             live.turn()
-        return client.send(data[cut:]).answer().status
+        return client.send(data[cut:]).response().status
 
     assert status("/echo?a b" + "x" * 4500) == 200
     assert status("/echo?a b" + "x" * 5100) == 431
@@ -245,23 +245,23 @@ def test_d1_a_head_up_to_the_limit(lenient, cut):
 def test_d1_an_endless_line(lenient):
     live = lenient(limits=QUICK._replace(max_header_bytes=5000))
     client = live.connect().send(get("/const") + b"POST /echo?a b")
-    assert client.answer().status == 200
+    assert client.response().status == 200
     for _ in range(20):
         client.send(b"x y" * 300)
         live.turn()
-    assert client.answer().status == 431
+    assert client.response().status == 431
     client.assert_closed()
 
 
 def test_d1_a_slow_line(lenient):
     client = lenient(limits=QUICK._replace(header_seconds=0.3)).connect().send(b"POST /echo?a b")
-    assert client.answer().status == 408
+    assert client.response().status == 408
     client.assert_closed()
 
 
 def test_d1_a_line_that_never_ends(lenient):
     client = lenient().connect().send(get("/const") + b"POST /echo?a b").half_close()
-    assert client.answer().status == 200
+    assert client.response().status == 200
     client.assert_closed()
 
 
@@ -283,7 +283,7 @@ SPLIT = {
 def answers(client):
     found = []
     while not found or found[-1].headers.get("connection") != "close":
-        found.append(client.answer())
+        found.append(client.response())
     client.assert_closed()
     return [answer.json for answer in found]
 
@@ -378,7 +378,7 @@ def test_d1_any_query_arrives(lenient):
     @FUZZ
     @given(st.binary(max_size=60).filter(lambda query: not re.search(rb"[\0-\x08\n-\x1f\x7f]", query)))
     def run(query):
-        answer = client.send(b"POST /echo?%b HTTP/1.1\r\nContent-Length: 0\r\n\r\n" % query).answer()
+        answer = client.send(b"POST /echo?%b HTTP/1.1\r\nContent-Length: 0\r\n\r\n" % query).response()
         assert answer.status == 200
         given_query = answer.json["query"]
         # The strict parser accepts spaces before the version, and drops them.

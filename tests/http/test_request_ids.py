@@ -117,7 +117,7 @@ async def main():
     logs.set_up("INFO", "json")
     pages = Application([("/.*", FailingPage)], log_function=lambda handler: None)
     for number, application in enumerate([pages, FailingApplication()]):
-        server = Server(ServerOptions(find, application, on_answer=hook))
+        server = Server(ServerOptions(find, application, on_response=hook))
         await server.listen("127.0.0.1")
         for path in sys.argv[1:] if not number else ["/application"]:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -142,7 +142,7 @@ def test_h3_the_line_of_a_failed_request_has_its_id_in_each_build(build):
     lines = [json.loads(line) for line in written.splitlines()]
     assert [line["request_id"] for line in lines] == [f"id-of-{path[:12]}" for path in [*paths, "/application"]]
     expected = [f"Unhandled error in GET {path}" for path in ("/handler", "/task", "/nothing", "/find")]
-    expected += ["the on_answer hook failed", "Unhandled error in GET /page", f"Unhandled error in GET {long[:200]}"]
+    expected += ["the on_response hook failed", "Unhandled error in GET /page", f"Unhandled error in GET {long[:200]}"]
     assert [line["message"] for line in lines] == [*expected, "Unhandled error in GET /application"]
     assert all("Traceback" in line["exception"] or "TypeError" in line["exception"] for line in lines)
 
@@ -179,4 +179,4 @@ def test_without_need_the_front_is_left_alone(restored):
     logs.set_up("INFO", stream=io.StringIO())
     tracing = request_ids.Tracing(None)
     hook = Response.render
-    assert tracing.noting(hook) is hook
+    assert tracing.with_log(hook) is hook

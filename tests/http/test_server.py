@@ -35,7 +35,7 @@ def reset(client):
 def test_idle_connection_is_closed(serve):
     live = serve(limits=QUICK._replace(keep_alive_seconds=1))
     fresh, used = live.connect(), live.connect().send(get("/const"))
-    assert used.answer().status == 200
+    assert used.response().status == 200
     fresh.assert_closed()
     used.assert_closed()
 
@@ -44,7 +44,7 @@ def test_idle_connection_is_closed(serve):
 def test_slow_head(serve, start):
     live = serve(limits=QUICK._replace(header_seconds=0.1))
     client = live.connect().send(start)
-    answer = client.answer()
+    answer = client.response()
     assert (answer.status, answer.headers["connection"]) == (408, "close")
     assert answer.error
     client.assert_closed()
@@ -67,14 +67,14 @@ def test_slow_body(serve, framing):
     live = serve(limits=QUICK._replace(body_seconds=0.1))
     client = live.connect().send(get("/echo", framing, method="POST"))
     client.send(b"1\r\nx\r\n")
-    assert client.answer().status == 408
+    assert client.response().status == 408
     client.assert_closed()
 
 
 def test_slow_handler_is_not_a_slow_client(serve):
     quick = QUICK._replace(keep_alive_seconds=1, header_seconds=1, body_seconds=1, write_seconds=1)
     client = serve(limits=quick).connect().send(get("/async?2.5"))
-    assert client.answer().body == b'"async"'
+    assert client.response().body == b'"async"'
     client.assert_closed()
 
 
@@ -83,13 +83,13 @@ def test_slow_head_behind_an_unfinished_answer(serve):
     client = live.connect().send(get("/gated") + b"GET /")
     client.assert_silent(0.2)
     live.call(live.routes.gate.open)
-    assert client.answer().status == 200
+    assert client.response().status == 200
 
 
 def test_peer_that_keeps_its_side_open_is_closed(serve):
     live = serve(limits=QUICK._replace(linger_seconds=0.1))
     client = live.connect().send(get("/const", "Connection: close"))
-    assert client.answer().status == 200
+    assert client.response().status == 200
     live.until(lambda: not live.server.connections)
 
 
@@ -120,9 +120,9 @@ def test_peer_that_reads_late_gets_everything(serve):
     time.sleep(0.1)
     assert live.call(lambda: buffered(live)) < 8_000_000
     for _ in range(200):
-        assert len(client.answer().body) == 200_000
+        assert len(client.response().body) == 200_000
     sender.join()
-    assert client.send(get("/const")).answer().body == b'"const"'
+    assert client.send(get("/const")).response().body == b'"const"'
 
 
 def test_peer_that_reads_slowly_is_kept(serve):
@@ -133,13 +133,13 @@ def test_peer_that_reads_slowly_is_kept(serve):
     client = live.connect(SO_RCVBUF=4096).send(get("/big") * 10)
     for _ in range(10):
         time.sleep(0.3)
-        assert len(client.answer().body) == 200_000
+        assert len(client.response().body) == 200_000
 
 
 def test_unread_answer_is_not_kept_for_ever(serve):
     """The last answer is given, nothing more is to come, but the client does not read it."""
     answered = []
-    live = serve(limits=QUICK._replace(write_seconds=0.2), on_answer=lambda request, status: answered.append(status))
+    live = serve(limits=QUICK._replace(write_seconds=0.2), on_response=lambda request, status: answered.append(status))
     live.connect(SO_RCVBUF=4096).send(get("/big") * 60 + get("/const", "Connection: close"))
     live.until(lambda: answered)
     live.until(lambda: not live.server.connections)
@@ -186,7 +186,7 @@ def test_d2_nothing_starts_behind_a_large_response_that_is_not_read(serve, heade
     assert large.calls == len(clients)
     assert live.call(lambda: buffered(live)) < SMALL_BUFFERS * len(clients)
     for _ in range(6):
-        assert clients[0].answer().body == LARGE
+        assert clients[0].response().body == LARGE
     assert large.calls == 6 + len(clients) - 1
 
 
@@ -197,7 +197,7 @@ def test_d2_large_responses_of_coroutines_leave_one_by_one(serve):
     wait_for_data(client)
     assert live.call(lambda: buffered(live)) < SMALL_BUFFERS
     for _ in range(8):
-        assert client.answer().body == LARGE
+        assert client.response().body == LARGE
 
 
 def test_d2_responses_that_wait_for_their_turn_are_counted_by_bytes(serve):
@@ -216,7 +216,7 @@ def test_d2_responses_that_wait_for_their_turn_are_counted_by_bytes(serve):
     assert len(started) == 2
     live.call(gate.open)
     for number in range(64):
-        assert client.answer().body == b"%d" % (number % 10) * 200_000
+        assert client.response().body == b"%d" % (number % 10) * 200_000
 
 
 @pytest.mark.parametrize("size", [65_535, 65_536, 131_072, 131_073, 1_000_000])
@@ -227,13 +227,13 @@ def test_d2_large_and_small_responses_keep_their_order(serve, size):
     sender = threading.Thread(target=client.send, args=(b"".join(map(get, paths)),))
     sender.start()
     for path in paths:
-        assert client.answer().body == (b"1" if path == "/const" else large.response.body)
+        assert client.response().body == (b"1" if path == "/const" else large.response.body)
     sender.join()
 
 
 def test_d2_large_response_to_a_half_closed_client(serve):
     client = serve(find=Large().find).connect(SO_RCVBUF=65536).send(get("/large") * 2 + get("/const")).half_close()
-    assert [len(client.answer().body) for _ in range(3)] == [len(LARGE)] * 2 + [1]
+    assert [len(client.response().body) for _ in range(3)] == [len(LARGE)] * 2 + [1]
     client.assert_closed()
 
 
@@ -241,14 +241,14 @@ def test_d2_large_response_to_a_half_closed_client(serve):
 def test_d2_large_last_response(serve, request_):
     client = serve(find=Large().find).connect(SO_RCVBUF=65536).send(request_ + get("/const"))
     wait_for_data(client)
-    assert client.answer().body == LARGE
+    assert client.response().body == LARGE
     client.assert_closed()
 
 
 def test_d2_client_leaves_in_the_middle_of_a_large_response(serve):
     seen = []
     large = Large()
-    live = serve(find=large.find, on_answer=lambda request, status: seen.append(status))
+    live = serve(find=large.find, on_response=lambda request, status: seen.append(status))
     client = live.connect(SO_RCVBUF=65536).send(get("/large") * 16 + get("/async"))
     client.take(1_000_000)
     reset(client)
@@ -261,7 +261,7 @@ def test_d2_stop_waits_until_a_large_response_is_read(serve):
     client = live.connect(SO_RCVBUF=65536).send(get("/large") * 2)
     wait_for_data(client)
     stopping = asyncio.run_coroutine_threadsafe(live.server.stop(30), live.loop)
-    assert [client.answer().body for _ in range(2)] == [LARGE] * 2
+    assert [client.response().body for _ in range(2)] == [LARGE] * 2
     client.assert_closed()
     assert stopping.result(PATIENCE_SECONDS) is True
 
@@ -306,21 +306,21 @@ def test_half_closed_client_gets_its_answer(serve, path):
     client = live.connect().send(get(path)).half_close()
     live.turn()
     live.call(live.routes.gate.open)
-    assert client.answer().status == 200
+    assert client.response().status == 200
     client.assert_closed()
 
 
 def test_half_closed_client_gets_all_pipelined_answers(serve):
     live = serve(limits=QUICK._replace(max_pipelined=4))
     client = live.connect().send(get("/async?0.001") * 50 + get("/const")).half_close()
-    assert [client.answer().status for _ in range(51)] == [200] * 51
+    assert [client.response().status for _ in range(51)] == [200] * 51
     client.assert_closed()
 
 
 def test_half_closed_in_the_middle_of_a_request(serve):
     live = serve()
     client = live.connect().send(get("/async?0.05") + b"GET /con").half_close()
-    assert client.answer().status == 200
+    assert client.response().status == 200
     client.assert_closed()
     live.connect().send(b"GET /con").half_close().assert_closed()
 
@@ -346,7 +346,7 @@ def test_pipelined_requests_of_a_client_that_has_left_are_all_done(serve):
 
 def test_gate_opens_for_a_client_that_has_left(serve):
     seen = []
-    live = serve(on_answer=lambda request, status: seen.append(status))
+    live = serve(on_response=lambda request, status: seen.append(status))
     client = live.connect().send(get("/gated"))
     live.until(lambda: live.routes.started)
     reset(client)
@@ -387,7 +387,7 @@ async def stop_when(live, condition):
 def test_stop_when_idle(serve):
     live = serve()
     clients = [live.connect(), live.connect().send(get("/const"))]
-    assert clients[1].answer().status == 200
+    assert clients[1].response().status == 200
     assert live.run(live.server.stop(PATIENCE_SECONDS)) is True
     for client in clients:
         client.assert_closed()
@@ -403,7 +403,7 @@ def test_stop_waits_for_requests_in_flight(serve):
     live.call(live.routes.gate.open)
     assert stopping.result(PATIENCE_SECONDS) is True
     for client in clients:
-        answer = client.answer()
+        answer = client.response()
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         client.assert_closed()
 
@@ -412,7 +412,7 @@ def test_stop_answers_pipelined_requests_and_closes_with_the_last(serve):
     live = serve()
     client = live.connect().send(get("/async?0.1") + get("/const") + get("/async?0.05"))
     assert live.run(stop_when(live, lambda: len(live.routes.started) == 2)) is True
-    assert ["connection" in client.answer().headers for _ in range(3)] == [False, False, True]
+    assert ["connection" in client.response().headers for _ in range(3)] == [False, False, True]
     client.assert_closed()
 
 
@@ -420,12 +420,12 @@ def test_stop_serves_what_the_kernel_has_accepted(serve):
     """Neither a connection in the backlog nor a request in a socket's buffer may be answered by a reset."""
     live = serve()
     known = [live.connect().send(get("/const")) for _ in range(5)]
-    assert {client.answer().status for client in known} == {200}
-    is_blocked, go_on = threading.Event(), threading.Event()
+    assert {client.response().status for client in known} == {200}
+    is_blocked, may_continue = threading.Event(), threading.Event()
 
     async def stop_after_a_pause():
         is_blocked.set()
-        go_on.wait(PATIENCE_SECONDS)  # the loop must see nothing of what happens meanwhile
+        may_continue.wait(PATIENCE_SECONDS)  # the loop must see nothing of what happens meanwhile
         return await live.server.stop(PATIENCE_SECONDS)
 
     stopping = asyncio.run_coroutine_threadsafe(stop_after_a_pause(), live.loop)
@@ -433,12 +433,12 @@ def test_stop_serves_what_the_kernel_has_accepted(serve):
     for client in known:
         client.send(get("/const") * 3)
     new = [live.connect().send(get("/const")) for _ in range(20)]
-    go_on.set()
+    may_continue.set()
     for client in known:
-        assert [client.answer().status for _ in range(3)] == [200, 200, 200]
+        assert [client.response().status for _ in range(3)] == [200, 200, 200]
         client.assert_closed()
     for client in new:
-        assert client.answer().status == 200
+        assert client.response().status == 200
         client.assert_closed()
     assert stopping.result(PATIENCE_SECONDS) is True
 
@@ -449,7 +449,7 @@ def test_stop_loses_no_new_connection(serve):
         live = serve()
         clients = [live.connect().send(get("/const")) for _ in range(5)]
         assert live.run(live.server.stop(PATIENCE_SECONDS)) is True
-        assert [client.answer().status for client in clients] == [200] * 5
+        assert [client.response().status for client in clients] == [200] * 5
         for client in clients:
             client.assert_closed()
             client.sock.close()
@@ -461,17 +461,17 @@ def test_stop_waits_for_the_rest_of_a_request(serve):
     live.turn()
     stopping = asyncio.run_coroutine_threadsafe(live.server.stop(PATIENCE_SECONDS), live.loop)
     time.sleep(0.1)
-    assert client.send(b"}").answer().headers["connection"] == "close"
+    assert client.send(b"}").response().headers["connection"] == "close"
     assert stopping.result(PATIENCE_SECONDS) is True
 
 
 def test_stop_serves_a_request_that_comes_in_the_grace_time(serve):
     live = serve(limits=QUICK._replace(drain_seconds=5))
     client = live.connect().send(get("/const"))
-    assert "connection" not in client.answer().headers
+    assert "connection" not in client.response().headers
     stopping = asyncio.run_coroutine_threadsafe(live.server.stop(PATIENCE_SECONDS), live.loop)
     live.until(lambda: live.server.stopping)
-    assert client.send(get("/const")).answer().headers["connection"] == "close"
+    assert client.send(get("/const")).response().headers["connection"] == "close"
     client.assert_closed()
     client.sock.close()
     assert stopping.result(PATIENCE_SECONDS) is True
@@ -519,7 +519,7 @@ def test_stop_under_load(serve):
     def ask(number):
         client = live.connect()
         try:
-            while client.send(get("/const")).answer().headers.get("connection") != "close":
+            while client.send(get("/const")).response().headers.get("connection") != "close":
                 counts[number] += 1
         except (AssertionError, OSError) as error:
             failures.append(error)
@@ -565,7 +565,7 @@ def test_listen_addresses(serve, host, target, peer):
     live = serve(listen={"host": host})
     client = Client(socket.create_connection((target, live.server.port)))
     live.clients.append(client)
-    assert client.send(get("/echo")).answer().json["peer"] == peer
+    assert client.send(get("/echo")).response().json["peer"] == peer
 
 
 def has_ipv6():
@@ -620,10 +620,10 @@ def test_tls_requests(serve, certificate):
     client.send(b"".join(map(get, paths)))
     live.until(lambda: b"" in live.routes.started)
     live.call(live.routes.gate.open)
-    assert [client.answer().status for _ in paths] == [200] * 4
+    assert [client.response().status for _ in paths] == [200] * 4
     body = b"x" * 500_000
-    assert len(client.send(post("/echo", body)).answer().json["body"]) == 500_000
-    assert client.send(get("/const", "Connection: close")).answer().headers["connection"] == "close"
+    assert len(client.send(post("/echo", body)).response().json["body"]) == 500_000
+    assert client.send(get("/const", "Connection: close")).response().headers["connection"] == "close"
     client.assert_closed()
 
 
@@ -636,12 +636,12 @@ def test_d2_tls_client_that_does_not_read(serve, certificate):
     assert large.calls == 1
     assert live.call(lambda: buffered(live)) < SMALL_BUFFERS
     for _ in range(6):
-        assert client.answer().body == LARGE
+        assert client.response().body == LARGE
 
 
 def test_tls_refuses_and_closes(serve, certificate):
     client = connect_tls(serve_tls(serve, certificate), certificate).send(b"garbage\r\n\r\n")
-    assert client.answer().status == 400
+    assert client.response().status == 400
     client.assert_closed()
 
 
@@ -657,15 +657,15 @@ def test_plain_text_on_a_tls_port(serve, certificate):
     live = serve_tls(serve, certificate)
     client = live.connect().send(get("/const"))
     with pytest.raises((AssertionError, OSError)):
-        client.answer()
-    assert connect_tls(live, certificate).send(get("/const")).answer().status == 200
+        client.response()
+    assert connect_tls(live, certificate).send(get("/const")).response().status == 200
 
 
 def test_tls_stop(serve, certificate):
     live = serve_tls(serve, certificate)
     idle, busy = connect_tls(live, certificate), connect_tls(live, certificate).send(get("/async?0.1"))
     stopping = asyncio.run_coroutine_threadsafe(stop_when(live, lambda: live.routes.started), live.loop)
-    assert busy.answer().headers["connection"] == "close"
+    assert busy.response().headers["connection"] == "close"
     idle.assert_closed()
     for client in (idle, busy):
         client.sock.close()
@@ -678,4 +678,4 @@ def test_constant_answers_are_not_rendered_again(serve):
     live = serve(find=lambda method, path: lambda request: constant)
     client = live.connect()
     constant.encoded = constant.encoded.replace(b"same", b"wire")
-    assert client.send(get("/")).answer().body == b'"wire"'
+    assert client.send(get("/")).response().body == b'"wire"'

@@ -129,7 +129,7 @@ def pages(serve):
 def test_get(pages):
     client = pages().connect()
     for _ in range(2):
-        answer = client.send(get("/page?a=b%20c")).answer()
+        answer = client.send(get("/page?a=b%20c")).response()
         assert (answer.status, answer.body) == (200, b"/page?a=b%20c b c")
         assert answer.headers["x-seen"] == "127.0.0.1 http HTTP/1.1"
 
@@ -140,29 +140,29 @@ def test_post(pages):
 
 def test_head(pages):
     client = pages().connect().send(get("/page", method="HEAD") + get("/page"))
-    assert client.answer(is_head=True).headers["content-length"] == "1234"
-    assert client.answer().body == b"/page "
+    assert client.response(is_head=True).headers["content-length"] == "1234"
+    assert client.response().body == b"/page "
 
 
 def test_etag(pages):
     live = pages()
     etag = live.ask(get("/page")).headers["etag"]
     client = live.connect().send(get("/page", f"If-None-Match: {etag}") + get("/page"))
-    assert [client.answer().status for _ in range(2)] == [304, 200]
+    assert [client.response().status for _ in range(2)] == [304, 200]
 
 
 def test_no_content(pages):
     client = pages().connect().send(get("/empty") + get("/page"))
-    answer = client.answer()
+    answer = client.response()
     assert answer.status == 204
     assert "transfer-encoding" not in answer.headers
-    assert client.answer().status == 200
+    assert client.response().status == 200
 
 
 def test_streamed_answer_is_chunked(pages):
     client = pages().connect()
     for _ in range(2):
-        answer = client.send(get("/parts")).answer()
+        answer = client.send(get("/parts")).response()
         assert (answer.body, answer.headers["transfer-encoding"]) == (b"onetwothree", "chunked")
 
 
@@ -175,7 +175,7 @@ def test_streamed_answer_to_http10_ends_with_the_connection(pages, headers):
 def test_http10_keeps_alive_if_asked(pages):
     client = pages().connect()
     for _ in range(2):
-        answer = client.send(get("/page", "Connection: keep-alive", version="1.0")).answer()
+        answer = client.send(get("/page", "Connection: keep-alive", version="1.0")).response()
         assert (answer.body, answer.headers["connection"]) == (b"/page ", "keep-alive")
 
 
@@ -183,7 +183,7 @@ def test_connection_close(pages):
     live = pages()
     for request in (get("/page", "Connection: close"), get("/close")):
         client = live.connect().send(request + get("/page"))
-        assert client.answer().headers["connection"] == "close"
+        assert client.response().headers["connection"] == "close"
         client.assert_closed()
 
 
@@ -199,9 +199,9 @@ def test_absolute_target(pages):
 
 def test_missing_host(pages):
     client = pages().connect().send(b"GET /page HTTP/1.1\r\n\r\n" + get("/page"))
-    answer = client.answer()
+    answer = client.response()
     assert (answer.status, answer.error) == (400, "Missing Host header")
-    assert client.answer().status == 200
+    assert client.response().status == 200
 
 
 def test_order_among_data_routes(pages):
@@ -210,7 +210,7 @@ def test_order_among_data_routes(pages):
     client = live.connect().send(b"".join(map(get, paths)))
     live.until(lambda: b"" in live.routes.started)
     live.call(live.routes.gate.open)
-    bodies = [client.answer().body for _ in paths]
+    bodies = [client.response().body for _ in paths]
     assert bodies == [b'"async"', b"onetwothree", b'"const"', b"/page ", b'"gated"', b"onetwothree", b'"const"']
 
 
@@ -221,12 +221,12 @@ def test_byte_by_byte(pages):
     for at in range(len(data)):
         client.send(data[at : at + 1])
         live.turn()
-    assert [client.answer().body for _ in range(2)] == [b"body", b"onetwothree"]
+    assert [client.response().body for _ in range(2)] == [b"body", b"onetwothree"]
 
 
 def test_error_page(pages, caplog):
     client = pages().connect().send(get("/error") + get("/page"))
-    assert [client.answer().status for _ in range(2)] == [500, 200]
+    assert [client.response().status for _ in range(2)] == [500, 200]
     assert {record.name for record in caplog.records} == {"tornado.application", "tornado.access"}
     caplog.clear()
 
@@ -234,7 +234,7 @@ def test_error_page(pages, caplog):
 def test_error_in_the_middle_of_an_answer(pages, caplog):
     """Tornado ends such an answer and logs; the connection goes on."""
     client = pages().connect().send(get("/error?late=1") + get("/page"))
-    assert [client.answer().body for _ in range(2)] == [b"half", b"/page "]
+    assert [client.response().body for _ in range(2)] == [b"half", b"/page "]
     assert {record.name for record in caplog.records} == {"tornado.application", "tornado.general"}
     caplog.clear()
 
@@ -243,13 +243,13 @@ def test_error_in_the_middle_of_an_answer(pages, caplog):
 def test_wrong_content_length_breaks_the_connection(pages, caplog, size):
     client = pages().connect().send(get(f"/liar?size={size}"))
     with pytest.raises((AssertionError, OSError)):
-        client.answer()
+        client.response()
     caplog.clear()
 
 
 def test_streamed_request_body(pages):
     client = pages().connect().send(post("/upload", b"x" * 300_000) + get("/page"))
-    assert [client.answer().body for _ in range(2)] == [b"300000", b"/page "]
+    assert [client.response().body for _ in range(2)] == [b"300000", b"/page "]
 
 
 @pytest.mark.parametrize("is_half", [True, False])
@@ -259,7 +259,7 @@ def test_handler_hears_of_a_closed_client(pages, is_half):
     live.until(lambda: events == ["waiting"])
     if is_half:
         client.half_close()
-        assert client.answer().status == 200
+        assert client.response().status == 200
         client.assert_closed()
     else:
         client.sock.close()
@@ -268,7 +268,7 @@ def test_handler_hears_of_a_closed_client(pages, is_half):
 
 def test_half_closed_client_gets_a_streamed_answer(pages):
     client = pages().connect().send(get("/parts") + get("/page")).half_close()
-    assert [client.answer().body for _ in range(2)] == [b"onetwothree", b"/page "]
+    assert [client.response().body for _ in range(2)] == [b"onetwothree", b"/page "]
     client.assert_closed()
 
 
@@ -299,7 +299,7 @@ def test_d2_no_page_starts_behind_one_that_is_not_read(pages):
         client.buffer = client.take(1) + client.buffer
     assert live.ask(get("/page")).status == 200
     assert events == ["large"] * len(clients)
-    assert [clients[0].answer().body for _ in range(8)] == [LARGE] * 8
+    assert [clients[0].response().body for _ in range(8)] == [LARGE] * 8
 
 
 def test_stop_finishes_a_streamed_answer(pages):
@@ -307,16 +307,16 @@ def test_stop_finishes_a_streamed_answer(pages):
     client = live.connect().send(get("/parts"))
     live.until(lambda: live.server.in_flight)
     assert live.run(live.server.stop(5)) is True
-    answer = client.answer()
+    answer = client.response()
     assert answer.body == b"onetwothree"
     client.assert_closed()
 
 
-def test_on_answer(pages):
+def test_on_response(pages):
     seen = []
-    live = pages(on_answer=lambda request, status: seen.append((request.path, status)))
+    live = pages(on_response=lambda request, status: seen.append((request.path, status)))
     client = live.connect().send(get("/page") + get("/empty") + get("/nowhere"))
-    assert [client.answer().status for _ in range(3)] == [200, 204, 404]
+    assert [client.response().status for _ in range(3)] == [200, 204, 404]
     live.turn()
     assert seen == [(b"/page", 200), (b"/empty", 204), (b"/nowhere", 404)]
 
@@ -327,7 +327,7 @@ def test_application_that_fails_to_start_a_request(serve, caplog):
             raise LookupError("on purpose")
 
     client = serve(fallback=Failing(), limits=QUICK).connect().send(get("/page") + get("/const"))
-    assert client.answer().error == "internal error"
-    assert client.answer().status == 200
+    assert client.response().error == "internal error"
+    assert client.response().status == 200
     assert caplog.records[0].message == "Unhandled error in GET /page"
     caplog.clear()

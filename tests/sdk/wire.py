@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import orjson
 
 
-class Answer(NamedTuple):
+class HttpResponse(NamedTuple):
     status: int
     headers: dict[str, str]  # names in lower case
     body: bytes
@@ -35,19 +35,19 @@ def exchange(port: int, data: bytes, seconds: float = 60.0) -> bytes:
     return bytes(received)
 
 
-def parse(data: bytes) -> tuple[Answer, bytes]:
-    """The first answer in the data, and the rest."""
+def parse(data: bytes) -> tuple[HttpResponse, bytes]:
+    """The first response in the data, and the rest."""
     head, separator, rest = data.partition(b"\r\n\r\n")
     assert separator, data
     status_line, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
     size = int(headers.get("content-length", 0))
-    return Answer(int(status_line.split(" ")[1]), headers, rest[:size]), rest[size:]
+    return HttpResponse(int(status_line.split(" ")[1]), headers, rest[:size]), rest[size:]
 
 
 def ask(
     port: int, method: str, target: str | bytes, body: bytes = b"", headers: Mapping[str, str] | None = None
-) -> Answer:
+) -> HttpResponse:
     """One request on a connection of its own."""
     answer, rest = parse(exchange(port, request_bytes(method, target, body, headers or {})))
     assert not rest, rest

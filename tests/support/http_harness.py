@@ -26,7 +26,7 @@ NEW_LOOP: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 PATIENCE_SECONDS = 60  # for anything that is bound to happen
 
 
-class Answer:
+class HttpResponse:
     """What the client has got: status, headers by lower-case name, body."""
 
     def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
@@ -80,7 +80,7 @@ class Client:
         line, _, self.buffer = self.buffer.partition(b"\r\n")
         return line
 
-    def answer(self, *, is_head: bool = False) -> Answer:
+    def response(self, *, is_head: bool = False) -> HttpResponse:
         version, status, _ = self.line().decode().split(" ", 2)
         assert version == "HTTP/1.1"
         headers = {}
@@ -95,7 +95,7 @@ class Client:
             body = self.take(int(headers["content-length"]))
         else:
             body = self.rest()
-        return Answer(int(status), headers, body)
+        return HttpResponse(int(status), headers, body)
 
     def _chunks(self) -> bytes:
         body = b""
@@ -125,7 +125,7 @@ class Client:
 
 
 class Routes:
-    """The data routes that the tests use. `gate` holds the answers of /gated; `started` counts handler calls."""
+    """The data routes that the tests use. `gate` holds the responses of /gated; `started` counts handler calls."""
 
     def __init__(self) -> None:
         self.gate = Gate()
@@ -250,9 +250,9 @@ class Live:
         sock.connect(("127.0.0.1", self.server.port))
         return client
 
-    def ask(self, data: bytes, *, is_head: bool = False) -> Answer:
+    def ask(self, data: bytes, *, is_head: bool = False) -> HttpResponse:
         """One request on a new connection."""
-        return self.connect().send(data).answer(is_head=is_head)
+        return self.connect().send(data).response(is_head=is_head)
 
     def close(self) -> None:
         for client in self.clients:

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, overload
 from urllib.parse import urlsplit
 
 T = TypeVar("T")
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+Networks: TypeAlias = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ host = Kind("a host name or an IP address", _parse_host)
 url = Kind("an http or https URL without user, query and fragment", parse_url)
 path = Kind("a path", lambda text: Path(line.parse(text)))
 file = Kind("a file that can be read", _parse_file)
-networks: Kind[tuple[Network, ...]] = list_of(ipaddress.ip_network, "networks such as 10.0.0.0/8,fd00::/8")
+networks: Kind[Networks] = list_of(ipaddress.ip_network, "networks such as 10.0.0.0/8,fd00::/8")
 addresses = list_of(_parse_address, "addresses such as sentinel-1:26379,sentinel-2:26379", _show_address)
 origins = list_of(_parse_origin, "* or origins such as https://shop.example,https://admin.example:8443")
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tornado_gateway.config import kinds
 from tornado_gateway.config.cores import usable_cores
-from tornado_gateway.config.kinds import Network, Option, option
+from tornado_gateway.config.kinds import Networks, Option, option
 
 # A batch of 5000 events of about 1.6 KiB has to fit, whatever MAX_BODY_BYTES says about single requests.
 _SMALLEST_BATCH_BYTES = 8 * 1024 * 1024
@@ -292,7 +292,7 @@ class Config:
         None,
         'Map of device facts to other values (JSON), e.g. {"device_type":{"tablet":"mobile"}}.',
     )
-    trusted_proxies: tuple[Network, ...] = option(
+    trusted_proxies: Networks = option(
         _FACTS,
         kinds.networks,
         "",

@@ -61,7 +61,7 @@ class Connection(asyncio.Protocol):
         "is_lingering",
         "last_progress",
         "max_pipelined",
-        "on_answer",
+        "on_response",
         "options",
         "output",
         "peer",
@@ -78,7 +78,7 @@ class Connection(asyncio.Protocol):
         self.options = options
         self.activity = activity
         self.find = options.find
-        self.on_answer = options.on_answer
+        self.on_response = options.on_response
         self.max_pipelined = options.limits.max_pipelined
         self.stopping = stopping
         self.reader = Reader(options, self._serve)
@@ -352,7 +352,7 @@ class Connection(asyncio.Protocol):
         lines = self.options.extra_header_lines(request) if request.wants_echo else b""
         plain = request.keep_alive and request.version == "1.1" and request.method != b"HEAD" and not self.stopping
         data = response.encoded if plain and not lines else self._render(request, response, lines)
-        if self.on_answer is not None:
+        if self.on_response is not None:
             self.count(request, response.status)
         output = self.output
         output.pieces.append(data)
@@ -382,11 +382,11 @@ class Connection(asyncio.Protocol):
 
     def count(self, request: Request, status: int) -> None:
         """Report a finished response to the metrics hook."""
-        if self.on_answer is not None:
+        if self.on_response is not None:
             try:
-                self.on_answer(request, status)
+                self.on_response(request, status)
             except Exception:
-                logger.exception("the on_answer hook failed", extra=log_fields(request))
+                logger.exception("the on_response hook failed", extra=log_fields(request))
 
     def page_finished(self, request: Request) -> None:
         """Continue after the page at the head of the queue has been written completely."""

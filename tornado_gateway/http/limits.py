@@ -51,9 +51,9 @@ class ServerOptions:
 
     `find(method, path)` returns the handler of a data route, or None. A request without handler goes to `fallback`, a
     `tornado.web.Application`. `body_limit(path)` is called only for a body larger than `limits.max_body_bytes`, so it
-    can raise that limit but not lower it. `on_answer(request, status)` is called once for each response; a request that
-    could not be parsed has an empty method. `extra_header_lines(request)` returns header lines that each response of a
-    data route, errors included, gets in addition; with `echo_headers`, names in lower case, it is called only for
+    can raise that limit but not lower it. `on_response(request, status)` is called once for each response; a request
+    that could not be parsed has an empty method. `extra_header_lines(request)` returns header lines that each response
+    of a data route, errors included, gets in addition; with `echo_headers`, names in lower case, it is called only for
     requests that have one of these headers. `lenient(path)`: whether a query with spaces, tabs and bytes above 0x7F is
     accepted.
     """
@@ -65,7 +65,7 @@ class ServerOptions:
         *,
         limits: Limits = DEFAULT_LIMITS,
         body_limit: Callable[[bytes], int] | None = None,
-        on_answer: Callable[[Request, int], object] | None = None,
+        on_response: Callable[[Request, int], object] | None = None,
         extra_header_lines: Callable[[Request], bytes] | None = None,
         echo_headers: Collection[bytes] | None = None,
         lenient: Callable[[bytes], bool] | None = None,
@@ -78,7 +78,7 @@ class ServerOptions:
         self.max_body_bytes = limits.max_body_bytes
         self.slice_bytes = min(SLICE_BYTES, limits.max_header_bytes)
         self.body_limit = body_limit
-        self.on_answer = on_answer
+        self.on_response = on_response
         self.extra_header_lines = extra_header_lines or _no_lines
         self.echo_headers = echo_headers if extra_header_lines else ()
         self.lenient = lenient

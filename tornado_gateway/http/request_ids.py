@@ -14,7 +14,7 @@ LOGGED_PATH = 200  # characters of a path in a log line; a path can have 64 KB
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACE_PARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 
-Answered = Callable[[Request, int], None]
+OnResponse = Callable[[Request, int], None]
 HeaderLines = Callable[[Request], bytes]
 
 
@@ -87,15 +87,15 @@ class Tracing:
         found = request_id(request)
         return lines if found is None else b"%bX-Request-Id: %b\r\n" % (lines, found)
 
-    def noting(self, answered: Answered) -> Answered:
+    def with_log(self, on_response: OnResponse) -> OnResponse:
         """With LOG_LEVEL=DEBUG, log a line for each request, without the query, which contains the SDK key."""
         if not logger.isEnabledFor(logging.DEBUG):
-            return answered
+            return on_response
 
-        def noted(request: Request, status: int) -> None:
-            answered(request, status)
+        def logged(request: Request, status: int) -> None:
+            on_response(request, status)
             found = request_id(request) or b"-"
             method, path = request.method.decode("latin-1"), request.path.decode("latin-1")
             logger.debug("%s %s %d [request %s]", method, path, status, found.decode())
 
-        return noted
+        return logged

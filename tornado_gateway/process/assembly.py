@@ -263,7 +263,7 @@ class Assembly:
             self._build_pages(),
             limits=build_limits(config),
             body_limit=lambda path: config.max_batch_bytes if router.takes_batches(path) else config.max_body_bytes,
-            on_answer=tracing.noting(self._observer.responded),
+            on_response=tracing.with_log(self._observer.responded),
             extra_header_lines=tracing.header_lines,
             echo_headers=tracing.echo_headers,
             lenient=router.is_sdk_path,
