@@ -1,9 +1,10 @@
-"""Background tasks: calls that are repeated at an interval, and the end of a task."""
+"""Background tasks: calls that are repeated at an interval, waiting with a limit, and the end of a task."""
 
 import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,12 @@ class Periodic:
                 await result
         except Exception:
             logger.exception("a periodic call failed, retrying in %g s", self._seconds)
+
+
+async def wait_at_most(event: asyncio.Event, seconds: float) -> None:
+    """Wait until the event is set, or the time is over."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
 
 
 async def end_tasks(*tasks: asyncio.Task[Any] | None) -> None:

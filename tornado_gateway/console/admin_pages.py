@@ -16,7 +16,7 @@ from tornado_gateway.console.auth import COOKIE, SESSION_SECONDS, Auth
 from tornado_gateway.console.base import Page
 from tornado_gateway.console.descriptions import describe_features
 from tornado_gateway.console.explain import Explainer
-from tornado_gateway.console.overview import History
+from tornado_gateway.console.overview import History, Json, Status
 from tornado_gateway.console.recent_events import RecentEvents, letter_json
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import NotLoadedError, RequestError, StoreError
@@ -24,9 +24,6 @@ from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.fields import Fields, json_object
 from tornado_gateway.settings.mirror import SettingsMirror, Snapshot
 from tornado_gateway.store.interfaces import EventStore
-
-Status = Callable[[], Mapping[str, Any]]
-Json = dict[str, Any]
 
 SHOWN_LETTERS = 200
 WRONG_TOKEN_SECONDS = 0.5  # delay of the response to a wrong token

@@ -24,7 +24,8 @@ from tornado_gateway.console.admin_pages import (
 from tornado_gateway.console.auth import Auth, is_operators_path
 from tornado_gateway.console.base import Page
 from tornado_gateway.console.openapi import DOCUMENT
-from tornado_gateway.console.probes import HealthPage, MetricsPage, ReadyPage, Status, StatusPage
+from tornado_gateway.console.overview import Status
+from tornado_gateway.console.probes import HealthPage, MetricsPage, ReadyPage, StatusPage
 from tornado_gateway.errors import RequestError
 from tornado_gateway.settings.mirror import SettingsMirror
 

@@ -1,13 +1,11 @@
 """The pages for probes and monitoring: health, readiness, status, metrics."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from tornado_gateway.console.base import Page
+from tornado_gateway.console.overview import Status
 from tornado_gateway.http.fields import weights
 from tornado_gateway.settings.mirror import SettingsMirror
-
-Status = Callable[[], Mapping[str, Any]]
 
 OPEN_METRICS = "application/openmetrics-text"
 

@@ -8,7 +8,6 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from tornado_gateway.settings.failures import RETRY_SECONDS, Failures
 from tornado_gateway.settings.pacing import ReplacedSettings, throttled
 from tornado_gateway.settings.stored import StoredSettings
 from tornado_gateway.store.interfaces import StateStore, StoredDocument
-from tornado_gateway.tasks import Periodic, end_tasks
+from tornado_gateway.tasks import Periodic, end_tasks, wait_at_most
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +273,7 @@ class _Poller:
         self._polling = asyncio.create_task(self._poll_at_start())
         self._watching = asyncio.create_task(self._watch())
         if self._mirror.current is None:
-            await _wait(self.failures.tried, wait_seconds)
+            await wait_at_most(self.failures.tried, wait_seconds)
         self._timer.start()
 
     def stop(self) -> list[asyncio.Task[None] | None]:
@@ -332,7 +331,7 @@ class _Poller:
             self._away_until = time.monotonic() + AWAY_INTERVALS * self._poll_seconds
             await self._stored.release_lease()
             if mirror.current is None:
-                await _wait(mirror.loaded, self.failures.retry_seconds)
+                await wait_at_most(mirror.loaded, self.failures.retry_seconds)
             else:
                 await asyncio.sleep(self.failures.retry_seconds)
             if mirror.current is not None and await self._is_confirmed_elsewhere():
@@ -367,8 +366,3 @@ class _Poller:
                 await mirror.refresh()  # fetched while the store was down: the stored document may be older
             elif mirror.current is None or stored.version != mirror.current.version:
                 await mirror.use_stored(stored)
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-StickyRecord = dict[str, Any]
+from tornado_gateway.core.types import StickyRecord
 
 SHARED = "shared:"  # prefix of the names of leases that all environments of a DATA_DIR share
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import orjson
 
+from tornado_gateway.core.types import StickyRecord
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.interfaces import Confirmation, StickyRecord, StoredDocument
+from tornado_gateway.store.interfaces import Confirmation, StoredDocument
 from tornado_gateway.store.redis.link import Link, prefix
 from tornado_gateway.store.redis.lua import (
     ACQUIRE_LEASE,
@@ -21,7 +22,7 @@ from tornado_gateway.store.redis.lua import (
     SAVE_DOCUMENT,
 )
 from tornado_gateway.store.redis.replies import ForbiddenError
-from tornado_gateway.tasks import end_tasks
+from tornado_gateway.tasks import end_tasks, wait_at_most
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class RedisState:
                 stored = None
             if stored is not None:
                 return stored
-            await _wait(changed, self._recheck_seconds * random.uniform(0.8, 1.0))
+            await wait_at_most(changed, self._recheck_seconds * random.uniform(0.8, 1.0))
 
     async def acquire_lease(self, name: str, owner: str) -> bool:
         is_held = await self._prolong(name, owner)
@@ -200,11 +201,6 @@ class RedisState:
     def _notify(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
 
 
 def _milliseconds(seconds: float) -> int:

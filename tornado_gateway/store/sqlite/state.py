@@ -15,8 +15,9 @@ from typing import Any
 
 import orjson
 
+from tornado_gateway.core.types import StickyRecord
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.interfaces import SHARED, Confirmation, StickyRecord, StoredDocument
+from tornado_gateway.store.interfaces import SHARED, Confirmation, StoredDocument
 from tornado_gateway.store.sqlite.database import Database, transaction
 from tornado_gateway.store.sqlite.locks import try_lock
 from tornado_gateway.store.sqlite.schema import STATE_PRAGMAS, STATE_TABLES, run_script, synchronous
