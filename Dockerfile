@@ -1,9 +1,9 @@
-# Two stages: the first has pip and a C compiler and builds, the second has Python, the virtualenv and nothing else.
+# The first stage builds with pip and a C compiler. The second one has only Python and the virtualenv.
 FROM python:3.11 AS build
 WORKDIR /source
 RUN python -m venv /opt/tornado-gateway
-# Exactly the locked files, or none. A layer of its own: it changes less often than the gateway does.
-# What only the build needs stays outside of the virtualenv.
+# Only the locked files are installed, in a layer of its own, because they change less often than the gateway. The build
+# tools stay outside of the virtualenv.
 COPY conf/requirements.lock conf/build.lock ./
 RUN /opt/tornado-gateway/bin/pip install --no-cache-dir --require-hashes -r requirements.lock \
     && /opt/tornado-gateway/bin/pip install --no-cache-dir --require-hashes --target /tools -r build.lock
@@ -21,12 +21,12 @@ ENV PATH=/opt/tornado-gateway/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     DATA_DIR=/data
-# By number, so that Kubernetes can see that it is not root.
+# A number, so that Kubernetes can verify that it is not root.
 USER 10001
 # Undelivered events; mount a persistent volume.
 VOLUME /data
 EXPOSE 8000
-# SIGTERM goes to the gateway itself: exec form, no shell in between. It reaps its workers also as PID 1.
+# The exec form has no shell, so the gateway itself gets SIGTERM. As PID 1 it also reaps its workers.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["tornado-gateway", "health"]
 ENTRYPOINT ["tornado-gateway"]

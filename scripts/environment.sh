@@ -9,9 +9,9 @@ version_of() {
     "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2> /dev/null
 }
 
-# Of the Pythons of one version the distribution's is used, if it can make virtualenvs and extensions: it is built with
-# profile-guided optimisation, as the container's is. pyenv's usually is not, and needs a tenth more CPU for a request.
-# PYTHON=... chooses another one.
+# If python3 and the distribution's Python have the same version, the latter is used, if it can make virtualenvs and
+# extensions. It is built with profile-guided optimisation, as in the container. Without it, as pyenv usually builds, a
+# request needs 10 % more CPU time. PYTHON=... chooses another one.
 choose_python() {
     local default=/usr/bin/python3 needs='import ensurepip, os, sysconfig
 os.stat(sysconfig.get_path("include") + "/Python.h")'
@@ -41,7 +41,7 @@ make_venv() {
     "$python" -m venv .venv
 }
 
-# After an upgrade of the system .venv/bin/python may be of another version than the packages that lie beside it.
+# After a system upgrade the version of .venv/bin/python may differ from that of the packages in .venv.
 venv_is_of() {
     [ "$(sed -n 's/^version\(_info\)\{0,1\} = \([0-9]*\.[0-9]*\).*/\2/p' .venv/pyvenv.cfg 2> /dev/null)" = "$1" ] &&
         [[ "$(version_of .venv/bin/python)" = "$1".* ]] && .venv/bin/python -c 'import pip' 2> /dev/null
