@@ -8,6 +8,7 @@ block for 14 s. Documents that are not events, and events of other environments,
 import asyncio
 import logging
 from collections.abc import Awaitable
+from typing import Any
 
 import orjson
 
@@ -17,6 +18,7 @@ from tornado_gateway.http.fields import (
     ABSENT_TEXTS,
     ClientAddress,
     Fields,
+    address_in,
     is_from_browser,
     json_value,
 )
@@ -78,8 +80,10 @@ class EventsApi:
         data = document["d"]
         if data["event"]["name"] == USAGE_STATS:  # filed under the vendor's account: sent alone, with its query
             return self._append(request, _one_line(body), 1, request.query.decode("latin-1"))
-        has_visitor = is_from_browser(request) or request.query.find(b"dh=1") >= 0
-        if has_visitor and self._fill_visitor(request, data):
+        is_changed = _clean_address(data)
+        if is_from_browser(request) or request.query.find(b"dh=1") >= 0:
+            is_changed |= self._fill_visitor(request, data)
+        if is_changed:
             encoded = _encoded(document)
             if encoded is None:
                 self._reject(TOO_DEEP, 1)
@@ -101,17 +105,17 @@ class EventsApi:
         self._sort(events, query_key, batch)
         return self._take(request, batch)
 
-    async def _take_slices(
-        self, request: Request, events: list[object], query_key: str | None, batch: _Batch
-    ) -> Response:
+    async def _take_slices(self, request: Request, events: list[Any], query_key: str | None, batch: _Batch) -> Response:
         for start in range(0, len(events), self._slice_events):
             self._sort(events[start : start + self._slice_events], query_key, batch)
             await asyncio.sleep(0)
         return self._take(request, batch)
 
-    def _sort(self, events: list[object], query_key: str | None, batch: _Batch) -> None:
+    def _sort(self, events: list[Any], query_key: str | None, batch: _Batch) -> None:
         for event in events:
             reason = self._reason_to_reject(event, query_key)
+            if reason is None:
+                _clean_address(event["d"])
             document = _encoded(event) if reason is None else None
             if document is not None:
                 batch.documents.append(document)
@@ -160,11 +164,23 @@ class EventsApi:
                 filled = True
         if not data.get("visitor_ip"):
             forwarded = request.header(b"vwo-x-forwarded-for")
-            address = forwarded.decode("latin-1").strip() if forwarded else self._client_address(request)
+            address = address_in(forwarded.decode("latin-1")) if forwarded else self._client_address(request)
             if address:
                 data["visitor_ip"] = address
                 filled = True
         return filled
+
+
+def _clean_address(data: Fields) -> bool:
+    """Reduce `visitor_ip` to its address, because only addresses leave the gateway. Return True if it has changed."""
+    given = data.get("visitor_ip")
+    if not given:
+        return False
+    address = address_in(given) if isinstance(given, str) else None
+    if address == given:
+        return False
+    data["visitor_ip"] = address or ""
+    return True
 
 
 def _property(part: object, name: str) -> str | None:

@@ -11,7 +11,7 @@ from functools import partial
 import orjson
 
 from tornado_gateway import core
-from tornado_gateway.environments.evaluation import Evaluator
+from tornado_gateway.environments.evaluation import Evaluator, with_address
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import NotLoadedError, RequestError
 from tornado_gateway.events.queue import EventQueue
@@ -45,7 +45,7 @@ class FlagsApi:
         settings = self._settings(request)
         fields = json_object(request.body)
         feature_key = required_text(fields, "featureKey")
-        context = core.context_from_json(fields, user_id(fields))
+        context = with_address(core.context_from_json(fields, user_id(fields)))
         decision = self._evaluator.decide(settings, feature_key, context)
         if decision is None:
             return self._get_flag_with_io(request, settings, feature_key, context)
@@ -58,7 +58,7 @@ class FlagsApi:
         properties = fields.get("eventProperties")
         if properties is not None and not isinstance(properties, dict):  # thin Go sends null
             raise RequestError(400, "eventProperties: expected an object")
-        context = core.context_from_json(fields, user_id(fields))
+        context = with_address(core.context_from_json(fields, user_id(fields)))
         if self._evaluator.resolves_aliases:
             return self._after_alias(context, partial(self._track, request, settings, fields, context))
         return self._track(request, settings, fields, context)
@@ -69,7 +69,7 @@ class FlagsApi:
         fields = json_object(request.body)
         try:
             attributes = _attributes(fields)
-            context = core.context_from_json(fields, user_id(fields))
+            context = with_address(core.context_from_json(fields, user_id(fields)))
         except RequestError as error:
             return Response(200, b"", None, [(b"Warning", f'199 - "{error}"'.encode("ascii", "replace"))])
         if self._evaluator.resolves_aliases:

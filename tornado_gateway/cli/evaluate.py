@@ -11,19 +11,21 @@ from tornado_gateway.cli.output import print_json
 from tornado_gateway.config import Config
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.environments.evaluation import Evaluator, Inputs
+from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
 from tornado_gateway.settings.compilation import compile_document
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
     document = orjson.loads(arguments.settings.read_bytes())
     settings = core.compile_settings(document, traced=arguments.explain)
-    context = core.Context(
-        user_id=arguments.user,
-        custom_variables=arguments.variables,
-        variation_targeting_variables=arguments.targeting,
-        user_agent=arguments.user_agent,
-        ip_address=arguments.ip,
+    context = with_address(
+        core.Context(
+            user_id=arguments.user,
+            custom_variables=arguments.variables,
+            variation_targeting_variables=arguments.targeting,
+            user_agent=arguments.user_agent,
+            ip_address=arguments.ip,
+        )
     )
     location = LocationReader(arguments.maxmind_db_path)
     if arguments.ip and _needs_location(settings.features.get(arguments.feature)):

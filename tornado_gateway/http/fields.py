@@ -5,7 +5,8 @@ A field that is not valid raises `RequestError` 400 with the name of the field a
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -16,6 +17,7 @@ from tornado_gateway.http.messages import Request
 
 Fields = dict[str, Any]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 ABSENT_TEXTS = frozenset({"", "undefined", "null", "None"})  # how SDKs write an absent value
 ESCAPE = re.compile(b"%[0-9A-Fa-f]{2}")
@@ -161,32 +163,104 @@ def accepts_gzip(header: str) -> bool:
     return gzip > 0 and gzip >= weight.get("identity", 0.0)
 
 
-class ClientAddress:
-    """Finds the address of the client: that of the socket, or the one that trusted proxies report.
+# --- Addresses ---
 
-    The right-most address of `X-Forwarded-For` that is not a trusted proxy counts; all left of it can be forged.
+_IPV4 = re.compile(
+    r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(?:\.(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])){3}"
+)
+_PORT = re.compile(r":[0-9]{1,5}")
+_NODE = re.compile(r"for=(\"[^\"]*\"?|[^;]*)", re.IGNORECASE)  # RFC 7239, 4
+_PROTOCOL = re.compile(r"proto=\"?([a-z]+)", re.IGNORECASE)
+_LONGEST_ADDRESS = 80  # characters, with brackets, port, zone and blanks
+FORWARDED = "forwarded"  # its elements have parameters; any other header lists addresses
+
+
+def address_in(text: str) -> str | None:
+    """Return the address in a text, None if there is none; of a list, such as `X-Forwarded-For`, the first one.
+
+    Port, brackets, quotes, blanks and zone are dropped, and an IPv4 address in IPv6 form becomes one of IPv4.
+    """
+    if _IPV4.fullmatch(text):
+        return text
+    for part in text.split(",", MAX_HOPS)[:MAX_HOPS]:
+        address = _one_address(part)
+        if address is not None:
+            return str(address)
+    return None
+
+
+def _one_address(text: str) -> Address | None:
+    return _parsed_address(text) if len(text) <= _LONGEST_ADDRESS else None
+
+
+def _parse_address(text: str) -> Address | None:
+    text = text.strip(' \t"')
+    if text.startswith("["):
+        text, end, port = text[1:].partition("]")
+        if not end or (port and not _PORT.fullmatch(port)):
+            return None
+    elif text.count(":") == 1:
+        text, colon, port = text.partition(":")
+        if not _PORT.fullmatch(colon + port):
+            return None
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+_parsed_address = lru_cache(maxsize=4096)(_parse_address)
+
+
+class ClientAddress:
+    """Finds the address of the client: that of the socket, or the one that trusted proxies report in `header`.
+
+    The right-most address in the header that is not a trusted proxy counts; all left of it can be forged. If a proxy
+    reports something else than an address, the client is unknown.
     """
 
-    def __init__(self, trusted: Sequence[Network]) -> None:
+    def __init__(self, trusted: Sequence[Network] = (), header: str = "X-Forwarded-For") -> None:
         self._trusted = tuple(trusted)
+        self._header = header.lower()
+        self._name = self._header.encode()
 
     def __call__(self, request: Request) -> str:
-        address = request.peer
-        if not self._trusted or not self._is_trusted(address):
-            return address
-        hops = request.list_header(b"x-forwarded-for").decode("latin-1").rsplit(",", MAX_HOPS)
-        for hop in reversed(hops[-MAX_HOPS:]):
-            hop = hop.strip()
-            if not hop:
-                continue
-            address = hop
-            if not self._is_trusted(hop):
+        """Return the address; "" if it is unknown."""
+        if not self._trusted or not self.trusts(request.peer):
+            return request.peer
+        address: str | None = request.peer
+        for hop in self._hops(request.list_header(self._name)):
+            address = address_in(hop)
+            if address is None or not self.trusts(address):
                 break
-        return address
+        return address or ""
 
-    def _is_trusted(self, address: str) -> bool:
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
+    def trusts(self, peer: str) -> bool:
+        """Whether an address is that of a trusted proxy."""
+        address = _one_address(peer)
+        return address is not None and any(address in network for network in self._trusted)
+
+    def reports_https(self, peer: str, headers: Mapping[str, str]) -> bool:
+        """Whether the nearest proxy, if it is trusted, reports a client with TLS: the last value is its own."""
+        if not self.trusts(peer):
             return False
-        return any(parsed in network for network in self._trusted)
+        is_standard = self._header == FORWARDED
+        nearest = headers.get("Forwarded" if is_standard else "X-Forwarded-Proto", "").rpartition(",")[2]
+        found = _PROTOCOL.search(nearest) if is_standard else None
+        return (found[1] if found else nearest).strip().lower() == "https"
+
+    def _hops(self, header: bytes) -> list[str]:
+        """Return the reported addresses, the nearest one first.
+
+        A quoted text of a client may contain commas, but those of proxies, which stand to the right of it, do not.
+        """
+        hops = [hop for hop in header.decode("latin-1").rsplit(",", MAX_HOPS)[-MAX_HOPS:] if hop.strip()]
+        hops.reverse()
+        return [_node(hop) for hop in hops] if self._header == FORWARDED else hops
+
+
+def _node(element: str) -> str:
+    found = _NODE.search(element)
+    return found[1] if found else ""

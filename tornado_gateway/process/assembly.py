@@ -184,7 +184,7 @@ class Assembly:
 
     def _build_router(self) -> Router:
         config, environment = self._config, self.environments.default
-        client_address = ClientAddress(config.trusted_proxies)
+        client_address = build_client_address(config)
         flags = FlagsApi(self.environments, environment.events, self._evaluator, self._observer.decided)
         settings_api = self._build_settings_api()
         endpoints = Endpoints(
@@ -250,7 +250,7 @@ class Assembly:
             self.stopping.is_set,
             self._admin,
             # `serve` has chosen the token before it started this worker. Without one, no request is authorized.
-            Auth(config.admin_token or secrets.token_urlsafe(), config.trusted_proxies),
+            Auth(config.admin_token or secrets.token_urlsafe(), build_client_address(config)),
             exposition.render,
         )
 
@@ -309,6 +309,10 @@ def build_store(config: Config, owner: str) -> Store:
     patience_seconds = 2 * config.socket_timeout_seconds  # Redis itself has given up by then
     events = SpillingEvents(redis.events, local, patience_seconds=patience_seconds)
     return Store(events, redis.state, take_over(options, config.former_namespace, config.namespace, owner))
+
+
+def build_client_address(config: Config) -> ClientAddress:
+    return ClientAddress(config.trusted_proxies, config.trusted_address_header)
 
 
 def build_upstream(config: Config, on_response: Callable[[str, int], None]) -> Upstream:
