@@ -5,7 +5,7 @@ A field that is not valid raises `RequestError` 400 with the name of the field a
 
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -31,6 +31,14 @@ _SURROGATE_BYTES = re.compile(
 )  # no character of UTF-8 has such bytes
 MAX_REPAIRS = 50_000  # surrogates per body, at most 50 ms; a body with more is not JSON
 MAX_HOPS = 32  # addresses of X-Forwarded-For that are read: a client can send 16,000
+MAX_DOCUMENT_BYTES = 256 * 1024  # of one event
+MAX_TEXT_BYTES = 64 * 1024
+MAX_LEVELS = 64  # of nested lists and objects
+MAX_DIGITS = 100  # of a number, signs, point and exponent included
+_LONG_NUMBER = re.compile(rb"[-+.eE0-9]{%d}" % (MAX_DIGITS + 1))
+# A run of 101 bytes contains 4 samples of every 25th byte, which are ten times as fast to search.
+_MAYBE_LONG_NUMBER = re.compile(rb"[-+.eE0-9]{4}")
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 
 
 def json_object(body: bytes) -> Fields:
@@ -54,6 +62,47 @@ def json_value(body: bytes) -> tuple[Any, bytes]:
         return orjson.loads(repaired), repaired
     except orjson.JSONDecodeError as error:
         raise RequestError(400, f"the body is not JSON: {error}") from error
+
+
+def document_problem(value: object, encoded: bytes, max_bytes: int = MAX_DOCUMENT_BYTES) -> RequestError | None:
+    """Return the error that names the limit which a JSON document exceeds, None if it keeps to all of them.
+
+    `encoded` is its JSON. The bytes of texts are those of UTF-8, as in `encoded` without escapes.
+    """
+    size = len(encoded)
+    if size > max_bytes:
+        return RequestError(413, f"the document is larger than {max_bytes} bytes")
+    if encoded.count(b"{") + encoded.count(b"[") > MAX_LEVELS and _levels(value, MAX_LEVELS + 1) > MAX_LEVELS:
+        return RequestError(400, f"the document has more than {MAX_LEVELS} levels of nested lists and objects")
+    if size > MAX_TEXT_BYTES and _has_long_text(value):
+        return RequestError(400, f"the document has a text of more than {MAX_TEXT_BYTES} bytes")
+    if _MAYBE_LONG_NUMBER.search(encoded[24::25]) and _LONG_NUMBER.search(_TEXT.sub(b'""', encoded)):
+        return RequestError(400, f"the document has a number of more than {MAX_DIGITS} digits")
+    return None
+
+
+def _levels(value: object, most: int) -> int:
+    """Return the number of nested lists and objects, counted up to `most`."""
+    level, count = [value], 0
+    while count < most and (level := [part for part in level if isinstance(part, dict | list)]):
+        count += 1
+        level = [item for part in level for item in _items(part)]
+    return count
+
+
+def _items(part: object) -> Iterable[object]:
+    if isinstance(part, dict):
+        return part.values()
+    return part if isinstance(part, list) else ()
+
+
+def _has_long_text(value: object) -> bool:
+    """Return whether a text or a name in a value is too long. Call for few levels only."""
+    if isinstance(value, str):
+        return len(value) > MAX_TEXT_BYTES // 4 and len(value.encode()) > MAX_TEXT_BYTES
+    if isinstance(value, dict) and any(map(_has_long_text, value)):
+        return True
+    return any(map(_has_long_text, _items(value)))
 
 
 def _without_lone_surrogates(body: bytes) -> bytes:
