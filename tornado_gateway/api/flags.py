@@ -15,7 +15,7 @@ from tornado_gateway.environments.evaluation import Evaluator, with_address
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import NotLoadedError, RequestError
 from tornado_gateway.events.queue import EventQueue
-from tornado_gateway.http.fields import Fields, json_object, required_text, user_id
+from tornado_gateway.http.fields import Fields, json_object, printable, required_text, user_id
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.settings.mirror import Snapshot
 
@@ -64,14 +64,16 @@ class FlagsApi:
         return self._track(request, settings, fields, context)
 
     def set_attribute(self, request: Request) -> Response | Awaitable[Response]:
-        """Return 200 and an empty body always, as documented. A header names the fault of a request."""
-        settings = self._settings(request)
-        fields = json_object(request.body)
+        """Return 200 and an empty body always, as documented, once settings are loaded. A header names the fault."""
         try:
+            settings = self._settings(request)
+            fields = json_object(request.body)
             attributes = _attributes(fields)
             context = with_address(core.context_from_json(fields, user_id(fields)))
+        except NotLoadedError:
+            raise
         except RequestError as error:
-            return Response(200, b"", None, [(b"Warning", f'199 - "{error}"'.encode("ascii", "replace"))])
+            return Response(200, b"", None, [(b"Warning", f'199 - "{printable(str(error))}"'.encode())])
         if self._evaluator.resolves_aliases:
             return self._after_alias(context, partial(self._set, request, settings, attributes, context))
         return self._set(request, settings, attributes, context)

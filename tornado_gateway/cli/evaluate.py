@@ -13,10 +13,11 @@ from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
 from tornado_gateway.settings.compilation import compile_document
+from tornado_gateway.settings.documents import read_document
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    document = orjson.loads(arguments.settings.read_bytes())
+    document = orjson.loads(read_document(arguments.settings))
     settings = core.compile_settings(document, traced=arguments.explain)
     context = with_address(
         core.Context(
@@ -56,7 +57,7 @@ def check(config: Config, arguments: argparse.Namespace) -> int:
             print("No SETTINGS_FILE is set: settings are fetched from", config.upstream_url)
         return 0
     before = time.perf_counter()
-    settings = compile_document(config.settings_file.read_bytes(), core.Sdk(config.sdk_name, __version__)).settings
+    settings = compile_document(read_document(config.settings_file), core.Sdk(config.sdk_name, __version__)).settings
     milliseconds = (time.perf_counter() - before) * 1000
     summaries = {feature.key: _summary(feature) for feature in settings.features.values()}
     if arguments.json:

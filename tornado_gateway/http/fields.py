@@ -5,6 +5,7 @@ A field that is not valid raises `RequestError` 400 with the name of the field a
 
 import ipaddress
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -29,6 +30,7 @@ _LONE_SURROGATE = re.compile(
 _SURROGATE_BYTES = re.compile(
     b"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]|\xed[\xa0-\xbf][\x80-\xbf]"
 )  # no character of UTF-8 has such bytes
+_NOT_PRINTABLE = re.compile(r"[^ !#-\[\]-~]")  # quotes and backslashes included
 MAX_REPAIRS = 50_000  # surrogates per body, at most 50 ms; a body with more is not JSON
 MAX_HOPS = 32  # addresses of X-Forwarded-For that are read: a client can send 16,000
 MAX_DOCUMENT_BYTES = 256 * 1024  # of one event
@@ -43,21 +45,31 @@ _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 
 def json_object(body: bytes) -> Fields:
     """Return the body as a JSON object, whatever the content type says. If a key is repeated, the last value wins."""
-    fields = json_value(body)[0]
+    return json_object_and_body(body)[0]
+
+
+def json_object_and_body(body: bytes) -> tuple[Fields, bytes]:
+    """Return the body as a JSON object, and the body, as `json_value` does."""
+    fields, body = json_value(body)
     if type(fields) is not dict:
         raise RequestError(400, "the body must be a JSON object")
-    return fields
+    if len(body) > MAX_TEXT_BYTES or body.count(b"{") + body.count(b"[") > MAX_LEVELS:
+        problem = document_problem(fields, body, len(body))
+        if problem is not None:
+            raise problem
+    return fields, body
 
 
 def json_value(body: bytes) -> tuple[Any, bytes]:
     """Return the value of a JSON body, and the body; the latter is repaired if it has lone surrogates.
 
-    JavaScript and .NET cut texts between the two halves of a character and write the half that is left.
+    JavaScript and .NET cut texts between the two halves of a character and write the half that is left. Some .NET
+    writers put a byte order mark first.
     """
     try:
         return orjson.loads(body), body
     except orjson.JSONDecodeError:
-        repaired = _without_lone_surrogates(body)
+        repaired = _without_lone_surrogates(body.removeprefix(BOM_UTF8))
     try:
         return orjson.loads(repaired), repaired
     except orjson.JSONDecodeError as error:
@@ -175,6 +187,11 @@ def parameter_text(raw: bytes) -> str | None:
         value = unquote_to_bytes(value).decode("utf-8", "replace")
     value = value.strip()
     return None if value in ABSENT_TEXTS else value
+
+
+def printable(text: str, most: int = 200) -> str:
+    """Return a text for a header: at most 200 characters, and only those that a header may contain."""
+    return _NOT_PRINTABLE.sub("?", text[:most])
 
 
 def is_from_browser(request: Request) -> bool:

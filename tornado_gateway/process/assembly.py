@@ -50,6 +50,7 @@ from tornado_gateway.process.parts import Part, explaining
 from tornado_gateway.process.publication import Publication
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.process.status import instance_status
+from tornado_gateway.settings.documents import read_document
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror
 from tornado_gateway.settings.stored import document_name
 from tornado_gateway.store.interfaces import Identity, Store
@@ -390,4 +391,4 @@ async def _no_member(list_id: str, value: str) -> bool:
 
 
 async def _read_file(path: Path) -> bytes:
-    return path.read_bytes()
+    return read_document(path)

@@ -7,6 +7,7 @@ import re
 import resource
 import tempfile
 import time
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -93,7 +94,9 @@ Looked = tuple[Finding, core.Settings | None]
 async def _check_file(config: Config) -> Looked:
     """Check SETTINGS_FILE of a gateway without an account."""
     assert config.settings_file is not None  # noqa: S101  `load` requires it
-    return _judge_settings(config, config.settings_file.read_bytes(), f"offline, from {config.settings_file}")
+    return _judge_settings(
+        config, config.settings_file.read_bytes().removeprefix(BOM_UTF8), f"offline, from {config.settings_file}"
+    )
 
 
 async def _check_upstream(config: Config) -> Looked:
