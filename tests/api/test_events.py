@@ -297,3 +297,57 @@ def test_d1_usage_statistics_keep_an_encoded_query(gateway, post, vendor):
     target = b"/events/t?a=888888&visitor_ua=%b" % RAW_AGENT
     assert new_events(gateway, vendor, 1, lambda: post(target, stats)) == [stats]
     assert vendor.calls[-1].query["visitor_ua"] == RAW_AGENT.decode()
+
+
+def with_props(props: bytes) -> bytes:
+    return b'{"d":{"event":{"name":"purchase","props":%b}}}' % props
+
+
+TEXT = b'{"t":"%b"}'
+LIMITS = {  # props: the status of a single event, a part of the error
+    "text": (TEXT % (b"x" * 65_537), 400, "65536"),
+    "name": (b'{"%b":1}' % (b"x" * 65_537), 400, "65536"),
+    "text in UTF-8": (TEXT % ("ä" * 32_769).encode(), 400, "65536"),
+    "levels": (b"[" * 62 + b"]" * 62, 400, "64 levels"),
+    "too many levels for any encoder": (b"[" * 300 + b"]" * 300, 400, "64 levels"),
+    "size": (b"[%b]" % b",".join([b'"%b"' % (b"x" * 50_000)] * 6), 413, "262144"),
+}
+LARGE = {
+    "text": TEXT % (b"x" * 65_536),
+    "levels": b"[" * 61 + b"]" * 61,
+    "size": b"[%b]" % b",".join([b'"%b"' % (b"x" * 60_000)] * 4),
+    "digits in a text": TEXT % (b"7" * 500),
+    "escaped quotes": TEXT % (rb"\\\"" + b"7" * 500),
+}
+
+
+@pytest.mark.parametrize(("props", "status", "limit"), LIMITS.values(), ids=LIMITS)
+def test_a2_a_single_event_beyond_a_limit_is_rejected_by_name(gateway, post, props, status, limit):
+    before = gateway.status()["events"]["rejected"]
+    answer = post("/events/t", with_props(props))
+    assert (answer.status, limit in answer.json()["error"]) == (status, True), answer.body
+    assert gateway.status()["events"]["rejected"] == before + 1
+
+
+def test_a2_a_number_with_too_many_digits_is_rejected_by_name(gateway, post):
+    for number in (b"0." + b"1" * 99, b"-" + b"1" * 100, b"1e" + b"0" * 100):
+        answer = post("/events/t", with_props(b'{"n":%b}' % number))
+        assert (answer.status, "100 digits" in answer.json()["error"]) == (400, True), answer.body
+
+
+@pytest.mark.parametrize("props", [props for props, _, _ in LIMITS.values()], ids=LIMITS)
+def test_a2_in_a_batch_only_the_event_beyond_a_limit_is_rejected(gateway, post, vendor, props):
+    good = orjson.dumps(EVENT)
+    body = b'{"ev":[%b,%b,%b]}' % (good, with_props(props), good)
+    before = gateway.status()["events"]["rejected"]
+    send = lambda: post("/server-side/batch-events-v2", body)  # noqa: E731
+    assert new_events(gateway, vendor, 2, send) == [EVENT, EVENT]
+    assert gateway.status()["events"]["rejected"] == before + 1
+
+
+@pytest.mark.parametrize("props", LARGE.values(), ids=LARGE)
+def test_a2_events_within_the_limits_arrive(gateway, post, vendor, props):
+    event = orjson.loads(with_props(props))
+    assert new_events(gateway, vendor, 1, lambda: post("/events/t", with_props(props))) == [event]
+    batch = b'{"ev":[%b]}' % with_props(props)
+    assert new_events(gateway, vendor, 1, lambda: post("/server-side/batch-events-v2", batch)) == [event]

@@ -16,6 +16,7 @@ from vendor import Fault, Vendor
 from tornado_gateway.console.auth import SESSION_SECONDS, Auth
 from tornado_gateway.console.pages import ASSETS
 from tornado_gateway.errors import RequestError
+from tornado_gateway.http.fields import ClientAddress
 
 TOKEN = "correct-horse-battery"
 JSON = {"Content-Type": "application/json"}
@@ -157,7 +158,7 @@ def test_a_session_is_a_cookie_that_scripts_and_other_sites_cannot_use(guarded):
 )
 def test_e1_the_nearest_proxy_says_whether_the_client_came_with_tls(sent, is_encrypted):
     """Row E1: the lines of X-Forwarded-Proto, which Tornado joins with commas, are read from the right."""
-    auth = Auth("one", [ip_network("10.0.0.0/8")])
+    auth = Auth("one", ClientAddress([ip_network("10.0.0.0/8")]))
     assert auth.is_encrypted(Asking("10.0.0.1", **{"X-Forwarded-Proto": sent})) is is_encrypted
     assert not auth.is_encrypted(Asking("192.0.2.7", **{"X-Forwarded-Proto": sent}))
 

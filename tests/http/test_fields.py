@@ -65,6 +65,6 @@ def test_a9_large_bodies_are_repaired_piece_by_piece(piece):
     body = b'{"t":"' + rb"\ud83d" + piece * ((8 << 20) // len(piece))
     for end in (b'"}', b""):
         try:
-            assert json_object(body + end)["t"][0] == "\ufffd"
+            assert json_value(body + end)[0]["t"][0] == "\ufffd"
         except RequestError as error:
             assert "not JSON" in str(error)  # noqa: PT017 - half an escape, no end, or MAX_REPAIRS

@@ -4,8 +4,10 @@ import asyncio
 import http.client
 import io
 import json
+import re
 import subprocess
 import sys
+import time
 
 import captured_logs
 import pytest
@@ -56,6 +58,7 @@ def test_the_id_of_a_request(headers, expected):
 @pytest.mark.parametrize("log_format", ["json", "human"])
 def test_the_line_of_a_failed_request_has_its_id(written, log_format, is_async):
     text = written(log_format, secrets=[SECRET])
+    request_ids.FAILURES.logged.clear()  # the case before this one failed in the same way
 
     async def fail_later(request):
         fail(request)
@@ -86,6 +89,7 @@ from tornado_gateway import logs
 from tornado_gateway.console.pages import Page
 from tornado_gateway.http.limits import ServerOptions
 from tornado_gateway.http.messages import Response
+from tornado_gateway.http.request_ids import FAILURES
 from tornado_gateway.http.server import Server
 
 def fail(asked):
@@ -122,6 +126,7 @@ async def main():
         for path in sys.argv[1:] if not number else ["/application"]:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             head = f"GET {path}?i=key HTTP/1.1\\r\\nHost: x\\r\\nX-Request-Id: id-of-{path[:12]}\\r\\n\\r\\n"
+            FAILURES.logged.clear()
             writer.write(head.encode())
             assert b"HTTP/1.1 204" in await reader.read(4096) or path != "/hook"
             writer.close()
@@ -180,3 +185,38 @@ def test_without_need_the_front_is_left_alone(restored):
     tracing = request_ids.Tracing(None)
     hook = Response.render
     assert tracing.with_log(hook) is hook
+
+
+def test_d4_identical_failures_are_logged_once_per_interval(caplog):
+    """Row D4: the first one with its traceback, the next line with the number of those between them."""
+    log = request_ids.FailureLog(3600)
+    asked = Request(b"GET", b"/x", b"", [])
+
+    def fail_in_another_way():
+        raise RuntimeError("on purpose")
+
+    for function in (lambda: fail(asked), fail_in_another_way):
+        for _ in range(50):
+            try:
+                function()
+            except RuntimeError as error:
+                log.log(asked, error)
+    assert len(caplog.records) == 2
+    assert all(record.exc_info for record in caplog.records)
+
+
+def test_d4_the_next_line_has_the_number_of_those_left_out(caplog):
+    log = request_ids.FailureLog(0.05)
+    asked = Request(b"GET", b"/x", b"", [])
+    deadline = time.monotonic() + 60
+    while len(caplog.records) < 2:
+        assert time.monotonic() < deadline
+        log.log(asked, None)
+    assert re.search(r"Unhandled error in GET /x \([0-9]+ more like the last one\)", caplog.messages[1])
+
+
+def test_d4_the_places_of_failures_are_bounded():
+    log = request_ids.FailureLog()
+    for number in range(3 * request_ids.MAX_PLACES):
+        log.log(Request(b"GET", b"/x", b"", []), type(f"Error{number}", (Exception,), {})())
+    assert len(log.logged) <= request_ids.MAX_PLACES

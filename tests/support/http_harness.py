@@ -16,6 +16,7 @@ from tornado_gateway.errors import RequestError
 from tornado_gateway.gate import Gate
 from tornado_gateway.http.limits import Limits, ServerOptions
 from tornado_gateway.http.messages import Handler, Request, Response
+from tornado_gateway.http.request_ids import FAILURES
 from tornado_gateway.http.server import Server
 
 QUICK = Limits(drain_seconds=0.02, linger_seconds=0.5)
@@ -271,6 +272,7 @@ class Live:
 def serve(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., Live]]:
     """Starts servers; afterwards nothing may be left over, and nothing logged that the test has not cleared."""
     caplog.set_level(logging.WARNING)
+    FAILURES.logged.clear()  # the tests before this one raise the same errors
     started: list[Live] = []
 
     def start(**options: Any) -> Live:

@@ -2,20 +2,25 @@
 
 An event is stored as the client wrote it, so that upstream gets the SDK's own content. The response to any valid JSON
 is 200 unless it cannot be stored at the moment: .NET SDKs repeat an event forever after any other status, and PHP SDKs
-block for 14 s. Documents that are not events, and events of other environments, are counted as rejected.
+block for 14 s. Documents that are not events, events that exceed a limit, and events of other environments are counted
+as rejected. Only a single event that exceeds a limit gets a 4xx.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable
+from typing import Any
 
 import orjson
 
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.http.fields import (
     ABSENT_TEXTS,
+    MAX_LEVELS,
     ClientAddress,
     Fields,
+    address_in,
+    document_problem,
     is_from_browser,
     json_value,
 )
@@ -29,7 +34,7 @@ USAGE_STATS = "vwo_sdkUsageStats"
 NO_BATCH = 'the document is no batch, expected {"ev":[...]}'
 NO_OBJECT = 'the event is no object with an object "d"'
 NO_NAME = 'the event has no name, expected {"d":{"event":{"name":...}}}'
-TOO_DEEP = "the event has too many nested lists and objects"
+TOO_DEEP = f"the document has more than {MAX_LEVELS} levels of nested lists and objects"
 OTHER_ENVIRONMENT = "their SDK key is that of another environment"
 # Numbers, because for other operands `in` of bytes raises and catches an exception first.
 _LINE_FEED, _RETURN = b"\n\r"
@@ -72,17 +77,22 @@ class EventsApi:
         if reason is not None:
             self._reject(reason, 1)
             return ACCEPTED
+        self._check_size(document, body)
         data = document["d"]
         if data["event"]["name"] == USAGE_STATS:  # filed under the vendor's account: sent alone, with its query
             return self._append(request, _one_line(body), 1, request.query.decode("latin-1"))
-        has_visitor = is_from_browser(request) or request.query.find(b"dh=1") >= 0
-        if has_visitor and self._fill_visitor(request, data):
-            encoded = _encoded(document)
-            if encoded is None:
-                self._reject(TOO_DEEP, 1)
-                return ACCEPTED
-            return self._append(request, encoded, 1)
+        is_changed = _clean_address(data)
+        if is_from_browser(request) or request.query.find(b"dh=1") >= 0:
+            is_changed |= self._fill_visitor(request, data)
+        if is_changed:
+            return self._append(request, orjson.dumps(document), 1)
         return self._append(request, _one_line(body), 1)
+
+    def _check_size(self, document: Fields, body: bytes) -> None:
+        problem = document_problem(document, body)
+        if problem is not None:
+            self._reject(str(problem), 1)
+            raise problem
 
     def take_batch(self, request: Request) -> Response | Awaitable[Response]:
         """Accept a batch `{"ev":[{"d":{...}}, ...]}`. Its accepted events are stored together."""
@@ -98,19 +108,21 @@ class EventsApi:
         self._sort(events, query_key, batch)
         return self._take(request, batch)
 
-    async def _take_slices(
-        self, request: Request, events: list[object], query_key: str | None, batch: _Batch
-    ) -> Response:
+    async def _take_slices(self, request: Request, events: list[Any], query_key: str | None, batch: _Batch) -> Response:
         for start in range(0, len(events), self._slice_events):
             self._sort(events[start : start + self._slice_events], query_key, batch)
             await asyncio.sleep(0)
         return self._take(request, batch)
 
-    def _sort(self, events: list[object], query_key: str | None, batch: _Batch) -> None:
+    def _sort(self, events: list[Any], query_key: str | None, batch: _Batch) -> None:
         for event in events:
             reason = self._reason_to_reject(event, query_key)
-            document = _encoded(event) if reason is None else None
-            if document is not None:
+            if reason is None:
+                _clean_address(event["d"])
+            document = _encoded(event) if reason is None else b""
+            if document:
+                reason = _reason_too_large(event, document)
+            if document and reason is None:
                 batch.documents.append(document)
             else:
                 batch.reject(reason or TOO_DEEP)
@@ -158,11 +170,23 @@ class EventsApi:
                 filled = True
         if not data.get("visitor_ip"):
             forwarded = request.header(b"vwo-x-forwarded-for")
-            address = forwarded.decode("latin-1").strip() if forwarded else self._client_address(request)
+            address = address_in(forwarded.decode("latin-1")) if forwarded else self._client_address(request)
             if address:
                 data["visitor_ip"] = address
                 filled = True
         return filled
+
+
+def _clean_address(data: Fields) -> bool:
+    """Reduce `visitor_ip` to its address, because only addresses leave the gateway. Return True if it has changed."""
+    given = data.get("visitor_ip")
+    if not given:
+        return False
+    address = address_in(given) if isinstance(given, str) else None
+    if address == given:
+        return False
+    data["visitor_ip"] = address or ""
+    return True
 
 
 def _property(part: object, name: str) -> str | None:
@@ -177,6 +201,11 @@ def _encoded(document: object) -> bytes | None:
         return orjson.dumps(document)
     except orjson.JSONEncodeError:
         return None
+
+
+def _reason_too_large(event: object, document: bytes) -> str | None:
+    problem = document_problem(event, document)
+    return None if problem is None else str(problem)
 
 
 def _one_line(body: bytes) -> bytes:

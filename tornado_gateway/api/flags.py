@@ -12,9 +12,10 @@ import orjson
 
 from tornado_gateway import core
 from tornado_gateway.environments.environment import Environment
+from tornado_gateway.environments.evaluation import with_address
 from tornado_gateway.environments.registry import Environments
-from tornado_gateway.errors import RequestError
-from tornado_gateway.http.fields import Fields, json_object, required_text, user_id
+from tornado_gateway.errors import NotLoadedError, RequestError
+from tornado_gateway.http.fields import Fields, json_object, printable, required_text, user_id
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.settings.mirror import Snapshot
 
@@ -37,7 +38,7 @@ class FlagsApi:
         settings = environment.settings()
         fields = json_object(request.body)
         feature_key = required_text(fields, "featureKey")
-        context = core.context_from_json(fields, user_id(fields))
+        context = with_address(core.context_from_json(fields, user_id(fields)))
         decision = environment.evaluator.decide(settings, feature_key, context)
         if decision is None:
             return self._get_flag_with_io(request, environment, settings, feature_key, context)
@@ -51,20 +52,22 @@ class FlagsApi:
         properties = fields.get("eventProperties")
         if properties is not None and not isinstance(properties, dict):  # thin Go sends null
             raise RequestError(400, "eventProperties: expected an object")
-        context = core.context_from_json(fields, user_id(fields))
+        context = with_address(core.context_from_json(fields, user_id(fields)))
         track = partial(_track, request, environment, settings, fields, context)
         return _after_alias(environment, context, track) if environment.evaluator.resolves_aliases else track()
 
     def set_attribute(self, request: Request) -> Response | Awaitable[Response]:
-        """Return 200 and an empty body always, as documented. A header names the fault of a request."""
-        environment = self._environments.of(request)
-        settings = environment.settings()
-        fields = json_object(request.body)
+        """Return 200 and an empty body always, as documented, once settings are loaded. A header names the fault."""
         try:
+            environment = self._environments.of(request)
+            settings = environment.settings()
+            fields = json_object(request.body)
             attributes = _attributes(fields)
-            context = core.context_from_json(fields, user_id(fields))
+            context = with_address(core.context_from_json(fields, user_id(fields)))
+        except NotLoadedError:
+            raise
         except RequestError as error:
-            return Response(200, b"", None, [(b"Warning", f'199 - "{error}"'.encode("ascii", "replace"))])
+            return Response(200, b"", None, [(b"Warning", f'199 - "{printable(str(error))}"'.encode())])
         store = partial(_set, request, environment, settings, attributes, context)
         return _after_alias(environment, context, store) if environment.evaluator.resolves_aliases else store()
 

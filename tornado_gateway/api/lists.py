@@ -5,7 +5,7 @@ Without upstream the response is "no", because an error would cost the applicati
 
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError, UpstreamError
-from tornado_gateway.http.fields import ESCAPE, form_decoded, json_value, query_text, raw_query_value
+from tornado_gateway.http.fields import ESCAPE, form_decoded, json_object_and_body, query_text, raw_query_value
 from tornado_gateway.http.messages import Request, Response
 
 RESPONSES = {member: Response(200, b"true" if member else b"false") for member in (True, False)}
@@ -34,9 +34,7 @@ class ListsApi:
 
     async def evaluate_event_dsl(self, request: Request) -> Response:
         """Forward a segment about the past events of a visitor."""
-        fields, body = json_value(request.body)
-        if not isinstance(fields, dict):
-            raise RequestError(400, "the body must be a JSON object")
+        body = json_object_and_body(request.body)[1]
         try:
             upstream = self._environments.default.upstream
             return Response(200, await upstream.evaluate_event_dsl(request.query.decode("latin-1"), body))

@@ -8,7 +8,14 @@ from functools import lru_cache
 
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.http.fields import ClientAddress, is_from_browser, parameter_text, query_text, raw_query_value
+from tornado_gateway.http.fields import (
+    ClientAddress,
+    address_in,
+    is_from_browser,
+    parameter_text,
+    query_text,
+    raw_query_value,
+)
 from tornado_gateway.http.messages import Request, Response
 
 UNKNOWN_LOCATION = Response(200, b'{"status":0}')
@@ -35,7 +42,7 @@ class VisitorsApi:
         self._serves_browsers = serves_browsers
 
     def user_details(self, request: Request) -> Response:
-        address = query_text(request.query, b"ipAddress")
+        address = _address(request.query)
         agent = _user_agent(request.query)
         if address is None and self._takes_client_address(request):
             address = self._client_address(request)
@@ -44,7 +51,7 @@ class VisitorsApi:
         return Response(200, b'{"location":%b,"userAgent":%b}' % (location, device))
 
     def location_only(self, request: Request) -> Response:
-        address = query_text(request.query, b"ipAddress")
+        address = _address(request.query)
         location = self._location.encoded(address) if address else b"{}"
         return UNKNOWN_LOCATION if location == b"{}" else Response(200, b'{"location":%b}' % location)
 
@@ -58,6 +65,12 @@ class VisitorsApi:
                 self._serves_browsers and BROWSER_AGENT.match(request.header(b"user-agent") or b"") is not None
             )
         return self._ip_fallback == "always"
+
+
+def _address(query: bytes) -> str | None:
+    """Return the `ipAddress` of a query: a text without an address as it is, so that nothing takes its place."""
+    text = query_text(query, b"ipAddress")
+    return None if text is None else address_in(text) or text
 
 
 def _user_agent(query: bytes) -> str | None:

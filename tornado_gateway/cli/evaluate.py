@@ -11,12 +11,13 @@ from tornado_gateway.cli.output import print_json
 from tornado_gateway.config import Config
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.environments.evaluation import Evaluator, Inputs
+from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
 from tornado_gateway.settings.compilation import compile_document
+from tornado_gateway.settings.documents import read_document
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    document = orjson.loads(arguments.settings.read_bytes())
+    document = orjson.loads(read_document(arguments.settings))
     settings = core.compile_settings(document, traced=arguments.explain)
     location = LocationReader(arguments.maxmind_db_path)
     if arguments.ip and _needs_location(settings.features.get(arguments.feature)):
@@ -35,13 +36,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _context(arguments: argparse.Namespace) -> core.Context:
-    return core.Context(
+    context = core.Context(
         user_id=arguments.user,
         custom_variables=arguments.variables,
         variation_targeting_variables=arguments.targeting,
         user_agent=arguments.user_agent,
         ip_address=arguments.ip,
     )
+    return with_address(context)
 
 
 def _needs_location(feature: core.Feature | None) -> bool:
@@ -53,7 +55,7 @@ def check(config: Config, arguments: argparse.Namespace) -> int:
         _print_without_settings(config.upstream_url, as_json=arguments.json)
         return 0
     before = time.perf_counter()
-    settings = compile_document(config.settings_file.read_bytes(), core.Sdk(config.sdk_name, __version__)).settings
+    settings = compile_document(read_document(config.settings_file), core.Sdk(config.sdk_name, __version__)).settings
     milliseconds = (time.perf_counter() - before) * 1000
     summaries = {feature.key: _summary(feature) for feature in settings.features.values()}
     if arguments.json:

@@ -298,6 +298,14 @@ class Config:
         "",
         "Networks whose X-Forwarded-For and X-Forwarded-Proto headers are trusted. None by default.",
     )
+    trusted_address_header: str = option(
+        _FACTS,
+        kinds.matching(r"[A-Za-z0-9-]{1,64}", "the name of a header, such as X-Real-IP"),
+        "X-Forwarded-For",
+        "Header in which TRUSTED_PROXIES report the client's address: X-Forwarded-For, X-Real-IP, CF-Connecting-IP,"
+        " Forwarded (RFC 7239), or another one. No other header is read. Make sure that the proxy overwrites or appends"
+        " to this header, because clients can send it too.",
+    )
     client_ip_fallback: str = option(
         _FACTS,
         kinds.one_of("browser", "always", "never"),

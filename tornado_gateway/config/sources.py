@@ -233,7 +233,7 @@ def _read_secret_files(given: dict[str, _Given], findings: _Findings) -> None:
             findings.add(file_name, source, expected, f"{option.name} as well ({given.pop(option.name).source})")
             continue
         try:
-            content = Path(path.strip()).read_text(encoding="utf-8").strip()
+            content = Path(path.strip()).read_text(encoding="utf-8-sig").strip()
         except (OSError, ValueError) as error:
             findings.add(file_name, source, "a text file that can be read", f"{_quoted_path(path)} ({_why(error)})")
             continue

@@ -12,19 +12,18 @@ cannot send JSON.
 import base64
 import hashlib
 import hmac
-import ipaddress
 import posixpath
 import secrets
-from collections.abc import Sequence
 from http.cookies import SimpleCookie
 from urllib.parse import unquote, urlsplit
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
 from tornado_gateway.errors import RequestError
-from tornado_gateway.http.fields import Network
+from tornado_gateway.http.fields import ClientAddress
 
 COOKIE = "fme_gateway_session"
+NO_PROXIES = ClientAddress()
 SESSION_SECONDS = 12 * 3600
 NO_TOKEN = "the admin token is required: sign in, or send it as Authorization: Bearer"  # noqa: S105 - a message
 
@@ -32,10 +31,10 @@ NO_TOKEN = "the admin token is required: sign in, or send it as Authorization: B
 class Auth:
     """Raise RequestError (401 or 403) if a request is not authorized. `now` is in unix seconds."""
 
-    def __init__(self, token: str, trusted_proxies: Sequence[Network] = ()) -> None:
+    def __init__(self, token: str, client_address: ClientAddress = NO_PROXIES) -> None:
         self._token = token.encode()
         self._key = hashlib.sha256(b"session:" + self._token).digest()
-        self._trusted_proxies = tuple(trusted_proxies)
+        self._client_address = client_address
 
     def check(self, request: HTTPServerRequest, now: float) -> None:
         if not self._has_token(request.headers) and not self._has_session(request.headers, now):
@@ -59,13 +58,10 @@ class Auth:
         return f"{content}.{self._signature(content)}"
 
     def is_encrypted(self, request: HTTPServerRequest) -> bool:
-        """Return whether TLS ends here or at a trusted proxy. The nearest proxy has set the last value."""
+        """True if TLS ends here or at a trusted proxy."""
         if request.protocol == "https":
             return True
-        address = _address(request.remote_ip)
-        is_trusted = address is not None and any(address in network for network in self._trusted_proxies)
-        nearest = request.headers.get("X-Forwarded-Proto", "").rpartition(",")[2]
-        return is_trusted and nearest.strip().lower() == "https"
+        return self._client_address.reports_https(request.remote_ip or "", request.headers)
 
     def _has_token(self, headers: HTTPHeaders) -> bool:
         scheme, _, given = headers.get("Authorization", "").partition(" ")
@@ -87,15 +83,6 @@ class Auth:
     def _signature(self, content: str) -> str:
         digest = hmac.digest(self._key, content.encode(), "sha256")
         return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
-
-
-def _address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(text or "")
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
 
 
 def is_operators_path(path: str) -> bool:

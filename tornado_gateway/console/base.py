@@ -9,7 +9,7 @@ import orjson
 from tornado.web import HTTPError, RequestHandler
 
 from tornado_gateway.errors import RequestError, reason_phrase
-from tornado_gateway.http.messages import Request
+from tornado_gateway.http.messages import RETRY_SECONDS, Request
 from tornado_gateway.http.request_ids import log_failure
 
 
@@ -29,6 +29,8 @@ class Page(RequestHandler):
 
     def write_json(self, body: Mapping[str, Any], status: int = 200) -> None:
         self.set_status(status)
+        if status == 503:
+            self.set_header("Retry-After", RETRY_SECONDS.decode())
         self.write(_encoded(body))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tornado_gateway import core
 from tornado_gateway.console.descriptions import describe_node
-from tornado_gateway.environments.evaluation import Evaluator, Inputs
+from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
 from tornado_gateway.http.fields import Fields, required_text, user_id
 
 Json = dict[str, Any]
@@ -20,7 +20,7 @@ class Explainer:
     evaluator: Evaluator
 
     async def explain(self, settings: core.Settings, fields: Fields) -> Json:
-        context = core.context_from_json(fields, user_id(fields))
+        context = with_address(core.context_from_json(fields, user_id(fields)))
         keys = _feature_keys(settings, fields)
         traced = await asyncio.to_thread(core.with_tracing, settings)
         inputs = await self.evaluator.gather(traced, keys, context)

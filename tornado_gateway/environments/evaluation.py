@@ -14,6 +14,7 @@ from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import StoreError
+from tornado_gateway.http.fields import address_in
 from tornado_gateway.store.interfaces import StateStore
 
 logger = logging.getLogger(__name__)
@@ -168,6 +169,13 @@ class Evaluator:
 
     def _device_of(self, context: core.Context) -> Facts | None:
         return self._device.facts(context.user_agent) if context.user_agent else None
+
+
+def with_address(context: core.Context) -> core.Context:
+    """Return a client's context with the address in its `ipAddress`; a text without one counts as absent."""
+    if context.ip_address is not None:
+        context.ip_address = address_in(context.ip_address)
+    return context
 
 
 def _has_own_facts(context: core.Context) -> bool:

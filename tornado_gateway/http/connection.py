@@ -124,15 +124,17 @@ class Connection(asyncio.Protocol):
             self._hold_and_pump(data)
             return
         self.corked = True
+        failure: Exception | None = None
         try:
             reader.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            reader.resume(error, data, started)
-        else:
-            if reader.phase:
-                reader.end_slice(data, started)
-            elif started:
-                reader.incomplete.partial = None
+            failure = error  # handled below: in here it would become the context of the next failure
+        if failure is not None:
+            reader.resume(failure, data, started)
+        elif reader.phase:
+            reader.end_slice(data, started)
+        elif started:
+            reader.incomplete.partial = None
         self.corked = False
         if reader.phase or self.blocked or self.stopping:
             self.flush()

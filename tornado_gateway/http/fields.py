@@ -5,7 +5,9 @@ A field that is not valid raises `RequestError` 400 with the name of the field a
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -16,6 +18,7 @@ from tornado_gateway.http.messages import Request
 
 Fields = dict[str, Any]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 ABSENT_TEXTS = frozenset({"", "undefined", "null", "None"})  # how SDKs write an absent value
 ESCAPE = re.compile(b"%[0-9A-Fa-f]{2}")
@@ -27,31 +30,91 @@ _LONE_SURROGATE = re.compile(
 _SURROGATE_BYTES = re.compile(
     b"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]|\xed[\xa0-\xbf][\x80-\xbf]"
 )  # no character of UTF-8 has such bytes
+_NOT_PRINTABLE = re.compile(r"[^ !#-\[\]-~]")  # quotes and backslashes included
 MAX_REPAIRS = 50_000  # surrogates per body, at most 50 ms; a body with more is not JSON
 MAX_HOPS = 32  # addresses of X-Forwarded-For that are read: a client can send 16,000
+MAX_DOCUMENT_BYTES = 256 * 1024  # of one event
+MAX_TEXT_BYTES = 64 * 1024
+MAX_LEVELS = 64  # of nested lists and objects
+MAX_DIGITS = 100  # of a number, signs, point and exponent included
+_LONG_NUMBER = re.compile(rb"[-+.eE0-9]{%d}" % (MAX_DIGITS + 1))
+# A run of 101 bytes contains 4 samples of every 25th byte, which are ten times as fast to search.
+_MAYBE_LONG_NUMBER = re.compile(rb"[-+.eE0-9]{4}")
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 
 
 def json_object(body: bytes) -> Fields:
     """Return the body as a JSON object, whatever the content type says. If a key is repeated, the last value wins."""
-    fields = json_value(body)[0]
+    return json_object_and_body(body)[0]
+
+
+def json_object_and_body(body: bytes) -> tuple[Fields, bytes]:
+    """Return the body as a JSON object, and the body, as `json_value` does."""
+    fields, body = json_value(body)
     if type(fields) is not dict:
         raise RequestError(400, "the body must be a JSON object")
-    return fields
+    if len(body) > MAX_TEXT_BYTES or body.count(b"{") + body.count(b"[") > MAX_LEVELS:
+        problem = document_problem(fields, body, len(body))
+        if problem is not None:
+            raise problem
+    return fields, body
 
 
 def json_value(body: bytes) -> tuple[Any, bytes]:
     """Return the value of a JSON body, and the body; the latter is repaired if it has lone surrogates.
 
-    JavaScript and .NET cut texts between the two halves of a character and write the half that is left.
+    JavaScript and .NET cut texts between the two halves of a character and write the half that is left. Some .NET
+    writers put a byte order mark first.
     """
     try:
         return orjson.loads(body), body
     except orjson.JSONDecodeError:
-        repaired = _without_lone_surrogates(body)
+        repaired = _without_lone_surrogates(body.removeprefix(BOM_UTF8))
     try:
         return orjson.loads(repaired), repaired
     except orjson.JSONDecodeError as error:
         raise RequestError(400, f"the body is not JSON: {error}") from error
+
+
+def document_problem(value: object, encoded: bytes, max_bytes: int = MAX_DOCUMENT_BYTES) -> RequestError | None:
+    """Return the error that names the limit which a JSON document exceeds, None if it keeps to all of them.
+
+    `encoded` is its JSON. The bytes of texts are those of UTF-8, as in `encoded` without escapes.
+    """
+    size = len(encoded)
+    if size > max_bytes:
+        return RequestError(413, f"the document is larger than {max_bytes} bytes")
+    if encoded.count(b"{") + encoded.count(b"[") > MAX_LEVELS and _levels(value, MAX_LEVELS + 1) > MAX_LEVELS:
+        return RequestError(400, f"the document has more than {MAX_LEVELS} levels of nested lists and objects")
+    if size > MAX_TEXT_BYTES and _has_long_text(value):
+        return RequestError(400, f"the document has a text of more than {MAX_TEXT_BYTES} bytes")
+    if _MAYBE_LONG_NUMBER.search(encoded[24::25]) and _LONG_NUMBER.search(_TEXT.sub(b'""', encoded)):
+        return RequestError(400, f"the document has a number of more than {MAX_DIGITS} digits")
+    return None
+
+
+def _levels(value: object, most: int) -> int:
+    """Return the number of nested lists and objects, counted up to `most`."""
+    level, count = [value], 0
+    while count < most and (level := [part for part in level if isinstance(part, dict | list)]):
+        count += 1
+        level = [item for part in level for item in _items(part)]
+    return count
+
+
+def _items(part: object) -> Iterable[object]:
+    if isinstance(part, dict):
+        return part.values()
+    return part if isinstance(part, list) else ()
+
+
+def _has_long_text(value: object) -> bool:
+    """Return whether a text or a name in a value is too long. Call for few levels only."""
+    if isinstance(value, str):
+        return len(value) > MAX_TEXT_BYTES // 4 and len(value.encode()) > MAX_TEXT_BYTES
+    if isinstance(value, dict) and any(map(_has_long_text, value)):
+        return True
+    return any(map(_has_long_text, _items(value)))
 
 
 def _without_lone_surrogates(body: bytes) -> bytes:
@@ -126,6 +189,11 @@ def parameter_text(raw: bytes) -> str | None:
     return None if value in ABSENT_TEXTS else value
 
 
+def printable(text: str, most: int = 200) -> str:
+    """Return a text for a header: at most 200 characters, and only those that a header may contain."""
+    return _NOT_PRINTABLE.sub("?", text[:most])
+
+
 def is_from_browser(request: Request) -> bool:
     """Browsers send the origin of the page; server SDKs never do."""
     return request.header(b"origin") is not None
@@ -161,32 +229,104 @@ def accepts_gzip(header: str) -> bool:
     return gzip > 0 and gzip >= weight.get("identity", 0.0)
 
 
-class ClientAddress:
-    """Finds the address of the client: that of the socket, or the one that trusted proxies report.
+# --- Addresses ---
 
-    The right-most address of `X-Forwarded-For` that is not a trusted proxy counts; all left of it can be forged.
+_IPV4 = re.compile(
+    r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(?:\.(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])){3}"
+)
+_PORT = re.compile(r":[0-9]{1,5}")
+_NODE = re.compile(r"for=(\"[^\"]*\"?|[^;]*)", re.IGNORECASE)  # RFC 7239, 4
+_PROTOCOL = re.compile(r"proto=\"?([a-z]+)", re.IGNORECASE)
+_LONGEST_ADDRESS = 80  # characters, with brackets, port, zone and blanks
+FORWARDED = "forwarded"  # its elements have parameters; any other header lists addresses
+
+
+def address_in(text: str) -> str | None:
+    """Return the address in a text, None if there is none; of a list, such as `X-Forwarded-For`, the first one.
+
+    Port, brackets, quotes, blanks and zone are dropped, and an IPv4 address in IPv6 form becomes one of IPv4.
+    """
+    if _IPV4.fullmatch(text):
+        return text
+    for part in text.split(",", MAX_HOPS)[:MAX_HOPS]:
+        address = _one_address(part)
+        if address is not None:
+            return str(address)
+    return None
+
+
+def _one_address(text: str) -> Address | None:
+    return _parsed_address(text) if len(text) <= _LONGEST_ADDRESS else None
+
+
+def _parse_address(text: str) -> Address | None:
+    text = text.strip(' \t"')
+    if text.startswith("["):
+        text, end, port = text[1:].partition("]")
+        if not end or (port and not _PORT.fullmatch(port)):
+            return None
+    elif text.count(":") == 1:
+        text, colon, port = text.partition(":")
+        if not _PORT.fullmatch(colon + port):
+            return None
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+_parsed_address = lru_cache(maxsize=4096)(_parse_address)
+
+
+class ClientAddress:
+    """Finds the address of the client: that of the socket, or the one that trusted proxies report in `header`.
+
+    The right-most address in the header that is not a trusted proxy counts; all left of it can be forged. If a proxy
+    reports something else than an address, the client is unknown.
     """
 
-    def __init__(self, trusted: Sequence[Network]) -> None:
+    def __init__(self, trusted: Sequence[Network] = (), header: str = "X-Forwarded-For") -> None:
         self._trusted = tuple(trusted)
+        self._header = header.lower()
+        self._name = self._header.encode()
 
     def __call__(self, request: Request) -> str:
-        address = request.peer
-        if not self._trusted or not self._is_trusted(address):
-            return address
-        hops = request.list_header(b"x-forwarded-for").decode("latin-1").rsplit(",", MAX_HOPS)
-        for hop in reversed(hops[-MAX_HOPS:]):
-            hop = hop.strip()
-            if not hop:
-                continue
-            address = hop
-            if not self._is_trusted(hop):
+        """Return the address; "" if it is unknown."""
+        if not self._trusted or not self.trusts(request.peer):
+            return request.peer
+        address: str | None = request.peer
+        for hop in self._hops(request.list_header(self._name)):
+            address = address_in(hop)
+            if address is None or not self.trusts(address):
                 break
-        return address
+        return address or ""
 
-    def _is_trusted(self, address: str) -> bool:
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
+    def trusts(self, peer: str) -> bool:
+        """Whether an address is that of a trusted proxy."""
+        address = _one_address(peer)
+        return address is not None and any(address in network for network in self._trusted)
+
+    def reports_https(self, peer: str, headers: Mapping[str, str]) -> bool:
+        """Whether the nearest proxy, if it is trusted, reports a client with TLS: the last value is its own."""
+        if not self.trusts(peer):
             return False
-        return any(parsed in network for network in self._trusted)
+        is_standard = self._header == FORWARDED
+        nearest = headers.get("Forwarded" if is_standard else "X-Forwarded-Proto", "").rpartition(",")[2]
+        found = _PROTOCOL.search(nearest) if is_standard else None
+        return (found[1] if found else nearest).strip().lower() == "https"
+
+    def _hops(self, header: bytes) -> list[str]:
+        """Return the reported addresses, the nearest one first.
+
+        A quoted text of a client may contain commas, but those of proxies, which stand to the right of it, do not.
+        """
+        hops = [hop for hop in header.decode("latin-1").rsplit(",", MAX_HOPS)[-MAX_HOPS:] if hop.strip()]
+        hops.reverse()
+        return [_node(hop) for hop in hops] if self._header == FORWARDED else hops
+
+
+def _node(element: str) -> str:
+    found = _NODE.search(element)
+    return found[1] if found else ""

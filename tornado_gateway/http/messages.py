@@ -10,6 +10,7 @@ from tornado_gateway.errors import reason_phrase
 from tornado_gateway.gate import Gate
 
 JSON = b"application/json; charset=utf-8"
+RETRY_SECONDS = b"5"  # after a 503: a queue, a store or the settings recover within seconds, or not soon
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -145,7 +146,9 @@ class Response:
 
 
 def json_error(status: int, message: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> Response:
-    """Return an error in the one format of all errors: `{"status":0,"error":message}`."""
+    """Return an error in the one format of all errors: `{"status":0,"error":message}`. A 503 says when to retry."""
+    if status == 503:
+        headers = [*headers, (b"Retry-After", RETRY_SECONDS)]
     return Response(status, orjson.dumps({"status": 0, "error": message}), headers=headers)
 
 

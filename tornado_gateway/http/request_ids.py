@@ -3,13 +3,16 @@
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Callable
+from typing import final
 
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.messages import CANCELLED, INTERNAL_ERROR, Request, Response, json_error
 
 logger = logging.getLogger(__name__)
 
+MAX_PLACES = 100  # of failures that are remembered
 LOGGED_PATH = 200  # characters of a path in a log line; a path can have 64 KB
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACE_PARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
@@ -37,11 +40,51 @@ def log_fields(request: Request) -> dict[str, str | None]:
     return {"request_id": None if found is None else found.decode("ascii")}
 
 
+@final
+class FailureLog:
+    """Logs unexpected errors of requests, each with its traceback. Identical ones get one line per `seconds`.
+
+    The next line then has the number of those that were left out. Errors are identical if the same kind was raised on
+    the same line.
+    """
+
+    def __init__(self, seconds: float = 1.0) -> None:
+        self._seconds = seconds
+        self.logged: dict[tuple[str, str], tuple[float, int]] = {}  # time of the last line, and the number since then
+
+    def log(self, request: Request, error: BaseException | None) -> None:
+        """Log an error without the query, which may hold a key."""
+        place = _place(error)
+        logged_at, further = self.logged.get(place, (-self._seconds, 0))
+        now = time.monotonic()
+        if now - logged_at < self._seconds:
+            self.logged[place] = logged_at, further + 1
+            return
+        if len(self.logged) >= MAX_PLACES:
+            self.logged.clear()
+        self.logged[place] = now, 0
+        path = ascii(request.path[:LOGGED_PATH].decode("latin-1"))[1:-1]
+        method = request.method.decode("latin-1")
+        more = f" ({further} more like the last one)" if further else ""
+        logger.error("Unhandled error in %s %s%s", method, path, more, exc_info=error, extra=log_fields(request))
+
+
+def _place(error: BaseException | None) -> tuple[str, str]:
+    """Return the kind of an error and the line that raised it."""
+    if error is None:
+        return "", ""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    line = "" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+    return type(error).__qualname__, line
+
+
+FAILURES = FailureLog()
+
+
 def log_failure(request: Request, error: BaseException | None) -> None:
-    """Log an unexpected error of a request, without the query, which may hold a key."""
-    path = ascii(request.path[:LOGGED_PATH].decode("latin-1"))[1:-1]
-    method = request.method.decode("latin-1")
-    logger.error("Unhandled error in %s %s", method, path, exc_info=error, extra=log_fields(request))
+    FAILURES.log(request, error)
 
 
 def failure_response(error: Exception) -> Response:

@@ -50,6 +50,7 @@ from tornado_gateway.process.parts import Part, explaining
 from tornado_gateway.process.publication import Publication
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.process.status import instance_status
+from tornado_gateway.settings.documents import read_document
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror
 from tornado_gateway.settings.stored import document_name
 from tornado_gateway.store.interfaces import Identity, Store
@@ -194,7 +195,7 @@ class Assembly:
 
     def _build_endpoints(self) -> Endpoints:
         config, environments = self._config, self.environments
-        client_address = ClientAddress(config.trusted_proxies)
+        client_address = build_client_address(config)
         return Endpoints(
             FlagsApi(environments, self._observer.decided),
             EventsApi(environments, client_address, slice_events=config.max_events_per_request),
@@ -250,7 +251,7 @@ class Assembly:
             self.stopping.is_set,
             self._admin,
             # `serve` has chosen the token before it started this worker. Without one, no request is authorized.
-            Auth(config.admin_token or secrets.token_urlsafe(), config.trusted_proxies),
+            Auth(config.admin_token or secrets.token_urlsafe(), build_client_address(config)),
             exposition.render,
         )
 
@@ -305,6 +306,10 @@ def build_store(config: Config, owner: str) -> Store:
     patience_seconds = 2 * config.socket_timeout_seconds  # requests to Redis have timed out by then
     events = SpillingEvents(redis.events, local, patience_seconds=patience_seconds)
     return Store(events, redis.state, take_over(options, config.former_namespace, config.namespace, owner))
+
+
+def build_client_address(config: Config) -> ClientAddress:
+    return ClientAddress(config.trusted_proxies, config.trusted_address_header)
 
 
 def build_upstream(config: Config, on_response: Callable[[str, int], None]) -> Upstream:
@@ -390,4 +395,4 @@ async def _no_member(list_id: str, value: str) -> bool:
 
 
 async def _read_file(path: Path) -> bytes:
-    return path.read_bytes()
+    return read_document(path)

@@ -2,7 +2,9 @@
 
 import hashlib
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
@@ -19,6 +21,11 @@ class SettingsDocument(NamedTuple):
     body: bytes
     etag: bytes
     gzip: bytes
+
+
+def read_document(path: Path) -> bytes:
+    """Return the document in a file, without the byte order mark that some editors write."""
+    return path.read_bytes().removeprefix(BOM_UTF8)
 
 
 def prepare_document(document: bytes, fields: Mapping[str, Any], yield_point: YieldPoint) -> SettingsDocument:

@@ -15,7 +15,7 @@ from tornado_gateway import core
 from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import GatewayError, StoreError
 from tornado_gateway.settings.compilation import CompiledDocument, Fingerprints, compile_document, describe_change
-from tornado_gateway.settings.documents import SettingsDocument
+from tornado_gateway.settings.documents import SettingsDocument, read_document
 from tornado_gateway.settings.failures import RETRY_SECONDS, Failures
 from tornado_gateway.settings.pacing import ReplacedSettings, throttled
 from tornado_gateway.settings.stored import StoredSettings
@@ -244,7 +244,7 @@ class SettingsMirror:
 
     async def _load_bootstrap(self, path: Path) -> None:
         try:
-            document = path.read_bytes()
+            document = read_document(path)
             compiled = await self._compile(document)
         except (OSError, core.SettingsError) as error:
             logger.error("Settings file %s could not be used: %s", path, error)

@@ -10,6 +10,7 @@ from tornado_gateway.cli.doctor.remedies import FAIL, OK, WARN, Finding
 from tornado_gateway.config import Config
 from tornado_gateway.errors import UpstreamError
 from tornado_gateway.settings.compilation import compile_document
+from tornado_gateway.settings.documents import read_document
 from tornado_gateway.upstream.client import Dialect, Upstream
 from tornado_gateway.upstream.curl import CurlError, CurlPool
 
@@ -26,7 +27,7 @@ async def check_settings(config: Config) -> Looked:
 def _check_file(config: Config) -> Looked:
     """Check SETTINGS_FILE of a gateway without an account."""
     assert config.settings_file is not None  # noqa: S101  `load` requires it
-    return _judge_settings(config, config.settings_file.read_bytes(), f"offline, from {config.settings_file}")
+    return _judge_settings(config, read_document(config.settings_file), f"offline, from {config.settings_file}")
 
 
 async def _check_upstream(config: Config) -> Looked:
