@@ -2,9 +2,13 @@
 
 import asyncio
 
-from tornado_gateway.events.claims import MAX_RETRYING, Claims
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tornado_gateway.events.batches import REQUEST_BYTES, pack, split_to_fit
+from tornado_gateway.events.claims import MAX_CLAIMED_BYTES, MAX_RETRYING, MAX_RETRYING_BYTES, Claims
 from tornado_gateway.events.schedule import FlushSchedule
-from tornado_gateway.store.interfaces import Chunk
+from tornado_gateway.store.interfaces import Chunk, NewChunk
 
 
 def chunk(number, *names):
@@ -40,8 +44,49 @@ async def test_parts_that_wait_for_a_retry_are_bounded():
         claims.retry_later(part, 0.0, f"failure {number}")
     assert claims.is_full
     assert claims.retry_error == f"failure {MAX_RETRYING - 1}"
-    assert claims.is_full_of_failures(during_outage=False)
-    assert not claims.is_full_of_failures(during_outage=True), "its failures have an explanation"
+    assert not claims.has_room(during_outage=False)
+    assert claims.has_room(during_outage=True), "its failures have an explanation"
+
+
+async def test_a2_claims_are_bounded_in_bytes():
+    claims = Claims()
+    while claims.size < MAX_CLAIMED_BYTES:
+        assert claims.has_room(during_outage=False)
+        claims.add([chunk(1, "x" * REQUEST_BYTES, "y")])
+    assert not claims.has_room(during_outage=False)
+    assert not claims.has_room(during_outage=True)
+    for _ in range(len(claims.ready)):
+        claims.split(claims.ready.pop(), 2)
+    for part in list(claims.ready):
+        claims.delivered(part)
+    assert claims.has_room(during_outage=False)
+    assert claims.size == 0
+    assert not any(held.body for claim in claims.all() for held in claim.chunks), "delivered events leave memory"
+    assert all(claim.size == REQUEST_BYTES + 2 for claim in claims.all())
+
+
+async def test_a2_parts_that_wait_for_a_retry_are_bounded_in_bytes():
+    claims = Claims()
+    while claims.retries.size < MAX_RETRYING_BYTES:
+        assert not claims.is_full
+        claims.add([chunk(1, "x" * REQUEST_BYTES)])
+        claims.retry_later(claims.ready.popleft(), 0.0, "503")
+    assert claims.is_full
+    assert not claims.has_room(during_outage=True)
+    claims.delivered(claims.retries.pop())
+    assert not claims.is_full
+    assert claims.has_room(during_outage=True)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 5), st.integers(10, 60))
+def test_a2_batches_keep_to_their_limits_and_their_order(sizes, most_events, most_bytes):
+    bodies = [b"%d" % (number % 10) * size for number, size in enumerate(sizes)]
+    batches = pack([Chunk(n, 1, body) for n, body in enumerate(bodies)], most_events, most_bytes)
+    pieces = split_to_fit(NewChunk(len(bodies), b"\n".join(bodies)), most_events, most_bytes)
+    assert [[chunk.body for chunk in batch] for batch in batches] == [piece.body.split(b"\n") for piece in pieces]
+    assert b"\n".join(piece.body for piece in pieces) == b"\n".join(bodies)
+    assert all(piece.count == len(piece.body.split(b"\n")) <= most_events for piece in pieces)
+    assert all(piece.count == 1 or len(piece.body) <= most_bytes for piece in pieces)
 
 
 async def test_a_full_flush_is_complete_when_the_events_that_waited_are_claimed():

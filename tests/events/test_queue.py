@@ -6,6 +6,8 @@ import orjson
 import pytest
 
 from tornado_gateway.errors import QueueFullError, StoreError
+from tornado_gateway.events.batches import REQUEST_BYTES
+from tornado_gateway.events.budget import MAX_UNCOMMITTED_BYTES
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.store.sqlite.events import open_sqlite
 
@@ -147,6 +149,65 @@ async def test_events_that_are_kept_for_another_commit_are_counted_once(store):
     depths = disk.depths
     await until(lambda: disk.depths > depths + 1)
     assert queue.counts.waiting == 1
+    await queue.stop()
+
+
+# Limits in bytes (row A2)
+
+
+async def test_a2_a_queue_that_is_full_in_bytes_rejects_and_counts(store):
+    queue = await started_queue(store, limit_bytes=100)
+    await opened(queue.append(b"x" * 60, 1))
+    queue.append(b"y" * 40, 1)
+    with pytest.raises(QueueFullError, match=r"100 bytes wait .*EVENT_QUEUE_BYTES"):
+        queue.append(b"z", 1)
+    assert queue.append_impressions(b"z", 1) is None
+    assert (queue.counts.rejected, queue.counts.waiting) == (2, 2)
+    await until(lambda: queue.stored == 2)
+    claimed = await store.claim(1)
+    await store.settle(claimed)
+    queue.record_settled(1, 0, claimed[0].size)
+    await opened(queue.append(b"z" * 60, 1))
+    assert_balanced(queue)
+    await queue.stop()
+    again = await started_queue(store, limit_bytes=100)
+    with pytest.raises(QueueFullError):
+        again.append(b"z", 1)
+    await again.stop()
+
+
+async def test_a2_events_in_memory_are_bounded_in_bytes(store):
+    queue = await started_queue(store)
+    half = b"x" * (MAX_UNCOMMITTED_BYTES // 2)
+    queue.append(half, 1)
+    gate = queue.append(half, 1)
+    with pytest.raises(QueueFullError):
+        queue.append(b"z", 1)
+    await opened(gate)
+    await opened(queue.append(b"z", 1))
+    assert_balanced(queue)
+    await queue.stop()
+
+
+async def test_a2_bytes_of_events_that_cannot_be_stored_are_free_again(store):
+    queue = await started_queue(FullDisk(store, 1), limit_bytes=100)
+    queue.append(b"x" * 100, 1)
+    await until(lambda: queue.failure)
+    await opened(queue.append(b"y" * 100, 1))
+    await queue.stop()
+
+
+async def test_a2_chunks_keep_to_the_bytes_of_a_request(store):
+    queue = await started_queue(store)
+    event = b"x" * (REQUEST_BYTES // 4)
+    queue.append(b"\n".join([event] * 9), 9)
+    for _ in range(5):
+        gate = queue.append(event, 1)
+    await opened(gate)
+    found = [chunk for _ in range(9) for chunk in await store.claim(100)]
+    assert sum(chunk.count for chunk in found) == 14
+    assert max(len(chunk.body) for chunk in found) <= REQUEST_BYTES
+    assert len(found) == 5
     await queue.stop()
 
 

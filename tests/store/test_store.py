@@ -70,6 +70,29 @@ async def test_a_claim_keeps_to_the_number_of_events_but_takes_at_least_one_chun
     assert await bodies_claimed(store, 10) == ["c"]
 
 
+async def test_a2_a_claim_keeps_to_its_bytes_but_takes_at_least_one_chunk(store):
+    await store.events.append(chunks(*(letter * 1000 for letter in "abcde")))
+    assert [len(await store.events.claim(10, max_bytes=2000)) for _ in range(3)] == [2, 2, 1]
+    await store.events.append(chunks("f" * 5000, "g"))
+    first = await store.events.claim(10, max_bytes=2000)
+    assert [chunk.body[:1] for chunk in first] == [b"f"]
+    await store.events.release(first)
+    assert [len(await store.events.claim(10, max_bytes=2000)) for _ in range(2)] == [1, 1]
+
+
+async def test_a2_waiting_events_are_counted_in_bytes(store):
+    await store.events.append(chunks("a" * 100, "b" * 200, "c" * 300))
+    assert (await store.events.depth()).waiting_bytes == 600
+    claimed = await store.events.claim(2)
+    await store.events.settle(claimed, dead=[(NewChunk(1, b"a" * 100), "no")], remaining=[NewChunk(1, b"b" * 50)])
+    assert (await store.events.depth()).waiting_bytes == 350
+    await store.events.requeue()
+    assert (await store.events.depth()).waiting_bytes == 450
+    claimed = await store.events.claim(9)
+    await store.events.settle([chunk.without_body() for chunk in claimed])
+    assert (await store.events.depth()).waiting_bytes == 0
+
+
 async def test_released_chunks_are_the_next(store):
     await store.events.append(chunks("a", "b", "c"))
     first = await store.events.claim(1)

@@ -248,7 +248,7 @@ async def claim_everything(events, wanted=MANY):
 async def _still_moves(events):
     """A spilling store hands out nothing while it moves chunks from one of its stores to the other."""
     await asyncio.sleep(0.01)
-    return isinstance(events, SpillingEvents) and (await events._local.depth()).waiting > 0
+    return isinstance(events, SpillingEvents) and (await events.depth()).waiting > 0
 
 
 async def bury(events):

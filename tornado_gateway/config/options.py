@@ -174,6 +174,14 @@ class Config:
         "Maximum number of undelivered events. Beyond it, new events are rejected (see EVENT_QUEUE_FULL).",
         unit="events",
     )
+    event_queue_bytes: int = option(
+        _EVENTS,
+        kinds.whole(1024 * 1024),
+        "1073741824",
+        "Maximum size of the undelivered events. Beyond it, new events are rejected (see EVENT_QUEUE_FULL). At most"
+        " 32 MiB of them are in memory; the others are in the store.",
+        unit="bytes",
+    )
     event_queue_full: str = option(
         _EVENTS,
         kinds.one_of("drop", "refuse"),

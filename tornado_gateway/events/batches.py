@@ -13,6 +13,7 @@ from tornado_gateway.store.interfaces import Chunk, NewChunk
 KEY_STATUSES: Final = frozenset({401, 403})  # responses that concern the SDK key
 CONTENT_STATUSES: Final = frozenset({400, 413, 422})  # responses that concern events of the request, not the route
 RETRIED_STATUSES: Final = frozenset({408, 425, 429})  # 4xx that mean "later", not "never"
+REQUEST_BYTES: Final = 1_000_000  # of documents in one request, except for a single larger one
 FAILURES_BEFORE_SPLIT = 3  # while others succeed; a single event becomes a dead letter then, if it is rejected (4xx)
 FAILURES_BEFORE_DEAD = 6  # failures of any kind, for a single event: half a minute after it was isolated
 SPLIT_PIECES = 10  # a failed batch is cut into tenths: each level can cost a time-out, and 100 events need two levels
@@ -22,7 +23,7 @@ class Claim:
     """Chunks that this worker has claimed and that leave the store together.
 
     `parts` are the requests that are still to succeed. `delivered` counts events; `dead` holds rejected events with
-    the reason.
+    the reason. Its chunks keep their bodies only until then, because they can no longer be released.
     """
 
     __slots__ = ("chunks", "dead", "delivered", "parts")
@@ -48,6 +49,24 @@ class Claim:
     def is_untouched(self) -> bool:
         """Return whether none of its events have been delivered or rejected."""
         return not self.delivered and not self.dead
+
+    @property
+    def size(self) -> int:
+        """The number of bytes of the stored chunks."""
+        return sum([chunk.size for chunk in self.chunks])
+
+    def part_delivered(self, part: "Part") -> None:
+        self._touch(part)
+        self.delivered += part.events.count
+
+    def part_died(self, part: "Part", reason: str) -> None:
+        self._touch(part)
+        self.dead.append((part.events, reason))
+
+    def _touch(self, part: "Part") -> None:
+        if self.is_untouched:
+            self.chunks = [chunk.without_body() for chunk in self.chunks]
+        self.parts.discard(part)
 
     def remaining(self) -> list[NewChunk]:
         """The events that are still to be delivered."""
@@ -76,11 +95,14 @@ class Part:
         """Return whether it is a single event that failed repeatedly while others succeeded."""
         return self.events.count == 1 and self.failures >= FAILURES_BEFORE_SPLIT
 
-    def split(self, pieces: int) -> list["Part"]:
-        """Replace this part in its claim by smaller ones, in order."""
-        parts = [
-            Part(self.claim, events, self.failures, self.successes_seen) for events in split_events(self.events, pieces)
-        ]
+    @property
+    def size(self) -> int:
+        """The number of bytes of its documents."""
+        return len(self.events.body)
+
+    def split(self, pieces: Iterable[NewChunk]) -> list["Part"]:
+        """Replace this part in its claim by its pieces, in order."""
+        parts = [Part(self.claim, events, self.failures, self.successes_seen) for events in pieces]
         self.claim.parts.discard(self)
         self.claim.parts.update(parts)
         return parts
@@ -90,6 +112,7 @@ class RetryQueue:
     """Parts to be sent again, the earliest first. Times are those of the event loop's clock."""
 
     def __init__(self) -> None:
+        self.size = 0  # bytes of the parts
         self._entries: list[tuple[float, int, Part]] = []
         self._number = 0
 
@@ -99,18 +122,20 @@ class RetryQueue:
     def push(self, due: float, part: Part) -> None:
         self._number += 1  # two parts that are due at the same time keep their order
         heapq.heappush(self._entries, (due, self._number, part))
+        self.size += part.size
 
     def pop(self) -> Part:
-        return heapq.heappop(self._entries)[2]
+        part = heapq.heappop(self._entries)[2]
+        self.size -= part.size
+        return part
 
     def make_due(self) -> None:
         """Let all parts be due at once, in their order, because the reason for their delays is gone."""
         self._entries = [(0.0, number, part) for number, (_, _, part) in enumerate(sorted(self._entries, key=_due))]
 
-    @property
-    def unexplained(self) -> int:
-        """The number of parts whose failures may be due to upstream as a whole."""
-        return sum([not part.failures for _, _, part in self._entries])
+    def unexplained(self) -> list[Part]:
+        """Return the parts whose failures may be due to upstream as a whole."""
+        return [part for _, _, part in self._entries if not part.failures]
 
     @property
     def due(self) -> float:
@@ -122,20 +147,35 @@ def _due(entry: tuple[float, int, Part]) -> tuple[float, int]:
     return entry[:2]
 
 
-def pack(chunks: Iterable[Chunk], most_events: int) -> list[list[Chunk]]:
-    """Pack chunks, in order, into batches of at most `most_events` and of one identity.
+def pack(chunks: Iterable[Chunk], most_events: int, most_bytes: int = REQUEST_BYTES) -> list[list[Chunk]]:
+    """Pack chunks, in order, into batches within both limits and of one identity. A larger chunk is a batch of its own.
 
     A chunk with a query is sent alone.
     """
     batches: list[list[Chunk]] = []
-    room = 0
+    room = bytes_left = 0
     for chunk in chunks:
-        if chunk.query or chunk.count > room or chunk.identity != batches[-1][0].identity:
+        is_full = chunk.count > room or len(chunk.body) > bytes_left
+        if chunk.query or is_full or chunk.identity != batches[-1][0].identity:
             batches.append([])
-            room = most_events
+            room, bytes_left = most_events, most_bytes
         batches[-1].append(chunk)
         room = 0 if chunk.query else room - chunk.count
+        bytes_left -= len(chunk.body) + 1
     return batches
+
+
+def split_to_fit(events: NewChunk, most_events: int, most_bytes: int) -> list[NewChunk]:
+    """Cut events, in order, into as few chunks within both limits as possible. A single larger event is a chunk."""
+    groups: list[list[bytes]] = []
+    size = 0
+    for document in events.body.split(b"\n"):
+        if not groups or len(groups[-1]) >= most_events or size + len(document) > most_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(document)
+        size += len(document) + 1
+    return [NewChunk(len(group), b"\n".join(group), events.query, events.identity) for group in groups]
 
 
 def split_events(events: NewChunk, pieces: int) -> list[NewChunk]:

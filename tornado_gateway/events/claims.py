@@ -4,21 +4,27 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-from tornado_gateway.events.batches import Claim, Part, RetryQueue
-from tornado_gateway.store.interfaces import Chunk
+from tornado_gateway.events.batches import Claim, Part, RetryQueue, split_events
+from tornado_gateway.store.interfaces import Chunk, NewChunk
 
+# Of events that are claimed and not yet delivered. A document can be in memory three times: in its chunk, in its part
+# and in the request.
+MAX_CLAIMED_BYTES = 16 * 1024 * 1024
 MAX_RETRYING = 128  # parts that wait for a retry; beyond it no new events are claimed, so that memory is bounded
+MAX_RETRYING_BYTES = MAX_CLAIMED_BYTES // 2
 
 
 class Claims:
     """The claims of a worker. Each of their parts is in `ready`, in `retries`, or in flight.
 
-    `events` is the number of claimed events. All parts of an `unsettled` claim are done, but the store has failed to
-    settle it. `retry_error` is the failure of the last part that is to be sent again.
+    `events` is the number of claimed events, `size` the bytes of those that are not yet delivered. All parts of an
+    `unsettled` claim are done, but the store has failed to settle it. `retry_error` is the failure of the last part
+    that is to be sent again.
     """
 
     def __init__(self) -> None:
         self.events = 0
+        self.size = 0
         self.ready: deque[Part] = deque()
         self.retries = RetryQueue()
         self.unsettled: list[Claim] = []
@@ -33,12 +39,14 @@ class Claims:
         claim = Claim(chunks)
         self._claims.add(claim)
         self.events += claim.count
+        self.size += sum([part.size for part in claim.parts])
         self.ready.extend(claim.parts)
 
     def forget(self, claim: Claim) -> None:
         """Remove a claim that is settled or released."""
         self._claims.discard(claim)
         self.events -= claim.count
+        self.size -= sum([part.size for part in claim.parts])
 
     def all(self) -> list[Claim]:
         return list(self._claims)
@@ -67,17 +75,35 @@ class Claims:
     @property
     def is_full(self) -> bool:
         """Return whether there is no room for further parts that wait for a retry."""
-        return len(self.retries) >= MAX_RETRYING
+        return len(self.retries) >= MAX_RETRYING or self.retries.size >= MAX_RETRYING_BYTES
 
-    def is_full_of_failures(self, *, during_outage: bool) -> bool:
-        """Return whether so many parts wait for a retry that no new events are to be claimed.
+    def has_room(self, *, during_outage: bool) -> bool:
+        """Return whether new events may be claimed: not if too many are claimed, or wait for a retry.
 
         While nothing succeeds, events behind many that are known to fail have to show whether others succeed.
         """
-        return (self.retries.unexplained if during_outage else len(self.retries)) >= MAX_RETRYING
+        if self.size >= MAX_CLAIMED_BYTES:
+            return False
+        if not during_outage:
+            return not self.is_full
+        unexplained = self.retries.unexplained()
+        return len(unexplained) < MAX_RETRYING and sum([part.size for part in unexplained]) < MAX_RETRYING_BYTES
+
+    def delivered(self, part: Part) -> None:
+        self.size -= part.size
+        part.claim.part_delivered(part)
+
+    def died(self, part: Part, reason: str) -> None:
+        self.size -= part.size
+        part.claim.part_died(part, reason)
 
     def split(self, part: Part, pieces: int) -> None:
-        """Replace a part by pieces, which are sent next, in order."""
+        """Replace a part by so many pieces, which are sent next, in order."""
+        self.replace(part, split_events(part.events, pieces))
+
+    def replace(self, part: Part, pieces: Sequence[NewChunk]) -> None:
+        """Replace a part by its pieces, which are sent next, in order."""
+        self.size += sum([len(piece.body) for piece in pieces]) - part.size
         self.ready.extendleft(reversed(part.split(pieces)))
 
     def retry_later(self, part: Part, seconds: float, error: str) -> None:

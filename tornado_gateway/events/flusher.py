@@ -13,7 +13,17 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tornado_gateway.errors import StoreError, UpstreamError
-from tornado_gateway.events.batches import KEY_STATUSES, SPLIT_PIECES, Claim, Part, is_dead, pack, pieces_after
+from tornado_gateway.events.batches import (
+    KEY_STATUSES,
+    REQUEST_BYTES,
+    SPLIT_PIECES,
+    Claim,
+    Part,
+    is_dead,
+    pack,
+    pieces_after,
+    split_to_fit,
+)
 from tornado_gateway.events.claims import Claims
 from tornado_gateway.events.outcomes import LastFlush, Outcomes, RetryPolicy
 from tornado_gateway.events.queue import EventQueue
@@ -215,7 +225,7 @@ class Flusher:
         return is_last_chance or retries.due <= asyncio.get_running_loop().time()
 
     def _is_worth_a_claim(self) -> bool:
-        if self._claims.is_full_of_failures(during_outage=self._outcomes.failures > 0):
+        if not self._claims.has_room(during_outage=self._outcomes.failures > 0):
             return False
         return self._schedule.must_drain or self._unclaimed >= self._events_per_request
 
@@ -233,8 +243,8 @@ class Flusher:
     # --- One request and its outcome ---
 
     async def _deliver(self, part: Part) -> None:
-        if part.events.count > self._events_per_request:  # stored when EVENTS_PER_REQUEST was larger
-            self._claims.split(part, -(-part.events.count // self._events_per_request))
+        if self._is_too_large(part.events):
+            self._claims.replace(part, split_to_fit(part.events, self._events_per_request, REQUEST_BYTES))
             return
         self._outcomes.begin(part)
         try:
@@ -245,6 +255,12 @@ class Flusher:
             self._part_succeeded(part)
         if not part.claim.parts:
             await self._settle(part.claim)
+
+    def _is_too_large(self, events: NewChunk) -> bool:
+        """Return whether events have to be split, such as those stored when EVENTS_PER_REQUEST was larger."""
+        if events.count == 1:
+            return False
+        return events.count > self._events_per_request or len(events.body) > REQUEST_BYTES
 
     async def _send(self, events: NewChunk) -> None:
         before = time.monotonic()
@@ -264,8 +280,7 @@ class Flusher:
     def _part_succeeded(self, part: Part) -> None:
         if self._outcomes.succeeded(part.events):  # the failures during an outage say nothing about its parts
             self._claims.retries.make_due()
-        part.claim.delivered += part.events.count
-        part.claim.parts.discard(part)
+        self._claims.delivered(part)
 
     def _part_failed(self, part: Part, error: UpstreamError) -> None:
         outcomes = self._outcomes
@@ -305,21 +320,22 @@ class Flusher:
         """Make events that fail while others succeed dead letters."""
         reason, count = str(error), part.events.count
         self._log.error(reason, "VWO rejected %d events permanently, they are dead letters now: %s", count, reason)
-        part.claim.dead.append((part.events, reason))
-        part.claim.parts.discard(part)
+        self._claims.died(part, reason)
 
     # --- Settling ---
 
     async def _settle(self, claim: Claim) -> None:
         """Remove a claim from the store. If the store fails, it is tried again before the next flush."""
+        remaining = claim.remaining()
         try:
-            await self._store.settle(claim.chunks, claim.dead, claim.remaining())
+            await self._store.settle(claim.chunks, claim.dead, remaining)
         except StoreError as error:
             self._log.error("settle", "delivered events could not be removed from the store, retrying: %s", error)
             self._claims.unsettled.append(claim)
             return
         self._claims.forget(claim)
-        self._queue.record_settled(claim.delivered, claim.dead_count)
+        size = claim.size - sum([len(events.body) for events in remaining])
+        self._queue.record_settled(claim.delivered, claim.dead_count, size)
         if claim.dead:
             await self._queue.trim_dead_letters()
 

@@ -34,6 +34,11 @@ class Group:
         """The number of events."""
         return sum([count for count, _, _ in self.entries])
 
+    @property
+    def size(self) -> int:
+        """The number of bytes of their documents."""
+        return sum([len(documents) for _, documents, _ in self.entries])
+
     def next(self) -> "Group":
         """Return an empty group with the same kind of gates."""
         return Group(one_gate=self.decisions is self.gate)
@@ -53,8 +58,8 @@ class GroupCommit:
     """Writes groups of events, one after the other, for the queue that fills `pending` and then sets `wanted`.
 
     Entries that arrive during a commit form the next group. `write` stores the entries of a group or raises StoreError.
-    `stored` is called with each group that was stored, and has to open it. `rejected` is called with the number of
-    events that will not be stored.
+    `stored` is called with each group that was stored, and has to open it. `rejected` is called with each group that
+    will not be stored.
 
     Without `durable` a group that cannot be stored is kept, and tried again after `retry_seconds`. With `durable` it is
     rejected, and so are new events (`is_stalled`) while a commit takes longer than `commit_seconds`.
@@ -64,7 +69,7 @@ class GroupCommit:
         self,
         write: Callable[[Sequence[Entry]], Awaitable[None]],
         stored: Callable[[Group], None],
-        rejected: Callable[[int], None],
+        rejected: Callable[[Group], None],
         *,
         durable: bool,
         one_gate: bool,
@@ -143,7 +148,7 @@ class GroupCommit:
             self.wanted.set()
 
     def _reject(self, group: Group) -> None:
-        self._rejected(group.count)
+        self._rejected(group)
         group.release(f"the event could not be stored: {self.failure}")
 
     def _failed(self, reason: str) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from tornado_gateway.errors import QueueFullError, StoreError
+from tornado_gateway.events.batches import REQUEST_BYTES, split_to_fit
+from tornado_gateway.events.budget import ByteBudget
 from tornado_gateway.events.group_commit import Entry, Group, GroupCommit
 from tornado_gateway.gate import Gate
 from tornado_gateway.logs import ThrottledLog
@@ -16,6 +18,7 @@ from tornado_gateway.tasks import Periodic
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_LIMIT_BYTES = 1024 * 1024 * 1024
 RECOUNT_SECONDS = 1.0  # interval between reads of the number of waiting events in a shared store
 
 
@@ -61,6 +64,7 @@ class EventQueue:
         store: EventStore,
         *,
         limit: int,
+        limit_bytes: int = DEFAULT_LIMIT_BYTES,
         chunk_events: int,
         dead_letter_limit: int = 100_000,
         durable: bool = True,
@@ -79,6 +83,7 @@ class EventQueue:
         self._dead_letter_limit = dead_letter_limit
         self._shared = shared
         self._decisions_need_store = decisions_need_store
+        self._budget = ByteBudget(limit_bytes)
         self._log = ThrottledLog(logger)
         self._subscribers = _Subscribers()
         self._recounting = Periodic(self._recount, RECOUNT_SECONDS, jitter=0.2)
@@ -125,6 +130,7 @@ class EventQueue:
         else:
             depth = await self._store.depth()
             self.stored = self.counts.waiting = depth.waiting
+            self._budget.set_stored(depth.waiting_bytes)
             self.counts.dead = depth.dead
             self.counts.received = depth.waiting + depth.dead
         self._commits.start()
@@ -167,11 +173,14 @@ class EventQueue:
         """Add events to the pending group. None: they were rejected."""
         counts = self.counts
         commits = self._commits
+        budget = self._budget
+        size = budget.uncommitted + len(documents)
         counts.received += count
-        if counts.waiting + count > self._limit or commits.is_stalled:
+        if counts.waiting + count > self._limit or size > budget.most or commits.is_stalled:
             counts.rejected += count
             return None
         counts.waiting += count
+        budget.uncommitted = size
         group = commits.pending
         entries = group.entries
         if not entries:
@@ -182,7 +191,8 @@ class EventQueue:
     def _rejection(self) -> str:
         if self._commits.is_stalled:
             return f"events cannot be stored at the moment: {self.failure}"
-        return f"the event queue is full: {self.counts.waiting} events wait (EVENT_QUEUE_LIMIT)"
+        waiting = f"{self.counts.waiting} events of {self._budget.waiting} bytes wait"
+        return f"the event queue is full: {waiting} (EVENT_QUEUE_LIMIT, EVENT_QUEUE_BYTES)"
 
     def reject(self, count: int) -> None:
         """Count events that arrived but are not to be stored."""
@@ -196,24 +206,28 @@ class EventQueue:
 
     def _group_stored(self, group: Group) -> None:
         self.stored += group.count
+        self._budget.commit(group.size)
         group.open()
         for notify in self._subscribers.stored:
             notify()
         for receive in self._subscribers.committed:
             receive(group.entries)
 
-    def _group_rejected(self, count: int) -> None:
+    def _group_rejected(self, group: Group) -> None:
+        count = group.count
+        self._budget.reject(group.size)
         self.counts.waiting -= count
         self.counts.rejected += count
 
     # --- Stored events ---
 
-    def record_settled(self, delivered: int, dead: int) -> None:
-        """Count events that have left the queue."""
+    def record_settled(self, delivered: int, dead: int, size: int) -> None:
+        """Count events that have left the queue, together `size` bytes."""
         self.stored -= delivered + dead
         self.counts.waiting -= delivered + dead
         self.counts.delivered += delivered
         self.counts.dead += dead
+        self._budget.settle(size, self.stored)
 
     async def requeue(self, ids: Sequence[int | str] | None = None) -> int:
         """Move dead letters (None: all) back into the queue, as many as fit into it. Return the number of events.
@@ -221,7 +235,7 @@ class EventQueue:
         Raise QueueFullError, or StoreError.
         """
         room = self._limit - self.counts.waiting
-        if room <= 0:
+        if room <= 0 or self._budget.most <= 0:
             raise QueueFullError(self._rejection())
         moved = await self._store.requeue(ids, room)
         if self._shared:
@@ -262,6 +276,7 @@ class EventQueue:
         self.counts.waiting += waiting
         self.counts.dead += dead
         self.counts.received += waiting + dead
+        self._budget.set_stored(depth.waiting_bytes)
         if waiting:
             self._request_flush()
 
@@ -278,24 +293,29 @@ class EventQueue:
             return
         self.stored = depth.waiting
         self.counts.waiting = depth.waiting + self._commits.uncommitted
+        self._budget.set_stored(depth.waiting_bytes)
         for notify in self._subscribers.stored:
             notify()
 
 
 def _chunks(group: Sequence[Entry], most_events: int, identity: Identity) -> list[NewChunk]:
-    """Join a group into chunks of at most `most_events`, so that a chunk always fits into one request upstream."""
+    """Join a group into chunks, so that each fits into one request: at most `most_events`, and REQUEST_BYTES."""
     chunks: list[NewChunk] = []
     bodies: list[bytes] = []
-    events = 0
+    events = size = 0
     for count, body, query in group:
         if query:
             chunks.append(NewChunk(count, body, query, identity))
             continue
-        if events + count > most_events and bodies:
+        if bodies and (events + count > most_events or size + len(body) > REQUEST_BYTES):
             chunks.append(NewChunk(events, b"\n".join(bodies), "", identity))
-            bodies, events = [], 0
+            bodies, events, size = [], 0, 0
+        if count > 1 and (count > most_events or len(body) > REQUEST_BYTES):
+            chunks += split_to_fit(NewChunk(count, body, "", identity), most_events, REQUEST_BYTES)
+            continue
         bodies.append(body)
         events += count
+        size += len(body) + 1
     if bodies:
         chunks.append(NewChunk(events, b"\n".join(bodies), "", identity))
     return chunks

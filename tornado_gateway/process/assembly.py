@@ -328,6 +328,7 @@ def build_queue(config: Config, store: Store) -> EventQueue:
     events = EventQueue(
         store.events,
         limit=config.event_queue_limit,
+        limit_bytes=config.event_queue_bytes,
         chunk_events=config.events_per_request,
         dead_letter_limit=config.dead_letter_limit,
         durable=config.event_ack == "durable",

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tornado_gateway.core.types import StickyRecord
 
+CLAIM_BYTES = 4 * 1024 * 1024  # largest size of the bodies in one claim, except for a single larger chunk
 SHARED = "shared:"  # prefix of the names of leases that all environments of a DATA_DIR share
 
 
@@ -40,13 +41,23 @@ class NewChunk:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A stored chunk under the store's own name for it."""
+    """A stored chunk under the store's own name for it. `dropped` is the size of a body that is not in memory."""
 
     id: int | str
     count: int
     body: bytes
     query: str = ""
     identity: Identity = NO_IDENTITY
+    dropped: int = 0
+
+    @property
+    def size(self) -> int:
+        """The number of bytes of the stored body."""
+        return len(self.body) or self.dropped
+
+    def without_body(self) -> "Chunk":
+        """Return the chunk for `settle`, which needs no body."""
+        return Chunk(self.id, self.count, b"", self.query, self.identity, self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +75,15 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """The numbers of waiting and dead events; `oldest_at` is the time at which the oldest waiting was stored."""
+    """The numbers of waiting and dead events, and the bytes of the waiting ones.
+
+    `oldest_at` is the time at which the oldest waiting was stored.
+    """
 
     waiting: int
     dead: int
     oldest_at: float | None
+    waiting_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +115,8 @@ class EventStore(Protocol):
     async def append(self, chunks: Sequence[NewChunk]) -> None:
         """Store all of them, or raise and store none. Stored chunks survive the end of the process."""
 
-    async def claim(self, max_events: int) -> list[Chunk]:
-        """Claim the oldest chunks that are not in flight: at least one if there is any, of at most `max_events`."""
+    async def claim(self, max_events: int, max_bytes: int = CLAIM_BYTES) -> list[Chunk]:
+        """Claim the oldest chunks that are not in flight: at least one if there is any, within both limits."""
 
     async def release(self, chunks: Sequence[Chunk]) -> None:
         """Return claimed chunks to the queue; they are the next to be claimed."""

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.interfaces import Chunk, DeadLetter, Depth, EventStore, NewChunk
+from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetter, Depth, EventStore, NewChunk
 from tornado_gateway.tasks import end_tasks
 
 logger = logging.getLogger(__name__)
@@ -86,16 +86,16 @@ class SpillingEvents:
                 return
         await self._local.append(chunks)
 
-    async def claim(self, max_events: int) -> list[Chunk]:
+    async def claim(self, max_events: int, max_bytes: int = CLAIM_BYTES) -> list[Chunk]:
         """As promised by EventStore, of one of the two stores."""
         if not self.is_degraded:
             with suppress(StoreError):
-                return await self._ask(self._primary.claim, max_events)
+                return await self._ask(self._primary.claim, max_events, max_bytes)
         # A primary that is full and accepts no more events has to be drained, so claims alternate.
         self._local_first = not self._local_first
         claims = [self._claim_local, self._claim_primary]
         for claim in claims if self._local_first else reversed(claims):
-            if chunks := await claim(max_events):
+            if chunks := await claim(max_events, max_bytes):
                 return chunks
         return []
 
@@ -134,7 +134,8 @@ class SpillingEvents:
                 self._primary_depth = await self._ask(self._primary.depth)
         primary = self._primary_depth
         oldest = [at for at in (local.oldest_at, primary.oldest_at) if at is not None]
-        return Depth(local.waiting + primary.waiting, local.dead + primary.dead, min(oldest, default=None))
+        size = local.waiting_bytes + primary.waiting_bytes
+        return Depth(local.waiting + primary.waiting, local.dead + primary.dead, min(oldest, default=None), size)
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """Return the letters of both stores, or only the local ones if the primary store fails."""
@@ -172,13 +173,13 @@ class SpillingEvents:
                 discarded += await self._ask_long(self._primary.trim_dead_letters, max_events)
         return discarded
 
-    async def _claim_local(self, max_events: int) -> list[Chunk]:
-        return [replace(chunk, id=f"{LOCAL}{chunk.id}") for chunk in await self._local.claim(max_events)]
+    async def _claim_local(self, max_events: int, max_bytes: int) -> list[Chunk]:
+        return [replace(chunk, id=f"{LOCAL}{chunk.id}") for chunk in await self._local.claim(max_events, max_bytes)]
 
-    async def _claim_primary(self, max_events: int) -> list[Chunk]:
+    async def _claim_primary(self, max_events: int, max_bytes: int) -> list[Chunk]:
         if self._primary_is_open:
             with suppress(StoreError):
-                return await self._ask(self._primary.claim, max_events)
+                return await self._ask(self._primary.claim, max_events, max_bytes)
         return []
 
     async def _ask(self, work: Callable[..., Awaitable[T]], *args: object) -> T:

@@ -69,21 +69,27 @@ class Consumer:
         self._held, self._ours = [], set()
         return True
 
-    async def claim(self, max_events: int) -> list[Chunk]:
+    async def claim(self, max_events: int, max_bytes: int) -> list[Chunk]:
         """As promised by EventStore. A cancelled claim continues, and its chunks are held for the next one."""
         while True:
             found = 0
-            if self._missing(max_events) > 0 or self._in_doubt_until is not None:
-                found = await asyncio.shield(self._start_claim(max_events))
-            chunks = self._take_held(max_events)
+            if self._missing(max_events, max_bytes) > 0 or self._in_doubt_until is not None:
+                found = await asyncio.shield(self._start_claim(max_events, max_bytes))
+            chunks = self._take_held(max_events, max_bytes)
             if chunks or not found:
                 return chunks
 
-    def _missing(self, max_events: int) -> int:
+    def _missing(self, max_events: int, max_bytes: int) -> int:
+        """Return how many events are missing for a claim; none if the held ones have enough bytes."""
+        if self._missing_bytes(max_bytes) <= 0:
+            return 0
         return max_events - sum(chunk.count for chunk in self._held)
 
-    def _start_claim(self, max_events: int) -> "asyncio.Task[int]":
-        task = asyncio.create_task(self._claim_more(max_events))
+    def _missing_bytes(self, max_bytes: int) -> int:
+        return max_bytes - sum(len(chunk.body) for chunk in self._held)
+
+    def _start_claim(self, max_events: int, max_bytes: int) -> "asyncio.Task[int]":
+        task = asyncio.create_task(self._claim_more(max_events, max_bytes))
         self._claims.add(task)
         task.add_done_callback(self._claim_ended)
         return task
@@ -93,14 +99,14 @@ class Consumer:
         if not task.cancelled():
             task.exception()  # its caller may have been cancelled
 
-    async def _claim_more(self, max_events: int) -> int:
+    async def _claim_more(self, max_events: int, max_bytes: int) -> int:
         """Hold enough chunks for a claim. Return the number of chunks that are held."""
         async with self._claiming:
             if self._in_doubt_until is not None:
                 await self._find_lost_claims(self._in_doubt_until)
-            missing = self._missing(max_events)
+            missing = self._missing(max_events, max_bytes)
             if missing > 0:
-                claimed = await self._claim_events(missing)
+                claimed = await self._claim_events(missing, self._missing_bytes(max_bytes))
                 self._held.extend(claimed)
             return len(self._held)
 
@@ -111,8 +117,8 @@ class Consumer:
     def release(self, chunks: Sequence[Chunk]) -> None:
         self._held = sorted([*self._held, *chunks], key=lambda chunk: order_of(str(chunk.id)))
 
-    async def _claim_events(self, budget: int) -> list[Chunk]:
-        """Send a heartbeat and claim until the budget is reached; the last chunk may exceed it."""
+    async def _claim_events(self, budget: int, max_bytes: int = 0) -> list[Chunk]:
+        """Send a heartbeat and claim until one of the budgets is reached; the last chunk may exceed it."""
         asked_at = time.monotonic()
         may_take_over = self._alive_since is not None and asked_at - self._alive_since >= self._alive_seconds
         alive_ms = int(self._alive_seconds * 1000)
@@ -126,6 +132,7 @@ class Consumer:
                 int(may_take_over),
                 budget,
                 CLAIMED_CHUNKS,
+                max_bytes,
             )
         except (StoreError, asyncio.CancelledError):
             if budget > 0:
@@ -138,12 +145,13 @@ class Consumer:
         self._ours.update(str(chunk.id) for chunk in chunks)
         return chunks
 
-    def _take_held(self, max_events: int) -> list[Chunk]:
+    def _take_held(self, max_events: int, max_bytes: int) -> list[Chunk]:
         taken = 0
         for chunk in self._held:
-            if taken and chunk.count > max_events:
+            if taken and (chunk.count > max_events or len(chunk.body) > max_bytes):
                 break
             max_events -= chunk.count
+            max_bytes -= len(chunk.body)
             taken += 1
         chunks, self._held = self._held[:taken], self._held[taken:]
         return chunks

@@ -3,7 +3,7 @@
 A namespace belongs to one account and environment (STORE_NAMESPACE); its prefix is {fme:<namespace>}.
 
     …:events       stream of chunks (n events, query, body, account, key) with a consumer group of the processes
-    …:counts       hash: events `waiting` and `dead`
+    …:counts       hash: events `waiting` and `dead`, and the `bytes` of the waiting ones
     …:dead         stream of permanently rejected events (also r, the reason)
     …:consumers    sorted set: the time (the server's ms) until which each consumer counts as alive; 0: it left
     …:document:…   hash with body, version, saved_at, by; its name is published on …:changes
@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.interfaces import Chunk, DeadLetter, Depth, NewChunk, Store
+from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetter, Depth, NewChunk, Store
 from tornado_gateway.store.redis.consumer import GROUP, Consumer
 from tornado_gateway.store.redis.entries import arguments_of, letter_of, stored_at
 from tornado_gateway.store.redis.link import Link, TimelyScripts, Value, make_link, prefix
@@ -90,8 +90,8 @@ class RedisEvents:
         values = [value for chunk in chunks for value in arguments_of(chunk)]
         await self._scripts.run(APPEND, self._keys, sum(chunk.count for chunk in chunks), *values)
 
-    async def claim(self, max_events: int) -> list[Chunk]:
-        return await self._consumer.claim(max_events)
+    async def claim(self, max_events: int, max_bytes: int = CLAIM_BYTES) -> list[Chunk]:
+        return await self._consumer.claim(max_events, max_bytes)
 
     async def release(self, chunks: Sequence[Chunk]) -> None:
         self._consumer.release(chunks)
@@ -99,7 +99,7 @@ class RedisEvents:
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:
-        settled: list[Value] = [value for chunk in chunks for value in (chunk.id, chunk.count)]
+        settled: list[Value] = [value for chunk in chunks for value in (chunk.id, chunk.count, chunk.size)]
         rejected = [value for chunk, reason in dead for value in (*arguments_of(chunk), reason)]
         waiting = [value for chunk in remaining for value in arguments_of(chunk)]
         await self._scripts.run(
@@ -108,8 +108,8 @@ class RedisEvents:
         self._consumer.forget(chunks)
 
     async def depth(self) -> Depth:
-        waiting, dead, first = await self._link.run(DEPTH, self._keys)
-        return Depth(waiting, dead, stored_at(first) if first else None)
+        waiting, dead, first, size = await self._link.run(DEPTH, self._keys)
+        return Depth(waiting, dead, stored_at(first) if first else None, max(0, size))
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         entries = await self._link.call("XRANGE", self._keys[2], "-", "+", "COUNT", limit)

@@ -7,13 +7,12 @@ import sqlite3
 import time
 from collections.abc import Sequence
 
-from tornado_gateway.store.interfaces import Chunk, Depth, Identity, NewChunk
+from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, Depth, Identity, NewChunk
 from tornado_gateway.store.sqlite.database import ranges, transaction
 from tornado_gateway.store.sqlite.dead_letters import INSERT_DEAD, count_dead
 from tornado_gateway.store.sqlite.space import DiskSpace
 
 READ_CHUNKS = 5000  # one claim never reads more chunks than this
-READ_BYTES = 8 * 1024 * 1024  # nor more bytes of bodies, except for the first chunk
 INSERT_CHUNK = """
 INSERT INTO chunks (id, at, count, query, body, account_id, sdk_key) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
@@ -97,7 +96,7 @@ def read_after(
     query = "SELECT id, count, body, query, account_id, sdk_key FROM chunks WHERE id > ? ORDER BY id LIMIT ?"
     for id_, count, body, text, account_id, sdk_key in connection.execute(query, (last, READ_CHUNKS)):
         chunk = Chunk(id_, count, body, text, Identity(account_id, sdk_key))
-        if (chunks or not needs_one) and (chunk.count > max_events or size + len(chunk.body) > READ_BYTES):
+        if (chunks or not needs_one) and (chunk.count > max_events or size + len(chunk.body) > CLAIM_BYTES):
             break
         chunks.append(chunk)
         max_events -= chunk.count
@@ -132,11 +131,12 @@ def settle(
 
 
 def depth(connection: sqlite3.Connection, log: str, settled: Sequence[int]) -> Depth:
-    """Count all chunks in the file; `oldest_at` leaves out settled ones."""
+    """Count the events of all chunks in the file; `oldest_at` and the bytes leave out settled ones."""
     (waiting,) = connection.execute("SELECT coalesce(sum(count), 0) FROM chunks").fetchone()
-    query = "SELECT min(at) FROM chunks WHERE id > ? AND id < ?"
-    found = [connection.execute(query, gap).fetchone()[0] for gap in _gaps(ranges(settled))]
-    return Depth(waiting, count_dead(connection, log), min((at for at in found if at is not None), default=None))
+    query = "SELECT min(at), coalesce(sum(length(body)), 0) FROM chunks WHERE id > ? AND id < ?"
+    found = [connection.execute(query, gap).fetchone() for gap in _gaps(ranges(settled))]
+    oldest_at = min((at for at, _ in found if at is not None), default=None)
+    return Depth(waiting, count_dead(connection, log), oldest_at, sum(size for _, size in found))
 
 
 def _gaps(taken: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

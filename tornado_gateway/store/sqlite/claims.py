@@ -45,30 +45,34 @@ class ClaimMemory:
             self._fresh_bytes += size
             self._last_known = before + len(chunks)
 
-    async def claim(self, max_events: int) -> list[Chunk]:
-        if self._last_stored > self._last_known and self._missing(max_events) > 0:
-            await self._fill(max_events)
+    async def claim(self, max_events: int, max_bytes: int) -> list[Chunk]:
+        if self._last_stored > self._last_known and self._missing(max_events, max_bytes) > 0:
+            await self._fill(max_events, max_bytes)
         claimed: list[Chunk] = []
-        while (chunk := self._first()) and (not claimed or chunk.count <= max_events):
+        while (chunk := self._first()) and (
+            not claimed or (chunk.count <= max_events and len(chunk.body) <= max_bytes)
+        ):
             claimed.append(self._take_first())
             max_events -= chunk.count
+            max_bytes -= len(chunk.body)
         return claimed
 
     def release(self, chunks: Sequence[Chunk]) -> None:
         self._released = sorted([*self._released, *chunks], key=lambda chunk: int(chunk.id))
 
-    def _missing(self, max_events: int) -> int:
+    def _missing(self, max_events: int, max_bytes: int) -> int:
         """Return how many events have to be read for a claim; at least one if none is in memory."""
         for chunk in chain(self._released, self._fresh):
             max_events -= chunk.count
-            if max_events <= 0:
+            max_bytes -= len(chunk.body)
+            if max_events <= 0 or max_bytes <= 0:
                 return 0
         return max_events if self._first() else max(1, max_events)
 
-    async def _fill(self, max_events: int) -> None:
+    async def _fill(self, max_events: int, max_bytes: int) -> None:
         """Read chunks into memory; nothing has been claimed yet, so a failure or a cancellation loses nothing."""
         async with self._reading:
-            missing = self._missing(max_events)
+            missing = self._missing(max_events, max_bytes)
             if missing <= 0 or self._last_stored <= self._last_known:
                 return
             stored, end = await self._read(self._last_known, missing, self._first() is None)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.interfaces import Chunk, DeadLetter, Depth, NewChunk, Store
+from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetter, Depth, NewChunk, Store
 from tornado_gateway.store.sqlite import chunks as table
 from tornado_gateway.store.sqlite import dead_letters as letters
 from tornado_gateway.store.sqlite.adoption import Adoption
@@ -133,8 +133,8 @@ class SqliteEvents:
         self._memory.keep(last - len(chunks), chunks, size)
         self._checkpoints.count(size)
 
-    async def claim(self, max_events: int) -> list[Chunk]:
-        return await self._memory.claim(max_events)
+    async def claim(self, max_events: int, max_bytes: int = CLAIM_BYTES) -> list[Chunk]:
+        return await self._memory.claim(max_events, max_bytes)
 
     async def _read(self, last: int, max_events: int, needs_one: bool) -> tuple[list[Chunk], int]:
         return await self._database.run(table.read_after, self._ids, last, max_events, needs_one)
@@ -170,7 +170,7 @@ class SqliteEvents:
 
         stored = await self._database.run(table.depth, self._log, self._deletions.ids, then=note)
         waiting = stored.waiting + deleted[0] - self._deletions.settled_events
-        return Depth(waiting, stored.dead, stored.oldest_at if waiting else None)
+        return Depth(waiting, stored.dead, stored.oldest_at if waiting else None, stored.waiting_bytes)
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         return await self._database.run(letters.dead_letters, limit)

@@ -1,18 +1,20 @@
--- Send a heartbeat and, with a budget of events, claim: first the chunks of dead consumers, then new ones, until the
--- last one reaches or exceeds the budget.
+-- Send a heartbeat and, with budgets of events and bytes, claim: first the chunks of dead consumers, then new ones, until
+-- the last one reaches or exceeds one of the budgets.
 local stream, consumers = KEYS[1], KEYS[2]
 local group, me, alive_ms = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local gone_before, budget, most = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local max_bytes = tonumber(ARGV[8])
 redis.call('ZREM', consumers, '')  -- a write that a full Redis allows; after one it allows all of this script
 local alive_until = tonumber(redis.call('ZSCORE', consumers, me) or 0)
 redis.call('ZADD', consumers, now + alive_ms, me)
-local claimed, events = {}, 0
+local claimed, events, bytes = {}, 0, 0
 local function keep(entry)
     local values = entry[2]
     claimed[#claimed + 1] = {entry[1], values[2], values[4], values[6], values[8] or '', values[10] or ''}
     events = events + tonumber(values[2])
+    bytes = bytes + #values[6]
 end
-local function wanted() return events < budget and #claimed < most end
+local function wanted() return events < budget and bytes < max_bytes and #claimed < most end
 local function take_over(name)
     local pending = redis.pcall('XPENDING', stream, group, '-', '+', 100, name)
     if pending.err or #pending == 0 then

@@ -9,6 +9,7 @@ for _, letter in ipairs(letters) do
         'n', values[2], 'q', values[4], 'b', values[6], 'a', values[10] or '', 'k', values[12] or '')
     redis.call('XDEL', KEYS[3], letter[1])
     redis.call('HINCRBY', KEYS[2], 'waiting', values[2])
+    redis.call('HINCRBY', KEYS[2], 'bytes', #values[6])
     redis.call('HINCRBY', KEYS[2], 'dead', -values[2])
     events = events + tonumber(values[2])
     moved = moved + 1

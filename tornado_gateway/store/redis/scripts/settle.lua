@@ -4,11 +4,14 @@ local function next_argument()
     at = at + 1
     return ARGV[at]
 end
-local waiting, dead = 0, 0
+local waiting, dead, bytes = 0, 0, 0
 for _ = 1, tonumber(next_argument()) do
-    local id, count = next_argument(), tonumber(next_argument())
+    local id, count, size = next_argument(), tonumber(next_argument()), tonumber(next_argument())
     redis.call('XACK', KEYS[1], ARGV[2], id)
-    if redis.call('XDEL', KEYS[1], id) == 1 then waiting = waiting - count end
+    if redis.call('XDEL', KEYS[1], id) == 1 then
+        waiting = waiting - count
+        bytes = bytes - size
+    end
 end
 for _ = 1, tonumber(next_argument()) do
     local count, query, body = next_argument(), next_argument(), next_argument()
@@ -21,7 +24,10 @@ for _ = 1, tonumber(next_argument()) do
     local account, key = next_argument(), next_argument()
     redis.call('XADD', KEYS[1], '*', 'n', count, 'q', query, 'b', body, 'a', account, 'k', key)
     waiting = waiting + tonumber(count)
+    bytes = bytes + #body
 end
-redis.call('HINCRBY', KEYS[2], 'waiting', waiting)
+waiting = redis.call('HINCRBY', KEYS[2], 'waiting', waiting)
+-- Chunks of earlier versions were stored without being counted in bytes.
+if waiting > 0 then redis.call('HINCRBY', KEYS[2], 'bytes', bytes) else redis.call('HDEL', KEYS[2], 'bytes') end
 redis.call('HINCRBY', KEYS[2], 'dead', dead)
 return 1
