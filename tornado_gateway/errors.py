@@ -4,6 +4,7 @@ GatewayError
 ├── ConfigError        the configuration cannot be used; lists every problem
 ├── StartError         a worker cannot start; names cause and remedy
 ├── RequestError       the client's request cannot be served; has the HTTP status
+│   ├── AttemptsError  too many wrong tokens were sent (429); has the time until the next attempt
 │   ├── QueueFullError the event queue accepts no events at the moment (503)
 │   └── NotLoadedError no settings have been loaded yet (503)
 ├── StoreError         the store cannot be read or written at the moment (503)
@@ -13,6 +14,7 @@ GatewayError
 `core.SettingsError` stands apart: the core imports nothing of the gateway.
 """
 
+import math
 from collections.abc import Sequence
 from http import HTTPStatus
 
@@ -39,6 +41,14 @@ class RequestError(GatewayError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class AttemptsError(RequestError):
+    """Too many wrong tokens were sent, so the one of this request was not checked."""
+
+    def __init__(self, retry_after_seconds: float) -> None:
+        super().__init__(429, "too many wrong tokens were sent, try again later")
+        self.retry_after_seconds = max(1, math.ceil(retry_after_seconds))
 
 
 class QueueFullError(RequestError):

@@ -24,7 +24,7 @@ def gateway(vendor, tmp_path_factory):
         "EVENTS_PER_REQUEST": 1,
         "MAX_EVENTS_PER_REQUEST": 3,
         "ALIASING_ENABLED": "true",
-        "WEBHOOK_TOKEN": "let-me-in",
+        "WEBHOOK_TOKEN": "let-me-in-987654321",
         "MAXMIND_DB_PATH": GEOIP,
         "SOCKET_TIMEOUT": 30,
     }

@@ -34,7 +34,7 @@ def gateway(tmp_path_factory):
     options = {
         "CORS_CONFIG_REQUIRED": "true",
         "ALIASING_ENABLED": "true",
-        "WEBHOOK_TOKEN": "let-me-in",
+        "WEBHOOK_TOKEN": "let-me-in-987654321",
         "TRUSTED_PROXIES": "127.0.0.0/8",
         "MAXMIND_DB_PATH": ROOT / "tests" / "data" / "geoip" / "GeoIP2-City-Test.mmdb",
     }

@@ -159,7 +159,7 @@ def setup(request, certificate, start_client, tmp_path_factory):
     options = {
         "ALIASING_ENABLED": "true",
         "CORS_CONFIG_REQUIRED": "true",
-        "WEBHOOK_TOKEN": "let-me-in",
+        "WEBHOOK_TOKEN": "let-me-in-987654321",
         "MAXMIND_DB_PATH": ROOT / "tests" / "data" / "geoip" / "GeoIP2-City-Test.mmdb",
         "EVENTS_PER_REQUEST": 1,
     }
@@ -284,7 +284,7 @@ def test_polling_picks_up_what_a_webhook_brought(setup):
     if not setup.sdk.polls:
         pytest.skip("this SDK does not see a change when it polls")
     setup.vendor.settings = orjson.dumps(document(setup.sdk, "polled"))
-    answer = ask(setup.gateway.port, "POST", "/webhook", headers={"X-Webhook-Token": "let-me-in"})
+    answer = ask(setup.gateway.port, "POST", "/webhook", headers={"X-Webhook-Token": "let-me-in-987654321"})
     assert (answer.status, answer.json()) == (200, {"refreshed": True})
     setup.vendor.wait_until(lambda: who(setup) == "polled")
 

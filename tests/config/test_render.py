@@ -93,7 +93,7 @@ def test_env_file_of_the_documentation() -> None:
     Path("example.env").write_text(example, encoding="utf-8")
     loaded = config.load({}, {"SDK_KEY": ACCOUNT["SDK_KEY"]}, Path("example.env"))
     assert (loaded.account_id, loaded.log_level) == (123456, "INFO")
-    assert (loaded.redis_password, loaded.webhook_token) == (r"taken # literally \n", 'with-"escapes"')
+    assert (loaded.redis_password, loaded.webhook_token) == (r"taken # literally \n", 'a-token-with-"escapes"')
 
 
 def test_errors_of_the_documentation() -> None:

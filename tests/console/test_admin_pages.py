@@ -1,6 +1,5 @@
 """The operators' endpoints: who may use them, and that what they say is what the gateway does."""
 
-import http.client
 import itertools
 import re
 import time
@@ -9,6 +8,7 @@ from urllib.parse import quote
 
 import orjson
 import pytest
+from exchanges import exchange
 from process import ROOT, SAMPLE_SETTINGS, Gateway, sample_document
 from sdk import wire
 from vendor import Fault, Vendor
@@ -19,7 +19,6 @@ from tornado_gateway.errors import RequestError
 from tornado_gateway.http.fields import ClientAddress
 
 TOKEN = "correct-horse-battery"
-JSON = {"Content-Type": "application/json"}
 PATHS = ["/admin/overview", "/admin/features", "/admin/events"]
 VISITOR = {"id": "user-1", "customVariables": {"plan": "gold"}}
 
@@ -38,24 +37,9 @@ def gateway(vendor, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def guarded(vendor, tmp_path_factory):
-    with Gateway.of_vendor(tmp_path_factory.mktemp("guarded") / "data", vendor, ADMIN_TOKEN=TOKEN) as gateway:
+    options = {"ADMIN_TOKEN": TOKEN, "TRUSTED_PROXIES": "127.0.0.0/8"}
+    with Gateway.of_vendor(tmp_path_factory.mktemp("guarded") / "data", vendor, **options) as gateway:
         yield gateway
-
-
-def exchange(gateway, method, path, body=None, **headers):
-    """Status, headers by lower-case name, parsed body. `Content_Type` in `headers` is Content-Type."""
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
-    try:
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        encoded = body if body is None or isinstance(body, bytes) else orjson.dumps(body)
-        connection.request(method, path, encoded, (JSON if body is not None else {}) | sent)
-        response = connection.getresponse()
-        data = response.read()
-        got = {name.lower(): value for name, value in response.getheaders()}
-        is_json = got.get("content-type", "").startswith("application/json")
-        return response.status, got, orjson.loads(data) if is_json and data else data
-    finally:
-        connection.close()
 
 
 def ask(gateway, method, path, body=None, **headers):
@@ -123,7 +107,8 @@ def test_with_a_token_nobody_else_may(guarded, path):
     assert headers["www-authenticate"].startswith("Bearer")
     assert body["status"] == 0
     for wrong in ("Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer", TOKEN, "Bearer £"):
-        assert exchange(guarded, "GET", path, Authorization=wrong.encode("latin-1"))[0] == 401
+        known = {"Authorization": wrong.encode("latin-1"), "X_Forwarded_For": f"192.0.2.{len(path)}"}
+        assert exchange(guarded, "GET", path, **known)[0] == 401
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -23,6 +23,7 @@ from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.console.overview import SAMPLE_SECONDS, SAMPLES
 from tornado_gateway.console.pages import ROUTES as PAGES
 from tornado_gateway.enrichment.lists import FRESH_SECONDS
+from tornado_gateway.telemetry.attempts import FAILURES, FAILURES_OF_ADDRESS
 
 OPERATIONS = [
     (path, method, operation) for path, item in DOCUMENT["paths"].items() for method, operation in item.items()
@@ -132,6 +133,8 @@ def test_limits_and_names_are_those_of_the_code():
     (limit,) = DOCUMENT["paths"]["/admin/events"]["get"]["parameters"]
     assert limit["example"] == SHOWN_LETTERS
     (queue_limit,) = (option.default for option in OPTIONS if option.name == "EVENT_QUEUE_LIMIT")
+    attempts = DOCUMENT["components"]["responses"]["TooManyAttempts"]["description"]
+    assert f"{FAILURES_OF_ADDRESS} from this address, or {FAILURES} in total" in attempts
     assert f"{queue_limit} events wait" in orjson.dumps(DOCUMENT["components"]["responses"]["NotAccepted"]).decode()
 
 

@@ -311,7 +311,12 @@ def test_sighup_replaces_a_single_worker_and_brings_the_newest_settings(tmp_path
 def test_a_start_that_fails_ends_the_gateway(tmp_path):
     """Two workers cannot open their store: the parent does not try for ever."""
     (tmp_path / "data").write_text("a file in the place of a directory")
-    options = {"ACCOUNT_ID": 1, "SDK_KEY": "x" * 32, "ADMIN_TOKEN": "y" * 32, "UPSTREAM_URL": "http://127.0.0.1:9"}
+    options = {
+        "ACCOUNT_ID": 1,
+        "SDK_KEY": "x" * 32,
+        "ADMIN_TOKEN": "0123456789abcdef",
+        "UPSTREAM_URL": "http://127.0.0.1:9",
+    }
     gateway = Gateway(tmp_path / "data", WORKERS=2, **options)
     try:
         gateway.start()

@@ -4,7 +4,6 @@ SDKs compare whole documents, so an unchanged document has the same bytes every 
 """
 
 import asyncio
-import hmac
 import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
@@ -12,13 +11,14 @@ from typing import NamedTuple
 import orjson
 
 from tornado_gateway.environments.registry import Environments
-from tornado_gateway.errors import NotLoadedError, UpstreamError
-from tornado_gateway.http.fields import accepts_gzip, query_text
+from tornado_gateway.errors import AttemptsError, NotLoadedError, UpstreamError
+from tornado_gateway.http.fields import ClientAddress, accepts_gzip, query_text
 from tornado_gateway.http.messages import Request, Response, json_error
 from tornado_gateway.settings.documents import SettingsDocument, prepare_document
 from tornado_gateway.settings.incremental_json import parse
 from tornado_gateway.settings.mirror import Fetch, Snapshot
 from tornado_gateway.settings.pacing import empty_gradually, throttled
+from tornado_gateway.telemetry.attempts import TokenCheck
 from tornado_gateway.upstream.client import Dialect
 
 FetchDialect = Callable[[Dialect], Awaitable[bytes]]
@@ -55,7 +55,8 @@ class SettingsApi:
         *,
         poll_seconds: float,
         wait_seconds: float,
-        webhook_token: str | None,
+        webhook_token: TokenCheck | None,
+        client_address: ClientAddress,
     ) -> None:
         self._environments = environments
         self._pull = pull
@@ -63,6 +64,7 @@ class SettingsApi:
         self._poll_seconds = poll_seconds
         self._wait_seconds = wait_seconds
         self._webhook_token = webhook_token
+        self._client_address = client_address
         self._main: _Responses | None = None
         self._others: dict[Dialect, _Responses] = {}
         self._fetching: dict[Dialect, asyncio.Task[_Responses | None]] = {}
@@ -100,7 +102,11 @@ class SettingsApi:
         """Refresh after a change, for the vendor or a pipeline. Requires WEBHOOK_TOKEN in a header."""
         if self._webhook_token is None:
             return json_error(403, "Webhooks are disabled on this gateway. Set WEBHOOK_TOKEN to enable them.")
-        if not hmac.compare_digest(_token(request), self._webhook_token.encode()):
+        try:
+            is_right = self._webhook_token.is_right(_token(request).decode("latin-1"), self._client_address(request))
+        except AttemptsError as error:
+            return json_error(error.status, str(error), [(b"Retry-After", b"%d" % error.retry_after_seconds)])
+        if not is_right:
             return json_error(401, "The token does not match WEBHOOK_TOKEN.")
         refreshed = await self._refresh()
         return Response(200, orjson.dumps({"refreshed": refreshed}))

@@ -62,6 +62,12 @@ def one_of(*words: str, upper: bool = False) -> Kind[str]:
     return Kind(f"{', '.join(words[:-1])} or {words[-1]}", parse)
 
 
+# Words of examples, with any separators between them.
+_PLACEHOLDER = re.compile(
+    r"change[-_.]?(me|this|it)|replace[-_.]?(me|this|with)|place[-_.]?holder|(^|[^a-z])(put|your|insert|example|todo)[-_.]"
+    r"|<.*>|\$\{|\{\{",
+    re.IGNORECASE,
+)
 _BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
 
 
@@ -69,6 +75,13 @@ def _parse_boolean(text: str) -> bool:
     if text.lower() not in _BOOLEANS:
         raise ValueError(text)
     return _BOOLEANS[text.lower()]
+
+
+def _parse_token(text: str) -> str:
+    """Parse a token that must not be guessed: neither short, nor copied from an example, nor one repeated character."""
+    if not re.fullmatch(r"[!-~]{16,}", text) or len(set(text)) < 6 or _PLACEHOLDER.search(text):
+        raise ValueError(text)
+    return text
 
 
 def _parse_host(text: str) -> str:
@@ -130,6 +143,7 @@ def _parse_origin(text: str) -> str:
 
 line = matching(r"[^\x00-\x1f\x7f]+", "text on one line")
 word = matching(r"[!-~]+", "text without blanks")
+token = Kind("at least 16 characters without blanks, and no placeholder", _parse_token)
 boolean = Kind("true or false", _parse_boolean, lambda value: "true" if value else "false")
 host = Kind("a host name or an IP address", _parse_host)
 url = Kind("an http or https URL without user, query and fragment", parse_url)

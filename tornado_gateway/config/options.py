@@ -330,17 +330,19 @@ class Config:
     )
     webhook_token: str | None = option(
         _CLIENTS,
-        kinds.word,
+        kinds.token,
         None,
-        "Token that webhook calls must send to refresh the settings. Without a token, webhooks are disabled.",
+        "Token that webhook calls must send to refresh the settings, at least 16 characters. Without a token, webhooks"
+        " are disabled.",
         secret=True,
     )
     admin_token: str | None = option(
         _CLIENTS,
-        kinds.word,
+        kinds.token,
         None,
-        "Token of the console and of all other endpoints below /admin. If it is not set, the first start creates one in"
-        " DATA_DIR/admin-token. Gateways that share a load balancer but not DATA_DIR need the same ADMIN_TOKEN.",
+        "Token of the console and of all other endpoints below /admin, at least 16 characters. If it is not set, the"
+        " first start creates one in DATA_DIR/admin-token. Gateways that share a load balancer but not DATA_DIR need"
+        " the same ADMIN_TOKEN.",
         secret=True,
     )
 

@@ -202,7 +202,7 @@ class SessionPage(AdminPage):
 
     async def _sign_in(self) -> Mapping[str, Any]:
         token = self.fields().get("token")
-        if not isinstance(token, str) or not self._auth.is_token(token):
+        if not isinstance(token, str) or not self._auth.is_token(self.request, token):
             await asyncio.sleep(WRONG_TOKEN_SECONDS)
             raise RequestError(401, WRONG_TOKEN)
         self.set_cookie(

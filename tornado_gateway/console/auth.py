@@ -21,6 +21,8 @@ from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.fields import ClientAddress
+from tornado_gateway.http.messages import Request
+from tornado_gateway.telemetry.attempts import Attempts, TokenCheck
 
 COOKIE = "fme_gateway_session"
 NO_PROXIES = ClientAddress()
@@ -31,13 +33,20 @@ NO_TOKEN = "the admin token is required: sign in, or send it as Authorization: B
 class Auth:
     """Raise RequestError (401 or 403) if a request is not authorized. `now` is in unix seconds."""
 
-    def __init__(self, token: str, client_address: ClientAddress = NO_PROXIES) -> None:
-        self._token = token.encode()
-        self._key = hashlib.sha256(b"session:" + self._token).digest()
+    def __init__(
+        self,
+        token: str,
+        client_address: ClientAddress = NO_PROXIES,
+        attempts: Attempts | None = None,
+        row: int = 0,
+    ) -> None:
+        self._token = TokenCheck(token, attempts, row)
+        self._key = hashlib.sha256(b"session:" + token.encode()).digest()
         self._client_address = client_address
 
     def check(self, request: HTTPServerRequest, now: float) -> None:
-        if not self._has_token(request.headers) and not self._has_session(request.headers, now):
+        """Raise AttemptsError (429) as well, for a token from an address with too many failures."""
+        if not self._has_session(request.headers, now) and not self._has_token(request):
             raise RequestError(401, NO_TOKEN)
 
     def check_change(self, request: HTTPServerRequest) -> None:
@@ -50,8 +59,9 @@ class Auth:
         if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
             raise RequestError(403, "not from another site's page")
 
-    def is_token(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), self._token)
+    def is_token(self, request: HTTPServerRequest, given: str) -> bool:
+        """Raise AttemptsError (429) if there were too many failures."""
+        return self._token.is_right(given, self._address(request))
 
     def new_session(self, now: float) -> str:
         content = f"{int(now) + SESSION_SECONDS}.{secrets.token_urlsafe(12)}"
@@ -63,9 +73,14 @@ class Auth:
             return True
         return self._client_address.reports_https(request.remote_ip or "", request.headers)
 
-    def _has_token(self, headers: HTTPHeaders) -> bool:
-        scheme, _, given = headers.get("Authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and self.is_token(given.strip())
+    def _has_token(self, request: HTTPServerRequest) -> bool:
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and self.is_token(request, given.strip())
+
+    def _address(self, request: HTTPServerRequest) -> str:
+        name = self._client_address.name
+        hops = request.headers.get(name.decode(), "").encode("latin-1", "replace")
+        return self._client_address(Request(b"", b"", b"", [(name, hops)], peer=request.remote_ip or ""))
 
     def _has_session(self, headers: HTTPHeaders, now: float) -> bool:
         morsel = SimpleCookie(headers.get("Cookie", "")).get(COOKIE)

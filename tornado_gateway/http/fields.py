@@ -290,14 +290,14 @@ class ClientAddress:
     def __init__(self, trusted: Sequence[Network] = (), header: str = "X-Forwarded-For") -> None:
         self._trusted = tuple(trusted)
         self._header = header.lower()
-        self._name = self._header.encode()
+        self.name = self._header.encode()  # in lower case, as requests have it
 
     def __call__(self, request: Request) -> str:
         """Return the address; "" if it is unknown."""
         if not self._trusted or not self.trusts(request.peer):
             return request.peer
         address: str | None = request.peer
-        for hop in self._hops(request.list_header(self._name)):
+        for hop in self._hops(request.list_header(self.name)):
             address = address_in(hop)
             if address is None or not self.trusts(address):
                 break

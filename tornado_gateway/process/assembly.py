@@ -55,6 +55,7 @@ from tornado_gateway.settings.mirror import Fetch, SettingsMirror
 from tornado_gateway.settings.stored import document_name
 from tornado_gateway.store.interfaces import Identity, Store
 from tornado_gateway.store.sqlite.events import SqliteEvents, open_sqlite
+from tornado_gateway.telemetry.attempts import TokenCheck
 from tornado_gateway.telemetry.counters import SharedCounters
 from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.prometheus import About, Exposition
@@ -216,14 +217,16 @@ class Assembly:
         )
 
     def _build_settings_api(self) -> SettingsApi:
-        config, environment = self._config, self.environments.default
+        config, environment, slot = self._config, self.environments.default, self._slot
+        webhook = TokenCheck(config.webhook_token, slot.scoreboard.webhook_attempts, slot.row)
         return SettingsApi(
             self.environments,
             settings_source(config, environment.upstream, pull=True),
             None if config.is_offline else environment.upstream.fetch_settings,
             poll_seconds=config.poll_seconds,
             wait_seconds=config.socket_timeout_seconds,
-            webhook_token=config.webhook_token,
+            webhook_token=webhook if config.webhook_token else None,
+            client_address=build_client_address(config),
         )
 
     def _build_admin(self) -> AdminApi:
@@ -251,7 +254,12 @@ class Assembly:
             self.stopping.is_set,
             self._admin,
             # `serve` has chosen the token before it started this worker. Without one, no request is authorized.
-            Auth(config.admin_token or secrets.token_urlsafe(), build_client_address(config)),
+            Auth(
+                config.admin_token or secrets.token_urlsafe(),
+                build_client_address(config),
+                self._slot.scoreboard.admin_attempts,
+                self._slot.row,
+            ),
             exposition.render,
         )
 

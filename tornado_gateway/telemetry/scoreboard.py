@@ -31,6 +31,7 @@ from typing import Any
 import orjson
 
 from tornado_gateway.telemetry import waiting
+from tornado_gateway.telemetry.attempts import Attempts
 from tornado_gateway.telemetry.slots import WORD_BYTES, Slots
 
 WorkerRecord = dict[str, Any]
@@ -66,6 +67,8 @@ class Scoreboard:
     def __init__(self, rows: int = 1) -> None:
         self.rows = rows
         self.started_at = time.monotonic()
+        self.admin_attempts = Attempts(rows)
+        self.webhook_attempts = Attempts(rows)
         records_bytes = (rows + 1) * ROW_BYTES  # the last row is for the totals
         memory = mmap.mmap(-1, records_bytes + rows * WORD_BYTES)
         self._slots = Slots(memory, rows + 1, ROW_BYTES)
