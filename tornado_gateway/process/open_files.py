@@ -4,7 +4,7 @@ import resource
 
 NEEDED = 8192  # one for each connection of a busy worker, and about 60 of its own
 FEW = 1024  # fewer than a load balancer may open at once
-RESERVED = 128  # of a worker: databases, connections to VWO and Redis, and rejected clients that get their response
+RESERVED = 256  # of a worker: databases, connections to VWO and Redis, and rejected clients that get their response
 
 
 def open_files_limit() -> int:
