@@ -1,6 +1,7 @@
 """Rows D4 to D17: what a gateway responds to requests that are odd, as bytes on a socket."""
 
 import itertools
+import zlib
 
 import orjson
 import pytest
@@ -20,7 +21,7 @@ def vendor():
 
 @pytest.fixture(scope="module")
 def gateway(vendor, tmp_path_factory):
-    options = {"ALIASING_ENABLED": "true", "WEBHOOK_TOKEN": "let-me-in-please-1"}
+    options = {"ALIASING_ENABLED": "true", "WEBHOOK_TOKEN": "let-me-in-please-1", "EVENTS_PER_REQUEST": 1}
     with Gateway.of_vendor(tmp_path_factory.mktemp("front") / "d", vendor, **options) as gateway:
         yield gateway
         assert "Traceback" not in gateway.log()
@@ -127,3 +128,199 @@ def test_d17_set_attribute_is_always_a_200(gateway, body, query):
     answer = ask(gateway.port, "POST", f"/server-side/setAttribute{query}", body)
     assert (answer.status, answer.body) == (200, b"")
     assert answer.headers["warning"].startswith('199 - "')
+
+
+# --- D5: Host ---
+
+HOSTS = {
+    "none": ((), 400),
+    "two": (("Host: a", "Host: a"), 400),
+    "two spellings": (("Host: a", "HOST: b"), 400),
+    "a path": (("Host: a/b",), 400),
+    "a blank": (("Host: a b",), 400),
+    "a user": (("Host: u@a",), 400),
+    "markup": (("Host: <a>",), 400),
+    "a name": (("Host: gateway_1.example:8000",), 200),
+    "IPv6": (("host: [::1]:8000",), 200),
+    "empty": (("Host:",), 200),
+}
+
+
+@pytest.mark.parametrize("path", ["/get-user-details", "/health", "/server-side/v2-settings"])
+@pytest.mark.parametrize(("lines", "status"), HOSTS.values(), ids=HOSTS)
+def test_d5_http_1_1_needs_one_valid_host(gateway, path, lines, status):
+    data = "\r\n".join([f"GET {path} HTTP/1.1", *lines, "Connection: close", "", ""])
+    assert parse(exchange(gateway.port, data.encode()))[0].status == status
+
+
+def test_d5_http_1_0_needs_no_host(gateway):
+    assert parse(exchange(gateway.port, b"GET /get-user-details HTTP/1.0\r\n\r\n"))[0].status == 200
+    assert parse(exchange(gateway.port, b"GET /health HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n"))[0].status == 400
+
+
+def test_d5_a_host_in_a_trailer_counts_not(gateway):
+    head = b"POST /events/t HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = parse(exchange(gateway.port, head + b"2\r\n{}\r\n0\r\nHost: b/c\r\nContent-Encoding: br\r\n\r\n"))[0]
+    assert answer.status == 200
+
+
+# --- D8, D9: browsers ---
+
+
+@pytest.fixture(scope="module")
+def shop(vendor, tmp_path_factory):
+    """A gateway for browsers of one shop."""
+    origins = "https://shop.example:443,https://*.shop.example,http://plain.example:80,https://admin.example:8443"
+    options = {"CORS_CONFIG_REQUIRED": "true", "CORS_ALLOWED_ORIGINS": origins}
+    with Gateway.of_vendor(tmp_path_factory.mktemp("shop") / "d", vendor, **options) as gateway:
+        yield gateway
+
+
+TRACING = "content-type,traceparent,baggage,sentry-trace,x-datadog-trace-id"
+
+
+def test_d8_a_preflight_allows_the_requested_headers(shop):
+    requested = {"Origin": "https://shop.example", "Access-Control-Request-Headers": TRACING}
+    answer = ask(shop.port, "OPTIONS", "/events/t", headers=requested)
+    assert (answer.status, answer.headers["access-control-allow-headers"]) == (204, TRACING)
+
+
+@pytest.mark.parametrize("requested", ["a\tb", "x" * 3000, "<script>", "a;b", ""], ids=lambda text: repr(text[:9]))
+def test_d8_only_names_of_headers_are_returned(shop, requested):
+    sent = {"Origin": "https://shop.example", "Access-Control-Request-Headers": requested}
+    allowed = ask(shop.port, "OPTIONS", "/events/t", headers=sent).headers["access-control-allow-headers"]
+    assert allowed.startswith("Content-Type, Authorization")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        *(("GET", "/ready", 200), ("GET", "/status", 200), ("GET", "/health", 200), ("GET", "/nothing", 404)),
+        *(("PUT", "/health", 405), ("PUT", "/events/t", 405), ("GET", "/check-attribute", 400)),
+        *(("POST", "/server-side/getFlag", 400), ("OPTIONS", "/ready", 204)),
+    ],
+)
+def test_d8_errors_and_probes_can_be_read_by_the_page(shop, method, path, status):
+    answer = ask(shop.port, method, path, b"[", {"Origin": "https://shop.example"})
+    assert answer.status == status
+    assert answer.headers["access-control-allow-origin"] == "https://shop.example"
+    assert answer.headers["access-control-expose-headers"] == "Warning, ETag, X-Request-Id, Retry-After"
+    assert answer.headers["vary"] == "Origin"
+
+
+@pytest.mark.parametrize("path", ["/admin/events", "/admin/nothing", "/console", "/metrics"])
+def test_d8_pages_of_operators_cannot_be_read_by_the_page(shop, path):
+    answer = ask(shop.port, "GET", path, headers={"Origin": "https://shop.example"} | shop.admin_headers)
+    assert "access-control-allow-origin" not in answer.headers
+
+
+ORIGINS = {
+    "https://shop.example": True,
+    "http://plain.example": True,
+    "https://www.shop.example": True,
+    "https://admin.example:8443": True,
+    "https://admin.example": False,
+    "https://a.b.shop.example": False,
+    "http://www.shop.example": False,
+    "https://evilshop.example": False,
+    "https://www.shop.example.evil.example": False,
+    "https://www.shopXexample": False,
+    "https://.shop.example": False,
+}
+
+
+@pytest.mark.parametrize(("origin", "is_allowed"), ORIGINS.items(), ids=ORIGINS)
+def test_d9_default_ports_and_one_leading_wildcard(shop, origin, is_allowed):
+    answer = ask(shop.port, "GET", "/get-user-details", headers={"Origin": origin})
+    assert answer.headers.get("access-control-allow-origin") == (origin if is_allowed else None)
+
+
+# --- D10: the paths that people and probes try ---
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        *(("GET", "/", 200), ("HEAD", "/", 200), ("OPTIONS", "/", 204), ("OPTIONS", "/health", 204)),
+        *(("GET", "/health/", 200), ("GET", "/healthz", 200), ("GET", "/ready/", 200), ("GET", "/console/", 200)),
+        *(("GET", "/healthzz", 404), ("GET", "/admin/events/", 401), ("OPTIONS", "/admin/events", 401)),
+    ],
+)
+def test_d10_usual_paths(gateway, method, path, status):
+    data = exchange(gateway.port, request_bytes(method, path, b"", {}))
+    assert int(data.split(b" ", 2)[1]) == status
+    if method == "OPTIONS" and status == 204:
+        assert b"\r\nAllow: GET, HEAD, OPTIONS\r\n" in data
+
+
+def test_d10_a_browser_is_sent_to_the_console(gateway):
+    answer = ask(gateway.port, "GET", "/", headers={"Accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"})
+    assert (answer.status, answer.headers["location"]) == (302, "/console")
+
+
+# --- D12: content codings ---
+
+
+def gzipped(data):
+    return zlib.compress(data, wbits=31)
+
+
+FLAG = b'{"featureKey":"%b","userId":"u"}' % FEATURE.encode()
+CODED = {
+    "gzip": gzipped(FLAG),
+    "x-gzip": gzipped(FLAG),
+    "GZIP": gzipped(FLAG),
+    "deflate": zlib.compress(FLAG),
+    "deflate ": zlib.compress(FLAG, wbits=-15),
+    "identity": FLAG,
+}
+
+
+@pytest.mark.parametrize(("coding", "body"), CODED.items(), ids=map(repr, CODED))
+def test_d12_a_coded_body_is_decoded(gateway, coding, body):
+    answer = ask(gateway.port, "POST", "/server-side/getFlag", body, {"Content-Encoding": coding})
+    assert answer.status == 200
+    assert "isEnabled" in answer.json()
+
+
+def test_d12_coded_events_arrive(gateway, vendor):
+    event = {"d": {"msgId": "D12", "event": {"name": "purchase", "props": {"sku": "coded"}}}}
+    before = len(vendor.events)
+    for path, body in (("/events/t", event), ("/server-side/batch-events-v2", {"ev": [event]})):
+        answer = ask(gateway.port, "POST", path, gzipped(orjson.dumps(body)), {"Content-Encoding": "gzip"})
+        assert answer.status == 200
+    vendor.wait_for_events(before + 2)
+    assert vendor.events[before:] == [event, event]
+
+
+REJECTED = {
+    "br": ("br", b"\x0b\x02\x80{}\x03", 415),
+    "two codings": ("gzip, gzip", gzipped(gzipped(FLAG)), 415),
+    "no gzip": ("gzip", FLAG, 400),
+    "half": ("gzip", gzipped(FLAG)[:-9], 400),
+    "more behind it": ("gzip", gzipped(FLAG) + b"x", 400),
+    "bomb": ("gzip", gzipped(b" " * (300 << 20)), 413),
+    "deflate bomb": ("deflate", zlib.compress(b" " * (300 << 20)), 413),
+}
+
+
+@pytest.mark.parametrize(("coding", "body", "status"), REJECTED.values(), ids=REJECTED)
+@pytest.mark.parametrize("path", ["/server-side/getFlag", "/server-side/batch-events-v2", "/events/t"])
+def test_d12_other_bodies_are_rejected(gateway, path, coding, body, status):
+    answer = ask(gateway.port, "POST", path, body, {"Content-Encoding": coding})
+    assert (answer.status, answer.json()["status"]) == (status, 0)
+
+
+# --- D15: prefixes ---
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        *(("/as01/events/t", 200), ("/eu01//events/t", 200), ("/toolong12/events/t", 404), ("/EU01/events/t", 404)),
+        *(("/a/events/t", 404), ("/as01/eu01/events/t", 404), ("/admin/events/t", 401), ("/as01/webhook", 404)),
+    ],
+)
+def test_d15_an_unknown_prefix_is_skipped(gateway, path, status):
+    body = orjson.dumps({"d": {"event": {"name": "x"}}})
+    assert ask(gateway.port, "POST", path, body, {"Content-Type": "application/json"}).status == status

@@ -14,7 +14,7 @@ FILES = "/web/"  # of the console
 
 def documented_routes():
     text = (ROOT / "docs" / "endpoints.md").read_text()
-    return re.findall(r"^### ([A-Z]+) (/\S+)$", text, re.MULTILINE)
+    return re.findall(r"^### ([A-Z]+) (/\S*)$", text, re.MULTILINE)
 
 
 def served_routes():

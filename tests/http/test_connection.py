@@ -547,7 +547,7 @@ def test_malformed_requests(serve, data):
         (b"GET /const HTTP/0.9\r\n\r\n", 505),
         (b"GET /const\r\n\r\n", 505),
         (b"CONNECT example:443 HTTP/1.1\r\nHost: example\r\n\r\n\x16\x03", 405),
-        (b"POST /echo HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
+        (b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
     ],
 )
 def test_what_is_not_served(serve, data, status):

@@ -88,6 +88,8 @@ def test_d1_http10(lenient):
     client.assert_closed()
 
 
+LINE = b"POST /echo?a b HTTP/1.1\r\nHost: a\r\n"
+
 REJECTED = {
     "another method": b"PUT /echo?a b HTTP/1.1\r\nHost: a\r\n\r\n",
     "HEAD": b"HEAD /echo?a b HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -121,13 +123,13 @@ REJECTED = {
     "NUL": b"POST /echo?a b\0c HTTP/1.1\r\nHost: a\r\n\r\n",
     "another control character": b"POST /echo?a b\x1fc HTTP/1.1\r\nHost: a\r\n\r\n",
     "DEL": b"POST /echo?a b\x7fc HTTP/1.1\r\nHost: a\r\n\r\n",
-    "folded first header": b"POST /echo?a b HTTP/1.1\r\n X: y\r\n\r\n",
+    "folded first header": b"POST /echo?a b HTTP/1.1\r\n X: y\r\nHost: a\r\n\r\n",
     "folded header": b"POST /echo?a b HTTP/1.1\r\nHost: a\r\n b\r\n\r\n",
-    "two request lines": b"POST /echo?a b HTTP/1.1\r\nPOST /echo?c d HTTP/1.1\r\nHost: a\r\n\r\n",
-    "length and chunked": b"POST /echo?a b HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
-    "chunked and length": b"POST /echo?a b HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n",
-    "two lengths": b"POST /echo?a b HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc",
-    "a blank in a header's name": b"POST /echo?a b HTTP/1.1\r\nHo st: a\r\n\r\n",
+    "two request lines": b"POST /echo?a b HTTP/1.1\r\nHost: a\r\nPOST /echo?c d HTTP/1.1\r\nHost: a\r\n\r\n",
+    "length and chunked": LINE + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+    "chunked and length": LINE + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n",
+    "two lengths": LINE + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nabc",
+    "a blank in a header's name": b"POST /echo?a b HTTP/1.1\r\nHost: a\r\nHo st: a\r\n\r\n",
     "LF in a header": b"POST /echo?a b HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
     "NUL in a header": b"POST /echo?a b HTTP/1.1\r\nHost: a\0b\r\n\r\n",
     "a line in a header": b"GET /const HTTP/1.1\r\nPOST /echo?a b HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -163,7 +165,7 @@ def test_d1_a_line_in_a_body_is_no_line(lenient):
         assert client.response().json["query"] == "b%20c"
         assert client.response().status == 400
         client.assert_closed()
-    chunked = b"POST /echo?c d HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (
+    chunked = b"POST /echo?c d HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (
         len(inner),
         inner,
     )
@@ -378,7 +380,7 @@ def test_d1_any_query_arrives(lenient):
     @FUZZ
     @given(st.binary(max_size=60).filter(lambda query: not re.search(rb"[\0-\x08\n-\x1f\x7f]", query)))
     def run(query):
-        answer = client.send(b"POST /echo?%b HTTP/1.1\r\nContent-Length: 0\r\n\r\n" % query).response()
+        answer = client.send(b"POST /echo?%b HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n" % query).response()
         assert answer.status == 200
         given_query = answer.json["query"]
         # The strict parser accepts spaces before the version, and drops them.

@@ -6,7 +6,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from tornado_gateway.api.aliases import AliasesApi
-from tornado_gateway.api.cors import respond_to_preflight
+from tornado_gateway.api.cors import OPERATORS_PATHS, respond_to_preflight
 from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.lists import ListsApi
@@ -16,8 +16,8 @@ from tornado_gateway.api.visitors import VisitorsApi
 from tornado_gateway.http.messages import Handler, Response, json_error
 from tornado_gateway.settings.mirror import Snapshot
 
-OPERATORS_PATHS = b"/admin"  # no CORS preflight: pages of other sites must not send requests to them
 SLASHES = re.compile(b"//+")
+OTHER_PREFIX = re.compile(rb"/[a-z0-9]{2,8}(/.+)")  # of an account whose settings are not known here, or not yet
 
 
 class Endpoints(NamedTuple):
@@ -72,9 +72,12 @@ class Router:
         return handler or self._not_allowed.get(path)
 
     def _normal(self, path: bytes) -> bytes:
-        """Return a path without the account's prefix and doubled slashes, which SDKs send (wire contract 0.8, 0.10)."""
+        """Return a path without an account's prefix and doubled slashes, which SDKs send (wire contract 0.8, 0.10)."""
         path = SLASHES.sub(b"/", path)
-        return path[len(self._prefix) - 1 :] if self._prefix and path.startswith(self._prefix) else path
+        if self._prefix and path.startswith(self._prefix):
+            return path[len(self._prefix) - 1 :]
+        other = OTHER_PREFIX.fullmatch(path)
+        return other[1] if other and other[1] in self._sdk_paths and not path.startswith(OPERATORS_PATHS) else path
 
 
 def _always(response: Response) -> Handler:

@@ -130,12 +130,12 @@ def _show_address(address: tuple[str, int]) -> str:
 
 
 def _parse_origin(text: str) -> str:
-    """Parse an origin as browsers send it: scheme and host in lower case, no path."""
+    """Parse an origin as browsers send it: scheme and host in lower case, no path, no default port."""
     if text == "*" or text == "null":
         return text
-    origin = text.lower()
+    origin = re.sub(r"(?<=^http)(://.*):80$|(?<=^https)(://.*):443$", r"\1\2", text.lower())
     if not re.fullmatch(
-        r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|[a-z][a-z0-9+.-]*://\[[0-9a-f:.]+\](:[0-9]+)?", origin
+        r"[a-z][a-z0-9+.-]*://(\*\.)?[a-z0-9._-]+(:[0-9]+)?|[a-z][a-z0-9+.-]*://\[[0-9a-f:.]+\](:[0-9]+)?", origin
     ):
         raise ValueError(text)
     return origin
@@ -151,7 +151,9 @@ path = Kind("a path", lambda text: Path(line.parse(text)))
 file = Kind("a file that can be read", _parse_file)
 networks: Kind[Networks] = list_of(ipaddress.ip_network, "networks such as 10.0.0.0/8,fd00::/8")
 addresses = list_of(_parse_address, "addresses such as sentinel-1:26379,sentinel-2:26379", _show_address)
-origins = list_of(_parse_origin, "* or origins such as https://shop.example,https://admin.example:8443")
+origins = list_of(
+    _parse_origin, "* or origins such as https://shop.example,https://*.shop.example,https://admin.example:8443"
+)
 
 
 # --- Rows of the table ---

@@ -53,6 +53,13 @@ class Config:
         "Enable the decision endpoints getFlag, trackEvent and setAttribute. When off, they return 403.",
     )
 
+    max_connections: int = option(
+        _SERVER,
+        kinds.whole(0, 1_000_000),
+        "0",
+        "Number of clients that each worker accepts; more get a 503. 0 is the limit of open files minus 256, which the"
+        " gateway needs for itself.",
+    )
     host: str = option(
         _SERVER,
         kinds.host,
@@ -326,7 +333,10 @@ class Config:
         _CLIENTS, kinds.boolean, "false", "Allow requests from browsers of other origins (CORS)."
     )
     cors_allowed_origins: tuple[str, ...] = option(
-        _CLIENTS, kinds.origins, "*", "Origins allowed by CORS. * allows every origin."
+        _CLIENTS,
+        kinds.origins,
+        "*",
+        "Origins allowed by CORS. * allows every origin, https://*.shop.example those with one more label.",
     )
     webhook_token: str | None = option(
         _CLIENTS,

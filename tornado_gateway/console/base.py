@@ -43,6 +43,11 @@ class Page(RequestHandler):
         """Return METHODS and HEAD."""
         return [allowed for method in cls.METHODS for allowed in (("GET", "HEAD") if method == "GET" else (method,))]
 
+    def options(self) -> None:
+        self.set_status(204)
+        self.clear_header("Content-Type")
+        self.set_header("Allow", ", ".join([*self.allowed(), "OPTIONS"]))
+
     def head(self) -> Awaitable[None] | None:
         return self.get()
 

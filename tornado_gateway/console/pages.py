@@ -25,7 +25,7 @@ from tornado_gateway.console.auth import Auth, is_operators_path
 from tornado_gateway.console.base import Page
 from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.console.overview import Status
-from tornado_gateway.console.probes import HealthPage, MetricsPage, ReadyPage, StatusPage
+from tornado_gateway.console.probes import HealthPage, MetricsPage, ReadyPage, RootPage, StatusPage
 from tornado_gateway.errors import RequestError
 from tornado_gateway.settings.mirror import SettingsMirror
 
@@ -107,6 +107,11 @@ class PageRoute(NamedTuple):
     arguments: Mapping[str, str] = MappingProxyType({})
 
     @property
+    def pattern(self) -> str:
+        """The expression for its path: a slash at the end is accepted, and /healthz, as Kubernetes calls it."""
+        return self.path if self.path == "/" else f"{self.path.replace('/health', '/healthz?')}/?"
+
+    @property
     def label(self) -> str:
         """The page in metrics: pages below one of TREES share its label."""
         tree = f"/{self.path.split('/')[1]}"
@@ -116,6 +121,7 @@ class PageRoute(NamedTuple):
 TREES = frozenset({"/admin", "/web"})
 OPERATORS = ("admin", "auth")
 ROUTES = (
+    PageRoute("/", RootPage),
     PageRoute("/health", HealthPage),
     PageRoute("/ready", ReadyPage, ("mirror", "is_stopping")),
     PageRoute("/status", StatusPage, ("status",)),
@@ -151,7 +157,7 @@ def build_application(
     }
     return Application(
         [
-            (route.path, route.page, {**route.arguments, **{name: parts[name] for name in route.parts}})
+            (route.pattern, route.page, {**route.arguments, **{name: parts[name] for name in route.parts}})
             for route in ROUTES
         ],
         default_handler_class=UnknownPage,

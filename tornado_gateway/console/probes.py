@@ -17,6 +17,16 @@ class HealthPage(Page):
         self.write_json({"status": "ok"})
 
 
+class RootPage(Page):
+    """The root: a browser is sent to the console, any other client learns that the process is alive."""
+
+    def get(self) -> None:
+        if weights(self.request.headers.get("Accept", "")).get("text/html", 0.0) > 0:
+            self.redirect("/console")
+        else:
+            self.write_json({"status": "ok"})
+
+
 class ReadyPage(Page):
     """Settings are loaded. Stale settings count: their age is in the body."""
 

@@ -41,6 +41,10 @@ class Limits(NamedTuple):
 DEFAULT_LIMITS = Limits()
 
 
+def _no_page_lines(request: Request, status: int) -> bytes:
+    return b""
+
+
 def _no_lines(request: Request) -> bytes:
     return b""
 
@@ -54,7 +58,8 @@ class ServerOptions:
     can raise that limit but not lower it. `on_response(request, status)` is called once for each response; a request
     that could not be parsed has an empty method. `extra_header_lines(request)` returns header lines that each response
     of a data route, errors included, gets in addition; with `echo_headers`, names in lower case, it is called only for
-    requests that have one of these headers. `lenient(path)`: whether a query with spaces, tabs and bytes above 0x7F is
+    requests that have one of these headers. `page_lines(request, status)` returns those of the application's responses.
+    `lenient(path)`: whether a query with spaces, tabs and bytes above 0x7F is
     accepted.
     """
 
@@ -69,6 +74,7 @@ class ServerOptions:
         extra_header_lines: Callable[[Request], bytes] | None = None,
         echo_headers: Collection[bytes] | None = None,
         lenient: Callable[[bytes], bool] | None = None,
+        page_lines: Callable[[Request, int], bytes] | None = None,
     ) -> None:
         self.find = find
         self.fallback = fallback
@@ -82,5 +88,6 @@ class ServerOptions:
         self.extra_header_lines = extra_header_lines or _no_lines
         self.echo_headers = echo_headers if extra_header_lines else ()
         self.lenient = lenient
+        self.page_lines = page_lines or _no_page_lines
         initials = {name[:1] for name in (b"expect", *(self.echo_headers or ()))}
         self.watched_initials = frozenset(b"".join(initials) + b"".join(initials).upper())

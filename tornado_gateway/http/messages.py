@@ -1,5 +1,6 @@
 """Requests and responses as values."""
 
+import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Protocol, final
@@ -158,11 +159,40 @@ BAD_REQUEST = json_error(400, "malformed HTTP request")
 TIMEOUT = json_error(408, "the request took too long to arrive")
 HEAD_TOO_LARGE = json_error(431, "the request line and headers are too large")
 BODY_TOO_LARGE = json_error(413, "the request body is too large")
+BAD_HOST = json_error(400, "expected one valid Host header")
+BAD_ENCODING = json_error(400, "the body is not what Content-Encoding says")
+UNKNOWN_ENCODING = json_error(
+    415, "the supported content encodings are gzip and deflate", [(b"Accept-Encoding", b"gzip, deflate")]
+)
 BAD_EXPECTATION = json_error(417, "the only supported expectation is 100-continue")
 NO_TUNNEL = json_error(405, "CONNECT is not supported")
 UNKNOWN_CODING = json_error(501, "the only supported transfer coding is chunked")
 UNKNOWN_VERSION = json_error(505, "only HTTP/1.1 and HTTP/1.0 are supported")
 CANCELLED = json_error(503, "the request was cancelled")
 OVERLOADED = json_error(503, "too many connections")
+
+_ZLIB = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}  # zlib's parameter for these formats
+_RAW_DEFLATE = -15  # as some clients send it, against RFC 9110
+
+
+def decompressed(body: bytes, coding: bytes, most: int) -> bytes | Response:
+    """Return a body of at most `most` bytes without its content coding, or the response that rejects it."""
+    if coding in (b"", b"identity"):
+        return body
+    if coding not in _ZLIB:
+        return UNKNOWN_ENCODING
+    try:
+        decoder = zlib.decompressobj(_ZLIB[coding])
+        try:
+            decoded = decoder.decompress(body, most + 1)
+        except zlib.error:
+            decoder = zlib.decompressobj(_RAW_DEFLATE if coding == b"deflate" else _ZLIB[coding])
+            decoded = decoder.decompress(body, most + 1)
+    except zlib.error:
+        return BAD_ENCODING
+    if len(decoded) > most:
+        return BODY_TOO_LARGE
+    return decoded if decoder.eof and not decoder.unused_data else BAD_ENCODING
+
 
 Handler = Callable[[Request], Response | Awaitable[Response]]

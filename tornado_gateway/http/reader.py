@@ -9,9 +9,11 @@ Decisions that HTTP leaves open:
   paths for which `lenient` is true, spaces, tabs and bytes above 0x7F in the query are then percent-encoded and the
   line is read again (`request_line.py`), because PHP SDKs write such lines. Everything else stays rejected. After more
   than `max_header_bytes` of pipelined requests without a pause the start of a line is not known, and it is rejected.
+- A body in gzip or deflate is decoded, within the limits of bodies; another coding is 415.
 - An `Upgrade` is ignored, as RFC 9110 allows: the request is served as if the header were not there.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, Final, final
 
@@ -21,6 +23,7 @@ from tornado_gateway.http import request_line
 from tornado_gateway.http.limits import CHUNK_OVERHEAD, ServerOptions
 from tornado_gateway.http.messages import (
     BAD_EXPECTATION,
+    BAD_HOST,
     BAD_REQUEST,
     BODY_TOO_LARGE,
     HEAD_TOO_LARGE,
@@ -30,6 +33,7 @@ from tornado_gateway.http.messages import (
     UNKNOWN_VERSION,
     Request,
     Response,
+    decompressed,
     header_lines,
     split_target,
 )
@@ -47,7 +51,22 @@ EXPECTS_CONTINUE: Final = 1
 CONTINUE_DUE: Final = 2  # the client holds the body back until it gets 100 Continue
 UNKNOWN_EXPECTATION: Final = 3
 
+ENCODED: Final = 1000
+MAX_HOSTS: Final = 100  # that are remembered
+
 _SLASH: Final = 47  # of ASCII
+
+
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+_VALID_HOSTS: set[bytes] = set()  # those that were valid
+
+
+def _check_host(value: bytes) -> None:
+    if not _HOST.fullmatch(value):
+        raise _RejectedError(BAD_HOST)
+    if len(_VALID_HOSTS) >= MAX_HOSTS:
+        _VALID_HOSTS.clear()
+    _VALID_HOSTS.add(value)
 
 
 def _drop(request: Request) -> None:
@@ -108,6 +127,7 @@ class Reader:
         "fields",
         "head_headers",
         "incomplete",
+        "noted",
         "options",
         "parser",
         "peer",
@@ -116,13 +136,11 @@ class Reader:
         "url",
         "version",
         "wants_echo",
-        "watched_initials",
     )
 
     def __init__(self, options: ServerOptions, deliver: Callable[[Request], None]) -> None:
         self.options = options
         self.deliver = deliver
-        self.watched_initials = options.watched_initials
         self.parser: Any = httptools.HttpRequestParser(self)
         self.peer = ""
         self.phase: int = IDLE
@@ -135,6 +153,7 @@ class Reader:
         self.body: bytes | bytearray = b""
         self.expectation: int = NO_EXPECTATION
         self.wants_echo = options.echo_headers is None
+        self.noted: int = 0  # the number of Host headers, and ENCODED for each Content-Encoding
         self.incomplete = _Incomplete()
 
     # --- Callbacks of the parser ---
@@ -143,6 +162,7 @@ class Reader:
         self.phase = HEAD
         self.url = self.body = b""
         self.fields = self.head_headers = []
+        self.noted = 0
         self.incomplete.seen_bytes = 0
 
     def on_url(self, url: bytes) -> None:
@@ -150,8 +170,22 @@ class Reader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.fields.append((name, value))
-        if name[0] in self.watched_initials:
+        size = len(name)
+        if size == 4 or size == 16:
+            self._note_head(name.lower(), value)
+        if name[0] in self.options.watched_initials:
             self._note(name.lower(), value)
+
+    def _note_head(self, name: bytes, value: bytes) -> None:
+        """Note a header without which, or with which, a request is not served as it is."""
+        if self.fields is not self.head_headers:
+            return  # a trailer
+        if name == b"host":
+            self.noted += 1
+            if value not in _VALID_HOSTS:
+                _check_host(value)
+        elif name == b"content-encoding":
+            self.noted += ENCODED
 
     def _note(self, name: bytes, value: bytes) -> None:
         """Note one of the few headers that matter before a handler asks for them."""
@@ -174,6 +208,8 @@ class Reader:
             raise _RejectedError(HEAD_TOO_LARGE)
         if not self.version:
             self.version = self.parser.get_http_version()
+        if self.noted % ENCODED != 1:
+            self._check_hosts()
 
     def on_chunk_header(self) -> None:
         if self.fields is self.head_headers:
@@ -218,6 +254,8 @@ class Reader:
         body = self.body
         if type(body) is not bytes:
             body = bytes(body)
+        if self.noted >= ENCODED:
+            body = self._decoded(body)
         request = Request(parser.get_method(), path, query, self.head_headers, body, self.peer, keep_alive, version)
         if self.wants_echo:
             request.wants_echo = True
@@ -321,6 +359,21 @@ class Reader:
         override = self.options.body_limit
         if override is None or size > override(split_target(self.url)[0]):
             raise _RejectedError(BODY_TOO_LARGE)
+
+    def _check_hosts(self) -> None:
+        """Reject more than one Host, and none except in HTTP/1.0 (RFC 9112, 3.2)."""
+        if self.noted % ENCODED or self.parser.get_http_version() == "1.1":
+            raise _RejectedError(BAD_HOST)
+
+    def _decoded(self, body: bytes) -> bytes:
+        codings = Request(b"", b"", b"", self.head_headers).list_header(b"content-encoding")
+        most = self.options.max_body_bytes
+        if self.options.body_limit is not None:
+            most = max(most, self.options.body_limit(split_target(self.url)[0]))
+        decoded = decompressed(body, codings.strip().lower(), most)
+        if isinstance(decoded, Response):
+            raise _RejectedError(decoded)
+        return decoded
 
     def _check_expectation(self) -> None:
         expectation, self.expectation = self.expectation, NO_EXPECTATION

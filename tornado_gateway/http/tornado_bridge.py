@@ -14,6 +14,7 @@ from tornado.httputil import (
     ResponseStartLine,
 )
 
+from tornado_gateway.http.limits import ServerOptions
 from tornado_gateway.http.messages import INTERNAL_ERROR, Request, Response, header_lines, json_error
 from tornado_gateway.http.output import Output
 from tornado_gateway.http.request_ids import log_failure
@@ -22,6 +23,7 @@ from tornado_gateway.http.request_ids import log_failure
 class PageConnection(Protocol):
     """The connection that a page is written to."""
 
+    options: ServerOptions
     output: Output
 
     def connection_line(self, request: Request) -> bytes: ...
@@ -98,7 +100,7 @@ class Page(HTTPConnection):
             return
         self._status = response.status
         request = self._request
-        line = self._connection.connection_line(request)
+        line = self._connection.connection_line(request) + self._connection.options.page_lines(request, self._status)
         self._connection.output.write(response.render(line, request.method == b"HEAD"))
         self.finish()
 
@@ -133,7 +135,8 @@ class Page(HTTPConnection):
         if self._is_chunked:
             lines.append((b"Transfer-Encoding", b"chunked"))
         head = b"HTTP/1.1 %d %b\r\n" % (start_line.code, start_line.reason.encode("latin1"))
-        head += header_lines(lines) + self._connection_line(headers) + b"\r\n"
+        head += header_lines(lines) + self._connection_line(headers)
+        head += self._connection.options.page_lines(request, start_line.code) + b"\r\n"
         return self._connection.output.write(head, *self._frame(chunk or b""))
 
     def _connection_line(self, headers: HTTPHeaders) -> bytes:

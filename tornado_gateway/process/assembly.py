@@ -266,7 +266,8 @@ class Assembly:
     def _build_server(self) -> Server:
         config = self._config
         router = self._build_router()
-        tracing = Tracing(Cors(config.cors_allowed_origins).header_lines if config.cors_config_required else None)
+        cors = Cors(config.cors_allowed_origins) if config.cors_config_required else None
+        tracing = Tracing(None if cors is None else cors.header_lines)
         options = ServerOptions(
             self._observer.sampled(router.find),
             self._build_pages(),
@@ -276,6 +277,7 @@ class Assembly:
             extra_header_lines=tracing.header_lines,
             echo_headers=tracing.echo_headers,
             lenient=router.is_sdk_path,
+            page_lines=None if cors is None else cors.page_lines,
         )
         return Server(options, self._certificates.context if self._certificates else None)
 
@@ -314,6 +316,14 @@ def build_store(config: Config, owner: str) -> Store:
     patience_seconds = 2 * config.socket_timeout_seconds  # requests to Redis have timed out by then
     events = SpillingEvents(redis.events, local, patience_seconds=patience_seconds)
     return Store(events, redis.state, take_over(options, config.former_namespace, config.namespace, owner))
+
+
+def build_limits(config: Config) -> Limits:
+    return Limits(
+        max_body_bytes=config.max_body_bytes,
+        keep_alive_seconds=config.keep_alive_seconds,
+        max_connections=config.max_connections or max_connections(open_files_limit()),
+    )
 
 
 def build_client_address(config: Config) -> ClientAddress:
@@ -382,14 +392,6 @@ def settings_source(config: Config, upstream: Upstream, *, pull: bool = False) -
     if config.is_offline and file is not None:
         return lambda: _read_file(file)
     return lambda: upstream.fetch_settings(Dialect(), pull=pull)
-
-
-def build_limits(config: Config) -> Limits:
-    return Limits(
-        max_body_bytes=config.max_body_bytes,
-        keep_alive_seconds=config.keep_alive_seconds,
-        max_connections=max_connections(open_files_limit()),
-    )
 
 
 def build_certificates(config: Config) -> Certificates | None:

@@ -4,7 +4,7 @@ import resource
 
 NEEDED = 8192  # one for each connection of a busy worker, and about 60 of its own
 FEW = 1024  # a load balancer can open more connections at once
-RESERVED = 128  # files for databases, connections to VWO and Redis, and the responses to rejected clients
+RESERVED = 256  # of a worker: databases, connections to VWO and Redis, and the responses to rejected clients
 
 
 def open_files_limit() -> int:
