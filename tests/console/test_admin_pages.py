@@ -94,9 +94,9 @@ class Asking:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1", "192.0.2.7", "", "unix", None])
-def test_f1_no_address_replaces_the_token(address):
+async def test_f1_no_address_replaces_the_token(address):
     with pytest.raises(RequestError, match="admin token") as raised:
-        Auth(TOKEN).check(Asking(address), 0)
+        await Auth(TOKEN).check(Asking(address), 0)
     assert raised.value.status == 401
 
 
@@ -169,13 +169,13 @@ def test_a_session_that_was_tampered_with_is_none(guarded):
         assert exchange(guarded, "GET", "/admin/overview", Cookie=f"{name}={wrong}")[0] == 401
 
 
-def test_a_session_ends_and_is_not_of_another_token():
+async def test_a_session_ends_and_is_not_of_another_token():
     auth, other = Auth("one"), Auth("two")
     cookie = {"Cookie": f"fme_gateway_session={auth.new_session(1000)}"}
-    auth.check(Asking("192.0.2.7", **cookie), 1000 + SESSION_SECONDS - 1)
+    await auth.check(Asking("192.0.2.7", **cookie), 1000 + SESSION_SECONDS - 1)
     for wrong, now in ((auth, 1000 + SESSION_SECONDS), (other, 1001)):
         with pytest.raises(RequestError, match="sign in"):
-            wrong.check(Asking("192.0.2.7", **cookie), now)
+            await wrong.check(Asking("192.0.2.7", **cookie), now)
 
 
 def test_a_wrong_token_gives_no_session_and_costs_time(guarded):

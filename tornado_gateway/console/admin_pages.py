@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from tornado.web import HTTPError
 
-from tornado_gateway.console.auth import COOKIE, SESSION_SECONDS, Auth
+from tornado_gateway.console.auth import SESSION_SECONDS, Auth
 from tornado_gateway.console.base import Page
 from tornado_gateway.console.descriptions import describe_features
 from tornado_gateway.console.explain import Explainer
@@ -151,9 +151,9 @@ class AdminPage(Page):
         self._admin = admin
         self._auth = auth
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         try:
-            self._auth.check(self.request, time.time())
+            await self._auth.check(self.request, time.time())
             if self.request.method not in self.allowed():
                 raise HTTPError(405)
             if self.request.method not in ("GET", "HEAD"):
@@ -174,16 +174,16 @@ class AdminPage(Page):
 
 
 class SessionPage(AdminPage):
-    """GET: check the session. POST: exchange the token for a cookie. DELETE: forget the cookie.
+    """GET: check the session. POST: exchange the token for a cookie. DELETE: end the session.
 
     POST and DELETE need no session, so that it can begin and so that signing out always succeeds.
     """
 
     METHODS: ClassVar[tuple[str, ...]] = ("GET", "POST", "DELETE")
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         if self.request.method not in ("POST", "DELETE"):
-            super().prepare()
+            await super().prepare()
             return
         try:
             self._auth.check_change(self.request)
@@ -196,8 +196,10 @@ class SessionPage(AdminPage):
     async def post(self) -> None:
         await self.respond(self._sign_in())
 
-    def delete(self) -> None:
-        self.clear_cookie(COOKIE, path="/")
+    async def delete(self) -> None:
+        await self._auth.end_session(self.request, time.time())
+        is_encrypted = self._auth.is_encrypted(self.request)
+        self.clear_cookie(self._auth.cookie_name(self.request), path="/", secure=is_encrypted)
         self.write_json({"signed_in": False})
 
     async def _sign_in(self) -> Mapping[str, Any]:
@@ -206,7 +208,7 @@ class SessionPage(AdminPage):
             await asyncio.sleep(WRONG_TOKEN_SECONDS)
             raise RequestError(401, WRONG_TOKEN)
         self.set_cookie(
-            COOKIE,
+            self._auth.cookie_name(self.request),
             self._auth.new_session(time.time()),
             path="/",
             max_age=SESSION_SECONDS,

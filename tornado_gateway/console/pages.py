@@ -53,10 +53,10 @@ class UnknownPage(Page):
     def initialize(self, auth: Auth) -> None:
         self._auth = auth
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         if is_operators_path(self.request.path):
             try:
-                self._auth.check(self.request, time.time())
+                await self._auth.check(self.request, time.time())
             except RequestError as error:
                 self.reject(error)
                 return

@@ -23,7 +23,7 @@ from tornado_gateway.api.settings import SettingsApi
 from tornado_gateway.api.visitors import VisitorsApi
 from tornado_gateway.config import Config
 from tornado_gateway.console.admin_pages import AdminApi
-from tornado_gateway.console.auth import Auth
+from tornado_gateway.console.auth import Auth, EndedSessions
 from tornado_gateway.console.explain import Explainer
 from tornado_gateway.console.overview import request_latencies
 from tornado_gateway.console.pages import build_application
@@ -259,6 +259,7 @@ class Assembly:
                 build_client_address(config),
                 self._slot.scoreboard.admin_attempts,
                 self._slot.row,
+                EndedSessions(self._store.state),
             ),
             exposition.render,
         )
