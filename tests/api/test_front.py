@@ -1,7 +1,9 @@
 """Rows D4 to D17: what a gateway responds to requests that are odd, as bytes on a socket."""
 
 import itertools
+import socket
 import zlib
+from contextlib import ExitStack
 
 import orjson
 import pytest
@@ -324,3 +326,22 @@ def test_d12_other_bodies_are_rejected(gateway, path, coding, body, status):
 def test_d15_an_unknown_prefix_is_skipped(gateway, path, status):
     body = orjson.dumps({"d": {"event": {"name": "x"}}})
     assert ask(gateway.port, "POST", path, body, {"Content-Type": "application/json"}).status == status
+
+
+# --- D3 ---
+
+
+def test_d3_max_connections_is_an_option(tmp_path, vendor):
+    """Row D3: one more client than allowed gets a 503, and events are delivered meanwhile."""
+    event = {"d": {"msgId": "D3", "event": {"name": "purchase", "props": {}}}}
+    options = {"MAX_CONNECTIONS": 5, "EVENTS_PER_REQUEST": 1}
+    with Gateway.of_vendor(tmp_path / "d", vendor, **options) as gateway, ExitStack() as open_clients:
+        before = len(vendor.events)
+        clients = [
+            open_clients.enter_context(socket.create_connection(("127.0.0.1", gateway.port), 60)) for _ in range(5)
+        ]
+        clients[0].sendall(request_bytes("POST", "/events/t", orjson.dumps(event), {"Connection": "keep-alive"}))
+        assert clients[0].recv(65536).startswith(b"HTTP/1.1 200 ")
+        vendor.wait_for_events(before + 1)
+        answer = parse(exchange(gateway.port, b""))[0]
+        assert (answer.status, answer.headers["retry-after"]) == (503, "5")

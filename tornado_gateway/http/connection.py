@@ -22,9 +22,9 @@ import httptools
 
 from tornado_gateway.gate import Gate
 from tornado_gateway.http.limits import MAX_QUEUED_BYTES, WRITE_BYTES, ServerOptions
-from tornado_gateway.http.messages import CONTINUE, NOT_FOUND, OVERLOADED, Handler, Request, Response
+from tornado_gateway.http.messages import CONTINUE, OVERLOADED, Handler, Request, Response, respond_not_found
 from tornado_gateway.http.output import Output
-from tornado_gateway.http.reader import BODY, CONTINUE_DUE, ENDED, HEAD, IDLE, NO_EXPECTATION, Reader
+from tornado_gateway.http.reader import BODY, CONTINUE_DUE, ENDED, IDLE, NO_EXPECTATION, Reader
 from tornado_gateway.http.request_ids import error_response, failure_response, log_fields, outcome
 from tornado_gateway.http.tornado_bridge import Page, PageContext
 from tornado_gateway.logs import ThrottledLog
@@ -232,7 +232,12 @@ class Connection(asyncio.Protocol):
             and not output.unsent_bytes
             and self.queued_bytes < MAX_QUEUED_BYTES
             and len(self.queue) < self.max_pipelined
+            and not self.is_starved()
         )
+
+    def is_starved(self) -> bool:
+        """Whether there is no room for more of an unfinished body."""
+        return self.reader.phase == BODY and self.options.budget.is_exceeded()
 
     def _resume_reading(self) -> None:
         transport = self.output.open_transport()
@@ -271,7 +276,7 @@ class Connection(asyncio.Protocol):
                 return handler
         application = self.options.fallback
         if application is None:
-            return _respond_not_found
+            return respond_not_found
         context = PageContext(self.peer, "https" if self.tls else "http")
         request.page = Page(self, context, request, application, self.activity.tasks)
         self._enqueue(request)
@@ -347,6 +352,9 @@ class Connection(asyncio.Protocol):
             self._continue()
         if output.pieces:
             output.write_out()
+        if reader.phase == BODY and self.is_starved():
+            self._block()
+            self.options.budget.wait(self.flush)
         if reader.phase >= ENDED or self.eof or output.transport is None:
             self._settle()
 
@@ -437,14 +445,3 @@ class Connection(asyncio.Protocol):
         elif is_first and not output.transport.is_closing():
             self._resume_reading()
             output.half_close()
-
-    def is_busy(self) -> bool:
-        """Return whether a request has arrived, at least in part, and its response is not with the kernel yet."""
-        reader = self.reader
-        if reader.phase in (HEAD, BODY) or self.queue or self.waiting or self.held or reader.rejection:
-            return True
-        return self.output.buffered() > 0
-
-
-def _respond_not_found(request: Request) -> Response:
-    return NOT_FOUND

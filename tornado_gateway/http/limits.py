@@ -1,5 +1,6 @@
 """The limits and options that all connections of one server share."""
 
+import asyncio
 from collections.abc import Callable, Collection
 from typing import Final, NamedTuple, final
 
@@ -18,6 +19,8 @@ WRITE_SLICE_BYTES: Final = 131072
 # No further request starts while complete responses of this size wait for their turn: 128 responses of 2 KB, so a group
 # commit is not split.
 MAX_QUEUED_BYTES: Final = 262144
+# A request in flight counts this many times its body against the budget of the server, as its parsed form does.
+PARSED_FACTOR: Final = 8
 # Chunk sizes, extensions and trailers may take this many bytes for each byte of body (1-byte chunks take 5).
 CHUNK_OVERHEAD: Final = 8
 
@@ -36,9 +39,56 @@ class Limits(NamedTuple):
     write_seconds: float = 30.0
     linger_seconds: float = 2.0
     drain_seconds: float = 1.0
+    max_bodies_bytes: int = 64 << 20  # of all clients together: unfinished bodies, and requests with large ones
+    starved_seconds: float = 5.0  # that a body may wait for room in it
 
 
 DEFAULT_LIMITS = Limits()
+
+
+@final
+class Budget:
+    """The bytes that the large bodies of all clients of a server may take together. Bodies of one slice do not count.
+
+    Beyond it, connections stop reading their bodies until there is room.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.used = 0
+        self._starved: set[Callable[[], None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def is_exceeded(self) -> bool:
+        return self.used > self.most
+
+    def wait(self, resume: Callable[[], None]) -> None:
+        """Call `resume` once there is room again."""
+        self._loop = asyncio.get_running_loop()
+        self._starved.add(resume)
+
+    def add(self, size: int) -> None:
+        self.used += size
+        if self._starved and self.used <= self.most and self._loop is not None and not self._loop.is_closed():
+            starved, self._starved = self._starved, set()
+            for resume in starved:
+                self._loop.call_soon(resume)
+
+
+@final
+class Charge:
+    """The share of one body in the budget. It ends with the last reference to it, whatever became of the request."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._size = 0
+
+    def set(self, size: int) -> None:
+        change, self._size = size - self._size, size
+        self._budget.add(change)
+
+    def __del__(self) -> None:
+        self._budget.add(-self._size)
 
 
 def _no_page_lines(request: Request, status: int) -> bytes:
@@ -88,6 +138,7 @@ class ServerOptions:
         self.extra_header_lines = extra_header_lines or _no_lines
         self.echo_headers = echo_headers if extra_header_lines else ()
         self.lenient = lenient
+        self.budget = Budget(limits.max_bodies_bytes)
         self.page_lines = page_lines or _no_page_lines
         initials = {name[:1] for name in (b"expect", *(self.echo_headers or ()))}
         self.watched_initials = frozenset(b"".join(initials) + b"".join(initials).upper())

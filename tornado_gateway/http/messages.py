@@ -1,5 +1,6 @@
 """Requests and responses as values."""
 
+import re
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
@@ -10,6 +11,7 @@ import orjson
 from tornado_gateway.errors import reason_phrase
 from tornado_gateway.gate import Gate
 
+MAX_HOSTS = 100  # that are remembered
 JSON = b"application/json; charset=utf-8"
 RETRY_SECONDS = b"5"  # after a 503: a queue, a store or the settings recover within seconds, or not soon
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -35,6 +37,7 @@ class Request:
 
     __slots__ = (
         "body",
+        "charge",
         "gate",
         "headers",
         "keep_alive",
@@ -71,6 +74,7 @@ class Request:
         self.gate: Gate | None = None
         self.response: Response | None = None
         self.page: Page | None = None
+        self.charge: object | None = None  # held for as long as a request with a large body is
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header, or None. `name` is in lower case."""
@@ -169,7 +173,20 @@ NO_TUNNEL = json_error(405, "CONNECT is not supported")
 UNKNOWN_CODING = json_error(501, "the only supported transfer coding is chunked")
 UNKNOWN_VERSION = json_error(505, "only HTTP/1.1 and HTTP/1.0 are supported")
 CANCELLED = json_error(503, "the request was cancelled")
+BUSY = json_error(503, "too many large requests are in progress")
 OVERLOADED = json_error(503, "too many connections")
+
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+VALID_HOSTS: set[bytes] = set()  # some of those that were valid
+
+
+def is_valid_host(value: bytes) -> bool:
+    if not _HOST.fullmatch(value):
+        return False
+    if len(VALID_HOSTS) < MAX_HOSTS:
+        VALID_HOSTS.add(value)
+    return True
+
 
 _ZLIB = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}  # zlib's parameter for these formats
 _RAW_DEFLATE = -15  # as some clients send it, against RFC 9110
@@ -193,6 +210,10 @@ def decompressed(body: bytes, coding: bytes, most: int) -> bytes | Response:
     if len(decoded) > most:
         return BODY_TOO_LARGE
     return decoded if decoder.eof and not decoder.unused_data else BAD_ENCODING
+
+
+def respond_not_found(request: Request) -> Response:
+    return NOT_FOUND
 
 
 Handler = Callable[[Request], Response | Awaitable[Response]]

@@ -13,14 +13,13 @@ Decisions that HTTP leaves open:
 - An `Upgrade` is ignored, as RFC 9110 allows: the request is served as if the header were not there.
 """
 
-import re
 from collections.abc import Callable
 from typing import Any, Final, final
 
 import httptools
 
 from tornado_gateway.http import request_line
-from tornado_gateway.http.limits import CHUNK_OVERHEAD, ServerOptions
+from tornado_gateway.http.limits import CHUNK_OVERHEAD, PARSED_FACTOR, Charge, ServerOptions
 from tornado_gateway.http.messages import (
     BAD_EXPECTATION,
     BAD_HOST,
@@ -31,10 +30,12 @@ from tornado_gateway.http.messages import (
     NO_TUNNEL,
     UNKNOWN_CODING,
     UNKNOWN_VERSION,
+    VALID_HOSTS,
     Request,
     Response,
     decompressed,
     header_lines,
+    is_valid_host,
     split_target,
 )
 from tornado_gateway.http.request_ids import log_failure
@@ -52,21 +53,8 @@ CONTINUE_DUE: Final = 2  # the client holds the body back until it gets 100 Cont
 UNKNOWN_EXPECTATION: Final = 3
 
 ENCODED: Final = 1000
-MAX_HOSTS: Final = 100  # that are remembered
 
 _SLASH: Final = 47  # of ASCII
-
-
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
-_VALID_HOSTS: set[bytes] = set()  # those that were valid
-
-
-def _check_host(value: bytes) -> None:
-    if not _HOST.fullmatch(value):
-        raise _RejectedError(BAD_HOST)
-    if len(_VALID_HOSTS) >= MAX_HOSTS:
-        _VALID_HOSTS.clear()
-    _VALID_HOSTS.add(value)
 
 
 def _drop(request: Request) -> None:
@@ -85,10 +73,11 @@ class _RejectedError(Exception):
 class _Incomplete:
     """The message that the last slice has left incomplete."""
 
-    __slots__ = ("partial", "remaining", "seen_bytes")
+    __slots__ = ("charge", "partial", "remaining", "seen_bytes")
 
     def __init__(self) -> None:
         self.seen_bytes = 0  # of the head, or of the body
+        self.charge: Charge | None = None  # of a body that needs more than one slice
         self.remaining = -1  # announced bytes of the body that have not arrived yet; -1 if unknown
         self.partial: bytearray | None = None  # all bytes of the head so far; None if unknown
 
@@ -177,13 +166,12 @@ class Reader:
             self._note(name.lower(), value)
 
     def _note_head(self, name: bytes, value: bytes) -> None:
-        """Note a header without which, or with which, a request is not served as it is."""
         if self.fields is not self.head_headers:
             return  # a trailer
         if name == b"host":
             self.noted += 1
-            if value not in _VALID_HOSTS:
-                _check_host(value)
+            if value not in VALID_HOSTS and not is_valid_host(value):
+                raise _RejectedError(BAD_HOST)
         elif name == b"content-encoding":
             self.noted += ENCODED
 
@@ -208,7 +196,7 @@ class Reader:
             raise _RejectedError(HEAD_TOO_LARGE)
         if not self.version:
             self.version = self.parser.get_http_version()
-        if self.noted % ENCODED != 1:
+        if self.noted % ENCODED != 1:  # RFC 9112, 3.2: one, or none in HTTP/1.0
             self._check_hosts()
 
     def on_chunk_header(self) -> None:
@@ -257,6 +245,8 @@ class Reader:
         if self.noted >= ENCODED:
             body = self._decoded(body)
         request = Request(parser.get_method(), path, query, self.head_headers, body, self.peer, keep_alive, version)
+        if self.incomplete.charge is not None:
+            self._charge(request)
         if self.wants_echo:
             request.wants_echo = True
             self.wants_echo = self.options.echo_headers is None
@@ -313,20 +303,32 @@ class Reader:
                 self._check_incomplete_body(len(data))
             except _RejectedError as rejected:
                 self.reject(rejected.response)
+            else:
+                self._charge(None)
+
+    def _charge(self, request: Request | None) -> None:
+        """Count the body against the budget: the unfinished one, or that of a complete request."""
+        charge = self.incomplete.charge or Charge(self.options.budget)
+        charge.set(len(self.body) if request is None else PARSED_FACTOR * len(request.body))
+        self.incomplete.charge = charge if request is None else None
+        if request is not None:
+            request.charge = charge
 
     def reject(self, response: Response) -> None:
         """Read nothing more; `response` is the last one, after those of earlier requests."""
-        self.phase = ENDED
+        self.end()
         self.rejection = response
 
     def end(self) -> None:
-        """Read nothing more."""
+        """Read nothing more, and drop an unfinished body."""
         self.phase = ENDED
         self.rejection = None
+        self.body = b""
+        self.incomplete.charge = None
 
     def release(self) -> None:
         """Break the reference cycles with the parser and the connection."""
-        self.parser = None
+        self.parser = self.incomplete.charge = None
         self.deliver = _drop
 
     def rejected_request(self) -> Request:
@@ -361,7 +363,6 @@ class Reader:
             raise _RejectedError(BODY_TOO_LARGE)
 
     def _check_hosts(self) -> None:
-        """Reject more than one Host, and none except in HTTP/1.0 (RFC 9112, 3.2)."""
         if self.noted % ENCODED or self.parser.get_http_version() == "1.1":
             raise _RejectedError(BAD_HOST)
 

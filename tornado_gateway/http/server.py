@@ -12,8 +12,8 @@ from typing import Any
 
 from tornado_gateway.http.connection import Activity, Connection
 from tornado_gateway.http.limits import ServerOptions
-from tornado_gateway.http.messages import TIMEOUT
-from tornado_gateway.http.reader import HEAD, IDLE
+from tornado_gateway.http.messages import BUSY, TIMEOUT
+from tornado_gateway.http.reader import BODY, HEAD, IDLE
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class Server:
         """Close the connections that have been idle for long enough. Return True if there were no others."""
         for connection in tuple(self.activity.clients):
             checks = quiet_checks.get(connection, 0)
-            if connection.is_busy():
+            if is_busy(connection):
                 quiet_checks.pop(connection, None)
             elif checks * CHECK_SECONDS >= self.options.limits.drain_seconds:
                 connection.linger()
@@ -169,7 +169,7 @@ class Server:
         return bool(
             self.activity.tasks
             or self.activity.orphans
-            or any(connection.is_busy() for connection in self.activity.clients)
+            or any(is_busy(connection) for connection in self.activity.clients)
         )
 
     async def _until(self, condition: Callable[[], bool], deadline: float) -> None:
@@ -181,11 +181,19 @@ class Server:
         for task in tuple(self.activity.tasks):
             task.cancel()
         for connection in tuple(self.activity.clients):
-            if connection.is_busy():
+            if is_busy(connection):
                 connection.output.abort()
             else:
                 connection.output.close()
         await asyncio.sleep(0)
+
+
+def is_busy(connection: Connection) -> bool:
+    """Whether a request has been received, at least in part, and its response is not with the kernel yet."""
+    reader = connection.reader
+    if reader.phase in (HEAD, BODY) or connection.queue or connection.waiting or connection.held or reader.rejection:
+        return True
+    return connection.output.buffered() > 0
 
 
 def check_progress(connection: Connection, now: float) -> None:
@@ -217,6 +225,8 @@ def _expire(connection: Connection, age: float, buffered: int) -> None:
     elif connection.is_lingering:
         if age > limits.linger_seconds:
             connection.output.close()
+    elif age > limits.starved_seconds and connection.blocked and connection.is_starved():
+        connection.reject(BUSY)
     elif age > (limits.header_seconds if phase == HEAD else limits.body_seconds):
         connection.reject(TIMEOUT)
 
