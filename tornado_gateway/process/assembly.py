@@ -1,6 +1,7 @@
 """Assembly: all parts of one worker, made from the configuration. The only module that knows most of the others."""
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
@@ -40,6 +41,7 @@ from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
 from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
+from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.process.adoption import Adoption
 from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.location_parts import location_parts
@@ -180,6 +182,7 @@ class Assembly:
             self.environments.default.lists,
             aliases=state if config.aliasing_enabled else None,
             sticky=StickyDecisions(state, config.sticky_seconds) if config.sticky_decisions else None,
+            slow_patterns=ThrottledLog(logging.getLogger(Evaluator.__module__)),
         )
 
     def _build_router(self) -> Router:
