@@ -269,7 +269,7 @@ class Assembly:
                 keep_alive_seconds=config.keep_alive_seconds,
                 max_connections=max_connections(open_files_limit()),
             ),
-            body_limit=lambda path: config.max_batch_bytes if router.takes_batches(path) else config.max_body_bytes,
+            body_limit=partial(_body_limit, config, router),
             on_answer=tracing.noting(self._observer.responded),
             extra_header_lines=tracing.header_lines,
             echo_headers=tracing.echo_headers,
@@ -381,6 +381,12 @@ def build_certificates(config: Config) -> Certificates | None:
     if config.tls_cert_path and config.tls_key_path:
         return Certificates(config.tls_cert_path, config.tls_key_path)
     return None
+
+
+def _body_limit(config: Config, router: Router, path: bytes) -> int:
+    if router.takes_batches(path):
+        return config.max_batch_bytes
+    return config.max_event_bytes if router.takes_events(path) else config.max_body_bytes
 
 
 async def _no_member(list_id: str, value: str) -> bool:
