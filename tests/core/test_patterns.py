@@ -3,6 +3,7 @@
 `translate` writes patterns for RE2; the tests compare its results with those of `re`. The others run under a limit.
 """
 
+import random
 import re
 import signal
 import subprocess
@@ -151,7 +152,26 @@ def test_d7_a_forked_process_sets_its_own_alarm() -> None:
     subprocess.run([sys.executable, "-c", code.replace("\\\\1", "\\1")], check=True, timeout=60)
 
 
+def test_d7_no_alarm_rings_after_the_end_of_python() -> None:
+    code = """if True:
+        import atexit, re, signal
+        atexit.register(lambda: print(signal.getitimer(signal.ITIMER_REAL)))  # called after those of later imports
+        from tornado_gateway.core.patterns import TIME_LIMIT
+        TIME_LIMIT.matches(re.compile("a"), "a")
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    """
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert printed.stdout == "(0.0, 0.0)\n"
+
+
 # --- Equality with `re` ---
+
+
+@pytest.mark.parametrize("end", ["c", "d"])
+def test_d7_re2_gives_up_its_cache_and_not_the_result(end: str) -> None:
+    """More states than RE2 may keep in memory."""
+    text = "".join(random.Random(7).choices("ab", k=1000)) + "a" + "b" * 200 + end
+    assert found("[ab]*a[ab]{200}c", text) is (end == "c")
 
 
 def assert_equal(pattern: str, text: str, flags: int = 0) -> None:
@@ -190,7 +210,7 @@ TEXTS = st.text(st.sampled_from("abkisABKISz0_-. \n\t\x1c\x0b@[]^\x00\x7f") | st
 FLAGS = st.sampled_from([0, re.I, re.M, re.S, re.A, re.I | re.M | re.S])
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(PATTERNS, TEXTS, FLAGS)
 @example("(?i)K", "k", 0)  # the sign for Kelvin
 @example("[^K]", "k", re.I)

@@ -4,6 +4,7 @@
 handles signals every 4,096 steps: an alarm (SIGALRM) ends it with an exception.
 """
 
+import atexit
 import os
 import re
 import signal
@@ -119,3 +120,5 @@ def _find(pattern: re.Pattern[str], text: str, at_start: bool) -> bool:
 
 TIME_LIMIT: Final = TimeLimit()
 os.register_at_fork(after_in_child=TIME_LIMIT.forget_alarm)
+# Python removes its handlers when it ends, and an alarm without a handler kills the process.
+atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)

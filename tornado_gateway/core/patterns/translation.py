@@ -8,6 +8,7 @@ the ASCII characters that `re` matches with it, which covers classes, ranges, `\
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from re import _compiler, _constants, _parser  # type: ignore[attr-defined]
 from typing import Any, Final
 
@@ -43,9 +44,15 @@ def _node(node: Node, flags: int) -> str:
 
 
 def _character(node: Node, flags: int) -> str:
+    operator, argument = node
+    return _set_of(operator, tuple(argument) if isinstance(argument, list) else argument, flags)
+
+
+@lru_cache(maxsize=1024)  # patterns repeat them
+def _set_of(operator: Any, argument: Any, flags: int) -> str:
     state = _parser.State()
     state.flags = flags
-    alone = _compiler.compile(_parser.SubPattern(state, [node]))
+    alone = _compiler.compile(_parser.SubPattern(state, [(operator, argument)]))
     matched = [f"\\x{ord(character):02x}" for character in alone.findall(_ASCII)]
     return f"[{''.join(matched)}]" if matched else _NO_CHARACTER
 
