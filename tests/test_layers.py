@@ -29,6 +29,7 @@ ONLY_BY = {  # rooms that only these may import
 }
 LIBRARIES = {  # outside library: where it may be imported
     "httptools": {"http"},
+    "re2": {"core/patterns"},
     "pycurl": {"upstream/curl.py"},
     "redis": {"store/redis"},
     "sqlite3": {"store/sqlite"},

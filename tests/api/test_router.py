@@ -27,6 +27,7 @@ def test_each_row_leads_to_its_endpoint(route, spelling):
     path = spelling.format(route.path).encode()
     assert made.find(route.method.encode(), path) is wanted
     assert (made.find(b"HEAD", path) is wanted) == (route.method == "GET")
+    assert made.takes_events(path) == route.is_event
     assert made.takes_batches(path) == route.is_batch
     assert made.is_sdk_path(path) == route.is_for_sdks
 
@@ -51,4 +52,5 @@ def test_other_paths_are_not_data_routes(path):
     _, made = router()
     assert made.find(b"GET", path) is made.find(b"OPTIONS", path) is None
     assert not made.is_sdk_path(path)
+    assert not made.takes_events(path)
     assert not made.takes_batches(path)

@@ -15,6 +15,7 @@ from tornado_gateway.core import (
     decide,
     event_documents,
     list_value,
+    operators,
     track_event_document,
 )
 
@@ -68,6 +69,51 @@ def test_booleans_read_as_in_json(operand: str, value: bool, expected: bool) -> 
 def test_versions_are_not_numbers(operator: str, operand: str, version: str, expected: bool) -> None:
     context = Context("u", ip_address=version, device={"os_version": version, "browser_version": version})
     assert is_in({operator: operand}, context) is expected
+
+
+class TestValuesThatMatchNoOperand:
+    """Row D6: lists, objects and texts above 4,096 characters."""
+
+    OPERANDS = ["wildcard(*)", "wildcard(*x*)", "wildcard(x*)", "wildcard(*x)", "regex(.*)", "regex(x)", "lower(X)"]
+    OPERANDS += ["gt(0)", "gte(0)", "lt(9)", "lte(9)", "gt(.)", "['x']", "[]", "{}", "x" * 4097, "1"]
+
+    @pytest.mark.parametrize("value", [[], ["x"], {}, {"x": 1}, "x" * 4097, "1" * 4097, [["x" * 4097]]], ids=repr)
+    @pytest.mark.parametrize("operand", OPERANDS)
+    def test_d6_custom_variables(self, operand: str, value: object) -> None:
+        segment = {"custom_variable": {"v": operand}}
+        assert not is_in(segment, Context("u", custom_variables={"v": value}))
+        assert is_in({"not": segment}, Context("u", custom_variables={"v": value}))
+
+    @pytest.mark.parametrize("operator", ["os_version", "browser_version", "ip_address", "ua"])
+    @pytest.mark.parametrize("operand", OPERANDS)
+    def test_d6_other_texts(self, operator: str, operand: str) -> None:
+        for value in ("x" * 4097, "1" * 4097):
+            context = Context("u", ip_address=value, user_agent=value, device={operator: value})
+            assert not is_in({operator: operand}, context)
+        context = Context("u", device={operator: ["x"]})
+        assert not is_in({operator: operand}, context)
+
+    @pytest.mark.parametrize("value", ["x" * 4096, "1" * 4096, 5, 2.5, 2**70, True, None, ""])
+    def test_d6_others_match(self, value: object) -> None:
+        assert is_in({"custom_variable": {"v": "wildcard(*)"}}, Context("u", custom_variables={"v": value}))
+
+    @pytest.mark.parametrize("value", [["x"], {}, "x" * 4097])
+    def test_d6_no_list_has_them(self, value: object) -> None:
+        assert list_value(value) is None
+        segment = {"custom_variable": {"v": "inlist(l)"}}
+        lists = {("l", "x"): True, ("l", "['x']"): True, ("l", "x" * 4097): True}
+        assert not is_in(segment, Context("u", custom_variables={"v": value}, lists=lists))
+
+    @pytest.mark.parametrize("value", ["9" * 4000, ".".join(["12"] * 1000), "9" * 4000 + "x"], ids=lambda it: it[:3])
+    def test_d6_the_text_of_a_variable_is_computed_once(self, value: str) -> None:
+        """Whatever the number of conditions: 0.1 ms for each comparison of versions otherwise."""
+        operands = ["gt(99999)", "lt(1)", "5", "regex(^x)", "wildcard(*y*)", "lower(Y)"] * 20
+        segment = {"or": [{"custom_variable": {"v": operand}} for operand in operands]}
+        caches = (operators._normalised_once, operators._parts_once)
+        for cache in caches:
+            cache.cache_clear()
+        is_in(segment, Context("u", custom_variables={"v": value}))
+        assert [cache.cache_info().misses for cache in caches] <= [1, 1]
 
 
 class TestLists:

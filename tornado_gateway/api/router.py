@@ -43,6 +43,7 @@ class Router:
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
                 self._handlers[method.encode(), route.path.encode()] = handler
         self._not_allowed = _handlers_of_wrong_methods()
+        self._event_paths = frozenset(route.path.encode() for route in ROUTES if route.is_event)
         self._batch_paths = frozenset(route.path.encode() for route in ROUTES if route.is_batch)
         self._sdk_paths = frozenset(route.path.encode() for route in ROUTES if route.is_for_sdks)
         self._prefix = b""
@@ -55,6 +56,10 @@ class Router:
     def find(self, method: bytes, path: bytes) -> Handler | None:
         """Return the handler of a request, None if the path is not that of a data route."""
         return self._handlers.get((method, path)) or self._find_leniently(method, path)
+
+    def takes_events(self, path: bytes) -> bool:
+        """Whether bodies may be as large as a single event."""
+        return self._normal(path) in self._event_paths
 
     def takes_batches(self, path: bytes) -> bool:
         """Return whether bodies may be as large as a batch of events."""

@@ -24,14 +24,15 @@ DECISIONS = Guard(
 class Route(NamedTuple):
     """One route. `handler` is a field of `router.Endpoints` and the name of its method.
 
-    `is_batch`: bodies may have MAX_BATCH_BYTES. `is_for_sdks`: the query is read leniently, because some SDKs do not
-    escape theirs.
+    `is_event`, `is_batch`: bodies may have the size of an event or of a batch. `is_for_sdks`: the query is read
+    leniently, because some SDKs do not escape theirs.
     """
 
     method: str
     path: str
     handler: str
     guard: Guard | None = None
+    is_event: bool = False
     is_batch: bool = False
     is_for_sdks: bool = True
 
@@ -48,7 +49,7 @@ ROUTES = (
     Route("GET", "/server-side/v2-settings", "settings.settings"),
     Route("GET", "/server-side/v2-pull", "settings.pull"),
     Route("POST", "/webhook", "settings.webhook", is_for_sdks=False),
-    Route("POST", "/events/t", "events.take_event"),
+    Route("POST", "/events/t", "events.take_event", is_event=True),
     Route("POST", "/server-side/batch-events-v2", "events.take_batch", is_batch=True),
     Route("GET", "/get-user-details", "visitors.user_details"),
     Route("GET", "/check-attribute", "lists.check_attribute"),

@@ -14,6 +14,7 @@ from tornado_gateway.config.kinds import Networks, Option, option
 
 # A batch of 5000 events of about 1.6 KiB has to fit, whatever MAX_BODY_BYTES says about single requests.
 _SMALLEST_BATCH_BYTES = 8 * 1024 * 1024
+_SMALLEST_EVENT_BYTES = 1024 * 1024  # SDKs lose events that are rejected, or send them again forever
 
 
 class Account(NamedTuple):
@@ -86,8 +87,9 @@ class Config:
     max_body_bytes: int = option(
         _SERVER,
         kinds.whole(1024, 2**30),
-        "1048576",
-        "Maximum size of a request body. Larger bodies are rejected with 413. Batches of events may always have 8 MiB.",
+        "65536",
+        "Maximum size of a request body. Larger bodies are rejected with 413. A single event may always have 1 MiB, a"
+        " batch of events 8 MiB.",
         unit="bytes",
     )
     keep_alive_seconds: float = option(
@@ -426,6 +428,11 @@ class Config:
     def worker_count(self) -> int:
         """WORKERS with 0 resolved to the cores that this process may use."""
         return self.workers or usable_cores()
+
+    @property
+    def max_event_bytes(self) -> int:
+        """Largest body of a single event."""
+        return max(self.max_body_bytes, _SMALLEST_EVENT_BYTES)
 
     @property
     def max_batch_bytes(self) -> int:

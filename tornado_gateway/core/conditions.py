@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from tornado_gateway.core.context import Abort, Properties
 from tornado_gateway.core.operators import list_value, value_matcher, version_matcher
+from tornado_gateway.core.patterns import compile_pattern
 from tornado_gateway.core.records import has_record
 from tornado_gateway.core.types import UNSET, VWO_USER_ID, Evaluation, Needs, Predicate, Recorder
 from tornado_gateway.core.webtests import campaign_condition
@@ -131,7 +132,8 @@ def _list_member(name: str, wanted: str, compilation: Compilation) -> Predicate:
 
     def is_member(evaluation: Evaluation, properties: Properties, vwo_user_id: object) -> bool:
         value = properties.get(name, _MISSING)
-        return value is not _MISSING and bool(evaluation.context.lists.get((list_id, list_value(value))))
+        text = None if value is _MISSING else list_value(value)
+        return text is not None and bool(evaluation.context.lists.get((list_id, text)))
 
     return is_member
 
@@ -280,15 +282,12 @@ def _device_fact(values: list[object]) -> Callable[[object], bool]:
 _LONGEST_FACT: Final = 256
 
 
-def _device_pattern(text: str) -> Callable[[str], object] | None:
+def _device_pattern(text: str) -> Callable[[str], bool] | None:
     """Compile `wildcard(p)`: stars match anything, the rest is a regex as in the SDK, anchored at the start only."""
     found = _DEVICE_WILDCARD.match(text)
     if not found:
         return None
-    try:
-        return re.compile(found[1].replace("*", ".*"), re.IGNORECASE).match
-    except (re.error, OverflowError, RecursionError):
-        return _incomparable
+    return compile_pattern(found[1].replace("*", ".*"), re.IGNORECASE, at_start=True) or _incomparable
 
 
 def _incomparable(value: object) -> bool:

@@ -7,6 +7,7 @@ from tornado_gateway.core.context import Abort, Context
 from tornado_gateway.core.groups import Winners, passes
 from tornado_gateway.core.holdouts import evaluate_holdouts, holdout_ids, holdout_impression, known_holdouts
 from tornado_gateway.core.identity import is_web_uuid
+from tornado_gateway.core.patterns import TIME_LIMIT
 from tornado_gateway.core.records import read_record, write_record
 from tornado_gateway.core.rules import choose_variation, forced_variation, in_traffic
 from tornado_gateway.core.trace import Trace
@@ -36,7 +37,8 @@ class Decision:
     `reason` is one of "rollout", "experiment", "whitelisted", "stored", "holdout", "no rule matched",
     "feature not found" or "error"; with "error", `error` is the message. `rollout` and `experiment` are the rules that
     were passed. `writes` are the records to store, in order. `debug` is the text of the debug event that a feature with
-    a debugger asks for. `vwo_user_ids` has `_vwoUserId` at the time of each impression, if post-segmentation names it.
+    a debugger asks for. `slow_patterns` are the regexes that exceeded their time, so that their conditions counted as
+    not met. `vwo_user_ids` has `_vwoUserId` at the time of each impression, if post-segmentation names it.
     """
 
     __slots__ = (
@@ -48,6 +50,7 @@ class Decision:
         "reason",
         "rollout",
         "session_id",
+        "slow_patterns",
         "usage",
         "uuid",
         "variation",
@@ -66,6 +69,7 @@ class Decision:
         self.writes: list[StickyRecord] = []
         self.usage = False
         self.debug: str | None = None
+        self.slow_patterns: tuple[str, ...] = ()
         self.vwo_user_ids: dict[int, object] | None = None
         self.reason = "no rule matched"
         self.error: str | None = None
@@ -114,6 +118,11 @@ def decide(
     except Exception as error:  # any failure disables the flag, as in the SDKs
         del decision.impressions[evaluation.sent :]
         return _aborted(decision, str(error) if isinstance(error, Abort) else repr(error), trace)
+    finally:
+        if TIME_LIMIT.exceeded:
+            decision.slow_patterns = TIME_LIMIT.take_exceeded()
+            if trace is not None:
+                trace.add("slow", patterns=list(decision.slow_patterns))
     if trace is not None:
         _trace_end(trace, decision)
     return decision

@@ -117,6 +117,10 @@ def _stored_line(step: Step) -> str:
     return f"stored decision for {step['key']}: {step['result']}"
 
 
+def _slow_patterns_line(step: Step) -> str:
+    return f"these patterns exceeded their time limit and counted as not matching: {_json(step['patterns'])}"
+
+
 def _other_line(step: Step) -> str:
     facts = ", ".join(f"{key} {_json(value)}" for key, value in step.items() if key not in ("step", "steps"))
     return f"{step['step']}: {facts}"
@@ -137,5 +141,6 @@ _LINES: dict[str, Callable[[Step], str]] = {
     "holdout": _holdout_line,
     "group": _group_line,
     "stored": _stored_line,
+    "slow": _slow_patterns_line,
     "end": _end_line,
 }

@@ -40,10 +40,10 @@ class ListChecks:
     ) -> dict[Membership, bool]:
         """Return the memberships that a feature's segments need: `checks` are pairs of variable name and list id."""
         wanted = {
-            (list_id, list_value(variables[name]))
+            (list_id, value)
             for name, list_id in checks
             for variables in given
-            if name in variables
+            if name in variables and (value := list_value(variables[name])) is not None
         }
         members = await asyncio.gather(*(self.is_member(*key) for key in wanted))
         return dict(zip(wanted, members, strict=True))

@@ -15,11 +15,14 @@ from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import StoreError
 from tornado_gateway.http.fields import address_in
+from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import StateStore
 
 logger = logging.getLogger(__name__)
 
 Facts = Mapping[str, Any]
+
+LOGGED_PATTERN = 200  # characters of a pattern in a log line
 
 
 class StickyDecisions:
@@ -66,6 +69,7 @@ class Evaluator:
     """Gathers the inputs of decisions, decides, and builds the documents of their events.
 
     Location and device are in memory; `lists`, `aliases` and `sticky` require IO. Each of these is None if it is off.
+    `slow_patterns` logs the patterns that exceeded their time, if it is given.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Evaluator:
         *,
         aliases: StateStore | None = None,
         sticky: StickyDecisions | None = None,
+        slow_patterns: ThrottledLog | None = None,
     ) -> None:
         self.resolves_aliases = aliases is not None
         self._location = location
@@ -83,6 +88,7 @@ class Evaluator:
         self._lists = lists
         self._aliases = aliases
         self._sticky = sticky
+        self._slow_patterns = slow_patterns
         self._uses_store = aliases is not None or sticky is not None
 
     # --- One decision ---
@@ -97,7 +103,7 @@ class Evaluator:
                 return None
             if (feature.needs_location or feature.needs_device) and not _has_own_facts(context):
                 self._set_facts(context, feature)
-        return core.decide(settings, feature_key, context)
+        return self._noted(core.decide(settings, feature_key, context))
 
     async def decide_with_io(self, settings: core.Settings, feature_key: str, context: core.Context) -> core.Decision:
         """Decide from all inputs, and keep the decision if decisions are sticky."""
@@ -133,7 +139,18 @@ class Evaluator:
         feature = settings.features.get(feature_key)
         if feature is not None and not inputs.has_own_facts:
             self._set_facts(inputs.context, feature)
-        return core.decide(settings, feature_key, inputs.context, stored=inputs.stored, trace=trace)
+        return self._noted(core.decide(settings, feature_key, inputs.context, stored=inputs.stored, trace=trace))
+
+    def _noted(self, decision: core.Decision) -> core.Decision:
+        if decision.slow_patterns and self._slow_patterns is not None:
+            for pattern in decision.slow_patterns:
+                self._slow_patterns.error(
+                    f"{decision.feature_key} {pattern}",
+                    "Regex %r of feature %s exceeded 10 ms for a visitor, its condition counted as not met",
+                    pattern[:LOGGED_PATTERN],
+                    decision.feature_key,
+                )
+        return decision
 
     async def keep(self, inputs: Inputs, decisions: Sequence[core.Decision]) -> None:
         """Store the decisions if they are sticky and the earlier ones could be loaded."""

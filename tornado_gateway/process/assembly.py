@@ -1,6 +1,7 @@
 """Assembly: all parts of one worker, made from the configuration. The only module that knows most of the others."""
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
@@ -40,6 +41,7 @@ from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
 from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
+from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.process.adoption import Adoption
 from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.location_parts import location_parts
@@ -181,6 +183,7 @@ class Assembly:
             lists,
             aliases=state if config.aliasing_enabled else None,
             sticky=StickyDecisions(state, config.sticky_seconds) if config.sticky_decisions else None,
+            slow_patterns=ThrottledLog(logging.getLogger(Evaluator.__module__)),
         )
 
     # --- Routes and pages ---
@@ -273,7 +276,7 @@ class Assembly:
             self._observer.sampled(router.find),
             self._build_pages(),
             limits=build_limits(config),
-            body_limit=lambda path: config.max_batch_bytes if router.takes_batches(path) else config.max_body_bytes,
+            body_limit=partial(_body_limit, config, router),
             on_response=tracing.with_log(self._observer.responded),
             extra_header_lines=tracing.header_lines,
             echo_headers=tracing.echo_headers,
@@ -399,6 +402,12 @@ def build_certificates(config: Config) -> Certificates | None:
     if config.tls_cert_path and config.tls_key_path:
         return Certificates(config.tls_cert_path, config.tls_key_path)
     return None
+
+
+def _body_limit(config: Config, router: Router, path: bytes) -> int:
+    if router.takes_batches(path):
+        return config.max_batch_bytes
+    return config.max_event_bytes if router.takes_events(path) else config.max_body_bytes
 
 
 async def _no_member(list_id: str, value: str) -> bool:

@@ -77,6 +77,7 @@ const STEPS = {
       step.winner == null ? "no campaign wins" : `campaign ${step.winner} wins${step.bucket ? ` at bucket ${step.bucket} of 10,000` : ""}`,
     ),
   stored: (step, decision) => item(null, step, decision, `Stored decision for ${step.key}: ${step.result}`),
+  slow: (step, decision) => item(false, step, decision, `Exceeded their time limit, counted as not matching: ${step.patterns.join(" ")}`),
   end: (step, decision) => item(step.enabled, step, decision, h("b", {}, step.enabled ? "Enabled" : "Disabled"), h("span", { class: "hint" }, REASONS[step.reason] ?? step.reason)),
 };
 
