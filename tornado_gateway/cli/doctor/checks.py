@@ -75,6 +75,8 @@ async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIter
     yield storage
     if storage.state == OK:
         yield _check_admin_token(config)
+    if damaged := _find_damaged(config.data_dir):
+        yield damaged
     yield _check_disk(config.data_dir, machine)
     yield _check_open_files(machine)
     yield await asyncio.to_thread(_check_port, config)
@@ -257,6 +259,15 @@ def _check_data_dir(directory: Path) -> Finding:
     return Finding(
         "data directory", OK, OK, f"{directory} {'can be written to' if directory.exists() else 'can be created'}"
     )
+
+
+def _find_damaged(directory: Path) -> Finding | None:
+    """Return a warning about files that the store has moved aside."""
+    names = sorted(path.name for path in directory.glob("*.damaged-*") if not path.name.endswith(("-wal", "-shm")))
+    if not names:
+        return None
+    message = f"{len(names)} damaged files were replaced in {directory}, the newest is {names[-1]}"
+    return Finding("damaged files", WARN, "damaged-files", message)
 
 
 def _check_admin_token(config: Config) -> Finding:
