@@ -138,7 +138,7 @@ def test_decisions_continue_while_the_disk_does_not_respond(tmp_path, vendor):
         assert events["received"] == sum(count for name, count in events.items() if name in PARTS)
 
 
-PARTS = ("waiting", "delivered", "dead", "rejected", "discarded")
+PARTS = ("waiting", "delivered", "dead", "rejected", "discarded", "lost")
 
 
 def test_a17_upstream_that_fails_again_and_again_leaves_nothing_behind_on_redis(tmp_path, vendor, record_property):

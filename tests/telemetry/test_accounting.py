@@ -1,4 +1,4 @@
-"""received = delivered + waiting + dead + rejected + discarded, in every scrape, whatever upstream does."""
+"""received = delivered + waiting + dead + rejected + discarded + lost, in every scrape, whatever upstream does."""
 
 import asyncio
 import itertools

@@ -20,6 +20,7 @@ def test_what_a_worker_delivered_in_its_last_moment_is_added_to_both_sides():
             "dead": 0,
             "rejected": 0,
             "discarded": 0,
+            "lost": 0,
         }
         return memory.steady(lambda: (None, counts))[1]
 

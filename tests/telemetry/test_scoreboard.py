@@ -14,7 +14,7 @@ from tornado_gateway.telemetry.waiting import Reading
 
 def counts(waiting=0, delivered=0, dead=0, rejected=0, discarded=0):
     done = {"waiting": waiting, "delivered": delivered, "dead": dead, "rejected": rejected, "discarded": discarded}
-    return {"received": sum(done.values()), **done}
+    return {"received": sum(done.values()), **done, "lost": 0}
 
 
 def record(row, generation, adopted=0, **events):
@@ -161,6 +161,7 @@ def test_a_queue_that_is_shared_with_other_machines_is_counted_once():
             "dead": 0,
             "rejected": 0,
             "discarded": 0,
+            "lost": 0,
         }
         board.publish(row, record(row, generation) | {"is_queue_shared": True, "events": events})
 

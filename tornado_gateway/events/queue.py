@@ -1,6 +1,6 @@
 """The queue of events: accepts them and stores them by group commit. `flusher.py` delivers them from the store.
 
-At any time received = delivered + waiting + dead + rejected + discarded.
+At any time received = delivered + waiting + dead + rejected + discarded + lost.
 """
 
 import logging
@@ -24,9 +24,10 @@ RECOUNT_SECONDS = 1.0  # interval between reads of the number of waiting events 
 
 @dataclass(slots=True)
 class EventCounts:
-    """received = delivered + waiting + dead + rejected + discarded.
+    """received = delivered + waiting + dead + rejected + discarded + lost.
 
     `rejected` events were never stored. `discarded` ones were dead letters beyond DEAD_LETTER_LIMIT.
+    `lost` ones were stored, and the store has lost them.
     """
 
     received: int = 0
@@ -35,6 +36,7 @@ class EventCounts:
     dead: int = 0
     rejected: int = 0
     discarded: int = 0
+    lost: int = 0
 
 
 class _Subscribers:
@@ -86,6 +88,7 @@ class EventQueue:
         self._budget = ByteBudget(limit_bytes)
         self._log = ThrottledLog(logger)
         self._subscribers = _Subscribers()
+        self._seen = (0, 0)  # `lost` and `repairs` of the store, as far as they are in the counts
         self._recounting = Periodic(self._recount, RECOUNT_SECONDS, jitter=0.2)
         self._commits = GroupCommit(
             self._write,
@@ -125,9 +128,9 @@ class EventQueue:
         return self._commits.failure
 
     async def start(self) -> None:
-        if self._shared:
-            self._recounting.start(at_once=True)
-        else:
+        self._seen = (self._store.lost, self._store.repairs)
+        self._recounting.start(at_once=self._shared)
+        if not self._shared:
             depth = await self._store.depth()
             self.stored = self.counts.waiting = depth.waiting
             self._budget.set_stored(depth.waiting_bytes)
@@ -270,27 +273,42 @@ class EventQueue:
         The difference is exact although others append and settle meanwhile, because the store responds in the order of
         its operations and each response is counted at once.
         """
+        repairs = self._store.repairs
         depth = await self._store.depth()
         waiting, dead = depth.waiting - self.stored, depth.dead - self.counts.dead
         self.stored += waiting
         self.counts.waiting += waiting
         self.counts.dead += dead
-        self.counts.received += waiting + dead
+        missing = -min(0, waiting) - (min(0, dead) if repairs != self._seen[1] else 0)
+        self.counts.received += waiting + dead + missing
+        self._seen = (self._seen[0], repairs)
         self._budget.set_stored(depth.waiting_bytes)
-        if waiting:
+        self._count_lost(missing)
+        if waiting > 0:
             self._request_flush()
+
+    def _count_lost(self, events: int) -> None:
+        if events:
+            self.counts.lost += events
+            logger.error("%d stored events are lost: the store no longer has them", events)
 
     def _request_flush(self) -> None:
         for flush in self._subscribers.flush_all:
             flush()
 
     async def _recount(self) -> None:
-        """Ask a shared store for its number of waiting events."""
+        """Count lost events, and ask a shared store for its number of waiting events."""
         try:
+            if not self._shared:
+                if self._store.repairs != self._seen[1]:
+                    await self.recount_after_adoption()
+                return
             depth = await self._store.depth()
         except StoreError as error:
             logger.debug("the waiting events could not be counted: %s", error)
             return
+        lost, self._seen = self._store.lost - self._seen[0], (self._store.lost, self._store.repairs)
+        self._count_lost(lost)
         self.stored = depth.waiting
         self.counts.waiting = depth.waiting + self._commits.uncommitted
         self._budget.set_stored(depth.waiting_bytes)

@@ -104,9 +104,18 @@ class Confirmation:
 
 
 class EventStore(Protocol):
-    """A durable queue of chunks, oldest first. `failure` is the reason why events are kept elsewhere at the moment."""
+    """A durable queue of chunks, oldest first. `failure` is the reason why events are kept elsewhere at the moment.
+
+    `lost` is the number of stored events that the store has lost and counted. `repairs` grows when events may be
+    missing that it cannot count: the numbers of `depth` are true again, and the difference to those of the caller is
+    lost.
+    """
 
     failure: str | None
+    repairs: int
+
+    @property
+    def lost(self) -> int: ...
 
     async def open(self) -> None: ...
 

@@ -40,6 +40,7 @@ class SpillingEvents:
     """
 
     def __init__(self, primary: EventStore, local: EventStore, *, patience_seconds: float = 10.0) -> None:
+        self.repairs = 0  # those of the local log are not counted: it holds events only while the primary fails
         self.failure: str | None = None  # why the primary store is not used at the moment
         self._primary = primary
         self._local = local
@@ -51,6 +52,10 @@ class SpillingEvents:
         self._wanted = asyncio.Event()  # there are chunks to move, or the primary store has to be probed
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def lost(self) -> int:
+        return self._primary.lost
 
     @property
     def is_degraded(self) -> bool:

@@ -1,7 +1,7 @@
 """GET /metrics: the numbers of the whole instance as text for Prometheus. The only module that imports its client.
 
 Events are shown from one reading of the scoreboard: in each scrape
-received = delivered + waiting + dead + rejected + discarded.
+received = delivered + waiting + dead + rejected + discarded + lost.
 """
 
 import math
@@ -117,6 +117,7 @@ def _events(events: dict[str, int], waiting: Merged, limit: int) -> Iterator[Met
     yield _counter("fme_events_delivered", "Events that VWO has accepted.", events["delivered"])
     yield _counter("fme_events_rejected", "Events rejected without being stored.", events["rejected"])
     yield _counter("fme_events_discarded", "Dead letters dropped beyond DEAD_LETTER_LIMIT.", events["discarded"])
+    yield _counter("fme_events_lost", "Stored events that the store has lost.", events["lost"])
     yield _gauge("fme_events_waiting", "Events waiting for delivery.", events["waiting"])
     yield _gauge("fme_events_dead", "Events that VWO rejected permanently; they can be re-queued.", events["dead"])
     yield _gauge("fme_events_oldest_seconds", "Age of the oldest waiting event.", _age(waiting))

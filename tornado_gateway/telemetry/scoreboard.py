@@ -5,16 +5,17 @@ The parent creates it before it forks. Each worker writes its own row, so writer
 
 All rules about the sums are in this file:
 
-- A worker counts received = delivered + waiting + dead + rejected + discarded for itself and publishes all at once.
-  The events in its log when it opens or adopts the log count as received. So the log determines the waiting events.
-- When a worker has ended, the parent retires it: its final events (delivered, rejected, discarded) go into the totals
-  permanently, and are received there too. Its waiting and dead events are in its log. The worker that adopts the log
-  receives them again.
+- A worker counts received = delivered + waiting + dead + rejected + discarded + lost for itself and publishes all at
+  once. The events in its log when it opens or adopts the log count as received. So the log determines the waiting
+  events.
+- When a worker has ended, the parent retires it: its final events (delivered, rejected, discarded, lost) go into the
+  totals permanently, and are received there too. Its waiting and dead events are in its log. The worker that adopts
+  the log receives them again.
 - Until then these events are orphaned and stay in the sums, so that no event disappears in between. They are dropped
   when a worker reports that it has adopted the logs of all workers up to a certain retirement.
 - A killed worker did not publish its last changes. Events that it had received come back with its log; events that it
   had delivered are missing among received and delivered alike. So received = delivered + waiting + dead + rejected +
-  discarded holds for the sums at any time.
+  discarded + lost holds for the sums at any time.
 - A log that is adopted between the end of its worker and the retirement counts twice until logs are adopted again.
 - With a queue that is shared with other machines (Redis) every worker shows the waiting and dead events of the whole
   queue, so the sums count them once, and no worker leaves orphaned events. Events that one machine received may be
@@ -37,7 +38,7 @@ from tornado_gateway.telemetry.slots import WORD_BYTES, Slots
 WorkerRecord = dict[str, Any]
 
 ROW_BYTES = 65536
-FINAL_COUNTS = ("delivered", "rejected", "discarded")
+FINAL_COUNTS = ("delivered", "rejected", "discarded", "lost")
 EVENT_COUNTS = ("received", "waiting", "dead", *FINAL_COUNTS)
 
 _NO_TOTALS: dict[str, Any] = {"retirements": 0, "adopted": 0, "retired": {}, "events": {}, "orphaned": []}

@@ -11,7 +11,14 @@ from tornado_gateway.cli.doctor.machine import (
     check_port,
 )
 from tornado_gateway.cli.doctor.remedies import FAIL, OK, Finding
-from tornado_gateway.cli.doctor.store import check_admin_token, check_data_dir, check_disk, check_events, check_redis
+from tornado_gateway.cli.doctor.store import (
+    check_admin_token,
+    check_data_dir,
+    check_disk,
+    check_events,
+    check_redis,
+    find_damaged,
+)
 from tornado_gateway.cli.doctor.vwo import check_server, check_settings
 from tornado_gateway.config import Config
 
@@ -37,6 +44,8 @@ async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIter
     yield storage
     if storage.state == OK:
         yield check_admin_token(config)
+    if damaged := find_damaged(config.data_dir):
+        yield damaged
     yield check_disk(config.data_dir, machine)
     yield check_open_files(machine)
     yield await asyncio.to_thread(check_port, config)

@@ -40,6 +40,8 @@ REMEDIES = {
     "admin-token": "Fix the file as described, or set ADMIN_TOKEN. The gateway does not start without a token.",
     "admin-token-exposed": "Run `chmod 600 DATA_DIR/admin-token`; the next start does it as well. If other users have"
     " used the machine, delete the file and restart the gateway: it creates a new token.",
+    "damaged-files": "Check the disk and its file system. Rows that were readable are in the new files. Delete the"
+    " files `.damaged-<time>` when they are not needed any more.",
     "disk-full": "Free space on the disk of DATA_DIR now; without it events cannot be stored and are rejected with"
     " 503.",
     "disk-low": "Free space on the disk of DATA_DIR, or move it: while VWO is down, every event needs about 1 KB.",

@@ -94,6 +94,15 @@ def check_data_dir(directory: Path) -> Finding:
     )
 
 
+def find_damaged(directory: Path) -> Finding | None:
+    """Return a warning about files that the store has moved aside."""
+    names = sorted(path.name for path in directory.glob("*.damaged-*") if not path.name.endswith(("-wal", "-shm")))
+    if not names:
+        return None
+    message = f"{len(names)} damaged files were replaced in {directory}, the newest is {names[-1]}"
+    return Finding("damaged files", WARN, "damaged-files", message)
+
+
 def check_admin_token(config: Config) -> Finding:
     path = admin_token.path_in(config.data_dir)
     if config.admin_token is not None:

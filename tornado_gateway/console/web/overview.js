@@ -56,6 +56,7 @@ const LEDGER = [
   ["dead", "bad"],
   ["rejected", "warn"],
   ["discarded", "bad"],
+  ["lost", "bad"],
 ];
 
 function showLedger(events) {

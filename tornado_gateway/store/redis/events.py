@@ -63,6 +63,8 @@ class RedisEvents:
 
     def __init__(self, link: Link, namespace: str, owner: str, *, alive_seconds: float = ALIVE_SECONDS) -> None:
         self.failure: str | None = None
+        self.lost = 0
+        self.repairs = 0
         self._link = link
         self._scripts = TimelyScripts(link)
         self._consumer = Consumer(link, self._scripts, namespace, owner, alive_seconds)

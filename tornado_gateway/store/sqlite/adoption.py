@@ -6,10 +6,11 @@ from pathlib import Path
 
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.sqlite.chunks import Ids, Row, insert
-from tornado_gateway.store.sqlite.database import BUSY_SECONDS, Database, Then, transaction
+from tornado_gateway.store.sqlite.database import Database, Then, transaction
 from tornado_gateway.store.sqlite.dead_letters import adopt_dead_letters
 from tornado_gateway.store.sqlite.locks import try_lock
-from tornado_gateway.store.sqlite.schema import EVENT_TABLES, set_up_events
+from tornado_gateway.store.sqlite.repair.guard import Guard, GuardedFile
+from tornado_gateway.store.sqlite.schema import EVENTS
 from tornado_gateway.store.sqlite.space import DiskSpace
 
 ADOPTED_AT_ONCE = 256  # chunks that move out of an abandoned log in one transaction
@@ -52,7 +53,7 @@ class Adoption:
 
     async def _move_log(self, path: Path, log: str) -> int:
         moved = await self._database.run(adopt_dead_letters, path.stem, log)
-        source = await self._database.run(_open_source, path)
+        source = Guard([GuardedFile(path, EVENTS)], "", self._space)
         try:
             while True:
                 events = await self._database.run(_move_page, self._ids, self._space, source, then=self._inserted)
@@ -66,14 +67,20 @@ class Adoption:
         return moved
 
 
-def _open_source(_: sqlite3.Connection, path: Path) -> sqlite3.Connection:
-    source = sqlite3.connect(path, isolation_level=None, timeout=BUSY_SECONDS)
-    set_up_events(EVENT_TABLES, source)
-    return source
-
-
-def _move_page(connection: sqlite3.Connection, ids: Ids, space: DiskSpace, source: sqlite3.Connection) -> int:
+def _move_page(connection: sqlite3.Connection, ids: Ids, space: DiskSpace, source: Guard) -> int:
     """Move the next chunks of another log into this one. Return the number of their events."""
+    rows, last = source.run(_first_page)
+    if not rows:
+        return 0
+    space.claim_for_move(connection, sum(len(row[3]) for row in rows))
+    with transaction(connection):
+        insert(connection, ids, rows)
+    source.run(lambda opened: opened.execute("DELETE FROM chunks WHERE id <= ?", (last,)))
+    return sum(row[1] for row in rows)
+
+
+def _first_page(source: sqlite3.Connection) -> tuple[list[Row], int]:
+    """Return the first chunks of a log, and the id of the last one of them."""
     columns = "id, at, count, query, body, account_id, sdk_key"
     rows: list[Row] = []
     size = last = 0
@@ -83,10 +90,4 @@ def _move_page(connection: sqlite3.Connection, ids: Ids, space: DiskSpace, sourc
         rows.append(tuple(row))
         size += len(row[3])
         last = id_
-    if not rows:
-        return 0
-    space.claim_for_move(connection, size)
-    with transaction(connection):
-        insert(connection, ids, rows)
-    source.execute("DELETE FROM chunks WHERE id <= ?", (last,))
-    return sum(row[1] for row in rows)
+    return rows, last

@@ -66,6 +66,17 @@ def insert(connection: sqlite3.Connection, ids: Ids, rows: Sequence[Row]) -> Non
     connection.executemany(INSERT_CHUNK, [(id_, *row) for id_, row in zip(new_ids, rows, strict=True)])
 
 
+def write_again(connection: sqlite3.Connection, chunks: Sequence[Chunk]) -> int:
+    """Store chunks under their ids if a new file does not have them. Return the number of their events."""
+    now, events = time.time(), 0
+    statement = INSERT_CHUNK.replace("INSERT", "INSERT OR IGNORE")
+    with transaction(connection):
+        for chunk in chunks:
+            row = (chunk.id, now, chunk.count, chunk.query, chunk.body, *chunk.identity)
+            events += chunk.count * connection.execute(statement, row).rowcount
+    return events
+
+
 def delete_alone(connection: sqlite3.Connection, space: DiskSpace, ids: Sequence[int]) -> None:
     try:
         with transaction(connection):

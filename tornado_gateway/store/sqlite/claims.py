@@ -26,12 +26,23 @@ class ClaimMemory:
         self._released: list[Chunk] = []
         self._fresh: deque[Chunk] = deque()
         self._fresh_bytes = 0
+        self._claimed: dict[int, Chunk] = {}  # neither released nor settled
         self._reading = asyncio.Lock()
 
     def restart(self, last_stored: int) -> None:
         self._last_stored = last_stored
         self._last_known, self._released, self._fresh_bytes = 0, [], 0
         self._fresh.clear()
+        self._claimed = {}
+
+    def all_chunks(self) -> list[Chunk]:
+        """Return the chunks that are in memory, claimed ones included."""
+        return [*self._released, *self._fresh, *self._claimed.values()]
+
+    def forget(self, ids: Sequence[int]) -> None:
+        """Forget claimed chunks that were settled."""
+        for id_ in ids:
+            self._claimed.pop(id_, None)
 
     def note_stored(self, last: int) -> None:
         """Note that there are chunks up to this number, which the next claim may have to read."""
@@ -55,9 +66,11 @@ class ClaimMemory:
             claimed.append(self._take_first())
             max_events -= chunk.count
             max_bytes -= len(chunk.body)
+        self._claimed.update((int(chunk.id), chunk) for chunk in claimed)
         return claimed
 
     def release(self, chunks: Sequence[Chunk]) -> None:
+        self.forget([int(chunk.id) for chunk in chunks])
         self._released = sorted([*self._released, *chunks], key=lambda chunk: int(chunk.id))
 
     def _missing(self, max_events: int, max_bytes: int) -> int:

@@ -1,18 +1,17 @@
-"""One SQLite file: its connection, and the thread that uses it."""
+"""The thread that uses the connection to the files of a store."""
 
 import asyncio
 import logging
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, TypeVarTuple
 
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.sqlite.space import DiskSpace
+from tornado_gateway.store.sqlite.repair.guard import Follower, Guard
 
 logger = logging.getLogger(__name__)
 
@@ -20,9 +19,6 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 Then = Callable[[Any, BaseException | None], None]  # result and error of a job
 _Job = tuple["asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...], Then | None]
-SetUp = Callable[[sqlite3.Connection], None]
-BUSY_SECONDS = 10.0  # maximum time for which another process may lock a file
-BUSY_PAUSE_SECONDS = 0.02
 TRANSACTION_BYTES = 8192  # bytes that a transaction adds to the WAL besides its events, roughly
 
 
@@ -33,22 +29,22 @@ class Database:
     conditions, and every group of events is such a call.
     """
 
-    def __init__(self, space: DiskSpace) -> None:
-        self._space = space
+    def __init__(self) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    async def open(self, path: Path, set_up: SetUp) -> None:
-        """Open the file; `set_up` prepares the connection and makes the tables."""
+    async def open(self, guard: Guard | Follower) -> None:
+        """Open the files of the guard in the thread."""
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._thread = threading.Thread(target=self._serve, args=(path, set_up, opened), name=path.stem, daemon=True)
+        name = Path(guard.name).stem
+        self._thread = threading.Thread(target=self._serve, args=(guard, opened), name=name, daemon=True)
         self._thread.start()
         try:
             await opened
-        except (sqlite3.Error, OSError) as error:
+        except StoreError:
             self._thread.join()
             self._thread = None
-            raise StoreError(f"{path} cannot be opened: {error}") from error
+            raise
 
     async def close(self) -> None:
         """Finish the jobs that were queued before, and close."""
@@ -58,7 +54,7 @@ class Database:
             self._thread = None
 
     async def run(self, work: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts, then: Then | None = None) -> T:
-        """Call `work(connection, ...)` in the thread.
+        """Call `work(connection, ...)` in the thread. Raise StoreError, which names the file.
 
         `then` is called with the result and the error when they arrive, even if the caller has been cancelled.
         """
@@ -66,26 +62,47 @@ class Database:
             raise StoreError("the store is closed")
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._jobs.put((done, work, args, then))
-        try:
-            return await done
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"SQLite: {error}") from error
+        return await done
 
-    def _serve(self, path: Path, set_up: SetUp, opened: "asyncio.Future[None]") -> None:
+    def _serve(self, guard: Guard | Follower, opened: "asyncio.Future[None]") -> None:
         try:
-            connection = _connect(path, set_up, self._space)
-        except (sqlite3.Error, OSError) as error:
-            _hand_over(opened, None, error)
+            guard.connect()
+        except Exception as error:
+            _hand_over(opened, None, _named(guard, error))
             return
         _hand_over(opened, None, None)
-        while (job := self._jobs.get()) is not None:
+        reported = ""
+        while True:
+            try:
+                job = self._jobs.get(timeout=guard.check_seconds)
+            except Empty:
+                reported = _check(guard, reported)
+                continue
+            if job is None:
+                break
             done, work, args, then = job
             try:
-                _hand_over(done, work(connection, *args), None, then)
+                guard.check()
+                _hand_over(done, guard.run(work, *args), None, then)
             except BaseException as error:
                 _hand_over(done, None, error, then)
             del job, done, work, args, then  # otherwise a group of events stays alive until the next one
-        connection.close()
+        guard.close()
+
+
+def _named(guard: Guard | Follower, error: Exception) -> StoreError:
+    return error if isinstance(error, StoreError) else StoreError(f"{guard.name} cannot be opened: {error}")
+
+
+def _check(guard: Guard | Follower, reported: str) -> str:
+    """Check the files while there are no jobs. Log a failure once; return its message."""
+    try:
+        guard.check(at_once=True)
+        return ""
+    except StoreError as error:
+        if str(error) != reported:
+            logger.error("%s", error)
+        return str(error)
 
 
 class Checkpoints:
@@ -94,15 +111,15 @@ class Checkpoints:
     Frames committed in the meantime are few. The writer thread checkpoints them, which allows the WAL to restart.
     """
 
-    def __init__(self, writer: Database, space: DiskSpace, every_bytes: int) -> None:
+    def __init__(self, writer: Database, every_bytes: int) -> None:
         self._writer = writer
-        self._database = Database(space)
+        self._database = Database()
         self._every_bytes = every_bytes
         self._written_bytes = 0  # since the last checkpoint began
         self._task: asyncio.Task[None] | None = None
 
-    async def open(self, path: Path, set_up: SetUp) -> None:
-        await self._database.open(path, set_up)
+    async def open(self, follower: Follower) -> None:
+        await self._database.open(follower)
 
     async def close(self) -> None:
         if self._task is not None:
@@ -129,32 +146,6 @@ class Checkpoints:
 def _checkpoint(connection: sqlite3.Connection) -> None:
     """Copy as much of the WAL as is possible without waiting for other connections."""
     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-
-
-def _connect(path: Path, set_up: SetUp, space: DiskSpace) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_SECONDS)
-    try:
-        set_up_patiently(connection, set_up, space)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def set_up_patiently(connection: sqlite3.Connection, set_up: SetUp, space: DiskSpace) -> None:
-    """Wait for another process that makes or changes the same file, which SQLite's own time-out does not cover."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            set_up(connection)
-            return
-        except sqlite3.OperationalError as error:
-            if space.drop_reserve(error):
-                continue
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(BUSY_PAUSE_SECONDS)
 
 
 def _hand_over(

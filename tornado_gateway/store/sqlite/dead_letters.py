@@ -2,21 +2,13 @@
 
 import sqlite3
 from collections.abc import Sequence
-from pathlib import Path
 
 from tornado_gateway.store.interfaces import DeadLetter, Identity
-from tornado_gateway.store.sqlite.database import ranges, set_up_patiently, transaction
-from tornado_gateway.store.sqlite.schema import set_up_letters
-from tornado_gateway.store.sqlite.space import DiskSpace
+from tornado_gateway.store.sqlite.database import ranges, transaction
 
 INSERT_DEAD = """
 INSERT INTO letters.dead (owner, at, count, query, body, reason, account_id, sdk_key) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
-
-
-def attach_dead_letters(connection: sqlite3.Connection, space: DiskSpace, path: Path) -> None:
-    connection.execute("ATTACH DATABASE ? AS letters", (str(path),))
-    set_up_patiently(connection, set_up_letters, space)
 
 
 def count_dead(connection: sqlite3.Connection, log: str) -> int:

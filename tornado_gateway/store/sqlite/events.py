@@ -9,7 +9,6 @@ synchronous=FULL (STORE_SYNC=full) calls fsync for each commit and loses nothing
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,16 +21,17 @@ from tornado_gateway.store.sqlite.adoption import Adoption
 from tornado_gateway.store.sqlite.claims import ClaimMemory
 from tornado_gateway.store.sqlite.database import Checkpoints, Database
 from tornado_gateway.store.sqlite.deletions import PendingDeletions, Settled
-from tornado_gateway.store.sqlite.locks import lock_log
-from tornado_gateway.store.sqlite.schema import EVENT_PRAGMAS, EVENT_TABLES, set_up_events, synchronous
+from tornado_gateway.store.sqlite.repair.event_files import EventFiles
 from tornado_gateway.store.sqlite.space import DiskSpace
 from tornado_gateway.store.sqlite.state import SqliteState
+from tornado_gateway.tasks import Periodic
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_BYTES = 4 * 1024 * 1024
 FRESH_BYTES = 8 * 1024 * 1024  # appended chunks that stay in memory until they are claimed; the others are read
 SETTLE_SECONDS = 0.02  # deletions wait this long for the next append, to share its transaction
+REPAIR_SECONDS = 0.5
 RETRY_SECONDS = 1.0  # pause after delivered events could not be deleted
 LETTERS_AT_ONCE = 100  # dead letters that move back in one transaction
 
@@ -62,29 +62,24 @@ class SqliteEvents:
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         self.failure: str | None = None
-        self._directory = directory
-        self._log = ""  # its name, once it is open
-        self._lock: int | None = None
+        self.lost = 0
+        self.repairs = 0
+        self._former_log = ""
         self._space = DiskSpace(directory)
-        self._set_up = partial(set_up_events, f"{EVENT_PRAGMAS} {synchronous(sync)} {EVENT_TABLES}")
-        self._database = Database(self._space)
-        self._checkpoints = Checkpoints(self._database, self._space, checkpoint_bytes)
+        self._files = EventFiles(directory, sync, self._space)
+        self._database = Database()
+        self._checkpoints = Checkpoints(self._database, checkpoint_bytes)
         self._ids = table.Ids()
         self._memory = ClaimMemory(self._read, fresh_bytes)
+        self._repair_watch = Periodic(self._after_repairs, REPAIR_SECONDS)
         self._deletions = PendingDeletions(self._database, self._space, settle_seconds, retry_seconds)
         self._adoption = Adoption(directory, self._database, self._space, self._ids, self._inserted)
 
     async def open(self) -> None:
         """Open the log, even if the disk is full: stored events can be delivered, and new ones are rejected."""
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            path, self._lock = lock_log(self._directory)
-        except OSError as error:
-            raise StoreError(f"the event log in {self._directory} cannot be opened: {error}") from error
-        self._log = path.stem
-        await self._database.open(path, self._set_up)
-        await self._attach_dead_letters(self._directory / "dead.db")
-        await self._checkpoints.open(path, self._set_up)
+        guard, follower = self._files.lock()
+        await self._database.open(guard)
+        await self._checkpoints.open(follower)
         self._ids.last = await self._database.run(table.last_id)
         self._memory.restart(self._ids.last)
         try:
@@ -92,12 +87,26 @@ class SqliteEvents:
         except StoreError as error:
             logger.error("the events of an ended worker could not be adopted, retrying: %s", error)
         await self._report_start()
+        self.repairs, self._former_log = self._files.replaced, self._log
+        self._repair_watch.start()
 
-    async def _attach_dead_letters(self, path: Path) -> None:
+    async def _after_repairs(self) -> None:
+        """Store the chunks in memory again, under their ids, if a new file has replaced that of this log."""
+        if self._files.replaced == self.repairs:
+            return
+        replaced, log = self._files.replaced, self._log
         try:
-            await self._database.run(letters.attach_dead_letters, self._space, path)
+            if events := await self._database.run(table.write_again, self._memory.all_chunks()):
+                logger.error("%d events that were in memory are stored again in %s", events, log)
+            await self._database.run(letters.adopt_dead_letters, self._former_log, log)
         except StoreError as error:
-            raise StoreError(f"{path} cannot be opened: {error.__cause__}") from error
+            logger.error("events in memory cannot be stored again yet: %s", error)
+        else:
+            self.repairs, self._former_log = replaced, log
+
+    @property
+    def _log(self) -> str:
+        return self._files.log
 
     async def _report_start(self) -> None:
         self._space.keep_reserve()
@@ -109,12 +118,11 @@ class SqliteEvents:
             logger.info("%d events of a previous run wait in %s", waiting, self._log)
 
     async def close(self) -> None:
+        await self._repair_watch.end()
         await self._deletions.close()
         await self._checkpoints.close()
         await self._database.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._files.unlock()
 
     async def append(self, chunks: Sequence[NewChunk]) -> None:
         """As promised by EventStore. Raise StoreError as well if the disk is nearly full."""
@@ -150,7 +158,8 @@ class SqliteEvents:
         if dead or remaining:
             job = (self._ids, self._space, self._log, ids, dead, remaining)
             await self._database.run(table.settle, *job, then=self._inserted)
-        elif ids:
+        self._memory.forget(ids)
+        if ids and not (dead or remaining):
             self._deletions.add(ids, sum(chunk.count for chunk in chunks))
 
     def _inserted(self, _: object, error: BaseException | None) -> None:

@@ -2,11 +2,15 @@
 
 import fcntl
 import os
+from itertools import chain, count
 from pathlib import Path
+
+from tornado_gateway.store.sqlite.repair.rescue import move_misplaced_aside
 
 
 def try_lock(path: Path) -> int | None:
     """Return a descriptor that holds the lock until it is closed, or None if a living process has it."""
+    move_misplaced_aside(path)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -21,10 +25,18 @@ def lock_log(directory: Path) -> tuple[Path, int]:
     for path in sorted(directory.glob("events-*.db"), key=_size, reverse=True):
         if (lock := try_lock(path.with_suffix(".lock"))) is not None:
             return path, lock
-    slot = 0
-    while (lock := try_lock(_log_path(directory, slot).with_suffix(".lock"))) is None:
-        slot += 1
-    return _log_path(directory, slot), lock
+    return lock_new_log(directory)
+
+
+def lock_new_log(directory: Path, *preferred: Path) -> tuple[Path, int]:
+    """Lock the name of a log that does not exist yet."""
+    for path in chain(preferred, (_log_path(directory, slot) for slot in count())):
+        if path.exists() or (lock := try_lock(path.with_suffix(".lock"))) is None:
+            continue
+        if not path.exists():
+            return path, lock
+        os.close(lock)
+    raise AssertionError("unreachable")
 
 
 def _log_path(directory: Path, slot: int) -> Path:

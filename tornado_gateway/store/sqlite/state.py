@@ -20,7 +20,8 @@ from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import SHARED, Confirmation, StoredDocument
 from tornado_gateway.store.sqlite.database import Database, transaction
 from tornado_gateway.store.sqlite.locks import try_lock
-from tornado_gateway.store.sqlite.schema import STATE_PRAGMAS, STATE_TABLES, run_script, synchronous
+from tornado_gateway.store.sqlite.repair.guard import Guard, GuardedFile
+from tornado_gateway.store.sqlite.schema import STATE, STATE_PRAGMAS, synchronous
 from tornado_gateway.store.sqlite.space import DiskSpace
 
 logger = logging.getLogger(__name__)
@@ -51,12 +52,13 @@ class SqliteState:
     def __init__(self, directory: Path, sync: str = "normal", namespace: str = "") -> None:
         self._path = directory / "state.db"
         self._namespace = namespace
-        self._script = f"{STATE_PRAGMAS} {synchronous(sync)} {STATE_TABLES}"
-        self._database = Database(DiskSpace(directory))
+        files = [GuardedFile(self._path, STATE, is_shared=True)]
+        self._guard = Guard(files, f"{STATE_PRAGMAS} {synchronous(sync)}", DiskSpace(directory))
+        self._database = Database()
         self._leases: dict[str, tuple[str, int]] = {}  # owner and descriptor of each held lease
 
     async def open(self) -> None:
-        await self._database.open(self._path, lambda connection: run_script(connection, self._script))
+        await self._database.open(self._guard)
         try:
             await self._database.run(_forget_expired, time.time())
             rows = await self._database.run(_take_over, self._namespace)

@@ -1,0 +1,1 @@
+"""Files that are damaged, foreign, deleted or moved: detection, rescue and replacement."""
