@@ -22,6 +22,7 @@ from tornado_gateway.console.auth import COOKIE, SESSION_SECONDS
 from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.console.overview import SAMPLE_SECONDS, SAMPLES
 from tornado_gateway.console.pages import ROUTES as PAGES
+from tornado_gateway.console.recent_events import SHOWN_BYTES
 from tornado_gateway.enrichment.lists import FRESH_SECONDS
 from tornado_gateway.telemetry.attempts import FAILURES, FAILURES_OF_ADDRESS
 
@@ -130,7 +131,8 @@ def test_error_texts_are_those_of_the_code(text):
 def test_limits_and_names_are_those_of_the_code():
     assert DOCUMENT["info"]["version"] == __version__
     assert DOCUMENT["components"]["securitySchemes"]["session"]["name"] == COOKIE
-    (limit,) = DOCUMENT["paths"]["/admin/events"]["get"]["parameters"]
+    limit = DOCUMENT["paths"]["/admin/events"]["get"]["parameters"][0]
+    assert f"first {SHOWN_BYTES} bytes" in orjson.dumps(DOCUMENT["components"]["schemas"]["DeadLetter"]).decode()
     assert limit["example"] == SHOWN_LETTERS
     (queue_limit,) = (option.default for option in OPTIONS if option.name == "EVENT_QUEUE_LIMIT")
     attempts = DOCUMENT["components"]["responses"]["TooManyAttempts"]["description"]

@@ -60,9 +60,9 @@ async def _events_status(stored: StoredEvents, arguments: argparse.Namespace) ->
     return 0
 
 
-async def _letters(stored: StoredEvents) -> list[Letter]:
+async def _letters(stored: StoredEvents, arguments: argparse.Namespace) -> list[Letter]:
     """Return the dead letters. If a running gateway returns only the oldest ones, print how many are missing."""
-    letters = await stored.letters()
+    letters = await stored.letters(shows_keys=arguments.show_keys)
     missing = (await stored.depth()).dead - sum(letter.count for letter in letters)
     if missing > 0:
         print(f"{counted(missing, 'more dead event')} not listed by {stored.where}", file=sys.stderr)
@@ -70,7 +70,7 @@ async def _letters(stored: StoredEvents) -> list[Letter]:
 
 
 async def _events_list(stored: StoredEvents, arguments: argparse.Namespace) -> int:
-    letters = await _letters(stored)
+    letters = await _letters(stored, arguments)
     if arguments.json:
         print_json([asdict(letter) for letter in letters])
     elif letters:
@@ -95,7 +95,7 @@ async def _events_requeue(stored: StoredEvents, arguments: argparse.Namespace) -
 
 async def _events_export(stored: StoredEvents, arguments: argparse.Namespace) -> int:
     """Write each event on a line of its own, with ID, reason and time of its dead letter. The dead letters are kept."""
-    letters = await _letters(stored)
+    letters = await _letters(stored, arguments)
     total = sum(letter.count for letter in letters)
     progress = Progress("exporting", "events")
     done = 0

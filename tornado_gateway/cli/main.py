@@ -97,6 +97,8 @@ def _add_events(commands: Any) -> None:
     requeue.add_argument("--all", action="store_true", help="every dead letter")
     export = _add_command(actions, "export", _events, "write the events of the dead letters as JSON lines")
     export.add_argument("file", nargs="?", type=Path, metavar="FILE", help="output file (default: stdout)")
+    for parser in (listed, export):
+        parser.add_argument("--show-keys", action="store_true", help="show SDK keys in events, which are masked")
     for parser in (status, listed, requeue, export):
         add_flags(parser)
 

@@ -9,10 +9,12 @@ from tornado_gateway import logs
 from tornado_gateway.cli.client import Client
 from tornado_gateway.config import OPTIONS, SERVICE_LINK, Config
 from tornado_gateway.console import admin_token
+from tornado_gateway.errors import GatewayError
 from tornado_gateway.process import worker
 from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.open_files import FEW, is_sufficient, open_files_limit, shortage
 from tornado_gateway.process.parent import supervisor
+from tornado_gateway.store import data_directory
 
 logger = logging.getLogger(__name__)
 
@@ -21,13 +23,14 @@ def serve(config: Config) -> int:
     """Run the gateway until it is stopped. Return the exit code."""
     secrets = [getattr(config, option.attribute) for option in OPTIONS if option.secret]
     logs.set_up(config.log_level, config.log_format, [secret for secret in secrets if secret is not None])
-    if config.admin_token is None:  # once, here: all workers get the same token
-        try:
+    try:
+        data_directory.secure(config.data_dir)
+        if config.admin_token is None:  # once, here: all workers get the same token
             config = replace(config, admin_token=admin_token.ensure(config.data_dir))
-        except admin_token.AdminTokenError as error:
-            logger.error("the gateway cannot start: %s", error)
-            return 1
-        logs.hide(config.admin_token)
+            logs.hide(config.admin_token)
+    except GatewayError as error:
+        logger.error("the gateway cannot start: %s", error)
+        return 1
     _log_service_links(config)
     _log_open_files(open_files_limit())
     _announce_console(config)

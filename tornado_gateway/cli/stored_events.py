@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from tornado_gateway.cli.client import Client
 from tornado_gateway.config import Config
+from tornado_gateway.console.recent_events import letter_json
 from tornado_gateway.errors import StoreError
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import DeadLetter, Depth, EventStore
@@ -48,7 +49,8 @@ class StoredEvents(Protocol):
 
     async def depth(self) -> Overall: ...
 
-    async def letters(self) -> list[Letter]: ...
+    async def letters(self, *, shows_keys: bool = False) -> list[Letter]:
+        """Return all dead letters, with SDK keys masked unless `shows_keys`."""
 
     async def requeue(self, ids: Sequence[str] | None) -> int:
         """Move dead letters (None: all) back into the queue. Return the number of events moved."""
@@ -71,9 +73,15 @@ class _FromGateway:
             stuck.get("message"),
         )
 
-    async def letters(self) -> list[Letter]:
-        dead: list[dict[str, Any]] = self._client.get(f"/admin/events?limit={MAX_LETTERS}")["dead"]
-        return [Letter(d["id"], d["count"], d["reason"], d["at"], d["body"]) for d in dead]
+    async def letters(self, *, shows_keys: bool = False) -> list[Letter]:
+        dead: list[dict[str, Any]] = []
+        path = f"/admin/events?limit={MAX_LETTERS}&complete=true&keys={'shown' if shows_keys else 'masked'}"
+        page = self._client.get(path)
+        while True:
+            dead += page["dead"]
+            if page["next"] is None:
+                return [Letter(d["id"], d["count"], d["reason"], d["at"], d["body"]) for d in dead]
+            page = self._client.get(f"{path}&first={page['next']}")
 
     async def requeue(self, ids: Sequence[str] | None) -> int:
         body = {"ids": None if ids is None else [_stored_id(id_) for id_ in ids]}
@@ -89,8 +97,8 @@ class _FromStore:
         depth = await self._events.depth()
         return Overall(depth.waiting, depth.dead, depth.oldest_at)
 
-    async def letters(self) -> list[Letter]:
-        return [_letter(dead) for dead in await self._events.dead_letters(MAX_LETTERS)]
+    async def letters(self, *, shows_keys: bool = False) -> list[Letter]:
+        return [_letter(dead, shows_keys) for dead in await self._events.dead_letters(MAX_LETTERS)]
 
     async def requeue(self, ids: Sequence[str] | None) -> int:
         return await self._events.requeue(None if ids is None else [_stored_id(id_) for id_ in ids])
@@ -105,7 +113,7 @@ class _NoEvents:
     async def depth(self) -> Overall:
         return Overall(0, 0, None)
 
-    async def letters(self) -> list[Letter]:
+    async def letters(self, *, shows_keys: bool = False) -> list[Letter]:
         return []
 
     async def requeue(self, ids: Sequence[str] | None) -> int:
@@ -161,8 +169,9 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _letter(dead: DeadLetter) -> Letter:
-    return Letter(dead.id, dead.count, dead.reason, dead.at, dead.body.decode(errors="replace"))
+def _letter(dead: DeadLetter, shows_keys: bool) -> Letter:
+    shown = letter_json(dead, is_complete=True, shows_keys=shows_keys)
+    return Letter(dead.id, dead.count, dead.reason, dead.at, shown["body"])
 
 
 def _stored_id(text: str) -> int | str:

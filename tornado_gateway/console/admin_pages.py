@@ -5,6 +5,7 @@ None of this is on the path of a request. Explaining a decision sends no event a
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from tornado_gateway.console.base import Page
 from tornado_gateway.console.descriptions import describe_features
 from tornado_gateway.console.explain import Explainer
 from tornado_gateway.console.overview import History, Json, Status
-from tornado_gateway.console.recent_events import RecentEvents, letter_json
+from tornado_gateway.console.recent_events import RecentEvents, dead_letters
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import NotLoadedError, RequestError, StoreError
 from tornado_gateway.events.queue import EventQueue
@@ -41,6 +42,16 @@ class Degradable(Protocol):
     def is_degraded(self) -> bool: ...
 
 
+@dataclass(frozen=True, slots=True)
+class EventsQuery:
+    """Which dead letters are requested: from `first` on, with complete bodies, with SDK keys."""
+
+    limit: int = SHOWN_LETTERS
+    first: int | str | None = None
+    is_complete: bool = False
+    shows_keys: bool = False
+
+
 @dataclass(slots=True)
 class AdminApi:
     """The data of the endpoints, one method for each. `start` and `stop` are for the samples."""
@@ -61,8 +72,10 @@ class AdminApi:
 
     def start(self) -> None:
         self._history.start()
+        self.recent.start()
 
     def stop(self) -> None:
+        self.recent.stop()
         self._history.stop()
 
     async def overview(self) -> Json:
@@ -99,14 +112,13 @@ class AdminApi:
         explanation = await self.explainer.explain(snapshot.settings, fields)
         return {"settings": {"version": snapshot.settings.version, "hash": snapshot.digest}, **explanation}
 
-    async def events(self, letters_limit: int = SHOWN_LETTERS) -> Json:
-        """Return the oldest dead letters and the newest events."""
-        letters = await self.store.dead_letters(letters_limit)
-        return {
-            "depth": _queue(self.status()),
-            "dead": [letter_json(letter) for letter in letters],
-            "recent": self.recent.newest(),
-        }
+    async def events(self, query: EventsQuery) -> Json:
+        """Return the oldest dead letters and, unless they are requested completely, the newest events."""
+        letters, next_id = await dead_letters(
+            self.store, query.limit, query.first, is_complete=query.is_complete, shows_keys=query.shows_keys
+        )
+        recent = [] if query.is_complete else self.recent.newest()
+        return {"depth": _queue(self.status()), "dead": letters, "next": next_id, "recent": recent}
 
     async def requeue(self, ids: Sequence[int | str] | None) -> Json:
         """Put dead letters back into the queue."""
@@ -247,10 +259,20 @@ class EventsPage(AdminPage):
         await self.respond(self._events())
 
     async def _events(self) -> Mapping[str, Any]:
-        limit = self.get_query_argument("limit", str(SHOWN_LETTERS))
-        if not (limit.isascii() and limit.isdigit() and len(limit) < 8 and int(limit)):
-            raise RequestError(400, "limit: expected a number of dead letters, 1 to 9999999")
-        return await self._admin.events(int(limit))
+        limit = self._parameter("limit", r"0*[1-9]\d{0,6}", "a number of dead letters, 1 to 9999999")
+        first = self._parameter("first", r"(local:)?\d{1,18}|\d{1,18}-\d{1,18}", "the id of a dead letter")
+        is_complete = self._parameter("complete", "true|false", "true or false") == "true"
+        shows_keys = self._parameter("keys", "shown|masked", "shown or masked") == "shown"
+        first_id = int(first) if first.isdecimal() else first or None
+        return await self._admin.events(
+            EventsQuery(int(limit or SHOWN_LETTERS), first_id, is_complete=is_complete, shows_keys=shows_keys)
+        )
+
+    def _parameter(self, name: str, pattern: str, expected: str) -> str:
+        value = self.get_query_argument(name, "")
+        if value and not re.fullmatch(pattern, value, re.ASCII):
+            raise RequestError(400, f"{name}: expected {expected}")
+        return value
 
 
 class RequeuePage(AdminPage):

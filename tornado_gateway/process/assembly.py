@@ -28,6 +28,7 @@ from tornado_gateway.console.auth import Auth, EndedSessions
 from tornado_gateway.console.explain import Explainer
 from tornado_gateway.console.overview import request_latencies
 from tornado_gateway.console.pages import build_application
+from tornado_gateway.console.recent_events import RecentEvents
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
@@ -243,6 +244,7 @@ class Assembly:
             self._location,
             self.status,
             latencies,
+            RecentEvents(self._slot.scoreboard.recent, self._slot.row, self._config.sdk_key or ""),
         )
         environment.events.subscribe(committed=admin.recent.note)
         return admin

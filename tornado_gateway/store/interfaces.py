@@ -141,7 +141,8 @@ class EventStore(Protocol):
 
     async def depth(self) -> Depth: ...
 
-    async def dead_letters(self, limit: int = 100) -> list[DeadLetter]: ...
+    async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> list[DeadLetter]:
+        """Return the oldest dead letters, beginning with the id `first`, or with the next one if it is gone."""
 
     async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:
         """Move dead letters (None: all) back into the queue, in portions, together at most `max_events`.

@@ -142,13 +142,16 @@ class SpillingEvents:
         size = local.waiting_bytes + primary.waiting_bytes
         return Depth(local.waiting + primary.waiting, local.dead + primary.dead, min(oldest, default=None), size)
 
-    async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
-        """Return the letters of both stores, or only the local ones if the primary store fails."""
-        letters = [replace(letter, id=f"{LOCAL}{letter.id}") for letter in await self._local.dead_letters(limit)]
-        if self._primary_is_open:
+    async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> list[DeadLetter]:
+        """Return the letters of the local store, then those of the primary store, unless that fails."""
+        letters: list[DeadLetter] = []
+        if first is None or _is_local(first):
+            local = await self._local.dead_letters(limit, None if first is None else _local_id(first))
+            letters, first = [replace(letter, id=f"{LOCAL}{letter.id}") for letter in local], None
+        if self._primary_is_open and len(letters) < limit:
             with suppress(StoreError):
-                letters += await self._ask(self._primary.dead_letters, limit)
-        return sorted(letters, key=lambda letter: letter.at)[:limit]
+                letters += await self._ask(self._primary.dead_letters, limit - len(letters), first)
+        return letters
 
     async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:
         """As promised by EventStore, first of the primary store: if it fails, nothing is moved."""

@@ -33,11 +33,12 @@ import orjson
 
 from tornado_gateway.telemetry import waiting
 from tornado_gateway.telemetry.attempts import Attempts
-from tornado_gateway.telemetry.slots import WORD_BYTES, Slots
+from tornado_gateway.telemetry.slots import WORD_BYTES, Slots, bytes_for
 
 WorkerRecord = dict[str, Any]
 
 ROW_BYTES = 65536
+RECENT_BYTES = 1 << 18
 FINAL_COUNTS = ("delivered", "rejected", "discarded", "lost")
 EVENT_COUNTS = ("received", "waiting", "dead", *FINAL_COUNTS)
 
@@ -70,6 +71,8 @@ class Scoreboard:
         self.started_at = time.monotonic()
         self.admin_attempts = Attempts(rows)
         self.webhook_attempts = Attempts(rows)
+        recent_bytes = bytes_for(RECENT_BYTES)
+        self.recent = Slots(mmap.mmap(-1, rows * recent_bytes), rows, recent_bytes)  # newest events of each worker
         records_bytes = (rows + 1) * ROW_BYTES  # the last row is for the totals
         memory = mmap.mmap(-1, records_bytes + rows * WORD_BYTES)
         self._slots = Slots(memory, rows + 1, ROW_BYTES)

@@ -2,6 +2,8 @@
 
 import { ask, byId, clock, h, moment, plural, post, reconcile, replace } from "./dom.js";
 
+const LISTED_BYTES = 4096; // of the body of a letter in the list
+
 let isPaused = false;
 let onRequeued = null;
 
@@ -12,22 +14,22 @@ export function startEvents(refresh) {
   byId("pause").addEventListener("click", pause);
 }
 
-export async function refreshEvents(overview) {
-  if (!isPaused) showEvents(await ask("/admin/events"), overview);
+export async function refreshEvents() {
+  if (!isPaused) showEvents(await ask("/admin/events"));
 }
 
-function showEvents({ depth, dead, recent }, { status, worker }) {
+function showEvents({ depth, dead, next, recent }) {
   byId("dead-hint").textContent = dead.length
-    ? "VWO rejected these events permanently. Fix the cause, then re-queue them."
+    ? `VWO rejected these events permanently. Fix the cause, then re-queue them.${next === null ? "" : " Only the oldest are shown."}`
     : "No dead letters. Events that VWO rejects permanently appear here.";
   byId("requeue-all").hidden = !dead.length;
   reconcile(byId("dead-letters"), dead, (letter) => `${letter.id}@${letter.at}`, letterItem);
-  byId("recent-hint").textContent = status.workers.length > 1 ? `stored by worker ${worker}` : `${plural(depth.waiting, "event")} waiting`;
-  if (!recent.length) replace(byId("recent"), h("li", { "data-key": "none", class: "hint" }, "None since this worker started."));
+  byId("recent-hint").textContent = `${plural(depth.waiting, "event")} waiting`;
+  if (!recent.length) replace(byId("recent"), h("li", { "data-key": "none", class: "hint" }, "None since the gateway started."));
   else reconcile(byId("recent"), recent, eventKey, eventItem);
 }
 
-const eventKey = (event) => `${event.at}${event.name}${event.document?.d?.msgId}${event.campaign}${event.variation}`;
+const eventKey = (event) => `${event.at}${event.name}${event.document?.d?.msgId ?? event.bytes}${event.campaign}${event.variation}`;
 
 const letterItem = (letter) =>
   h(
@@ -40,7 +42,7 @@ const letterItem = (letter) =>
         h("span", { class: "time" }, moment(letter.at)),
         h("span", { class: "reason" }, letter.reason),
       ],
-      () => letter.body.split("\n").map(pretty).join("\n"),
+      async () => (await complete(letter)).split("\n").map(pretty).join("\n"),
     ),
     h("button", { type: "button", onclick: (event) => requeue([letter.id], event.target) }, "Re-queue"),
   );
@@ -56,16 +58,28 @@ const eventItem = (event) =>
         event.campaign === null ? null : h("span", {}, `campaign ${event.campaign} variation ${event.variation}`),
         h("code", { class: "visitor-id" }, event.visitor ?? ""),
       ],
-      () => JSON.stringify(event.document, null, 2),
+      async () => (event.document === null ? `${event.bytes} bytes` : JSON.stringify(event.document, null, 2)),
     ),
   );
+
+/** The list has only the beginning of a large letter. */
+async function complete(letter) {
+  if (letter.bytes <= LISTED_BYTES) return letter.body;
+  const { dead } = await ask(`/admin/events?first=${encodeURIComponent(letter.id)}&limit=1&complete=true`);
+  return dead[0]?.id === letter.id ? dead[0].body : letter.body;
+}
 
 /** Details whose text is created when they are opened. */
 function unfolding(summary, text) {
   const body = h("pre", { tabindex: "0" });
   const details = h("details", {}, h("summary", {}, summary), body);
-  details.addEventListener("toggle", () => {
-    if (details.open && !body.textContent) body.textContent = text();
+  details.addEventListener("toggle", async () => {
+    if (!details.open || body.textContent) return;
+    try {
+      body.textContent = await text();
+    } catch (error) {
+      body.textContent = error.message;
+    }
   });
   return details;
 }
@@ -74,7 +88,7 @@ function firstName(body) {
   try {
     return JSON.parse(body.split("\n")[0]).d.event.name;
   } catch {
-    return "event";
+    return /"name":"([^"\\]{1,100})"/.exec(body)?.[1] ?? "event"; // the list has only the beginning of a large event
   }
 }
 

@@ -87,7 +87,7 @@ async function refresh() {
     const overview = await ask("/admin/overview");
     showState(overview);
     if (shown === "overview") showOverview(overview);
-    if (shown === "events") await refreshEvents(overview);
+    if (shown === "events") await refreshEvents();
     if (shown === "features" || shown === "explain") {
       const features = await refreshFeatures(overview);
       if (features !== null) fillFeatureChoice(features);

@@ -113,8 +113,8 @@ class RedisEvents:
         waiting, dead, first, size = await self._link.run(DEPTH, self._keys)
         return Depth(waiting, dead, stored_at(first) if first else None, max(0, size))
 
-    async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
-        entries = await self._link.call("XRANGE", self._keys[2], "-", "+", "COUNT", limit)
+    async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> list[DeadLetter]:
+        entries = await self._link.call("XRANGE", self._keys[2], "-" if first is None else first, "+", "COUNT", limit)
         return [letter_of(entry_id, fields) for entry_id, fields in entries]
 
     async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:

@@ -17,9 +17,13 @@ def count_dead(connection: sqlite3.Connection, log: str) -> int:
     return count
 
 
-def dead_letters(connection: sqlite3.Connection, limit: int) -> list[DeadLetter]:
-    query = "SELECT id, count, body, query, reason, at, account_id, sdk_key FROM letters.dead ORDER BY id LIMIT ?"
-    rows = connection.execute(query, (limit,))
+LIST_DEAD = """
+SELECT id, count, body, query, reason, at, account_id, sdk_key FROM letters.dead WHERE id >= ? ORDER BY id LIMIT ?
+"""
+
+
+def dead_letters(connection: sqlite3.Connection, limit: int, first: int | str | None = None) -> list[DeadLetter]:
+    rows = connection.execute(LIST_DEAD, (0 if first is None else first, limit))
     return [
         DeadLetter(id_, count, body, text, reason, at, Identity(account_id, sdk_key))
         for id_, count, body, text, reason, at, account_id, sdk_key in rows

@@ -181,8 +181,8 @@ class SqliteEvents:
         waiting = stored.waiting + deleted[0] - self._deletions.settled_events
         return Depth(waiting, stored.dead, stored.oldest_at if waiting else None, stored.waiting_bytes)
 
-    async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
-        return await self._database.run(letters.dead_letters, limit)
+    async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> list[DeadLetter]:
+        return await self._database.run(letters.dead_letters, limit, first)
 
     async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:
         """As promised by EventStore, for the letters of all workers. Two that do this at once may send some twice."""

@@ -11,7 +11,7 @@ from tornado_gateway.store.sqlite.repair.rescue import move_misplaced_aside
 def try_lock(path: Path) -> int | None:
     """Return a descriptor that holds the lock until it is closed, or None if a living process has it."""
     move_misplaced_aside(path)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

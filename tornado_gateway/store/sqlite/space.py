@@ -92,7 +92,7 @@ class DiskSpace:
             size = min(RESERVE_BYTES, self._total() // RESERVE_SHARE)
             if self._reserve.exists() or self._free() < self._floor() + size:
                 return
-            descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 os.posix_fallocate(descriptor, 0, size)
             except OSError:
