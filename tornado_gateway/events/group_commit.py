@@ -30,6 +30,11 @@ class Group:
         self.began = 0.0
 
     @property
+    def has_one_gate(self) -> bool:
+        """Whether decisions depend on their impressions."""
+        return self.decisions is self.gate
+
+    @property
     def count(self) -> int:
         """The number of events."""
         return sum([count for count, _, _ in self.entries])
@@ -41,7 +46,7 @@ class Group:
 
     def next(self) -> "Group":
         """Return an empty group with the same kind of gates."""
-        return Group(one_gate=self.decisions is self.gate)
+        return Group(one_gate=self.has_one_gate)
 
     def open(self) -> None:
         """Release the responses, because the events are stored."""

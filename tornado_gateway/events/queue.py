@@ -84,7 +84,6 @@ class EventQueue:
         self._chunk_events = chunk_events
         self._dead_letter_limit = dead_letter_limit
         self._shared = shared
-        self._decisions_need_store = decisions_need_store
         self._budget = ByteBudget(limit_bytes)
         self._log = ThrottledLog(logger)
         self._subscribers = _Subscribers()
@@ -167,7 +166,7 @@ class EventQueue:
         group = self._accept(documents, count, "")
         if group is not None:
             return group.decisions
-        if self._decisions_need_store:
+        if self._commits.pending.has_one_gate:
             raise QueueFullError(self._rejection())
         self._log.warning("full", "impressions were rejected, decisions continue: %s", self._rejection())
         return None

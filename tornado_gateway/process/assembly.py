@@ -270,15 +270,13 @@ class Assembly:
         )
 
     def _build_server(self) -> Server:
-        config = self._config
-        router = self._build_router()
-        cors = Cors(config.cors_allowed_origins) if config.cors_config_required else None
+        router, cors = self._build_router(), build_cors(self._config)
         tracing = Tracing(None if cors is None else cors.header_lines)
         options = ServerOptions(
             self._observer.sampled(router.find),
             self._build_pages(),
-            limits=build_limits(config),
-            body_limit=partial(_body_limit, config, router),
+            limits=build_limits(self._config),
+            body_limit=partial(_body_limit, self._config, router),
             on_response=tracing.with_log(self._observer.responded),
             extra_header_lines=tracing.header_lines,
             echo_headers=tracing.echo_headers,
@@ -330,6 +328,10 @@ def build_limits(config: Config) -> Limits:
         keep_alive_seconds=config.keep_alive_seconds,
         max_connections=config.max_connections or max_connections(open_files_limit()),
     )
+
+
+def build_cors(config: Config) -> Cors | None:
+    return Cors(config.cors_allowed_origins) if config.cors_config_required else None
 
 
 def build_client_address(config: Config) -> ClientAddress:

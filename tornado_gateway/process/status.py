@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from tornado_gateway.telemetry.scoreboard import Scoreboard, WorkerRecord
+from tornado_gateway.telemetry.scoreboard import InstanceReading, Scoreboard, WorkerRecord
 
 # Parts of a record that /status does not show.
 _INTERNAL = frozenset({"row", "generation", "adopted", "is_queue_shared", "last_poll", "reading"})
@@ -19,17 +19,18 @@ def instance_status(scoreboard: Scoreboard, version: str) -> dict[str, Any]:
         "version": version,
         "uptime_seconds": round(time.monotonic() - scoreboard.started_at, 3),
         "settings": reading.newest_settings,
-        "events": {
-            **reading.events,
-            "oldest_at": reading.waiting.oldest_at,
-            "oldest_unknown_since": reading.waiting.unknown_since,
-        },
+        "events": _events(reading),
         "stuck": stuck,
         "last_poll": max((worker["last_poll"] for worker in workers), key=_at, default=None),
         "last_flush": max(workers, key=_flush_order, default={"last_flush": None})["last_flush"],
         "last_error": next(errors, stuck and stuck["message"]),
         "workers": [_as_listed(worker) for worker in workers],
     }
+
+
+def _events(reading: InstanceReading) -> dict[str, Any]:
+    oldest = {"oldest_at": reading.waiting.oldest_at, "oldest_unknown_since": reading.waiting.unknown_since}
+    return {**reading.events, **oldest}
 
 
 def _at(last: dict[str, Any]) -> float:
