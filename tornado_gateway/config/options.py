@@ -105,6 +105,15 @@ class Config:
         unit="s",
     )
 
+    drain_seconds: float = option(
+        _SERVER,
+        kinds.decimal(0, 3600),
+        "0",
+        "How long the gateway serves as before after SIGTERM, while /ready is 503, so that load balancers that check"
+        " /ready can choose another target. SHUTDOWN_SECONDS begin after that. A second signal ends it.",
+        unit="s",
+    )
+
     upstream_url: str = option(
         _SETTINGS, kinds.url, "https://dev.visualwebsiteoptimizer.com", "URL that settings are fetched from."
     )

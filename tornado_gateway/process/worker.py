@@ -37,6 +37,7 @@ class Worker:
         self._server = assembly.server
         self._publication = assembly.publication
         self._stopping = assembly.stopping
+        self._drain_seconds = config.drain_seconds
         self._entered = AsyncExitStack()
 
     async def start(self) -> None:
@@ -50,6 +51,15 @@ class Worker:
             self._entered = entered.pop_all()
         self._publication.publish()
         logger.info("serving on %s:%d, version %s", self._address, self._server.port, BUILD)
+
+    async def drain(self, further: asyncio.Event) -> None:
+        """Serve as before for DRAIN_SECONDS, while /ready returns 503. A `further` signal ends it."""
+        if not self._drain_seconds:
+            return
+        self._stopping.set()
+        logger.info("serving for %g s more, until load balancers have seen that /ready is 503", self._drain_seconds)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(further.wait(), self._drain_seconds)
 
     async def stop(self) -> None:
         """Take no new work, finish what was accepted, flush once more; the remaining events stay stored."""
@@ -65,9 +75,14 @@ def run(config: Config, slot: WorkerSlot, memory: SharedCounters | None = None) 
 
 async def _serve(config: Config, slot: WorkerSlot, memory: SharedCounters | None) -> int:
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, stop.set)
+    stop, further = asyncio.Event(), asyncio.Event()
+
+    def stop_now() -> None:  # without a drain, for Ctrl-C and rolling restarts
+        further.set()
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, lambda: (further if stop.is_set() else stop).set())
+    loop.add_signal_handler(signal.SIGINT, stop_now)
     try:
         worker = Worker(config, slot, memory)
         await worker.start()
@@ -77,6 +92,7 @@ async def _serve(config: Config, slot: WorkerSlot, memory: SharedCounters | None
     _tune_collector()
     slot.report_ready()
     await stop.wait()
+    await worker.drain(further)
     # The end of the loop takes its handlers away; a repeated signal would then kill the process in its last moment.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
