@@ -364,6 +364,7 @@ class Connection(asyncio.Protocol):
         data = response.encoded if plain and not lines else self._render(request, response, lines)
         if self.on_answer is not None:
             self.count(request, response.status)
+        request.charge = None  # now, because a traceback may keep the request
         output = self.output
         output.pieces.append(data)
         output.size += len(data)
@@ -402,7 +403,7 @@ class Connection(asyncio.Protocol):
         """Continue after the page at the head of the queue has been written completely."""
         if not (self.queue and self.queue[0] is request):
             return  # the client has gone
-        self.queue.popleft()
+        self.queue.popleft().charge = None
         if not request.keep_alive:
             # The handler may have decided so: requests pipelined behind it can get no response any more.
             self.reader.end()
