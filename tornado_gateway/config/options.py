@@ -54,11 +54,7 @@ class Config:
     )
 
     max_connections: int = option(
-        _SERVER,
-        kinds.whole(0, 1_000_000),
-        "0",
-        "Number of clients that each worker accepts; more get a 503. 0 is the limit of open files minus 256, which the"
-        " gateway needs for itself.",
+        _SERVER, kinds.whole(0), "0", "Clients of each worker; more get a 503. 0 is the limit of open files minus 256."
     )
     host: str = option(
         _SERVER,
@@ -109,8 +105,7 @@ class Config:
         _SERVER,
         kinds.decimal(0, 3600),
         "0",
-        "How long the gateway serves as before after SIGTERM, while /ready is 503, so that load balancers that check"
-        " /ready can choose another target. SHUTDOWN_SECONDS begin after that. A second signal ends it.",
+        "Before a shutdown, serve on for this time with /ready at 503, for load balancers. A second SIGTERM ends it.",
         unit="s",
     )
 
@@ -318,9 +313,15 @@ class Config:
         _FACTS,
         kinds.matching(r"[A-Za-z0-9-]{1,64}", "the name of a header, such as X-Real-IP"),
         "X-Forwarded-For",
-        "Header in which TRUSTED_PROXIES report the client's address: X-Forwarded-For, X-Real-IP, CF-Connecting-IP,"
-        " Forwarded (RFC 7239), or another one. No other header is read. Make sure that the proxy overwrites or appends"
-        " to this header, because clients can send it too.",
+        "The only header in which TRUSTED_PROXIES report the client's address, e.g. X-Real-IP, CF-Connecting-IP or"
+        " Forwarded (RFC 7239). The proxy must overwrite it or append to it, because clients can send it too.",
+    )
+    proxy_protocol: bool = option(
+        _FACTS,
+        kinds.boolean,
+        "false",
+        "Connections from TRUSTED_PROXIES begin with a header of the PROXY protocol (1 or 2), as with send-proxy of"
+        " haproxy. Only those from this machine can omit it.",
     )
     client_ip_fallback: str = option(
         _FACTS,
