@@ -64,5 +64,5 @@ def test_wrong_methods_are_told_which_are_right(gateway, method, path):
 
 
 def test_an_unknown_prefix_is_no_prefix(get):
-    answer = get("/us01/get-user-details")
+    answer = get("/us-01/get-user-details")
     assert (answer.status, answer.headers["content-type"], answer.json()["status"]) == (404, JSON, 0)

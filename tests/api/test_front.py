@@ -43,7 +43,7 @@ BODY_PATHS = [
 ]
 
 
-@pytest.mark.parametrize("levels", [70, 300, 1020, 5000])
+@pytest.mark.parametrize("levels", [130, 300, 1020, 5000])
 @pytest.mark.parametrize("path", BODY_PATHS)
 def test_d4_a_body_with_too_many_levels_is_a_400(gateway, path, levels):
     headers = gateway.admin_headers | {"Content-Type": "application/json"} if path.startswith("/admin") else {}
@@ -345,3 +345,31 @@ def test_d3_max_connections_is_an_option(tmp_path, vendor):
         vendor.wait_for_events(before + 1)
         answer = parse(exchange(gateway.port, b""))[0]
         assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+
+
+# --- D6: large batches ---
+
+
+def test_d6_a_batch_of_tiny_values_is_rejected_before_it_is_read(gateway):
+    """Row D6: 8 MB of `[],` took half a second of the loop."""
+    body = b'{"ev":[' + b"[]," * 2_700_000 + b"[]]}"
+    assert gateway.post("/server-side/batch-events-v2", body)[0] == 413
+
+
+def test_d6_a_large_batch_is_read_in_pieces(gateway, vendor):
+    """Row D6: the events of 2 MB arrive, each once."""
+    before = len(vendor.events)
+    props = {f"name-{number}": "x" * 100 for number in range(100)}
+    events = [{"d": {"msgId": f"D6-{n}", "event": {"name": "purchase", "props": props}}} for n in range(180)]
+    assert gateway.post("/server-side/batch-events-v2", {"ev": events})[0] == 200
+    vendor.wait_for_events(before + 180)
+    arrived = [event["d"]["msgId"] for event in vendor.events[before:]]
+    assert sorted(arrived) == sorted(event["d"]["msgId"] for event in events)
+
+
+@pytest.mark.parametrize("end", [b'"\\ud83d"]}', b"]}]", b""], ids=["a lone surrogate", "invalid", "cut"])
+def test_d6_a_large_body_that_is_not_valid_is_judged_as_a_small_one(gateway, end):
+    body = b'{"ev":[' + b'{"x":"' + b"y" * 1000 + b'"},'
+    body += (b'{"x":"' + b"y" * 1000 + b'"},') * 400 + end
+    expected = 200 if end.endswith(b"]}") else 400
+    assert gateway.post("/server-side/batch-events-v2", body)[0] == expected

@@ -132,6 +132,8 @@ def _contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str, str]
     if "*" in c.cors_allowed_origins and len(c.cors_allowed_origins) > 1:
         shown = ",".join(c.cors_allowed_origins)
         yield ("CORS_ALLOWED_ORIGINS",), "either * or a list of origins", f'"{shown}"'
+    if c.proxy_protocol and not c.trusted_proxies:
+        yield ("TRUSTED_PROXIES", "PROXY_PROTOCOL"), "a value, because PROXY_PROTOCOL is set", "nothing"
     if c.port == 0 and c.workers != 1:
         yield ("WORKERS", "PORT"), "1, because every worker would use another free port with PORT=0", f'"{c.workers}"'
 

@@ -39,11 +39,7 @@ class OptionValues:
     )
 
     max_connections: int = option(
-        _SERVER,
-        kinds.whole(0, 1_000_000),
-        "0",
-        "Number of clients that each worker accepts; more get a 503. 0 is the limit of open files minus 256, which the"
-        " gateway needs for itself.",
+        _SERVER, kinds.whole(0), "0", "Clients of each worker; more get a 503. 0 is the limit of open files minus 256."
     )
     host: str = option(
         _SERVER,
@@ -88,6 +84,14 @@ class OptionValues:
         kinds.decimal(0, 3600),
         "30",
         "Maximum duration of a shutdown, to finish requests and deliver events. Remaining events stay in the store.",
+        unit="s",
+    )
+
+    drain_seconds: float = option(
+        _SERVER,
+        kinds.decimal(0, 3600),
+        "0",
+        "Before a shutdown, serve on for this time with /ready at 503, for load balancers. A second SIGTERM ends it.",
         unit="s",
     )
 
@@ -303,9 +307,15 @@ class OptionValues:
         _FACTS,
         kinds.matching(r"[A-Za-z0-9-]{1,64}", "the name of a header, such as X-Real-IP"),
         "X-Forwarded-For",
-        "Header in which TRUSTED_PROXIES report the client's address: X-Forwarded-For, X-Real-IP, CF-Connecting-IP,"
-        " Forwarded (RFC 7239), or another one. No other header is read. Make sure that the proxy overwrites or appends"
-        " to this header, because clients can send it too.",
+        "The only header in which TRUSTED_PROXIES report the client's address, e.g. X-Real-IP, CF-Connecting-IP or"
+        " Forwarded (RFC 7239). The proxy must overwrite it or append to it, because clients can send it too.",
+    )
+    proxy_protocol: bool = option(
+        _FACTS,
+        kinds.boolean,
+        "false",
+        "Connections from TRUSTED_PROXIES begin with a header of the PROXY protocol (1 or 2), as with send-proxy of"
+        " haproxy. Only those from this machine can omit it.",
     )
     client_ip_fallback: str = option(
         _FACTS,

@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
         "waiting",
     )
 
-    def __init__(self, options: ServerOptions, activity: Activity, stopping: bool = False) -> None:
+    def __init__(self, options: ServerOptions, activity: Activity, stopping: bool = False, peer: str = "") -> None:
         self.options = options
         self.activity = activity
         self.find = options.find
@@ -84,7 +84,7 @@ class Connection(asyncio.Protocol):
         self.reader = Reader(options, self._serve)
         self.output = Output(self._block, self._resume_serving)
         self.tls = False
-        self.peer = ""
+        self.peer = self.reader.peer = peer  # if a proxy has reported it; otherwise that of the socket
         self.held: deque[bytes] = deque()
         self.waiting: deque[Request] = deque()
         self.queue: deque[Request] = deque()
@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.output.transport = transport  # type: ignore[assignment]  # asyncio hands a Transport to a stream protocol
         peer = transport.get_extra_info("peername")
-        if isinstance(peer, tuple):
+        if isinstance(peer, tuple) and not self.peer:
             self.peer = self.reader.peer = peer[0].removeprefix("::ffff:")
         self.tls = transport.get_extra_info("sslcontext") is not None
         if self.tls:  # as for plain connections; the default for TLS is eight times as much
@@ -364,6 +364,7 @@ class Connection(asyncio.Protocol):
         data = response.encoded if plain and not lines else self._render(request, response, lines)
         if self.on_response is not None:
             self.count(request, response.status)
+        request.charge = None  # now, because a traceback may keep the request
         output = self.output
         output.pieces.append(data)
         output.size += len(data)
@@ -402,7 +403,7 @@ class Connection(asyncio.Protocol):
         """Continue after the page at the head of the queue has been written completely."""
         if not (self.queue and self.queue[0] is request):
             return  # the client has gone
-        self.queue.popleft()
+        self.queue.popleft().charge = None
         if not request.keep_alive:
             # The handler may have decided so: requests pipelined behind it can get no response any more.
             self.reader.end()

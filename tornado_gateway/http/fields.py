@@ -36,6 +36,7 @@ MAX_HOPS = 32  # addresses of X-Forwarded-For that are read: a client can send 1
 MAX_DOCUMENT_BYTES = 256 * 1024  # of one event
 MAX_TEXT_BYTES = 64 * 1024
 MAX_LEVELS = 64  # of nested lists and objects
+HARMLESS_BYTES = 4 * MAX_LEVELS  # in so few no list or object is nested so deeply that it matters, so none is counted
 MAX_DIGITS = 100  # of a number, signs, point and exponent included
 _LONG_NUMBER = re.compile(rb"[-+.eE0-9]{%d}" % (MAX_DIGITS + 1))
 # A run of 101 bytes contains 4 samples of every 25th byte, which are ten times as fast to search.
@@ -45,19 +46,24 @@ _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 
 def json_object(body: bytes) -> Fields:
     """Return the body as a JSON object, whatever the content type says. If a key is repeated, the last value wins."""
-    return json_object_and_body(body)[0]
+    fields = json_value(body)[0]
+    if type(fields) is not dict:
+        raise RequestError(400, "the body must be a JSON object")
+    if len(body) > HARMLESS_BYTES:
+        _check_size(fields, body)
+    return fields
 
 
 def json_object_and_body(body: bytes) -> tuple[Fields, bytes]:
     """Return the body as a JSON object, and the body, as `json_value` does."""
-    fields, body = json_value(body)
-    if type(fields) is not dict:
-        raise RequestError(400, "the body must be a JSON object")
+    return json_object(body), json_value(body)[1]
+
+
+def _check_size(fields: Fields, body: bytes) -> None:
     if len(body) > MAX_TEXT_BYTES or body.count(b"{") + body.count(b"[") > MAX_LEVELS:
         problem = document_problem(fields, body, len(body))
         if problem is not None:
             raise problem
-    return fields, body
 
 
 def json_value(body: bytes) -> tuple[Any, bytes]:

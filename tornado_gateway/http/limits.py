@@ -110,7 +110,7 @@ class ServerOptions:
     of a data route, errors included, gets in addition; with `echo_headers`, names in lower case, it is called only for
     requests that have one of these headers. `page_lines(request, status)` returns those of the application's responses.
     `lenient(path)`: whether a query with spaces, tabs and bytes above 0x7F is
-    accepted.
+    accepted. `proxy_trusts(address)`: whether connections from an address begin with a header of the PROXY protocol.
     """
 
     def __init__(
@@ -125,6 +125,7 @@ class ServerOptions:
         echo_headers: Collection[bytes] | None = None,
         lenient: Callable[[bytes], bool] | None = None,
         page_lines: Callable[[Request, int], bytes] | None = None,
+        proxy_trusts: Callable[[str], bool] | None = None,
     ) -> None:
         self.find = find
         self.fallback = fallback
@@ -138,6 +139,7 @@ class ServerOptions:
         self.extra_header_lines = extra_header_lines or _no_lines
         self.echo_headers = echo_headers if extra_header_lines else ()
         self.lenient = lenient
+        self.proxy_trusts = proxy_trusts
         self.budget = Budget(limits.max_bodies_bytes)
         self.page_lines = page_lines or _no_page_lines
         initials = {name[:1] for name in (b"expect", *(self.echo_headers or ()))}

@@ -4,6 +4,8 @@ A slow head or body is 408 and closes the connection.
 """
 
 import asyncio
+import contextlib
+import ipaddress
 import logging
 import socket
 import ssl
@@ -17,6 +19,9 @@ from tornado_gateway.http.reader import BODY, HEAD, IDLE
 
 logger = logging.getLogger(__name__)
 
+PROXY_1 = b"PROXY "
+PROXY_2 = b"\r\n\r\n\0\r\nQUIT\n"
+MAX_PROXY_HEADER = 4096
 CHECK_SECONDS = 0.01  # between two checks of the requests in flight while the server stops
 
 
@@ -64,7 +69,21 @@ class Server:
             self._backlog.close()
             sock.close()
             raise
+        if self.options.proxy_trusts is not None:
+            self._accept_by_ourselves()
         self._sweep()
+
+    def _accept_by_ourselves(self) -> None:
+        """Accept in place of asyncio, which would begin TLS before the PROXY protocol's header has been read."""
+        loop = asyncio.get_running_loop()
+        assert self._listener is not None and self._backlog is not None  # noqa: S101, PT018
+        self._listener.close()
+        loop.add_reader(self._backlog.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # usually BlockingIOError: another worker was faster
+            if self._backlog is not None:
+                self._adopt(self._backlog.accept()[0])
 
     def _tls_options(self) -> dict[str, Any]:
         if self._ssl_context is None:
@@ -128,6 +147,8 @@ class Server:
         sockets: Iterable[Any] = getattr(self._listener, "sockets")  # noqa: B009 - typed as a tuple, with uvloop a list
         for listening in sockets:
             asyncio.get_running_loop().remove_reader(listening.fileno())
+        if self.options.proxy_trusts is not None:
+            asyncio.get_running_loop().remove_reader(self._backlog.fileno())
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         self._listener.close()
@@ -143,10 +164,27 @@ class Server:
 
     def _adopt(self, accepted: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        connecting = loop.connect_accepted_socket(self._new_connection, accepted, **self._tls_options())
-        task = loop.create_task(connecting)
+        task: asyncio.Task[Any]
+        if self.options.proxy_trusts is None:
+            connecting = loop.connect_accepted_socket(self._new_connection, accepted, **self._tls_options())
+            task = loop.create_task(connecting)
+        else:
+            task = loop.create_task(self._adopt_proxied(accepted, self.options.proxy_trusts))
         self.activity.tasks.add(task)
         task.add_done_callback(self._adopted)
+
+    async def _adopt_proxied(self, accepted: socket.socket, trusts: Callable[[str], bool]) -> None:
+        accepted.setblocking(False)
+        try:
+            async with asyncio.timeout(self.options.limits.header_seconds):
+                peer = await proxied_peer(accepted, trusts)
+        except (OSError, ValueError) as error:  # a TimeoutError is an OSError
+            accepted.close()
+            self.activity.log.warning("proxy", "a connection was closed, it has no valid PROXY header: %s", error)
+            return
+        await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: Connection(self.options, self.activity, self.stopping, peer), accepted, **self._tls_options()
+        )
 
     def _adopted(self, task: asyncio.Future[Any]) -> None:
         self.activity.tasks.discard(task)
@@ -186,6 +224,69 @@ class Server:
             else:
                 connection.output.close()
         await asyncio.sleep(0)
+
+
+async def proxied_peer(sock: socket.socket, trusts: Callable[[str], bool]) -> str:
+    """Return the client's address by the header with which a trusted proxy begins a connection; it is read.
+
+    Connections from other addresses have no header, and those from this machine can omit it (commands, health checks).
+    """
+    peer: str = sock.getpeername()[0].removeprefix("::ffff:")
+    while trusts(peer):
+        data = sock_peek(sock)
+        size = None if data is None else proxy_header_size(data)
+        if data is not None and size is not None:
+            if not size and ipaddress.ip_address(peer).is_loopback:
+                break
+            return proxied_address(sock.recv(size), peer) if size else _raise("the connection begins with other bytes")
+        await asyncio.sleep(CHECK_SECONDS)
+    return peer
+
+
+def _raise(message: str) -> str:
+    raise ValueError(message)
+
+
+def sock_peek(sock: socket.socket) -> bytes | None:
+    """Return the first bytes of a connection, None if none have arrived."""
+    try:
+        data = sock.recv(MAX_PROXY_HEADER, socket.MSG_PEEK)
+    except BlockingIOError:
+        return None
+    return data or _raise("the peer has closed it").encode()
+
+
+def proxy_header_size(data: bytes) -> int | None:
+    """Return the size of the header of the PROXY protocol (version 1 or 2); 0 if there is none, None if more is due."""
+    if data.startswith(PROXY_2):
+        if len(data) < 16:
+            return None
+        size = 16 + int.from_bytes(data[14:16], "big")
+        return 0 if size > MAX_PROXY_HEADER else size if len(data) >= size else None
+    if data.startswith(PROXY_1):
+        end = data.find(b"\r\n", 0, 107) + 2
+        return end if end > 1 else None if len(data) < 107 else 0
+    return None if PROXY_2.startswith(data) or PROXY_1.startswith(data) else 0
+
+
+def proxied_address(header: bytes, peer: str) -> str:
+    """Return the source address in a complete header; `peer` if the proxy speaks for itself."""
+    if header.startswith(PROXY_1):
+        words = header.decode("latin-1").split()
+        if words[1:2] == ["UNKNOWN"]:
+            return peer
+        if len(words) != 6 or words[1] not in ("TCP4", "TCP6"):
+            raise ValueError("version 1 of the header is malformed")
+        return str(ipaddress.ip_address(words[2]))
+    version, command = header[12] >> 4, header[12] & 15
+    if version != 2 or command > 1:
+        raise ValueError("version 2 of the header is malformed")
+    size = {1: 4, 2: 16}.get(header[13] >> 4, 0)
+    if not command or not size:
+        return peer
+    if len(header) < 16 + 2 * size:
+        raise ValueError("version 2 of the header is too short")
+    return str(ipaddress.ip_address(header[16 : 16 + size])).removeprefix("::ffff:")
 
 
 def is_busy(connection: Connection) -> bool:

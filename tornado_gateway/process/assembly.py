@@ -281,6 +281,7 @@ class Assembly:
             extra_header_lines=tracing.header_lines,
             echo_headers=tracing.echo_headers,
             lenient=router.is_sdk_path,
+            proxy_trusts=build_client_address(self._config).trusts if self._config.proxy_protocol else None,
             page_lines=None if cors is None else cors.page_lines,
         )
         return Server(options, self._certificates.context if self._certificates else None)

@@ -37,6 +37,7 @@ class Worker:
         self._server = assembly.server
         self._publication = assembly.publication
         self._stopping = assembly.stopping
+        self._drain_seconds = config.drain_seconds
         self._entered = AsyncExitStack()
 
     async def start(self) -> None:
@@ -51,6 +52,15 @@ class Worker:
         self._publication.publish()
         logger.info("serving on %s:%d, version %s", self._address, self._server.port, BUILD)
 
+    async def drain(self, further: asyncio.Event) -> None:
+        """Serve as before for DRAIN_SECONDS, while /ready returns 503. A `further` signal ends it."""
+        if not self._drain_seconds:
+            return
+        self._stopping.set()
+        logger.info("serving for %g s more, until load balancers have seen that /ready is 503", self._drain_seconds)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(further.wait(), self._drain_seconds)
+
     async def stop(self) -> None:
         """Accept no new requests, finish those in flight, and flush once more. The remaining events stay stored."""
         self._stopping.set()  # /ready returns 503 from now on
@@ -64,7 +74,7 @@ def run(config: Config, slot: WorkerSlot, memory: SharedCounters | None = None) 
 
 
 async def _serve(config: Config, slot: WorkerSlot, memory: SharedCounters | None) -> int:
-    stop = _stop_event()
+    stop, further = _stop_events()
     try:
         worker = Worker(config, slot, memory)
         await worker.start()
@@ -74,16 +84,25 @@ async def _serve(config: Config, slot: WorkerSlot, memory: SharedCounters | None
     _tune_collector()
     slot.report_ready()
     await stop.wait()
+    await worker.drain(further)
     return await _stop(worker)
 
 
-def _stop_event() -> asyncio.Event:
-    """Return an event that is set by SIGTERM and SIGINT."""
+def _stop_events() -> tuple[asyncio.Event, asyncio.Event]:
+    """Return the events of a stop and of a further signal, which ends the drain.
+
+    SIGINT stops without a drain, for Ctrl-C and rolling restarts.
+    """
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, stop.set)
-    return stop
+    stop, further = asyncio.Event(), asyncio.Event()
+
+    def stop_now() -> None:
+        further.set()
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, lambda: (further if stop.is_set() else stop).set())
+    loop.add_signal_handler(signal.SIGINT, stop_now)
+    return stop, further
 
 
 async def _stop(worker: Worker) -> int:

@@ -54,8 +54,9 @@ class Deadlines:
 
 def deadlines_of(config: Config) -> Deadlines:
     # 30 s to open a large store, and the time that waiting for settings may take.
-    # 5 s beyond SHUTDOWN_SECONDS, which the worker itself observes.
-    return Deadlines(start=30.0 + 2 * config.socket_timeout_seconds, stop=config.shutdown_seconds + 5.0)
+    # 5 s beyond DRAIN_SECONDS and SHUTDOWN_SECONDS, which the worker itself observes.
+    stop = config.drain_seconds + config.shutdown_seconds + 5.0
+    return Deadlines(start=30.0 + 2 * config.socket_timeout_seconds, stop=stop)
 
 
 def run(config: Config, work: Callable[[Config, WorkerSlot], int], deadlines: Deadlines | None = None) -> int:
@@ -156,6 +157,8 @@ class Supervisor:
 
     def _stop(self, exit_code: int) -> None:
         if self._stopping:
+            for process in self._processes.values():
+                process.terminate(self._deadlines.stop, signal.SIGINT)
             return
         logger.info("stopping %s", _counted(len(self._processes)))
         systemd.stopping()
@@ -248,7 +251,7 @@ class Supervisor:
             former, slot.current, slot.successor = slot.current, process, None
             slot.backoff.reset()
             if former is not None:
-                former.terminate(self._deadlines.stop)
+                former.terminate(self._deadlines.stop, signal.SIGINT)  # its successor serves already
 
     def _reap(self) -> None:
         while True:

@@ -70,12 +70,15 @@ class WorkerProcess:
         self.is_ready = self.is_watched = True
         self.watched_since = time.monotonic()
 
-    def terminate(self, stop_seconds: float) -> None:
-        """Send SIGTERM. The worker is killed after `stop_seconds`, or at an earlier deadline that it already has."""
+    def terminate(self, stop_seconds: float, number: signal.Signals = signal.SIGTERM) -> None:
+        """Send SIGTERM, or SIGINT to omit the drain.
+
+        The worker is killed after `stop_seconds`, or at an earlier deadline that it already has.
+        """
         earlier = self.deadline if self.is_ready else math.inf
         self.deadline = min(earlier, time.monotonic() + stop_seconds)
         self.fault = "did not end in time"  # it is watched until its end, so that one that hangs is killed sooner
-        os.kill(self.pid, signal.SIGTERM)  # the pid cannot have been reused, because only the parent reaps it
+        os.kill(self.pid, number)  # the pid cannot have been reused, because only the parent reaps it
 
     def kill(self) -> None:
         """Send SIGKILL, and log the reason with the stack that the worker has written, if any."""
