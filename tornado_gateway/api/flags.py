@@ -111,11 +111,14 @@ class FlagsApi:
         accepted = core.event_problem(settings, context, name) is None
         if accepted:
             properties = fields.get("eventProperties") or {}
-            self._append_one(request, core.track_event_document(settings, context, name, properties, _now_ms()))
+            serial = next(self._evaluator.serials)
+            document = core.track_event_document(settings, context, name, properties, _now_ms(), serial)
+            self._append_one(request, document)
         return Response(200, orjson.dumps({name: accepted}))
 
     def _set(self, request: Request, settings: core.Settings, attributes: Fields, context: core.Context) -> Response:
-        self._append_one(request, core.attribute_document(settings, context, attributes, _now_ms()))
+        serial = next(self._evaluator.serials)
+        self._append_one(request, core.attribute_document(settings, context, attributes, _now_ms(), serial))
         return EMPTY
 
     def _append_one(self, request: Request, document: bytes) -> None:

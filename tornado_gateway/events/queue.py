@@ -26,7 +26,8 @@ RECOUNT_SECONDS = 1.0  # how often a shared store is asked for its number of wai
 class EventCounts:
     """received = delivered + waiting + dead + rejected + discarded.
 
-    `rejected` events were never stored. `discarded` ones were dead letters beyond DEAD_LETTER_LIMIT.
+    `rejected` events were never stored. `discarded` ones were dead letters beyond DEAD_LETTER_LIMIT, or
+    events of a gateway without an account.
     """
 
     received: int = 0
@@ -191,7 +192,7 @@ class EventQueue:
     def _rejection(self) -> str:
         if self._commits.is_stalled:
             return f"events cannot be stored at the moment: {self.failure}"
-        waiting = f"{self.counts.waiting} events of {self._budget.waiting} bytes wait"
+        waiting = f"{self.counts.waiting} events wait, {self._budget.waiting} bytes"
         return f"the event queue is full: {waiting} (EVENT_QUEUE_LIMIT, EVENT_QUEUE_BYTES)"
 
     def reject(self, count: int) -> None:
@@ -221,11 +222,14 @@ class EventQueue:
 
     # --- Stored events ---
 
-    def record_settled(self, delivered: int, dead: int, size: int) -> None:
-        """Count events that have left the queue, together `size` bytes."""
+    def record_settled(self, delivered: int, dead: int, size: int, *, discards: bool = False) -> None:
+        """Count events that have left the queue, together `size` bytes. With `discards` they were not delivered."""
         self.stored -= delivered + dead
         self.counts.waiting -= delivered + dead
-        self.counts.delivered += delivered
+        if discards:
+            self.counts.discarded += delivered
+        else:
+            self.counts.delivered += delivered
         self.counts.dead += dead
         self._budget.settle(size, self.stored)
 

@@ -119,5 +119,5 @@ def _environment_record(environment: Environment, store_failure: str | None) -> 
             "error": poll.error,
         },
         "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
-        "last_error": not_sent or poll.error,
+        "last_error": not_sent or poll.error or flusher.notice,
     }
