@@ -92,6 +92,7 @@ class EventQueue:
             self._write,
             self._group_stored,
             self._group_rejected,
+            self._budget,
             durable=durable,
             one_gate=decisions_need_store,
             commit_seconds=commit_seconds,
@@ -173,15 +174,15 @@ class EventQueue:
     def _accept(self, documents: bytes, count: int, query: str) -> Group | None:
         """Add events to the pending group. None: they were rejected."""
         counts = self.counts
-        commits = self._commits
         budget = self._budget
         size = budget.uncommitted + len(documents)
         counts.received += count
-        if counts.waiting + count > self._limit or size > budget.most or commits.is_stalled:
+        if counts.waiting + count > self._limit or size > budget.most:
             counts.rejected += count
             return None
         counts.waiting += count
         budget.uncommitted = size
+        commits = self._commits
         group = commits.pending
         entries = group.entries
         if not entries:
@@ -190,7 +191,7 @@ class EventQueue:
         return group
 
     def _rejection(self) -> str:
-        if self._commits.is_stalled:
+        if self._budget.is_closed:
             return f"events cannot be stored at the moment: {self.failure}"
         waiting = f"{self.counts.waiting} events wait, {self._budget.waiting} bytes"
         return f"the event queue is full: {waiting} (EVENT_QUEUE_LIMIT, EVENT_QUEUE_BYTES)"
