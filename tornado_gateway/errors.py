@@ -86,14 +86,23 @@ class UpstreamError(GatewayError):
     """The vendor's service failed.
 
     `status` is its HTTP status, 0 if there was none (network error, time-out); `retry_after_seconds` is the pause that
-    it requested. `cause` is the reason alone if there was no response, such as "Could not resolve host".
+    it requested. `cause` is the reason alone if there was no response, such as "Could not resolve host"; `is_timeout`
+    if there was no progress for too long.
     """
 
-    def __init__(self, message: str, status: int = 0, retry_after_seconds: float = 0.0, cause: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        status: int = 0,
+        retry_after_seconds: float = 0.0,
+        cause: str = "",
+        is_timeout: bool = False,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after_seconds = retry_after_seconds
         self.cause = cause
+        self.is_timeout = is_timeout
 
 
 def reason_phrase(status: int, default: str = "Unknown") -> str:

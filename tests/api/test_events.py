@@ -178,6 +178,13 @@ def test_usage_statistics_travel_alone_with_their_own_query(gateway, post, vendo
     assert (call.query["a"], call.query["en"], call.query["visitor_ua"]) == ("888888", "vwo_sdkUsageStats", "null")
 
 
+def test_a15_only_parameters_of_the_contract_are_forwarded(gateway, post, vendor):
+    stats = {"d": {"event": {"name": "vwo_sdkUsageStats", "props": {}}}}
+    query = f"a=888888&admin=1&a=2&url=x&sn=node&sv={'9' * 3000}&en=other&visitor_ua=a%20b"
+    assert new_events(gateway, vendor, 1, lambda: post(f"/events/t?{query}", stats)) == [stats]
+    assert vendor.calls[-1].query == {"a": "888888", "sn": "node", "en": "vwo_sdkUsageStats", "visitor_ua": "a b"}
+
+
 @pytest.mark.parametrize(
     ("query", "headers", "given", "wanted"),
     [

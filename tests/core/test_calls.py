@@ -144,6 +144,18 @@ def documents(settings: Any, context: Context) -> list[Any]:
     return [json.loads(line)["d"] for line in lines]
 
 
+def test_a10_each_event_has_a_message_id_of_its_own() -> None:
+    context = Context("u1")
+    decision = decide(SETTINGS, "f", context)
+    body, count = event_documents(SETTINGS, context, decision, NOW_MS, 0xAB0)
+    ids = [json.loads(line)["d"]["msgId"] for line in body.splitlines()]
+    ids.append(json.loads(track_event_document(SETTINGS, context, "event1", {}, NOW_MS, 0xCD0))["d"]["msgId"])
+    ids.append(json.loads(attribute_document(SETTINGS, context, {"a": 1}, NOW_MS, 0xEF0))["d"]["msgId"])
+    start = f"E012891C2EB85923932F7D318E2D678D-{NOW_MS}-"
+    assert ids == [f"{start}{number:x}" for number in (*range(0xAB0, 0xAB0 + count), 0xCD0, 0xEF0)]
+    assert count > 1
+
+
 def test_an_impression() -> None:
     context = Context(
         "u1",
@@ -155,7 +167,7 @@ def test_an_impression() -> None:
     )
     _, shown = documents(SETTINGS, context)
     assert shown == {
-        "msgId": f"E012891C2EB85923932F7D318E2D678D-{NOW_MS}",
+        "msgId": f"E012891C2EB85923932F7D318E2D678D-{NOW_MS}-1",
         "visId": "E012891C2EB85923932F7D318E2D678D",
         "sessionId": 9,
         "visitor_ua": 'agent "7"\n',

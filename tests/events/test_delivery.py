@@ -11,7 +11,7 @@ import pytest
 from ledger import acknowledged, arrived, visitor_requests
 from length import length
 from load import Load
-from process import Gateway, sample_document
+from process import SAMPLE_SETTINGS, Gateway, sample_document
 from redis_servers import RedisServer
 from vendor import Fault, Vendor
 
@@ -70,6 +70,14 @@ def test_an_event_without_a_response_does_not_delay_the_others(tmp_path, vendor)
         assert sum(size == 100 for size in vendor.batches) >= 9
 
 
+def test_a26_events_arrive_although_upstream_is_slower_than_the_timeout(tmp_path, vendor):
+    vendor.event_faults.append(Fault(status=200, times=FOREVER, delay_seconds=2.5))
+    with Gateway.of_vendor(tmp_path / "data", vendor, SOCKET_TIMEOUT=1) as gateway:
+        send_batches(gateway, range(1_000))
+        vendor.wait_until(lambda: gateway.status()["events"]["delivered"] == 1_000, 60, lambda: gateway.status())
+        assert delivered(vendor) == set(range(1_000))
+
+
 @pytest.mark.parametrize("status", [401, 405, 302])
 def test_a_rejection_of_everything_keeps_all_events(tmp_path, vendor, status):
     """Rows A5 and A21: no dead letters, one log line, and delivery resumes by itself when the cause is gone.
@@ -88,6 +96,26 @@ def test_a_rejection_of_everything_keeps_all_events(tmp_path, vendor, status):
         vendor.event_faults.clear()
         vendor.wait_until(lambda: len(delivered(vendor)) == 2_000, 60)
         vendor.wait_until(lambda: gateway.status()["events"]["delivered"] == 2_000, 60)
+
+
+def test_a12_events_of_the_sample_account_are_discarded_and_not_delivered(tmp_path):
+    with Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS, FLUSH_EVENTS_INTERVAL=1) as gateway:
+        assert gateway.post("/server-side/trackEvent", TRACK)[0] == 200
+        wait_until(lambda: gateway.status()["events"]["waiting"] == 0)
+        status = gateway.status()
+        events = {name: count for name, count in status["events"].items() if name in PARTS and count}
+        assert events == {"discarded": status["events"]["received"]}
+        assert "events are discarded" in status["last_error"]
+        warnings = [line for line in gateway.log().splitlines() if "events are discarded" in line]
+        assert len(warnings) == 1
+        assert "WARNING" in warnings[0]
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_decisions_continue_while_the_queue_is_full(tmp_path, vendor):

@@ -3,8 +3,14 @@
 import asyncio
 
 from tornado_gateway.errors import UpstreamError
-from tornado_gateway.events.batches import Claim
-from tornado_gateway.events.outcomes import PAUSES_BEFORE_CUT, REJECTIONS_BEFORE_PAUSE, Outcomes, RetryPolicy
+from tornado_gateway.events.batches import REQUEST_BYTES, Claim
+from tornado_gateway.events.outcomes import (
+    PAUSES_BEFORE_CUT,
+    REJECTIONS_BEFORE_PAUSE,
+    SMALLEST_REQUEST_BYTES,
+    Outcomes,
+    RetryPolicy,
+)
 from tornado_gateway.store.interfaces import Chunk, Identity, NewChunk
 
 DOWN = UpstreamError("events: VWO returned 503", 503)
@@ -63,6 +69,19 @@ async def test_after_some_pauses_the_parts_of_one_claim_are_split():
     assert not outcomes.is_cut(other)
     outcomes.succeeded(NewChunk(1, b""))
     assert not outcomes.is_cut(part)
+
+
+async def test_a3_a_timeout_halves_the_next_requests_until_they_succeed():
+    outcomes = Outcomes(RetryPolicy())
+    large = next(iter(Claim([Chunk(1, 4, b"x" * REQUEST_BYTES)]).parts))
+    for _ in range(3):
+        outcomes.timed_out(large)
+    assert outcomes.request_bytes == REQUEST_BYTES // 2, "requests in flight together time out together"
+    outcomes.timed_out(part_of())
+    assert outcomes.request_bytes == SMALLEST_REQUEST_BYTES
+    for _ in range(40):
+        outcomes.succeeded(NewChunk(1, b""))
+    assert outcomes.request_bytes == REQUEST_BYTES
 
 
 async def test_only_successes_of_the_same_identity_show_that_others_succeed():

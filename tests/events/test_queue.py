@@ -159,7 +159,7 @@ async def test_a2_a_queue_that_is_full_in_bytes_rejects_and_counts(store):
     queue = await started_queue(store, limit_bytes=100)
     await opened(queue.append(b"x" * 60, 1))
     queue.append(b"y" * 40, 1)
-    with pytest.raises(QueueFullError, match=r"100 bytes wait .*EVENT_QUEUE_BYTES"):
+    with pytest.raises(QueueFullError, match=r"2 events wait, 100 bytes .*EVENT_QUEUE_BYTES"):
         queue.append(b"z", 1)
     assert queue.append_impressions(b"z", 1) is None
     assert (queue.counts.rejected, queue.counts.waiting) == (2, 2)

@@ -9,6 +9,8 @@ import socket
 import ssl
 import struct
 import threading
+import time
+from functools import partial
 
 import orjson
 import pycurl
@@ -19,8 +21,8 @@ from process import free_port
 
 from tornado_gateway.errors import UpstreamError
 from tornado_gateway.store.interfaces import Identity
-from tornado_gateway.upstream import client, curl
-from tornado_gateway.upstream.client import Dialect, Upstream
+from tornado_gateway.upstream import client
+from tornado_gateway.upstream.client import LONGEST_PATIENCE_SECONDS, Dialect, Patience, Upstream
 from tornado_gateway.upstream.curl import MAX_RESPONSE_BYTES, CurlError, CurlPool
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -502,11 +504,74 @@ def test_a_connection_with_an_answer_to_nothing_is_not_used(run):
         assert server.connections == 2
 
 
-def test_a_connection_that_was_idle_for_long_is_not_used(run, monkeypatch):
-    monkeypatch.setattr(curl, "CONNECTION_SECONDS", 1)
+def test_a_connection_that_was_idle_for_long_is_not_used(run):
+    pool_class = partial(CurlPool, connection_seconds=1)
     with Server(Peer.serve) as server:
-        run(post(server.url, times=2, between=lambda: asyncio.sleep(2.5)))
+        run(post(server.url, times=2, between=lambda: asyncio.sleep(2.5), pool_class=pool_class))
         assert server.connections == 2
+
+
+def test_a13_a_connection_in_use_has_a_maximum_age(run):
+    """Row A13: otherwise the address of a server that has moved would be used as long as there are requests."""
+
+    async def post_until_reconnected():
+        pool = CurlPool(timeout_seconds=PATIENCE_SECONDS, connection_seconds=2)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while server.connections < 3:
+                await head_of(pool.request(server.url + TARGET, HEADERS, b"{}"))
+                await asyncio.sleep(0.05)
+        pool.close()
+
+    with Server(Peer.serve) as server:
+        run(post_until_reconnected())
+        assert len(server.requests) > 20, "a connection is used many times"
+
+
+def trickling(peer):
+    """Receive slowly: 900 KB take 4.5 s, in pieces."""
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+    head = peer.head()
+    left = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]) - len(peer.buffer)
+    while left > 0:
+        left -= len(peer.sock.recv(min(left, 16384)))
+        time.sleep(0.08)
+    peer.send(OK)
+
+
+def silent(peer):
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+    peer.head()
+    peer.pause()
+
+
+def test_a3_a_slow_upload_succeeds_as_long_as_it_makes_progress(run):
+    async def upload():
+        pool = CurlPool(timeout_seconds=2)
+        try:
+            return await pool.request(server.url + TARGET, HEADERS, b"x" * 900_000, patience_seconds=2)
+        finally:
+            pool.close()
+
+    with Server(trickling) as server:
+        began = time.monotonic()
+        assert run(upload()).status == 200
+        assert time.monotonic() - began > 2, "the server was not slow, so that the test shows nothing"
+
+
+@pytest.mark.parametrize("play", [silent, lambda peer: peer.request().pause()], ids=["upload", "response"])
+def test_a3_a_request_without_progress_fails(run, play):
+    async def upload():
+        pool = CurlPool(timeout_seconds=60)
+        try:
+            with pytest.raises(CurlError, match="no response in time") as failure:
+                await pool.request(server.url + TARGET, HEADERS, b"x" * 9_000_000, patience_seconds=0.5)
+            return failure.value.is_timeout
+        finally:
+            pool.close()
+            server.may_end.set()
+
+    with Server(play) as server:
+        assert run(upload())
 
 
 @pytest.mark.parametrize("end", [closes, resets])
@@ -766,7 +831,20 @@ async def test_a_batch_and_an_event_as_they_arrive(upstream_of):
 
 REFUSALS = {
     "an error": (b"HTTP/1.1 503 Sorry\r\nRetry-After: 30\r\nContent-Length: 0\r\n\r\n", 503, 30.0, "503 Sorry"),
-    "a date to wait for": (b"HTTP/1.1 429 \r\nRetry-After: Mon\r\nContent-Length: 0\r\n\r\n", 429, 0.0, "429 Too Many"),
+    "no date": (b"HTTP/1.1 429 \r\nRetry-After: Mon\r\nContent-Length: 0\r\n\r\n", 429, 0.0, "429 Too Many"),
+    "A27: a date to wait for": (
+        b"HTTP/1.1 503 \r\nRetry-After: Thu, 26 Nov 2026 10:01:30 GMT\r\nDate: Thu, 26 Nov 2026 10:00:00 GMT\r\n"
+        b"Content-Length: 0\r\n\r\n",
+        503,
+        90.0,
+        "503 Service",
+    ),
+    "A27: a date that has passed": (
+        b"HTTP/1.1 503 \r\nRetry-After: Thu, 26 Nov 2020 10:01:30 GMT\r\nContent-Length: 0\r\n\r\n",
+        503,
+        0.0,
+        "503 Service",
+    ),
     "a redirection": (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", 302, 0.0, "302 Found"),
     "no answer": (b"nonsense", 0, 0.0, "events: no response from VWO .*not HTTP"),
 }
@@ -777,6 +855,53 @@ async def test_a4_any_success_is_one(upstream_of, status):
     """Row A4."""
     with Server(answers_once(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())) as server:
         await upstream_of(server.url).send_batch(b'{"d":1}')
+
+
+BODIES = {
+    "nothing": b"",
+    "JSON": b' {"success":true}',
+    "JSON that is no object": b"[]",
+    "a word": b"ok",
+    "blanks": b" \r\n",
+}
+PAGES = [b"<!DOCTYPE html><html>Sign in</html>", b" \r\n<html>blocked</html>", b"\xef\xbb\xbf<HTML>"]
+
+
+def success_with(body):
+    return answers_once(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+async def test_a27_any_other_body_of_a_2xx_is_a_success(upstream_of, body):
+    with Server(success_with(body)) as server:
+        await upstream_of(server.url).send_batch(b'{"d":1}')
+
+
+@pytest.mark.parametrize("page", PAGES, ids=repr)
+async def test_a27_a_web_page_is_a_failure_of_the_route(upstream_of, page):
+    with Server(success_with(page)) as server:
+        upstream = upstream_of(server.url)
+        with pytest.raises(UpstreamError, match="web page") as failure:
+            await upstream.send_batch(b'{"d":1}')
+    assert failure.value.status == 200
+
+
+def test_a26_the_patience_grows_with_timeouts_and_remains_while_responses_are_slow():
+    patience = Patience(5.0)
+    patience.timed_out(5.0)
+    patience.timed_out(5.0)
+    assert patience.seconds == 10.0, "requests in flight together time out together"
+    patience.succeeded(8.0)
+    assert patience.seconds == 10.0
+    for _ in range(9):
+        patience.timed_out(patience.seconds)
+    assert patience.seconds == LONGEST_PATIENCE_SECONDS
+    patience.succeeded(4.0)
+    assert patience.seconds == 12.0
+    patience.succeeded(0.1)
+    assert patience.seconds == 5.0
 
 
 @pytest.mark.parametrize(("answer", "status", "wait", "message"), REFUSALS.values(), ids=REFUSALS.keys())

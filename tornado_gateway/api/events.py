@@ -26,6 +26,7 @@ from tornado_gateway.http.fields import (
     document_problem,
     is_from_browser,
     json_value,
+    raw_query_value,
 )
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.logs import ThrottledLog
@@ -37,6 +38,9 @@ ACCEPTED = Response(200, b'{"success":true}')
 LARGE_BYTES = 262144
 MAX_PARTS = 400_000  # of a batch: 80 for each of 5,000 events
 USAGE_STATS = "vwo_sdkUsageStats"
+# Parameters of wire contract A.4 that are forwarded with usage statistics, and the longest value of one.
+USAGE_PARAMETERS = tuple(b"en a env eTime random p visitor_ua visitor_ip sn sv".split())
+MAX_VALUE = 2048
 NO_BATCH = 'the document is no batch, expected {"ev":[...]}'
 NO_OBJECT = 'the event is no object with an object "d"'
 NO_NAME = 'the event has no name, expected {"d":{"event":{"name":...}}}'
@@ -86,7 +90,7 @@ class EventsApi:
         self._check_size(document, body)
         data = document["d"]
         if data["event"]["name"] == USAGE_STATS:  # filed under the vendor's account: sent alone, with its query
-            return self._append(request, _one_line(body), 1, request.query.decode("latin-1"))
+            return self._append(request, _one_line(body), 1, _usage_query(request.query))
         is_changed = _clean_address(data)
         if is_from_browser(request) or request.query.find(b"dh=1") >= 0:
             is_changed |= self._fill_visitor(request, data)
@@ -241,6 +245,17 @@ def _encoded(document: object) -> bytes | None:
 def _reason_too_large(event: object, document: bytes) -> str | None:
     problem = document_problem(event, document)
     return None if problem is None else str(problem)
+
+
+def _usage_query(query: bytes) -> str:
+    """Return the parameters of the contract, as the client wrote them, each once; others are not forwarded.
+
+    The event is named here, because a request without parameters would be part of a batch.
+    """
+    values = {name: raw_query_value(query, name) for name in USAGE_PARAMETERS}
+    values[b"en"] = USAGE_STATS.encode()
+    known = {name: value for name, value in values.items() if value is not None and len(value) <= MAX_VALUE}
+    return b"&".join([b"%b=%b" % pair for pair in known.items()]).decode("latin-1")
 
 
 def _one_line(body: bytes) -> bytes:

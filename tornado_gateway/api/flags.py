@@ -115,7 +115,8 @@ def _track(
     accepted = core.event_problem(settings, context, name) is None
     if accepted:
         properties = fields.get("eventProperties") or {}
-        document = core.track_event_document(settings, context, name, properties, _now_ms())
+        serial = next(environment.evaluator.serials)
+        document = core.track_event_document(settings, context, name, properties, _now_ms(), serial)
         _append_one(request, environment, document)
     return Response(200, orjson.dumps({name: accepted}))
 
@@ -123,7 +124,9 @@ def _track(
 def _set(
     request: Request, environment: Environment, settings: core.Settings, attributes: Fields, context: core.Context
 ) -> Response:
-    _append_one(request, environment, core.attribute_document(settings, context, attributes, _now_ms()))
+    serial = next(environment.evaluator.serials)
+    document = core.attribute_document(settings, context, attributes, _now_ms(), serial)
+    _append_one(request, environment, document)
     return EMPTY
 
 

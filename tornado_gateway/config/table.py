@@ -116,7 +116,8 @@ class OptionValues:
         _SETTINGS,
         kinds.decimal(0.1, 300),
         "5",
-        "Timeout of a request to VWO and of a Redis command, connecting included.",
+        "Timeout of a request to VWO and of a Redis command, connecting included. A request with events times out only"
+        " if it makes no progress for this long; the time doubles with each timeout, up to 60 s.",
         unit="s",
         name="SOCKET_TIMEOUT",
     )

@@ -15,10 +15,13 @@ from tornado_gateway.core.types import VWO_USER_ID, Settings
 _DEBUG_NAMESPACE = UUID("11e13cd7-6c48-53ec-8679-7e9c752273c5")
 
 
-def event_documents(settings: Settings, context: Context, decision: Decision, now_ms: int) -> tuple[bytes, int]:
+def event_documents(
+    settings: Settings, context: Context, decision: Decision, now_ms: int, serial: int = 0
+) -> tuple[bytes, int]:
     """Return the documents of a decision's events, joined by newlines, and their number.
 
-    Impressions come in their order, then the usage event, then the debug event. Nothing is sent in dev mode.
+    Impressions come in their order, then the usage event, then the debug event. Nothing is sent in dev mode. `serial`
+    and the numbers after it, one for each event, distinguish events of one visitor and millisecond.
     """
     impressions = decision.impressions
     if not impressions and not decision.usage and decision.debug is None:
@@ -28,30 +31,32 @@ def event_documents(settings: Settings, context: Context, decision: Decision, no
     uuid = decision.uuid
     environment, _, shown_head, usage_tail = settings.event_parts
     visitor = _visitor(context)
-    start = _start(uuid, context.session_id or now_ms // 1000, now_ms, visitor)
+    message, start = _message(uuid, now_ms), _start(uuid, context.session_id or now_ms // 1000, visitor)
     end = f'}}}},"event":{{"time":{now_ms},'
     documents = []
     if impressions:
         shown = f"{start}{environment}{_shown_props(context)}{end}{shown_head}"
         for index, impression in enumerate(impressions):
+            number = serial + index
             if impression.feature_id is not None:
-                held_out = _held_out_start(settings, context, now_ms, visitor)
+                held_out = _held_out_start(settings, context, now_ms, number, visitor)
                 feature_id = to_json(impression.feature_id)
                 documents.append(f"{held_out}{environment}{end}{shown_head}{impression.tail}{feature_id}}}}}}}}}")
             elif decision.vwo_user_ids and index in decision.vwo_user_ids:
                 props = _shown_props(context, {VWO_USER_ID: decision.vwo_user_ids[index]})
-                documents.append(f"{start}{environment}{props}{end}{shown_head}{impression.tail}")
+                documents.append(f"{message}{number:x}{start}{environment}{props}{end}{shown_head}{impression.tail}")
             else:
-                documents.append(shown + impression.tail)
+                documents.append(f"{message}{number:x}{shown}{impression.tail}")
     if decision.usage:
-        documents.append(start + environment + end + usage_tail)
+        documents.append(f"{message}{serial + len(documents):x}{start}{environment}{end}{usage_tail}")
     if decision.debug is not None:
-        documents.append(start + environment + end + _debug_tail(settings, context, decision, now_ms))
+        tail = _debug_tail(settings, context, decision, now_ms)
+        documents.append(f"{message}{serial + len(documents):x}{start}{environment}{end}{tail}")
     return "\n".join(documents).encode(), len(documents)
 
 
 def track_event_document(
-    settings: Settings, context: Context, event_name: str, properties: Mapping[str, Any], now_ms: int
+    settings: Settings, context: Context, event_name: str, properties: Mapping[str, Any], now_ms: int, serial: int = 0
 ) -> bytes:
     """Return the document of a custom event; b"" if none is to be sent: see `event_problem`, and dev mode.
 
@@ -60,16 +65,19 @@ def track_event_document(
     if event_problem(settings, context, event_name) or _is_silent(settings, context):
         return b""
     props = {**settings.event_parts.props, "isCustomEvent": True, "variation": 1, "id": 1, **properties}
-    return _single(settings, context, now_ms, "", event_tail(event_name, props))
+    return _single(settings, context, now_ms, serial, "", event_tail(event_name, props))
 
 
-def attribute_document(settings: Settings, context: Context, attributes: Mapping[str, Any], now_ms: int) -> bytes:
+def attribute_document(
+    settings: Settings, context: Context, attributes: Mapping[str, Any], now_ms: int, serial: int = 0
+) -> bytes:
     """Return the document that sets attributes of a visitor; b"" if none is to be sent, as for events."""
     if attributes_problem(attributes) or context_problem(settings, context) or _is_silent(settings, context):
         return b""
     visitor = {"vwo_fs_environment": settings.sdk_key, **attributes}
     props = {**settings.event_parts.props, "isCustomEvent": True, "vwo_fs_environment": settings.sdk_key}
-    return _single(settings, context, now_ms, to_json(visitor)[1:-1], event_tail("vwo_syncVisitorProp", props))
+    tail = event_tail("vwo_syncVisitorProp", props)
+    return _single(settings, context, now_ms, serial, to_json(visitor)[1:-1], tail)
 
 
 def event_problem(settings: Settings, context: Context, event_name: str) -> str | None:
@@ -93,22 +101,30 @@ def _is_silent(settings: Settings, context: Context) -> bool:
     return settings.is_dev_mode and context.is_dev_mode
 
 
-def _single(settings: Settings, context: Context, now_ms: int, visitor_props: str, tail: str) -> bytes:
-    start = _start(uuid_of(settings, context), context.session_id or now_ms // 1000, now_ms, _visitor(context))
+def _single(settings: Settings, context: Context, now_ms: int, serial: int, visitor_props: str, tail: str) -> bytes:
+    uuid = uuid_of(settings, context)
+    session_start = _start(uuid, context.session_id or now_ms // 1000, _visitor(context))
+    start = f"{_message(uuid, now_ms)}{serial:x}{session_start}"
     props = visitor_props or settings.event_parts.environment
     return f'{start}{props}}}}},"event":{{"time":{now_ms},{tail}'.encode()
 
 
-def _start(uuid: str | None, session_id: object, now_ms: int, visitor: str) -> str:
+def _message(uuid: str | None, now_ms: int) -> str:
+    """Return the start of a document, up to the number that makes its `msgId` unique."""
+    return f'{{"d":{{"msgId":"{uuid}-{now_ms}-'
+
+
+def _start(uuid: str | None, session_id: object, visitor: str) -> str:
+    """Return the part of a document between the number of its `msgId` and the properties of its visitor."""
     session = session_id if type(session_id) is int else to_json(session_id)
     vis_id = f'"{uuid}"' if uuid else "null"
-    return f'{{"d":{{"msgId":"{uuid}-{now_ms}","visId":{vis_id},"sessionId":{session},{visitor}"visitor":{{"props":{{'
+    return f'","visId":{vis_id},"sessionId":{session},{visitor}"visitor":{{"props":{{'
 
 
-def _held_out_start(settings: Settings, context: Context, now_ms: int, visitor: str) -> str:
+def _held_out_start(settings: Settings, context: Context, now_ms: int, number: int, visitor: str) -> str:
     """Return the start of a holdout event, which ignores web uuids and the caller's session."""
     uuid = settings.identify(context.user_id) if context.user_id else None
-    return _start(uuid, now_ms // 1000, now_ms, visitor)
+    return f"{_message(uuid, now_ms)}{number:x}{_start(uuid, now_ms // 1000, visitor)}"
 
 
 def _visitor(context: Context) -> str:

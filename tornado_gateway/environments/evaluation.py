@@ -3,7 +3,9 @@
 This is on the path of every getFlag: it does IO only if a list, an alias or a stored decision has to be looked up.
 """
 
+import itertools
 import logging
+import random
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +21,8 @@ from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import StateStore
 
 logger = logging.getLogger(__name__)
+
+SERIAL_STEP = 1024  # more than the events of one call
 
 Facts = Mapping[str, Any]
 
@@ -83,6 +87,8 @@ class Evaluator:
         slow_patterns: ThrottledLog | None = None,
     ) -> None:
         self.resolves_aliases = aliases is not None
+        # Numbers of events, which make their ids unique. They start at random, because other processes count as well.
+        self.serials = itertools.count(random.getrandbits(32), SERIAL_STEP)
         self._location = location
         self._device = device
         self._lists = lists
@@ -116,7 +122,7 @@ class Evaluator:
         self, settings: core.Settings, context: core.Context, decision: core.Decision
     ) -> tuple[bytes, int]:
         """Return the documents of a decision's events, joined by newlines, and their number."""
-        return core.event_documents(settings, context, decision, time.time_ns() // 1_000_000)
+        return core.event_documents(settings, context, decision, time.time_ns() // 1_000_000, next(self.serials))
 
     # --- Any number of decisions: gather once, decide for each feature, keep once ---
 

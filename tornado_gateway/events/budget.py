@@ -8,13 +8,15 @@ MAX_UNCOMMITTED_BYTES: Final = 32 * 1024 * 1024  # in memory: four batches of th
 class ByteBudget:
     """Bounds the events in memory, and those in the store up to `limit_bytes` (EVENT_QUEUE_BYTES).
 
-    `uncommitted` bytes are in memory. They may grow up to `most`, which the queue compares for each append.
+    `uncommitted` bytes are in memory. They may grow up to `most`, which the queue compares for each append. That is
+    negative while the budget `is_closed`, because a commit has stalled.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self.uncommitted = 0
         self.stored = 0
         self.most = 0
+        self.is_closed = False
         self._limit_bytes = limit_bytes
         self.set_stored(0)
 
@@ -37,4 +39,9 @@ class ByteBudget:
 
     def set_stored(self, size: int) -> None:
         self.stored = size
-        self.most = min(MAX_UNCOMMITTED_BYTES, self._limit_bytes - size)
+        self.most = -1 if self.is_closed else min(MAX_UNCOMMITTED_BYTES, self._limit_bytes - size)
+
+    def close(self, *, is_closed: bool = True) -> None:
+        """Accept nothing from now on, or accept events again."""
+        self.is_closed = is_closed
+        self.set_stored(self.stored)

@@ -8,14 +8,11 @@ its events leave the store.
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
-from typing import Protocol
 
 from tornado_gateway.errors import StoreError, UpstreamError
 from tornado_gateway.events.batches import (
     KEY_STATUSES,
-    REQUEST_BYTES,
     SPLIT_PIECES,
     Claim,
     Part,
@@ -27,6 +24,7 @@ from tornado_gateway.events.batches import (
 from tornado_gateway.events.claims import Claims
 from tornado_gateway.events.outcomes import LastFlush, Outcomes, RetryPolicy
 from tornado_gateway.events.queue import EventQueue
+from tornado_gateway.events.requests import EventSink, Requests
 from tornado_gateway.events.schedule import FlushSchedule
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import NO_IDENTITY, EventStore, Identity, NewChunk
@@ -39,17 +37,7 @@ PARALLEL_REQUESTS = 16  # concurrent requests of one worker
 SETTLE_RETRY_SECONDS = 1.0  # after the store failed to settle a claim
 
 
-class EventSink(Protocol):
-    """The vendor's events API."""
-
-    async def send_batch(self, documents: bytes, identity: Identity) -> None:
-        """Post event documents, joined by newlines, under the account and key under which they were accepted.
-
-        NO_IDENTITY: the configured ones. Raise UpstreamError unless the events are accepted.
-        """
-
-    async def send_event(self, query: str, document: bytes) -> None:
-        """Post one event to `/events/t?query`. Raise UpstreamError unless it is accepted."""
+DISCARDING = "events are discarded, because no account is configured"
 
 
 class Flusher:
@@ -57,7 +45,8 @@ class Flusher:
 
     It sends full batches as soon as there are any. It sends everything after `interval_seconds`, at start, after a
     pause, when the queue asks for it, and at stop. `on_request` is called after each request with its outcome
-    ("delivered", "refused" or "failed") and its duration in seconds.
+    ("delivered", "refused" or "failed") and its duration in seconds. With `discards` the sink delivers nothing, and its
+    events count as discarded.
     """
 
     def __init__(
@@ -70,12 +59,12 @@ class Flusher:
         interval_seconds: float,
         retries: RetryPolicy | None = None,
         on_request: Callable[[str, float], None] = lambda outcome, seconds: None,
+        discards: bool = False,
     ) -> None:
         self._store = store
         self._queue = queue
-        self._sink = sink
+        self._requests = Requests(sink, on_request, discards=discards)
         self._events_per_request = events_per_request
-        self._on_request = on_request
         self._log = ThrottledLog(logger)
         self._claims = Claims()
         self._outcomes = Outcomes(retries or RetryPolicy())
@@ -89,6 +78,8 @@ class Flusher:
         queue.subscribe(stored=self._wake_if_a_batch_is_full, flush_all=self._flush_all_soon)
 
     async def start(self) -> None:
+        if self._requests.discards:
+            logger.warning("%s. Set ACCOUNT_ID and SDK_KEY to deliver them", DISCARDING)
         self._task = asyncio.create_task(self._run())
 
     async def stop(self, deadline_seconds: float) -> None:
@@ -108,6 +99,11 @@ class Flusher:
     def last(self) -> LastFlush:
         """The result of the last request with events."""
         return self._outcomes.last
+
+    @property
+    def notice(self) -> str | None:
+        """The reason why no events are delivered although nothing fails; None if they are."""
+        return DISCARDING if self._requests.discards else None
 
     @property
     def retry_reason(self) -> str | None:
@@ -232,7 +228,7 @@ class Flusher:
     async def _claim_batches(self) -> None:
         """Claim some batches. The store decides which; the count of stored events only shows when to ask."""
         chunks = await self._store.claim(CLAIMED_BATCHES * self._events_per_request)
-        batches = pack(chunks, self._events_per_request)
+        batches = pack(chunks, *self._most)
         if self._schedule.must_drain:
             self._schedule.record_claimed(sum([chunk.count for chunk in chunks]), self._events_per_request)
         elif len(batches) > 1 and sum([chunk.count for chunk in batches[-1]]) < self._events_per_request:
@@ -242,13 +238,18 @@ class Flusher:
 
     # --- One request and its outcome ---
 
+    @property
+    def _most(self) -> tuple[int, int]:
+        """The limits of a request, in events and bytes."""
+        return self._events_per_request, self._outcomes.request_bytes
+
     async def _deliver(self, part: Part) -> None:
         if self._is_too_large(part.events):
-            self._claims.replace(part, split_to_fit(part.events, self._events_per_request, REQUEST_BYTES))
+            self._claims.replace(part, split_to_fit(part.events, *self._most))
             return
         self._outcomes.begin(part)
         try:
-            await self._send(part.events)
+            await self._requests.send(part.events)
         except UpstreamError as error:
             self._part_failed(part, error)
         else:
@@ -260,22 +261,7 @@ class Flusher:
         """Return whether events have to be split, such as those stored when EVENTS_PER_REQUEST was larger."""
         if events.count == 1:
             return False
-        return events.count > self._events_per_request or len(events.body) > REQUEST_BYTES
-
-    async def _send(self, events: NewChunk) -> None:
-        before = time.monotonic()
-        outcome = "failed"
-        try:
-            if events.query:
-                await self._sink.send_event(events.query, events.body)
-            else:
-                await self._sink.send_batch(events.body, events.identity)
-            outcome = "delivered"
-        except UpstreamError as error:
-            outcome = "refused" if 400 <= error.status < 500 else "failed"
-            raise
-        finally:
-            self._on_request(outcome, time.monotonic() - before)
+        return events.count > self._events_per_request or len(events.body) > self._outcomes.request_bytes
 
     def _part_succeeded(self, part: Part) -> None:
         if self._outcomes.succeeded(part.events):  # the failures during an outage say nothing about its parts
@@ -284,6 +270,8 @@ class Flusher:
 
     def _part_failed(self, part: Part, error: UpstreamError) -> None:
         outcomes = self._outcomes
+        if error.is_timeout:
+            outcomes.timed_out(part)
         is_orphaned = self._is_orphaned(part.events.identity, error.status)
         others_succeed = outcomes.others_succeed(part)
         if others_succeed or is_orphaned or self._is_alone(part):
@@ -335,7 +323,7 @@ class Flusher:
             return
         self._claims.forget(claim)
         size = claim.size - sum([len(events.body) for events in remaining])
-        self._queue.record_settled(claim.delivered, claim.dead_count, size)
+        self._queue.record_settled(claim.delivered, claim.dead_count, size, discards=self._requests.discards)
         if claim.dead:
             await self._queue.trim_dead_letters()
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from tornado_gateway.errors import StoreError
+from tornado_gateway.events.budget import ByteBudget
 from tornado_gateway.gate import Gate
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.tasks import Periodic
@@ -67,7 +68,7 @@ class GroupCommit:
     will not be stored.
 
     Without `durable` a group that cannot be stored is kept, and tried again after `retry_seconds`. With `durable` it is
-    rejected, and so are new events (`is_stalled`) while a commit takes longer than `commit_seconds`.
+    rejected, and the budget is closed while a commit takes longer than `commit_seconds`.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class GroupCommit:
         write: Callable[[Sequence[Entry]], Awaitable[None]],
         stored: Callable[[Group], None],
         rejected: Callable[[Group], None],
+        budget: ByteBudget,
         *,
         durable: bool,
         one_gate: bool,
@@ -83,11 +85,11 @@ class GroupCommit:
     ) -> None:
         self.pending = Group(one_gate=one_gate)
         self.wanted = asyncio.Event()
-        self.is_stalled = False
         self.failure: str | None = None  # of the commit in progress or the last one
         self._write = write
         self._stored = stored
         self._rejected = rejected
+        self._budget = budget
         self._durable = durable
         self._commit_seconds = commit_seconds
         self._retry_seconds = retry_seconds
@@ -134,7 +136,9 @@ class GroupCommit:
         except StoreError as error:
             failure = str(error)
         finally:
-            self._committing, self.is_stalled = None, False
+            self._committing = None
+            if self._budget.is_closed:
+                self._budget.close(is_closed=False)
         if failure is not None:
             await self._not_stored(group, failure)
             return
@@ -167,7 +171,7 @@ class GroupCommit:
             return
         self._failed(f"the store has not completed a write for {self._commit_seconds:g} s")
         if self._durable:
-            self.is_stalled = True
+            self._budget.close()
             group.release(f"the event could not be stored in time: {self.failure}")
             pending, self.pending = self.pending, self.pending.next()
             self._reject(pending)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import StoreError, UpstreamError
-from tornado_gateway.events.batches import CONTENT_STATUSES, Claim, Part
+from tornado_gateway.events.batches import CONTENT_STATUSES, REQUEST_BYTES, Claim, Part
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import Identity, NewChunk
 
@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 PAUSES_BEFORE_CUT = 3  # without a success; then a batch is split to find out whether any event succeeds
 REJECTIONS_BEFORE_PAUSE = 16  # more halvings than it takes to isolate one event of 5,000
+SMALLEST_REQUEST_BYTES = 64 * 1024  # a smaller one is hardly faster
 RETRY_AFTER_LONGEST_SECONDS = 300.0
 
 
@@ -52,12 +53,14 @@ class Outcomes:
 
     `failures` counts those since the last success that may concern delivery as a whole. While nothing succeeds,
     delivery pauses until `paused_until` (by the clock of the loop, 0 after a success). After a pause it is probing.
+    A request has at most `request_bytes`: a time-out halves them, and each success adds an eighth.
     """
 
     def __init__(self, policy: RetryPolicy) -> None:
         self.last = LastFlush()
         self.failures = 0
         self.paused_until = 0.0
+        self.request_bytes = REQUEST_BYTES
         self._pause = Backoff(policy.pause_first, policy.pause_longest)
         self._part_pause = Backoff(policy.part_first, policy.part_longest)
         self._recent_seconds = policy.pause_first
@@ -106,8 +109,13 @@ class Outcomes:
         self._successes[events.identity] += 1
         self._succeeded_at = asyncio.get_running_loop().time()
         self._reset()
+        self.request_bytes = min(REQUEST_BYTES, self.request_bytes + self.request_bytes // 8)
         self.last = LastFlush(at=time.time(), events=events.count)
         return was_down
+
+    def timed_out(self, part: Part) -> None:
+        """Halve the requests. Those of the same size that were in flight together count once."""
+        self.request_bytes = min(self.request_bytes, max(SMALLEST_REQUEST_BYTES, part.size // 2))
 
     def others_succeed(self, part: Part) -> bool:
         """Return whether requests of the same identity have succeeded since the last failure of this part."""

@@ -26,8 +26,8 @@ RECOUNT_SECONDS = 1.0  # interval between reads of the number of waiting events 
 class EventCounts:
     """received = delivered + waiting + dead + rejected + discarded + lost.
 
-    `rejected` events were never stored. `discarded` ones were dead letters beyond DEAD_LETTER_LIMIT.
-    `lost` ones were stored, and the store has lost them.
+    `rejected` events were never stored. `discarded` ones were dead letters beyond DEAD_LETTER_LIMIT, or events of a
+    gateway without an account. `lost` ones were stored, and the store has lost them.
     """
 
     received: int = 0
@@ -93,6 +93,7 @@ class EventQueue:
             self._write,
             self._group_stored,
             self._group_rejected,
+            self._budget,
             durable=durable,
             one_gate=decisions_need_store,
             commit_seconds=commit_seconds,
@@ -174,15 +175,15 @@ class EventQueue:
     def _accept(self, documents: bytes, count: int, query: str) -> Group | None:
         """Add events to the pending group. None: they were rejected."""
         counts = self.counts
-        commits = self._commits
         budget = self._budget
         size = budget.uncommitted + len(documents)
         counts.received += count
-        if counts.waiting + count > self._limit or size > budget.most or commits.is_stalled:
+        if counts.waiting + count > self._limit or size > budget.most:
             counts.rejected += count
             return None
         counts.waiting += count
         budget.uncommitted = size
+        commits = self._commits
         group = commits.pending
         entries = group.entries
         if not entries:
@@ -191,9 +192,9 @@ class EventQueue:
         return group
 
     def _rejection(self) -> str:
-        if self._commits.is_stalled:
+        if self._budget.is_closed:
             return f"events cannot be stored at the moment: {self.failure}"
-        waiting = f"{self.counts.waiting} events of {self._budget.waiting} bytes wait"
+        waiting = f"{self.counts.waiting} events wait, {self._budget.waiting} bytes"
         return f"the event queue is full: {waiting} (EVENT_QUEUE_LIMIT, EVENT_QUEUE_BYTES)"
 
     def reject(self, count: int) -> None:
@@ -223,11 +224,14 @@ class EventQueue:
 
     # --- Stored events ---
 
-    def record_settled(self, delivered: int, dead: int, size: int) -> None:
-        """Count events that have left the queue, together `size` bytes."""
+    def record_settled(self, delivered: int, dead: int, size: int, *, discards: bool = False) -> None:
+        """Count events that have left the queue, together `size` bytes. With `discards` they were not delivered."""
         self.stored -= delivered + dead
         self.counts.waiting -= delivered + dead
-        self.counts.delivered += delivered
+        if discards:
+            self.counts.discarded += delivered
+        else:
+            self.counts.delivered += delivered
         self.counts.dead += dead
         self._budget.settle(size, self.stored)
 

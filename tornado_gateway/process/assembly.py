@@ -35,8 +35,9 @@ from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
 from tornado_gateway.environments.registry import Environments
-from tornado_gateway.events.flusher import EventSink, Flusher
+from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
+from tornado_gateway.events.requests import EventSink
 from tornado_gateway.http.certificates import Certificates
 from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
@@ -370,13 +371,15 @@ def build_queue(config: Config, store: Store) -> EventQueue:
 def build_flusher(
     config: Config, store: Store, events: EventQueue, upstream: Upstream, on_request: Callable[[str, float], None]
 ) -> Flusher:
+    sink = choose_sink(config, upstream)
     return Flusher(
         store.events,
         events,
-        choose_sink(config, upstream),
+        sink,
         events_per_request=config.events_per_request,
         interval_seconds=config.flush_seconds,
         on_request=on_request,
+        discards=isinstance(sink, DiscardingSink),
     )
 
 

@@ -114,7 +114,7 @@ def _environment_record(environment: Environment, store_failure: str | None) -> 
         "reading": asdict(environment.waiting.reading(not_sent or flusher.retry_reason)),
         "last_poll": {"at": poll.at, "age_seconds": poll.age_seconds(), "instance": poll.instance, "error": poll.error},
         "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
-        "last_error": not_sent or poll.error,
+        "last_error": not_sent or poll.error or flusher.notice,
     }
 
 

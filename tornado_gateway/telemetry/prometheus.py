@@ -116,7 +116,7 @@ def _events(events: dict[str, int], waiting: Merged, limit: int) -> Iterator[Met
     yield _counter("fme_events_received", "Events received, rejected ones included.", events["received"])
     yield _counter("fme_events_delivered", "Events that VWO has accepted.", events["delivered"])
     yield _counter("fme_events_rejected", "Events rejected without being stored.", events["rejected"])
-    yield _counter("fme_events_discarded", "Dead letters dropped beyond DEAD_LETTER_LIMIT.", events["discarded"])
+    yield _counter("fme_events_discarded", "Events discarded: old dead letters, or no account.", events["discarded"])
     yield _counter("fme_events_lost", "Stored events that the store has lost.", events["lost"])
     yield _gauge("fme_events_waiting", "Events waiting for delivery.", events["waiting"])
     yield _gauge("fme_events_dead", "Events that VWO rejected permanently; they can be re-queued.", events["dead"])

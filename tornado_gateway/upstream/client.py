@@ -4,7 +4,9 @@ Every method raises `UpstreamError` unless the response is 2xx.
 """
 
 import random
+import time
 from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import NamedTuple
 from urllib.parse import urlencode
@@ -16,6 +18,7 @@ from tornado_gateway.upstream.curl import CurlError, CurlPool, CurlResponse
 MAX_EVENT_REQUESTS = 16  # concurrent requests of one worker: as many as the flusher starts
 MAX_SETTINGS_REQUESTS = 4
 MAX_LOOKUPS = 32
+LONGEST_PATIENCE_SECONDS = 60.0
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 JSON_HEADERS = {"Content-Type": "application/json"}
 
@@ -27,11 +30,31 @@ class Dialect(NamedTuple):
     platform: str = "server"
 
 
+class Patience:
+    """How long a request with events may make no progress: a request that is given up may arrive twice.
+
+    The time doubles with each time-out, up to LONGEST_PATIENCE_SECONDS. It remains while responses are slow.
+    """
+
+    def __init__(self, first_seconds: float) -> None:
+        self.seconds = first_seconds
+        self._first_seconds = first_seconds
+
+    def timed_out(self, waited_seconds: float) -> None:
+        """Note a time-out. Requests that were in flight together count once."""
+        longest = max(LONGEST_PATIENCE_SECONDS, self._first_seconds)
+        self.seconds = max(self.seconds, min(longest, 2 * waited_seconds))
+
+    def succeeded(self, duration_seconds: float) -> None:
+        self.seconds = max(self._first_seconds, min(self.seconds, 3 * duration_seconds))
+
+
 class Upstream:
     """One account at VWO.
 
     `url` serves settings and lookups, `collect_url` receives events. `timeout_seconds` bounds connecting and each whole
-    request. `on_response` is called after each request with its purpose and its status, 0 if there was no response.
+    request; a request with events is bounded by its progress (see `Patience`). `on_response` is called after each
+    request with its purpose and its status, 0 if there was no response.
     """
 
     def __init__(
@@ -57,6 +80,7 @@ class Upstream:
         self._events = pool(max_handles=MAX_EVENT_REQUESTS)
         self._settings = documents(max_handles=MAX_SETTINGS_REQUESTS)
         self._lookups = documents(max_handles=MAX_LOOKUPS)
+        self._patience = Patience(timeout_seconds)
         self._batch_target = ("", NO_IDENTITY), ""
 
     def use_account(self, account: Identity) -> None:
@@ -111,14 +135,23 @@ class Upstream:
         return await self._fetch("event segments", self._lookups, url, body)
 
     async def _post(self, purpose: str, target: str, body: bytes, headers: Mapping[str, str]) -> None:
-        """Post events. The head of the response decides: after a 200, sending them again would only duplicate them."""
+        """Post events. Any 2xx is a success, even without a complete body: sending again would only cause duplicates.
+
+        A web page is none: a block page or a sign-in portal between the gateway and VWO.
+        """
+        seconds, began = self._patience.seconds, time.monotonic()
         try:
-            response = await self._events.request(self._collect_url + target, headers, body)
+            response = await self._events.request(self._collect_url + target, headers, body, patience_seconds=seconds)
         except CurlError as error:
+            if error.is_timeout:
+                self._patience.timed_out(seconds)
             if error.response is None:
                 raise self._no_response(purpose, error) from error
             response = error.response
         self._check(purpose, response)
+        if _is_web_page(response):
+            raise UpstreamError(f"{purpose}: VWO returned a web page ({response.status})", response.status)
+        self._patience.succeeded(time.monotonic() - began)
 
     async def _fetch(self, purpose: str, pool: CurlPool, url: str, body: bytes | None = None) -> bytes:
         try:
@@ -130,16 +163,40 @@ class Upstream:
 
     def _no_response(self, purpose: str, error: CurlError) -> UpstreamError:
         self._on_response(purpose, 0)
-        return UpstreamError(f"{purpose}: no response from VWO ({error})", cause=str(error))
+        return UpstreamError(
+            f"{purpose}: no response from VWO ({error})", cause=str(error), is_timeout=error.is_timeout
+        )
 
     def _check(self, purpose: str, response: CurlResponse) -> None:
         """Raise unless the request succeeded. The message never contains the URL, because the SDK key is part of it."""
         self._on_response(purpose, response.status)
         if 200 <= response.status < 300:
             return
-        retry_after = response.headers.get("retry-after", "")
-        seconds = float(retry_after) if retry_after.isdecimal() else 0.0
-        raise UpstreamError(f"{purpose}: VWO returned {response.status} {response.reason}", response.status, seconds)
+        message = f"{purpose}: VWO returned {response.status} {response.reason}"
+        raise UpstreamError(message, response.status, _retry_after_seconds(response.headers))
+
+
+def _retry_after_seconds(headers: Mapping[str, str]) -> float:
+    """Return the pause that a response requests, as seconds or as a date by the server's clock (RFC 9110, 10.2.3)."""
+    value = headers.get("retry-after", "")
+    if value.isdecimal():
+        return float(value)
+    until = _timestamp(value)
+    now = _timestamp(headers.get("date", "")) or time.time()
+    return max(0.0, until - now) if until else 0.0
+
+
+def _timestamp(date: str) -> float:
+    """Return an HTTP date in unix seconds, 0 if it is not valid."""
+    try:
+        return parsedate_to_datetime(date).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _is_web_page(response: CurlResponse) -> bool:
+    """Return whether the body is HTML. No body and any JSON are none."""
+    return response.body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<"
 
 
 class DiscardingSink:

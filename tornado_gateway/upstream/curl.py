@@ -9,9 +9,12 @@ response, curl sends the request once more on a new connection.
 """
 
 import asyncio
+import fcntl
 import os
 import re
 import ssl
+import struct
+import termios
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +23,8 @@ import pycurl
 from tornado_gateway.errors import reason_phrase
 
 CONNECTION_SECONDS = 60  # longest idle time and longest age of a connection, so that changes of DNS take effect
+LONGEST_SECONDS = 900  # of a request that makes progress
+CHECKS = 4  # of the progress of a request, until it counts as stalled
 MAX_RESPONSE_BYTES = 65_536
 E_TOO_LARGE = 100  # a head of more than 300 KB; pycurl does not name it
 WORDS = {  # text for each code of curl. After a colon, curl's own text is appended
@@ -50,12 +55,13 @@ class CurlResponse(NamedTuple):
 class CurlError(OSError):
     """There is no complete response. The message contains neither the URL nor headers.
 
-    `response` is set if all of it but (a part of) the body arrived.
+    `response` is set if all of it but (a part of) the body arrived. `is_timeout`: it took too long.
     """
 
-    def __init__(self, message: str, response: CurlResponse | None = None) -> None:
+    def __init__(self, message: str, response: CurlResponse | None = None, *, is_timeout: bool = False) -> None:
         super().__init__(message)
         self.response = response
+        self.is_timeout = is_timeout
 
 
 class _Target(NamedTuple):
@@ -78,6 +84,7 @@ class _Handle:
         self.chunks: list[bytes] = []
         self._receive: Receive | None = None
         self._received = 0
+        self._check: asyncio.TimerHandle | None = None  # of the progress
         self._max_response_bytes = max_response_bytes
         curl.setopt(pycurl.HEADERFUNCTION, self.lines.append)
         curl.setopt(pycurl.WRITEFUNCTION, self._write)
@@ -110,9 +117,32 @@ class _Handle:
             raise CurlError(WORDS[pycurl.E_GOT_NOTHING])
         return head._replace(body=b"".join(self.chunks))
 
+    def watch(self, stalled: "Callable[[_Handle], None]", seconds: float) -> None:
+        """Call `stalled` if the transfer makes no progress for so many seconds."""
+        self._check_later(stalled, seconds, -1, 0)
+
+    def _check_later(self, stalled: "Callable[[_Handle], None]", seconds: float, before: int, checks: int) -> None:
+        def check() -> None:
+            now = self.progress()
+            count = checks + 1 if now == before else 1
+            if count > CHECKS:
+                stalled(self)
+            else:
+                self._check_later(stalled, seconds, now, count)
+
+        self._check = asyncio.get_running_loop().call_later(seconds / CHECKS, check)
+
+    def progress(self) -> int:
+        """Return the bytes that the server has received, and those that it has sent."""
+        sizes = (pycurl.SIZE_UPLOAD_T, pycurl.SIZE_DOWNLOAD_T, pycurl.HEADER_SIZE)
+        return int(sum(self.curl.getinfo(size) for size in sizes)) - _unacknowledged(self.curl)
+
     def end(self) -> None:
         """Release the bodies: a handle may stay idle for long."""
         self.chunks, self._receive, self.done = [], None, None
+        if self._check is not None:
+            self._check.cancel()
+            self._check = None
         if self.target is not None and self.target.is_post:
             self.curl.setopt(pycurl.POSTFIELDS, b"")
 
@@ -142,7 +172,11 @@ class _Handle:
 
 
 class CurlPool:
-    """At most `max_handles` concurrent requests; others wait. `timeout_seconds` bounds the wait and each request."""
+    """At most `max_handles` concurrent requests; others wait. `timeout_seconds` bounds the wait and each request.
+
+    A request with a patience of its own is bounded by that instead, and as long as it makes progress only by
+    LONGEST_SECONDS. No connection is used for longer than `connection_seconds`.
+    """
 
     def __init__(
         self,
@@ -153,13 +187,15 @@ class CurlPool:
         max_handles: int = 16,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
         accepts_compression: bool = False,
+        connection_seconds: int = CONNECTION_SECONDS,
     ) -> None:
         self._timeout_seconds = timeout_seconds
         self._max_response_bytes = max_response_bytes
         self._options: dict[int, Any] = {
             pycurl.USERAGENT: user_agent,
             pycurl.CONNECTTIMEOUT_MS: _milliseconds(connect_seconds or timeout_seconds),
-            pycurl.TIMEOUT_MS: _milliseconds(timeout_seconds),
+            pycurl.MAXAGE_CONN: connection_seconds,
+            pycurl.MAXLIFETIME_CONN: connection_seconds,
             **({pycurl.ACCEPT_ENCODING: "gzip, deflate"} if accepts_compression else {}),
         }
         self._slots = asyncio.Semaphore(max_handles)
@@ -179,19 +215,26 @@ class CurlPool:
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
         receive: Receive | None = None,
+        patience_seconds: float | None = None,
     ) -> CurlResponse:
         """Send a GET, or a POST if there is a body. Raise CurlError unless a whole response arrives.
 
-        Raise the error of `receive` if that raises one.
+        With `patience_seconds` it fails if it makes no progress for this long. Raise the error of `receive` if that
+        raises one.
         """
         target = _Target(url, tuple((headers or {}).items()), body is not None)
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 await self._slots.acquire()
         except TimeoutError:
-            raise CurlError("no response in time to earlier requests") from None
+            raise CurlError("no response in time to earlier requests", is_timeout=True) from None
         try:
-            return await self._transfer(self._take(target), target, body, receive)
+            handle = self._take(target)
+            seconds = self._timeout_seconds if patience_seconds is None else LONGEST_SECONDS
+            handle.curl.setopt(pycurl.TIMEOUT_MS, _milliseconds(seconds))
+            if patience_seconds is not None:
+                handle.watch(self._stalled, patience_seconds)
+            return await self._transfer(handle, target, body, receive)
         finally:
             self._slots.release()
 
@@ -275,6 +318,10 @@ class CurlPool:
 
     # --- Called by the loop ---
 
+    def _stalled(self, handle: _Handle) -> None:
+        if handle.curl in self._busy:
+            self._settle(handle, _error(handle, pycurl.E_OPERATION_TIMEDOUT, ""))
+
     def _act(self, fd: int, events: int) -> None:
         if self._is_closed:
             return
@@ -305,8 +352,6 @@ def _common_options() -> dict[int, Any]:
         pycurl.NOSIGNAL: 1,
         pycurl.FOLLOWLOCATION: 0,
         pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
-        pycurl.MAXAGE_CONN: CONNECTION_SECONDS,
-        pycurl.MAXLIFETIME_CONN: CONNECTION_SECONDS,
         pycurl.CAINFO: authorities.cafile,
         pycurl.CAPATH: authorities.capath,
     }
@@ -351,7 +396,20 @@ def _error(handle: _Handle, code: int, message: str) -> CurlError:
         details = re.sub(r" after \d+ ms\b.*", f": {os.strerror(number)}" if number else "", message)
     elif words and not words.endswith(" "):
         details = ""
-    return CurlError(words + details or f"error {code} of curl", handle.head())
+    is_timeout = code == pycurl.E_OPERATION_TIMEDOUT
+    return CurlError(words + details or f"error {code} of curl", handle.head(), is_timeout=is_timeout)
+
+
+def _unacknowledged(curl: Any) -> int:
+    """Return the number of bytes that the kernel has accepted from curl, but the other end has not received."""
+    fd = curl.getinfo(pycurl.ACTIVESOCKET)
+    if fd < 0:
+        return 0
+    try:
+        queued: int = struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0" * 4))[0]
+    except OSError:
+        return 0
+    return queued
 
 
 def _milliseconds(seconds: float) -> int:
