@@ -14,8 +14,8 @@ from types import FrameType
 from typing import Final
 
 SECONDS: Final = 0.010  # for one search
-# After a search exceeded SECONDS, the searches of the next 100 ms have less, and once 10 ms more have been used, none is
-# made in long texts. So neither a request with many conditions nor many requests keep the loop busy.
+# After a search exceeded SECONDS, the searches of the next 100 ms have less, and once 10 ms more have been used, none
+# is made in long texts. So neither a request with many conditions nor many requests keep the loop busy.
 FURTHER_SECONDS: Final = 0.0005
 CAREFUL_SECONDS: Final = 0.1
 MOST_SECONDS: Final = 0.01
