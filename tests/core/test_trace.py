@@ -147,3 +147,13 @@ def test_settings_are_compiled_for_tracing_once() -> None:
     assert traced is not None
     assert settings.source.traced is traced
     assert traced.source.is_traced
+
+
+def test_d7_a_pattern_that_took_too_long() -> None:
+    pattern = r"(a*)*\1b"
+    trace = Trace()
+    settings = compile_settings(one_feature(rollout(segments={"custom_variable": {"v": f"regex({pattern})"}})))
+    decide(settings, "f", Context("u", custom_variables={"v": "a" * 4000}), trace=trace)
+    assert {"step": "slow", "patterns": [pattern]} in trace.steps
+    expected = "these patterns exceeded their time limit and counted as not matching: " + json.dumps([pattern])
+    assert expected in explain_lines(trace)

@@ -13,8 +13,8 @@ REGEXES = {
 }
 
 
-@pytest.fixture
-def gateway(tmp_path):
+@pytest.fixture(params=[1, 2], ids=["alone", "two workers"])
+def gateway(request, tmp_path):
     campaigns = {
         key: rollout(number, segments={"custom_variable": {"v": f"regex({regex})"}})
         for number, (key, regex) in enumerate(REGEXES.items(), 1)
@@ -24,7 +24,7 @@ def gateway(tmp_path):
     features = [feature(number, rule(campaign), key=key) for number, (key, campaign) in enumerate(campaigns.items(), 1)]
     settings = tmp_path / "settings.json"
     settings.write_bytes(orjson.dumps(document(features, list(campaigns.values()))))
-    with Gateway(tmp_path / "data", SETTINGS_FILE=settings) as gateway:
+    with Gateway(tmp_path / "data", SETTINGS_FILE=settings, WORKERS=request.param) as gateway:
         yield gateway
 
 
@@ -46,7 +46,7 @@ def test_d7_a_hanging_pattern_ends_and_is_logged_once(gateway):
     assert is_enabled(gateway, "lines", "," * 4000 + ";")
     assert is_enabled(gateway, "mail", TEXT[:4000] + "@example.com")
     lines = [line for line in gateway.log().splitlines() if "exceeded 10 ms" in line]
-    assert len(lines) == 1
+    assert 1 <= len(lines) <= 2  # one of each worker that was asked
     assert "of feature slow" in lines[0]
     assert r"a-zA-Z0-9" in lines[0]
     assert "did not respond" not in gateway.log()

@@ -14,8 +14,8 @@ from types import FrameType
 from typing import Final
 
 SECONDS: Final = 0.010  # for one search
-# After a search exceeded SECONDS, the searches of the next 100 ms have less, and once they have used 10 ms together,
-# none is made in long texts. So neither a request with many conditions nor many requests keep the loop busy.
+# After a search exceeded SECONDS, the searches of the next 100 ms have less, and once 10 ms more have been used, none
+# is made in long texts. So neither a request with many conditions nor many requests keep the loop busy.
 FURTHER_SECONDS: Final = 0.0005
 CAREFUL_SECONDS: Final = 0.1
 MOST_SECONDS: Final = 0.01
@@ -41,7 +41,7 @@ class TimeLimit:
         self._seconds = SECONDS
         self._alarm_at = 0.0  # no alarm is set after this
         self._careful_until = 0.0
-        self._used = 0.0  # seconds of the searches that exceeded the limit until then
+        self._used = 0.0  # seconds beyond the first SECONDS, of the searches that exceeded the limit until then
 
     def matches(self, pattern: re.Pattern[str], text: str, at_start: bool = False) -> bool:
         """Return whether the pattern is in the text; False if that takes too long."""
@@ -71,7 +71,7 @@ class TimeLimit:
         now = time.monotonic()
         if now >= self._careful_until:
             self._careful_until = now + CAREFUL_SECONDS
-            self._used = 0.0
+            self._used = now - started - SECONDS
         else:
             self._used += now - started
         self.exceeded.append(pattern)
