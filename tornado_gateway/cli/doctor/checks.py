@@ -189,6 +189,7 @@ async def _check_redis(config: Config) -> Finding:
         await state.acquire_lease("doctor", owner)  # a write, which a replica or a full Redis rejects
         await state.release_lease("doctor", owner)
         can_notify = not isinstance(state, RedisState) or await state.can_notify()
+        risks = await state.risks() if isinstance(state, RedisState) else []
     except StoreError as error:
         code = "redis-tls" if await _is_silent_to_tls(config, error) else _code_of_redis(str(error))
         return Finding("redis", FAIL, code, str(error))
@@ -196,6 +197,8 @@ async def _check_redis(config: Config) -> Finding:
         await state.close()
     if not can_notify:
         return Finding("redis", WARN, "redis-channels", "the user may not publish to the channel of the gateway (ACL)")
+    if risks:
+        return Finding("redis", WARN, "redis-loses", "; ".join(risks))
     milliseconds = (time.monotonic() - before) * 1000
     with_tls = ", TLS" if config.redis_enable_tls else ""
     return Finding("redis", OK, OK, f"wrote and read in {milliseconds:.0f} ms{with_tls}")

@@ -28,12 +28,12 @@ def _load(*names: str) -> Script:
     return Script("".join((_FILES / f"{name}.lua").read_text(encoding="utf-8") for name in names))
 
 
-# `on_time` defines `now` and rejects a script that reaches Redis too late.
-APPEND = _load("on_time", "append")
+# `on_time` defines `now` and rejects a script that reaches Redis too late. `ledger` detects lost events.
+APPEND = _load("on_time", "ledger", "append")
 CLAIM = _load("on_time", "claim")
 HELD_CHUNKS = _load("on_time", "held_chunks")
-SETTLE = _load("on_time", "settle")
-DEPTH = _load("depth")
+SETTLE = _load("on_time", "ledger", "settle")
+DEPTH = _load("ledger", "depth")
 REQUEUE = _load("requeue")
 TRIM = _load("trim")
 LEAVE = _load("leave")

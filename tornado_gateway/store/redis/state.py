@@ -12,6 +12,7 @@ import orjson
 
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import Confirmation, StickyRecord, StoredDocument
+from tornado_gateway.store.redis.durability import risks
 from tornado_gateway.store.redis.link import Link, prefix
 from tornado_gateway.store.redis.lua import (
     ACQUIRE_LEASE,
@@ -192,6 +193,10 @@ class RedisState:
         except ForbiddenError:
             return False
         return True
+
+    async def risks(self) -> list[str]:
+        """Return the settings of Redis with which it loses acknowledged events."""
+        return await risks(self._link)
 
     def _listen(self) -> None:
         if self._listening is None and not self._link.is_closed:

@@ -21,7 +21,7 @@ from tornado_gateway.store.sqlite.database import Database, transaction
 from tornado_gateway.store.sqlite.locks import try_lock
 from tornado_gateway.store.sqlite.repair.guard import Guard, GuardedFile
 from tornado_gateway.store.sqlite.schema import STATE, STATE_PRAGMAS, synchronous
-from tornado_gateway.store.sqlite.space import DiskSpace
+from tornado_gateway.store.sqlite.space import DiskSpace, shrink
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class SqliteState:
         await self._database.open(self._guard)
         try:
             await self._database.run(_forget_expired, time.time())
+            await self._database.run(shrink)
             rows = await self._database.run(_take_over, self._namespace)
             if rows:
                 logger.info("took over %s of version 0.1 from %s", rows, self._path)

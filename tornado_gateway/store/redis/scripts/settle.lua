@@ -24,4 +24,5 @@ for _ = 1, tonumber(next_argument()) do
 end
 redis.call('HINCRBY', KEYS[2], 'waiting', waiting)
 redis.call('HINCRBY', KEYS[2], 'dead', dead)
-return 1
+redis.call('HINCRBY', KEYS[2], 'sequence', 1)
+return ledger()
