@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 StickyRecord = dict[str, Any]
 
+MAX_ALIASES = 1_000_000  # of a namespace, so that clients cannot fill the store
 SHARED = "shared:"  # begins the names of leases that all environments of a DATA_DIR share
 
 
@@ -170,10 +171,14 @@ class StateStore(Protocol):
 
     async def release_lease(self, name: str, owner: str) -> None: ...
 
-    async def set_alias(self, alias_id: str, user_id: str) -> None: ...
+    async def set_alias(self, alias_id: str, user_id: str) -> bool:
+        """Store the alias of the user id, or of the one for which that stands.
+
+        Return False if that makes a cycle, or if there are MAX_ALIASES.
+        """
 
     async def aliases(self, ids: Sequence[str]) -> dict[str, str]:
-        """Return the user id of each id that is an alias; others are left out."""
+        """Return the user id for which each id stands in the end; ids that are no aliases are left out."""
 
     async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, StickyRecord]:
         """Return the sticky decisions of a visitor under these keys (decision engine 3.9), without unknown ones."""

@@ -42,6 +42,9 @@ SAVE_DOCUMENT = _load("save_document")
 CONFIRM_DOCUMENT = _load("confirm_document")
 RESTORE_DOCUMENT = _load("restore_document")
 
+ALIASES = _load("root_of", "aliases")
+SET_ALIAS = _load("root_of", "set_alias")
+
 ACQUIRE_LEASE = _load("acquire_lease")
 RELEASE_LEASE = _load("release_lease")
 

@@ -11,15 +11,17 @@ from typing import Any
 import orjson
 
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.interfaces import Confirmation, StickyRecord, StoredDocument
+from tornado_gateway.store.interfaces import MAX_ALIASES, Confirmation, StickyRecord, StoredDocument
 from tornado_gateway.store.redis.durability import risks
 from tornado_gateway.store.redis.link import Link, prefix
 from tornado_gateway.store.redis.lua import (
     ACQUIRE_LEASE,
+    ALIASES,
     CONFIRM_DOCUMENT,
     RELEASE_LEASE,
     RESTORE_DOCUMENT,
     SAVE_DOCUMENT,
+    SET_ALIAS,
 )
 from tornado_gateway.store.redis.replies import ForbiddenError
 from tornado_gateway.tasks import end_tasks
@@ -44,6 +46,7 @@ class RedisState:
         lease_seconds: float = LEASE_SECONDS,
         recheck_seconds: float = RECHECK_SECONDS,
     ) -> None:
+        self.max_aliases = MAX_ALIASES
         self._link = link
         self._lease_seconds = lease_seconds
         self._recheck_seconds = recheck_seconds
@@ -138,13 +141,13 @@ class RedisState:
             with suppress(StoreError):  # it expires
                 await self.release_lease(name, owner)
 
-    async def set_alias(self, alias_id: str, user_id: str) -> None:
-        await self._link.call("HSET", self._key("aliases"), alias_id, user_id)
+    async def set_alias(self, alias_id: str, user_id: str) -> bool:
+        return bool(await self._link.run(SET_ALIAS, [self._key("aliases")], alias_id, user_id, self.max_aliases))
 
     async def aliases(self, ids: Sequence[str]) -> dict[str, str]:
         if not ids:
             return {}
-        users = await self._link.call("HMGET", self._key("aliases"), *ids)
+        users = await self._link.run(ALIASES, [self._key("aliases")], *ids)
         return {id_: user.decode() for id_, user in zip(ids, users, strict=True) if user is not None}
 
     async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, StickyRecord]:
