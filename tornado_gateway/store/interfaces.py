@@ -107,8 +107,11 @@ class EventStore(Protocol):
 
     async def close(self) -> None: ...
 
-    async def append(self, chunks: Sequence[NewChunk]) -> None:
-        """Store all of them, or raise and store none. Stored chunks survive the end of the process."""
+    async def append(self, chunks: Sequence[NewChunk], seconds: float | None = None) -> None:
+        """Store all of them, or raise and store none. Stored chunks survive the end of the process.
+
+        `seconds` is how long the caller waits: a store on another machine stores nothing after that.
+        """
 
     async def claim(self, max_events: int) -> list[Chunk]:
         """Claim the oldest chunks that are not in flight: at least one if there is any, of at most `max_events`."""

@@ -97,11 +97,12 @@ class RedisEvents:
     def _ledger_argument(self) -> str:
         return self._ledger.argument(self._consumer.held_events)
 
-    async def append(self, chunks: Sequence[NewChunk]) -> None:
+    async def append(self, chunks: Sequence[NewChunk], seconds: float | None = None) -> None:
         """As promised by EventStore. Appending nothing tests whether chunks could be appended."""
         values = [value for chunk in chunks for value in arguments_of(chunk)]
         count = sum(chunk.count for chunk in chunks)
-        self._ledger.note(await self._scripts.run(APPEND, self._keys, count, *values, self._ledger_argument()))
+        work = (count, *values, self._ledger_argument())
+        self._ledger.note(await self._scripts.run(APPEND, self._keys, *work, seconds=seconds))
 
     async def claim(self, max_events: int) -> list[Chunk]:
         return await self._consumer.claim(max_events)

@@ -137,7 +137,7 @@ class SqliteEvents:
         await self._database.close()
         self._files.unlock()
 
-    async def append(self, chunks: Sequence[NewChunk]) -> None:
+    async def append(self, chunks: Sequence[NewChunk], seconds: float | None = None) -> None:
         """As promised by EventStore. Raise StoreError as well if the disk is nearly full."""
         settled = self._deletions.take_for_append()
         size = sum(len(chunk.body) for chunk in chunks)
