@@ -1,5 +1,6 @@
 """Aliases of visitors (wire contract A.8)."""
 
+import orjson
 import pytest
 from endpoints import ACCOUNT, JSON, document, new_events
 from process import Gateway
@@ -110,3 +111,20 @@ def test_without_the_option_an_alias_is_only_kept(tmp_path):
             (event,) = new_events(gateway, vendor, 1, lambda: gateway.post("/server-side/trackEvent", fields))  # noqa: B023
             visitors.append(event["d"]["visId"])
         assert visitors[0] != visitors[1]
+
+
+@pytest.mark.parametrize("path", ["/user-alias/setUserAlias", "/server-side/getFlag"])
+def test_b5_ids_have_at_most_1_kb(post, path):
+    """Row B5: ids are keys in the store."""
+    fields = {"aliasId": "short", "featureKey": "new-checkout"}
+    assert post(path, orjson.dumps({"userId": "x" * 1024, **fields})).status == 200
+    for long in ("x" * 1025, "ä" * 513):
+        answer = post(path, orjson.dumps({"userId": long, **fields}))
+        assert (answer.status, "1024 bytes" in answer.json()["error"]) == (400, True)
+
+
+def test_b4_a_cycle_is_not_set(post):
+    ids = ("b4-guest", "b4-member", "b4-device")
+    for user, alias, is_set in ((0, 1, True), (1, 2, True), (2, 0, False)):
+        answer = post("/user-alias/setUserAlias", orjson.dumps({"userId": ids[user], "aliasId": ids[alias]}))
+        assert answer.json() == {"isAliasSet": is_set}

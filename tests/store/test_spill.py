@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 
 import pytest
 from redis_servers import RedisServer, needs_redis_server
@@ -253,3 +254,42 @@ async def test_a_primary_that_does_not_bound_itself_is_bounded(tmp_path):
     await events.close()
     with pytest.raises(StoreError):
         await events.append([NewChunk(1, b"b")])
+
+
+async def test_d18_the_first_events_after_redis_hangs_are_stored_locally_at_once(server, tmp_path):
+    """250 ms are the limit; Redis itself rejects what reaches it later, so that nothing arrives twice."""
+    async with Gateway(server, tmp_path / "a", socket_timeout_seconds=60) as gateway:
+        await gateway.append("before")
+        assert await gateway.claimed() == ["before"]
+        server.pause()
+        try:
+            async with asyncio.timeout(5):
+                await gateway.append("during")
+            assert (await gateway.local.depth()).waiting == 1
+            await asyncio.sleep(0.5)
+        finally:
+            server.resume()
+        await gateway.until_recovered()
+        assert await gateway.claimed() == ["during"]
+        assert await gateway.claimed() == []
+
+
+async def test_d18_look_ups_of_a_decision_do_not_wait_for_a_redis_that_hangs(server):
+    config = Config(redis_host="127.0.0.1", redis_port=server.port, socket_timeout_seconds=60)
+    state = open_redis(redis_options(config), "1", "gateway").state
+    await state.open()
+    await state.set_alias("member", "guest")
+    server.pause()
+    try:
+        async with asyncio.timeout(10):
+            for call in (
+                state.aliases(["member"]),
+                state.load_records("u", ["f"]),
+                state.save_records("u", {"f": {}}, 1),
+            ):
+                with contextlib.suppress(StoreError):
+                    await call
+    finally:
+        server.resume()
+    assert await state.aliases(["member"]) == {"member": "guest"}
+    await state.close()

@@ -247,6 +247,39 @@ async def test_aliases_resolve_and_unknown_ids_are_left_out(store):
     assert await store.state.aliases(["member-9", "nobody"]) == {"member-9": "guest-2"}
 
 
+async def test_b4_an_alias_is_resolved_to_its_root_and_a_cycle_is_rejected(store):
+    assert await store.state.set_alias("member", "guest")
+    assert await store.state.set_alias("device2", "member")
+    assert not await store.state.set_alias("guest", "device2")
+    assert not await store.state.set_alias("guest", "guest")
+    assert await store.state.aliases(["device2", "member", "guest"]) == {"device2": "guest", "member": "guest"}
+
+
+async def test_b4_an_alias_of_an_id_that_becomes_an_alias_later_has_the_new_root(store):
+    assert await store.state.set_alias("phone", "member")
+    assert await store.state.set_alias("member", "guest")
+    assert await store.state.aliases(["phone"]) == {"phone": "guest"}
+    assert not await store.state.set_alias("guest", "phone")
+
+
+async def test_b4_a_cycle_that_an_earlier_version_stored_ends(store):
+    state = store.state
+    if hasattr(state, "_link"):
+        await state._link.call("HSET", state._key("aliases"), "a", "b", "b", "a")
+    else:
+        rows = [("", "a", "b"), ("", "b", "a")]
+        await state._database.run(lambda c: c.executemany("INSERT INTO user_aliases VALUES (?, ?, ?)", rows) and None)
+    assert set(await state.aliases(["a", "b"])) <= {"a", "b"}
+    assert await state.set_alias("new", "user")
+
+
+async def test_b5_aliases_have_a_limit(store):
+    store.state.max_aliases = 3
+    assert [await store.state.set_alias(f"alias-{n}", "user") for n in range(5)] == [True] * 3 + [False] * 2
+    assert await store.state.set_alias("alias-1", "other")  # a known one can be changed
+    assert len(await store.state.aliases([f"alias-{n}" for n in range(5)])) == 3
+
+
 async def test_records_are_kept_for_their_time(store):
     await store.state.save_records("u", {"f": {"rolloutId": 1}, "g": {"rolloutId": 2}}, 300)
     await store.state.save_records("u", {"g": {"rolloutId": 3}}, 2)

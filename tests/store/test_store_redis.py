@@ -22,6 +22,7 @@ from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import NewChunk
 from tornado_gateway.store.redis.events import open_redis
 from tornado_gateway.store.redis.state import RECHECK_SECONDS
+from tornado_gateway.tasks import end_tasks
 
 pytestmark = needs_redis_server
 
@@ -243,6 +244,7 @@ async def test_a_broken_connection_is_replaced(server):
 async def test_commands_of_one_turn_of_the_loop_share_a_round_trip(server):
     async with Proxy(server.port) as proxy, Opened(store_on(proxy.port, alive_seconds=60)) as store:
         await store.state.save_records("u1", {"f": {"rolloutId": 1}}, 60)
+        await store.state.aliases(["first"])  # the script is sent once
         before = proxy.sent
         records, *aliases = await asyncio.gather(
             store.state.load_records("u1", ["f"]), *(store.state.aliases([f"user-{i}"]) for i in range(50))
@@ -530,3 +532,18 @@ async def test_a_cluster_that_lost_a_node_says_so_and_recovers(tmp_path):
             await until(is_down)
             other.start()
             await until(lambda: works(store))
+
+
+async def test_c4_a_heartbeat_in_the_future_counts_no_longer_than_a_heartbeat(server):
+    """The clock of Redis was set back by a day: the chunks of a consumer that died before are not stuck until then."""
+    async with Opened(store_on(server.port, owner="one"), store_on(server.port, owner="two")) as (dead, living):
+        await dead.events.append(chunks("a"))
+        assert await claimed(dead) == ["a"]
+        await end_tasks(dead.events._consumer._heart)
+        tomorrow = (int(time.time()) + 86_400) * 1000
+        server.command("ZADD", "{fme:1}:consumers", "XX", tomorrow, dead.events._consumer.name)
+
+        async def taken_over():
+            return await claimed(living)
+
+        assert await until(taken_over) == ["a"]

@@ -8,7 +8,7 @@ from collections.abc import Awaitable
 import orjson
 
 from tornado_gateway.errors import RequestError, StoreError
-from tornado_gateway.http.fields import json_object, query_text, raw_query_value, required_text
+from tornado_gateway.http.fields import json_object, limited_id, query_text, raw_query_value, required_text
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.store.interfaces import StateStore
 
@@ -24,17 +24,17 @@ class AliasesApi:
         fields = json_object(request.body) if request.body else {}
         for name in ("userId", "aliasId"):
             fields.setdefault(name, query_text(request.query, name.encode()))
-        user, alias = required_text(fields, "userId"), required_text(fields, "aliasId")
+        user, alias = (limited_id(name, required_text(fields, name)) for name in ("userId", "aliasId"))
         if user == alias:
             raise RequestError(400, "userId and aliasId must differ")
         return self._store_alias(alias, user)
 
     async def _store_alias(self, alias: str, user: str) -> Response:
         try:
-            await self._state.set_alias(alias, user)
+            is_set = await self._state.set_alias(alias, user)
         except StoreError:
-            return Response(200, b'{"isAliasSet":false}')
-        return Response(200, b'{"isAliasSet":true}')
+            is_set = False
+        return Response(200, b'{"isAliasSet":true}' if is_set else b'{"isAliasSet":false}')
 
     def alias_user_id(self, request: Request) -> Awaitable[Response]:
         """Return one row for each id, in the requested order.

@@ -32,6 +32,7 @@ _SURROGATE_BYTES = re.compile(
 )  # no character of UTF-8 has such bytes
 _NOT_PRINTABLE = re.compile(r"[^ !#-\[\]-~]")  # quotes and backslashes included
 MAX_REPAIRS = 50_000  # surrogates per body, at most 50 ms; a body with more is not JSON
+MAX_ID_BYTES = 1024
 MAX_HOPS = 32  # addresses of X-Forwarded-For that are read: a client can send 16,000
 MAX_DOCUMENT_BYTES = 256 * 1024  # of one event
 MAX_TEXT_BYTES = 64 * 1024
@@ -151,10 +152,17 @@ def user_id(fields: Fields) -> str:
     if value is None:
         value = fields.get("id")
     if type(value) is str and value and not value.isspace():
-        return value
+        return limited_id("userId", value)
     if type(value) in (int, float):
         return orjson.dumps(value).decode()
     raise RequestError(400, "userId is required and must be a non-empty string")
+
+
+def limited_id(name: str, value: str) -> str:
+    """Return an id of a visitor, which is a key in the store: it has at most 1 KB."""
+    if len(value) > MAX_ID_BYTES // 4 and len(value.encode()) > MAX_ID_BYTES:
+        raise RequestError(400, f"{name} must not be longer than {MAX_ID_BYTES} bytes")
+    return value
 
 
 def raw_query_value(query: bytes, name: bytes) -> bytes | None:

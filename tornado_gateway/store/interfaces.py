@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from tornado_gateway.core.types import StickyRecord
 
 CLAIM_BYTES = 4 * 1024 * 1024  # largest size of the bodies in one claim, except for a single larger chunk
+MAX_ALIASES = 1_000_000  # of a namespace, so that clients cannot fill the store
 SHARED = "shared:"  # prefix of the names of leases that all environments of a DATA_DIR share
 
 
@@ -121,8 +122,11 @@ class EventStore(Protocol):
 
     async def close(self) -> None: ...
 
-    async def append(self, chunks: Sequence[NewChunk]) -> None:
-        """Store all of them, or raise and store none. Stored chunks survive the end of the process."""
+    async def append(self, chunks: Sequence[NewChunk], seconds: float | None = None) -> None:
+        """Store all of them, or raise and store none. Stored chunks survive the end of the process.
+
+        `seconds` is how long the caller waits: a store on another machine stores nothing after that.
+        """
 
     async def claim(self, max_events: int, max_bytes: int = CLAIM_BYTES) -> list[Chunk]:
         """Claim the oldest chunks that are not in flight: at least one if there is any, within both limits."""
@@ -186,10 +190,14 @@ class StateStore(Protocol):
 
     async def release_lease(self, name: str, owner: str) -> None: ...
 
-    async def set_alias(self, alias_id: str, user_id: str) -> None: ...
+    async def set_alias(self, alias_id: str, user_id: str) -> bool:
+        """Store the alias of the user id, or of the one for which that stands.
+
+        Return False if that makes a cycle, or if there are MAX_ALIASES.
+        """
 
     async def aliases(self, ids: Sequence[str]) -> dict[str, str]:
-        """Return the user id of each id that is an alias; others are left out."""
+        """Return the user id for which each id stands in the end; ids that are no aliases are left out."""
 
     async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, StickyRecord]:
         """Return the sticky decisions of a visitor under these keys (decision engine 3.9), without unknown ones."""

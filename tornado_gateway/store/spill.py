@@ -29,6 +29,7 @@ LOCAL = "local:"  # prefix of the ids of chunks and dead letters in the local st
 PROBE_FIRST_SECONDS = 0.1
 PROBE_LONGEST_SECONDS = 2.0
 PROBE_JITTER = 0.5
+APPEND_SECONDS = 0.25  # a response waits for this
 MOVED_EVENTS = 1000  # events that move to the primary store in one append
 
 
@@ -84,10 +85,12 @@ class SpillingEvents:
             await self._primary.close()
         await self._local.close()
 
-    async def append(self, chunks: Sequence[NewChunk]) -> None:
+    async def append(self, chunks: Sequence[NewChunk], seconds: float | None = None) -> None:
+        """As promised by EventStore. A primary store that hangs delays the first chunks by APPEND_SECONDS at most."""
+        seconds = min(APPEND_SECONDS, seconds or self._patience_seconds)
         if not self.is_degraded:
             with suppress(StoreError):
-                await self._ask(self._primary.append, chunks)
+                await self._ask(self._primary.append, chunks, seconds, within=seconds)
                 return
         await self._local.append(chunks)
 
@@ -190,13 +193,14 @@ class SpillingEvents:
                 return await self._ask(self._primary.claim, max_events, max_bytes)
         return []
 
-    async def _ask(self, work: Callable[..., Awaitable[T]], *args: object) -> T:
+    async def _ask(self, work: Callable[..., Awaitable[T]], *args: object, within: float | None = None) -> T:
         """Call the primary store. If it fails, note the failure and raise StoreError."""
+        seconds = within or self._patience_seconds
         try:
-            async with asyncio.timeout(self._patience_seconds):
+            async with asyncio.timeout(seconds):
                 return await work(*args)
         except TimeoutError:
-            error = StoreError(f"no response within {self._patience_seconds:g} s")
+            error = StoreError(f"no response within {seconds:g} s")
         except StoreError as failure:
             error = failure
         self._failed(error)

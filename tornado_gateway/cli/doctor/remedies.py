@@ -27,6 +27,8 @@ REMEDIES = {
     " REDIS_TLS_CERT_PATH if Redis requires a client certificate.",
     "redis-failing": "Redis responds but cannot do its work: follow the message, or check its log (`INFO`, maxmemory,"
     " replica, ACL).",
+    "redis-loses": "Set `maxmemory-policy noeviction` and `appendonly yes` in redis.conf: Redis stores events that were"
+    " acknowledged to clients and not delivered yet.",
     "redis-channels": "Allow the channel: `ACL SETUSER NAME '&{fme:*'`. Until then, other workers use changed settings"
     " some seconds later.",
     "geo-wanted": "Features ask for the location: set MAXMIND_DB_PATH, or MAXMIND_USER_ID and MAXMIND_LICENSE_KEY.",

@@ -39,7 +39,8 @@ class Consumer:
         self._alive_seconds = alive_seconds
         self._alive_since: float | None = None
         self._held: list[Chunk] = []  # ours and not in use: released, or beyond the budget of the last claim
-        self._ours: set[str] = set()  # ids of all chunks that we know to be ours
+        self._ours: dict[str, int] = {}  # of all chunks that we know to be ours: id and number of events
+        self.held_events = 0  # their sum
         self._in_doubt_until: float | None = None  # until then a claim whose reply was lost may still succeed
         self._claiming = asyncio.Lock()
         self._claims: set[asyncio.Task[int]] = set()
@@ -66,7 +67,7 @@ class Consumer:
             logger.info(
                 "leaving the consumer group failed, others claim its events in %g s: %s", self._alive_seconds, error
             )
-        self._held, self._ours = [], set()
+        self._held, self._ours, self.held_events = [], {}, 0
         return True
 
     async def claim(self, max_events: int, max_bytes: int) -> list[Chunk]:
@@ -112,7 +113,8 @@ class Consumer:
 
     def forget(self, chunks: Sequence[Chunk]) -> None:
         """Forget chunks that were settled."""
-        self._ours.difference_update(str(chunk.id) for chunk in chunks)
+        for chunk in chunks:
+            self.held_events -= self._ours.pop(str(chunk.id), 0)
 
     def release(self, chunks: Sequence[Chunk]) -> None:
         self._held = sorted([*self._held, *chunks], key=lambda chunk: order_of(str(chunk.id)))
@@ -142,8 +144,13 @@ class Consumer:
         if not was_alive:
             self._alive_since = asked_at
         chunks = [chunk_of(entry) for entry in entries]
-        self._ours.update(str(chunk.id) for chunk in chunks)
+        self._own(chunks)
         return chunks
+
+    def _own(self, chunks: Sequence[Chunk]) -> None:
+        for chunk in chunks:
+            self.held_events += chunk.count - self._ours.get(str(chunk.id), 0)
+            self._ours[str(chunk.id)] = chunk.count
 
     def _take_held(self, max_events: int, max_bytes: int) -> list[Chunk]:
         taken = 0
@@ -167,7 +174,7 @@ class Consumer:
         while entries := await self._scripts.run(HELD_CHUNKS, self._keys[:1], GROUP, self.name, after, PAGE):
             chunks = [chunk_of(entry) for entry in entries if len(entry) == 6]
             found = [chunk for chunk in chunks if chunk.id not in known and chunk.id not in self._ours]
-            self._ours.update(str(chunk.id) for chunk in found)
+            self._own(found)
             self.release(found)
             after = entries[-1][0].decode()
         if began >= in_doubt_until:

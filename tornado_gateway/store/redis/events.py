@@ -3,7 +3,8 @@
 A namespace belongs to one account and environment (STORE_NAMESPACE); its prefix is {fme:<namespace>}.
 
     …:events       stream of chunks (n events, query, body, account, key) with a consumer group of the processes
-    …:counts       hash: events `waiting` and `dead`, and the `bytes` of the waiting ones
+    …:counts       hash: events `waiting` and `dead`, and the `bytes` of the waiting ones; `epoch` and `sequence` show
+                   whether Redis has lost data
     …:dead         stream of permanently rejected events (also r, the reason)
     …:consumers    sorted set: the time (the server's ms) until which each consumer counts as alive; 0: it left
     …:document:…   hash with body, version, saved_at, by; its name is published on …:changes
@@ -26,6 +27,7 @@ from contextlib import suppress
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetter, Depth, NewChunk, Store
 from tornado_gateway.store.redis.consumer import GROUP, Consumer
+from tornado_gateway.store.redis.durability import Ledger, risks
 from tornado_gateway.store.redis.entries import arguments_of, letter_of, stored_at
 from tornado_gateway.store.redis.link import Link, TimelyScripts, Value, make_link, prefix
 from tornado_gateway.store.redis.lua import APPEND, DEPTH, REQUEUE, SETTLE, TRIM
@@ -63,9 +65,9 @@ class RedisEvents:
 
     def __init__(self, link: Link, namespace: str, owner: str, *, alive_seconds: float = ALIVE_SECONDS) -> None:
         self.failure: str | None = None
-        self.lost = 0
         self.repairs = 0
         self._link = link
+        self._ledger = Ledger()
         self._scripts = TimelyScripts(link)
         self._consumer = Consumer(link, self._scripts, namespace, owner, alive_seconds)
         self._keys = tuple(f"{prefix(namespace)}:{name}" for name in ("events", "counts", "dead"))
@@ -81,16 +83,27 @@ class RedisEvents:
             raise
         with suppress(StoreError):  # such as a full Redis
             await self._link.call("SET", self._format, 1)
+        for risk in await risks(self._link):
+            logger.warning("acknowledged events can be lost: %s", risk)
         self._consumer.start()
 
     async def close(self) -> None:
         if await self._consumer.leave():
             await self._link.close()
 
-    async def append(self, chunks: Sequence[NewChunk]) -> None:
+    @property
+    def lost(self) -> int:
+        return self._ledger.lost
+
+    def _ledger_argument(self) -> str:
+        return self._ledger.argument(self._consumer.held_events)
+
+    async def append(self, chunks: Sequence[NewChunk], seconds: float | None = None) -> None:
         """As promised by EventStore. Appending nothing tests whether chunks could be appended."""
         values = [value for chunk in chunks for value in arguments_of(chunk)]
-        await self._scripts.run(APPEND, self._keys, sum(chunk.count for chunk in chunks), *values)
+        count = sum(chunk.count for chunk in chunks)
+        work = (count, *values, self._ledger_argument())
+        self._ledger.note(await self._scripts.run(APPEND, self._keys, *work, seconds=seconds))
 
     async def claim(self, max_events: int, max_bytes: int = CLAIM_BYTES) -> list[Chunk]:
         return await self._consumer.claim(max_events, max_bytes)
@@ -104,13 +117,14 @@ class RedisEvents:
         settled: list[Value] = [value for chunk in chunks for value in (chunk.id, chunk.count, chunk.size)]
         rejected = [value for chunk, reason in dead for value in (*arguments_of(chunk), reason)]
         waiting = [value for chunk in remaining for value in arguments_of(chunk)]
-        await self._scripts.run(
-            SETTLE, self._keys, GROUP, len(chunks), *settled, len(dead), *rejected, len(remaining), *waiting
-        )
+        work = (len(chunks), *settled, len(dead), *rejected, len(remaining), *waiting)
+        self._ledger.note(await self._scripts.run(SETTLE, self._keys, GROUP, *work, self._ledger_argument()))
         self._consumer.forget(chunks)
 
     async def depth(self) -> Depth:
-        waiting, dead, first, size = await self._link.run(DEPTH, self._keys)
+        ledger, first, size = await self._link.run(DEPTH, self._keys, self._ledger_argument())
+        self._ledger.note(ledger)
+        _, _, waiting, dead, _ = ledger
         return Depth(waiting, dead, stored_at(first) if first else None, max(0, size))
 
     async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> list[DeadLetter]:

@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from redis import exceptions as errors
 from redis.asyncio import Redis
@@ -26,6 +27,7 @@ from tornado_gateway.store.redis.topology import HEALTH_CHECK_SECONDS, Route, ro
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Value = str | bytes | int | float
 
 PIPELINES = 4  # pipelines in flight; later commands share the next one
@@ -209,6 +211,15 @@ class Link:
                 await self._client.connection_pool.disconnect(inuse_connections=False)
 
 
+async def within(seconds: float, work: Awaitable[T]) -> T:
+    """Await work on the path of a decision, which must not wait for a Redis that hangs. Raise StoreError."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await work
+    except TimeoutError:
+        raise StoreError(f"Redis: no response within {seconds:g} s") from None
+
+
 class TimelyScripts:
     """Runs scripts that Redis rejects if they reach it after their caller has given up."""
 
@@ -216,11 +227,11 @@ class TimelyScripts:
         self._link = link
         self._server_clock: float | None = None  # the server's milliseconds at our monotonic 0
 
-    async def run(self, script: Script, keys: Sequence[str], *args: Value) -> Any:
-        """Return the reply of a script that begins with `on_time`."""
+    async def run(self, script: Script, keys: Sequence[str], *args: Value, seconds: float | None = None) -> Any:
+        """Return the reply of a script that begins with `on_time`. The caller waits for `seconds`."""
         last_moment = 0
         if self._server_clock is not None:
-            patience = self._link.timeout_seconds * ON_TIME_SHARE
+            patience = min(self._link.timeout_seconds, seconds or math.inf) * ON_TIME_SHARE
             last_moment = int(self._server_clock + (time.monotonic() + patience) * 1000)
         try:
             return await self._link.run(script, keys, last_moment, *args)

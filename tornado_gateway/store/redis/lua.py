@@ -28,12 +28,12 @@ def _load(*names: str) -> Script:
     return Script("".join((_FILES / f"{name}.lua").read_text(encoding="utf-8") for name in names))
 
 
-# `on_time` defines `now` and rejects a script that reaches Redis too late.
-APPEND = _load("on_time", "append")
+# `on_time` defines `now` and rejects a script that reaches Redis too late. `ledger` detects lost events.
+APPEND = _load("on_time", "ledger", "append")
 CLAIM = _load("on_time", "claim")
 HELD_CHUNKS = _load("on_time", "held_chunks")
-SETTLE = _load("on_time", "settle")
-DEPTH = _load("depth")
+SETTLE = _load("on_time", "ledger", "settle")
+DEPTH = _load("ledger", "depth")
 REQUEUE = _load("requeue")
 TRIM = _load("trim")
 LEAVE = _load("leave")
@@ -41,6 +41,9 @@ LEAVE = _load("leave")
 SAVE_DOCUMENT = _load("save_document")
 CONFIRM_DOCUMENT = _load("confirm_document")
 RESTORE_DOCUMENT = _load("restore_document")
+
+ALIASES = _load("root_of", "aliases")
+SET_ALIAS = _load("root_of", "set_alias")
 
 ACQUIRE_LEASE = _load("acquire_lease")
 RELEASE_LEASE = _load("release_lease")

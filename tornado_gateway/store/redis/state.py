@@ -12,14 +12,17 @@ import orjson
 
 from tornado_gateway.core.types import StickyRecord
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.interfaces import Confirmation, StoredDocument
-from tornado_gateway.store.redis.link import Link, prefix
+from tornado_gateway.store.interfaces import MAX_ALIASES, Confirmation, StoredDocument
+from tornado_gateway.store.redis.durability import risks
+from tornado_gateway.store.redis.link import Link, prefix, within
 from tornado_gateway.store.redis.lua import (
     ACQUIRE_LEASE,
+    ALIASES,
     CONFIRM_DOCUMENT,
     RELEASE_LEASE,
     RESTORE_DOCUMENT,
     SAVE_DOCUMENT,
+    SET_ALIAS,
 )
 from tornado_gateway.store.redis.replies import ForbiddenError
 from tornado_gateway.tasks import end_tasks, wait_at_most
@@ -27,6 +30,7 @@ from tornado_gateway.tasks import end_tasks, wait_at_most
 logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 12.0  # until the lease of a killed process ends; a live one prolongs it four times in that time
+DECISION_SECONDS = 0.25  # that a decision waits for aliases and sticky decisions
 RECHECK_SECONDS = 3.0  # between two checks of a document without a message
 
 
@@ -44,6 +48,7 @@ class RedisState:
         lease_seconds: float = LEASE_SECONDS,
         recheck_seconds: float = RECHECK_SECONDS,
     ) -> None:
+        self.max_aliases = MAX_ALIASES
         self._link = link
         self._lease_seconds = lease_seconds
         self._recheck_seconds = recheck_seconds
@@ -138,30 +143,29 @@ class RedisState:
             with suppress(StoreError):  # it expires
                 await self.release_lease(name, owner)
 
-    async def set_alias(self, alias_id: str, user_id: str) -> None:
-        await self._link.call("HSET", self._key("aliases"), alias_id, user_id)
+    async def set_alias(self, alias_id: str, user_id: str) -> bool:
+        return bool(await self._link.run(SET_ALIAS, [self._key("aliases")], alias_id, user_id, self.max_aliases))
 
     async def aliases(self, ids: Sequence[str]) -> dict[str, str]:
         if not ids:
             return {}
-        users = await self._link.call("HMGET", self._key("aliases"), *ids)
+        users = await within(DECISION_SECONDS, self._link.run(ALIASES, [self._key("aliases")], *ids))
         return {id_: user.decode() for id_, user in zip(ids, users, strict=True) if user is not None}
 
     async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, StickyRecord]:
         if not keys:
             return {}
-        values = await self._link.call("MGET", *(self._record_key(user_id, key) for key in keys))
+        names = [self._record_key(user_id, key) for key in keys]
+        values = await within(DECISION_SECONDS, self._link.call("MGET", *names))
         return {key: orjson.loads(value) for key, value in zip(keys, values, strict=True) if value is not None}
 
     async def save_records(self, user_id: str, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
-        await asyncio.gather(
-            *(
-                self._link.call(
-                    "SET", self._record_key(user_id, key), orjson.dumps(record), "PX", _milliseconds(seconds)
-                )
-                for key, record in records.items()
-            )
-        )
+        ends = ("PX", _milliseconds(seconds))
+        writes = [
+            self._link.call("SET", self._record_key(user_id, key), orjson.dumps(record), *ends)
+            for key, record in records.items()
+        ]
+        await within(DECISION_SECONDS, asyncio.gather(*writes))
 
     def _key(self, *parts: str) -> str:
         return ":".join((self._prefix, *parts))
@@ -193,6 +197,10 @@ class RedisState:
         except ForbiddenError:
             return False
         return True
+
+    async def risks(self) -> list[str]:
+        """Return the settings of Redis with which it loses acknowledged events."""
+        return await risks(self._link)
 
     def _listen(self) -> None:
         if self._listening is None and not self._link.is_closed:

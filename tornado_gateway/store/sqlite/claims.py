@@ -35,6 +35,11 @@ class ClaimMemory:
         self._fresh.clear()
         self._claimed = {}
 
+    @property
+    def is_empty(self) -> bool:
+        """Return whether all stored chunks have been claimed and settled."""
+        return not (self._released or self._fresh or self._claimed) and self._last_known >= self._last_stored
+
     def all_chunks(self) -> list[Chunk]:
         """Return the chunks that are in memory, claimed ones included."""
         return [*self._released, *self._fresh, *self._claimed.values()]

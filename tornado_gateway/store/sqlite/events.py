@@ -10,6 +10,7 @@ synchronous=FULL (STORE_SYNC=full) calls fsync for each commit and loses nothing
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tornado_gateway.store.sqlite.claims import ClaimMemory
 from tornado_gateway.store.sqlite.database import Checkpoints, Database
 from tornado_gateway.store.sqlite.deletions import PendingDeletions, Settled
 from tornado_gateway.store.sqlite.repair.event_files import EventFiles
-from tornado_gateway.store.sqlite.space import DiskSpace
+from tornado_gateway.store.sqlite.space import SHRINK_BYTES, DiskSpace, shrink
 from tornado_gateway.store.sqlite.state import SqliteState
 from tornado_gateway.tasks import Periodic
 
@@ -71,7 +72,7 @@ class SqliteEvents:
         self._checkpoints = Checkpoints(self._database, checkpoint_bytes)
         self._ids = table.Ids()
         self._memory = ClaimMemory(self._read, fresh_bytes)
-        self._repair_watch = Periodic(self._after_repairs, REPAIR_SECONDS)
+        self._repair_watch = Periodic(self._tend, REPAIR_SECONDS)
         self._deletions = PendingDeletions(self._database, self._space, settle_seconds, retry_seconds)
         self._adoption = Adoption(directory, self._database, self._space, self._ids, self._inserted)
 
@@ -90,9 +91,14 @@ class SqliteEvents:
         self.repairs, self._former_log = self._files.replaced, self._log
         self._repair_watch.start()
 
-    async def _after_repairs(self) -> None:
-        """Store the chunks in memory again, under their ids, if a new file has replaced that of this log."""
+    async def _tend(self) -> None:
+        """Store the chunks in memory again, under their ids, if a new file has replaced that of this log.
+
+        Otherwise return unused disk space.
+        """
         if self._files.replaced == self.repairs:
+            if self._memory.is_empty:
+                await self._shrink()
             return
         replaced, log = self._files.replaced, self._log
         try:
@@ -104,11 +110,18 @@ class SqliteEvents:
         else:
             self.repairs, self._former_log = replaced, log
 
+    async def _shrink(self) -> None:
+        """Return the disk space of events that were delivered, while none waits."""
+        with suppress(StoreError):
+            await self._database.run(shrink, "main", SHRINK_BYTES)
+
     @property
     def _log(self) -> str:
         return self._files.log
 
     async def _report_start(self) -> None:
+        for schema in ("main", "letters"):
+            await self._database.run(shrink, schema)
         self._space.keep_reserve()
         await self._database.run(self._space.check)
         waiting = (await self.depth()).waiting
@@ -124,7 +137,7 @@ class SqliteEvents:
         await self._database.close()
         self._files.unlock()
 
-    async def append(self, chunks: Sequence[NewChunk]) -> None:
+    async def append(self, chunks: Sequence[NewChunk], seconds: float | None = None) -> None:
         """As promised by EventStore. Raise StoreError as well if the disk is nearly full."""
         settled = self._deletions.take_for_append()
         size = sum(len(chunk.body) for chunk in chunks)

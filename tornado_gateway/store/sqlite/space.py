@@ -20,6 +20,7 @@ AMPLE_BYTES = 256 * 1024 * 1024  # more than the WALs of all workers
 CHECK_SECONDS = 0.1  # between two checks, unless many bytes were written
 CHECKPOINT_TRIES = 25  # another connection may be making a checkpoint at the moment
 CHECKPOINT_PAUSE_SECONDS = 0.02
+SHRINK_BYTES = 4 * 1024 * 1024  # unused pages of a file that are worth a VACUUM
 FULL_CODES = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 
 
@@ -116,6 +117,20 @@ class DiskSpace:
         return status.f_blocks * status.f_frsize
 
 
+def shrink(connection: sqlite3.Connection, schema: str = "main", most_used_bytes: int | None = None) -> None:
+    """Return the unused pages of a file to the disk, if they are many and not fewer than the others.
+
+    The time that it needs depends on the used pages: with `most_used_bytes`, a file with more is left as it is.
+    """
+    free, used = _pages(connection, schema)
+    if free < SHRINK_BYTES or used > free or (most_used_bytes is not None and used > most_used_bytes):
+        return
+    with suppress(sqlite3.Error):  # a full disk, or another process writes: the next time
+        connection.execute("PRAGMA temp_store=MEMORY" if used < SHRINK_BYTES else "PRAGMA temp_store=DEFAULT")
+        connection.execute(f"VACUUM {schema}")
+        connection.execute(f"PRAGMA {schema}.wal_checkpoint(TRUNCATE)").fetchone()
+
+
 def _wal_bytes(directory: Path) -> int:
     """Return the bytes that checkpoints may still have to copy into the files."""
     with suppress(OSError), os.scandir(directory) as entries:
@@ -145,10 +160,10 @@ def _truncate_wal(connection: sqlite3.Connection) -> None:
         time.sleep(CHECKPOINT_PAUSE_SECONDS)
 
 
-def _pages(connection: sqlite3.Connection) -> tuple[int, int]:
+def _pages(connection: sqlite3.Connection, schema: str = "main") -> tuple[int, int]:
     """Return the free and the used bytes of the file."""
     free, pages, size = (
-        connection.execute(f"PRAGMA main.{name}").fetchone()[0]
+        connection.execute(f"PRAGMA {schema}.{name}").fetchone()[0]
         for name in ("freelist_count", "page_count", "page_size")
     )
     return free * size, (pages - free) * size

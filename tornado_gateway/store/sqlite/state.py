@@ -17,17 +17,19 @@ import orjson
 
 from tornado_gateway.core.types import StickyRecord
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.interfaces import SHARED, Confirmation, StoredDocument
+from tornado_gateway.store.interfaces import MAX_ALIASES, SHARED, Confirmation, StoredDocument
 from tornado_gateway.store.sqlite.database import Database, transaction
 from tornado_gateway.store.sqlite.locks import try_lock
 from tornado_gateway.store.sqlite.repair.guard import Guard, GuardedFile
 from tornado_gateway.store.sqlite.schema import STATE, STATE_PRAGMAS, synchronous
-from tornado_gateway.store.sqlite.space import DiskSpace
+from tornado_gateway.store.sqlite.space import DiskSpace, shrink
 
 logger = logging.getLogger(__name__)
 
 
 WATCH_SECONDS = 1.0
+MOST_STEPS = 64  # from an alias to its root
+UNCOUNTED_ALIASES = 1000
 # Tables of version 0.1, which had one environment in a directory: the first one that starts migrates them.
 FORMER_TABLES = {
     "aliases": "INSERT OR IGNORE INTO user_aliases SELECT ?, alias_id, user_id FROM aliases",
@@ -50,6 +52,8 @@ class SqliteState:
     """
 
     def __init__(self, directory: Path, sync: str = "normal", namespace: str = "") -> None:
+        self.max_aliases = MAX_ALIASES
+        self._alias_room = 0  # aliases that can be added until they are counted again
         self._path = directory / "state.db"
         self._namespace = namespace
         files = [GuardedFile(self._path, STATE, is_shared=True)]
@@ -61,6 +65,7 @@ class SqliteState:
         await self._database.open(self._guard)
         try:
             await self._database.run(_forget_expired, time.time())
+            await self._database.run(shrink)
             rows = await self._database.run(_take_over, self._namespace)
             if rows:
                 logger.info("migrated %s of version 0.1 from %s", rows, self._path)
@@ -108,9 +113,23 @@ class SqliteState:
             del self._leases[name]
             os.close(lock)
 
-    async def set_alias(self, alias_id: str, user_id: str) -> None:
-        row = (self._namespace, alias_id, user_id)
-        await self._database.run(_execute, "INSERT OR REPLACE INTO user_aliases VALUES (?, ?, ?)", row)
+    async def set_alias(self, alias_id: str, user_id: str) -> bool:
+        return await self._database.run(self._store_alias, alias_id, user_id)
+
+    def _store_alias(self, connection: sqlite3.Connection, alias_id: str, user_id: str) -> bool:
+        """Counting all aliases is slow: there is room for some more until the next count."""
+        root = _root_of(connection, self._namespace, user_id)
+        if root == alias_id:
+            return False
+        if self._alias_room <= 0:
+            (count,) = connection.execute("SELECT count(*) FROM user_aliases").fetchone()
+            self._alias_room = min(UNCOUNTED_ALIASES, self.max_aliases - count)
+        if self._alias_room <= 0 and _user_of(connection, self._namespace, alias_id) is None:
+            return False
+        row = (self._namespace, alias_id, root)
+        connection.execute("INSERT OR REPLACE INTO user_aliases VALUES (?, ?, ?)", row)
+        self._alias_room -= 1
+        return True
 
     async def aliases(self, ids: Sequence[str]) -> dict[str, str]:
         return await self._database.run(_aliases, self._namespace, ids)
@@ -125,10 +144,6 @@ class SqliteState:
 
     def _lease(self, name: str) -> str:
         return name if name.startswith(SHARED) else f"{self._namespace}:{name}"
-
-
-def _execute(connection: sqlite3.Connection, statement: str, parameters: Sequence[object]) -> None:
-    connection.execute(statement, parameters)
 
 
 def _load_document(connection: sqlite3.Connection, name: str) -> StoredDocument | None:
@@ -166,9 +181,22 @@ def _lease_path(directory: Path, name: str) -> Path:
 
 
 def _aliases(connection: sqlite3.Connection, namespace: str, ids: Sequence[str]) -> dict[str, str]:
+    roots = {id_: _root_of(connection, namespace, id_) for id_ in ids}
+    return {id_: root for id_, root in roots.items() if root != id_}
+
+
+def _root_of(connection: sqlite3.Connection, namespace: str, id_: str) -> str:
+    """Return the id for which an id stands in the end. A cycle, which version 0.1 could store, ends."""
+    seen = [id_]
+    while len(seen) <= MOST_STEPS and (user := _user_of(connection, namespace, seen[-1])) and user not in seen:
+        seen.append(user)
+    return seen[-1]
+
+
+def _user_of(connection: sqlite3.Connection, namespace: str, alias_id: str) -> str | None:
     query = "SELECT user_id FROM user_aliases WHERE namespace = ? AND alias_id = ?"
-    found = {id_: connection.execute(query, (namespace, id_)).fetchone() for id_ in ids}
-    return {id_: row[0] for id_, row in found.items() if row}
+    row = connection.execute(query, (namespace, alias_id)).fetchone()
+    return row[0] if row else None
 
 
 def _load_records(

@@ -7,6 +7,10 @@ local max_bytes = tonumber(ARGV[8])
 redis.call('ZREM', consumers, '')  -- a write that a full Redis allows; after one it allows all of this script
 local alive_until = tonumber(redis.call('ZSCORE', consumers, me) or 0)
 redis.call('ZADD', consumers, now + alive_ms, me)
+-- A later time is that of a clock that has been set back: it lasts no longer than a new one.
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', consumers, '(' .. now + alive_ms, '+inf')) do
+    redis.call('ZADD', consumers, now + alive_ms, name)
+end
 local claimed, events, bytes = {}, 0, 0
 local function keep(entry)
     local values = entry[2]

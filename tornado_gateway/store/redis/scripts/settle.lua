@@ -30,4 +30,5 @@ waiting = redis.call('HINCRBY', KEYS[2], 'waiting', waiting)
 -- Chunks of earlier versions were stored without being counted in bytes.
 if waiting > 0 then redis.call('HINCRBY', KEYS[2], 'bytes', bytes) else redis.call('HDEL', KEYS[2], 'bytes') end
 redis.call('HINCRBY', KEYS[2], 'dead', dead)
-return 1
+redis.call('HINCRBY', KEYS[2], 'sequence', 1)
+return ledger()
