@@ -124,7 +124,7 @@ class SettingsApi:
     async def _refresh(self) -> bool:
         self._pulled_at = time.monotonic()
         self._make_stale()
-        return await self._mirror.refresh(self._pull)
+        return await self._mirror.pull(self._pull)
 
     def _make_stale(self) -> None:
         self._others = {dialect: other._replace(made_at=0.0) for dialect, other in self._others.items()}

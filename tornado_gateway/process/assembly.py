@@ -33,7 +33,7 @@ from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
-from tornado_gateway.environments.registry import Environments
+from tornado_gateway.environments.registry import Environments, check_account
 from tornado_gateway.events.flusher import EventSink, Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.certificates import Certificates
@@ -170,6 +170,7 @@ class Assembly:
             sdk=core.Sdk(config.sdk_name, __version__),
             bootstrap=None if config.is_offline else config.settings_file,
             on_poll=self._observer.polled,
+            check=partial(check_account, config.account_id),
         )
 
     # --- Routes and pages ---

@@ -117,6 +117,7 @@ def _environment_record(environment: Environment, store_failure: str | None) -> 
             "age_seconds": poll.age_seconds(),
             "instance": poll.instance,
             "error": poll.error,
+            "running_seconds": mirror.running_seconds(),
         },
         "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
         "last_error": not_sent or poll.error,

@@ -25,11 +25,17 @@ def instance_status(scoreboard: Scoreboard, version: str) -> dict[str, Any]:
             "oldest_unknown_since": reading.waiting.unknown_since,
         },
         "stuck": stuck,
-        "last_poll": max((worker["last_poll"] for worker in workers), key=_at, default=None),
+        "last_poll": _last_poll([worker["last_poll"] for worker in workers]),
         "last_flush": max(workers, key=_flush_order, default={"last_flush": None})["last_flush"],
         "last_error": next(errors, stuck and stuck["message"]),
         "workers": [_as_listed(worker) for worker in workers],
     }
+
+
+def _last_poll(polls: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the newest poll, and how long a poll has been running at any worker."""
+    running = [poll["running_seconds"] for poll in polls if poll["running_seconds"] is not None]
+    return max(polls, key=_at) | {"running_seconds": max(running, default=None)} if polls else None
 
 
 def _at(last: dict[str, Any]) -> float:
