@@ -228,6 +228,7 @@ class Assembly:
             wait_seconds=config.socket_timeout_seconds,
             webhook_token=webhook if config.webhook_token else None,
             client_address=ClientAddress(config.trusted_proxies),
+            turns=slot.scoreboard.pull_turns,
         )
 
     def _build_admin(self) -> AdminApi:
