@@ -11,6 +11,7 @@ from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.http.server import Server
 from tornado_gateway.process.adoption import Adoption
+from tornado_gateway.process.open_files import max_connections, open_files_limit
 from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.store.interfaces import EventStore
 from tornado_gateway.tasks import Periodic
@@ -88,9 +89,18 @@ class Publication:
             "state": self._state(),
             "connections": self._server.connections,
             "in_flight": self._server.in_flight,
+            "connections_limit": max_connections(open_files_limit()) or None,
+            "open_files_limit": open_files_limit(),
             "requests": {"total": requests, "decisions": decisions},
-            **_environment_record(self._environment, self._store.failure),
+            **_environment_record(self._environment, self._store.failure, self._excess()),
         }
+
+    def _excess(self) -> str | None:
+        """Return the problem in words if new clients get a 503, because this worker has no files left for them."""
+        limit = max_connections(open_files_limit())
+        if not limit or self._server.connections < limit:
+            return None
+        return f"too many connections: {limit} are open, and new ones get a 503; raise the limit of open files"
 
     def _state(self) -> str:
         if self._stopping.is_set():
@@ -98,7 +108,7 @@ class Publication:
         return "serving" if self._server.port else "starting"
 
 
-def _environment_record(environment: Environment, store_failure: str | None) -> dict[str, Any]:
+def _environment_record(environment: Environment, store_failure: str | None, excess: str | None) -> dict[str, Any]:
     mirror, flusher = environment.mirror, environment.flusher
     not_sent = environment.events.failure or store_failure or flusher.last.error
     snapshot, poll, flush = mirror.current, mirror.last_poll, flusher.last
@@ -120,5 +130,5 @@ def _environment_record(environment: Environment, store_failure: str | None) -> 
             "running_seconds": mirror.running_seconds(),
         },
         "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
-        "last_error": not_sent or poll.error,
+        "last_error": not_sent or poll.error or excess,
     }

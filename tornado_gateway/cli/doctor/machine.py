@@ -54,12 +54,26 @@ def check_location(config: Config, settings: core.Settings | None, machine: Mach
     return Finding("geoip", OK, OK, f"{reader.database_type or path}, {days:.0f} days old")
 
 
-def check_open_files(machine: Machine) -> Finding:
-    limit = machine.open_files()
+def check_open_files(config: Config, machine: Machine) -> Finding:
+    """Check the limit of the running gateway. If none runs, that of this command counts."""
+    running = _limit_of_gateway(config)
+    limit = machine.open_files() if running is None else running
     if open_files.is_sufficient(limit):
         return Finding("open files", OK, OK, "unlimited" if limit == resource.RLIM_INFINITY else f"{limit}")
-    message = f"{open_files.shortage(limit)}; a service can have another limit than this command"
+    unsure = "; a service can have another limit than this command" if running is None else ""
+    message = f"{open_files.shortage(limit)}{unsure}"
     return Finding("open files", FAIL if limit < open_files.FEW else WARN, "open-files", message)
+
+
+def _limit_of_gateway(config: Config) -> int | None:
+    """Return the lowest limit of the workers, None if no gateway responds."""
+    try:
+        status, answer = Client(config).request("/status")
+    except ClientError:
+        return None
+    workers = answer.get("workers") if status == 200 and isinstance(answer, dict) else None
+    limits = [worker["open_files_limit"] for worker in workers or () if "open_files_limit" in worker]
+    return min((limit for limit in limits if limit != resource.RLIM_INFINITY), default=limits[0] if limits else None)
 
 
 def check_port(config: Config) -> Finding:
