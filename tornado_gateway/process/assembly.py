@@ -42,6 +42,7 @@ from tornado_gateway.http.limits import Limits, ServerOptions
 from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
 from tornado_gateway.process.adoption import Adoption
+from tornado_gateway.process.certificate_expiry import report_part
 from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.location_parts import location_parts
 from tornado_gateway.process.open_files import max_connections, open_files_limit
@@ -119,7 +120,7 @@ class Assembly:
             *location_parts(self._config, self._store, self._location, self._owner),
             Part("environment", environment.start, environment.stop, STORE_REMEDY),
             Part("adoption", self._adoption.start, self._adoption.stop),
-            *([Part("certificates", self._certificates.start, self._certificates.stop)] if self._certificates else []),
+            *self._certificate_parts(),
             Part(
                 "server",
                 lambda: server.listen(sock=self._slot.sock),
@@ -129,6 +130,12 @@ class Assembly:
             Part("lag measurement", self._observer.start, self._observer.stop),
             Part("history", self._admin.start, self._admin.stop),
         ]
+
+    def _certificate_parts(self) -> list[Part]:
+        cert, key, certificates = self._config.tls_cert_path, self._config.tls_key_path, self._certificates
+        if certificates is None or cert is None or key is None:
+            return []
+        return [Part("certificates", certificates.start, certificates.stop), report_part(cert, key)]
 
     def status(self) -> dict[str, Any]:
         """Return the body of /status: the whole instance, whichever worker is asked."""

@@ -47,8 +47,13 @@ class Failures:
         if current is None:
             log.error(f"none: {reason}", "No settings loaded yet: %s Retrying in %.0f s.", reason, self.retry_seconds)
         else:
-            message = "Settings refresh failed: %s Continuing with version %s, %s old."
-            log.error(f"old: {reason}", message, reason, current.version, _duration(age_seconds or 0.0))
+            log.error(
+                f"old: {reason}",
+                "Settings refresh failed: %s Continuing with version %s, %s old.",
+                reason,
+                current.version,
+                _duration(age_seconds or 0.0),
+            )
 
 
 def describe_failure(error: Exception) -> str:

@@ -15,11 +15,9 @@ from tornado_gateway.config import Config
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import GatewayError
 from tornado_gateway.process import open_files
-from tornado_gateway.process.certificate_expiry import expiry
+from tornado_gateway.process.certificate_expiry import ENDING_DAYS, expiry
+from tornado_gateway.process.location_parts import OLD_DAYS
 from tornado_gateway.process.parent.sockets import bind
-
-GEO_OLD_DAYS = 30  # MaxMind publishes twice a week
-CERTIFICATE_DAYS = 14
 
 
 def _free_bytes(path: Path) -> int:
@@ -49,7 +47,7 @@ def check_location(config: Config, settings: core.Settings | None, machine: Mach
         return Finding("geoip", FAIL, "geo-broken", reader.error or f"{path} cannot be read")
     days = (reader.age_seconds(machine.now()) or 0) / 86400
     reader.close()
-    if days > GEO_OLD_DAYS:
+    if days > OLD_DAYS:
         return Finding("geoip", WARN, "geo-old", f"{path} is {days:.0f} days old")
     return Finding("geoip", OK, OK, f"{reader.database_type or path}, {days:.0f} days old")
 
@@ -106,6 +104,6 @@ def check_certificate(cert: Path, key: Path, machine: Machine) -> Finding:
         days = (expiry(cert, key) - machine.now()) / 86400
     except GatewayError as error:
         return Finding("certificate", FAIL, "certificate", str(error))
-    if days < CERTIFICATE_DAYS:
+    if days < ENDING_DAYS:
         return Finding("certificate", WARN, "certificate-ending", f"{cert} expires in {days:.0f} days")
     return Finding("certificate", OK, OK, f"{cert}, valid for {days:.0f} days")
