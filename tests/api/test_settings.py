@@ -137,3 +137,22 @@ def test_without_a_token_there_is_no_webhook(tmp_path):
     with Gateway(tmp_path / "d", SETTINGS_FILE=ROOT / "conf" / "sample-settings.json") as gateway:
         answer = ask(gateway.port, "POST", "/webhook", headers={"X-Webhook-Token": ""})
         assert (answer.status, answer.json()["status"]) == (403, 0)
+
+
+def test_c8_pulls_of_all_workers_and_dialects_cause_one_request_per_second(tmp_path):
+    """Row C8."""
+    paths = [
+        f"/server-side/v2-{kind}?api-version={version}&platform={platform}"
+        for kind in ("pull", "settings")
+        for version in (1, 3)
+        for platform in ("server", "client")
+    ]
+    with Vendor(sample_document()) as vendor, Gateway.of_vendor(tmp_path / "d", vendor, WORKERS=3) as gateway:
+        for path in paths:
+            assert ask(gateway.port, "GET", path).status == 200
+        before, started = settings_calls(vendor), time.monotonic()
+        with ThreadPoolExecutor(12) as pool:
+            for _ in range(5):
+                assert {answer.status for answer in pool.map(lambda p: ask(gateway.port, "GET", p), paths * 3)} == {200}
+        seconds = time.monotonic() - started
+        assert settings_calls(vendor) - before <= seconds + 4  # the first requests of dialects at each worker

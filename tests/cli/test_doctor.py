@@ -18,7 +18,7 @@ from typing import NamedTuple
 import orjson
 import pytest
 from certificates import make_certificate
-from commands import run_doctor
+from commands import run, run_doctor
 from process import ROOT, SAMPLE_SETTINGS, Gateway, free_port, sample_document
 from redis_servers import RedisServer, needs_redis_server
 from vendor import Fault, Vendor
@@ -443,3 +443,22 @@ class Canned:
                 pass
             finally:
                 connection.close()
+
+
+def test_h9_the_limit_of_the_running_gateway_counts(tmp_path):
+    """Row H9: a service has another limit than the shell in which the doctor runs."""
+    with Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS) as gateway:
+        pid = gateway.status()["workers"][0]["pid"]
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        known = {"DATA_DIR": str(gateway.data_dir), "PORT": str(gateway.port), "HOST": "127.0.0.1"}
+        known |= {"SETTINGS_FILE": str(SAMPLE_SETTINGS)}
+        for limit, state in ((300, "fail"), (hard, "ok")):
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, hard))
+            deadline = time.monotonic() + 60
+            while gateway.status()["workers"][0].get("open_files_limit", limit) != limit:
+                assert time.monotonic() < deadline
+            report = orjson.loads(run("doctor", "--json", **known).stdout)
+            (finding,) = [finding for finding in report["findings"] if finding["check"] == "open files"]
+            assert finding["state"] == state
+            assert str(limit) in finding["message"]
+            assert "another limit than this command" not in finding["message"]

@@ -5,6 +5,7 @@ import resource
 import time
 from contextlib import ExitStack
 
+import orjson
 import pytest
 from process import SAMPLE_SETTINGS, Gateway
 
@@ -47,6 +48,11 @@ def test_p4_connections_beyond_the_limit_of_open_files_get_a_503_and_one_log_lin
             rejected = [status_of(connect(gateway, clients)) for _ in range(300)].count(503)
             assert rejected > 0
             assert status_of(first) == 200, "a client that is connected is served"
+            first.request("GET", "/status")
+            status = orjson.loads(first.getresponse().read())
+            (worker,) = status["workers"]
+            assert worker["connections"] >= worker["connections_limit"] > 0
+            assert status["last_error"].startswith("too many connections")
         wait_until(lambda: connections_of(gateway) == 0)
         assert gateway.get("/health")[0] == 200
         assert gateway.log().count("too many connections") == 1

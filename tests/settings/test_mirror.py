@@ -97,7 +97,7 @@ async def test_a_bad_document_changes_nothing(mirror, frozen):
     async def bad():
         return b'{"version":1,"features":[{},{}]}'
 
-    assert not await mirror.refresh(bad)
+    assert not await mirror.pull(bad)
     assert mirror.current is before
     assert "accountId: expected a number or string, got nothing" in mirror.last_poll.error
     assert gc.isenabled()
@@ -260,3 +260,35 @@ async def test_workers_that_start_together_share_a_poll(tmp_path, frozen):
     for store, mirror in started:
         await mirror.stop()
         await store.close()
+
+
+async def test_c6_a_pull_starts_its_own_request_if_one_is_under_way(tmp_path):
+    """Row C6: the one that is under way may return the older document."""
+    versions, gate, started = [1], asyncio.Event(), []
+
+    async def poll():
+        (document,) = documents(versions[-1])
+        started.append("poll")
+        await gate.wait()
+        return document
+
+    async def pull():
+        started.append("pull")
+        (document,) = documents(versions[-1])
+        return document
+
+    store = open_sqlite(tmp_path)
+    await store.open()
+    mirror = SettingsMirror(store.state, poll, name="n", owner="o", source="upstream", poll_seconds=3600, sdk=SDK)
+    polling = asyncio.create_task(mirror.refresh())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    versions.append(2)
+    pulling = [asyncio.create_task(mirror.pull(pull)) for _ in range(5)]
+    await asyncio.sleep(0.05)
+    gate.set()
+    assert await asyncio.gather(polling, *pulling) == [True] * 6
+    assert started == ["poll", "pull"]
+    assert mirror.current.settings.version == 2
+    await mirror.stop()
+    await store.close()

@@ -158,3 +158,16 @@ def test_h5_a_failed_refresh_names_the_settings_in_use(tmp_path):
         assert len(messages(gateway, "Settings refresh failed")) == 1
         vendor.settings_faults.clear()
         wait_until(lambda: messages(gateway, "Settings refresh succeeded after failing for "), describe=gateway.log)
+
+
+def test_b3_settings_of_another_account_are_rejected(tmp_path):
+    """Row B3."""
+    sample = sample_document()
+    with Vendor(sample) as vendor, Gateway.of_vendor(tmp_path / "data", vendor, POLLING_TIME=200) as gateway:
+        assert gateway.status()["settings"]["version"] == sample["version"]
+        vendor.settings = orjson.dumps(sample | {"accountId": 999999, "version": 77})
+        wait_until(lambda: "account 999999" in (gateway.status()["last_poll"]["error"] or ""))
+        assert gateway.status()["settings"]["version"] == sample["version"]
+        assert "ACCOUNT_ID" in gateway.status()["last_poll"]["error"]
+        vendor.settings = orjson.dumps(sample | {"version": 78})
+        wait_until(lambda: gateway.status()["settings"]["version"] == 78)

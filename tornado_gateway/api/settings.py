@@ -19,6 +19,7 @@ from tornado_gateway.settings.incremental_json import parse
 from tornado_gateway.settings.mirror import Fetch, Snapshot
 from tornado_gateway.settings.pacing import empty_gradually, throttled
 from tornado_gateway.telemetry.attempts import TokenCheck
+from tornado_gateway.telemetry.turns import TURN_SECONDS, Turns
 from tornado_gateway.upstream.client import Dialect
 
 FetchDialect = Callable[[Dialect], Awaitable[bytes]]
@@ -26,7 +27,7 @@ FetchDialect = Callable[[Dialect], Awaitable[bytes]]
 MAIN = Dialect()
 API_VERSIONS = frozenset({"1", "3"})
 PLATFORMS = frozenset({"server", "client"})
-PULL_PAUSE_SECONDS = 1.0  # shortest interval between refreshes for clients
+PULL_PAUSE_SECONDS = TURN_SECONDS  # between two refreshes that clients cause, at all workers and in all dialects
 TOKEN_HEADERS = (b"x-webhook-token", b"x-vwo-auth")
 
 
@@ -57,6 +58,7 @@ class SettingsApi:
         wait_seconds: float,
         webhook_token: TokenCheck | None,
         client_address: ClientAddress,
+        turns: Turns | None = None,
     ) -> None:
         self._environments = environments
         self._pull = pull
@@ -69,7 +71,7 @@ class SettingsApi:
         self._others: dict[Dialect, _Responses] = {}
         self._fetching: dict[Dialect, asyncio.Task[_Responses | None]] = {}
         self._pulling: asyncio.Task[None] | None = None
-        self._pulled_at = -PULL_PAUSE_SECONDS
+        self._turns = turns or Turns()
 
     def settings_changed(self, snapshot: Snapshot) -> None:
         self._main = _responses(snapshot.served)
@@ -108,20 +110,22 @@ class SettingsApi:
             return json_error(error.status, str(error), [(b"Retry-After", b"%d" % error.retry_after_seconds)])
         if not is_right:
             return json_error(401, "The token does not match WEBHOOK_TOKEN.")
+        self._turns.take()  # a webhook does not wait, but it counts
         refreshed = await self._refresh()
         return Response(200, orjson.dumps({"refreshed": refreshed}))
 
     async def _refresh_after_pause(self) -> None:
         try:
-            await asyncio.sleep(self._pulled_at + PULL_PAUSE_SECONDS - time.monotonic())
-            await self._refresh()
+            wait_seconds = self._turns.take()
+            if wait_seconds is not None:  # otherwise many workers wait, and the current document has to do
+                await asyncio.sleep(wait_seconds)
+                await self._refresh()
         finally:
             self._pulling = None
 
     async def _refresh(self) -> bool:
-        self._pulled_at = time.monotonic()
         self._make_stale()
-        return await self._environments.default.mirror.refresh(self._pull)
+        return await self._environments.default.mirror.pull(self._pull)
 
     def _make_stale(self) -> None:
         self._others = {dialect: other._replace(made_at=0.0) for dialect, other in self._others.items()}
@@ -149,9 +153,12 @@ class SettingsApi:
     async def _fetch(self, dialect: Dialect, fetch: FetchDialect) -> _Responses | None:
         """Return the document in another dialect. If upstream fails, return the last one, or None."""
         try:
-            document = await fetch(dialect)
-            if prepared := await asyncio.to_thread(_prepare_unchecked, document):
-                self._others[dialect] = _responses(prepared)
+            wait_seconds = self._turns.take() if dialect in self._others else 0.0
+            if wait_seconds is not None:
+                await asyncio.sleep(wait_seconds)
+                document = await fetch(dialect)
+                if prepared := await asyncio.to_thread(_prepare_unchecked, document):
+                    self._others[dialect] = _responses(prepared)
         except UpstreamError:
             pass
         finally:

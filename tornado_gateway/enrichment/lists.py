@@ -12,6 +12,8 @@ from tornado_gateway.core import list_value
 from tornado_gateway.errors import UpstreamError
 
 FRESH_SECONDS = 300.0
+FAILURE_SECONDS = 2.0  # until a check that failed is tried again
+MAX_WAITING = 64  # checks that wait for VWO; further ones get the last known result
 CACHED_MEMBERSHIPS = 100_000
 
 Membership = tuple[str, str]  # list id, value as text
@@ -21,17 +23,23 @@ Ask = Callable[[str, str], Awaitable[bool]]
 class ListChecks:
     """A cache of list checks. `ask(list_id, value)` asks VWO and raises UpstreamError if there is no response."""
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(
+        self, ask: Ask, fresh_seconds: float = FRESH_SECONDS, failure_seconds: float = FAILURE_SECONDS
+    ) -> None:
         self._ask = ask
-        self._known: dict[Membership, tuple[bool, float]] = {}  # oldest first; with the time of the check
+        self._fresh_seconds = fresh_seconds
+        self._failure_seconds = failure_seconds
+        self._known: dict[Membership, tuple[bool, float]] = {}  # oldest first; with the time until which it counts
         self._asking: dict[Membership, asyncio.Task[bool]] = {}
 
     async def is_member(self, list_id: str, value: str) -> bool:
         key = (list_id, value)
         known = self._known.get(key)
-        if known is not None and time.monotonic() - known[1] < FRESH_SECONDS:
+        if known is not None and time.monotonic() < known[1]:
             return known[0]
         if key not in self._asking:
+            if len(self._asking) >= MAX_WAITING:
+                return known is not None and known[0]
             self._asking[key] = asyncio.create_task(self._refresh(key))
         return await asyncio.shield(self._asking[key])
 
@@ -49,15 +57,15 @@ class ListChecks:
         return dict(zip(wanted, members, strict=True))
 
     async def _refresh(self, key: Membership) -> bool:
+        seconds = self._fresh_seconds
         try:
             member = await self._ask(*key)
         except UpstreamError:
-            stale = self._known.get(key)
-            return stale is not None and stale[0]
+            member, seconds = self._known.get(key, (False, 0.0))[0], self._failure_seconds
         finally:
             del self._asking[key]
         self._known.pop(key, None)
-        self._known[key] = (member, time.monotonic())
+        self._known[key] = (member, time.monotonic() + seconds)
         if len(self._known) > CACHED_MEMBERSHIPS:
             del self._known[next(iter(self._known))]
         return member

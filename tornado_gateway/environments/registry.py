@@ -1,5 +1,6 @@
 """The environment that a request, or an event, belongs to. Nothing else compares accounts or keys with those served."""
 
+from tornado_gateway import core
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.fields import parameter_text, query_text, raw_query_value
@@ -9,6 +10,12 @@ from tornado_gateway.settings.mirror import Snapshot
 ACCOUNT_PARAMETERS = (b"accountId", b"a")
 KEY_PARAMETERS = (b"sdkKey", b"i")
 KNOWN_QUERIES = 1000  # checked query strings that are remembered
+
+
+def check_account(account_id: int | None, settings: core.Settings) -> None:
+    """Raise SettingsError for settings of another account than the configured one: events would be sent under it."""
+    if account_id is not None and settings.account_id != str(account_id):
+        raise core.SettingsError((f"they are of account {settings.account_id:.50}, not of ACCOUNT_ID {account_id}",))
 
 
 class Environments:

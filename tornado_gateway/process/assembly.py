@@ -34,7 +34,7 @@ from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
-from tornado_gateway.environments.registry import Environments
+from tornado_gateway.environments.registry import Environments, check_account
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink
@@ -45,6 +45,7 @@ from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.process.adoption import Adoption
+from tornado_gateway.process.certificate_expiry import report_part
 from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.location_parts import location_parts
 from tornado_gateway.process.open_files import max_connections, open_files_limit
@@ -122,7 +123,7 @@ class Assembly:
             *location_parts(self._config, self._store, self._location, self._owner),
             Part("environment", environment.start, environment.stop, STORE_REMEDY),
             Part("adoption", self._adoption.start, self._adoption.stop),
-            *([Part("certificates", self._certificates.start, self._certificates.stop)] if self._certificates else []),
+            *self._certificate_parts(),
             Part(
                 "server",
                 lambda: server.listen(sock=self._slot.sock),
@@ -132,6 +133,12 @@ class Assembly:
             Part("lag measurement", self._observer.start, self._observer.stop),
             Part("history", self._admin.start, self._admin.stop),
         ]
+
+    def _certificate_parts(self) -> list[Part]:
+        cert, key, certificates = self._config.tls_cert_path, self._config.tls_key_path, self._certificates
+        if certificates is None or cert is None or key is None:
+            return []
+        return [Part("certificates", certificates.start, certificates.stop), report_part(cert, key)]
 
     def status(self) -> dict[str, Any]:
         """Return the body of /status, which is that of the whole instance for any worker."""
@@ -175,6 +182,7 @@ class Assembly:
             sdk=core.Sdk(config.sdk_name, __version__),
             bootstrap=None if config.is_offline else config.settings_file,
             on_poll=self._observer.polled,
+            check=partial(check_account, config.account_id),
         )
 
     def _build_evaluator(self, lists: ListChecks) -> Evaluator:
@@ -232,6 +240,7 @@ class Assembly:
             wait_seconds=config.socket_timeout_seconds,
             webhook_token=webhook if config.webhook_token else None,
             client_address=build_client_address(config),
+            turns=slot.scoreboard.pull_turns,
         )
 
     def _build_admin(self) -> AdminApi:

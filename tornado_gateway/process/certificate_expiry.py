@@ -1,10 +1,41 @@
-"""Read the expiry of the gateway's certificate, for the doctor."""
+"""Read the expiry of the gateway's certificate, for the doctor and for a daily log line."""
 
 import contextlib
+import logging
 import ssl
+import time
+from functools import partial
 from pathlib import Path
 
 from tornado_gateway.http.certificates import CertificateError, server_context
+from tornado_gateway.process.parts import Part
+from tornado_gateway.tasks import Periodic
+
+logger = logging.getLogger(__name__)
+
+ENDING_DAYS = 14
+REPORT_SECONDS = 86_400.0
+
+
+def report_part(cert: Path, key: Path) -> Part:
+    """Return the part that logs an expired or ending certificate at the start and once a day."""
+    timer = Periodic(partial(report, cert, key), REPORT_SECONDS, jitter=0.1)
+
+    def start() -> None:
+        report(cert, key)
+        timer.start()
+
+    return Part("certificate report", start, timer.stop)
+
+
+def report(cert: Path, key: Path) -> None:
+    try:
+        days = (expiry(cert, key) - time.time()) / 86_400
+    except CertificateError as error:
+        logger.error("clients reject the TLS certificate: %s", error)
+    else:
+        if days < ENDING_DAYS:
+            logger.error("the TLS certificate %s expires in %.0f days", cert, days)
 
 
 def expiry(cert: Path, key: Path) -> float:

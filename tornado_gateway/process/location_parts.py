@@ -1,7 +1,9 @@
 """The location database as parts of a worker: opening, watching and, with a licence key, downloading it."""
 
 import asyncio
+import logging
 import socket
+import time
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +19,21 @@ from tornado_gateway.enrichment.location_download import (
 from tornado_gateway.errors import StoreError
 from tornado_gateway.process.parts import Part
 from tornado_gateway.store.interfaces import SHARED, Store
+from tornado_gateway.tasks import Periodic
 from tornado_gateway.upstream.curl import CurlPool
+
+logger = logging.getLogger(__name__)
+
+OLD_DAYS = 30  # MaxMind publishes twice a week
+REPORT_SECONDS = 86_400.0
 
 
 def location_parts(config: Config, store: Store, location: LocationReader, owner: str) -> list[Part]:
-    parts = [Part("location", partial(_open, location), location.stop)]
+    report = Periodic(partial(_report, location), REPORT_SECONDS, jitter=0.1)
+    parts = [
+        Part("location", partial(_open, location), location.stop),
+        Part("location report", report.start, report.stop),
+    ]
     if config.maxmind_license_key is not None and config.maxmind_user_id is not None and config.maxmind_db_path is None:
         parts.append(_download_part(config, store, location, owner))
     return parts
@@ -29,7 +41,17 @@ def location_parts(config: Config, store: Store, location: LocationReader, owner
 
 async def _open(location: LocationReader) -> None:
     await asyncio.to_thread(location.open)  # takes 0.5 s for a full-size database
+    _report(location)
     location.start()
+
+
+def _report(location: LocationReader) -> None:
+    """Log a database that is broken or old: at the start and once a day, because locations are wrong meanwhile."""
+    days = (location.age_seconds(time.time()) or 0.0) / 86_400
+    if location.error is not None:
+        logger.error("the location database was rejected, locations are unknown or outdated: %s", location.error)
+    elif days > OLD_DAYS:
+        logger.error("the location database %s is %.0f days old, locations are outdated", location.path, days)
 
 
 def _download_part(config: Config, store: Store, location: LocationReader, owner: str) -> Part:

@@ -11,6 +11,7 @@ from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.http.server import Server
 from tornado_gateway.process.adoption import Adoption
+from tornado_gateway.process.open_files import max_connections, open_files_limit
 from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.settings.mirror import SettingsMirror
 from tornado_gateway.store.interfaces import EventStore
@@ -87,7 +88,7 @@ class Publication:
             "uptime_seconds": round(time.monotonic() - self._started_at, 3),
             "state": self._state(),
             **self._traffic(),
-            **_environment_record(self._environment, self._store.failure),
+            **_environment_record(self._environment, self._store.failure, self._excess()),
         }
 
     def _traffic(self) -> dict[str, Any]:
@@ -95,8 +96,17 @@ class Publication:
         return {
             "connections": self._server.connections,
             "in_flight": self._server.in_flight,
+            "connections_limit": max_connections(open_files_limit()) or None,
+            "open_files_limit": open_files_limit(),
             "requests": {"total": requests, "decisions": decisions},
         }
+
+    def _excess(self) -> str | None:
+        """Return the problem in words if new clients get a 503, because this worker has no files left for them."""
+        limit = max_connections(open_files_limit())
+        if not limit or self._server.connections < limit:
+            return None
+        return f"too many connections: {limit} are open, and new ones get a 503; raise the limit of open files"
 
     def _state(self) -> str:
         if self._stopping.is_set():
@@ -104,7 +114,7 @@ class Publication:
         return "serving" if self._server.port else "starting"
 
 
-def _environment_record(environment: Environment, store_failure: str | None) -> dict[str, Any]:
+def _environment_record(environment: Environment, store_failure: str | None, excess: str | None) -> dict[str, Any]:
     mirror, flusher = environment.mirror, environment.flusher
     not_sent = environment.events.failure or store_failure or flusher.last.error
     poll, flush = mirror.last_poll, flusher.last
@@ -112,9 +122,15 @@ def _environment_record(environment: Environment, store_failure: str | None) -> 
         "settings": _settings_record(mirror),
         "events": {name: getattr(environment.events.counts, name) for name in EVENT_COUNTS},
         "reading": asdict(environment.waiting.reading(not_sent or flusher.retry_reason)),
-        "last_poll": {"at": poll.at, "age_seconds": poll.age_seconds(), "instance": poll.instance, "error": poll.error},
+        "last_poll": {
+            "at": poll.at,
+            "age_seconds": poll.age_seconds(),
+            "instance": poll.instance,
+            "error": poll.error,
+            "running_seconds": mirror.running_seconds(),
+        },
         "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
-        "last_error": not_sent or poll.error or flusher.notice,
+        "last_error": not_sent or poll.error or excess or flusher.notice,
     }
 
 

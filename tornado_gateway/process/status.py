@@ -21,7 +21,7 @@ def instance_status(scoreboard: Scoreboard, version: str) -> dict[str, Any]:
         "settings": reading.newest_settings,
         "events": _events(reading),
         "stuck": stuck,
-        "last_poll": max((worker["last_poll"] for worker in workers), key=_at, default=None),
+        "last_poll": _last_poll([worker["last_poll"] for worker in workers]),
         "last_flush": max(workers, key=_flush_order, default={"last_flush": None})["last_flush"],
         "last_error": next(errors, stuck and stuck["message"]),
         "workers": [_as_listed(worker) for worker in workers],
@@ -31,6 +31,12 @@ def instance_status(scoreboard: Scoreboard, version: str) -> dict[str, Any]:
 def _events(reading: InstanceReading) -> dict[str, Any]:
     oldest = {"oldest_at": reading.waiting.oldest_at, "oldest_unknown_since": reading.waiting.unknown_since}
     return {**reading.events, **oldest}
+
+
+def _last_poll(polls: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the newest poll, and how long a poll has been running at any worker."""
+    running = [poll["running_seconds"] for poll in polls if poll["running_seconds"] is not None]
+    return max(polls, key=_at) | {"running_seconds": max(running, default=None)} if polls else None
 
 
 def _at(last: dict[str, Any]) -> float:

@@ -7,8 +7,9 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tornado_gateway import core
@@ -73,7 +74,7 @@ class SettingsMirror:
 
     `fetch` gets the document from upstream (or reads the file, for a gateway without upstream). `bootstrap` is a file
     to start from if neither upstream nor the store has a document. `on_poll` is called after each poll with its outcome
-    ("changed", "unchanged" or "failed").
+    ("changed", "unchanged" or "failed"). `check` raises SettingsError for settings that may not be used here.
 
     Among all workers of a store the holder of a lease polls regularly; the others use the document that it stored.
     The lease is only a hint to avoid duplicate polls. A worker polls without it at its start, as long as it has no
@@ -94,6 +95,7 @@ class SettingsMirror:
         bootstrap: Path | None = None,
         start_patience_seconds: float = START_PATIENCE_SECONDS,
         on_poll: Callable[[str], None] = lambda outcome: None,
+        check: Callable[[core.Settings], None] = lambda settings: None,
     ) -> None:
         self.current: Snapshot | None = None
         self.last_poll = LastPoll()
@@ -103,11 +105,11 @@ class SettingsMirror:
         self._on_poll = on_poll
         self._fetch = fetch
         self._source = source
-        self._sdk = sdk
+        self._compile_checked = partial(_compile_checked, sdk=sdk, check=check)
         self._bootstrap = bootstrap
         self._confirmed: float | None = None  # monotonic: when upstream last confirmed that `current` is current
         self._rejected: tuple[bytes, core.SettingsError] | None = None
-        self._refreshing: asyncio.Task[bool] | None = None
+        self._refreshes = _Refreshes()
         self._replaced = ReplacedSettings()
         self._poller = _Poller(self, self._stored, poll_seconds, start_patience_seconds)
 
@@ -124,7 +126,7 @@ class SettingsMirror:
         await self._poller.start(wait_seconds)
 
     async def stop(self) -> None:
-        await end_tasks(*self._poller.stop(), *self._replaced.tasks, self._refreshing)
+        await end_tasks(*self._poller.stop(), *self._replaced.tasks, self._refreshes.task)
         await self._stored.release_lease()
 
     def age_seconds(self) -> float | None:
@@ -149,11 +151,24 @@ class SettingsMirror:
 
     # --- Refreshing ---
 
-    async def refresh(self, fetch: Fetch | None = None) -> bool:
+    async def refresh(self) -> bool:
         """Get the document now and use it if it is good. Concurrent calls share one request. False if that failed."""
-        if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self._refresh(fetch or self._fetch))
-        return await asyncio.shield(self._refreshing)
+        if not self._refreshes.is_running:
+            self._refreshes.start(self._refresh(self._fetch))
+        return await self._refreshes.outcome()
+
+    async def pull(self, fetch: Fetch) -> bool:
+        """Refresh with a request that starts after this call, because an earlier one may return an older document."""
+        before = self._refreshes.count
+        if self._refreshes.is_running:
+            await self._refreshes.outcome()
+        if self._refreshes.count == before:
+            self._refreshes.start(self._refresh(fetch))
+        return await self._refreshes.outcome()
+
+    def running_seconds(self) -> float | None:
+        """Return for how long the current request has been running; None if there is none."""
+        return max(0.0, time.monotonic() - self._refreshes.started_at) if self._refreshes.is_running else None
 
     async def _refresh(self, fetch: Fetch) -> bool:
         before = self.current
@@ -191,9 +206,8 @@ class SettingsMirror:
     async def _compile(self, document: bytes) -> CompiledDocument:
         """Compile in a thread, at a slow pace if there are settings to serve requests with meanwhile."""
         yield_point = throttled() if self.current else core.never_yield
-        return await asyncio.get_running_loop().run_in_executor(
-            None, compile_document, document, self._sdk, yield_point
-        )
+        compile_here = partial(self._compile_checked, document, yield_point)
+        return await asyncio.get_running_loop().run_in_executor(None, compile_here)
 
     def _use(self, compiled: CompiledDocument, document: bytes, version: int, source: str) -> None:
         before = self.current
@@ -251,6 +265,36 @@ class SettingsMirror:
             return
         self._use(compiled, document, 0, "file")
         self._confirmed = time.monotonic() - max(0.0, time.time() - path.stat().st_mtime)
+
+
+class _Refreshes:
+    """The requests for settings, one at a time."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[bool] | None = None
+        self.count = 0  # of requests so far
+        self.started_at = 0.0  # monotonic
+
+    @property
+    def is_running(self) -> bool:
+        return self.task is not None and not self.task.done()
+
+    def start(self, refresh: Coroutine[None, None, bool]) -> None:
+        self.count += 1
+        self.started_at = time.monotonic()
+        self.task = asyncio.create_task(refresh)
+
+    async def outcome(self) -> bool:
+        """Wait for the last request."""
+        return self.task is not None and await asyncio.shield(self.task)
+
+
+def _compile_checked(
+    document: bytes, yield_point: Callable[[], None], sdk: core.Sdk, check: Callable[[core.Settings], None]
+) -> CompiledDocument:
+    compiled = compile_document(document, sdk, yield_point)
+    check(compiled.settings)
+    return compiled
 
 
 class _Poller:

@@ -34,6 +34,7 @@ import orjson
 from tornado_gateway.telemetry import waiting
 from tornado_gateway.telemetry.attempts import Attempts
 from tornado_gateway.telemetry.slots import WORD_BYTES, Slots, bytes_for
+from tornado_gateway.telemetry.turns import Turns
 
 WorkerRecord = dict[str, Any]
 
@@ -71,6 +72,7 @@ class Scoreboard:
         self.started_at = time.monotonic()
         self.admin_attempts = Attempts(rows)
         self.webhook_attempts = Attempts(rows)
+        self.pull_turns = Turns()
         recent_bytes = bytes_for(RECENT_BYTES)
         self.recent = Slots(mmap.mmap(-1, rows * recent_bytes), rows, recent_bytes)  # newest events of each worker
         records_bytes = (rows + 1) * ROW_BYTES  # the last row is for the totals

@@ -52,9 +52,9 @@ class Patience:
 class Upstream:
     """One account at VWO.
 
-    `url` serves settings and lookups, `collect_url` receives events. `timeout_seconds` bounds connecting and each whole
-    request; a request with events is bounded by its progress (see `Patience`). `on_response` is called after each
-    request with its purpose and its status, 0 if there was no response.
+    `url` serves settings and list checks, `collect_url` receives events and evaluates segments about them.
+    `timeout_seconds` bounds connecting and each whole request; a request with events is bounded by its progress (see
+    `Patience`). `on_response` is called after each request with its purpose and its status, 0 if there was no response.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Upstream:
         self._collect_url = collect_url.rstrip("/")
         self._account = Identity(account_id, sdk_key)
         self._prefix = ""
+        self._lists_prefix = ""
         self._sdk = {"sn": sdk_name, "sv": sdk_version}
         self._on_response = on_response
         pool = partial(CurlPool, user_agent=f"{sdk_name}/{sdk_version}", timeout_seconds=timeout_seconds)
@@ -88,8 +89,9 @@ class Upstream:
         self._account = account
 
     def use_collection_prefix(self, prefix: str | None) -> None:
-        """Put this in front of the paths of events and lookups from now on. It follows the settings."""
+        """Put this in front of the paths of events and event segments from now on. It follows the settings."""
         self._prefix = f"/{prefix}" if prefix else ""
+        self._lists_prefix = self._lists_prefix and self._prefix
 
     def close(self) -> None:
         for pool in (self._events, self._settings, self._lookups):
@@ -123,15 +125,30 @@ class Upstream:
         await self._post("event", f"{self._prefix}/events/t?{query}", document, JSON_HEADERS)
 
     async def check_attribute(self, list_id: str, value: str) -> bool:
-        """Return True if the value is in the list (wire contract A.3)."""
+        """Return True if the value is in the list (wire contract A.3).
+
+        SDKs ask without the collection prefix (wire contract B.2). If that is not found, it is tried with it, and the
+        form that was found is used from then on.
+        """
         account_id, sdk_key = self._account
         query = urlencode({"attribute": value, "listId": list_id, "accountId": account_id, "sdkKey": sdk_key})
-        body = await self._fetch("list check", self._lookups, f"{self._url}{self._prefix}/check-attribute?{query}")
+        try:
+            return await self._check_list(self._lists_prefix, query)
+        except UpstreamError as error:
+            if error.status != 404 or not self._prefix:
+                raise
+        other = "" if self._lists_prefix else self._prefix
+        is_member = await self._check_list(other, query)
+        self._lists_prefix = other
+        return is_member
+
+    async def _check_list(self, prefix: str, query: str) -> bool:
+        body = await self._fetch("list check", self._lookups, f"{self._url}{prefix}/check-attribute?{query}")
         return body.strip() == b"true"
 
     async def evaluate_event_dsl(self, query: str, body: bytes) -> bytes:
-        """Evaluate segments about past events, which only VWO knows."""
-        url = f"{self._url}{self._prefix}/evaluate-event-dsl?{query}"
+        """Evaluate segments about past events, which only VWO knows (wire contract B.2)."""
+        url = f"{self._collect_url}{self._prefix}/evaluate-event-dsl?{query}"
         return await self._fetch("event segments", self._lookups, url, body)
 
     async def _post(self, purpose: str, target: str, body: bytes, headers: Mapping[str, str]) -> None:

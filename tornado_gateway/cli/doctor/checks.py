@@ -47,7 +47,7 @@ async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIter
     if damaged := find_damaged(config.data_dir):
         yield damaged
     yield check_disk(config.data_dir, machine)
-    yield check_open_files(machine)
+    yield await asyncio.to_thread(check_open_files, config, machine)
     yield await asyncio.to_thread(check_port, config)
     if config.tls_cert_path and config.tls_key_path:
         yield check_certificate(config.tls_cert_path, config.tls_key_path, machine)

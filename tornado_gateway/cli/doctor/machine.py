@@ -15,11 +15,9 @@ from tornado_gateway.config import Config
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import GatewayError
 from tornado_gateway.process import open_files
-from tornado_gateway.process.certificate_expiry import expiry
+from tornado_gateway.process.certificate_expiry import ENDING_DAYS, expiry
+from tornado_gateway.process.location_parts import OLD_DAYS
 from tornado_gateway.process.parent.sockets import bind
-
-GEO_OLD_DAYS = 30  # MaxMind publishes twice a week
-CERTIFICATE_DAYS = 14
 
 
 def _free_bytes(path: Path) -> int:
@@ -49,17 +47,31 @@ def check_location(config: Config, settings: core.Settings | None, machine: Mach
         return Finding("geoip", FAIL, "geo-broken", reader.error or f"{path} cannot be read")
     days = (reader.age_seconds(machine.now()) or 0) / 86400
     reader.close()
-    if days > GEO_OLD_DAYS:
+    if days > OLD_DAYS:
         return Finding("geoip", WARN, "geo-old", f"{path} is {days:.0f} days old")
     return Finding("geoip", OK, OK, f"{reader.database_type or path}, {days:.0f} days old")
 
 
-def check_open_files(machine: Machine) -> Finding:
-    limit = machine.open_files()
+def check_open_files(config: Config, machine: Machine) -> Finding:
+    """Check the limit of the running gateway. If none runs, that of this command counts."""
+    running = _limit_of_gateway(config)
+    limit = machine.open_files() if running is None else running
     if open_files.is_sufficient(limit):
         return Finding("open files", OK, OK, "unlimited" if limit == resource.RLIM_INFINITY else f"{limit}")
-    message = f"{open_files.shortage(limit)}; a service can have another limit than this command"
+    unsure = "; a service can have another limit than this command" if running is None else ""
+    message = f"{open_files.shortage(limit)}{unsure}"
     return Finding("open files", FAIL if limit < open_files.FEW else WARN, "open-files", message)
+
+
+def _limit_of_gateway(config: Config) -> int | None:
+    """Return the lowest limit of the workers, None if no gateway responds."""
+    try:
+        status, answer = Client(config).request("/status")
+    except ClientError:
+        return None
+    workers = answer.get("workers") if status == 200 and isinstance(answer, dict) else None
+    limits = [worker["open_files_limit"] for worker in workers or () if "open_files_limit" in worker]
+    return min((limit for limit in limits if limit != resource.RLIM_INFINITY), default=limits[0] if limits else None)
 
 
 def check_port(config: Config) -> Finding:
@@ -92,6 +104,6 @@ def check_certificate(cert: Path, key: Path, machine: Machine) -> Finding:
         days = (expiry(cert, key) - machine.now()) / 86400
     except GatewayError as error:
         return Finding("certificate", FAIL, "certificate", str(error))
-    if days < CERTIFICATE_DAYS:
+    if days < ENDING_DAYS:
         return Finding("certificate", WARN, "certificate-ending", f"{cert} expires in {days:.0f} days")
     return Finding("certificate", OK, OK, f"{cert}, valid for {days:.0f} days")

@@ -28,19 +28,21 @@ async def check_redis(config: Config) -> Finding:
         return Finding("redis", OK, OK, "not configured: the embedded store in DATA_DIR is used")
     before = time.monotonic()
     try:
-        can_notify = await _use_redis(config)
+        can_notify, risks = await _use_redis(config)
     except StoreError as error:
         code = "redis-tls" if await _is_silent_to_tls(config, error) else _code_of_redis(str(error))
         return Finding("redis", FAIL, code, str(error))
     if not can_notify:
         return Finding("redis", WARN, "redis-channels", "the user lacks the permission to publish (ACL)")
+    if risks:
+        return Finding("redis", WARN, "redis-loses", "; ".join(risks))
     milliseconds = (time.monotonic() - before) * 1000
     with_tls = ", TLS" if config.redis_enable_tls else ""
     return Finding("redis", OK, OK, f"wrote and read in {milliseconds:.0f} ms{with_tls}")
 
 
-async def _use_redis(config: Config) -> bool:
-    """Write to Redis. Return whether its channel can be used, too."""
+async def _use_redis(config: Config) -> tuple[bool, list[str]]:
+    """Write to Redis. Return whether its channel can be used, too, and in which ways it can lose events."""
     from tornado_gateway.store.redis.events import open_redis  # not needed without Redis
     from tornado_gateway.store.redis.state import RedisState
 
@@ -50,7 +52,9 @@ async def _use_redis(config: Config) -> bool:
         await state.open()
         await state.acquire_lease("doctor", owner)  # a write, which a replica or a full Redis rejects
         await state.release_lease("doctor", owner)
-        return not isinstance(state, RedisState) or await state.can_notify()
+        if not isinstance(state, RedisState):
+            return True, []
+        return await state.can_notify(), list(await state.risks())
     finally:
         await state.close()
 
