@@ -69,6 +69,7 @@ class Connection(asyncio.Protocol):
         "queued_bytes",
         "reader",
         "since",
+        "slice_bytes",
         "stopping",
         "tls",
         "waiting",
@@ -80,6 +81,7 @@ class Connection(asyncio.Protocol):
         self.find = options.find
         self.on_response = options.on_response
         self.max_pipelined = options.limits.max_pipelined
+        self.slice_bytes = options.slice_bytes
         self.stopping = stopping
         self.reader = Reader(options, self._serve)
         self.output = Output(self._block, self._resume_serving)
@@ -120,7 +122,7 @@ class Connection(asyncio.Protocol):
         started = reader.phase
         if started >= ENDED:
             return
-        if self.blocked or len(data) > self.options.slice_bytes:
+        if self.blocked or len(data) > self.slice_bytes:
             self._hold_and_pump(data)
             return
         self.corked = True
@@ -131,16 +133,13 @@ class Connection(asyncio.Protocol):
             failure = error  # handled below: in here it would become the context of the next failure
         if failure is not None:
             reader.resume(failure, data, started)
-        elif reader.phase:
+        elif reader.phase or started:
             reader.end_slice(data, started)
-        elif started:
-            reader.incomplete.partial = None
         self.corked = False
         if reader.phase or self.blocked or self.stopping:
             self.flush()
-        output = self.output
-        if output.pieces:
-            output.write_out()
+        if self.output.pieces:
+            self.output.write_out()
 
     def eof_received(self) -> bool:
         """Respond to the requests of a client that sends no more but may still read. TLS has no such half-close."""
@@ -176,7 +175,7 @@ class Connection(asyncio.Protocol):
     # --- Reading ---
 
     def _hold_and_pump(self, data: bytes) -> None:
-        size = self.options.slice_bytes
+        size = self.slice_bytes
         self.held.extend(data[at : at + size] for at in range(0, len(data), size))
         self._pump()
 
@@ -248,9 +247,11 @@ class Connection(asyncio.Protocol):
 
     def _serve(self, request: Request) -> None:
         try:
-            handler = self.find(request.method, request.path) or self._other_handler(request)
+            handler = self.find(request.method, request.path)
             if handler is None:
-                return
+                handler = self._other_handler(request)
+                if handler is None:
+                    return
             response = handler(request)
         except Exception as error:
             response = error_response(request, error)
@@ -359,9 +360,8 @@ class Connection(asyncio.Protocol):
             self._settle()
 
     def _send(self, request: Request, response: Response) -> None:
-        lines = self.options.extra_header_lines(request) if request.wants_echo else b""
         plain = request.keep_alive and request.version == "1.1" and request.method != b"HEAD" and not self.stopping
-        data = response.encoded if plain and not lines else self._render(request, response, lines)
+        data = response.encoded if plain and not request.wants_echo else self._render(request, response)
         if self.on_response is not None:
             self.count(request, response.status)
         request.charge = None  # now, because a traceback may keep the request
@@ -369,11 +369,13 @@ class Connection(asyncio.Protocol):
         output.pieces.append(data)
         output.size += len(data)
         if output.size >= WRITE_BYTES:
-            output.write_out()
+            output.write_pieces()
 
-    def _render(self, request: Request, response: Response, lines: bytes) -> bytes:
+    def _render(self, request: Request, response: Response) -> bytes:
         """Return the bytes of the response; of a large one the body, with its head already in the output."""
-        lines = self.connection_line(request) + lines
+        lines = self.connection_line(request)
+        if request.wants_echo:
+            lines += self.options.extra_header_lines(request)
         if len(response.body) < WRITE_BYTES or request.method == b"HEAD":
             return response.render(lines, request.method == b"HEAD")
         self.output.put(response.head(lines))

@@ -22,7 +22,8 @@ def _nothing() -> None:
 
 @final
 class Output:
-    """Collects the responses of one turn in `pieces`, of `size` bytes together, and writes them with `write_out`.
+    """Collects the responses of one turn in `pieces`, of `size` bytes together, and writes them with `write_out`, or at
+    once with `write_pieces` if they reach `WRITE_BYTES`.
 
     `on_full` is called when the peer has to read before more may be written, `on_drained` when it has done so.
     """
@@ -64,18 +65,19 @@ class Output:
         self.size += len(data)
 
     def write_out(self) -> None:
-        """Write all pieces."""
+        """Write all pieces, which are smaller than `WRITE_BYTES` together."""
         pieces = self.pieces
-        if self.size >= WRITE_BYTES or self.unsent_bytes:
-            self._write_pieces()
+        if self.unsent_bytes:
+            self.write_pieces()
             return
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self.size = 0
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(data)
+        transport = self.transport
+        if transport is not None and not transport.is_closing():
+            transport.write(data)
 
-    def _write_pieces(self) -> None:
+    def write_pieces(self) -> None:
         """Write pieces that may be large, after the unsent ones. Pieces are joined only up to `WRITE_BYTES`."""
         pieces, self.pieces, self.size = self.pieces, [], 0
         if self.open_transport() is None:
@@ -160,7 +162,7 @@ class Output:
             return future
         for piece in pieces:
             self.put(piece)
-        self.write_out()
+        self.write_pieces()
         if self.is_paused or self.unsent_bytes:
             self._writers.append(future)
         else:

@@ -152,7 +152,6 @@ class Reader:
         self.url = self.body = b""
         self.fields = self.head_headers = []
         self.noted = 0
-        self.incomplete.seen_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -293,18 +292,21 @@ class Reader:
             if self.options.lenient is not None:
                 incomplete.remember(data, started, limits.max_header_bytes + self.options.slice_bytes)
             # In the first slice, bytes of earlier messages do not count.
-            incomplete.seen_bytes += len(data) if incomplete.seen_bytes else self._head_size()
+            is_first = started != HEAD or not incomplete.seen_bytes
+            incomplete.seen_bytes = self._head_size() if is_first else incomplete.seen_bytes + len(data)
             if incomplete.seen_bytes > limits.max_header_bytes:
                 self.reject(HEAD_TOO_LARGE)
             return
         incomplete.partial = None
-        if self.phase == BODY:
-            try:
-                self._check_incomplete_body(len(data))
-            except _RejectedError as rejected:
-                self.reject(rejected.response)
-            else:
-                self._charge(None)
+        if self.phase != BODY:
+            incomplete.seen_bytes = 0
+            return
+        try:
+            self._check_incomplete_body(len(data))
+        except _RejectedError as rejected:
+            self.reject(rejected.response)
+        else:
+            self._charge(None)
 
     def _charge(self, request: Request | None) -> None:
         """Count the body against the budget: the unfinished one, or that of a complete request."""
