@@ -35,7 +35,7 @@ def _events(reading: InstanceReading) -> dict[str, Any]:
 
 def _last_poll(polls: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the newest poll, and how long a poll has been running at any worker."""
-    running = [poll["running_seconds"] for poll in polls if poll["running_seconds"] is not None]
+    running = [seconds for poll in polls if (seconds := poll.get("running_seconds")) is not None]
     return max(polls, key=_at) | {"running_seconds": max(running, default=None)} if polls else None
 
 
