@@ -63,6 +63,8 @@ def test_wrong_methods_are_told_which_are_right(gateway, method, path):
         assert "access-control-allow-origin" not in answer.headers
 
 
-def test_an_unknown_prefix_is_no_prefix(get):
-    answer = get("/us-01/get-user-details")
-    assert (answer.status, answer.headers["content-type"], answer.json()["status"]) == (404, JSON, 0)
+def test_d15_one_unknown_prefix_is_skipped(get):
+    assert get("/us01/get-user-details").status == 200
+    for path in ("/us01/us01/get-user-details", "/ninechars/get-user-details", "/US01/get-user-details"):
+        answer = get(path)
+        assert (answer.status, answer.headers["content-type"], answer.json()["status"]) == (404, JSON, 0)

@@ -57,10 +57,6 @@ ENCODED: Final = 1000
 _SLASH: Final = 47  # of ASCII
 
 
-def _drop(request: Request) -> None:
-    pass
-
-
 class _RejectedError(Exception):
     """Raised inside a parser callback to stop parsing: `response` is the last one that the client gets."""
 
@@ -331,7 +327,7 @@ class Reader:
     def release(self) -> None:
         """Break the reference cycles with the parser and the connection."""
         self.parser = self.incomplete.charge = None
-        self.deliver = _drop
+        self.deliver = lambda request: None
 
     def rejected_request(self) -> Request:
         """Return the known parts of the request that has been rejected."""

@@ -11,7 +11,7 @@ from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.http.server import Server
 from tornado_gateway.process.adoption import Adoption
-from tornado_gateway.process.open_files import max_connections, open_files_limit
+from tornado_gateway.process.open_files import open_files_limit
 from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.settings.mirror import SettingsMirror
 from tornado_gateway.store.interfaces import EventStore
@@ -96,14 +96,14 @@ class Publication:
         return {
             "connections": self._server.connections,
             "in_flight": self._server.in_flight,
-            "connections_limit": max_connections(open_files_limit()) or None,
+            "connections_limit": self._server.options.limits.max_connections or None,
             "open_files_limit": open_files_limit(),
             "requests": {"total": requests, "decisions": decisions},
         }
 
     def _excess(self) -> str | None:
         """Return the problem in words if new clients get a 503, because this worker has no files left for them."""
-        limit = max_connections(open_files_limit())
+        limit = self._server.options.limits.max_connections
         if not limit or self._server.connections < limit:
             return None
         return f"too many connections: {limit} are open, and new ones get a 503; raise the limit of open files"

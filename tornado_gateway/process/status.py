@@ -12,8 +12,7 @@ _INTERNAL = frozenset({"row", "generation", "adopted", "is_queue_shared", "last_
 def instance_status(scoreboard: Scoreboard, version: str) -> dict[str, Any]:
     """Return the body of /status. Where workers differ, the one with the newest information counts."""
     reading = scoreboard.read_all()
-    workers = reading.workers
-    stuck = reading.waiting.stuck
+    workers, stuck = reading.workers, reading.waiting.stuck
     errors = (worker["last_error"] for worker in workers if worker["last_error"])
     return {
         "version": version,

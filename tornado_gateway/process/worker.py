@@ -34,8 +34,7 @@ class Worker:
         self.environments = assembly.environments
         self.parts = assembly.parts()
         self._address = f"{'https' if config.tls_cert_path else 'http'}://{config.host}"
-        self._server = assembly.server
-        self._publication = assembly.publication
+        self._server, self._publication = assembly.server, assembly.publication
         self._stopping = assembly.stopping
         self._drain_seconds = config.drain_seconds
         self._entered = AsyncExitStack()

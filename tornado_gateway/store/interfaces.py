@@ -197,7 +197,7 @@ class StateStore(Protocol):
         """
 
     async def aliases(self, ids: Sequence[str]) -> dict[str, str]:
-        """Return the user id for which each id stands in the end; ids that are no aliases are left out."""
+        """Return the root of each id that is an alias; ids that are no aliases are left out."""
 
     async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, StickyRecord]:
         """Return the sticky decisions of a visitor under these keys (decision engine 3.9), without unknown ones."""

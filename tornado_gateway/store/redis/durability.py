@@ -10,7 +10,7 @@ NO_EPOCH = "-"
 
 
 class Ledger:
-    """The numbers of events that Redis holds, as of its last reply (see scripts/ledger.lua).
+    """The numbers of events that Redis holds, as of its last reply (see `ledger.lua`).
 
     An event is lost if Redis held it and no longer does: it was emptied, restarted without persistence, restored from
     an older copy, or has evicted keys. The number of several processes together can be off by the events that the

@@ -186,7 +186,7 @@ def _aliases(connection: sqlite3.Connection, namespace: str, ids: Sequence[str])
 
 
 def _root_of(connection: sqlite3.Connection, namespace: str, id_: str) -> str:
-    """Return the id for which an id stands in the end. A cycle, which version 0.1 could store, ends."""
+    """Return the root of an id: the last one in its chain of aliases. A cycle, which version 0.1 could store, ends."""
     seen = [id_]
     while len(seen) <= MOST_STEPS and (user := _user_of(connection, namespace, seen[-1])) and user not in seen:
         seen.append(user)

@@ -1,4 +1,4 @@
--- The id for which an id stands in the end. A cycle, which version 0.1 could store, ends.
+-- The root of an id: the last one in its chain of aliases. A cycle, which version 0.1 could store, ends.
 local MOST_STEPS = 64
 local function root_of(id)
     local root, seen = id, {[id] = true}
