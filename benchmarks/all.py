@@ -8,15 +8,23 @@ import traceback
 
 from measure import UnavailableError, end_cleanly_when_told, say
 
+UNASKED = ("instructions",)  # only if they are named
 QUESTIONS = ("getflag", "events", "userdetails", "settings", "flush", "latency", "scale", "peers")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("questions", nargs="*", choices=[*QUESTIONS, []], metavar="question", help=", ".join(QUESTIONS))
+    parser.add_argument(
+        "questions",
+        nargs="*",
+        choices=[*QUESTIONS, *UNASKED, []],
+        metavar="question",
+        help=", ".join(QUESTIONS + UNASKED),
+    )
     parser.add_argument("--quick", action="store_true", help="one short round of everything")
+    parser.add_argument("--compare", action="store_true", help="instructions with the stored ones, which stay")
     options = parser.parse_args()
-    sys.argv[1:] = ["--quick"] if options.quick else []
+    sys.argv[1:] = ["--quick"] * options.quick + ["--compare"] * options.compare
     failed = [question for question in options.questions or QUESTIONS if not answered(question)]
     if failed:
         say(f"failed: {', '.join(failed)}")
@@ -28,7 +36,8 @@ def answered(question: str) -> bool:
     started = time.monotonic()
     say(f"{question} ...")
     try:
-        importlib.import_module(question).main()
+        if importlib.import_module(question).main():  # only those that compare return something
+            return False
     except UnavailableError as reason:
         say(f"{question} is skipped: {reason}")
         return True

@@ -98,7 +98,7 @@ def read_effort(options: argparse.Namespace) -> Effort:
 
 @contextlib.contextmanager
 def process(
-    *command: object, cores: Sequence[int], ready: Callable[[], bool], **environment: object
+    *command: object, cores: Sequence[int], ready: Callable[[], bool], seconds: float = 30.0, **environment: object
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process on the given cores, once `ready` says so; ended afterwards, and with this process in any case."""
     variables = {"PATH": os.environ["PATH"], "PYTHONPATH": COMPILED, "HOME": tempfile.gettempdir()}
@@ -107,14 +107,14 @@ def process(
     with tempfile.TemporaryFile() as log:
         running = subprocess.Popen(pinned, env=variables, stdout=log, stderr=log)
         try:
-            _wait_until_ready(running, ready, log)
+            _wait_until_ready(running, ready, seconds, log)
             yield running
         finally:
             _end(running)
 
 
-def _wait_until_ready(running: subprocess.Popen[bytes], ready: Callable[[], bool], log: Any) -> None:
-    deadline = time.monotonic() + 30
+def _wait_until_ready(running: subprocess.Popen[bytes], ready: Callable[[], bool], seconds: float, log: Any) -> None:
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and running.poll() is None:
         with contextlib.suppress(OSError):
             if ready():

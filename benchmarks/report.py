@@ -106,7 +106,8 @@ def _cell(row: Row, column: Column) -> str:
 def _circumstances(document: Mapping[str, Any]) -> str:
     machine, effort = document["machine"], document["effort"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    rounds = f"{effort['rounds']} round{'s' if effort['rounds'] > 1 else ''} of {effort['seconds']:g} s"
+    rounds = f"{effort['rounds']} round{'s' if effort['rounds'] > 1 else ''}"
+    rounds += f" of {effort['seconds']:g} s" if effort["seconds"] else ""
     where = f"{machine['cpu']}, {machine['cores']} cores, load average {machine['load_before']:.1f}"
     return "\n".join([*document["notes"], f"{rounds}, {document['when']}, {where}; {versions}."])
 
