@@ -58,7 +58,7 @@ def test_d4_a_body_with_few_levels_is_served(gateway):
 
 
 @pytest.mark.parametrize(
-    "name", ["x\r\nSet-Cookie: a=b", "x\0y", "n" * 900_000, 'quote"\\', "k\u00e4se"], ids=lambda name: repr(name[:9])
+    "name", ["x\r\nSet-Cookie: a=b", "x\0y", "n" * 60_000, 'quote"\\', "k\u00e4se"], ids=lambda name: repr(name[:9])
 )
 def test_d4_the_warning_is_printable_and_short(gateway, name):
     for fields in ({"attributes": {name: [1]}}, {"attributes": {name: {"a": 1}}}, {"attributeKey": name}):
@@ -287,12 +287,12 @@ def test_d12_a_coded_body_is_decoded(gateway, coding, body):
 
 def test_d12_coded_events_arrive(gateway, vendor):
     event = {"d": {"msgId": "D12", "event": {"name": "purchase", "props": {"sku": "coded"}}}}
-    before = len(vendor.events)
+    arrived = lambda: [found for found in vendor.events if found["d"].get("msgId") == "D12"]  # noqa: E731
     for path, body in (("/events/t", event), ("/server-side/batch-events-v2", {"ev": [event]})):
         answer = ask(gateway.port, "POST", path, gzipped(orjson.dumps(body)), {"Content-Encoding": "gzip"})
         assert answer.status == 200
-    vendor.wait_for_events(before + 2)
-    assert vendor.events[before:] == [event, event]
+    vendor.wait_until(lambda: len(arrived()) >= 2)
+    assert arrived() == [event, event]
 
 
 REJECTED = {

@@ -294,7 +294,7 @@ def test_fault_12_redis_that_refuses_connections(patient):
 
 @needs_redis_server
 def test_fault_13_redis_with_another_password(patient, tmp_path):
-    with RedisServer(tmp_path / "redis", requirepass="right") as redis:
+    with RedisServer(tmp_path / "redis", requirepass="right", appendonly="yes") as redis:
         options = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": redis.port}
         for given in ({}, {"REDIS_PASSWORD": "wrong-password"}):
             findings = patient.findings(**options, **given)
@@ -317,7 +317,7 @@ def test_redis_with_tls(patient, tmp_path):
     tls = {"tls_port": port, "tls_cert_file": cert, "tls_key_file": key, "tls_auth_clients": "no"}
     options = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": port, "REDIS_ENABLE_TLS": "true"}
     checked = {"REDIS_TLS_REJECT_UNAUTHORIZED": "true"}
-    with RedisServer(tmp_path / "server", **tls):
+    with RedisServer(tmp_path / "server", **tls, appendonly="yes"):
         good = patient.findings(**options, **checked, REDIS_TLS_CA_PATH=cert)["redis"]
         assert (good.code, good.message.endswith("TLS")) == ("ok", True)
         assert patient.findings(**options, **checked)["redis"].code == "redis-tls", "nobody vouches for it"
@@ -334,7 +334,7 @@ def test_redis_that_cannot_be_written_to(patient, tmp_path):
 @needs_redis_server
 def test_g5_a_redis_user_without_the_right_to_channels(patient, tmp_path):
     """Row G5."""
-    with RedisServer(tmp_path / "redis") as redis:
+    with RedisServer(tmp_path / "redis", appendonly="yes") as redis:
         redis.command("ACL", "SETUSER", "gateway", "on", ">secret", "~{fme:*", "resetchannels", "+@all")
         user = {"REDIS_USERNAME": "gateway", "REDIS_PASSWORD": "secret"}
         options = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": redis.port, **user}

@@ -27,8 +27,8 @@ async def bury(directory):
     events = SqliteEvents(directory)
     await events.open()
     await events.append([NewChunk(1, document(n, BODY_BYTES), "", Identity("1", KEY)) for n in range(LETTERS)])
-    chunks = await events.claim(LETTERS)
-    await events.settle(chunks, [(NewChunk(c.count, c.body, "", c.identity), "answered 400") for c in chunks])
+    while chunks := await events.claim(LETTERS):  # a claim is limited in bytes
+        await events.settle(chunks, [(NewChunk(c.count, c.body, "", c.identity), "answered 400") for c in chunks])
     await events.close()
 
 

@@ -38,7 +38,7 @@ def test_d3_bodies_without_their_last_bytes_stay_within_the_budget(serve):
     for client in clients:
         client.sock.settimeout(60)
     for client in clients[-5:]:
-        answer = client.answer()
+        answer = client.response()
         rejected += (answer.status, answer.error, answer.headers["retry-after"]) == (
             503,
             "too many large requests are in progress",
@@ -54,7 +54,7 @@ def test_d3_a_body_waits_until_there_is_room(serve):
     late = live.connect().send(post("/echo", b"y" * 100 * KIB))
     late.assert_silent()
     first[0].sock.close()
-    assert late.answer().status == 200
+    assert late.response().status == 200
     live.until(lambda: used(live) <= 300 * KIB)
 
 
@@ -64,7 +64,7 @@ def test_d3_a_share_ends_with_its_request(serve, end):
     client = unfinished(live, 100 * KIB)
     live.until(lambda: used(live) > 90 * KIB)
     if end == "finish":
-        assert client.send(b"x").answer().status == 200
+        assert client.send(b"x").response().status == 200
     elif end == "close":
         client.sock.close()
     else:
@@ -76,7 +76,7 @@ def test_d3_a_request_in_flight_counts_with_its_parsed_form(serve):
     live = serve(limits=LIMITS._replace(max_bodies_bytes=1 << 20))
     client = live.connect().send(post("/async?1", b"x" * 100 * KIB))
     live.until(lambda: used(live) == PARSED_FACTOR * 100 * KIB)
-    assert client.answer().status == 200
+    assert client.response().status == 200
     live.until(lambda: used(live) == 0)
 
 
@@ -85,8 +85,8 @@ def test_d3_pipelined_requests_behind_a_starved_body_are_not_lost(serve):
     holders = [unfinished(live, 300 * KIB) for _ in range(2)]
     live.until(lambda: used(live) > 512 * KIB)
     client = live.connect().send(get("/const") + post("/echo", b"z" * 50 * KIB) + get("/const"))
-    assert client.answer().body == b'"const"'
+    assert client.response().body == b'"const"'
     holders[0].sock.close()
-    assert client.answer().json["body"] == "z" * 50 * KIB
-    assert client.answer().body == b'"const"'
+    assert client.response().json["body"] == "z" * 50 * KIB
+    assert client.response().body == b'"const"'
     live.until(lambda: used(live) <= 300 * KIB)

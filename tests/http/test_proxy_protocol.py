@@ -40,8 +40,8 @@ def test_e4_the_header_names_the_client(serve, header, peer, size):
     data = header + get("/echo")
     for start in range(0, len(data), size):
         client.send(data[start : start + size])
-    assert client.answer().json["peer"] == peer
-    assert client.send(get("/echo")).answer().json["peer"] == peer
+    assert client.response().json["peer"] == peer
+    assert client.send(get("/echo")).response().json["peer"] == peer
 
 
 def test_e4_the_header_of_an_untrusted_peer_is_not_read(serve):

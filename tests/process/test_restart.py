@@ -309,13 +309,14 @@ def test_sighup_replaces_a_single_worker_and_brings_the_newest_settings(tmp_path
 
 
 def test_a_start_that_fails_ends_the_gateway(tmp_path):
-    """Two workers cannot open their store: the parent does not try for ever."""
-    (tmp_path / "data").write_text("a file in the place of a directory")
+    """Two workers cannot read a file of theirs: the parent does not try for ever."""
+    (tmp_path / "names.json").write_text("no JSON")
     options = {
         "ACCOUNT_ID": 1,
         "SDK_KEY": "x" * 32,
         "ADMIN_TOKEN": "0123456789abcdef",
         "UPSTREAM_URL": "http://127.0.0.1:9",
+        "GEO_MAP_FILE": tmp_path / "names.json",
     }
     gateway = Gateway(tmp_path / "data", WORKERS=2, **options)
     try:

@@ -75,7 +75,8 @@ class FakeWorker:
             return os.pipe()[0]
         readable, writable = os.pipe()
         os.set_blocking(writable, False)
-        signal.signal(signal.SIGTERM, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT):  # the latter in rolling restarts
+            signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(writable)
         return readable
 

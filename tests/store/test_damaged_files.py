@@ -318,7 +318,7 @@ async def test_a23_events_on_unreadable_pages_count_as_lost(tmp_path):
     found = 0
     while chunks := await events.claim(1):
         await events.settle(chunks)
-        queue.record_settled(1, 0)
+        queue.record_settled(1, 0, sum(chunk.size for chunk in chunks))
         found += 1
     assert 190 <= found < 200
     await count_until(queue, (0, 200 - found))

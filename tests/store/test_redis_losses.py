@@ -99,12 +99,12 @@ async def test_a24_dead_letters_count_and_claimed_events_are_delivered_from_memo
     await accept(queue, events, 100)
     dead = await events.claim(10)
     await events.settle(dead, dead=[(NewChunk(1, chunk.body), "400") for chunk in dead])
-    queue.record_settled(0, 10)
+    queue.record_settled(0, 10, sum(chunk.size for chunk in dead))
     claimed = await events.claim(20)
     redis.command("FLUSHALL")
     await until_lost(queue, 80)
     await events.settle(claimed)
-    queue.record_settled(20, 0)
+    queue.record_settled(20, 0, sum(chunk.size for chunk in claimed))
     assert queue.counts.received == queue.counts.delivered + queue.counts.lost
     await closed(events, queue)
 

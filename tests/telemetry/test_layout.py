@@ -33,7 +33,7 @@ ROUTES_OF_PATHS = {
     b"/prefix/events/t": "/events/t",
     b"/admin/events/requeue": "/admin",
     b"/web/main.js": "/web",
-    b"/": OTHER,
+    b"/": "/",
     b"": OTHER,
     b"/a/b/events/t": OTHER,
     b"/other": OTHER,

@@ -69,8 +69,8 @@ class _FromGateway:
             depth["waiting"],
             depth["dead"],
             depth.get("oldest_at"),
-            depth.get("oldest_unknown_since"),
-            stuck.get("message"),
+            unknown_since=depth.get("oldest_unknown_since"),
+            stuck=stuck.get("message"),
         )
 
     async def letters(self, *, shows_keys: bool = False) -> list[Letter]:
