@@ -33,7 +33,6 @@ from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 from tornado_gateway.telemetry.waiting import Watch
 
-
 # --- Real processes ---
 
 
