@@ -101,7 +101,7 @@ class SettingsApi:
         return response if isinstance(response, Response) else await response
 
     async def webhook(self, request: Request) -> Response:
-        """Refresh after a change, for the vendor or a pipeline. Requires WEBHOOK_TOKEN in a header."""
+        """Refresh after a change, without a turn, for the vendor or a pipeline. Requires WEBHOOK_TOKEN in a header."""
         if self._webhook_token is None:
             return json_error(403, "Webhooks are disabled on this gateway. Set WEBHOOK_TOKEN to enable them.")
         try:
@@ -110,7 +110,6 @@ class SettingsApi:
             return json_error(error.status, str(error), [(b"Retry-After", b"%d" % error.retry_after_seconds)])
         if not is_right:
             return json_error(401, "The token does not match WEBHOOK_TOKEN.")
-        self._turns.take()  # a webhook does not wait, but it counts
         refreshed = await self._refresh()
         return Response(200, orjson.dumps({"refreshed": refreshed}))
 
