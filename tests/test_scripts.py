@@ -157,10 +157,22 @@ def test_all_tests_run_in_both_builds(called):
     code, calls = called()
     assert (code, calls[:2]) == (0, ["scripts/compile", "scripts/compile --check"])
     (compiled,) = (line for line in calls[2:] if line.startswith("build/compiled "))
-    assert f"{PYTEST} -p no:cacheprovider -q tests/core tests/http" in compiled
+    assert f"{PYTEST} -o cache_dir=build/compiled-cache -q tests/core tests/http" in compiled
     assert sorted(calls[2:]) == sorted([compiled, EVERYTHING])
     assert called(fails=compiled.partition("python ")[2])[0] == 1
     assert called(fails=EVERYTHING.partition("python ")[2])[0] == 1
+
+
+def test_at_most_three_failed_tests_get_a_second_chance_alone(clone, called):
+    again = f"{PYTEST} --last-failed --last-failed-no-failures none"
+    cache = clone / ".pytest_cache" / "v" / "cache"
+    cache.mkdir(parents=True)
+    everything = EVERYTHING.partition("python ")[2]
+    for count, code in ((1, 0), (3, 0), (4, 1)):
+        names = ",\n".join(f'  "tests/test_x.py::test_{number}": true' for number in range(count))
+        (cache / "lastfailed").write_text(f"{{\n{names}\n}}")
+        ended, calls = called(fails=everything)
+        assert (ended, again in calls) == (code, code == 0)
 
 
 def test_without_a_compiler_there_is_one_build(called):
@@ -170,7 +182,7 @@ def test_without_a_compiler_there_is_one_build(called):
 def test_only_what_is_compiled(called):
     code, calls = called("--compiled", "tests/http/test_fields.py")
     assert code == 0
-    expected = f"build/compiled {PYTEST} -p no:cacheprovider tests/http/test_fields.py"
+    expected = f"build/compiled {PYTEST} -o cache_dir=build/compiled-cache tests/http/test_fields.py"
     assert calls == ["scripts/compile", expected]
 
 
