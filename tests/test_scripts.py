@@ -169,7 +169,7 @@ def test_at_most_three_failed_tests_get_a_second_chance_alone(clone, called):
     cache.mkdir(parents=True)
     everything = EVERYTHING.partition("python ")[2]
     for count, code in ((1, 0), (3, 0), (4, 1)):
-        names = ",\n".join(f'  "tests/test_x.py::test_{number}": true' for number in range(count))
+        names = ",\n".join(f'  "tests/test_logs.py::test_{number}": true' for number in range(count))
         (cache / "lastfailed").write_text(f"{{\n{names}\n}}")
         ended, calls = called(fails=everything)
         assert (ended, again in calls) == (code, code == 0)
