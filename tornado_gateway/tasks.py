@@ -4,7 +4,6 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -60,10 +59,14 @@ class Periodic:
             logger.exception("a periodic call failed, retrying in %g s", self._seconds)
 
 
-async def wait_at_most(event: asyncio.Event, seconds: float) -> None:
-    """Wait until the event is set, or the time is over."""
-    with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+async def wait_at_most(event: asyncio.Event, seconds: float) -> bool:
+    """Wait until the event is set, or the time is over. Return whether the event was set in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 async def end_tasks(*tasks: asyncio.Task[Any] | None) -> None:

@@ -4,7 +4,6 @@ This runs for every request of every visitor: no IO unless a decision needs it, 
 the settings alone.
 """
 
-import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -115,8 +114,7 @@ def _track(
     accepted = core.event_problem(settings, context, name) is None
     if accepted:
         properties = fields.get("eventProperties") or {}
-        serial = next(environment.evaluator.serials)
-        document = core.track_event_document(settings, context, name, properties, _now_ms(), serial)
+        document = environment.evaluator.track_event_document(settings, context, name, properties)
         _append_one(request, environment, document)
     return Response(200, orjson.dumps({name: accepted}))
 
@@ -124,9 +122,7 @@ def _track(
 def _set(
     request: Request, environment: Environment, settings: core.Settings, attributes: Fields, context: core.Context
 ) -> Response:
-    serial = next(environment.evaluator.serials)
-    document = core.attribute_document(settings, context, attributes, _now_ms(), serial)
-    _append_one(request, environment, document)
+    _append_one(request, environment, environment.evaluator.attribute_document(settings, context, attributes))
     return EMPTY
 
 
@@ -149,7 +145,3 @@ def _attributes(fields: Fields) -> Fields:
         raise RequestError(400, problem)
     result: Fields = attributes
     return result
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tornado_gateway.core import Feature, Settings
+from tornado_gateway.core.validation import items_of
 
 Document = dict[str, Any]
 # {"text": ...}, or {"all" | "any" | "not": [Description, ...]}; both may have a "note"
@@ -33,9 +34,9 @@ NEVER_MIXED = "never true: device facts count only in an “any of” that has n
 def describe_features(settings: Settings) -> list[Description]:
     """Describe all features, in the order of the document."""
     document = settings.document
-    campaigns = {campaign["id"]: campaign for campaign in _items(document["campaigns"])}
+    campaigns = {campaign["id"]: campaign for campaign in items_of(document["campaigns"])}
     by_key: dict[str, Document] = {}
-    for item in _items(document["features"]):
+    for item in items_of(document["features"]):
         by_key.setdefault(item["key"], item)  # the first of a key wins, as in the engine
     return [
         _feature(settings, campaigns, item, settings.features[key])
@@ -84,7 +85,7 @@ def _metric(metric: Document) -> Description:
 
 
 def _holdout(settings: Settings, holdout_id: object) -> Description:
-    document = next(item for item in _items(settings.document.get("holdouts")) if item["id"] == holdout_id)
+    document = next(item for item in items_of(settings.document.get("holdouts")) if item["id"] == holdout_id)
     audience = describe_segment(document["segments"], settings.document)
     percent = document["percentTraffic"]
     return {
@@ -102,7 +103,7 @@ def _holdout(settings: Settings, holdout_id: object) -> Description:
 
 def _rule(settings: Settings, rule: Document, campaign: Document) -> Description:
     kind = _KINDS.get(campaign["type"], "other")
-    items = _items(campaign["variations"])
+    items = items_of(campaign["variations"])
     named = [item for item in items if item["id"] == rule.get("variationId")] or items
     shown = named if kind in ("ab", "other") else named[:1]
     segment = campaign["segments"] if kind == "ab" else (shown[0].get("segments") if shown else None)
@@ -149,7 +150,7 @@ def _variation(
         "listed": listed and {"segment": listed, "text": f"always for {sentence(listed)}"},
         "variables": [
             {"key": variable["key"], "type": variable["type"], "value": variable["value"]}
-            for variable in _items(item.get("variables"))
+            for variable in items_of(item.get("variables"))
         ],
     }
 
@@ -176,7 +177,7 @@ def _group(document: Document, campaign_id: object, shown: Sequence[Document], k
     group = (document.get("groups") or {}).get(str(number)) if number is not None else None
     if group is None:
         return None
-    names = {str(item["id"]): item["name"] for item in _items(document["campaigns"])}
+    names = {str(item["id"]): item["name"] for item in items_of(document["campaigns"])}
     called = {member: names.get(member.partition("_")[0], member) for member in group.get("campaigns") or ()}
     is_random = group.get("et", 1) == 1
     return {
@@ -357,7 +358,7 @@ def _stored_feature(operand: Any, document: Document) -> Description:
     if not isinstance(operand, dict) or not operand:
         return {"text": f"a malformed feature condition: {_shown(operand)}", "note": "aborts the decision"}
     feature_id, flag = next(iter(operand.items()))
-    keys = {str(item["id"]): item["key"] for item in _items(document["features"])}
+    keys = {str(item["id"]): item["key"] for item in items_of(document["features"])}
     has = {"on": "has", "off": "has not"}.get(flag, "has or has not")
     return {"text": f"the visitor {has} been decided on {keys.get(str(feature_id), f'feature {feature_id}')} before"}
 
@@ -410,11 +411,6 @@ _CONDITIONS: dict[str, Callable[[Any, Document], Description]] = {
 
 
 # --- Texts ---
-
-
-def _items(value: object) -> list[Document]:
-    """Return a list of the document, which may be `{}` if it is empty."""
-    return value if isinstance(value, list) else []
 
 
 def _percent(value: object) -> str:

@@ -88,7 +88,7 @@ class Evaluator:
     ) -> None:
         self.resolves_aliases = aliases is not None
         # Numbers of events, which make their ids unique. They start at random, because other processes count as well.
-        self.serials = itertools.count(random.getrandbits(32), SERIAL_STEP)
+        self._serials = itertools.count(random.getrandbits(32), SERIAL_STEP)
         self._location = location
         self._device = device
         self._lists = lists
@@ -122,7 +122,20 @@ class Evaluator:
         self, settings: core.Settings, context: core.Context, decision: core.Decision
     ) -> tuple[bytes, int]:
         """Return the documents of a decision's events, joined by newlines, and their number."""
-        return core.event_documents(settings, context, decision, time.time_ns() // 1_000_000, next(self.serials))
+        return core.event_documents(settings, context, decision, time.time_ns() // 1_000_000, next(self._serials))
+
+    def track_event_document(
+        self, settings: core.Settings, context: core.Context, name: str, properties: Mapping[str, Any]
+    ) -> bytes:
+        """Return the document of a conversion; empty if nothing is to be sent for this visitor."""
+        now_ms = time.time_ns() // 1_000_000
+        return core.track_event_document(settings, context, name, properties, now_ms, next(self._serials))
+
+    def attribute_document(
+        self, settings: core.Settings, context: core.Context, attributes: Mapping[str, Any]
+    ) -> bytes:
+        """Return the document of a visitor's attributes; empty if nothing is to be sent for this visitor."""
+        return core.attribute_document(settings, context, attributes, time.time_ns() // 1_000_000, next(self._serials))
 
     # --- Any number of decisions: gather once, decide for each feature, keep once ---
 

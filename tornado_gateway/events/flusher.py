@@ -28,7 +28,7 @@ from tornado_gateway.events.requests import EventSink, Requests
 from tornado_gateway.events.schedule import FlushSchedule
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import NO_IDENTITY, EventStore, Identity, NewChunk
-from tornado_gateway.tasks import end_tasks
+from tornado_gateway.tasks import end_tasks, wait_at_most
 
 logger = logging.getLogger(__name__)
 
@@ -150,11 +150,11 @@ class Flusher:
         pause = self._outcomes.paused_until - now
         if pause > 0:
             self._schedule.is_due = True
-            await _wait_for(self._stopping, pause)
+            await wait_at_most(self._stopping, pause)
             return
         interval = max(0.0, self._schedule.next_at - now)
         retry = SETTLE_RETRY_SECONDS if claims.unsettled else max(0.0, claims.retries.due - now)
-        if not await _wait_for(self._woken, min(interval, retry)) and interval <= retry:
+        if not await wait_at_most(self._woken, min(interval, retry)) and interval <= retry:
             self._schedule.is_due = True
         self._woken.clear()
 
@@ -339,13 +339,3 @@ class Flusher:
             except StoreError as error:
                 logger.error("claimed events could not be returned to the store: %s", error)
         self._claims.drop_parts()
-
-
-async def _wait_for(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for an event. Return False if it did not happen in time."""
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True

@@ -1,13 +1,13 @@
 """Adoption: the events of workers that have ended move into the log of this worker."""
 
 import asyncio
-import contextlib
 import logging
 import random
 
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.sqlite.events import SqliteEvents
+from tornado_gateway.tasks import wait_at_most
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,7 @@ class Adoption:
 
     async def _run(self, log: SqliteEvents) -> None:
         while not self._stopping.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), self._interval_seconds * random.uniform(0.5, 1.0))
+            if await wait_at_most(self._stopping, self._interval_seconds * random.uniform(0.5, 1.0)):
                 return
             await self._adopt(log)
 

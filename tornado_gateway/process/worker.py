@@ -12,6 +12,7 @@ from tornado_gateway.errors import GatewayError
 from tornado_gateway.process.assembly import Assembly
 from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import enter
+from tornado_gateway.tasks import wait_at_most
 from tornado_gateway.telemetry.counters import SharedCounters
 from tornado_gateway.version import BUILD
 
@@ -57,8 +58,7 @@ class Worker:
             return
         self._stopping.set()
         logger.info("serving for %g s more, until load balancers have seen that /ready is 503", self._drain_seconds)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(further.wait(), self._drain_seconds)
+        await wait_at_most(further, self._drain_seconds)
 
     async def stop(self) -> None:
         """Accept no new requests, finish those in flight, and flush once more. The remaining events stay stored."""

@@ -19,7 +19,7 @@ from typing import TypeVar
 from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetter, Depth, EventStore, NewChunk
-from tornado_gateway.tasks import end_tasks
+from tornado_gateway.tasks import end_tasks, wait_at_most
 
 logger = logging.getLogger(__name__)
 
@@ -230,8 +230,7 @@ class SpillingEvents:
             except StoreError as error:
                 logger.debug("the primary store still fails, events stay in the local store: %s", error)
                 self._wanted.set()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), backoff.next())
+                await wait_at_most(self._stopping, backoff.next())
 
     async def _catch_up(self) -> None:
         """If the primary store can be written, settle the delivered chunks there and move all local ones."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import Chunk
-from tornado_gateway.store.redis.entries import chunk_of, order_of
+from tornado_gateway.store.redis.entries import PAGE, chunk_of, order_of
 from tornado_gateway.store.redis.link import Link, TimelyScripts, prefix
 from tornado_gateway.store.redis.lua import CLAIM, HELD_CHUNKS, LEAVE
 from tornado_gateway.tasks import end_tasks
@@ -18,7 +18,6 @@ logger = logging.getLogger(__name__)
 
 GROUP = "gateway"
 CLAIMED_CHUNKS = 5000  # one claim never takes more chunks than this
-PAGE = 100
 
 
 class Consumer:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from tornado_gateway.store.interfaces import Chunk, DeadLetter, Identity, NewChunk
 from tornado_gateway.store.redis.link import Value
 
+PAGE = 100  # entries in one reply of Redis
+
 
 def arguments_of(chunk: NewChunk) -> tuple[Value, ...]:
     """Return a chunk as arguments of scripts."""

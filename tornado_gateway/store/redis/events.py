@@ -28,7 +28,7 @@ from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetter, Depth, NewChunk, Store
 from tornado_gateway.store.redis.consumer import GROUP, Consumer
 from tornado_gateway.store.redis.durability import Ledger, risks
-from tornado_gateway.store.redis.entries import arguments_of, letter_of, stored_at
+from tornado_gateway.store.redis.entries import PAGE, arguments_of, letter_of, stored_at
 from tornado_gateway.store.redis.link import Link, TimelyScripts, Value, make_link, prefix
 from tornado_gateway.store.redis.lua import APPEND, DEPTH, REQUEUE, SETTLE, TRIM
 from tornado_gateway.store.redis.options import RedisOptions
@@ -37,7 +37,6 @@ from tornado_gateway.store.redis.state import RECHECK_SECONDS, RedisState
 logger = logging.getLogger(__name__)
 
 ALIVE_SECONDS = 6.0  # a consumer without a heartbeat for this long is considered dead
-PAGE = 100
 
 
 def open_redis(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from tornado_gateway.errors import StoreError
+from tornado_gateway.store.redis.entries import PAGE
 from tornado_gateway.store.redis.link import Link, make_link, prefix
 from tornado_gateway.store.redis.lua import (
     ACQUIRE_LEASE,
@@ -26,7 +27,6 @@ from tornado_gateway.tasks import end_tasks
 
 logger = logging.getLogger(__name__)
 
-PAGE = 100
 SCAN_COUNT = 1000
 LEASE_MS = 60_000
 PAUSE_SECONDS = 10.0
