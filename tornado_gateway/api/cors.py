@@ -3,11 +3,10 @@
 import re
 from collections.abc import Sequence
 
+from tornado_gateway.environments.origins import Origins
 from tornado_gateway.http.messages import Request, Response
 
-ANY = "*"
-WILDCARD = "://*."  # stands for one label
-ALLOWED_HEADERS = b"Content-Type, Authorization, X-Device-User-Agent, VWO-X-Forwarded-For"
+ALLOWED_HEADERS = b"Content-Type, Authorization, X-API-Key, X-Device-User-Agent, VWO-X-Forwarded-For"
 EXPOSED = b"Access-Control-Expose-Headers: Warning, ETag, X-Request-Id, Retry-After\r\n"
 SHARED_PAGES = frozenset({b"/health", b"/ready", b"/status"})
 OPERATORS_PATHS = b"/admin"  # other sites' pages may neither request nor read them
@@ -19,27 +18,14 @@ class Cors:
     """Allows pages to read the responses of data routes: those of `allowed_origins`, or all with `*`."""
 
     def __init__(self, allowed_origins: Sequence[str]) -> None:
-        self._any = ANY in allowed_origins
-        self._allowed = frozenset(origin.encode() for origin in allowed_origins if WILDCARD not in origin)
-        wildcards = [
-            re.escape(origin).replace(r"://\*\.", "://[a-z0-9_-]+[.]")
-            for origin in allowed_origins
-            if WILDCARD in origin
-        ]
-        self._wildcards = re.compile("|".join(wildcards).encode()) if wildcards else None
-
-    def allows(self, origin: bytes) -> bool:
-        """Whether pages of this origin may use the data routes."""
-        if self._any or origin in self._allowed:
-            return True
-        return self._wildcards is not None and self._wildcards.fullmatch(origin) is not None
+        self.origins = Origins(allowed_origins)
 
     def header_lines(self, request: Request) -> bytes:
         """Return the header lines that a response gets in addition to its own."""
-        if self._any:
+        if self.origins.has_any:
             return b"Access-Control-Allow-Origin: *\r\n" + EXPOSED
         origin = request.header(b"origin")
-        if origin is not None and self.allows(origin):
+        if origin is not None and origin in self.origins:
             return b"Access-Control-Allow-Origin: %b\r\n%bVary: Origin\r\n" % (origin, EXPOSED)
         return b"Vary: Origin\r\n"
 

@@ -1,7 +1,7 @@
 """Finding the endpoint of a request in the table of `routes`."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from tornado_gateway.api.cors import OPERATORS_PATHS, respond_to_preflight
 from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.lists import ListsApi
-from tornado_gateway.api.routes import ROUTES, Guard
+from tornado_gateway.api.routes import ROUTES, Guard, Route
 from tornado_gateway.api.settings import SettingsApi
 from tornado_gateway.api.visitors import VisitorsApi
 from tornado_gateway.http.messages import Handler, Response, json_error
@@ -32,14 +32,26 @@ class Endpoints(NamedTuple):
 
 
 class Router:
-    """Finds handlers. Routes with a guard in `disabled` only return its response."""
+    """Finds handlers. Routes with a guard in `disabled` only return its response.
 
-    def __init__(self, endpoints: Endpoints, *, disabled: Collection[Guard] = (), serves_browsers: bool) -> None:
+    `protect` returns the handler of a route with a check of credentials before it. Without it, none are required.
+    """
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        *,
+        disabled: Collection[Guard] = (),
+        serves_browsers: bool,
+        protect: Callable[[Route, Handler], Handler] | None = None,
+    ) -> None:
         self._handlers: dict[tuple[bytes, bytes], Handler] = {}
         for route in ROUTES:
             handler: Handler = attrgetter(route.handler)(endpoints)
             if route.guard is not None and route.guard in disabled:
                 handler = _always(route.guard.response)
+            if protect is not None:
+                handler = protect(route, handler)
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
                 self._handlers[method.encode(), route.path.encode()] = handler
         self._not_allowed = _handlers_of_wrong_methods()

@@ -5,6 +5,7 @@ Read by the router, the metrics (their labels) and the tests of openapi.json and
 
 from typing import NamedTuple
 
+from tornado_gateway.environments.client_tokens import DECIDE, SDK, TRACK
 from tornado_gateway.http.messages import Response, json_error
 
 
@@ -24,6 +25,7 @@ DECISIONS = Guard(
 class Route(NamedTuple):
     """One route. `handler` is a field of `router.Endpoints` and the name of its method.
 
+    `scope` is what a client token needs for it (docs/environments.md); None: the handler checks a token of its own.
     `is_event`, `is_batch`: bodies may have the size of an event or of a batch. `is_for_sdks`: the query is read
     leniently, because some SDKs do not escape theirs.
     """
@@ -31,6 +33,7 @@ class Route(NamedTuple):
     method: str
     path: str
     handler: str
+    scope: str | None
     guard: Guard | None = None
     is_event: bool = False
     is_batch: bool = False
@@ -43,24 +46,24 @@ class Route(NamedTuple):
 
 
 ROUTES = (
-    Route("POST", "/server-side/getFlag", "flags.get_flag", DECISIONS),
-    Route("POST", "/server-side/trackEvent", "flags.track_event", DECISIONS),
-    Route("POST", "/server-side/setAttribute", "flags.set_attribute", DECISIONS),
-    Route("GET", "/server-side/v2-settings", "settings.settings"),
-    Route("GET", "/server-side/v2-pull", "settings.pull"),
-    Route("POST", "/webhook", "settings.webhook", is_for_sdks=False),
-    Route("POST", "/events/t", "events.take_event", is_event=True),
-    Route("POST", "/server-side/batch-events-v2", "events.take_batch", is_batch=True),
-    Route("GET", "/get-user-details", "visitors.user_details"),
-    Route("GET", "/check-attribute", "lists.check_attribute"),
-    Route("POST", "/evaluate-event-dsl", "lists.evaluate_event_dsl"),
-    Route("POST", "/user-alias/setUserAlias", "aliases.set_alias"),
-    Route("GET", "/user-alias/getAliasUserId", "aliases.alias_user_id"),
+    Route("POST", "/server-side/getFlag", "flags.get_flag", DECIDE, DECISIONS),
+    Route("POST", "/server-side/trackEvent", "flags.track_event", TRACK, DECISIONS),
+    Route("POST", "/server-side/setAttribute", "flags.set_attribute", TRACK, DECISIONS),
+    Route("GET", "/server-side/v2-settings", "settings.settings", SDK),
+    Route("GET", "/server-side/v2-pull", "settings.pull", SDK),
+    Route("POST", "/webhook", "settings.webhook", None, is_for_sdks=False),
+    Route("POST", "/events/t", "events.take_event", TRACK, is_event=True),
+    Route("POST", "/server-side/batch-events-v2", "events.take_batch", TRACK, is_batch=True),
+    Route("GET", "/get-user-details", "visitors.user_details", SDK),
+    Route("GET", "/check-attribute", "lists.check_attribute", SDK),
+    Route("POST", "/evaluate-event-dsl", "lists.evaluate_event_dsl", SDK),
+    Route("POST", "/user-alias/setUserAlias", "aliases.set_alias", SDK),
+    Route("GET", "/user-alias/getAliasUserId", "aliases.alias_user_id", SDK),
     # Requests of older SDKs
-    Route("GET", "/getUserData", "visitors.user_details"),
-    Route("GET", "/getLocation", "visitors.location_only"),
-    Route("GET", "/server-side/ua-parser", "visitors.device_only"),
-    Route("GET", "/attributes/check", "lists.check_attribute"),
+    Route("GET", "/getUserData", "visitors.user_details", SDK),
+    Route("GET", "/getLocation", "visitors.location_only", SDK),
+    Route("GET", "/server-side/ua-parser", "visitors.device_only", SDK),
+    Route("GET", "/attributes/check", "lists.check_attribute", SDK),
 )
 DECISION_LABEL = ROUTES[0].label  # of the requests that are counted as decisions
 LABELS = tuple(dict.fromkeys(route.label for route in ROUTES))

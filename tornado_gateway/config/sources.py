@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from tornado_gateway.config import kinds
 from tornado_gateway.config.kinds import Option, flag_of, mask
 from tornado_gateway.config.options import BY_FILE_NAME, BY_NAME, NAMES, OPTIONS, SECTIONS, Config, option_name
+from tornado_gateway.config.tokens import read_tokens
 from tornado_gateway.errors import ConfigError
 
 
@@ -63,6 +64,7 @@ def load(argv_flags: Mapping[str, str], environ: Mapping[str, str], env_file: Pa
         if findings.broken.isdisjoint(names):
             source = config.sources.get(names[0], "not set")
             findings.problems.append(f"{names[0]} ({source}): expected {expected}, got {got}")
+    _check_tokens(config, findings)
     if findings.problems:
         raise ConfigError(findings.problems)
     return config
@@ -87,6 +89,14 @@ def _check_account(config: Config, findings: _Findings) -> None:
     names = ("ACCOUNT_ID", "SDK_KEY", "SETTINGS_FILE")
     if findings.broken.isdisjoint(names) and not (config.account_id or config.sdk_key or config.settings_file):
         findings.problems.append("No account configured. Set ACCOUNT_ID and SDK_KEY, or SETTINGS_FILE to run offline.")
+
+
+def _check_tokens(config: Config, findings: _Findings) -> None:
+    try:
+        if config.tokens_file is not None:
+            read_tokens(config.tokens_file)
+    except ConfigError as error:
+        findings.problems += error.problems
 
 
 def _check_foreign_variables(config: Config, environ: Mapping[str, str], findings: _Findings) -> None:
@@ -129,6 +139,8 @@ def _contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str, str]
     if c.event_queue_limit < c.events_per_request:
         expected = f"at least EVENTS_PER_REQUEST ({c.events_per_request})"
         yield ("EVENT_QUEUE_LIMIT", "EVENTS_PER_REQUEST"), expected, f'"{c.event_queue_limit}"'
+    if c.client_auth != "off" and not (c.sdk_key_auth or c.client_tokens or c.tokens_file):
+        yield ("SDK_KEY_AUTH", "CLIENT_AUTH"), "true, because no client token is configured", "false"
     if "*" in c.cors_allowed_origins and len(c.cors_allowed_origins) > 1:
         shown = ",".join(c.cors_allowed_origins)
         yield ("CORS_ALLOWED_ORIGINS",), "either * or a list of origins", f'"{shown}"'

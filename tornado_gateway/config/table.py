@@ -335,6 +335,36 @@ class OptionValues:
         "*",
         "Origins allowed by CORS. * allows every origin, https://*.shop.example those with one more label.",
     )
+    client_auth: str = option(
+        _CLIENTS,
+        kinds.one_of("off", "decisions", "all"),
+        "off",
+        "Which requests need a credential: none, those of getFlag, trackEvent and setAttribute, or those of all data"
+        " routes. Credentials are client tokens and, with SDK_KEY_AUTH, SDK keys. `all` rejects requests with neither,"
+        " such as list checks and user details of most server SDKs, and Android aliases.",
+    )
+    sdk_key_auth: bool = option(
+        _CLIENTS,
+        kinds.boolean,
+        "true",
+        "Accept an SDK key in the query or in a header as a credential. When off, only tokens are accepted, which thin"
+        " SDKs cannot send.",
+    )
+    client_tokens: tuple[str, ...] = option(
+        _CLIENTS,
+        kinds.tokens,
+        "",
+        "Client tokens with all scopes for all environments, separated by commas, at least 20 characters each. Two of"
+        " them are a rotation.",
+        secret=True,
+    )
+    tokens_file: Path | None = option(
+        _CLIENTS,
+        kinds.file,
+        None,
+        "TOML file with the digests of client tokens, their scopes, environments, origins and expiry. It is read again"
+        " when it changes.",
+    )
     webhook_token: str | None = option(
         _CLIENTS,
         kinds.token,

@@ -38,6 +38,7 @@ class Request:
     __slots__ = (
         "body",
         "charge",
+        "client",
         "gate",
         "headers",
         "keep_alive",
@@ -74,6 +75,7 @@ class Request:
         self.gate: Gate | None = None
         self.response: Response | None = None
         self.page: Page | None = None
+        self.client: object | None = None  # the client that its credentials name, if any are required
         self.charge: object | None = None  # held for as long as a request with a large body is
 
     def header(self, name: bytes) -> bytes | None:

@@ -72,6 +72,7 @@ class Scoreboard:
         self.started_at = time.monotonic()
         self.admin_attempts = Attempts(rows)
         self.webhook_attempts = Attempts(rows)
+        self.client_attempts = Attempts(rows, of_address=20)
         self.pull_turns = Turns()
         recent_bytes = bytes_for(RECENT_BYTES)
         self.recent = Slots(mmap.mmap(-1, rows * recent_bytes), rows, recent_bytes)  # newest events of each worker

@@ -1,0 +1,149 @@
+"""Credentials of clients: which requests a token or an SDK key allows, and for which environments.
+
+Tokens are random, so a plain SHA-256 digest is enough at rest. How long a look-up takes says nothing about the stored
+digests, because nobody can choose the digest of a guess.
+"""
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from tornado_gateway.environments.origins import Origins
+from tornado_gateway.http.messages import Handler, Request, Response, json_error
+from tornado_gateway.telemetry.attempts import Attempts
+
+DECIDE, TRACK, SDK = "decide", "track", "sdk"  # scopes
+SERVER, BROWSER = "server", "browser"  # kinds
+PREFIXES = {SERVER: "fmes_", BROWSER: "fmeb_"}  # recognizable for secret scanners
+RANDOM_BYTES = 32
+HINT_CHARACTERS = 4  # of a wrong token in the log, after its prefix
+MAX_TOKEN_BYTES = 512
+
+UNAUTHORIZED = json_error(
+    401, "a client token is required", [(b"WWW-Authenticate", b'Bearer realm="fme-gateway"')]
+)  # missing, unknown and expired tokens do not differ
+
+
+class ClientToken:
+    """One token. `environments` are names, none for all; `expires` is in unix seconds."""
+
+    __slots__ = ("digest", "environments", "expires", "id", "origins", "scopes")
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002  as in the file
+        digest: bytes,
+        kind: str = SERVER,
+        environments: Sequence[str] = (),
+        scopes: Iterable[str] = (DECIDE, TRACK, SDK),
+        origins: Sequence[str] = (),
+        expires: float | None = None,
+    ) -> None:
+        self.id = id
+        self.digest = digest
+        self.environments = tuple(environments)
+        self.scopes = frozenset(scopes)
+        self.origins = Origins(origins) if kind == BROWSER else None
+        self.expires = expires
+
+
+class ClientTokens:
+    """All tokens by digest. `replace` changes them while requests are served."""
+
+    def __init__(self, tokens: Iterable[ClientToken] = ()) -> None:
+        self._by_digest = {token.digest: token for token in tokens}
+
+    def replace(self, tokens: Iterable[ClientToken]) -> None:
+        self._by_digest = {token.digest: token for token in tokens}
+
+    def find(self, given: bytes) -> ClientToken | None:
+        """Return the token, None if there is none like it or if it has expired."""
+        digest = digest_of(given)
+        token = self._by_digest.get(digest)
+        if token is None or not hmac.compare_digest(token.digest, digest):
+            return None
+        return token if token.expires is None or time.time() < token.expires else None
+
+
+class ClientAuth:
+    """Checks the credentials of requests before their handlers run.
+
+    `has_sdk_key` says whether a request contains an SDK key; a wrong one is rejected by the environments. It is None if
+    SDK keys are no credentials. `address` returns the client's address.
+    """
+
+    def __init__(
+        self,
+        tokens: ClientTokens,
+        has_sdk_key: Callable[[Request], bool] | None,
+        address: Callable[[Request], str],
+        attempts: Attempts,
+        row: int = 0,
+    ) -> None:
+        self._tokens = tokens
+        self._has_sdk_key = has_sdk_key
+        self._address = address
+        self._attempts = attempts
+        self._row = row
+
+    def guarded(self, handler: Handler, scope: str) -> Handler:
+        """Return a handler for requests with a credential of this scope."""
+
+        def respond(request: Request) -> Response | object:
+            return self._rejection(request, scope) or handler(request)
+
+        return respond  # type: ignore[return-value]
+
+    def _rejection(self, request: Request, scope: str) -> Response | None:
+        """Return the response to a request without a suitable credential. Note the token in a suitable one."""
+        given = presented_token(request)
+        token = None if given is None else self._tokens.find(given)
+        if token is None:
+            if self._has_sdk_key is not None and self._has_sdk_key(request):
+                return None  # with all scopes
+            return UNAUTHORIZED if given is None else self._wrong_token(request, given)
+        if scope not in token.scopes:
+            return json_error(403, f"this token may not: {scope}")
+        if token.origins is not None:
+            origin = request.header(b"origin")
+            if origin is None or origin not in token.origins:
+                shown = "without Origin" if origin is None else f"from origin {origin.decode('latin-1'):.100}"
+                return json_error(403, f"this token may not be used {shown}")
+        request.client = token
+        return None
+
+    def _wrong_token(self, request: Request, given: bytes) -> Response:
+        """Count the failure. A flood of them gets 429; other clients of that address with a valid token do not."""
+        address, now = self._address(request), time.monotonic()
+        wait_seconds = self._attempts.wait_seconds(address, now)
+        if wait_seconds > 0:
+            retry_after = b"%d" % max(1, -int(-wait_seconds // 1))
+            return json_error(429, "too many failed attempts", [(b"Retry-After", retry_after)])
+        self._attempts.failed(self._row, address, now, hint_of(given))
+        return UNAUTHORIZED
+
+
+def presented_token(request: Request) -> bytes | None:
+    """Return the value of `X-API-Key` or `Authorization: Bearer`, None if a request has neither."""
+    given = request.header(b"x-api-key")
+    if given is None:
+        scheme, _, rest = (request.header(b"authorization") or b"").partition(b" ")
+        given = rest.strip() if scheme.lower() == b"bearer" else None
+    return given[: MAX_TOKEN_BYTES + 1] or None if given else None
+
+
+def digest_of(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
+
+
+def new_token(kind: str) -> str:
+    return PREFIXES[kind] + secrets.token_urlsafe(RANDOM_BYTES)
+
+
+def hint_of(given: bytes) -> str:
+    """Return the start of a wrong token for the log; nothing of a text that may be another secret."""
+    text = given.decode("latin-1")
+    prefix = next((prefix for prefix in PREFIXES.values() if text.startswith(prefix)), None)
+    return "" if prefix is None else text[: len(prefix) + HINT_CHARACTERS]
