@@ -116,5 +116,5 @@ def test_authentication_without_any_credential_is_a_contradiction():
 
 def test_an_unknown_environment_is_named(file):
     file.write_text(BROWSER)
-    with pytest.raises(ConfigError, match="expected names of environments .default., got 'production'"):
+    with pytest.raises(ConfigError, match=r"expected names of environments .default., got 'production'"):
         load({}, {"ACCOUNT_ID": "1", "SDK_KEY": "k" * 32, "TOKENS_FILE": str(file)})
