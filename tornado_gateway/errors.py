@@ -36,19 +36,21 @@ class StartError(GatewayError):
 
 
 class RequestError(GatewayError):
-    """A request that gets the response `{"status":0,"error":message}` with `status`."""
+    """A request that gets the response `{"status":0,"error":message}` with `status` and `headers`."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = headers
 
 
 class AttemptsError(RequestError):
     """Too many wrong tokens were sent, so the one of this request was not checked."""
 
     def __init__(self, retry_after_seconds: float) -> None:
-        super().__init__(429, "too many wrong tokens were sent, try again later")
         self.retry_after_seconds = max(1, math.ceil(retry_after_seconds))
+        headers = [(b"Retry-After", b"%d" % self.retry_after_seconds)]
+        super().__init__(429, "too many wrong tokens were sent, try again later", headers)
 
 
 class QueueFullError(RequestError):

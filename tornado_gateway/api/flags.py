@@ -10,11 +10,12 @@ from functools import partial
 import orjson
 
 from tornado_gateway import core
+from tornado_gateway.api.outcomes import outcome_of
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import with_address
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import NotLoadedError, RequestError
-from tornado_gateway.http.fields import Fields, json_object, printable, required_text, user_id
+from tornado_gateway.http.fields import Fields, boolean, json_object, printable, required_text, user_id
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.settings.mirror import Snapshot
 
@@ -40,8 +41,9 @@ class FlagsApi:
         context = with_address(core.context_from_json(fields, user_id(fields)))
         decision = environment.evaluator.decide(settings, feature_key, context)
         if decision is None:
-            return self._get_flag_with_io(request, environment, settings, feature_key, context)
-        return self._flag_response(request, environment, settings, context, decision)
+            return self._get_flag_with_io(request, environment, settings, feature_key, context, has_details(fields))
+        response = self._flag_response(request, environment, settings, context, decision)
+        return _detailed(settings, decision) if "details" in fields and has_details(fields) else response
 
     def track_event(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
@@ -77,9 +79,11 @@ class FlagsApi:
         settings: core.Settings,
         feature_key: str,
         context: core.Context,
+        has_details: bool,
     ) -> Response:
         decision = await environment.evaluator.decide_with_io(settings, feature_key, context)
-        return self._flag_response(request, environment, settings, context, decision)
+        response = self._flag_response(request, environment, settings, context, decision)
+        return _detailed(settings, decision) if has_details else response
 
     def _flag_response(
         self,
@@ -100,6 +104,21 @@ class FlagsApi:
         if response is None:
             response = self._responses[decision.body] = Response(200, decision.body)
         return response
+
+
+def has_details(fields: Fields) -> bool:
+    """Return whether a body asks for the reason of the decision. Raise RequestError for another type of value."""
+    return boolean(fields, "details")
+
+
+def _detailed(settings: core.Settings, decision: core.Decision) -> Response:
+    return Response(200, with_details(settings, decision))
+
+
+def with_details(settings: core.Settings, decision: core.Decision) -> bytes:
+    """Return the body of getFlag, with `details`."""
+    details = outcome_of(settings, decision).details(decision)
+    return b'%b,"details":%b}' % (decision.body[:-1], orjson.dumps(details))
 
 
 async def _after_alias(environment: Environment, context: core.Context, respond: Callable[[], Response]) -> Response:

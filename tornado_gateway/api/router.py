@@ -1,19 +1,24 @@
 """Finding the endpoint of a request in the table of `routes`."""
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from operator import attrgetter
 from typing import NamedTuple
 
 from tornado_gateway.api.aliases import AliasesApi
+from tornado_gateway.api.bulk import BulkApi
 from tornado_gateway.api.cors import OPERATORS_PATHS, respond_to_preflight
 from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.lists import ListsApi
-from tornado_gateway.api.routes import ROUTES, Guard, Route
+from tornado_gateway.api.ofrep.evaluation import EvaluationApi
+from tornado_gateway.api.ofrep.exposures import ExposuresApi
+from tornado_gateway.api.routes import KEY, ROUTES, TREES, Guard, Route
 from tornado_gateway.api.settings import SettingsApi
 from tornado_gateway.api.visitors import VisitorsApi
-from tornado_gateway.http.messages import Handler, Response, json_error
+from tornado_gateway.errors import RequestError
+from tornado_gateway.http.messages import Handler, Request, Response, json_error
 from tornado_gateway.settings.mirror import Snapshot
 
 SLASHES = re.compile(b"//+")
@@ -29,6 +34,9 @@ class Endpoints(NamedTuple):
     visitors: VisitorsApi
     lists: ListsApi
     aliases: AliasesApi
+    bulk: BulkApi
+    evaluation: EvaluationApi
+    exposures: ExposuresApi
 
 
 class Router:
@@ -49,9 +57,11 @@ class Router:
         for route in ROUTES:
             handler: Handler = attrgetter(route.handler)(endpoints)
             if route.guard is not None and route.guard in disabled:
-                handler = _always(route.guard.response)
+                handler = _rejecting(route.guard.message)
             if protect is not None:
                 handler = protect(route, handler)
+            if route.error_shape is not None:
+                handler = _shaped(handler, route.error_shape)
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
                 self._handlers[method.encode(), route.path.encode()] = handler
         self._not_allowed = _handlers_of_wrong_methods()
@@ -83,6 +93,8 @@ class Router:
 
     def _find_leniently(self, method: bytes, path: bytes) -> Handler | None:
         path = self._normal(path)
+        if path.startswith(TREES):
+            path = next(tree for tree in TREES if path.startswith(tree)) + KEY.encode()
         handler = self._handlers.get((method, path))
         if handler is None and method == b"OPTIONS" and self._serves_browsers and not path.startswith(OPERATORS_PATHS):
             return respond_to_preflight
@@ -95,6 +107,21 @@ class Router:
             return path[len(self._prefix) - 1 :]
         other = OTHER_PREFIX.fullmatch(path)
         return other[1] if other and other[1] in self._sdk_paths and not path.startswith(OPERATORS_PATHS) else path
+
+
+def _rejecting(message: str) -> Handler:
+    def reject(request: Request) -> Response:
+        raise RequestError(403, message)
+
+    return reject
+
+
+def _shaped(handler: Handler, shape: Callable[[bytes, RequestError], Response]) -> Handler:
+    def respond(request: Request) -> Response | Awaitable[Response]:
+        request.error_shape = partial(shape, request.path)
+        return handler(request)
+
+    return respond
 
 
 def _always(response: Response) -> Handler:

@@ -3,22 +3,25 @@
 Read by the router, the metrics (their labels) and the tests of openapi.json and docs/endpoints.md.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+from tornado_gateway.api.ofrep.errors import ofrep_error
 from tornado_gateway.environments.client_tokens import DECIDE, SDK, TRACK
-from tornado_gateway.http.messages import Response, json_error
+from tornado_gateway.errors import RequestError
+from tornado_gateway.http.messages import Response
 
 
 class Guard(NamedTuple):
-    """An option that enables routes, and their response while it is off."""
+    """An option that enables routes, and the message of the 403 while it is off."""
 
     option: str
-    response: Response
+    message: str
 
 
 DECISIONS = Guard(
     "DECISION_REQUIRED",
-    json_error(403, "Decision endpoints are disabled on this gateway. Set DECISION_REQUIRED=true to enable them."),
+    "Decision endpoints are disabled on this gateway. Set DECISION_REQUIRED=true to enable them.",
 )
 
 
@@ -26,6 +29,8 @@ class Route(NamedTuple):
     """One route. `handler` is a field of `router.Endpoints` and the name of its method.
 
     `scope` is what a client token needs for it (docs/environments.md); None: the handler checks a token of its own.
+    `error_shape` makes the response to a failure from the path and the error, if it is not that of all errors. A path
+    that ends with `{key}` is that of all paths below.
     `is_event`, `is_batch`: bodies may have the size of an event or of a batch. `is_for_sdks`: the query is read
     leniently, because some SDKs do not escape theirs.
     """
@@ -35,6 +40,7 @@ class Route(NamedTuple):
     handler: str
     scope: str | None
     guard: Guard | None = None
+    error_shape: Callable[[bytes, RequestError], Response] | None = None
     is_event: bool = False
     is_batch: bool = False
     is_for_sdks: bool = True
@@ -45,10 +51,15 @@ class Route(NamedTuple):
         return self.path
 
 
+KEY = "{key}"  # the variable end of a path
 ROUTES = (
     Route("POST", "/server-side/getFlag", "flags.get_flag", DECIDE, DECISIONS),
     Route("POST", "/server-side/trackEvent", "flags.track_event", TRACK, DECISIONS),
     Route("POST", "/server-side/setAttribute", "flags.set_attribute", TRACK, DECISIONS),
+    Route("POST", "/server-side/getFlags", "bulk.get_flags", DECIDE, DECISIONS),
+    Route("POST", "/server-side/trackExposure", "exposures.track_exposure", TRACK, DECISIONS),
+    Route("POST", "/ofrep/v1/evaluate/flags", "evaluation.evaluate_all", DECIDE, DECISIONS, ofrep_error),
+    Route("POST", "/ofrep/v1/evaluate/flags/{key}", "evaluation.evaluate", DECIDE, DECISIONS, ofrep_error),
     Route("GET", "/server-side/v2-settings", "settings.settings", SDK),
     Route("GET", "/server-side/v2-pull", "settings.pull", SDK),
     Route("POST", "/webhook", "settings.webhook", None, is_for_sdks=False),
@@ -65,5 +76,7 @@ ROUTES = (
     Route("GET", "/server-side/ua-parser", "visitors.device_only", SDK),
     Route("GET", "/attributes/check", "lists.check_attribute", SDK),
 )
+LABELS_OF_TREES = {route.path.removesuffix(KEY): route.label for route in ROUTES if route.path.endswith(KEY)}
+TREES = tuple(tree.encode() for tree in LABELS_OF_TREES)
 DECISION_LABEL = ROUTES[0].label  # of the requests that are counted as decisions
 LABELS = tuple(dict.fromkeys(route.label for route in ROUTES))

@@ -8,10 +8,11 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from tornado_gateway.environments.origins import Origins
-from tornado_gateway.http.messages import Handler, Request, Response, json_error
+from tornado_gateway.errors import AttemptsError, RequestError
+from tornado_gateway.http.messages import Handler, Request, Response
 from tornado_gateway.telemetry.attempts import Attempts
 
 DECIDE, TRACK, SDK = "decide", "track", "sdk"  # scopes
@@ -21,9 +22,8 @@ RANDOM_BYTES = 32
 HINT_CHARACTERS = 4  # of a wrong token in the log, after its prefix
 MAX_TOKEN_BYTES = 512
 
-UNAUTHORIZED = json_error(
-    401, "a client token is required", [(b"WWW-Authenticate", b'Bearer realm="fme-gateway"')]
-)  # missing, unknown and expired tokens do not differ
+# Missing, unknown and expired tokens do not differ.
+CHALLENGE = [(b"WWW-Authenticate", b'Bearer realm="fme-gateway"')]
 
 
 class ClientToken:
@@ -89,40 +89,39 @@ class ClientAuth:
         self._row = row
 
     def guarded(self, handler: Handler, scope: str) -> Handler:
-        """Return a handler for requests with a credential of this scope."""
+        """Return a handler for requests with a credential of this scope. It raises RequestError for all others."""
 
-        def respond(request: Request) -> Response | object:
-            return self._rejection(request, scope) or handler(request)
+        def respond(request: Request) -> Response | Awaitable[Response]:
+            self.check(request, scope)
+            return handler(request)
 
-        return respond  # type: ignore[return-value]
+        return respond
 
-    def _rejection(self, request: Request, scope: str) -> Response | None:
-        """Return the response to a request without a suitable credential. Note the token in a suitable one."""
+    def check(self, request: Request, scope: str) -> None:
+        """Raise RequestError for a request without a suitable credential. Note the token of a suitable one."""
         given = presented_token(request)
         token = None if given is None else self._tokens.find(given)
         if token is None:
             if self._has_sdk_key is not None and self._has_sdk_key(request):
-                return None  # with all scopes
-            return UNAUTHORIZED if given is None else self._wrong_token(request, given)
+                return  # with all scopes
+            if given is not None:
+                self._count_failure(request, given)
+            raise RequestError(401, "a client token is required", CHALLENGE)
         if scope not in token.scopes:
-            return json_error(403, f"this token may not: {scope}")
+            raise RequestError(403, f"this token may not: {scope}")
         if token.origins is not None:
             origin = request.header(b"origin")
             if origin is None or origin not in token.origins:
                 shown = "without Origin" if origin is None else f"from origin {origin.decode('latin-1'):.100}"
-                return json_error(403, f"this token may not be used {shown}")
+                raise RequestError(403, f"this token may not be used {shown}")
         request.client = token
-        return None
 
-    def _wrong_token(self, request: Request, given: bytes) -> Response:
-        """Count the failure. A flood of them gets 429; other clients of that address with a valid token do not."""
+    def _count_failure(self, request: Request, given: bytes) -> None:
+        """Raise AttemptsError in a flood of failures; other clients of that address with a valid token pass."""
         address, now = self._address(request), time.monotonic()
-        wait_seconds = self._attempts.wait_seconds(address, now)
-        if wait_seconds > 0:
-            retry_after = b"%d" % max(1, -int(-wait_seconds // 1))
-            return json_error(429, "too many failed attempts", [(b"Retry-After", retry_after)])
+        if wait_seconds := self._attempts.wait_seconds(address, now):
+            raise AttemptsError(wait_seconds)
         self._attempts.failed(self._row, address, now, hint_of(given))
-        return UNAUTHORIZED
 
 
 def presented_token(request: Request) -> bytes | None:

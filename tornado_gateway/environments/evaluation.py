@@ -3,11 +3,12 @@
 This is on the path of every getFlag: it does IO only if a list, an alias or a stored decision has to be looked up.
 """
 
+import asyncio
 import itertools
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tornado_gateway import core
@@ -23,6 +24,7 @@ from tornado_gateway.store.interfaces import StateStore
 logger = logging.getLogger(__name__)
 
 SERIAL_STEP = 1024  # more than the events of one call
+SLICE_FEATURES = 100  # decided in less than a millisecond, before other requests get their turn
 
 Facts = Mapping[str, Any]
 
@@ -124,6 +126,22 @@ class Evaluator:
         """Return the documents of a decision's events, joined by newlines, and their number."""
         return core.event_documents(settings, context, decision, time.time_ns() // 1_000_000, next(self._serials))
 
+    def exposure_documents(
+        self,
+        settings: core.Settings,
+        context: core.Context,
+        impressions: Sequence[core.Impression],
+        *,
+        needs_device: bool,
+    ) -> tuple[bytes, int]:
+        """Return the documents of impressions that a client names, joined by newlines, and their number.
+
+        `needs_device`: the decisions have seen the visitor's device, so the events name it.
+        """
+        if needs_device and not _has_own_facts(context):
+            context.device = self._device_of(context)
+        return self.event_documents(settings, context, core.exposure(settings, context, impressions))
+
     def track_event_document(
         self, settings: core.Settings, context: core.Context, name: str, properties: Mapping[str, Any]
     ) -> bytes:
@@ -170,6 +188,36 @@ class Evaluator:
                     decision.feature_key,
                 )
         return decision
+
+    async def decide_many(
+        self,
+        settings: core.Settings,
+        feature_keys: Sequence[str],
+        context: core.Context,
+        each: Callable[[core.Decision], None],
+    ) -> None:
+        """Decide about each feature, and call `each` at once, because the context has the facts for one feature only.
+
+        Other requests get their turn after every SLICE_FEATURES decisions.
+        """
+        inputs = await self.gather(settings, feature_keys, context)
+        decisions = []
+        for number, feature_key in enumerate(feature_keys, 1):
+            decision = self.decide_from(settings, feature_key, inputs)
+            each(decision)
+            decisions.append(decision)
+            if number % SLICE_FEATURES == 0:
+                await asyncio.sleep(0)
+        await self.keep(inputs, decisions)
+
+    def is_pure(self, settings: core.Settings) -> bool:
+        """Return whether equal contexts always get equal decisions: nothing is looked up outside this process."""
+        return not self._uses_store and not any(feature.list_checks for feature in settings.features.values())
+
+    @property
+    def facts_version(self) -> str:
+        """A text that changes with the location database and the device rules."""
+        return f"{self._location.version} {self._device.version}"
 
     async def keep(self, inputs: Inputs, decisions: Sequence[core.Decision]) -> None:
         """Store the decisions if they are sticky and the earlier ones could be loaded."""

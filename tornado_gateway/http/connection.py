@@ -342,7 +342,7 @@ class Connection(asyncio.Protocol):
                 if not gate.is_open:
                     return
                 if gate.failure is not None:
-                    response = failure_response(gate.failure)
+                    response = failure_response(request, gate.failure)
             queue.popleft()
             self.queued_bytes -= size
             self._send(request, response)

@@ -8,7 +8,7 @@ from typing import Protocol, final
 
 import orjson
 
-from tornado_gateway.errors import reason_phrase
+from tornado_gateway.errors import RequestError, reason_phrase
 from tornado_gateway.gate import Gate
 
 MAX_HOSTS = 100  # that are remembered
@@ -27,18 +27,23 @@ class Page(Protocol):
         """Report that the client has closed, or half-closed, its side."""
 
 
+ErrorShape = Callable[[RequestError], "Response"]
+
+
 @final
 class Request:
     """One request, complete with its body. `headers` keep the client's order and spelling; `version` is "1.1" or "1.0".
 
     A handler may set `gate`: its response is then held back until that gate opens. `wants_echo`: see `ServerOptions`.
-    `response` or `page` is set by the connection when the request waits for its turn.
+    `response` or `page` is set by the connection when the request waits for its turn. Two attributes exist only where
+    they are needed: `client` is the client that the credentials name, `error_shape` makes the response to a failure.
     """
 
     __slots__ = (
         "body",
         "charge",
         "client",
+        "error_shape",
         "gate",
         "headers",
         "keep_alive",
@@ -51,6 +56,9 @@ class Request:
         "version",
         "wants_echo",
     )
+
+    client: object
+    error_shape: "ErrorShape"
 
     def __init__(
         self,
@@ -75,7 +83,6 @@ class Request:
         self.gate: Gate | None = None
         self.response: Response | None = None
         self.page: Page | None = None
-        self.client: object | None = None  # the client that its credentials name, if any are required
         self.charge: object | None = None  # held for as long as a request with a large body is
 
     def header(self, name: bytes) -> bytes | None:
@@ -157,6 +164,11 @@ def json_error(status: int, message: str, headers: Iterable[tuple[bytes, bytes]]
     if status == 503:
         headers = [*headers, (b"Retry-After", RETRY_SECONDS)]
     return Response(status, orjson.dumps({"status": 0, "error": message}), headers=headers)
+
+
+def error_response(error: RequestError) -> Response:
+    """Return the response to a request that cannot be served, in the format of all errors."""
+    return json_error(error.status, str(error), error.headers)
 
 
 INTERNAL_ERROR = json_error(500, "internal error")

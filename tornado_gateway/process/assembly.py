@@ -14,10 +14,13 @@ from tornado.httputil import HTTPServerConnectionDelegate
 
 from tornado_gateway import __version__, core
 from tornado_gateway.api.aliases import AliasesApi
+from tornado_gateway.api.bulk import BulkApi
 from tornado_gateway.api.cors import Cors
 from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.lists import ListsApi
+from tornado_gateway.api.ofrep.evaluation import EvaluationApi, StandIn
+from tornado_gateway.api.ofrep.exposures import ExposuresApi
 from tornado_gateway.api.router import Endpoints, Router
 from tornado_gateway.api.routes import DECISIONS
 from tornado_gateway.api.settings import SettingsApi
@@ -208,15 +211,24 @@ class Assembly:
         return router
 
     def _build_endpoints(self) -> Endpoints:
-        config, environments = self._config, self.environments
+        config, environments, decided = self._config, self.environments, self._observer.decided
         client_address = build_client_address(config)
         return Endpoints(
-            FlagsApi(environments, self._observer.decided),
+            FlagsApi(environments, decided("getFlag")),
             EventsApi(environments, client_address, slice_events=config.max_events_per_request),
             self._build_settings_api(),
             self._build_visitors_api(client_address),
             ListsApi(environments),
             AliasesApi(self._store.state),
+            BulkApi(environments, decided("getFlags")),
+            EvaluationApi(
+                environments,
+                StandIn(client_address),
+                decided("ofrep"),
+                decided("ofrep_bulk"),
+                wait_seconds=config.socket_timeout_seconds,
+            ),
+            ExposuresApi(environments, self._observer.exposures_tracked),
         )
 
     def _build_visitors_api(self, client_address: ClientAddress) -> VisitorsApi:

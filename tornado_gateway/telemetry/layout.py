@@ -6,12 +6,15 @@ create new series: unknown paths, methods and statuses are counted as "other".
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 OTHER = "other"
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)
 STATUSES = (200, 204, 304, 400, 401, 403, 404, 405, 408, 413, 415, 417, 429, 431, 500, 501, 503, 505, OTHER)
+DECIDERS = ("getFlag", "getFlags", "ofrep", "ofrep_bulk")  # the APIs that decide
+EXPOSURES = ("recorded", "unknown")  # that clients name
 OUTCOMES = ("enabled", "disabled", "not_found", "error")  # of decisions
 FLUSHES = ("delivered", "refused", "failed")
 POLLS = ("changed", "unchanged", "failed")
@@ -89,7 +92,8 @@ class _Blocks:
 
 
 _BLOCKS = _Blocks()
-DECISIONS = _BLOCKS.block(OUTCOMES)
+DECISIONS = _BLOCKS.block(DECIDERS, OUTCOMES)
+TRACKED_EXPOSURES = _BLOCKS.block(EXPOSURES)
 FLUSH_REQUESTS = _BLOCKS.block(FLUSHES)
 SETTINGS_POLLS = _BLOCKS.block(POLLS)
 UPSTREAM_REQUESTS = _BLOCKS.block(CALLS, RESPONSES)
@@ -102,19 +106,23 @@ class Routes(NamedTuple):
     """The labels of all routes, from the tables of `api` and `console`, which this room cannot import.
 
     Requests for `data` are also measured; those for the label `decisions` are counted as decisions. `trees` are those
-    of `pages` that stand for all paths below them.
+    of `pages` that stand for all paths below them, `data_trees` the same of `data` with their labels.
     """
 
     data: tuple[str, ...]
     decisions: str
     pages: tuple[str, ...]
     trees: frozenset[str]
+    data_trees: Mapping[str, str] = MappingProxyType({})
 
     def label_of(self, path: bytes) -> str:
         """Return the label of a path. SDKs may double slashes and prepend the account's prefix (wire contract 0.8)."""
         text = _SLASHES.sub("/", path.decode("latin-1"))
         if text in self.data or text in self.pages:
             return text
+        for tree in self.data_trees:
+            if text.startswith(tree):
+                return self.data_trees[tree]
         first, _, rest = text[1:].partition("/")
         if f"/{rest}" in self.data:
             return f"/{rest}"

@@ -28,6 +28,7 @@ from tornado_gateway.telemetry.layout import (
     SETTINGS_POLLS,
     STATUSES,
     SUM_UNIT,
+    TRACKED_EXPOSURES,
     UPSTREAM_REQUESTS,
     Histogram,
 )
@@ -38,8 +39,7 @@ BEAT_SECONDS = 0.1  # interval between measurements of the loop's lag
 KNOWN_KEYS = 2048  # spellings of known routes that are cached
 MAX_MEASURED = 10_000  # requests in flight whose start is remembered
 
-_ENABLED, _DISABLED = DECISIONS.at("enabled"), DECISIONS.at("disabled")
-_OUTCOME_OF_REASON = {"feature not found": DECISIONS.at("not_found"), "error": DECISIONS.at("error")}
+_OUTCOME_OF_REASON = {"feature not found": "not_found", "error": "error"}
 
 R = TypeVar("R")
 
@@ -171,10 +171,20 @@ class Observer:
 
     # --- Other hooks ---
 
-    def decided(self, decision: core.Decision) -> None:
-        """Count a decision of getFlag."""
-        outcome = _ENABLED if decision.variation is not None else _OUTCOME_OF_REASON.get(decision.reason, _DISABLED)
-        self.counts[outcome] += 1
+    def decided(self, api: str) -> Callable[[core.Decision], None]:
+        """Return the hook for each decision of an API, one of DECIDERS."""
+        counts = self.counts
+        enabled, disabled = DECISIONS.at(api, "enabled"), DECISIONS.at(api, "disabled")
+        others = {reason: DECISIONS.at(api, outcome) for reason, outcome in _OUTCOME_OF_REASON.items()}
+
+        def count(decision: core.Decision) -> None:
+            counts[enabled if decision.variation is not None else others.get(decision.reason, disabled)] += 1
+
+        return count
+
+    def exposures_tracked(self, result: str, number: int) -> None:
+        """Count exposures that clients named: "recorded" or "unknown"."""
+        self.counts[TRACKED_EXPOSURES.at(result)] += number
 
     def flushed(self, outcome: str, seconds: float) -> None:
         """Count a request that delivered events, or failed to."""

@@ -25,6 +25,7 @@ from tornado_gateway.telemetry.layout import (
     LAG_SECONDS,
     SETTINGS_POLLS,
     SUM_UNIT,
+    TRACKED_EXPOSURES,
     UPSTREAM_REQUESTS,
     Block,
     Histogram,
@@ -109,7 +110,10 @@ def _requests(layout: Layout, counts: list[int], workers: list[WorkerRecord]) ->
     in_flight = sum(worker["in_flight"] for worker in workers)
     yield _gauge("fme_requests_in_flight", "Requests in flight.", in_flight)
     yield _gauge("fme_connections", "Open client connections.", sum(worker["connections"] for worker in workers))
-    yield _counters("fme_decisions", "Decisions of getFlag.", ("outcome",), DECISIONS, counts, with_zeros=True)
+    yield _counters("fme_decisions", "Decisions.", ("api", "outcome"), DECISIONS, counts, with_zeros=True)
+    yield _counters(
+        "fme_exposures", "Exposures of trackExposure.", ("result",), TRACKED_EXPOSURES, counts, with_zeros=True
+    )
 
 
 def _events(events: dict[str, int], waiting: Merged, limit: int) -> Iterator[Metric]:
