@@ -10,7 +10,7 @@ from functools import partial
 import orjson
 
 from tornado_gateway import core
-from tornado_gateway.api.outcomes import outcome_of
+from tornado_gateway.api.ofrep.outcomes import with_details
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import with_address
 from tornado_gateway.environments.registry import Environments
@@ -113,12 +113,6 @@ def has_details(fields: Fields) -> bool:
 
 def _detailed(settings: core.Settings, decision: core.Decision) -> Response:
     return Response(200, with_details(settings, decision))
-
-
-def with_details(settings: core.Settings, decision: core.Decision) -> bytes:
-    """Return the body of getFlag, with `details`."""
-    details = outcome_of(settings, decision).details(decision)
-    return b'%b,"details":%b}' % (decision.body[:-1], orjson.dumps(details))
 
 
 async def _after_alias(environment: Environment, context: core.Context, respond: Callable[[], Response]) -> Response:

@@ -4,39 +4,16 @@ import re
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from operator import attrgetter
-from typing import NamedTuple
 
-from tornado_gateway.api.aliases import AliasesApi
-from tornado_gateway.api.bulk import BulkApi
 from tornado_gateway.api.cors import OPERATORS_PATHS, respond_to_preflight
-from tornado_gateway.api.events import EventsApi
-from tornado_gateway.api.flags import FlagsApi
-from tornado_gateway.api.lists import ListsApi
-from tornado_gateway.api.ofrep.evaluation import EvaluationApi
-from tornado_gateway.api.ofrep.exposures import ExposuresApi
+from tornado_gateway.api.endpoints import Endpoints
 from tornado_gateway.api.routes import KEY, ROUTES, TREES, Guard, Route
-from tornado_gateway.api.settings import SettingsApi
-from tornado_gateway.api.visitors import VisitorsApi
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.messages import Handler, Request, Response, json_error
 from tornado_gateway.settings.mirror import Snapshot
 
 SLASHES = re.compile(b"//+")
 OTHER_PREFIX = re.compile(rb"/[a-z0-9]{2,8}(/.+)")  # of an account whose settings are not known here, or not yet
-
-
-class Endpoints(NamedTuple):
-    """The endpoints that routes name."""
-
-    flags: FlagsApi
-    events: EventsApi
-    settings: SettingsApi
-    visitors: VisitorsApi
-    lists: ListsApi
-    aliases: AliasesApi
-    bulk: BulkApi
-    evaluation: EvaluationApi
-    exposures: ExposuresApi
 
 
 class Router:

@@ -1,7 +1,7 @@
 """Credentials of clients: which requests a token or an SDK key allows, and for which environments.
 
 Tokens are random, so a plain SHA-256 digest is enough at rest. How long a look-up takes says nothing about the stored
-digests, because nobody can choose the digest of a guess.
+digests, because the digest of a guess is random.
 """
 
 import hashlib

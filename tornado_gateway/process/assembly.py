@@ -14,14 +14,15 @@ from tornado.httputil import HTTPServerConnectionDelegate
 
 from tornado_gateway import __version__, core
 from tornado_gateway.api.aliases import AliasesApi
-from tornado_gateway.api.bulk import BulkApi
 from tornado_gateway.api.cors import Cors
+from tornado_gateway.api.endpoints import Endpoints
 from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.lists import ListsApi
+from tornado_gateway.api.ofrep.bulk import BulkApi
 from tornado_gateway.api.ofrep.evaluation import EvaluationApi, StandIn
 from tornado_gateway.api.ofrep.exposures import ExposuresApi
-from tornado_gateway.api.router import Endpoints, Router
+from tornado_gateway.api.router import Router
 from tornado_gateway.api.routes import DECISIONS
 from tornado_gateway.api.settings import SettingsApi
 from tornado_gateway.api.visitors import VisitorsApi

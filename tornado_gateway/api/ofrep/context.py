@@ -43,7 +43,7 @@ class EvaluationRequest(NamedTuple):
 
 
 def parse(fields: Fields, address: str | None, user_agent: str | None) -> EvaluationRequest:
-    """Return the request that a body describes. `address` and `user_agent` stand in for those that it lacks.
+    """Return the request that a body describes. `address` and `user_agent` replace those that it lacks.
 
     Raise EvaluationError for a context that is invalid or has no targeting key.
     """

@@ -1,10 +1,11 @@
 """The endpoints of OFREP: one flag, and all flags of a context (docs/openfeature.md)."""
 
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from tornado_gateway import core
-from tornado_gateway.api.bulk import OnDecision, Recorder, Validator, not_modified, respond, validate
 from tornado_gateway.api.ofrep import context
+from tornado_gateway.api.ofrep.bulk import OnDecision, Recorder, not_modified, respond, validate
 from tornado_gateway.api.ofrep.context import EvaluationRequest
 from tornado_gateway.api.ofrep.errors import (
     FLAG_NOT_FOUND,
@@ -19,13 +20,22 @@ from tornado_gateway.api.ofrep.flags import Flag, Flags, entry
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import NotLoadedError, RequestError
-from tornado_gateway.gate import Gate
 from tornado_gateway.http.fields import Fields, is_from_browser, json_object, json_value
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.tasks import wait_at_most
 
 NOT_FOUND = b'"errorCode":"FLAG_NOT_FOUND","errorDetails":"there is no feature with this key"'
 MAX_RESPONSES = 10_000  # that are remembered
+
+
+class Call(NamedTuple):
+    """An evaluation of one flag."""
+
+    environment: Environment
+    settings: core.Settings
+    key: str
+    flag: Flag
+    asked: EvaluationRequest
 
 
 class StandIn:
@@ -80,40 +90,23 @@ class EvaluationApi:
         if flag is None:
             raise EvaluationError(404, FLAG_NOT_FOUND, "there is no feature or variable with this key")
         _check_id(settings, asked.context)
+        call = Call(environment, settings, key, flag, asked)
         decision = environment.evaluator.decide(settings, flag.feature, asked.context)
-        if decision is None:
-            return self._evaluate_with_io(request, environment, settings, key, flag, asked)
-        return self._response(request, environment, settings, key, flag, asked, decision)
+        return self._evaluate_with_io(request, call) if decision is None else self._response(request, call, decision)
 
-    async def _evaluate_with_io(
-        self,
-        request: Request,
-        environment: Environment,
-        settings: core.Settings,
-        key: str,
-        flag: Flag,
-        asked: EvaluationRequest,
-    ) -> Response:
-        decision = await environment.evaluator.decide_with_io(settings, flag.feature, asked.context)
-        return self._response(request, environment, settings, key, flag, asked, decision)
+    async def _evaluate_with_io(self, request: Request, call: Call) -> Response:
+        evaluator = call.environment.evaluator
+        decision = await evaluator.decide_with_io(call.settings, call.flag.feature, call.asked.context)
+        return self._response(request, call, decision)
 
-    def _response(
-        self,
-        request: Request,
-        environment: Environment,
-        settings: core.Settings,
-        key: str,
-        flag: Flag,
-        asked: EvaluationRequest,
-        decision: core.Decision,
-    ) -> Response:
+    def _response(self, request: Request, call: Call, decision: core.Decision) -> Response:
         self._on_decision(decision)
         if decision.error is not None:
             raise EvaluationError(400, GENERAL, decision.error)
-        ready = self._flags_of(environment, settings).ready(decision)
-        if asked.impressions is not False:
-            self._record(request, environment, settings, asked.context, decision)
-        body = entry(key, ready.entries[flag.variable])
+        ready = self._flags_of(call.environment, call.settings).ready(decision)
+        if call.asked.impressions is not False:
+            self._record(request, call, decision)
+        body = entry(call.key, ready.entries[call.flag.variable])
         response = self._responses.get(body)
         if response is None:
             if len(self._responses) >= MAX_RESPONSES:
@@ -121,62 +114,55 @@ class EvaluationApi:
             response = self._responses[body] = Response(200, body)
         return response
 
-    def _record(
-        self,
-        request: Request,
-        environment: Environment,
-        settings: core.Settings,
-        visitor: core.Context,
-        decision: core.Decision,
-    ) -> None:
-        """Append the impressions that this visitor had not a moment ago; they are known once they are stored."""
+    def _record(self, request: Request, call: Call, decision: core.Decision) -> None:
+        """Append the impressions that this visitor had not a moment ago."""
         if decision.impressions:
             self._recent.keep_new(decision)
             if not decision.impressions:
                 return
-        documents, count = environment.evaluator.event_documents(settings, visitor, decision)
+        environment = call.environment
+        documents, count = environment.evaluator.event_documents(call.settings, call.asked.context, decision)
         if count:
             gate = environment.events.append_impressions(documents, count)
-            if gate is None:
-                self._recent.note(decision.uuid, decision.impressions)
-                return
             if environment.events.durable:
                 request.gate = gate
-            gate.hold(_Stored(gate, self._recent, decision))
+            self._recent.note_once_stored(gate, decision)
 
     # --- All flags ---
 
     async def evaluate_all(self, request: Request) -> Response:
         environment = self._environments.of(request)
         settings = await self._settings_when_loaded(environment)
-        asked = context.parse(_fields(request.body), *(stand_in := self._stand_in(request)))
+        fallbacks = self._stand_in(request)
+        asked = context.parse(_fields(request.body), *fallbacks)
         _check_id(settings, asked.context)
-        has_impressions = asked.impressions is True
-        more = [text or "" for text in stand_in]
-        validator = Validator(None, False) if has_impressions else validate(request, environment, settings, *more)
-        if validator.is_known:
-            return not_modified(validator.etag)
-        entries = [
-            entry(key, b'"errorCode":FLAG_NOT_FOUND,"errorDetails":"there is no feature with this key"')
-            for key in asked.features or ()
-            if key not in settings.features
-        ]
-        recorder = Recorder(environment, settings, asked.context)
-        flags = self._flags_of(environment, settings)
+        validator = None
+        if asked.impressions is not True:
+            validator = validate(request, environment, settings, *map(str, fallbacks))
+            if validator.is_known:
+                return not_modified(validator.etag)
+        entries = await self._entries(request, environment, settings, asked)
+        return await respond(request, b'{"flags":[%b]}' % b",".join(entries), validator)
+
+    async def _entries(
+        self, request: Request, environment: Environment, settings: core.Settings, asked: EvaluationRequest
+    ) -> list[bytes]:
+        """Return the entries of all flags in the order of the document, or of the requested features."""
+        flags, recorder = self._flags_of(environment, settings), Recorder(environment, settings, asked.context)
+        names = list(settings.features) if asked.features is None else asked.features
+        entries = [entry(name, NOT_FOUND) for name in names if name not in settings.features]
 
         def add(decision: core.Decision) -> None:
             self._on_bulk_decision(decision)
             ready = flags.ready(decision)
             entries.append(ready.bulk if asked.has_variables else entry(decision.feature_key, ready.entries[None]))
-            if has_impressions:
+            if asked.impressions:
                 recorder.add(decision)
 
-        names = settings.features if asked.features is None else asked.features
-        keys = [key for key in names if key in settings.features]
-        await environment.evaluator.decide_many(settings, keys, asked.context, add)
+        known = [name for name in names if name in settings.features]
+        await environment.evaluator.decide_many(settings, known, asked.context, add)
         recorder.append(request)
-        body = b'{"flags":[%b]}' % b",".join(entries)
-        return await respond(request, body, None if has_impressions else validator)
+        return entries
 
     async def _settings_when_loaded(self, environment: Environment) -> core.Settings:
         """Wait for the first settings: a web provider whose first request fails stays in error."""
@@ -189,19 +175,6 @@ class EvaluationApi:
         if flags is None or flags.settings is not settings:
             flags = self._flags[environment] = Flags(settings)
         return flags
-
-
-class _Stored:
-    """Notes exposures as recorded once they are stored."""
-
-    def __init__(self, gate: Gate, recent: RecentExposures, decision: core.Decision) -> None:
-        self._gate = gate
-        self._recent = recent
-        self._decision = decision
-
-    def flush(self) -> None:
-        if self._gate.failure is None:
-            self._recent.note(self._decision.uuid, self._decision.impressions)
 
 
 def _fields(body: bytes) -> Fields:

@@ -15,6 +15,7 @@ from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import with_address
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError
+from tornado_gateway.gate import Gate
 from tornado_gateway.http.fields import json_object, user_id
 from tornado_gateway.http.messages import Request, Response
 
@@ -89,9 +90,29 @@ class RecentExposures:
         for impression in impressions:
             self._new[uuid, *name_of(impression)] = now
 
+    def note_once_stored(self, gate: Gate | None, decision: core.Decision) -> None:
+        """Remember the impressions of a decision when the gate of their events opens; at once without a gate."""
+        if gate is None:
+            self.note(decision.uuid, decision.impressions)
+        else:
+            gate.hold(_Stored(self, gate, decision))
+
     def _last(self, name: Named) -> float:
         at = self._new.get(name)
         return self._old.get(name, -math.inf) if at is None else at
+
+
+class _Stored:
+    """Waits for a gate."""
+
+    def __init__(self, recent: RecentExposures, gate: Gate, decision: core.Decision) -> None:
+        self._recent = recent
+        self._gate = gate
+        self._decision = decision
+
+    def flush(self) -> None:
+        if self._gate.failure is None:
+            self._recent.note(self._decision.uuid, self._decision.impressions)
 
 
 def name_of(impression: core.Impression) -> Named:

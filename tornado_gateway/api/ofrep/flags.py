@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from tornado_gateway import core
-from tornado_gateway.api.outcomes import Outcome, outcome_of
+from tornado_gateway.api.ofrep.outcomes import Outcome, outcome_of
 from tornado_gateway.core.types import Feature
 
 SEPARATOR = "."

@@ -1,4 +1,4 @@
-"""Several or all features of one visitor in one request: getFlags, and what bulk responses have in common.
+"""Several or all features of one visitor in one request: getFlags, and the common parts of bulk responses.
 
 A response has an ETag. Equal requests get equal responses as long as settings, location database and device rules are
 the same, so the ETag is made from these and a request that has it gets a 304 before anything is decided. If decisions
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import orjson
 
 from tornado_gateway import core
-from tornado_gateway.api.flags import with_details
+from tornado_gateway.api.ofrep.outcomes import with_details
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import with_address
 from tornado_gateway.environments.registry import Environments
@@ -48,11 +48,11 @@ class BulkApi:
         environment = self._environments.of(request)
         settings = environment.settings()
         fields = json_object(request.body)
-        keys = _feature_keys(fields, settings)
-        has_details, has_impressions = boolean(fields, "details"), boolean(fields, "impressions")
+        has_impressions = boolean(fields, "impressions")
+        keys, has_details = _feature_keys(fields, settings), boolean(fields, "details")
         context = with_address(core.context_from_json(fields, user_id(fields)))
-        validator = Validator(None, False) if has_impressions else validate(request, environment, settings)
-        if validator.is_known:
+        validator = None if has_impressions else validate(request, environment, settings)
+        if validator is not None and validator.is_known:
             return not_modified(validator.etag)
         entries: list[bytes] = []
         recorder = Recorder(environment, settings, context)
@@ -66,8 +66,7 @@ class BulkApi:
 
         await environment.evaluator.decide_many(settings, keys, context, add)
         recorder.append(request)
-        body = b'{"flags":{%b}}' % b",".join(entries)
-        return await respond(request, body, None if has_impressions else validator)
+        return await respond(request, b'{"flags":{%b}}' % b",".join(entries), validator)
 
 
 class Recorder:
@@ -96,7 +95,7 @@ class Recorder:
 
 
 def validate(request: Request, environment: Environment, settings: core.Settings, *more: str) -> Validator:
-    """Return the ETag of the response to a request. `more` is what the response depends on beyond it."""
+    """Return the ETag of the response to a request. The response depends on `more` as well."""
     evaluator, snapshot = environment.evaluator, environment.mirror.current
     if snapshot is None or not evaluator.is_pure(settings):
         return Validator(None, False)

@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
     exposure: str | None = None
 
     def metadata(self) -> dict[str, Any]:
-        """Return what is known beyond reason and variant: texts and 32-bit integers, without those that are None."""
+        """Return the facts beyond reason and variant: texts and 32-bit integers, without those that are None."""
         known = {
             "campaignId": _id(self.campaign_id),
             "variationId": _id(self.variation_id),
@@ -68,6 +68,12 @@ def outcome_of(settings: core.Settings, decision: core.Decision) -> Outcome:
     rule = _rule_of(feature, passed)
     rule_key = None if rule is None else rule.rule_key
     return Outcome(reason, name, passed.id, passed.variation_id, rule_key, exposure)
+
+
+def with_details(settings: core.Settings, decision: core.Decision) -> bytes:
+    """Return the body of getFlag, with `details`."""
+    details = outcome_of(settings, decision).details(decision)
+    return b'%b,"details":%b}' % (decision.body[:-1], orjson.dumps(details))
 
 
 def _reason_when_on(feature: Feature, decision: core.Decision) -> str:
