@@ -10,6 +10,7 @@ from functools import partial
 import orjson
 
 from tornado_gateway import core
+from tornado_gateway.api.routes import DECISIONS
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import with_address
 from tornado_gateway.environments.registry import Environments
@@ -34,6 +35,8 @@ class FlagsApi:
 
     def get_flag(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
+        if not environment.access.decides:
+            return DECISIONS.response
         settings = environment.settings()
         fields = json_object(request.body)
         feature_key = required_text(fields, "featureKey")
@@ -45,6 +48,8 @@ class FlagsApi:
 
     def track_event(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
+        if not environment.access.decides:
+            return DECISIONS.response
         settings = environment.settings()
         fields = json_object(request.body)
         required_text(fields, "eventName")
@@ -59,6 +64,8 @@ class FlagsApi:
         """Return 200 and an empty body always, as documented, once settings are loaded. A header names the fault."""
         try:
             environment = self._environments.of(request)
+            if not environment.access.decides:
+                return DECISIONS.response
             settings = environment.settings()
             fields = json_object(request.body)
             attributes = _attributes(fields)
