@@ -7,6 +7,7 @@ import pytest
 from environment_parts import environment_of
 from process import sample_document
 
+from tornado_gateway.api.cors import EnvironmentsCors
 from tornado_gateway.core import compile_settings
 from tornado_gateway.environments.access import Access
 from tornado_gateway.environments.identification import KNOWN_REQUESTS, LONGEST_KNOWN
@@ -327,3 +328,40 @@ def test_requests_that_never_repeat_take_no_memory(make):
     for number in range(10):  # values that name nothing are not remembered
         setting.of("a=1", [("Authorization", f"Bearer {number}")])
     assert len(setting.environments._identification._known) <= KNOWN_REQUESTS
+
+
+# --- Pages of other origins ---
+
+SHOP, OTHER = "https://shop.example", "https://other.example"
+
+
+@pytest.mark.parametrize(
+    ("method", "query", "origin", "is_allowed"),
+    [
+        ("POST", f"sdkKey={PRODUCTION}", SHOP, True),
+        ("POST", f"sdkKey={PRODUCTION}", OTHER, False),
+        ("POST", f"sdkKey={STAGING}", OTHER, True),
+        ("POST", f"sdkKey={STAGING}", SHOP, False),
+        ("POST", f"sdkKey={STAGING}&i={PRODUCTION}", SHOP, True),  # the response is an error that the page may read
+        ("POST", "", SHOP, True),
+        ("POST", "", OTHER, True),
+        ("POST", "", "https://evil.example", False),
+        ("OPTIONS", f"sdkKey={PRODUCTION}", OTHER, True),
+    ],
+)
+def test_pages_may_read_the_responses_of_their_environment(make, method, query, origin, is_allowed):
+    accesses = [THREE[0]._replace(allowed_origins=(SHOP,)), THREE[1]._replace(allowed_origins=(OTHER,))]
+    request = Request(method.encode(), b"/server-side/getFlag", query.encode(), [(b"Origin", origin.encode())])
+    lines = EnvironmentsCors(make(accesses).environments).header_lines(request)
+    assert (f"Access-Control-Allow-Origin: {origin}\r\n".encode() in lines) == is_allowed
+    assert b"Vary: Origin\r\n" in lines
+
+
+def test_origins_follow_the_file(make):
+    environments = make([THREE[0]._replace(allowed_origins=(SHOP,))]).environments
+    cors = EnvironmentsCors(environments)
+    request = Request(b"GET", b"/server-side/v2-settings", b"", [(b"Origin", OTHER.encode())])
+    assert b"Allow-Origin" not in cors.header_lines(request)
+    environments.first.use_access(environments.first.access._replace(allowed_origins=(SHOP, OTHER)))
+    environments.replace(environments.all)
+    assert b"Access-Control-Allow-Origin: https://other.example\r\n" in cors.header_lines(request)

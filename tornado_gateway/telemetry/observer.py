@@ -176,6 +176,12 @@ class Observer:
         outcome = _ENABLED if decision.variation is not None else _OUTCOME_OF_REASON.get(decision.reason, _DISABLED)
         self.counts[outcome] += 1
 
+    def unidentified(self, request: ObservedRequest) -> None:
+        """Count a request that named no environment while there is no default one."""
+        route = self._layout.routes.label_of(request.path)
+        label = route if route in self._layout.routes.data else OTHER
+        self.counts[self._layout.unidentified.at(label)] += 1
+
     def flushed(self, outcome: str, seconds: float) -> None:
         """Count a request that delivered events, or failed to."""
         self.counts[FLUSH_REQUESTS.at(outcome)] += 1
