@@ -4,6 +4,7 @@ GatewayError
 ├── ConfigError        the configuration cannot be used; lists every problem
 ├── StartError         a worker cannot start; names cause and remedy
 ├── RequestError       the client's request cannot be served; has the HTTP status
+│   ├── DisabledError  an option disables the endpoint (403)
 │   ├── AttemptsError  too many wrong tokens were sent (429); has the time until the next attempt
 │   ├── QueueFullError the event queue accepts no events at the moment (503)
 │   └── NotLoadedError no settings have been loaded yet (503)
@@ -42,6 +43,15 @@ class RequestError(GatewayError):
         super().__init__(message)
         self.status = status
         self.headers = headers
+
+
+class DisabledError(RequestError):
+    """DECISION_REQUIRED is off, or off for this environment."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            403, "Decision endpoints are disabled on this gateway. Set DECISION_REQUIRED=true to enable them."
+        )
 
 
 class AttemptsError(RequestError):

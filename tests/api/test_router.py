@@ -7,8 +7,7 @@ import pytest
 
 from tornado_gateway.api.endpoints import Endpoints
 from tornado_gateway.api.router import Router
-from tornado_gateway.api.routes import DECISIONS, ROUTES
-from tornado_gateway.errors import RequestError
+from tornado_gateway.api.routes import ROUTES
 from tornado_gateway.http.messages import Request
 
 EACH_ROUTE = pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
@@ -49,15 +48,11 @@ def test_methods_and_paths_are_unique():
 
 
 @EACH_ROUTE
-def test_a_guard_that_is_off_answers_for_its_routes_only(route):
-    endpoints, made = router(disabled=(DECISIONS,))
-    handler = made.find(route.method.encode(), route.path.encode())
+def test_the_protection_of_a_route_is_in_front_of_its_endpoint(route):
+    endpoints, made = router(protect=lambda route, handler: lambda request: (route, handler))
     room, name = route.handler.split(".")
-    if route.guard is DECISIONS:
-        with pytest.raises(RequestError, match="DECISION_REQUIRED"):
-            handler(Request(b"", b"", b"", []))
-    else:
-        assert handler is getattr(getattr(endpoints, room), name)
+    found = made.find(route.method.encode(), route.path.encode())(Request(b"", b"", b"", []))
+    assert found == (route, getattr(getattr(endpoints, room), name))
 
 
 @pytest.mark.parametrize("path", [b"/", b"/health", b"/us-01/events/t", b"/events/t/", b"/EVENTS/T"])

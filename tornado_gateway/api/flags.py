@@ -14,7 +14,7 @@ from tornado_gateway.api.ofrep.outcomes import with_details
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import with_address
 from tornado_gateway.environments.registry import Environments
-from tornado_gateway.errors import NotLoadedError, RequestError
+from tornado_gateway.errors import DisabledError, NotLoadedError, RequestError
 from tornado_gateway.http.fields import Fields, boolean, json_object, printable, required_text, user_id
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.settings.mirror import Snapshot
@@ -35,7 +35,7 @@ class FlagsApi:
 
     def get_flag(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
-        settings = environment.settings()
+        settings = environment.decision_settings()
         fields = json_object(request.body)
         feature_key = required_text(fields, "featureKey")
         context = with_address(core.context_from_json(fields, user_id(fields)))
@@ -47,7 +47,7 @@ class FlagsApi:
 
     def track_event(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
-        settings = environment.settings()
+        settings = environment.decision_settings()
         fields = json_object(request.body)
         required_text(fields, "eventName")
         properties = fields.get("eventProperties")
@@ -61,11 +61,11 @@ class FlagsApi:
         """Return 200 and an empty body always, as documented, once settings are loaded. A header names the fault."""
         try:
             environment = self._environments.of(request)
-            settings = environment.settings()
+            settings = environment.decision_settings()
             fields = json_object(request.body)
             attributes = _attributes(fields)
             context = with_address(core.context_from_json(fields, user_id(fields)))
-        except NotLoadedError:
+        except (NotLoadedError, DisabledError):
             raise
         except RequestError as error:
             return Response(200, b"", None, [(b"Warning", f'199 - "{printable(str(error))}"'.encode())])

@@ -1,13 +1,13 @@
 """Finding the endpoint of a request in the table of `routes`."""
 
 import re
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from functools import partial
 from operator import attrgetter
 
 from tornado_gateway.api.cors import OPERATORS_PATHS, respond_to_preflight
 from tornado_gateway.api.endpoints import Endpoints
-from tornado_gateway.api.routes import KEY, ROUTES, TREES, Guard, Route
+from tornado_gateway.api.routes import KEY, ROUTES, TREES, Route
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.messages import Handler, Request, Response, json_error
 from tornado_gateway.settings.mirror import Snapshot
@@ -16,8 +16,11 @@ SLASHES = re.compile(b"//+")
 OTHER_PREFIX = re.compile(rb"/[a-z0-9]{2,8}(/.+)")  # of an account whose settings are not known here, or not yet
 
 
+Protect = Callable[[Route, Handler], Handler]
+
+
 class Router:
-    """Finds handlers. Routes with a guard in `disabled` only return its response.
+    """Finds handlers.
 
     `protect` returns the handler of a route with a check of credentials before it. Without it, none are required.
     """
@@ -26,15 +29,12 @@ class Router:
         self,
         endpoints: Endpoints,
         *,
-        disabled: Collection[Guard] = (),
         serves_browsers: bool,
-        protect: Callable[[Route, Handler], Handler] | None = None,
+        protect: Protect | None = None,
     ) -> None:
         self._handlers: dict[tuple[bytes, bytes], Handler] = {}
         for route in ROUTES:
             handler: Handler = attrgetter(route.handler)(endpoints)
-            if route.guard is not None and route.guard in disabled:
-                handler = _rejecting(route.guard.message)
             if protect is not None:
                 handler = protect(route, handler)
             if route.error_shape is not None:
@@ -84,13 +84,6 @@ class Router:
             return path[len(self._prefix) - 1 :]
         other = OTHER_PREFIX.fullmatch(path)
         return other[1] if other and other[1] in self._sdk_paths and not path.startswith(OPERATORS_PATHS) else path
-
-
-def _rejecting(message: str) -> Handler:
-    def reject(request: Request) -> Response:
-        raise RequestError(403, message)
-
-    return reject
 
 
 def _shaped(handler: Handler, shape: Callable[[bytes, RequestError], Response]) -> Handler:

@@ -12,34 +12,21 @@ from tornado_gateway.errors import RequestError
 from tornado_gateway.http.messages import Response
 
 
-class Guard(NamedTuple):
-    """An option that enables routes, and the message of the 403 while it is off."""
-
-    option: str
-    message: str
-
-
-DECISIONS = Guard(
-    "DECISION_REQUIRED",
-    "Decision endpoints are disabled on this gateway. Set DECISION_REQUIRED=true to enable them.",
-)
-
-
 class Route(NamedTuple):
     """One route. `handler` is a field of `router.Endpoints` and the name of its method.
 
-    `scope` is what a client token needs for it (docs/environments.md); None: the handler checks a token of its own.
-    `error_shape` makes the response to a failure from the path and the error, if it is not that of all errors. A path
-    that ends with `{key}` is that of all paths below.
-    `is_event`, `is_batch`: bodies may have the size of an event or of a batch. `is_for_sdks`: the query is read
-    leniently, because some SDKs do not escape theirs.
+    `scope` is the scope that a client token needs; with None the handler checks a token of its own. `is_decision`:
+    DECISION_REQUIRED enables it. `error_shape` makes the response to a failure from the path and the error, if it is
+    not that of all errors. `is_event`, `is_batch`: bodies may have the size of an event or of a batch. `is_for_sdks`:
+    the query is read leniently, because some SDKs do not escape theirs. A path that ends with `{key}` stands for all
+    paths below.
     """
 
     method: str
     path: str
     handler: str
     scope: str | None
-    guard: Guard | None = None
+    is_decision: bool = False
     error_shape: Callable[[bytes, RequestError], Response] | None = None
     is_event: bool = False
     is_batch: bool = False
@@ -53,13 +40,13 @@ class Route(NamedTuple):
 
 KEY = "{key}"  # the variable end of a path
 ROUTES = (
-    Route("POST", "/server-side/getFlag", "flags.get_flag", DECIDE, DECISIONS),
-    Route("POST", "/server-side/trackEvent", "flags.track_event", TRACK, DECISIONS),
-    Route("POST", "/server-side/setAttribute", "flags.set_attribute", TRACK, DECISIONS),
-    Route("POST", "/server-side/getFlags", "bulk.get_flags", DECIDE, DECISIONS),
-    Route("POST", "/server-side/trackExposure", "exposures.track_exposure", TRACK, DECISIONS),
-    Route("POST", "/ofrep/v1/evaluate/flags", "evaluation.evaluate_all", DECIDE, DECISIONS, ofrep_error),
-    Route("POST", "/ofrep/v1/evaluate/flags/{key}", "evaluation.evaluate", DECIDE, DECISIONS, ofrep_error),
+    Route("POST", "/server-side/getFlag", "flags.get_flag", DECIDE, True),
+    Route("POST", "/server-side/trackEvent", "flags.track_event", TRACK, True),
+    Route("POST", "/server-side/setAttribute", "flags.set_attribute", TRACK, True),
+    Route("POST", "/server-side/getFlags", "bulk.get_flags", DECIDE, True),
+    Route("POST", "/server-side/trackExposure", "exposures.track_exposure", TRACK, True),
+    Route("POST", "/ofrep/v1/evaluate/flags", "evaluation.evaluate_all", DECIDE, True, ofrep_error),
+    Route("POST", "/ofrep/v1/evaluate/flags/{key}", "evaluation.evaluate", DECIDE, True, ofrep_error),
     Route("GET", "/server-side/v2-settings", "settings.settings", SDK),
     Route("GET", "/server-side/v2-pull", "settings.pull", SDK),
     Route("POST", "/webhook", "settings.webhook", None, is_for_sdks=False),

@@ -14,7 +14,7 @@ from tornado.httputil import HTTPServerConnectionDelegate
 
 from tornado_gateway import __version__, core
 from tornado_gateway.api.aliases import AliasesApi
-from tornado_gateway.api.cors import Cors
+from tornado_gateway.api.cors import Cors, EnvironmentsCors
 from tornado_gateway.api.endpoints import Endpoints
 from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import FlagsApi
@@ -22,11 +22,10 @@ from tornado_gateway.api.lists import ListsApi
 from tornado_gateway.api.ofrep.bulk import BulkApi
 from tornado_gateway.api.ofrep.evaluation import EvaluationApi, StandIn
 from tornado_gateway.api.ofrep.exposures import ExposuresApi
-from tornado_gateway.api.router import Router
-from tornado_gateway.api.routes import DECISIONS
+from tornado_gateway.api.router import Protect, Router
 from tornado_gateway.api.settings import SettingsApi
 from tornado_gateway.api.visitors import VisitorsApi
-from tornado_gateway.config import Config
+from tornado_gateway.config import Config, EnvironmentConfig
 from tornado_gateway.console.admin_pages import AdminApi
 from tornado_gateway.console.auth import Auth, EndedSessions
 from tornado_gateway.console.explain import Explainer
@@ -36,7 +35,8 @@ from tornado_gateway.console.recent_events import RecentEvents
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.environments.environment import Environment
+from tornado_gateway.environments.client_tokens import ClientAuth
+from tornado_gateway.environments.environment import Documents, Environment
 from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
 from tornado_gateway.environments.registry import Environments, check_account
 from tornado_gateway.events.flusher import Flusher
@@ -51,6 +51,8 @@ from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.process.adoption import Adoption
 from tornado_gateway.process.certificate_expiry import report_part
 from tornado_gateway.process.counters import new_counters
+from tornado_gateway.process.environments.access import build_access
+from tornado_gateway.process.environments.client_auth import TokenFile, protection
 from tornado_gateway.process.location_parts import location_parts
 from tornado_gateway.process.open_files import max_connections, open_files_limit
 from tornado_gateway.process.parent.sockets import PORT_REMEDY
@@ -112,7 +114,8 @@ class Assembly:
             self._device = DeviceReader(map_file=config.ua_map_file)
         with explaining(TLS_REMEDY):
             self._certificates = build_certificates(config)
-        self.environments = Environments(self._build_environment(stuck_after_seconds))
+        self.environments = Environments([self._build_environment(stuck_after_seconds)])
+        self._token_file = TokenFile(config)
         self._admin = self._build_admin()
         self.server = self._build_server()
         self._adoption = self._build_adoption()
@@ -120,12 +123,13 @@ class Assembly:
 
     def parts(self) -> list[Part]:
         """Return the parts in the order of their start. They stop in the reverse order: requests first."""
-        environment, server, deadline = self.environments.default, self.server, self._config.shutdown_seconds
+        environment, server, deadline = self.environments.first, self.server, self._config.shutdown_seconds
         return [
             Part("publication", self.publication.start, self.publication.stop),
             Part("store", self._store.open, self._store.close, STORE_REMEDY),
             *location_parts(self._config, self._store, self._location, self._owner),
             Part("environment", environment.start, environment.stop, STORE_REMEDY),
+            Part("client tokens", self._token_file.start, self._token_file.stop),
             Part("adoption", self._adoption.start, self._adoption.stop),
             *self._certificate_parts(),
             Part(
@@ -159,7 +163,7 @@ class Assembly:
         flusher = build_flusher(config, store, events, upstream, self._observer.flushed)
         lists = ListChecks(_no_member if config.is_offline else upstream.check_attribute)
         environment = Environment(
-            sdk_key=config.sdk_key,
+            access=build_access(EnvironmentConfig("default", config, is_default=True)),
             upstream=upstream,
             mirror=mirror,
             events=events,
@@ -167,6 +171,8 @@ class Assembly:
             lists=lists,
             evaluator=self._build_evaluator(lists),
             waiting=build_watch(config, store, events, stuck_after_seconds),
+            state=store.state,
+            documents=build_documents(config, upstream),
             load_device=self._device.load,
             settings_seconds=config.socket_timeout_seconds,
             flush_seconds=config.shutdown_seconds * FLUSH_SHARE,
@@ -203,13 +209,23 @@ class Assembly:
     # --- Routes and pages ---
 
     def _build_router(self) -> Router:
-        config, mirror = self._config, self.environments.default.mirror
+        config, mirror = self._config, self.environments.first.mirror
         endpoints = self._build_endpoints()
-        disabled = () if config.decision_required else (DECISIONS,)
-        router = Router(endpoints, disabled=disabled, serves_browsers=config.cors_config_required)
+        router = Router(endpoints, serves_browsers=config.cors_config_required, protect=self._build_protection())
         mirror.subscribe(self.environments.settings_changed, router.settings_changed)
-        mirror.subscribe(endpoints.flags.settings_changed, endpoints.settings.settings_changed)
+        mirror.subscribe(endpoints.flags.settings_changed)
         return router
+
+    def _build_protection(self) -> Protect | None:
+        config, environments, scoreboard = self._config, self.environments, self._slot.scoreboard
+        auth = ClientAuth(
+            self._token_file.tokens,
+            environments.has_key if config.sdk_key_auth else None,
+            build_client_address(config),
+            scoreboard.client_attempts,
+            self._slot.row,
+        )
+        return protection(config, auth)
 
     def _build_endpoints(self) -> Endpoints:
         config, environments, decided = self._config, self.environments, self._observer.decided
@@ -220,7 +236,7 @@ class Assembly:
             self._build_settings_api(),
             self._build_visitors_api(client_address),
             ListsApi(environments),
-            AliasesApi(self._store.state),
+            AliasesApi(environments),
             BulkApi(environments, decided("getFlags")),
             EvaluationApi(
                 environments,
@@ -243,21 +259,18 @@ class Assembly:
         )
 
     def _build_settings_api(self) -> SettingsApi:
-        config, environment, slot = self._config, self.environments.default, self._slot
-        webhook = TokenCheck(config.webhook_token, slot.scoreboard.webhook_attempts, slot.row)
+        config, slot = self._config, self._slot
         return SettingsApi(
             self.environments,
-            settings_source(config, environment.upstream, pull=True),
-            None if config.is_offline else environment.upstream.fetch_settings,
             poll_seconds=config.poll_seconds,
             wait_seconds=config.socket_timeout_seconds,
-            webhook_token=webhook if config.webhook_token else None,
+            webhook_tokens=TokenCheck(None, slot.scoreboard.webhook_attempts, slot.row),
             client_address=build_client_address(config),
             turns=slot.scoreboard.pull_turns,
         )
 
     def _build_admin(self) -> AdminApi:
-        environment = self.environments.default
+        environment = self.environments.first
         latencies = partial(request_latencies, self._memory)
         admin = AdminApi(
             environment.mirror,
@@ -277,7 +290,7 @@ class Assembly:
         about = About(__version__, config.event_queue_limit)
         exposition = Exposition(self._memory, self._slot.scoreboard, about, lambda: self.publication.publish())
         return build_application(
-            self.environments.default.mirror,
+            self.environments.first.mirror,
             self.status,
             self.stopping.is_set,
             self._admin,
@@ -293,7 +306,7 @@ class Assembly:
         )
 
     def _build_server(self) -> Server:
-        router, cors = self._build_router(), build_cors(self._config)
+        router, cors = self._build_router(), build_cors(self._config, self.environments)
         tracing = Tracing(None if cors is None else cors.header_lines)
         options = ServerOptions(
             self._observer.sampled(router.find),
@@ -313,13 +326,13 @@ class Assembly:
 
     def _build_adoption(self) -> Adoption:
         log = self._store.events if isinstance(self._store.events, SqliteEvents) else None
-        return Adoption(log, self.environments.default, self._slot.scoreboard, self.stopping)
+        return Adoption(log, self.environments.first, self._slot.scoreboard, self.stopping)
 
     def _build_publication(self) -> Publication:
         return Publication(
             self._slot,
             self._observer,
-            self.environments.default,
+            self.environments.first,
             self._store.events,
             self._location,
             self._device,
@@ -354,8 +367,10 @@ def build_limits(config: Config) -> Limits:
     )
 
 
-def build_cors(config: Config) -> Cors | None:
-    return Cors(config.cors_allowed_origins) if config.cors_config_required else None
+def build_cors(config: Config, environments: Environments) -> Cors | EnvironmentsCors | None:
+    if not config.cors_config_required:
+        return None
+    return EnvironmentsCors(environments) if config.environments_file else Cors(config.cors_allowed_origins)
 
 
 def build_client_address(config: Config) -> ClientAddress:
@@ -426,6 +441,11 @@ def settings_source(config: Config, upstream: Upstream, *, pull: bool = False) -
     if config.is_offline and file is not None:
         return lambda: _read_file(file)
     return lambda: upstream.fetch_settings(Dialect(), pull=pull)
+
+
+def build_documents(config: Config, upstream: Upstream) -> Documents:
+    pull = settings_source(config, upstream, pull=True)
+    return Documents(pull, None if config.is_offline else upstream.fetch_settings)
 
 
 def build_certificates(config: Config) -> Certificates | None:

@@ -186,6 +186,12 @@ class Observer:
         """Count exposures that clients named: "recorded" or "unknown"."""
         self.counts[TRACKED_EXPOSURES.at(result)] += number
 
+    def unidentified(self, request: ObservedRequest) -> None:
+        """Count a request that named no environment while there is no default one."""
+        route = self._layout.routes.label_of(request.path)
+        label = route if route in self._layout.routes.data else OTHER
+        self.counts[self._layout.unidentified.at(label)] += 1
+
     def flushed(self, outcome: str, seconds: float) -> None:
         """Count a request that delivered events, or failed to."""
         self.counts[FLUSH_REQUESTS.at(outcome)] += 1

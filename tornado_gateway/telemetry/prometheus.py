@@ -73,6 +73,7 @@ class Exposition(Collector):
         counts = [sum(column) for column in zip(*(row.counts for row in rows), strict=True)] or [0] * layout.size
         gauges = [row.gauges for worker in workers if (row := self._row(worker)) is not None]
         yield from _requests(layout, counts, workers)
+        yield from _unidentified(layout, counts)
         yield from _events(events, reading.waiting, self._about.queue_limit * len(workers))
         yield from _upstream(counts)
         yield from _settings(counts, reading.newest_settings)
@@ -114,6 +115,14 @@ def _requests(layout: Layout, counts: list[int], workers: list[WorkerRecord]) ->
     yield _counters(
         "fme_exposures", "Exposures of trackExposure.", ("result",), TRACKED_EXPOSURES, counts, with_zeros=True
     )
+
+
+def _unidentified(layout: Layout, counts: list[int]) -> Iterator[Metric]:
+    family = _counters(
+        "fme_unidentified", "Requests that named no environment.", ("route",), layout.unidentified, counts
+    )
+    if family.samples:  # only with ENVIRONMENTS_FILE
+        yield family
 
 
 def _events(events: dict[str, int], waiting: Merged, limit: int) -> Iterator[Metric]:

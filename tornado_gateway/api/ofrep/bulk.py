@@ -46,7 +46,7 @@ class BulkApi:
 
     async def get_flags(self, request: Request) -> Response:
         environment = self._environments.of(request)
-        settings = environment.settings()
+        settings = environment.decision_settings()
         fields = json_object(request.body)
         has_impressions = boolean(fields, "impressions")
         keys, has_details = _feature_keys(fields, settings), boolean(fields, "details")

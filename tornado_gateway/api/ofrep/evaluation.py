@@ -84,7 +84,7 @@ class EvaluationApi:
         if not key:  # clients send an empty key as the path of all flags with a slash
             return self.evaluate_all(request)
         environment = self._environments.of(request)
-        settings = environment.settings()
+        settings = environment.decision_settings()
         asked = context.parse(_fields(request.body), *self._stand_in(request))
         flag = self._flags_of(environment, settings).find(key, asked.variable)
         if flag is None:
@@ -168,7 +168,7 @@ class EvaluationApi:
         """Wait for the first settings: a web provider whose first request fails stays in error."""
         if environment.mirror.current is None and not await wait_at_most(environment.mirror.loaded, self._wait_seconds):
             raise NotLoadedError
-        return environment.settings()
+        return environment.decision_settings()
 
     def _flags_of(self, environment: Environment, settings: core.Settings) -> Flags:
         flags = self._flags.get(environment)

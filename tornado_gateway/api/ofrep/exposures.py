@@ -178,7 +178,7 @@ class ExposuresApi:
 
     def track_exposure(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
-        settings = environment.settings()
+        settings = environment.decision_settings()
         fields = json_object(request.body)
         exposed = self._index_of(environment, settings).find(fields.get("exposures"))
         context = with_address(core.context_from_json(fields, user_id(fields)))

@@ -1,10 +1,10 @@
 """The credentials that clients need: CLIENT_AUTH, CLIENT_TOKENS and TOKENS_FILE as parts of a worker."""
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
-from tornado_gateway.api.routes import DECISIONS, Route
+from tornado_gateway.api.router import Protect
+from tornado_gateway.api.routes import Route
 from tornado_gateway.config import Config, read_tokens
 from tornado_gateway.environments.client_tokens import ClientAuth, ClientToken, ClientTokens, digest_of
 from tornado_gateway.errors import ConfigError
@@ -49,14 +49,14 @@ class TokenFile:
         self.tokens.replace([*self._from_options, *(ClientToken(*row) for row in rows)])
 
 
-def protection(config: Config, auth: ClientAuth) -> Callable[[Route, Handler], Handler] | None:
+def protection(config: Config, auth: ClientAuth) -> Protect | None:
     """Return the check of the routes that CLIENT_AUTH names, None if there are none."""
     if config.client_auth == "off":
         return None
     only_decisions = config.client_auth == "decisions"
 
     def protect(route: Route, handler: Handler) -> Handler:
-        if route.scope is None or (only_decisions and route.guard is not DECISIONS):
+        if route.scope is None or (only_decisions and not route.is_decision):
             return handler
         return auth.guarded(handler, route.scope)
 

@@ -1,0 +1,1 @@
+"""The parts of one environment, made from its configuration."""
