@@ -195,10 +195,13 @@ class Evaluator:
         feature_keys: Sequence[str],
         context: core.Context,
         each: Callable[[core.Decision], None],
+        *,
+        keeps: bool,
     ) -> None:
         """Decide about each feature, and call `each` at once, because the context has the facts for one feature only.
 
-        Other requests get their turn after every SLICE_FEATURES decisions.
+        `keeps`: the decisions are exposures, so they are kept if decisions are sticky. A kept decision has no exposure
+        any more; so a decision that was not recorded must not be kept. Other requests get their turn after every SLICE_FEATURES decisions.
         """
         inputs = await self.gather(settings, feature_keys, context)
         decisions = []
@@ -208,7 +211,8 @@ class Evaluator:
             decisions.append(decision)
             if number % SLICE_FEATURES == 0:
                 await asyncio.sleep(0)
-        await self.keep(inputs, decisions)
+        if keeps:
+            await self.keep(inputs, decisions)
 
     def is_pure(self, settings: core.Settings) -> bool:
         """Return whether equal contexts always get equal decisions: nothing is looked up outside this process."""

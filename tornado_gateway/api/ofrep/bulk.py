@@ -64,7 +64,7 @@ class BulkApi:
             if has_impressions:
                 recorder.add(decision)
 
-        await environment.evaluator.decide_many(settings, keys, context, add)
+        await environment.evaluator.decide_many(settings, keys, context, add, keeps=has_impressions)
         recorder.append(request)
         return await respond(request, b'{"flags":{%b}}' % b",".join(entries), validator)
 

@@ -160,7 +160,7 @@ class EvaluationApi:
                 recorder.add(decision)
 
         known = [name for name in names if name in settings.features]
-        await environment.evaluator.decide_many(settings, known, asked.context, add)
+        await environment.evaluator.decide_many(settings, known, asked.context, add, keeps=bool(asked.impressions))
         recorder.append(request)
         return entries
 
