@@ -113,11 +113,14 @@ class Evaluator:
                 self._set_facts(context, feature)
         return self._noted(core.decide(settings, feature_key, context))
 
-    async def decide_with_io(self, settings: core.Settings, feature_key: str, context: core.Context) -> core.Decision:
-        """Decide from all inputs, and keep the decision if decisions are sticky."""
+    async def decide_with_io(
+        self, settings: core.Settings, feature_key: str, context: core.Context, *, keeps: bool = True
+    ) -> core.Decision:
+        """Decide from all inputs, and keep the decision if decisions are sticky: see `decide_many`."""
         inputs = await self.gather(settings, [feature_key], context)
         decision = self.decide_from(settings, feature_key, inputs)
-        await self.keep(inputs, [decision])
+        if keeps:
+            await self.keep(inputs, [decision])
         return decision
 
     def event_documents(
@@ -201,7 +204,8 @@ class Evaluator:
         """Decide about each feature, and call `each` at once, because the context has the facts for one feature only.
 
         `keeps`: the decisions are exposures, so they are kept if decisions are sticky. A kept decision has no exposure
-        any more; so a decision that was not recorded must not be kept. Other requests get their turn after every SLICE_FEATURES decisions.
+        any more, so a decision that was not recorded must not be kept. Other requests get their turn after every
+        SLICE_FEATURES decisions.
         """
         inputs = await self.gather(settings, feature_keys, context)
         decisions = []

@@ -95,8 +95,9 @@ class EvaluationApi:
         return self._evaluate_with_io(request, call) if decision is None else self._response(request, call, decision)
 
     async def _evaluate_with_io(self, request: Request, call: Call) -> Response:
-        evaluator = call.environment.evaluator
-        decision = await evaluator.decide_with_io(call.settings, call.flag.feature, call.asked.context)
+        evaluator, asked = call.environment.evaluator, call.asked
+        keeps = asked.impressions is not False
+        decision = await evaluator.decide_with_io(call.settings, call.flag.feature, asked.context, keeps=keeps)
         return self._response(request, call, decision)
 
     def _response(self, request: Request, call: Call, decision: core.Decision) -> Response:
