@@ -3,6 +3,7 @@
 Only this room reads the environment. Used by `process` and `cli`.
 """
 
+from tornado_gateway.config.environments import EnvironmentConfig, environments_of
 from tornado_gateway.config.kinds import Option, mask
 from tornado_gateway.config.options import OPTIONS, Account, Config
 from tornado_gateway.config.render import OptionRow, described
@@ -13,10 +14,12 @@ __all__ = [
     "SERVICE_LINK",
     "Account",
     "Config",
+    "EnvironmentConfig",
     "Option",
     "OptionRow",
     "add_flags",
     "described",
+    "environments_of",
     "given_flags",
     "load",
     "mask",

@@ -31,6 +31,18 @@ class OptionValues:
         "SDK key of one environment of the account (production, staging, ...). Needs ACCOUNT_ID.",
         secret=True,
     )
+    environments_file: Path | None = option(
+        _ACCOUNT,
+        kinds.file,
+        None,
+        "File (TOML) of the environments to serve, instead of ACCOUNT_ID and SDK_KEY. See docs/environments.md.",
+    )
+    max_environments: int = option(
+        _ACCOUNT,
+        kinds.whole(1, 10_000),
+        "200",
+        "Maximum number of environments in ENVIRONMENTS_FILE. Each takes memory in every worker.",
+    )
     decision_required: bool = option(
         _ACCOUNT,
         kinds.boolean,
