@@ -149,6 +149,7 @@ class Share:
         self.uses = 0
         self.is_failing = False
         self._limit = limit
+        self._is_closed = False
 
     async def __aenter__(self) -> None:
         await self._limit.take(self)
@@ -162,4 +163,6 @@ class Share:
 
     def close(self) -> None:
         """End the share, because its user is gone."""
-        self._limit.leave()
+        if not self._is_closed:
+            self._is_closed = True
+            self._limit.leave()
