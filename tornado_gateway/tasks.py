@@ -24,10 +24,13 @@ class Periodic:
         self._jitter = jitter
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, *, at_once: bool = False) -> None:
-        """Start. The first call takes place after one interval, or in the next turn of the loop if `at_once`."""
+    def start(self, *, at_once: bool = False, phase: float = 0.0) -> None:
+        """Start. The first call takes place after one interval, or in the next turn of the loop if `at_once`.
+
+        `phase` is the share of the first interval that is left out.
+        """
         self.stop()
-        self._task = asyncio.create_task(self._run(at_once))
+        self._task = asyncio.create_task(self._run(at_once, phase))
 
     def stop(self) -> None:
         """Stop, and cancel a call that is in progress."""
@@ -40,9 +43,9 @@ class Periodic:
         task, self._task = self._task, None
         await end_tasks(task)
 
-    async def _run(self, at_once: bool) -> None:
+    async def _run(self, at_once: bool, phase: float) -> None:
         loop = asyncio.get_running_loop()
-        due = loop.time()
+        due = loop.time() - self._seconds * phase
         if at_once:
             await self._call()
         while True:

@@ -118,6 +118,10 @@ class EventQueue:
         if committed is not None:
             self._subscribers.committed.append(committed)
 
+    def use_limit(self, limit: int) -> None:
+        """Accept events up to this number of waiting ones from now on."""
+        self._limit = limit
+
     def use_identity(self, identity: Identity) -> None:
         """Accept the account's events under this identity from now on."""
         self.identity = identity

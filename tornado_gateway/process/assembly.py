@@ -67,13 +67,6 @@ from tornado_gateway.telemetry.prometheus import About, Exposition
 from tornado_gateway.telemetry.waiting import Watch, stuck_after
 from tornado_gateway.upstream.client import Dialect, DiscardingSink, Upstream
 
-COMMIT_SECONDS = 5.0  # a commit that takes longer, besides the time-outs of Redis, is reported as stalled
-FLUSH_SHARE = 0.5  # maximum share of SHUTDOWN_SECONDS for the last flush
-
-STORE_REMEDY = (
-    "Make DATA_DIR a directory that the gateway's user may write to. If a file in it is damaged, move it elsewhere: the"
-    " next start creates a new one."
-)
 TLS_REMEDY = "Correct the files of TLS_CERT_PATH and TLS_KEY_PATH, or unset both to serve without TLS."
 GEO_MAP_REMEDY = "Correct the file, or unset GEO_MAP_FILE."
 UA_MAP_REMEDY = "Correct the file, or unset UA_MAP_FILE."
@@ -99,7 +92,8 @@ class Assembly:
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         self.stopping = asyncio.Event()
         self._observer = Observer(self._memory, slot.row, slot.generation)
-        self._store = build_store(config, self._owner)
+        self._stores = Stores(config, self._owner)
+        self._connections = Connections(config.sdk_name, __version__, config.socket_timeout_seconds)
         with explaining(GEO_MAP_REMEDY):
             self._location = LocationReader(
                 config.location_database, config.geo_map_file, copy_directory=config.data_dir
@@ -108,21 +102,25 @@ class Assembly:
             self._device = DeviceReader(map_file=config.ua_map_file)
         with explaining(TLS_REMEDY):
             self._certificates = build_certificates(config)
-        self.environments = Environments(self._build_environment(stuck_after_seconds))
+        self.serving = self._build_serving(stuck_after_seconds)
+        self._state = self._stores.common_state() if self.serving.is_from_file else self.serving.first.store.state
         self._admin = self._build_admin()
         self.server = self._build_server()
-        self._adoption = self._build_adoption()
         self.publication = self._build_publication()
+
+    @property
+    def environments(self) -> Environments:
+        return self.serving.environments
 
     def parts(self) -> list[Part]:
         """Return the parts in the order of their start. They stop in the reverse order: requests first."""
-        environment, server, deadline = self.environments.default, self.server, self._config.shutdown_seconds
+        server, deadline = self.server, self._config.shutdown_seconds
         return [
             Part("publication", self.publication.start, self.publication.stop),
-            Part("store", self._store.open, self._store.close, STORE_REMEDY),
-            *location_parts(self._config, self._store, self._location, self._owner),
-            Part("environment", environment.start, environment.stop, STORE_REMEDY),
-            Part("adoption", self._adoption.start, self._adoption.stop),
+            Part("connections", lambda: None, self._connections.close),
+            self._store_part(),
+            *location_parts(self._config, self._state, self._location, self._owner),
+            *self._environment_parts(),
             *self._certificate_parts(),
             Part(
                 "server",
@@ -132,6 +130,20 @@ class Assembly:
             ),
             Part("lag measurement", self._observer.start, self._observer.stop),
             Part("history", self._admin.start, self._admin.stop),
+        ]
+
+    def _store_part(self) -> Part:
+        store = self._state if self.serving.is_from_file else self.serving.first.store
+        return Part("store", store.open, store.close, STORE_REMEDY)
+
+    def _environment_parts(self) -> list[Part]:
+        serving = self.serving
+        if not serving.is_from_file:
+            return serving.first.parts()
+        reload = Reload(self._config, serving)
+        return [
+            Part("environments", serving.start, serving.stop, STORE_REMEDY),
+            Part("reload", reload.start, reload.stop),
         ]
 
     def _certificate_parts(self) -> list[Part]:
@@ -145,78 +157,48 @@ class Assembly:
         self.publication.publish()
         return instance_status(self._slot.scoreboard, __version__)
 
-    # --- Environment ---
+    # --- Environments ---
 
-    def _build_environment(self, stuck_after_seconds: float | None) -> Environment:
-        config, store = self._config, self._store
-        upstream = build_upstream(config, self._observer.upstream_responded)
-        events = build_queue(config, store)
-        mirror = self._build_mirror(upstream)
-        flusher = build_flusher(config, store, events, upstream, self._observer.flushed)
-        lists = ListChecks(_no_member if config.is_offline else upstream.check_attribute)
-        environment = Environment(
-            sdk_key=config.sdk_key,
-            upstream=upstream,
-            mirror=mirror,
-            events=events,
-            flusher=flusher,
-            lists=lists,
-            evaluator=self._build_evaluator(lists),
-            waiting=build_watch(config, store, events, stuck_after_seconds),
-            load_device=self._device.load,
-            settings_seconds=config.socket_timeout_seconds,
-            flush_seconds=config.shutdown_seconds * FLUSH_SHARE,
-        )
-        mirror.subscribe(environment.settings_changed)
-        return environment
-
-    def _build_mirror(self, upstream: Upstream) -> SettingsMirror:
-        config = self._config
-        return SettingsMirror(
-            self._store.state,
-            settings_source(config, upstream),
-            name=document_name(config.account.id or "file", config.account.sdk_key, "server-1"),
+    def _build_serving(self, stuck_after_seconds: float | None) -> Serving:
+        shared = Shared(
             owner=self._owner,
-            source="file" if config.is_offline else "upstream",
-            poll_seconds=config.poll_seconds,
-            sdk=core.Sdk(config.sdk_name, __version__),
-            bootstrap=None if config.is_offline else config.settings_file,
-            on_poll=self._observer.polled,
-            check=partial(check_account, config.account_id),
+            stores=self._stores,
+            location=self._location,
+            device=self._device,
+            connections=self._connections,
+            observer=self._observer,
+            stuck_after_seconds=stuck_after_seconds,
         )
-
-    def _build_evaluator(self, lists: ListChecks) -> Evaluator:
-        config, state = self._config, self._store.state
-        return Evaluator(
-            self._location,
-            self._device,
-            lists,
-            aliases=state if config.aliasing_enabled else None,
-            sticky=StickyDecisions(state, config.sticky_seconds) if config.sticky_decisions else None,
-            slow_patterns=ThrottledLog(logging.getLogger(Evaluator.__module__)),
-        )
+        make = partial(Served, shared, scoreboard=self._slot.scoreboard, stopping=self.stopping)
+        return Serving(make, environments_of(self._config), self._observer.unidentified)
 
     # --- Routes and pages ---
 
     def _build_router(self) -> Router:
-        config, mirror = self._config, self.environments.default.mirror
+        config = self._config
         endpoints = self._build_endpoints()
-        disabled = () if config.decision_required else (DECISIONS,)
+        disabled = () if config.decision_required or self.serving.is_from_file else (DECISIONS,)
         router = Router(endpoints, disabled=disabled, serves_browsers=config.cors_config_required)
-        mirror.subscribe(self.environments.settings_changed, router.settings_changed)
-        mirror.subscribe(endpoints.flags.settings_changed, endpoints.settings.settings_changed)
+
+        def connect(served: Served) -> None:
+            mirror = served.environment.mirror
+            mirror.subscribe(self.environments.settings_changed, router.settings_changed)
+            mirror.subscribe(endpoints.flags.settings_changed)
+            served.environment.events.subscribe(committed=self._admin.recent.note)
+
+        self.serving.connect(connect)
         return router
 
     def _build_endpoints(self) -> Endpoints:
         config, environments = self._config, self.environments
         client_address = build_client_address(config)
         return Endpoints(
-            FlagsApi(environments, self._observer.decided),
+            FlagsApi(environments),
             EventsApi(environments, client_address, slice_events=config.max_events_per_request),
             self._build_settings_api(),
             self._build_visitors_api(client_address),
             ListsApi(environments),
-            AliasesApi(self._store.state),
+            AliasesApi(environments),
         )
 
     def _build_visitors_api(self, client_address: ClientAddress) -> VisitorsApi:
@@ -230,41 +212,38 @@ class Assembly:
         )
 
     def _build_settings_api(self) -> SettingsApi:
-        config, environment, slot = self._config, self.environments.default, self._slot
-        webhook = TokenCheck(config.webhook_token, slot.scoreboard.webhook_attempts, slot.row)
+        config, slot = self._config, self._slot
         return SettingsApi(
             self.environments,
-            settings_source(config, environment.upstream, pull=True),
-            None if config.is_offline else environment.upstream.fetch_settings,
             poll_seconds=config.poll_seconds,
             wait_seconds=config.socket_timeout_seconds,
-            webhook_token=webhook if config.webhook_token else None,
+            webhook_tokens=TokenCheck(None, slot.scoreboard.webhook_attempts, slot.row),
             client_address=build_client_address(config),
             turns=slot.scoreboard.pull_turns,
         )
 
     def _build_admin(self) -> AdminApi:
-        environment = self.environments.default
-        latencies = partial(request_latencies, self._memory)
-        admin = AdminApi(
-            environment.mirror,
-            environment.events,
-            self._store.events,
-            Explainer(environment.evaluator),
+        return AdminApi(
+            self._operated,
             self._location,
             self.status,
-            latencies,
+            partial(request_latencies, self._memory),
             RecentEvents(self._slot.scoreboard.recent, self._slot.row, self._config.sdk_key or ""),
         )
-        environment.events.subscribe(committed=admin.recent.note)
-        return admin
+
+    def _operated(self, name: str | None) -> Operated | None:
+        served = self.serving.first if name is None else self.serving.named(name)
+        if served is None:
+            return None
+        environment = served.environment
+        return Operated(environment.mirror, environment.events, served.store.events, Explainer(environment.evaluator))
 
     def _build_pages(self) -> HTTPServerConnectionDelegate:
         config = self._config
         about = About(__version__, config.event_queue_limit)
         exposition = Exposition(self._memory, self._slot.scoreboard, about, lambda: self.publication.publish())
         return build_application(
-            self.environments.default.mirror,
+            self.environments,
             self.status,
             self.stopping.is_set,
             self._admin,
@@ -274,7 +253,7 @@ class Assembly:
                 build_client_address(config),
                 self._slot.scoreboard.admin_attempts,
                 self._slot.row,
-                EndedSessions(self._store.state),
+                EndedSessions(self._state),
             ),
             exposition.render,
         )
@@ -298,39 +277,17 @@ class Assembly:
 
     # --- Work beside requests ---
 
-    def _build_adoption(self) -> Adoption:
-        log = self._store.events if isinstance(self._store.events, SqliteEvents) else None
-        return Adoption(log, self.environments.default, self._slot.scoreboard, self.stopping)
-
     def _build_publication(self) -> Publication:
         return Publication(
             self._slot,
             self._observer,
-            self.environments.default,
-            self._store.events,
+            self.serving,
             self._location,
             self._device,
             self.server,
-            self._adoption,
             self.stopping,
             is_shared=self._config.uses_redis,
         )
-
-
-def build_store(config: Config, owner: str) -> Store:
-    """Return the embedded store; with Redis, that one, and the embedded event log for the time when Redis fails."""
-    if not config.uses_redis:
-        return open_sqlite(config.data_dir, config.store_sync, config.namespace)
-    from tornado_gateway.store.redis.events import open_redis  # not needed without Redis
-    from tornado_gateway.store.redis.takeover import take_over
-    from tornado_gateway.store.spill import SpillingEvents
-
-    options = redis_options(config)
-    redis = open_redis(options, config.namespace, owner)
-    local = SqliteEvents(config.data_dir, config.store_sync)
-    patience_seconds = 2 * config.socket_timeout_seconds  # requests to Redis have timed out by then
-    events = SpillingEvents(redis.events, local, patience_seconds=patience_seconds)
-    return Store(events, redis.state, take_over(options, config.former_namespace, config.namespace, owner))
 
 
 def build_limits(config: Config) -> Limits:
@@ -349,72 +306,6 @@ def build_client_address(config: Config) -> ClientAddress:
     return ClientAddress(config.trusted_proxies, config.trusted_address_header)
 
 
-def build_upstream(config: Config, on_response: Callable[[str, int], None]) -> Upstream:
-    return Upstream(
-        config.upstream_url,
-        config.collect_url,
-        *config.account,
-        sdk_name=config.sdk_name,
-        sdk_version=__version__,
-        timeout_seconds=config.socket_timeout_seconds,
-        on_response=on_response,
-    )
-
-
-def build_queue(config: Config, store: Store) -> EventQueue:
-    events = EventQueue(
-        store.events,
-        limit=config.event_queue_limit,
-        limit_bytes=config.event_queue_bytes,
-        chunk_events=config.events_per_request,
-        dead_letter_limit=config.dead_letter_limit,
-        durable=config.event_ack == "durable",
-        shared=config.uses_redis,
-        decisions_need_store=config.event_queue_full == "refuse",
-        commit_seconds=COMMIT_SECONDS + (2 * config.socket_timeout_seconds if config.uses_redis else 0),
-    )
-    events.use_identity(Identity(*config.account))
-    return events
-
-
-def build_flusher(
-    config: Config, store: Store, events: EventQueue, upstream: Upstream, on_request: Callable[[str, float], None]
-) -> Flusher:
-    sink = choose_sink(config, upstream)
-    return Flusher(
-        store.events,
-        events,
-        sink,
-        events_per_request=config.events_per_request,
-        interval_seconds=config.flush_seconds,
-        on_request=on_request,
-        discards=isinstance(sink, DiscardingSink),
-    )
-
-
-def build_watch(config: Config, store: Store, events: EventQueue, stuck_after_seconds: float | None) -> Watch:
-    return Watch(
-        store.events,
-        lambda: events.counts.waiting,
-        stuck_after_seconds or stuck_after(config.flush_seconds, config.socket_timeout_seconds),
-        is_shared=config.uses_redis,
-    )
-
-
-def choose_sink(config: Config, upstream: Upstream) -> EventSink:
-    """Return upstream. Without an account, events are only sent if UPSTREAM_URL or COLLECT_URL is set."""
-    has_collector = any(config.source(name) != "default" for name in ("UPSTREAM_URL", "COLLECT_URL"))
-    return upstream if has_collector or not config.is_offline else DiscardingSink()
-
-
-def settings_source(config: Config, upstream: Upstream, *, pull: bool = False) -> Fetch:
-    """Return the function that gets the settings: SETTINGS_FILE if there is no key, else upstream."""
-    file = config.settings_file
-    if config.is_offline and file is not None:
-        return lambda: _read_file(file)
-    return lambda: upstream.fetch_settings(Dialect(), pull=pull)
-
-
 def build_certificates(config: Config) -> Certificates | None:
     if config.tls_cert_path and config.tls_key_path:
         return Certificates(config.tls_cert_path, config.tls_key_path)
@@ -425,12 +316,3 @@ def _body_limit(config: Config, router: Router, path: bytes) -> int:
     if router.takes_batches(path):
         return config.max_batch_bytes
     return config.max_event_bytes if router.takes_events(path) else config.max_body_bytes
-
-
-async def _no_member(list_id: str, value: str) -> bool:
-    """Return False: without upstream, no list is known."""
-    return False
-
-
-async def _read_file(path: Path) -> bytes:
-    return read_document(path)
