@@ -2,7 +2,7 @@
 
 - Lines are text on a terminal and JSON elsewhere (LOG_FORMAT).
 - One formatter writes all lines, tracebacks included, and masks the secrets in them.
-- With ENVIRONMENTS_FILE, lines of one environment begin with its name, which its tasks and threads have in their context.
+- With ENVIRONMENTS_FILE, lines of one environment begin with its name: its tasks and threads have it in their context.
 - A line about a failed request has the id of that request, which the caller passes on with the line
   (`extra={"request_id": ...}`), so this costs nothing for requests that succeed.
 """

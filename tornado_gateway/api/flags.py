@@ -10,6 +10,7 @@ from functools import partial
 import orjson
 
 from tornado_gateway import core
+from tornado_gateway.api.routes import DECISIONS
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import with_address
 from tornado_gateway.environments.registry import Environments
@@ -22,11 +23,10 @@ EMPTY = Response(200, b"", content_type=None)  # the documented response of setA
 
 
 class FlagsApi:
-    """The three endpoints. `on_decision` is called with each decision of getFlag."""
+    """The three endpoints."""
 
-    def __init__(self, environments: Environments, on_decision: Callable[[core.Decision], None]) -> None:
+    def __init__(self, environments: Environments) -> None:
         self._environments = environments
-        self._on_decision = on_decision
         self._responses: dict[bytes, Response] = {}  # by body
 
     def settings_changed(self, snapshot: Snapshot) -> None:
@@ -34,6 +34,8 @@ class FlagsApi:
 
     def get_flag(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
+        if not environment.access.decides:
+            return DECISIONS.response
         settings = environment.settings()
         fields = json_object(request.body)
         feature_key = required_text(fields, "featureKey")
@@ -45,6 +47,8 @@ class FlagsApi:
 
     def track_event(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
+        if not environment.access.decides:
+            return DECISIONS.response
         settings = environment.settings()
         fields = json_object(request.body)
         required_text(fields, "eventName")
@@ -59,6 +63,8 @@ class FlagsApi:
         """Return 200 and an empty body always, as documented, once settings are loaded. A header names the fault."""
         try:
             environment = self._environments.of(request)
+            if not environment.access.decides:
+                return DECISIONS.response
             settings = environment.settings()
             fields = json_object(request.body)
             attributes = _attributes(fields)
@@ -89,7 +95,7 @@ class FlagsApi:
         context: core.Context,
         decision: core.Decision,
     ) -> Response:
-        self._on_decision(decision)
+        environment.decided(decision)
         documents, count = environment.evaluator.event_documents(settings, context, decision)
         if count:
             events = environment.events

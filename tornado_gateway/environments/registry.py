@@ -1,7 +1,15 @@
-"""The environment that a request, or an event, belongs to. Nothing else compares accounts or keys with those served."""
+"""The environments of a worker, and the one that a request or an event belongs to.
+
+Only this room compares accounts or keys with those served. Without ENVIRONMENTS_FILE there is one environment, and a
+query must not name another one. With a file, requests are assigned by `identification`.
+"""
+
+import hmac
+from collections.abc import Callable, Sequence
 
 from tornado_gateway import core
 from tornado_gateway.environments.environment import Environment
+from tornado_gateway.environments.identification import WRONG_ACCOUNT, Identification, Scope
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.fields import parameter_text, query_text, raw_query_value
 from tornado_gateway.http.messages import Request
@@ -18,51 +26,118 @@ def check_account(account_id: int | None, settings: core.Settings) -> None:
         raise core.SettingsError((f"they are of account {settings.account_id:.50}, not of ACCOUNT_ID {account_id}",))
 
 
-class Environments:
-    """The environments of this process. At present there is one, `default`.
+def ignore(request: Request) -> None:
+    """Do nothing about a request that names no environment."""
 
+
+class Environments:
+    """The environments of this process: those of ENVIRONMENTS_FILE if `is_from_file`, otherwise one.
+
+    `on_unidentified` is called with each request that names no environment while there is no default one.
     The account in a query is optional, but must not be another one (wire contract A.1, E.7).
     """
 
-    def __init__(self, default: Environment) -> None:
-        self.default = default
+    def __init__(
+        self,
+        environments: Sequence[Environment],
+        *,
+        is_from_file: bool = False,
+        on_unidentified: Callable[[Request], None] = ignore,
+    ) -> None:
+        self._is_from_file = is_from_file
+        self._on_unidentified = on_unidentified
+        self.replace(environments)
+
+    def replace(self, environments: Sequence[Environment]) -> None:
+        """Serve these environments from now on, as their `access` names them. There is at least one."""
+        self.all = tuple(environments)
+        self.default = next((one for one in environments if one.access.is_default), None)
+        self.first = self.default or self.all[0]  # for purposes that need any environment
+        self._by_name = {one.access.name: one for one in environments}
         self._known: set[bytes] = {b""}  # queries that name no other account
+        self._identification = Identification(self.all, self._on_unidentified) if self._is_from_file else None
+
+    def named(self, name: str) -> Environment | None:
+        return self._by_name.get(name)
 
     def settings_changed(self, snapshot: Snapshot) -> None:
         """Check every query again, because the settings may be of another account."""
         self._known = {b""}
 
-    def of(self, request: Request) -> Environment:
-        """Return the environment of a request. Raise RequestError 400 if its query names another one.
+    # --- Requests ---
 
-        Before the first settings are loaded, no query is checked.
+    def of(self, request: Request) -> Environment:
+        """Return the environment of a request. Raise RequestError 400 if it names another one, or several, or none.
+
+        Without a file and before the first settings are loaded, no query is checked.
         """
+        if self._identification is not None:
+            return self._identification.of(request)
         if request.query not in self._known:
             self._check(request.query)
-        return self.default
+        return self.first
 
-    def query_key(self, query: bytes) -> str | None:
+    def of_lookup(self, request: Request, list_id: str | None = None) -> Environment | None:
+        """Return the environment of a request for an alias or a list, None if it names none.
+
+        Their clients retry a 400, so only a wrong key or name raises one. Without a file nothing is checked.
+        """
+        return self.first if self._identification is None else self._identification.of_lookup(request, list_id)
+
+    def of_webhook(self, token: str) -> Environment | None:
+        """Return the environment whose webhook token this is, None if it is no token."""
+        given, found = token.encode(), None
+        for environment in self.all:  # all of them, so that the time says nothing about the right one
+            own = environment.access.webhook_token
+            if own is not None and hmac.compare_digest(given, own.encode()):
+                found = environment
+        return found
+
+    @property
+    def accept_webhooks(self) -> bool:
+        """Return whether any environment has a token for webhooks."""
+        return any(environment.access.webhook_token for environment in self.all)
+
+    # --- Events ---
+
+    def scope_of(self, request: Request) -> Scope:
+        """Return what a request with events says about their environment, besides its body."""
+        if self._identification is not None:
+            return self._identification.scope_of(request)
+        return Scope(self.first, self._query_key(request.query))
+
+    def of_event(self, scope: Scope, key: str | None) -> Environment | None:
+        """Return the environment of an event whose document names this SDK key, None if it is not served here.
+
+        Without a file, only a key decides, that of the query first, because the account in the query is a session id in
+        PHP 1.20 and 1.21. With a file, both must agree, otherwise RequestError 400 is raised.
+        """
+        if self._identification is not None:
+            return self._identification.of_event(scope, key)
+        only = self.first
+        key = scope.key or key
+        if key is None or key == only.access.sdk_key:
+            return only
+        snapshot = only.mirror.current
+        is_own = only.access.sdk_key is None if snapshot is None else key == snapshot.settings.sdk_key
+        return only if is_own else None
+
+    def of_usage_statistics(self, scope: Scope, key: str | None) -> Environment:
+        """Return the environment that counts an event with usage statistics, which is of the vendor's account."""
+        return self.first if self._identification is None else self._identification.of_usage_statistics(scope, key)
+
+    # --- Without a file ---
+
+    def _query_key(self, query: bytes) -> str | None:
         """Return the SDK key in the query of a request with events, None if there is none."""
         raw = raw_query_value(query, b"env")
         if raw is None:
             return None
-        default = self.default
-        return default.sdk_key if raw == default.raw_key else parameter_text(raw)
-
-    def of_event(self, key: str | None) -> Environment | None:
-        """Return the environment of an event that names this SDK key, None if it is not served here.
-
-        Only the key decides, because the account in the query is a session id in PHP 1.20 and 1.21.
-        """
-        default = self.default
-        if key is None or key == default.sdk_key:
-            return default
-        snapshot = default.mirror.current
-        is_own = default.sdk_key is None if snapshot is None else key == snapshot.settings.sdk_key
-        return default if is_own else None
+        only = self.first
+        return only.access.sdk_key if raw == only.raw_key else parameter_text(raw)
 
     def _check(self, query: bytes) -> None:
-        snapshot = self.default.mirror.current
+        snapshot = self.first.mirror.current
         if snapshot is None:
             return
         settings = snapshot.settings
@@ -70,7 +145,7 @@ class Environments:
             for name in names:
                 given = query_text(query, name)
                 if given is not None and given != own:
-                    raise RequestError(400, "accountId or sdkKey does not match this gateway")
+                    raise RequestError(400, WRONG_ACCOUNT)
         if len(self._known) >= KNOWN_QUERIES:  # some clients add a random parameter; others are known again soon
             self._known = {b""}
         self._known.add(query)

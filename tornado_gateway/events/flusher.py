@@ -27,7 +27,7 @@ from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink, Requests
 from tornado_gateway.events.schedule import FlushSchedule
 from tornado_gateway.logs import ThrottledLog
-from tornado_gateway.store.interfaces import NO_IDENTITY, EventStore, Identity, NewChunk
+from tornado_gateway.store.interfaces import EventStore, Identity, NewChunk
 from tornado_gateway.tasks import Share, SharedLimit, end_tasks, wait_at_most
 
 logger = logging.getLogger(__name__)
@@ -299,8 +299,8 @@ class Flusher:
             self._claims.retry_later(part, self._outcomes.retry_seconds(part, error), str(error))
 
     def _is_orphaned(self, identity: Identity, status: int) -> bool:
-        """Return whether VWO rejects a key that is not the configured one, so that nothing here can make it valid."""
-        return status in KEY_STATUSES and identity not in (NO_IDENTITY, self._queue.identity)
+        """Return whether VWO rejects a key that is not configured, so that nothing here can make it valid."""
+        return status in KEY_STATUSES and identity not in self._queue.own_identities
 
     def _is_alone(self, part: Part) -> bool:
         """Return whether the success of no other events could show that the failure concerns some of these."""

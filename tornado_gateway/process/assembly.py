@@ -1,18 +1,15 @@
 """Assembly: all parts of one worker, made from the configuration. The only module that knows most of the others."""
 
 import asyncio
-import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
-from tornado_gateway import __version__, core
+from tornado_gateway import __version__
 from tornado_gateway.api.aliases import AliasesApi
 from tornado_gateway.api.cors import Cors
 from tornado_gateway.api.events import EventsApi
@@ -23,49 +20,41 @@ from tornado_gateway.api.routes import DECISIONS
 from tornado_gateway.api.settings import SettingsApi
 from tornado_gateway.api.visitors import VisitorsApi
 from tornado_gateway.config import Config
-from tornado_gateway.console.admin_pages import AdminApi
+from tornado_gateway.config.environments import environments_of
+from tornado_gateway.console.admin_pages import AdminApi, Operated
 from tornado_gateway.console.auth import Auth, EndedSessions
 from tornado_gateway.console.explain import Explainer
 from tornado_gateway.console.overview import request_latencies
 from tornado_gateway.console.pages import build_application
 from tornado_gateway.console.recent_events import RecentEvents
 from tornado_gateway.enrichment.device import DeviceReader
-from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.environments.environment import Environment
-from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
-from tornado_gateway.environments.registry import Environments, check_account
-from tornado_gateway.events.flusher import Flusher
-from tornado_gateway.events.queue import EventQueue
-from tornado_gateway.events.requests import EventSink
+from tornado_gateway.environments.registry import Environments
 from tornado_gateway.http.certificates import Certificates
 from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
 from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
-from tornado_gateway.logs import ThrottledLog
-from tornado_gateway.process.adoption import Adoption
 from tornado_gateway.process.certificate_expiry import report_part
 from tornado_gateway.process.counters import new_counters
+from tornado_gateway.process.environments.build import FLUSH_SHARE, Shared
+from tornado_gateway.process.environments.reload import Reload
+from tornado_gateway.process.environments.served import STORE_REMEDY, Served
+from tornado_gateway.process.environments.serving import Serving
+from tornado_gateway.process.environments.stores import Stores
 from tornado_gateway.process.location_parts import location_parts
 from tornado_gateway.process.open_files import max_connections, open_files_limit
 from tornado_gateway.process.parent.sockets import PORT_REMEDY
 from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import Part, explaining
 from tornado_gateway.process.publication import Publication
-from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.process.status import instance_status
-from tornado_gateway.settings.documents import read_document
-from tornado_gateway.settings.mirror import Fetch, SettingsMirror
-from tornado_gateway.settings.stored import document_name
-from tornado_gateway.store.interfaces import Identity, Store
-from tornado_gateway.store.sqlite.events import SqliteEvents, open_sqlite
+from tornado_gateway.store.interfaces import StateStore
 from tornado_gateway.telemetry.attempts import TokenCheck
 from tornado_gateway.telemetry.counters import SharedCounters
 from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.prometheus import About, Exposition
-from tornado_gateway.telemetry.waiting import Watch, stuck_after
-from tornado_gateway.upstream.client import Dialect, DiscardingSink, Upstream
+from tornado_gateway.upstream.client import Connections
 
 TLS_REMEDY = "Correct the files of TLS_CERT_PATH and TLS_KEY_PATH, or unset both to serve without TLS."
 GEO_MAP_REMEDY = "Correct the file, or unset GEO_MAP_FILE."
@@ -89,21 +78,14 @@ class Assembly:
         self._config = config
         self._slot = slot
         self._memory = memory or new_counters(slot.scoreboard.rows)
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
         self.stopping = asyncio.Event()
         self._observer = Observer(self._memory, slot.row, slot.generation)
-        self._stores = Stores(config, self._owner)
-        self._connections = Connections(config.sdk_name, __version__, config.socket_timeout_seconds)
-        with explaining(GEO_MAP_REMEDY):
-            self._location = LocationReader(
-                config.location_database, config.geo_map_file, copy_directory=config.data_dir
-            )
-        with explaining(UA_MAP_REMEDY):
-            self._device = DeviceReader(map_file=config.ua_map_file)
+        self._shared = build_shared(config, self._observer, stuck_after_seconds)
         with explaining(TLS_REMEDY):
             self._certificates = build_certificates(config)
-        self.serving = self._build_serving(stuck_after_seconds)
-        self._state = self._stores.common_state() if self.serving.is_from_file else self.serving.first.store.state
+        make = partial(Served, self._shared, scoreboard=slot.scoreboard, stopping=self.stopping)
+        self.serving = Serving(make, environments_of(config), self._observer.unidentified)
+        self._state = self._common_state()
         self._admin = self._build_admin()
         self.server = self._build_server()
         self.publication = self._build_publication()
@@ -117,9 +99,9 @@ class Assembly:
         server, deadline = self.server, self._config.shutdown_seconds
         return [
             Part("publication", self.publication.start, self.publication.stop),
-            Part("connections", lambda: None, self._connections.close),
+            Part("connections", lambda: None, self._shared.connections.close),
             self._store_part(),
-            *location_parts(self._config, self._state, self._location, self._owner),
+            *location_parts(self._config, self._state, self._shared.location, self._shared.owner),
             *self._environment_parts(),
             *self._certificate_parts(),
             Part(
@@ -131,6 +113,11 @@ class Assembly:
             Part("lag measurement", self._observer.start, self._observer.stop),
             Part("history", self._admin.start, self._admin.stop),
         ]
+
+    def _common_state(self) -> StateStore:
+        """Return the state that belongs to no environment: with one, that of its store."""
+        serving = self.serving
+        return self._shared.stores.common_state() if serving.is_from_file else serving.first.store.state
 
     def _store_part(self) -> Part:
         store = self._state if self.serving.is_from_file else self.serving.first.store
@@ -156,21 +143,6 @@ class Assembly:
         """Return the body of /status, which is that of the whole instance for any worker."""
         self.publication.publish()
         return instance_status(self._slot.scoreboard, __version__)
-
-    # --- Environments ---
-
-    def _build_serving(self, stuck_after_seconds: float | None) -> Serving:
-        shared = Shared(
-            owner=self._owner,
-            stores=self._stores,
-            location=self._location,
-            device=self._device,
-            connections=self._connections,
-            observer=self._observer,
-            stuck_after_seconds=stuck_after_seconds,
-        )
-        make = partial(Served, shared, scoreboard=self._slot.scoreboard, stopping=self.stopping)
-        return Serving(make, environments_of(self._config), self._observer.unidentified)
 
     # --- Routes and pages ---
 
@@ -204,8 +176,8 @@ class Assembly:
     def _build_visitors_api(self, client_address: ClientAddress) -> VisitorsApi:
         config = self._config
         return VisitorsApi(
-            self._location,
-            self._device,
+            self._shared.location,
+            self._shared.device,
             client_address,
             ip_fallback=config.client_ip_fallback,
             serves_browsers=config.cors_config_required,
@@ -225,7 +197,7 @@ class Assembly:
     def _build_admin(self) -> AdminApi:
         return AdminApi(
             self._operated,
-            self._location,
+            self._shared.location,
             self.status,
             partial(request_latencies, self._memory),
             RecentEvents(self._slot.scoreboard.recent, self._slot.row, self._config.sdk_key or ""),
@@ -256,6 +228,7 @@ class Assembly:
                 EndedSessions(self._state),
             ),
             exposition.render,
+            needs_all=config.ready_requires == "all",
         )
 
     def _build_server(self) -> Server:
@@ -282,12 +255,22 @@ class Assembly:
             self._slot,
             self._observer,
             self.serving,
-            self._location,
-            self._device,
+            self._shared.location,
+            self._shared.device,
             self.server,
             self.stopping,
             is_shared=self._config.uses_redis,
         )
+
+
+def build_shared(config: Config, observer: Observer, stuck_after_seconds: float | None) -> Shared:
+    owner = f"{socket.gethostname()}:{os.getpid()}"
+    with explaining(GEO_MAP_REMEDY):
+        location = LocationReader(config.location_database, config.geo_map_file, copy_directory=config.data_dir)
+    with explaining(UA_MAP_REMEDY):
+        device = DeviceReader(map_file=config.ua_map_file)
+    connections = Connections(config.sdk_name, __version__, config.socket_timeout_seconds)
+    return Shared(owner, Stores(config, owner), location, device, connections, observer, stuck_after_seconds)
 
 
 def build_limits(config: Config) -> Limits:

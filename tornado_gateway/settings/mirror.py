@@ -74,8 +74,8 @@ class SettingsMirror:
 
     `fetch` gets the document from upstream (or reads the file, for a gateway without upstream). `bootstrap` is a file
     to start from if neither upstream nor the store has a document. `on_poll` is called after each poll with its outcome
-    ("changed", "unchanged" or "failed"). `check` raises SettingsError for settings that may not be used here. `phase` is
-    the share of the first interval that is left out, so that environments do not poll at the same time.
+    ("changed", "unchanged" or "failed"). `check` raises SettingsError for settings that may not be used here. `phase`
+    is the share of the first interval that is left out, so that environments do not poll at the same time.
 
     Among all workers of a store the holder of a lease polls regularly; the others use the document that it stored.
     The lease is only a hint to avoid duplicate polls. A worker polls without it at its start, as long as it has no
@@ -130,6 +130,11 @@ class SettingsMirror:
     async def stop(self) -> None:
         await end_tasks(*self._poller.stop(), *self._replaced.tasks, self._refreshes.task)
         await self._stored.release_lease()
+
+    @property
+    def has_tried(self) -> bool:
+        """Whether the first attempt to get settings has ended."""
+        return self._poller.failures.tried.is_set()
 
     def age_seconds(self) -> float | None:
         """Return the time since upstream confirmed the current settings; None before there are any."""

@@ -12,6 +12,8 @@ import logging
 import mmap
 import secrets
 import time
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 from tornado_gateway.errors import AttemptsError
 
@@ -22,6 +24,8 @@ FAILURES_OF_ADDRESS = 10  # in a period
 FAILURES = 100  # in a period, of all addresses together
 _WORD_BYTES = 8
 _IPV6_NETWORK_BITS = 64  # a client chooses the other bits itself
+
+T = TypeVar("T")
 
 
 class Attempts:
@@ -68,16 +72,26 @@ class TokenCheck:
         self._row = row
 
     def is_right(self, given: str, address: str) -> bool:
-        """Raise AttemptsError if there were too many failures. No token at all is not a failure."""
+        """Return whether this is the token: see `owner`."""
+        return self.owner(given, address, self._is_own) is not None
+
+    def owner(self, given: str, address: str, find: Callable[[str], T | None]) -> T | None:
+        """Return what `find` returns for a given token, None if that is not a token.
+
+        Raise AttemptsError if there were too many failures. No token at all is not a failure.
+        """
         if not given:
-            return False
+            return None
         now = time.monotonic()
         if wait_seconds := self._attempts.wait_seconds(address, now):
             raise AttemptsError(wait_seconds)
-        is_right = hmac.compare_digest(given.encode(), self._token)
-        if not is_right:
+        found = find(given)
+        if found is None:
             self._attempts.failed(self._row, address, now)
-        return is_right
+        return found
+
+    def _is_own(self, given: str) -> Literal[True] | None:
+        return True if hmac.compare_digest(given.encode(), self._token) else None
 
 
 def _wait_seconds(times: list[float], limit: int, now: float) -> float:

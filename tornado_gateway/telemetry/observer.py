@@ -174,6 +174,10 @@ class Observer:
         total = sum(sum(counts[first : first + len(routes.data) * statuses]) for first in firsts)
         return total, sum(counts[decisions : decisions + statuses])
 
+    def unidentified(self, request: ObservedRequest) -> None:
+        """Count a request that names no environment, while there is no default one."""
+        self.counts[self._layout.unidentified.at(self._layout.routes.label_of(request.path))] += 1
+
     # --- Other hooks ---
 
     def decided(self, decision: core.Decision) -> None:

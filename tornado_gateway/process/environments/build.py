@@ -84,6 +84,7 @@ class Builder:
             load_device=shared.device.load,
             settings_seconds=config.socket_timeout_seconds,
             flush_seconds=config.shutdown_seconds * FLUSH_SHARE,
+            decided=shared.observer.decided if config.environment_name is None else self._decided,
         )
         mirror.subscribe(environment.settings_changed)
         return environment
@@ -109,7 +110,9 @@ class Builder:
         return SettingsMirror(
             self.store.state,
             settings_source(config, upstream),
-            name=document_name(config.account.id or "file", config.environment_name or config.account.sdk_key, "server-1"),
+            name=document_name(
+                config.account.id or "file", config.environment_name or config.account.sdk_key, "server-1"
+            ),
             owner=shared.owner,
             source="file" if config.is_offline else "upstream",
             poll_seconds=config.poll_seconds,
@@ -133,6 +136,10 @@ class Builder:
             discards=isinstance(sink, DiscardingSink),
             share=self._shared.delivery.share(),
         )
+
+    def _decided(self, decision: core.Decision) -> None:
+        self._shared.observer.decided(decision)
+        self.counts.decided(decision)
 
     def _flushed(self, outcome: str, seconds: float) -> None:
         self._shared.observer.flushed(outcome, seconds)

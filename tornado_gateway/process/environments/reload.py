@@ -93,5 +93,3 @@ def _signature(files: Sequence[Path]) -> Signature:
             continue
         seen.append((file, stat.st_mtime_ns, stat.st_size, stat.st_ino))
     return tuple(seen)
-
-

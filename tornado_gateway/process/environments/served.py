@@ -14,7 +14,6 @@ from tornado_gateway.process.adoption import Adoption
 from tornado_gateway.process.environments.access import build_access
 from tornado_gateway.process.environments.build import Builder, Shared, build_evaluator
 from tornado_gateway.process.parts import Part, enter
-from tornado_gateway.store.interfaces import Identity
 from tornado_gateway.store.sqlite.events import SqliteEvents
 from tornado_gateway.tasks import end_tasks
 from tornado_gateway.telemetry.scoreboard import Scoreboard
@@ -108,7 +107,7 @@ class Served:
         environment.use_access(build_access(config))
         environment.events.use_limit(options.event_queue_limit)
         environment.evaluator = build_evaluator(options, self._shared, self.store.state, environment.lists)
-        environment.use_key_in_use()
+        environment.keys_changed()
 
     def drain(self, done: "DrainedSet") -> None:
         """Serve no requests any more, deliver the waiting events, then stop. `done` holds it until then."""

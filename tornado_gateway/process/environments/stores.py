@@ -1,7 +1,7 @@
 """The stores of one worker: one for each environment, and the state that all of them share.
 
-Without ENVIRONMENTS_FILE both are the same. With it, each environment has a directory of its own below DATA_DIR, so that
-neither a damaged file nor a full log concerns another one, and a namespace of its own in Redis.
+Without ENVIRONMENTS_FILE both are the same. With it, each environment has a directory of its own below DATA_DIR, so
+that neither a damaged file nor a full log concerns another one, and a namespace of its own in Redis.
 """
 
 from functools import cached_property
