@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from tornado_gateway.environments.registry import Environments
 from tornado_gateway.http.messages import Request, Response
 
 ANY = "*"
@@ -48,6 +49,43 @@ class Cors:
         if request.path.startswith(OPERATORS_PATHS) or (status < 400 and request.path not in SHARED_PAGES):
             return b""
         return self.header_lines(request)
+
+
+class EnvironmentsCors:
+    """Allows pages to read the responses of the environment that a request names, or else those of any environment.
+
+    Preflights have no headers that could name one. Which pages may read is not a question of security here: a key is.
+    """
+
+    def __init__(self, environments: Environments) -> None:
+        self._environments = environments
+        self._version = 0  # of the environments in `_union` and `_by_origins`
+        self._union = Cors(())
+        self._by_origins: dict[tuple[str, ...], Cors] = {}
+
+    def header_lines(self, request: Request) -> bytes:
+        """Return the header lines that a response gets in addition to its own."""
+        return self._of(request).header_lines(request)
+
+    def page_lines(self, request: Request, status: int) -> bytes:
+        """Return these header lines for a page: see `Cors`."""
+        self._follow()
+        return self._union.page_lines(request, status)
+
+    def _of(self, request: Request) -> Cors:
+        self._follow()
+        if len(self._by_origins) == 1 or request.method == b"OPTIONS":
+            return self._union
+        environment = self._environments.named_by(request)
+        return self._union if environment is None else self._by_origins[environment.access.allowed_origins]
+
+    def _follow(self) -> None:
+        """Read the origins of the environments if these were replaced."""
+        if self._version != self._environments.version:
+            self._version = self._environments.version
+            origins_of_all = {one.access.allowed_origins for one in self._environments.all}
+            self._by_origins = {origins: Cors(origins) for origins in origins_of_all}
+            self._union = Cors([origin for origins in self._by_origins for origin in origins])
 
 
 def respond_to_preflight(request: Request) -> Response:

@@ -102,6 +102,14 @@ class Identification:
             self._note(request)
         return found
 
+    def named_by(self, request: Request) -> Environment | None:
+        """Return the environment that a key or a name in a request means, None without exactly one."""
+        try:
+            claim = self._named(request)
+        except RequestError:
+            return None
+        return None if claim is None else claim.environment
+
     def _of_unknown(self, request: Request) -> Environment:
         claim, account = self._named(request), _account(request.query)
         if account is not None and not (_has_one_account(request.query, account) and self._is_served(account, claim)):

@@ -46,10 +46,12 @@ class Environments:
     ) -> None:
         self._is_from_file = is_from_file
         self._on_unidentified = on_unidentified
+        self.version = 0  # of the environments and their access
         self.replace(environments)
 
     def replace(self, environments: Sequence[Environment]) -> None:
         """Serve these environments from now on, as their `access` names them. There is at least one."""
+        self.version += 1
         self.all = tuple(environments)
         self.default = next((one for one in environments if one.access.is_default), None)
         self.first = self.default or self.all[0]  # for purposes that need any environment
@@ -92,6 +94,10 @@ class Environments:
             if own is not None and hmac.compare_digest(given, own.encode()):
                 found = environment
         return found
+
+    def named_by(self, request: Request) -> Environment | None:
+        """Return the environment that a key or a name in a request means, None without exactly one."""
+        return self.first if self._identification is None else self._identification.named_by(request)
 
     @property
     def accept_webhooks(self) -> bool:

@@ -11,7 +11,7 @@ from tornado.httputil import HTTPServerConnectionDelegate
 
 from tornado_gateway import __version__
 from tornado_gateway.api.aliases import AliasesApi
-from tornado_gateway.api.cors import Cors
+from tornado_gateway.api.cors import Cors, EnvironmentsCors
 from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.lists import ListsApi
@@ -232,7 +232,7 @@ class Assembly:
         )
 
     def _build_server(self) -> Server:
-        router, cors = self._build_router(), build_cors(self._config)
+        router, cors = self._build_router(), build_cors(self._config, self.environments)
         tracing = Tracing(None if cors is None else cors.header_lines)
         options = ServerOptions(
             self._observer.sampled(router.find),
@@ -281,8 +281,10 @@ def build_limits(config: Config) -> Limits:
     )
 
 
-def build_cors(config: Config) -> Cors | None:
-    return Cors(config.cors_allowed_origins) if config.cors_config_required else None
+def build_cors(config: Config, environments: Environments) -> Cors | EnvironmentsCors | None:
+    if not config.cors_config_required:
+        return None
+    return EnvironmentsCors(environments) if config.environments_file else Cors(config.cors_allowed_origins)
 
 
 def build_client_address(config: Config) -> ClientAddress:

@@ -128,6 +128,6 @@ class Layout:
         blocks = _Blocks(_BLOCKS.size)
         self.routes = routes
         self.requests = blocks.block(METHODS, (*routes.data, *routes.pages, OTHER), STATUSES)
-        self.unidentified = blocks.block((*routes.data, *routes.pages, OTHER))
+        self.unidentified = blocks.block((*routes.data, OTHER))
         self.request_seconds = blocks.histogram(routes.data, REQUEST_BUCKETS)
         self.size = blocks.size

@@ -174,15 +174,17 @@ class Observer:
         total = sum(sum(counts[first : first + len(routes.data) * statuses]) for first in firsts)
         return total, sum(counts[decisions : decisions + statuses])
 
-    def unidentified(self, request: ObservedRequest) -> None:
-        """Count a request that names no environment, while there is no default one."""
-        self.counts[self._layout.unidentified.at(self._layout.routes.label_of(request.path))] += 1
-
     # --- Other hooks ---
 
     def decided(self, decision: core.Decision) -> None:
         """Count a decision of getFlag."""
         self.counts[decision_counter(decision)] += 1
+
+    def unidentified(self, request: ObservedRequest) -> None:
+        """Count a request that named no environment while there is no default one."""
+        route = self._layout.routes.label_of(request.path)
+        label = route if route in self._layout.routes.data else OTHER
+        self.counts[self._layout.unidentified.at(label)] += 1
 
     def flushed(self, outcome: str, seconds: float) -> None:
         """Count a request that delivered events, or failed to."""

@@ -72,6 +72,7 @@ class Exposition(Collector):
         counts = [sum(column) for column in zip(*(row.counts for row in rows), strict=True)] or [0] * layout.size
         gauges = [row.gauges for worker in workers if (row := self._row(worker)) is not None]
         yield from _requests(layout, counts, workers)
+        yield from _unidentified(layout, counts)
         yield from _events(events, reading.waiting, self._about.queue_limit * len(workers))
         yield from _upstream(counts)
         yield from _settings(counts, reading.newest_settings)
@@ -110,6 +111,14 @@ def _requests(layout: Layout, counts: list[int], workers: list[WorkerRecord]) ->
     yield _gauge("fme_requests_in_flight", "Requests in flight.", in_flight)
     yield _gauge("fme_connections", "Open client connections.", sum(worker["connections"] for worker in workers))
     yield _counters("fme_decisions", "Decisions of getFlag.", ("outcome",), DECISIONS, counts, with_zeros=True)
+
+
+def _unidentified(layout: Layout, counts: list[int]) -> Iterator[Metric]:
+    family = _counters(
+        "fme_unidentified", "Requests that named no environment.", ("route",), layout.unidentified, counts
+    )
+    if family.samples:  # only with ENVIRONMENTS_FILE
+        yield family
 
 
 def _events(events: dict[str, int], waiting: Merged, limit: int) -> Iterator[Metric]:
