@@ -53,6 +53,11 @@ class ObservedRequest(Protocol):
     def path(self) -> bytes: ...
 
 
+def decision_counter(decision: core.Decision) -> int:
+    """Return the index of the counter of DECISIONS for a decision."""
+    return _ENABLED if decision.variation is not None else _OUTCOME_OF_REASON.get(decision.reason, _DISABLED)
+
+
 Find = Callable[[bytes, bytes], Callable[[Any], R] | None]  # the handler of a method and a path
 
 
@@ -173,8 +178,7 @@ class Observer:
 
     def decided(self, decision: core.Decision) -> None:
         """Count a decision of getFlag."""
-        outcome = _ENABLED if decision.variation is not None else _OUTCOME_OF_REASON.get(decision.reason, _DISABLED)
-        self.counts[outcome] += 1
+        self.counts[decision_counter(decision)] += 1
 
     def unidentified(self, request: ObservedRequest) -> None:
         """Count a request that named no environment while there is no default one."""
