@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from process import sample_document
+
 from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.environments.access import Access
 from tornado_gateway.environments.environment import Documents, Environment
@@ -39,7 +41,8 @@ def environment_of(
         "settings_seconds": 5.0,
         "flush_seconds": 5.0,
     }
-    access = Access(sdk_keys=() if sdk_key is None else (sdk_key,))
+    account = str(sample_document()["accountId"])
+    access = Access() if sdk_key is None else Access(account_id=account, sdk_keys=(sdk_key,))
     return Environment(mirror=mirror, events=queue, **(defaults | {"access": access} | parts))
 
 

@@ -48,6 +48,7 @@ class Vendor:
     ) -> None:
         self.settings: bytes = orjson.dumps(settings if settings is not None else {})
         self.environments: dict[str, bytes] = {}  # SDK key: a document of its own
+        self.rejected_keys: set[str] = set()  # their requests get a 403, like those of revoked keys
         self.dialects: dict[tuple[str, str], bytes] = {}  # (api-version, platform): a document of its own
         self.lists: dict[str, set[str]] = {}  # list id: its members, for check-attribute
         self.event_dsl = b"true"
@@ -151,6 +152,10 @@ class _Handler(RequestHandler):
 
     async def meet(self, faults: "collections.deque[Fault]", events: list[Any]) -> bool:
         """Play the next fault, if there is one for this request. True if the request is answered by it."""
+        if {self.get_query_argument(name, "") for name in ("i", "env")} & self.vendor.rejected_keys:
+            self.set_status(403)
+            await self.finish({"error": "unknown key"})
+            return True
         if not faults:
             return False
         fault = faults[0]

@@ -23,11 +23,10 @@ EMPTY = Response(200, b"", content_type=None)  # the documented response of setA
 
 
 class FlagsApi:
-    """The three endpoints. `on_decision` is called with each decision of getFlag."""
+    """The three endpoints."""
 
-    def __init__(self, environments: Environments, on_decision: Callable[[core.Decision], None]) -> None:
+    def __init__(self, environments: Environments) -> None:
         self._environments = environments
-        self._on_decision = on_decision
         self._responses: dict[bytes, Response] = {}  # by body
 
     def settings_changed(self, snapshot: Snapshot) -> None:
@@ -93,7 +92,7 @@ class FlagsApi:
         context: core.Context,
         decision: core.Decision,
     ) -> Response:
-        self._on_decision(decision)
+        environment.decided(decision)
         documents, count = environment.evaluator.event_documents(settings, context, decision)
         if count:
             events = environment.events

@@ -13,6 +13,7 @@ from tornado_gateway.http.messages import Handler, Request, Response, json_error
 from tornado_gateway.settings.mirror import Snapshot
 
 SLASHES = re.compile(b"//+")
+MAX_PREFIXES = 256  # one for each account; the newest
 OTHER_PREFIX = re.compile(rb"/[a-z0-9]{2,8}(/.+)")  # of an account whose settings are not known here, or not yet
 
 
@@ -45,12 +46,14 @@ class Router:
         self._event_paths = frozenset(route.path.encode() for route in ROUTES if route.is_event)
         self._batch_paths = frozenset(route.path.encode() for route in ROUTES if route.is_batch)
         self._sdk_paths = frozenset(route.path.encode() for route in ROUTES if route.is_for_sdks)
-        self._prefix = b""
+        self._prefixes: tuple[bytes, ...] = ()  # of the accounts whose settings are known
         self._serves_browsers = serves_browsers
 
     def settings_changed(self, snapshot: Snapshot) -> None:
         prefix = snapshot.settings.collection_prefix
-        self._prefix = f"/{prefix}/".encode() if prefix else b""
+        found = f"/{prefix}/".encode() if prefix else b""
+        if found and found not in self._prefixes:
+            self._prefixes = (*self._prefixes, found)[-MAX_PREFIXES:]
 
     def find(self, method: bytes, path: bytes) -> Handler | None:
         """Return the handler of a request, None if the path is not that of a data route."""
@@ -80,8 +83,8 @@ class Router:
     def _normal(self, path: bytes) -> bytes:
         """Return a path without an account's prefix and doubled slashes, which SDKs send (wire contract 0.8, 0.10)."""
         path = SLASHES.sub(b"/", path)
-        if self._prefix and path.startswith(self._prefix):
-            return path[len(self._prefix) - 1 :]
+        if path.startswith(self._prefixes):
+            return path[next(len(prefix) for prefix in self._prefixes if path.startswith(prefix)) - 1 :]
         other = OTHER_PREFIX.fullmatch(path)
         return other[1] if other and other[1] in self._sdk_paths and not path.startswith(OPERATORS_PATHS) else path
 

@@ -91,6 +91,16 @@ def environments_of(config: Config) -> tuple[EnvironmentConfig, ...]:
     return environments
 
 
+def files_of(config: Config) -> tuple[Path, ...]:
+    """Return the file and those that it names, as far as it can be read. Their changes change the environments."""
+    path = config.environments_file
+    if path is None:
+        return ()
+    blocks = _blocks(path, Findings(spell=str.lower))
+    named = [value for block in blocks for key, value in block.items() if key.endswith("_file")]
+    return (path, *(path.parent / value for value in named if isinstance(value, str)))
+
+
 def _read(config: Config, path: Path, findings: Findings) -> tuple[EnvironmentConfig, ...]:
     blocks = _blocks(path, findings)
     if len(blocks) > config.max_environments:

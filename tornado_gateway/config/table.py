@@ -43,6 +43,13 @@ class OptionValues:
         "200",
         "Maximum number of environments in ENVIRONMENTS_FILE. Each takes memory in every worker.",
     )
+    ready_requires: str = option(
+        _ACCOUNT,
+        kinds.one_of("any", "all"),
+        "any",
+        "With ENVIRONMENTS_FILE, when /ready returns 200: once any environment has settings and each of them has been"
+        " tried, or only when all have settings.",
+    )
     decision_required: bool = option(
         _ACCOUNT,
         kinds.boolean,

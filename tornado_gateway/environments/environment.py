@@ -30,12 +30,19 @@ class Documents(NamedTuple):
     fetch_dialect: FetchDialect | None
 
 
+class _Options(NamedTuple):
+    load_device: Callable[[], object]
+    settings_seconds: float
+    flush_seconds: float
+
+
 class Environment:
     """The settings, the upstream client, the decisions and the events of one account and SDK key.
 
     `access` is how requests name it; `use_access` replaces it while requests are served. `state` has its aliases.
     `load_device` loads the device rules; it is called in a thread when the settings need them. `settings_seconds` is
-    how long a start waits for settings, `flush_seconds` how long a stop waits for the last flush.
+    how long a start waits for settings, `flush_seconds` how long a stop waits for the last flush. `decided` is called
+    with each decision of getFlag.
     """
 
     def __init__(
@@ -54,8 +61,10 @@ class Environment:
         load_device: Callable[[], object],
         settings_seconds: float,
         flush_seconds: float,
+        decided: Callable[[core.Decision], None] = lambda decision: None,
     ) -> None:
         self.use_access(access)
+        self.decided = decided
         self.upstream = upstream
         self.mirror = mirror
         self.events = events
@@ -66,9 +75,8 @@ class Environment:
         self.state = state
         self.documents = documents
         self.has_counted = False  # the events that the store held at the start are in the counts
-        self._load_device = load_device
         self._loading_device: asyncio.Future[object] | None = None
-        self._patience = settings_seconds, flush_seconds
+        self._options = _Options(load_device, settings_seconds, flush_seconds)
 
     def use_access(self, access: Access) -> None:
         """Let requests name it like this from now on. `Environments.replace` has to follow."""
@@ -79,7 +87,7 @@ class Environment:
         """Start the queue, the settings, then delivery, because the path of stored events depends on the settings."""
         await self.events.start()
         self.has_counted = True
-        await self.mirror.start(self._patience[0])
+        await self.mirror.start(self._options.settings_seconds)
         if self._loading_device is not None:
             await self._loading_device  # it holds the interpreter for longer than a visitor should wait
         await self.flusher.start()
@@ -90,8 +98,16 @@ class Environment:
         await self.mirror.stop()
         await self.waiting.stop()
         await self.events.stop()
-        await self.flusher.stop(self._patience[1])
+        await self.flusher.stop(self._options.flush_seconds)
         self.upstream.close()
+
+    async def pause(self) -> None:
+        """Stop polling, because requests are no longer served. Stored events are still delivered."""
+        await self.mirror.stop()
+
+    async def resume(self) -> None:
+        """Poll again after a pause."""
+        await self.mirror.start(self._options.settings_seconds)
 
     def settings(self) -> core.Settings:
         """Return the current settings. Raise NotLoadedError before the first ones are loaded."""
@@ -114,9 +130,22 @@ class Environment:
         settings = snapshot.settings
         logs.hide(settings.sdk_key)
         self.upstream.use_collection_prefix(settings.collection_prefix)
-        if self.access.sdk_key is None:
-            identity = Identity(settings.account_id, settings.sdk_key)
-            self.upstream.use_account(identity)
-            self.events.use_identity(identity)
+        self._use_accepted_key(settings)
         if any(feature.needs_device for feature in settings.features.values()):
-            self._loading_device = asyncio.get_running_loop().run_in_executor(None, self._load_device)
+            self._loading_device = asyncio.get_running_loop().run_in_executor(None, self._options.load_device)
+
+    def keys_changed(self) -> None:
+        """Follow new keys in `access`."""
+        self._use_accepted_key(None if self.mirror.current is None else self.mirror.current.settings)
+
+    def _use_accepted_key(self, settings: core.Settings | None) -> None:
+        """Send requests and events under the key that VWO accepts now: while keys rotate, that of the settings."""
+        access = self.access
+        if settings is not None and (access.sdk_key is None or settings.sdk_key in access.sdk_keys):
+            identity = Identity(settings.account_id, settings.sdk_key)
+        elif access.sdk_key is not None:
+            identity = Identity(access.account_id or "", access.sdk_key)
+        else:
+            return
+        self.upstream.use_account(identity)
+        self.events.use_identity(identity, [Identity(identity.account_id, key) for key in access.sdk_keys])

@@ -8,13 +8,12 @@ from typing import Any
 
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.environments.environment import Environment
 from tornado_gateway.http.server import Server
-from tornado_gateway.process.adoption import Adoption
+from tornado_gateway.process.environments.served import Served
+from tornado_gateway.process.environments.serving import Serving
 from tornado_gateway.process.open_files import open_files_limit
 from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.settings.mirror import SettingsMirror
-from tornado_gateway.store.interfaces import EventStore
 from tornado_gateway.tasks import Periodic
 from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, WorkerRecord
@@ -29,24 +28,20 @@ class Publication:
         self,
         slot: WorkerSlot,
         observer: Observer,
-        environment: Environment,
-        store: EventStore,
+        serving: Serving,
         location: LocationReader,
         device: DeviceReader,
         server: Server,
-        adoption: Adoption,
         stopping: asyncio.Event,
         *,
         is_shared: bool,
     ) -> None:
         self._slot = slot
         self._observer = observer
-        self._environment = environment
-        self._store = store
+        self._serving = serving
         self._location = location
         self._device = device
         self._server = server
-        self._adoption = adoption
         self._stopping = stopping
         self._is_shared = is_shared
         self._started_at = time.monotonic()
@@ -66,12 +61,13 @@ class Publication:
         self._slot.scoreboard.beat(self._slot.row)
         self._observer.count_lookups("location", self._location.hits, self._location.misses)
         self._observer.count_lookups("device", self._device.hits, self._device.misses)
-        failure = self._store.failure
+        served = self._serving.all
+        is_failing = any(one.store.events.failure for one in served)
         self._observer.publish(
             {
                 "geo_built_at": self._location.build_epoch,
-                "degraded": float(bool(self._environment.events.failure or failure)),
-                "redis_up": float(not failure) if self._is_shared else None,
+                "degraded": float(is_failing or any(one.environment.events.failure for one in served)),
+                "redis_up": float(not is_failing) if self._is_shared else None,
             }
         )
         self._slot.scoreboard.publish(self._slot.row, self._record())
@@ -83,13 +79,19 @@ class Publication:
             "slot": self._slot.number,
             "row": self._slot.row,
             "generation": self._slot.generation,
-            "adopted": self._adoption.adopted,
             "is_queue_shared": self._is_shared,
             "uptime_seconds": round(time.monotonic() - self._started_at, 3),
             "state": self._state(),
             **self._traffic(),
-            **_environment_record(self._environment, self._store.failure, self._excess()),
+            **_environment_record(self._serving.first, self._excess()),
+            **self._environments(),
         }
+
+    def _environments(self) -> dict[str, Any]:
+        """Return the parts of the environments of ENVIRONMENTS_FILE, removed ones with waiting events included."""
+        if not self._serving.is_from_file:
+            return {}
+        return {"environments": {one.config.name: _part(one) for one in self._serving.with_drained()}}
 
     def _traffic(self) -> dict[str, Any]:
         requests, decisions = self._observer.totals()
@@ -114,11 +116,24 @@ class Publication:
         return "serving" if self._server.port else "starting"
 
 
-def _environment_record(environment: Environment, store_failure: str | None, excess: str | None) -> dict[str, Any]:
+def _part(served: Served) -> dict[str, Any]:
+    config = served.config.config
+    return {
+        "account_id": config.account_id,
+        "queue_limit": config.event_queue_limit,
+        "is_removed": served.is_draining,
+        "counts": served.counts.as_record(),
+        **_environment_record(served, None),
+    }
+
+
+def _environment_record(served: Served, excess: str | None) -> dict[str, Any]:
+    environment = served.environment
     mirror, flusher = environment.mirror, environment.flusher
-    not_sent = environment.events.failure or store_failure or flusher.last.error
+    not_sent = environment.events.failure or served.store.events.failure or flusher.last.error
     poll, flush = mirror.last_poll, flusher.last
     return {
+        "adopted": served.adoption.adopted,
         "settings": _settings_record(mirror),
         "events": {name: getattr(environment.events.counts, name) for name in EVENT_COUNTS},
         "reading": asdict(environment.waiting.reading(not_sent or flusher.retry_reason)),

@@ -3,31 +3,46 @@
 import time
 from typing import Any
 
-from tornado_gateway.telemetry.scoreboard import InstanceReading, Scoreboard, WorkerRecord
+from tornado_gateway.telemetry.scoreboard import InstanceReading, PartReading, Scoreboard, WorkerRecord
 
 # Parts of a record that /status does not show.
-_INTERNAL = frozenset({"row", "generation", "adopted", "is_queue_shared", "last_poll", "reading"})
+_INTERNAL = frozenset({"row", "generation", "adopted", "is_queue_shared", "last_poll", "reading", "environments"})
 
 
 def instance_status(scoreboard: Scoreboard, version: str) -> dict[str, Any]:
     """Return the body of /status. Where workers differ, the one with the newest information counts."""
     reading = scoreboard.read_all()
-    workers, stuck = reading.workers, reading.waiting.stuck
-    errors = (worker["last_error"] for worker in workers if worker["last_error"])
-    return {
+    status = {
         "version": version,
         "uptime_seconds": round(time.monotonic() - scoreboard.started_at, 3),
+        **_part_status(reading.workers, reading),
+        "workers": [_as_listed(worker) for worker in reading.workers],
+    }
+    if reading.environments:
+        status["environments"] = [_environment(name, part) for name, part in reading.environments.items()]
+    return status
+
+
+def _environment(name: str, part: PartReading) -> dict[str, Any]:
+    """Return the status of one environment of ENVIRONMENTS_FILE."""
+    removed = {"is_removed": True} if all(one["is_removed"] for one in part.parts) else {}
+    return {"name": name, "account_id": part.parts[0]["account_id"], **removed, **_part_status(part.parts, part)}
+
+
+def _part_status(parts: list[WorkerRecord], reading: InstanceReading | PartReading) -> dict[str, Any]:
+    stuck = reading.waiting.stuck
+    errors = (part["last_error"] for part in parts if part["last_error"])
+    return {
         "settings": reading.newest_settings,
         "events": _events(reading),
         "stuck": stuck,
-        "last_poll": _last_poll([worker["last_poll"] for worker in workers]),
-        "last_flush": max(workers, key=_flush_order, default={"last_flush": None})["last_flush"],
+        "last_poll": _last_poll([part["last_poll"] for part in parts]),
+        "last_flush": max(parts, key=_flush_order, default={"last_flush": None})["last_flush"],
         "last_error": next(errors, stuck and stuck["message"]),
-        "workers": [_as_listed(worker) for worker in workers],
     }
 
 
-def _events(reading: InstanceReading) -> dict[str, Any]:
+def _events(reading: InstanceReading | PartReading) -> dict[str, Any]:
     oldest = {"oldest_at": reading.waiting.oldest_at, "oldest_unknown_since": reading.waiting.unknown_since}
     return {**reading.events, **oldest}
 

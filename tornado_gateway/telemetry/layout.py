@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 OTHER = "other"
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)
 STATUSES = (200, 204, 304, 400, 401, 403, 404, 405, 408, 413, 415, 417, 429, 431, 500, 501, 503, 505, OTHER)
-DECIDERS = ("getFlag", "getFlags", "ofrep", "ofrep_bulk")  # the APIs that decide
 EXPOSURES = ("recorded", "unknown")  # that clients name
 OUTCOMES = ("enabled", "disabled", "not_found", "error")  # of decisions
 FLUSHES = ("delivered", "refused", "failed")
@@ -92,7 +91,7 @@ class _Blocks:
 
 
 _BLOCKS = _Blocks()
-DECISIONS = _BLOCKS.block(DECIDERS, OUTCOMES)
+DECISIONS = _BLOCKS.block(OUTCOMES)
 TRACKED_EXPOSURES = _BLOCKS.block(EXPOSURES)
 FLUSH_REQUESTS = _BLOCKS.block(FLUSHES)
 SETTINGS_POLLS = _BLOCKS.block(POLLS)

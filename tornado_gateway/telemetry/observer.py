@@ -39,7 +39,8 @@ BEAT_SECONDS = 0.1  # interval between measurements of the loop's lag
 KNOWN_KEYS = 2048  # spellings of known routes that are cached
 MAX_MEASURED = 10_000  # requests in flight whose start is remembered
 
-_OUTCOME_OF_REASON = {"feature not found": "not_found", "error": "error"}
+_ENABLED, _DISABLED = DECISIONS.at("enabled"), DECISIONS.at("disabled")
+_OUTCOME_OF_REASON = {"feature not found": DECISIONS.at("not_found"), "error": DECISIONS.at("error")}
 
 R = TypeVar("R")
 
@@ -51,6 +52,11 @@ class ObservedRequest(Protocol):
     def method(self) -> bytes: ...
     @property
     def path(self) -> bytes: ...
+
+
+def decision_counter(decision: core.Decision) -> int:
+    """Return the index of the counter of DECISIONS for a decision."""
+    return _ENABLED if decision.variation is not None else _OUTCOME_OF_REASON.get(decision.reason, _DISABLED)
 
 
 Find = Callable[[bytes, bytes], Callable[[Any], R] | None]  # the handler of a method and a path
@@ -171,16 +177,9 @@ class Observer:
 
     # --- Other hooks ---
 
-    def decided(self, api: str) -> Callable[[core.Decision], None]:
-        """Return the hook for each decision of an API, one of DECIDERS."""
-        counts = self.counts
-        enabled, disabled = DECISIONS.at(api, "enabled"), DECISIONS.at(api, "disabled")
-        others = {reason: DECISIONS.at(api, outcome) for reason, outcome in _OUTCOME_OF_REASON.items()}
-
-        def count(decision: core.Decision) -> None:
-            counts[enabled if decision.variation is not None else others.get(decision.reason, disabled)] += 1
-
-        return count
+    def decided(self, decision: core.Decision) -> None:
+        """Count a decision."""
+        self.counts[decision_counter(decision)] += 1
 
     def exposures_tracked(self, result: str, number: int) -> None:
         """Count exposures that clients named: "recorded" or "unknown"."""

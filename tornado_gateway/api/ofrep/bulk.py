@@ -8,7 +8,7 @@ depend on more (lists, aliases, sticky decisions), the ETag is made from the res
 import asyncio
 import hashlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import orjson
@@ -27,8 +27,6 @@ SMALLEST_COMPRESSED_BYTES = 1024
 LARGEST_INLINE_BYTES = 16 * 1024  # compressed in 0.2 ms; larger bodies are compressed in a thread
 _GZIP = 16 + zlib.MAX_WBITS  # zlib's parameter for this format
 
-OnDecision = Callable[[core.Decision], None]
-
 
 class Validator(NamedTuple):
     """The inputs of an ETag that are known before the decisions. `etag` is None if they do not suffice."""
@@ -38,11 +36,10 @@ class Validator(NamedTuple):
 
 
 class BulkApi:
-    """The endpoint getFlags. `on_decision` is called with each decision."""
+    """The endpoint getFlags."""
 
-    def __init__(self, environments: Environments, on_decision: OnDecision) -> None:
+    def __init__(self, environments: Environments) -> None:
         self._environments = environments
-        self._on_decision = on_decision
 
     async def get_flags(self, request: Request) -> Response:
         environment = self._environments.of(request)
@@ -58,7 +55,7 @@ class BulkApi:
         recorder = Recorder(environment, settings, context)
 
         def add(decision: core.Decision) -> None:
-            self._on_decision(decision)
+            environment.decided(decision)
             body = with_details(settings, decision) if has_details else decision.body
             entries.append(b"%b:%b" % (orjson.dumps(decision.feature_key), body))
             if has_impressions:

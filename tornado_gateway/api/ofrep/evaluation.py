@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from tornado_gateway import core
 from tornado_gateway.api.ofrep import context
-from tornado_gateway.api.ofrep.bulk import OnDecision, Recorder, not_modified, respond, validate
+from tornado_gateway.api.ofrep.bulk import Recorder, not_modified, respond, validate
 from tornado_gateway.api.ofrep.context import EvaluationRequest
 from tornado_gateway.api.ofrep.errors import (
     FLAG_NOT_FOUND,
@@ -53,25 +53,11 @@ class StandIn:
 
 
 class EvaluationApi:
-    """The two endpoints.
+    """The two endpoints. A bulk evaluation waits up to `wait_seconds` for the first settings."""
 
-    `stand_in` returns the address and the user agent of a browser, which its context may lack. `on_decision` and
-    `on_bulk_decision` are called with each decision of the endpoints.
-    """
-
-    def __init__(
-        self,
-        environments: Environments,
-        stand_in: StandIn,
-        on_decision: OnDecision,
-        on_bulk_decision: OnDecision,
-        *,
-        wait_seconds: float,
-    ) -> None:
+    def __init__(self, environments: Environments, stand_in: StandIn, *, wait_seconds: float) -> None:
         self._environments = environments
         self._stand_in = stand_in
-        self._on_decision = on_decision
-        self._on_bulk_decision = on_bulk_decision
         self._wait_seconds = wait_seconds
         self._recent = RecentExposures()
         self._flags: dict[Environment, Flags] = {}
@@ -101,7 +87,7 @@ class EvaluationApi:
         return self._response(request, call, decision)
 
     def _response(self, request: Request, call: Call, decision: core.Decision) -> Response:
-        self._on_decision(decision)
+        call.environment.decided(decision)
         if decision.error is not None:
             raise EvaluationError(400, GENERAL, decision.error)
         ready = self._flags_of(call.environment, call.settings).ready(decision)
@@ -154,7 +140,7 @@ class EvaluationApi:
         entries = [entry(name, NOT_FOUND) for name in names if name not in settings.features]
 
         def add(decision: core.Decision) -> None:
-            self._on_bulk_decision(decision)
+            environment.decided(decision)
             ready = flags.ready(decision)
             entries.append(ready.bulk if asked.has_variables else entry(decision.feature_key, ready.entries[None]))
             if asked.impressions:

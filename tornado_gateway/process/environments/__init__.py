@@ -1,1 +1,1 @@
-"""The parts of one environment, made from its configuration."""
+"""The environments of one worker: made from their configuration, started and stopped, and replaced at a reload."""
