@@ -17,7 +17,8 @@ from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.lists import ListsApi
 from tornado_gateway.api.ofrep.bulk import BulkApi
-from tornado_gateway.api.ofrep.evaluation import EvaluationApi, StandIn
+from tornado_gateway.api.ofrep.context import StandIn
+from tornado_gateway.api.ofrep.evaluation import EvaluationApi
 from tornado_gateway.api.ofrep.exposures import ExposuresApi
 from tornado_gateway.api.router import Protect, Router
 from tornado_gateway.api.settings import SettingsApi

@@ -1,14 +1,16 @@
 """The context of an OFREP request as the context of a decision."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import orjson
 
 from tornado_gateway import core
-from tornado_gateway.api.ofrep.errors import INVALID_CONTEXT, TARGETING_KEY_MISSING, EvaluationError
+from tornado_gateway.api.ofrep.errors import INVALID_CONTEXT, PARSE_ERROR, TARGETING_KEY_MISSING, EvaluationError
 from tornado_gateway.environments.evaluation import with_address
 from tornado_gateway.errors import RequestError
-from tornado_gateway.http.fields import Fields, limited_id
+from tornado_gateway.http.fields import Fields, is_from_browser, json_object, json_value, limited_id
+from tornado_gateway.http.messages import Request
 
 IDS = ("targetingKey", "userId", "id")  # the vendor's own providers use the latter two
 OPTIONS = "fme"
@@ -42,12 +44,26 @@ class EvaluationRequest(NamedTuple):
     impressions: bool | None
 
 
-def parse(fields: Fields, address: str | None, user_agent: str | None) -> EvaluationRequest:
+class StandIn:
+    """The address and the user agent of a browser, for a context without them: a page does not know its address."""
+
+    def __init__(self, client_address: Callable[[Request], str]) -> None:
+        self._client_address = client_address
+
+    def __call__(self, request: Request) -> tuple[str | None, str | None]:
+        """Return both, or None for a server, whose visitors are elsewhere."""
+        if not is_from_browser(request):
+            return None, None
+        agent = request.header(b"user-agent")
+        return self._client_address(request) or None, None if agent is None else agent.decode("latin-1")
+
+
+def read(body: bytes, address: str | None, user_agent: str | None) -> EvaluationRequest:
     """Return the request that a body describes. `address` and `user_agent` replace those that it lacks.
 
-    Raise EvaluationError for a context that is invalid or has no targeting key.
+    Raise EvaluationError for a body that is not JSON, and a context that is invalid or has no targeting key.
     """
-    attributes = fields.get("context")
+    attributes = _fields(body).get("context")
     if not isinstance(attributes, dict):
         raise _invalid("context", "an object")
     options = attributes.get(OPTIONS, {})
@@ -73,6 +89,18 @@ def parse(fields: Fields, address: str | None, user_agent: str | None) -> Evalua
         _boolean(options, "variables") is not False,
         _boolean(options, "impressions"),
     )
+
+
+def _fields(body: bytes) -> Fields:
+    try:
+        return json_object(body)
+    except RequestError as problem:
+        code = INVALID_CONTEXT
+        try:
+            json_value(body)
+        except RequestError:
+            code = PARSE_ERROR
+        raise EvaluationError(problem.status, code, str(problem)) from None
 
 
 def _user_id(attributes: Fields) -> tuple[str, str]:

@@ -1,17 +1,17 @@
 """The endpoints of OFREP: one flag, and all flags of a context (docs/openfeature.md)."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import NamedTuple
 
 from tornado_gateway import core
 from tornado_gateway.api.ofrep import context
 from tornado_gateway.api.ofrep.bulk import Recorder, not_modified, respond, validate
-from tornado_gateway.api.ofrep.context import EvaluationRequest
+from tornado_gateway.api.ofrep.context import EvaluationRequest, StandIn
+from tornado_gateway.api.ofrep.derived import Derived
 from tornado_gateway.api.ofrep.errors import (
     FLAG_NOT_FOUND,
     GENERAL,
     INVALID_CONTEXT,
-    PARSE_ERROR,
     EvaluationError,
     flag_key,
 )
@@ -19,8 +19,7 @@ from tornado_gateway.api.ofrep.exposures import RecentExposures
 from tornado_gateway.api.ofrep.flags import Flag, Flags, entry
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.registry import Environments
-from tornado_gateway.errors import NotLoadedError, RequestError
-from tornado_gateway.http.fields import Fields, is_from_browser, json_object, json_value
+from tornado_gateway.errors import NotLoadedError
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.tasks import wait_at_most
 
@@ -38,20 +37,6 @@ class Call(NamedTuple):
     asked: EvaluationRequest
 
 
-class StandIn:
-    """The address and the user agent of a browser, for a context without them: a page does not know its address."""
-
-    def __init__(self, client_address: Callable[[Request], str]) -> None:
-        self._client_address = client_address
-
-    def __call__(self, request: Request) -> tuple[str | None, str | None]:
-        """Return both, or None for a server, whose visitors are elsewhere."""
-        if not is_from_browser(request):
-            return None, None
-        agent = request.header(b"user-agent")
-        return self._client_address(request) or None, None if agent is None else agent.decode("latin-1")
-
-
 class EvaluationApi:
     """The two endpoints. A bulk evaluation waits up to `wait_seconds` for the first settings."""
 
@@ -60,7 +45,7 @@ class EvaluationApi:
         self._stand_in = stand_in
         self._wait_seconds = wait_seconds
         self._recent = RecentExposures()
-        self._flags: dict[Environment, Flags] = {}
+        self._flags = Derived(environments, Flags)
         self._responses: dict[bytes, Response] = {}
 
     # --- One flag ---
@@ -71,8 +56,8 @@ class EvaluationApi:
             return self.evaluate_all(request)
         environment = self._environments.of(request)
         settings = environment.decision_settings()
-        asked = context.parse(_fields(request.body), *self._stand_in(request))
-        flag = self._flags_of(environment, settings).find(key, asked.variable)
+        asked = context.read(request.body, *self._stand_in(request))
+        flag = self._flags.of(environment, settings).find(key, asked.variable)
         if flag is None:
             raise EvaluationError(404, FLAG_NOT_FOUND, "there is no feature or variable with this key")
         _check_id(settings, asked.context)
@@ -90,7 +75,7 @@ class EvaluationApi:
         call.environment.decided(decision)
         if decision.error is not None:
             raise EvaluationError(400, GENERAL, decision.error)
-        ready = self._flags_of(call.environment, call.settings).ready(decision)
+        ready = self._flags.of(call.environment, call.settings).ready(decision)
         if call.asked.impressions is not False:
             self._record(request, call, decision)
         body = entry(call.key, ready.entries[call.flag.variable])
@@ -121,7 +106,7 @@ class EvaluationApi:
         environment = self._environments.of(request)
         settings = await self._settings_when_loaded(environment)
         fallbacks = self._stand_in(request)
-        asked = context.parse(_fields(request.body), *fallbacks)
+        asked = context.read(request.body, *fallbacks)
         _check_id(settings, asked.context)
         validator = None
         if asked.impressions is not True:
@@ -135,7 +120,7 @@ class EvaluationApi:
         self, request: Request, environment: Environment, settings: core.Settings, asked: EvaluationRequest
     ) -> list[bytes]:
         """Return the entries of all flags in the order of the document, or of the requested features."""
-        flags, recorder = self._flags_of(environment, settings), Recorder(environment, settings, asked.context)
+        flags, recorder = self._flags.of(environment, settings), Recorder(environment, settings, asked.context)
         names = list(settings.features) if asked.features is None else asked.features
         entries = [entry(name, NOT_FOUND) for name in names if name not in settings.features]
 
@@ -156,24 +141,6 @@ class EvaluationApi:
         if environment.mirror.current is None and not await wait_at_most(environment.mirror.loaded, self._wait_seconds):
             raise NotLoadedError
         return environment.decision_settings()
-
-    def _flags_of(self, environment: Environment, settings: core.Settings) -> Flags:
-        flags = self._flags.get(environment)
-        if flags is None or flags.settings is not settings:
-            flags = self._flags[environment] = Flags(settings)
-        return flags
-
-
-def _fields(body: bytes) -> Fields:
-    try:
-        return json_object(body)
-    except RequestError as problem:
-        code = INVALID_CONTEXT
-        try:
-            json_value(body)
-        except RequestError:
-            code = PARSE_ERROR
-        raise EvaluationError(problem.status, code, str(problem)) from None
 
 
 def _check_id(settings: core.Settings, visitor: core.Context) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from tornado_gateway import core
+from tornado_gateway.api.ofrep.derived import Derived
 from tornado_gateway.core.holdouts import IN_HOLDOUT, NOT_IN_HOLDOUT, holdout_impression
 from tornado_gateway.core.types import Feature
 from tornado_gateway.environments.environment import Environment
@@ -174,13 +175,13 @@ class ExposuresApi:
     def __init__(self, environments: Environments, on_exposures: Callable[[str, int], None]) -> None:
         self._environments = environments
         self._on_exposures = on_exposures
-        self._indexes: dict[Environment, ExposureIndex] = {}
+        self._indexes = Derived(environments, ExposureIndex)
 
     def track_exposure(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
         settings = environment.decision_settings()
         fields = json_object(request.body)
-        exposed = self._index_of(environment, settings).find(fields.get("exposures"))
+        exposed = self._indexes.of(environment, settings).find(fields.get("exposures"))
         context = with_address(core.context_from_json(fields, user_id(fields)))
         if (problem := core.context_problem(settings, context)) is not None:
             raise RequestError(400, problem)
@@ -190,12 +191,6 @@ class ExposuresApi:
         if environment.evaluator.resolves_aliases:
             return _after_alias(environment, context, track)
         return track()
-
-    def _index_of(self, environment: Environment, settings: core.Settings) -> ExposureIndex:
-        index = self._indexes.get(environment)
-        if index is None or index.settings is not settings:
-            index = self._indexes[environment] = ExposureIndex(settings)
-        return index
 
 
 async def _after_alias(environment: Environment, context: core.Context, respond: Callable[[], Response]) -> Response:
