@@ -10,6 +10,7 @@ from tornado_gateway.api.ofrep.bulk import BulkApi
 from tornado_gateway.api.ofrep.evaluation import EvaluationApi
 from tornado_gateway.api.ofrep.exposures import ExposuresApi
 from tornado_gateway.api.settings import SettingsApi
+from tornado_gateway.api.streams import StreamsApi
 from tornado_gateway.api.visitors import VisitorsApi
 
 
@@ -25,3 +26,4 @@ class Endpoints(NamedTuple):
     bulk: BulkApi
     evaluation: EvaluationApi
     exposures: ExposuresApi
+    streams: StreamsApi

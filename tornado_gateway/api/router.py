@@ -1,7 +1,7 @@
 """Finding the endpoint of a request in the table of `routes`."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 
@@ -9,7 +9,7 @@ from tornado_gateway.api.cors import OPERATORS_PATHS, respond_to_preflight
 from tornado_gateway.api.endpoints import Endpoints
 from tornado_gateway.api.routes import KEY, ROUTES, TREES, Route
 from tornado_gateway.errors import RequestError
-from tornado_gateway.http.messages import Handler, Request, Response, json_error
+from tornado_gateway.http.messages import Handler, Request, Response, Result, json_error
 from tornado_gateway.settings.mirror import Snapshot
 
 SLASHES = re.compile(b"//+")
@@ -90,7 +90,7 @@ class Router:
 
 
 def _shaped(handler: Handler, shape: Callable[[bytes, RequestError], Response]) -> Handler:
-    def respond(request: Request) -> Response | Awaitable[Response]:
+    def respond(request: Request) -> Result:
         request.error_shape = partial(shape, request.path)
         return handler(request)
 

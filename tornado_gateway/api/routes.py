@@ -47,6 +47,7 @@ ROUTES = (
     Route("POST", "/server-side/trackExposure", "exposures.track_exposure", TRACK, True),
     Route("POST", "/ofrep/v1/evaluate/flags", "evaluation.evaluate_all", DECIDE, True, ofrep_error),
     Route("POST", "/ofrep/v1/evaluate/flags/{key}", "evaluation.evaluate", DECIDE, True, ofrep_error),
+    Route("GET", "/stream", "streams.open", None, True, is_for_sdks=False),
     Route("GET", "/server-side/v2-settings", "settings.settings", SDK),
     Route("GET", "/server-side/v2-pull", "settings.pull", SDK),
     Route("POST", "/webhook", "settings.webhook", None, is_for_sdks=False),

@@ -384,6 +384,39 @@ class OptionValues:
         "TOML file with the digests of client tokens, their scopes, environments, origins and expiry. It is read again"
         " when it changes.",
     )
+    stream_max_connections: int = option(
+        _CLIENTS,
+        kinds.whole(0),
+        "5000",
+        "Streams of changes (GET /stream) of each worker. One address has at most a tenth of them. 0 disables streams.",
+    )
+    stream_keepalive_seconds: float = option(
+        _CLIENTS,
+        kinds.decimal(1, 3600),
+        "15",
+        "How often a stream of changes sends a comment, because proxies close silent connections.",
+        unit="s",
+    )
+    stream_max_seconds: float = option(
+        _CLIENTS,
+        kinds.decimal(1, 864000),
+        "3600",
+        "After this time, plus or minus a fifth, a stream of changes ends and the client connects again.",
+        unit="s",
+    )
+    stream_notify_per_second: int = option(
+        _CLIENTS,
+        kinds.whole(1),
+        "500",
+        "Notifications of a change that each worker sends in a second, because each one causes a request.",
+    )
+    stream_url: str = option(
+        _CLIENTS,
+        replace(kinds.url, parse=lambda text: kinds.parse_url(text) if text else ""),
+        "",
+        "Base URL of streams of changes for browsers, if it is not that of the gateway: a stream takes one of the six"
+        " connections that a browser opens to a host over HTTP/1.1.",
+    )
     webhook_token: str | None = option(
         _CLIENTS,
         kinds.token,

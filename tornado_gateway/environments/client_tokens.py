@@ -8,11 +8,12 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tornado_gateway.environments.origins import Origins
 from tornado_gateway.errors import AttemptsError, RequestError
-from tornado_gateway.http.messages import Handler, Request, Response
+from tornado_gateway.http.fields import query_text
+from tornado_gateway.http.messages import Handler, Request, Result
 from tornado_gateway.telemetry.attempts import Attempts
 
 DECIDE, TRACK, SDK = "decide", "track", "sdk"  # scopes
@@ -48,6 +49,9 @@ class ClientToken:
         self.origins = Origins(origins) if kind == BROWSER else None
         self.expires = expires
 
+    def has_expired(self) -> bool:
+        return self.expires is not None and time.time() >= self.expires
+
 
 class ClientTokens:
     """All tokens by digest. `replace` changes them while requests are served."""
@@ -58,13 +62,54 @@ class ClientTokens:
     def replace(self, tokens: Iterable[ClientToken]) -> None:
         self._by_digest = {token.digest: token for token in tokens}
 
+    def named(self, name: str) -> list[ClientToken]:
+        """Return the tokens with this id that have not expired."""
+        return [token for token in self._by_digest.values() if token.id == name and not token.has_expired()]
+
     def find(self, given: bytes) -> ClientToken | None:
         """Return the token, None if there is none like it or if it has expired."""
         digest = digest_of(given)
         token = self._by_digest.get(digest)
         if token is None or not hmac.compare_digest(token.digest, digest):
             return None
-        return token if token.expires is None or time.time() < token.expires else None
+        return None if token.has_expired() else token
+
+
+class Tickets:
+    """Credentials in the URL of a stream, because an EventSource sends no headers and URLs are logged.
+
+    A ticket opens the stream of one environment and nothing else, is always the same and ends with its token. A client
+    with an SDK key sends that.
+    """
+
+    def __init__(self, tokens: ClientTokens, auth: "ClientAuth") -> None:
+        self._tokens = tokens
+        self._auth = auth
+
+    def credential(self, request: Request, environment: str) -> dict[str, str]:
+        """Return the parameters for the stream of a client that has sent this request."""
+        token = getattr(request, "client", None)
+        if isinstance(token, ClientToken):
+            return {"ticket": f"{token.id}.{_signature(token, environment)}"}
+        key = query_text(request.query, b"sdkKey")
+        return {} if key is None else {"sdkKey": key}
+
+    def check(self, request: Request, environment: str) -> None:
+        """Raise RequestError for a request without a ticket for this environment, or another credential."""
+        ticket = query_text(request.query, b"ticket")
+        if ticket is None:
+            self._auth.check(request, DECIDE)
+            return
+        name, _, given = ticket.rpartition(".")
+        if not any(
+            hmac.compare_digest(_signature(token, environment).encode(), given.encode())
+            for token in self._tokens.named(name)
+        ):
+            raise RequestError(401, "the ticket is not valid", CHALLENGE)
+
+
+def _signature(token: ClientToken, environment: str) -> str:
+    return hmac.digest(token.digest, f"stream:{environment}".encode(), "sha256").hex()[:32]
 
 
 class ClientAuth:
@@ -91,7 +136,7 @@ class ClientAuth:
     def guarded(self, handler: Handler, scope: str) -> Handler:
         """Return a handler for requests with a credential of this scope. It raises RequestError for all others."""
 
-        def respond(request: Request) -> Response | Awaitable[Response]:
+        def respond(request: Request) -> Result:
             self.check(request, scope)
             return handler(request)
 

@@ -1,6 +1,7 @@
 """Everything of one account and SDK key, as one part of a worker."""
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
@@ -115,6 +116,12 @@ class Environment:
         if snapshot is None:
             raise NotLoadedError
         return snapshot.settings
+
+    def version(self) -> bytes:
+        """Return a name of everything that decisions depend on, other than their contexts; equal in all processes."""
+        snapshot = self.mirror.current
+        named = "" if snapshot is None else f"{snapshot.digest} {self.evaluator.facts_version}"
+        return hashlib.blake2b(named.encode(), digest_size=8).hexdigest().encode()
 
     def decision_settings(self) -> core.Settings:
         """Return the current settings for a decision. Raise DisabledError if this environment makes none."""

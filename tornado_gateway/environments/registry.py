@@ -44,7 +44,7 @@ class Environments:
         is_from_file: bool = False,
         on_unidentified: Callable[[Request], None] = ignore,
     ) -> None:
-        self._is_from_file = is_from_file
+        self.is_from_file = is_from_file
         self._on_unidentified = on_unidentified
         self.version = 0  # of the environments and their access
         self.replace(environments)
@@ -57,7 +57,7 @@ class Environments:
         self.first = self.default or self.all[0]  # for purposes that need any environment
         self._by_name = {one.access.name: one for one in environments}
         self._known: set[bytes] = {b""}  # queries that name no other account
-        self._identification = Identification(self.all, self._on_unidentified) if self._is_from_file else None
+        self._identification = Identification(self.all, self._on_unidentified) if self.is_from_file else None
 
     def named(self, name: str) -> Environment | None:
         return self._by_name.get(name)

@@ -4,7 +4,7 @@ import re
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import orjson
 
@@ -18,7 +18,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Page(Protocol):
-    """A request of the Tornado application, which streams its response: see `tornado_bridge`."""
+    """A request of the Tornado application, which streams its response: see `streamed`."""
 
     def start(self) -> None:
         """Hand the request over, once its turn has come."""
@@ -230,4 +230,13 @@ def respond_not_found(request: Request) -> Response:
     return NOT_FOUND
 
 
-Handler = Callable[[Request], Response | Awaitable[Response]]
+class Streamed:
+    """A response that is written in parts by a handler: see `streamed`."""
+
+    def attach(self, connection: Any, request: Request) -> None:
+        """Take the place of the response of a request."""
+        raise NotImplementedError
+
+
+Result = Response | Awaitable[Response] | Streamed
+Handler = Callable[[Request], Result]

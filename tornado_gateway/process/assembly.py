@@ -20,8 +20,9 @@ from tornado_gateway.api.ofrep.bulk import BulkApi
 from tornado_gateway.api.ofrep.context import StandIn
 from tornado_gateway.api.ofrep.evaluation import EvaluationApi
 from tornado_gateway.api.ofrep.exposures import ExposuresApi
-from tornado_gateway.api.router import Protect, Router
+from tornado_gateway.api.router import Router
 from tornado_gateway.api.settings import SettingsApi
+from tornado_gateway.api.streams import StreamLimits, StreamsApi
 from tornado_gateway.api.visitors import VisitorsApi
 from tornado_gateway.config import Config
 from tornado_gateway.config.environments import environments_of
@@ -33,7 +34,6 @@ from tornado_gateway.console.pages import build_application
 from tornado_gateway.console.recent_events import RecentEvents
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.environments.client_tokens import ClientAuth
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.http.certificates import Certificates
 from tornado_gateway.http.fields import ClientAddress
@@ -43,7 +43,7 @@ from tornado_gateway.http.server import Server
 from tornado_gateway.process.certificate_expiry import report_part
 from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.environments.build import FLUSH_SHARE, Shared
-from tornado_gateway.process.environments.client_auth import TokenFile, protection
+from tornado_gateway.process.environments.client_auth import Credentials
 from tornado_gateway.process.environments.reload import Reload
 from tornado_gateway.process.environments.served import STORE_REMEDY, Served
 from tornado_gateway.process.environments.serving import Serving
@@ -89,12 +89,15 @@ class Assembly:
         self._shared = build_shared(config, self._observer, stuck_after_seconds)
         with explaining(TLS_REMEDY):
             self._certificates = build_certificates(config)
-        self._token_file = TokenFile(config)
         make = partial(Served, self._shared, scoreboard=slot.scoreboard, stopping=self.stopping)
         self.serving = Serving(make, environments_of(config), self._observer.unidentified)
         self._state = self._common_state()
+        address, attempts = build_client_address(config), slot.scoreboard.client_attempts
+        self._credentials = Credentials(config, self.environments, address, attempts, slot.row)
         self._admin = self._build_admin()
-        self.server = self._build_server()
+        settings = self._build_settings_api()
+        self._streams = self._build_streams(settings)
+        self.server = self._build_server(settings)
         self.publication = self._build_publication()
 
     @property
@@ -110,7 +113,7 @@ class Assembly:
             self._store_part(),
             *location_parts(self._config, self._state, self._shared.location, self._shared.owner),
             *self._environment_parts(),
-            Part("client tokens", self._token_file.start, self._token_file.stop),
+            Part("client tokens", self._credentials.start, self._credentials.stop),
             *self._certificate_parts(),
             Part(
                 "server",
@@ -118,6 +121,7 @@ class Assembly:
                 lambda: server.stop(deadline * (1 - FLUSH_SHARE)),
                 PORT_REMEDY,
             ),
+            Part("streams", self._streams.start, self._streams.stop),
             Part("lag measurement", self._observer.start, self._observer.stop),
             Part("history", self._admin.start, self._admin.stop),
         ]
@@ -154,10 +158,10 @@ class Assembly:
 
     # --- Routes and pages ---
 
-    def _build_router(self) -> Router:
+    def _build_router(self, settings: SettingsApi) -> Router:
         config = self._config
-        endpoints = self._build_endpoints()
-        router = Router(endpoints, serves_browsers=config.cors_config_required, protect=self._build_protection())
+        endpoints = self._build_endpoints(settings)
+        router = Router(endpoints, serves_browsers=config.cors_config_required, protect=self._credentials.protect)
 
         def connect(served: Served) -> None:
             mirror = served.environment.mirror
@@ -168,24 +172,14 @@ class Assembly:
         self.serving.connect(connect)
         return router
 
-    def _build_protection(self) -> Protect | None:
-        config, environments, scoreboard = self._config, self.environments, self._slot.scoreboard
-        auth = ClientAuth(
-            self._token_file.tokens,
-            environments.has_key if config.sdk_key_auth else None,
-            build_client_address(config),
-            scoreboard.client_attempts,
-            self._slot.row,
-        )
-        return protection(config, auth)
-
-    def _build_endpoints(self) -> Endpoints:
+    def _build_endpoints(self, settings: SettingsApi) -> Endpoints:
         config, environments = self._config, self.environments
         client_address = build_client_address(config)
+        streams = self._streams
         return Endpoints(
             FlagsApi(environments),
             EventsApi(environments, client_address, slice_events=config.max_events_per_request),
-            self._build_settings_api(),
+            settings,
             self._build_visitors_api(client_address),
             ListsApi(environments),
             AliasesApi(environments),
@@ -193,9 +187,12 @@ class Assembly:
             EvaluationApi(
                 environments,
                 StandIn(client_address),
+                streams.announcement,
+                streams.catch_up,
                 wait_seconds=config.socket_timeout_seconds,
             ),
             ExposuresApi(environments, self._observer.exposures_tracked),
+            streams,
         )
 
     def _build_visitors_api(self, client_address: ClientAddress) -> VisitorsApi:
@@ -217,6 +214,21 @@ class Assembly:
             webhook_tokens=TokenCheck(None, slot.scoreboard.webhook_attempts, slot.row),
             client_address=build_client_address(config),
             turns=slot.scoreboard.pull_turns,
+        )
+
+    def _build_streams(self, settings: SettingsApi) -> StreamsApi:
+        config = self._config
+        limits = StreamLimits(
+            config.stream_max_connections,
+            config.stream_keepalive_seconds,
+            config.stream_max_seconds,
+            config.stream_notify_per_second,
+            config.socket_timeout_seconds,
+            config.stream_url,
+        )
+        address, tickets = build_client_address(config), self._credentials.tickets
+        return StreamsApi(
+            self.environments, limits, address, settings.refresh, tickets, on_closed=self._observer.stream_closed
         )
 
     def _build_admin(self) -> AdminApi:
@@ -256,8 +268,8 @@ class Assembly:
             needs_all=config.ready_requires == "all",
         )
 
-    def _build_server(self) -> Server:
-        router, cors = self._build_router(), build_cors(self._config, self.environments)
+    def _build_server(self, settings: SettingsApi) -> Server:
+        router, cors = self._build_router(settings), build_cors(self._config, self.environments)
         tracing = Tracing(None if cors is None else cors.header_lines)
         options = ServerOptions(
             self._observer.sampled(router.find),
@@ -283,6 +295,7 @@ class Assembly:
             self._shared.location,
             self._shared.device,
             self.server,
+            self._streams,
             self.stopping,
             is_shared=self._config.uses_redis,
         )

@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from tornado_gateway.api.streams import StreamsApi
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.http.server import Server
@@ -32,6 +33,7 @@ class Publication:
         location: LocationReader,
         device: DeviceReader,
         server: Server,
+        streams: StreamsApi,
         stopping: asyncio.Event,
         *,
         is_shared: bool,
@@ -42,6 +44,7 @@ class Publication:
         self._location = location
         self._device = device
         self._server = server
+        self._streams = streams
         self._stopping = stopping
         self._is_shared = is_shared
         self._started_at = time.monotonic()
@@ -67,6 +70,7 @@ class Publication:
             {
                 "geo_built_at": self._location.build_epoch,
                 "degraded": float(is_failing or any(one.environment.events.failure for one in served)),
+                "streams": float(self._streams.count),
                 "redis_up": float(not is_failing) if self._is_shared else None,
             }
         )
@@ -97,7 +101,7 @@ class Publication:
         requests, decisions = self._observer.totals()
         return {
             "connections": self._server.connections,
-            "in_flight": self._server.in_flight,
+            "in_flight": self._server.in_flight - self._streams.count,
             "connections_limit": self._server.options.limits.max_connections or None,
             "open_files_limit": open_files_limit(),
             "requests": {"total": requests, "decisions": decisions},

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 OTHER = "other"
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)
 STATUSES = (200, 204, 304, 400, 401, 403, 404, 405, 408, 413, 415, 417, 429, 431, 500, 501, 503, 505, OTHER)
+STREAM_ENDS = ("client", "age", "slow", "removed", "drain")  # why streams of changes have ended
 EXPOSURES = ("recorded", "unknown")  # that clients name
 OUTCOMES = ("enabled", "disabled", "not_found", "error")  # of decisions
 FLUSHES = ("delivered", "refused", "failed")
@@ -21,7 +22,7 @@ CALLS = ("settings", "events", "event", "list_check", "event_segments")  # kinds
 RESPONSES = ("2xx", "3xx", "4xx", "5xx", "none")
 CACHES = ("location", "device")
 LOOKUPS = ("hit", "miss")
-GAUGES = ("geo_built_at", "degraded", "redis_up")  # of a worker; NaN: does not apply
+GAUGES = ("geo_built_at", "degraded", "redis_up", "streams")  # of a worker; NaN: does not apply
 
 REQUEST_BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 FLUSH_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -93,6 +94,7 @@ class _Blocks:
 _BLOCKS = _Blocks()
 DECISIONS = _BLOCKS.block(OUTCOMES)
 TRACKED_EXPOSURES = _BLOCKS.block(EXPOSURES)
+STREAMS_CLOSED = _BLOCKS.block(STREAM_ENDS)
 FLUSH_REQUESTS = _BLOCKS.block(FLUSHES)
 SETTINGS_POLLS = _BLOCKS.block(POLLS)
 UPSTREAM_REQUESTS = _BLOCKS.block(CALLS, RESPONSES)

@@ -27,6 +27,7 @@ from tornado_gateway.telemetry.layout import (
     RESPONSES,
     SETTINGS_POLLS,
     STATUSES,
+    STREAMS_CLOSED,
     SUM_UNIT,
     TRACKED_EXPOSURES,
     UPSTREAM_REQUESTS,
@@ -184,6 +185,10 @@ class Observer:
     def exposures_tracked(self, result: str, number: int) -> None:
         """Count exposures that clients named: "recorded" or "unknown"."""
         self.counts[TRACKED_EXPOSURES.at(result)] += number
+
+    def stream_closed(self, reason: str) -> None:
+        """Count a stream of changes that has ended."""
+        self.counts[STREAMS_CLOSED.at(reason)] += 1
 
     def unidentified(self, request: ObservedRequest) -> None:
         """Count a request that named no environment while there is no default one."""

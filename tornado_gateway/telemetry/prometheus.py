@@ -26,6 +26,7 @@ from tornado_gateway.telemetry.layout import (
     FLUSH_SECONDS,
     LAG_SECONDS,
     SETTINGS_POLLS,
+    STREAMS_CLOSED,
     SUM_UNIT,
     TRACKED_EXPOSURES,
     UPSTREAM_REQUESTS,
@@ -84,6 +85,7 @@ class Exposition(Collector):
         yield from _settings(views)
         yield from _facts(counts, gauges)
         yield from _stores(gauges)
+        yield _gauge("fme_streams", "Open streams of changes.", sum(row["streams"] for row in gauges))
         yield from self._processes(counts, workers)
 
     def _read(self) -> tuple[InstanceReading, dict[str, dict[str, int]]]:
@@ -117,6 +119,14 @@ def _requests(layout: Layout, counts: list[int], workers: list[WorkerRecord]) ->
     in_flight = sum(worker["in_flight"] for worker in workers)
     yield _gauge("fme_requests_in_flight", "Requests in flight.", in_flight)
     yield _gauge("fme_connections", "Open client connections.", sum(worker["connections"] for worker in workers))
+    yield _counters(
+        "fme_streams_closed",
+        "Streams of changes that have ended.",
+        ("reason",),
+        STREAMS_CLOSED,
+        counts,
+        with_zeros=True,
+    )
     yield _counters(
         "fme_exposures", "Exposures of trackExposure.", ("result",), TRACKED_EXPOSURES, counts, with_zeros=True
     )

@@ -1,6 +1,6 @@
 """The endpoints of OFREP: one flag, and all flags of a context (docs/openfeature.md)."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from tornado_gateway import core
@@ -38,11 +38,25 @@ class Call(NamedTuple):
 
 
 class EvaluationApi:
-    """The two endpoints. A bulk evaluation waits up to `wait_seconds` for the first settings."""
+    """The two endpoints. A bulk evaluation waits up to `wait_seconds` for the first settings.
 
-    def __init__(self, environments: Environments, stand_in: StandIn, *, wait_seconds: float) -> None:
+    `announce` returns the part of a bulk response that names the stream of changes. `catch_up` waits for the settings
+    that a client has been told of.
+    """
+
+    def __init__(
+        self,
+        environments: Environments,
+        stand_in: StandIn,
+        announce: Callable[[Request, Environment], bytes],
+        catch_up: Callable[[Request, Environment], Awaitable[None]],
+        *,
+        wait_seconds: float,
+    ) -> None:
         self._environments = environments
         self._stand_in = stand_in
+        self._announce = announce
+        self._catch_up = catch_up
         self._wait_seconds = wait_seconds
         self._recent = RecentExposures()
         self._flags = Derived(environments, Flags)
@@ -104,17 +118,18 @@ class EvaluationApi:
 
     async def evaluate_all(self, request: Request) -> Response:
         environment = self._environments.of(request)
-        settings = await self._settings_when_loaded(environment)
+        settings = await self._settings_for(request, environment)
+        announcement = self._announce(request, environment)
         fallbacks = self._stand_in(request)
         asked = context.read(request.body, *fallbacks)
         _check_id(settings, asked.context)
         validator = None
         if asked.impressions is not True:
-            validator = validate(request, environment, settings, *map(str, fallbacks))
+            validator = validate(request, environment, settings, announcement.decode(), *map(str, fallbacks))
             if validator.is_known:
                 return not_modified(validator.etag)
         entries = await self._entries(request, environment, settings, asked)
-        return await respond(request, b'{"flags":[%b]}' % b",".join(entries), validator)
+        return await respond(request, b'{"flags":[%b]%b}' % (b",".join(entries), announcement), validator)
 
     async def _entries(
         self, request: Request, environment: Environment, settings: core.Settings, asked: EvaluationRequest
@@ -136,8 +151,12 @@ class EvaluationApi:
         recorder.append(request)
         return entries
 
-    async def _settings_when_loaded(self, environment: Environment) -> core.Settings:
-        """Wait for the first settings: a web provider whose first request fails stays in error."""
+    async def _settings_for(self, request: Request, environment: Environment) -> core.Settings:
+        """Return settings at least as new as those that the client has been told of, as far as they can be had.
+
+        Wait for the first ones: a web provider whose first request fails stays in error.
+        """
+        await self._catch_up(request, environment)
         if environment.mirror.current is None and not await wait_at_most(environment.mirror.loaded, self._wait_seconds):
             raise NotLoadedError
         return environment.decision_settings()

@@ -1,15 +1,18 @@
 """The credentials that clients need: CLIENT_AUTH, CLIENT_TOKENS and TOKENS_FILE as parts of a worker."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from tornado_gateway.api.router import Protect
 from tornado_gateway.api.routes import Route
 from tornado_gateway.config import Config, read_tokens
-from tornado_gateway.environments.client_tokens import ClientAuth, ClientToken, ClientTokens, digest_of
+from tornado_gateway.environments.client_tokens import ClientAuth, ClientToken, ClientTokens, Tickets, digest_of
+from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import ConfigError
-from tornado_gateway.http.messages import Handler
+from tornado_gateway.http.messages import Handler, Request
 from tornado_gateway.tasks import FileWatch, Periodic
+from tornado_gateway.telemetry.attempts import Attempts
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +52,27 @@ class TokenFile:
         self.tokens.replace([*self._from_options, *(ClientToken(*row) for row in rows)])
 
 
-def protection(config: Config, auth: ClientAuth) -> Protect | None:
-    """Return the check of the routes that CLIENT_AUTH names, None if there are none."""
-    if config.client_auth == "off":
-        return None
-    only_decisions = config.client_auth == "decisions"
+class Credentials:
+    """The credentials of clients in one worker. `protect` and `tickets` are None if none are required."""
 
-    def protect(route: Route, handler: Handler) -> Handler:
-        if route.scope is None or (only_decisions and not route.is_decision):
+    def __init__(
+        self,
+        config: Config,
+        environments: Environments,
+        address: Callable[[Request], str],
+        attempts: Attempts,
+        row: int,
+    ) -> None:
+        self._file = TokenFile(config)
+        has_sdk_key = environments.has_key if config.sdk_key_auth else None
+        self._auth = ClientAuth(self._file.tokens, has_sdk_key, address, attempts, row)
+        self._only_decisions = config.client_auth == "decisions"
+        is_on = config.client_auth != "off"
+        self.protect: Protect | None = self._protect if is_on else None
+        self.tickets = Tickets(self._file.tokens, self._auth) if is_on else None
+        self.start, self.stop = self._file.start, self._file.stop
+
+    def _protect(self, route: Route, handler: Handler) -> Handler:
+        if route.scope is None or (self._only_decisions and not route.is_decision):
             return handler
-        return auth.guarded(handler, route.scope)
-
-    return protect
+        return self._auth.guarded(handler, route.scope)
