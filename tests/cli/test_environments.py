@@ -97,7 +97,7 @@ def test_doctor_examines_each_environment(file, tmp_path):
             KEYS["production"]: orjson.dumps(document | {"sdkKey": KEYS["production"]}),
             FORMER: orjson.dumps(document | {"sdkKey": FORMER}),
         }
-        vendor.rejected_keys = {KEYS["staging"], KEYS["brand"]}
+        vendor.troubles = {KEYS["staging"]: {"status": 403}, KEYS["brand"]: {"status": 403}}
         file.write_text(file.read_text() + block("brand"))
         options = {"ENVIRONMENTS_FILE": file, "UPSTREAM_URL": vendor.url, "DATA_DIR": tmp_path / "data"}
         done = run_doctor("--json", **options)

@@ -1,5 +1,8 @@
 """Several environments in one gateway process: each has its own settings, events and failures."""
 
+import os
+import signal
+
 import pytest
 from redis_servers import RedisServer, needs_redis_server
 from several import (
@@ -7,11 +10,18 @@ from several import (
     KEYS,
     KeyedVendor,
     balance,
+    block,
+    document,
+    endless_load,
     gateway_of,
+    running,
     statuses,
+    three,
     track,
     visitors,
+    write,
 )
+from vendor import Fault
 
 SECONDS = 60
 
@@ -39,6 +49,7 @@ def expected(count):
 def until_all_ready(vendor, gateway, names=KEYS):
     paths = [f"/ready?environment={name}" for name in names]
     vendor.wait_until(lambda: all(gateway.get(path)[0] == 200 for path in paths), SECONDS, gateway.log)
+    vendor.wait_until(lambda: gateway.log().count(" is ready") >= gateway.workers, SECONDS, gateway.log)
 
 
 def until_balanced(vendor, gateway, delivered):
@@ -62,3 +73,147 @@ def test_every_environment_has_its_settings_and_its_events(tmp_path, vendor, sto
             assert {exchange.status for exchange in load.exchanges} == {200}
         vendor.wait_until(lambda: vendor.users_by_key() == expected(40), SECONDS, gateway.log)
         until_balanced(vendor, gateway, dict.fromkeys(KEYS, 40))
+
+
+# --- Reload ---
+
+
+def until_reloaded(vendor, gateway, line, workers=2):
+    vendor.wait_until(lambda: gateway.log().count(f"environments: {line}") >= workers, SECONDS, gateway.log)
+
+
+def test_environments_are_added_changed_and_removed_while_requests_run(tmp_path, vendor, store):
+    """Test 4: no request of the others fails, no worker is replaced, and the events of the removed one arrive."""
+    file, canary = tmp_path / "data.toml", "d" * 32
+    vendor.environments[canary] = document(111, canary)
+    with gateway_of(tmp_path, vendor, WORKERS=2, FLUSH_EVENTS_INTERVAL=3600, **store) as gateway:
+        until_all_ready(vendor, gateway)
+        workers = gateway.worker_pids()
+        load = endless_load(gateway.port, KEYS["production"])
+        with running(load):
+            assert {one.status for one in track(gateway, KEYS["other"], "other", 30).exchanges} == {200}
+            write(file, *three()[:2], block("canary", canary, 111))
+            until_reloaded(vendor, gateway, "+canary -other")
+            assert {one.status for one in track(gateway, KEYS["other"], "late", 5).exchanges} == {400}
+            until_all_ready(vendor, gateway, ["production", "staging", "canary"])
+            assert {one.status for one in track(gateway, canary, "canary", 20).exchanges} == {200}
+            removed = {(str(ACCOUNTS["other"]), KEYS["other"]): visitors(222, "other", 30)}
+            vendor.wait_until(lambda: removed.items() <= vendor.users_by_key().items(), SECONDS, gateway.log)
+            write(file, block("production", default=True, event_queue_limit=100_000), block("canary", canary, 111))
+            gateway.process.send_signal(signal.SIGHUP)
+            until_reloaded(vendor, gateway, "-staging ~production")
+        assert {one.status for one in load.exchanges} == {200}
+        assert gateway.worker_pids() == workers
+        vendor.wait_until(
+            lambda: list(statuses(gateway)) == ["production", "canary"], SECONDS, lambda: str(statuses(gateway))
+        )
+        write(file, *three())
+        until_reloaded(vendor, gateway, "+staging +other -canary ~production")
+        until_all_ready(vendor, gateway)
+        gateway.terminate()
+    both = {(str(ACCOUNTS["other"]), KEYS["other"]), ("111", canary)}
+    assert {whose: len(users) for whose, users in vendor.users_by_key().items() if whose in both} == dict(
+        zip(sorted(both), (20, 30), strict=True)
+    )
+
+
+def test_a_file_with_mistakes_changes_nothing(tmp_path, vendor):
+    """Test 4: all mistakes are in the log, and the old environments stay."""
+    with gateway_of(tmp_path, vendor) as gateway:
+        until_all_ready(vendor, gateway)
+        write(tmp_path / "data.toml", block("production", "k1"), block("production", "k2", polling=1))
+        vendor.wait_until(lambda: "the changed environments were rejected" in gateway.log(), SECONDS)
+        assert "polling" in gateway.log()
+        assert list(statuses(gateway)) == list(KEYS)
+        assert {one.status for one in track(gateway, KEYS["staging"], "still", 5).exchanges} == {200}
+
+
+# --- Failures ---
+
+
+def test_killed_workers_leave_the_counts_of_every_environment_exact(tmp_path, vendor, store):
+    """Test 6: received = delivered + waiting + dead + rejected + discarded + lost, and no event is missing."""
+    vendor.event_faults.append(Fault(503, times=10**6))
+    with gateway_of(tmp_path, vendor, WORKERS=2, **store) as gateway:
+        until_all_ready(vendor, gateway)
+        for round_ in range(2):
+            for name, key in KEYS.items():
+                assert {one.status for one in track(gateway, key, f"{name}{round_}", 30).exchanges} == {200}
+            os.kill(gateway.worker_pids()[0], signal.SIGKILL)
+            vendor.wait_until(lambda seen=round_: gateway.log().count(" is ready") >= 3 + seen, SECONDS, gateway.log)
+        vendor.event_faults.clear()
+        everyone = {
+            (str(ACCOUNTS[name]), key): visitors(ACCOUNTS[name], f"{name}0", 30)
+            | visitors(ACCOUNTS[name], f"{name}1", 30)
+            for name, key in KEYS.items()
+        }
+        vendor.wait_until(lambda: vendor.users_by_key() == everyone, SECONDS, gateway.log)
+
+        def are_settled():
+            parts = statuses(gateway).values()
+            return all(part["events"]["waiting"] == 0 and balance(part) == 0 for part in parts)
+
+        vendor.wait_until(are_settled, SECONDS, lambda: str(statuses(gateway)))
+        assert all(part["events"]["delivered"] >= 60 for part in statuses(gateway).values())
+
+
+TROUBLES = {
+    "hangs": {"delay_seconds": 3600},
+    "rejects the key": {"status": 401},
+    "fails": {"status": 500},
+    "closes": {"close": True},
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_an_environment_in_trouble_does_not_affect_the_others(tmp_path, vendor, trouble):
+    """Test 3: the settings and the events of the others go on while VWO fails for one key, from the start on."""
+    vendor.troubles[KEYS["staging"]] = TROUBLES[trouble]
+    options = {"SOCKET_TIMEOUT": 1, "SHUTDOWN_SECONDS": 1, "EVENTS_PER_REQUEST": 5}
+    with gateway_of(tmp_path, vendor, **options) as gateway:
+        until_all_ready(vendor, gateway, ["production", "other"])
+        vendor.wait_until(lambda: gateway.get("/ready")[0] == 200, SECONDS, gateway.log)
+        assert gateway.get("/ready?environment=staging")[0] == 503
+        # All requests that this environment may send are busy with it.
+        single = f"/events/t?en=purchase&a=111&env={KEYS['staging']}"
+        for number in range(200):
+            event = {"d": {"visId": str(number), "event": {"name": "purchase", "props": {}}}}
+            assert gateway.post(single, event)[0] == 200
+        for name in ("production", "other"):
+            assert {one.status for one in track(gateway, KEYS[name], name, 40).exchanges} == {200}
+        healthy = {
+            (str(ACCOUNTS[name]), KEYS[name]): visitors(ACCOUNTS[name], name, 40) for name in ("production", "other")
+        }
+        vendor.wait_until(lambda: vendor.users_by_key() == healthy, SECONDS, gateway.log)
+        changed = document(111, KEYS["production"], version=7)
+        vendor.environments[KEYS["production"]] = changed
+        path = f"/server-side/v2-settings?a=111&i={KEYS['production']}"
+        vendor.wait_until(lambda: gateway.get(path)[1]["version"] == 7, SECONDS, gateway.log)
+        staging = statuses(gateway)["staging"]
+        assert staging["events"]["waiting"] == 200 and balance(staging) == 0
+        vendor.troubles.clear()
+        if trouble != "rejects the key":  # it is asked again after five minutes
+            until_all_ready(vendor, gateway)
+        vendor.wait_until(lambda: statuses(gateway)["staging"]["events"]["delivered"] == 200, SECONDS, gateway.log)
+
+
+def test_a_full_queue_and_broken_settings_concern_one_environment(tmp_path, vendor):
+    """Test 3: the queue of one is full, its settings are broken and one of its events is poisoned."""
+    vendor.event_faults.append(Fault(400, times=10**6, refuses=lambda event: event["d"]["visId"] == "poison"))
+    vendor.troubles[KEYS["other"]] = {"status": 503}
+    blocks = [block("production", default=True), block("staging"), block("other", event_queue_limit=100)]
+    with gateway_of(tmp_path, vendor, *blocks) as gateway:
+        until_all_ready(vendor, gateway, ["production", "staging"])
+        vendor.environments[KEYS["staging"]] = b"{broken"
+        assert (
+            gateway.post(f"/events/t?env={KEYS['staging']}", {"d": {"visId": "poison", "event": {"name": "x"}}})[0]
+            == 200
+        )
+        event = {"d": {"visId": "1", "event": {"name": "purchase", "props": {}}}}
+        results = [gateway.post(f"/events/t?env={KEYS['other']}", event)[0] for _ in range(101)]
+        assert results == [200] * 100 + [503]
+        for name in ("production", "staging"):
+            assert {one.status for one in track(gateway, KEYS[name], name, 40).exchanges} == {200}
+        users = {(str(ACCOUNTS[name]), KEYS[name]): visitors(111, name, 40) for name in ("production", "staging")}
+        vendor.wait_until(lambda: vendor.users_by_key() == users, SECONDS, gateway.log)
+        assert {name: balance(part) for name, part in statuses(gateway).items()} == dict.fromkeys(KEYS, 0)
