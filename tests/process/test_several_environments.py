@@ -131,6 +131,13 @@ def test_a_file_with_mistakes_changes_nothing(tmp_path, vendor):
 # --- Failures ---
 
 
+def until_received(vendor, gateway, count):
+    def are_received():
+        return all(part["events"]["received"] == count for part in statuses(gateway).values())
+
+    vendor.wait_until(are_received, SECONDS, lambda: str(statuses(gateway)))
+
+
 def test_killed_workers_leave_the_counts_of_every_environment_exact(tmp_path, vendor, store):
     """Test 6: received = delivered + waiting + dead + rejected + discarded + lost, and no event is missing."""
     vendor.event_faults.append(Fault(503, times=10**6))
@@ -139,6 +146,8 @@ def test_killed_workers_leave_the_counts_of_every_environment_exact(tmp_path, ve
         for round_ in range(2):
             for name, key in KEYS.items():
                 assert {one.status for one in track(gateway, key, f"{name}{round_}", 30).exchanges} == {200}
+            if store:  # the events of a killed worker are in Redis, but not those of the last 0.25 s in its counts
+                until_received(vendor, gateway, 30 * (round_ + 1))
             os.kill(gateway.worker_pids()[0], signal.SIGKILL)
             vendor.wait_until(lambda seen=round_: gateway.log().count(" is ready") >= 3 + seen, SECONDS, gateway.log)
         vendor.event_faults.clear()
@@ -190,7 +199,7 @@ def test_an_environment_in_trouble_does_not_affect_the_others(tmp_path, vendor, 
         path = f"/server-side/v2-settings?a=111&i={KEYS['production']}"
         vendor.wait_until(lambda: gateway.get(path)[1]["version"] == 7, SECONDS, gateway.log)
         staging = statuses(gateway)["staging"]
-        assert staging["events"]["waiting"] == 200 and balance(staging) == 0
+        assert (staging["events"]["waiting"], balance(staging)) == (200, 0)
         vendor.troubles.clear()
         if trouble != "rejects the key":  # it is asked again after five minutes
             until_all_ready(vendor, gateway)
