@@ -1,5 +1,6 @@
 """Several environments in one gateway process: each has its own settings, events and failures."""
 
+import itertools
 import os
 import signal
 
@@ -16,6 +17,7 @@ from several import (
     gateway_of,
     running,
     statuses,
+    text_of,
     three,
     track,
     visitors,
@@ -226,3 +228,83 @@ def test_a_full_queue_and_broken_settings_concern_one_environment(tmp_path, vend
         users = {(str(ACCOUNTS[name]), KEYS[name]): visitors(111, name, 40) for name in ("production", "staging")}
         vendor.wait_until(lambda: vendor.users_by_key() == users, SECONDS, gateway.log)
         assert {name: balance(part) for name, part in statuses(gateway).items()} == dict.fromkeys(KEYS, 0)
+
+
+# --- Rotation of an SDK key ---
+
+OLD, NEW = KEYS["production"], "e" * 32
+
+
+class Rotation:
+    """The three steps of a rotation, and visitors after each of them. Events are noted when they are acknowledged."""
+
+    def __init__(self, tmp_path, vendor, gateway):
+        self._file, self._vendor, self._gateway = tmp_path / "data.toml", vendor, gateway
+        self._key, self._known = OLD, {OLD}
+        self.acknowledged = set()
+
+    def create(self):
+        self._vendor.environments[NEW] = document(111, NEW)
+        del self._vendor.troubles[NEW]
+
+    def reload(self):
+        write(self._file, block("production", NEW, previous_sdk_keys=[OLD]), block("staging"))
+        until_reloaded(self._vendor, self._gateway, "~production", workers=1)
+        self._known.add(NEW)
+
+    def change_clients(self):
+        self._key = NEW
+
+    def visit(self, step):
+        """A gateway that has read a key accepts it, whether VWO knows it or not. Others are a 400, as ever."""
+        results = {one.status for one in track(self._gateway, self._key, step, 20).exchanges}
+        assert results == ({200} if self._key in self._known else {400})
+        if self._key in self._known:
+            self.acknowledged |= visitors(111, step, 20)
+
+    def arrived(self):
+        users = self._vendor.users_by_key()
+        return users.get(("111", OLD), set()) | users.get(("111", NEW), set())
+
+
+@pytest.mark.parametrize("order", itertools.permutations(("create", "reload", "change_clients")), ids="-".join)
+def test_a_key_is_rotated_in_any_order(tmp_path, vendor, order):
+    """Test 5: no request with a key that the gateway has read is rejected, and no event is lost or dead."""
+    vendor.troubles[NEW] = {"status": 401}
+    with gateway_of(tmp_path, vendor, block("production"), block("staging"), SOCKET_TIMEOUT=2) as gateway:
+        until_all_ready(vendor, gateway, ["production", "staging"])
+        rotation = Rotation(tmp_path, vendor, gateway)
+        rotation.visit("before")
+        for step in order:
+            getattr(rotation, step)()
+            rotation.visit(step)
+        path = f"/server-side/v2-pull?a=111&i={NEW}"  # asks at once for a key that was rejected
+        vendor.wait_until(lambda: gateway.get(path)[1]["sdkKey"] == NEW, SECONDS, gateway.log)
+        vendor.event_faults.append(Fault(503, times=10**6))  # some events wait while the old key is withdrawn
+        rotation.visit("waiting")
+        vendor.troubles[OLD] = {"status": 401}
+        vendor.event_faults.clear()
+        rotation.visit("after")
+        vendor.wait_until(lambda: rotation.arrived() == rotation.acknowledged, SECONDS, gateway.log)
+        events = statuses(gateway)["production"]["events"]
+        assert (events["dead"], events["rejected"]) == (0, 0)
+        metrics = text_of(gateway, "/metrics")
+        assert 'fme_sdk_key_requests_total{environment="production",key="current"}' in metrics
+        vendor.wait_until(lambda: vendor.users_by_key().get(("111", NEW)), SECONDS)
+
+
+def test_events_of_a_withdrawn_key_are_sent_under_its_successor(tmp_path, vendor):
+    """The environment is the same; without a successor in the file they would be dead letters."""
+    vendor.event_faults.append(Fault(503, times=10**6))
+    vendor.environments[NEW] = document(111, NEW)
+    with gateway_of(tmp_path, vendor, block("production"), block("staging")) as gateway:
+        until_all_ready(vendor, gateway, ["production", "staging"])
+        assert {one.status for one in track(gateway, OLD, "old", 20).exchanges} == {200}
+        write(tmp_path / "data.toml", block("production", NEW, previous_sdk_keys=[OLD]), block("staging"))
+        until_reloaded(vendor, gateway, "~production", workers=1)
+        vendor.troubles[OLD] = {"status": 403}
+        path = f"/server-side/v2-settings?a=111&i={OLD}"
+        vendor.wait_until(lambda: gateway.get(path)[1]["sdkKey"] == NEW, SECONDS, gateway.log)
+        vendor.event_faults.clear()
+        expected = {("111", NEW): visitors(111, "old", 20)}
+        vendor.wait_until(lambda: vendor.users_by_key() == expected, SECONDS, gateway.log)
