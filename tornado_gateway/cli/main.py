@@ -12,7 +12,15 @@ import orjson
 from tornado_gateway import core
 from tornado_gateway.cli.client import Client, ClientError
 from tornado_gateway.cli.output import bullets, print_columns, print_json
-from tornado_gateway.config import Config, add_flags, described, given_flags, load
+from tornado_gateway.config import (
+    Config,
+    add_flags,
+    described,
+    described_environments,
+    environments_of,
+    given_flags,
+    load,
+)
 from tornado_gateway.errors import ConfigError
 from tornado_gateway.version import BUILD
 
@@ -66,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     console_url = _add_command(commands, "console-url", _console_url, "print a link that signs in to the console")
     add_flags(console_url)
     _add_events(commands)
+    _add_environments(commands)
     _add_facts(commands)
     _add_evaluate(commands)
     completion = _add_command(commands, "completion", _completion, "print a shell's completion script")
@@ -103,6 +112,14 @@ def _add_events(commands: Any) -> None:
         add_flags(parser)
 
 
+def _add_environments(commands: Any) -> None:
+    actions = _add_group(commands, "environments", "the environments of ENVIRONMENTS_FILE")
+    listed = _add_command(actions, "list", _environments, "list the environments of the file", has_json=True)
+    check = _add_command(actions, "check", _check, "check the file without a gateway", has_json=True)
+    for parser in (listed, check):
+        add_flags(parser)
+
+
 def _add_facts(commands: Any) -> None:
     actions = _add_group(commands, "geo", "update and query the location database")
     update = _add_command(actions, "update", _geo_update, "download the newest location database", has_json=True)
@@ -137,12 +154,11 @@ def _configuration(arguments: argparse.Namespace) -> Config:
 
 
 def _without_account(arguments: argparse.Namespace) -> Config:
-    """Return the configuration for a command that does not need the account, which may be missing."""
+    """Return the configuration for a command that does not need the account, which may be missing or wrong."""
     try:
         return _configuration(arguments)
     except ConfigError:
-        flags = given_flags(arguments, arguments.rest) | {"ACCOUNT_ID": "1", "SDK_KEY": "none"}
-        return load(flags, os.environ, arguments.env_file)
+        return load(given_flags(arguments, arguments.rest), os.environ, arguments.env_file, with_account=False)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -163,8 +179,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return evaluate.evaluate(arguments)
 
 
+def _environments(arguments: argparse.Namespace) -> int:
+    from tornado_gateway.cli import environments
+
+    return environments.environments(_configuration(arguments), arguments)
+
+
 def _config(arguments: argparse.Namespace) -> int:
-    rows = described(_configuration(arguments))
+    config = _configuration(arguments)
+    rows = described(config)
+    if config.environments_file is not None:
+        rows += described_environments(environments_of(config))
     if arguments.json:
         print_json([row._asdict() for row in rows])
     else:

@@ -6,7 +6,7 @@ Only this room reads the environment. Used by `process` and `cli`.
 from tornado_gateway.config.environments import EnvironmentConfig, environments_of
 from tornado_gateway.config.kinds import Option, mask
 from tornado_gateway.config.options import OPTIONS, Account, Config
-from tornado_gateway.config.render import OptionRow, described
+from tornado_gateway.config.render import OptionRow, described, described_environments
 from tornado_gateway.config.sources import SERVICE_LINK, add_flags, given_flags, load
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "OptionRow",
     "add_flags",
     "described",
+    "described_environments",
     "environments_of",
     "given_flags",
     "load",

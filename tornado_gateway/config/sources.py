@@ -14,11 +14,21 @@ from tornado_gateway.config.rules import contradictions
 from tornado_gateway.config.values import Findings, Given, parsed, read_secret_files, why
 from tornado_gateway.errors import ConfigError
 
+# Options that name an account. Commands that need none ignore them, because they may be missing or wrong.
+_OF_ACCOUNTS = ("ACCOUNT_ID", "SDK_KEY", "SDK_KEY_FILE", "SETTINGS_FILE", "ENVIRONMENTS_FILE")
 
-def load(argv_flags: Mapping[str, str], environ: Mapping[str, str], env_file: Path | None = None) -> Config:
+
+def load(
+    argv_flags: Mapping[str, str],
+    environ: Mapping[str, str],
+    env_file: Path | None = None,
+    *,
+    with_account: bool = True,
+) -> Config:
     """Return the configuration from flags, environment and file, in this order of precedence. An empty value is unset.
 
-    The keys of `argv_flags` are flags or variables: `--redis-host`, `redis-host`, `REDIS_HOST`.
+    If not `with_account`, the options of the account are ignored. The keys of `argv_flags` are flags or variables:
+    `--redis-host`, `redis-host`, `REDIS_HOST`.
     Raise `ConfigError` with all problems at once.
     """
     findings = Findings()
@@ -31,10 +41,13 @@ def load(argv_flags: Mapping[str, str], environ: Mapping[str, str], env_file: Pa
         _read_flags(argv_flags, findings),
     )
     given = {name: value for layer in layers for name, value in layer.items() if value.text.strip()}
+    for name in () if with_account else _OF_ACCOUNTS:
+        given.pop(name, None)
     read_secret_files(given, findings)
     values, sources = parsed(given, findings, OPTIONS)
     config = Config(**values, sources=sources)
-    _check_account(config, findings)
+    if with_account:
+        _check_account(config, findings)
     _check_foreign_variables(config, environ, findings)
     for names, expected, got in contradictions(config):
         if findings.broken.isdisjoint(names):

@@ -8,6 +8,8 @@ REMEDIES = {
     "configuration": "Correct the option named above. `tornado-gateway config` shows the source of each value.",
     "key-refused": "Compare ACCOUNT_ID and SDK_KEY with the dashboard: account settings, and the SDK key of the"
     " environment (production, staging). A key that was revoked there is rejected as well.",
+    "key-previous": "Create the key in VWO, or correct sdk_key in ENVIRONMENTS_FILE. Settings and events keep using the"
+    " previous key meanwhile.",
     "upstream-unreachable": "Check from this machine: `curl -v UPSTREAM_URL`. Name resolution, the firewall's outgoing"
     " rules and the route to it are the usual reasons. The gateway continues with its last settings.",
     "upstream-tls": "The certificate received is not VWO's: a proxy that inspects TLS, a wrong UPSTREAM_URL,"
