@@ -77,6 +77,27 @@ def test_every_environment_has_its_settings_and_its_events(tmp_path, vendor, sto
         until_balanced(vendor, gateway, dict.fromkeys(KEYS, 40))
 
 
+def test_operators_choose_an_environment(tmp_path, vendor):
+    """Probes, admin paths and metrics of one environment; an unknown one is a 404."""
+    vendor.troubles[KEYS["other"]] = {"status": 403}
+    with gateway_of(tmp_path, vendor, READY_REQUIRES="all") as gateway:
+        until_all_ready(vendor, gateway, ["production", "staging"])
+        ready = {name: gateway.get(f"/ready?environment={name}")[0] for name in (*KEYS, "unknown")}
+        assert ready == {"production": 200, "staging": 200, "other": 503, "unknown": 404}
+        assert gateway.get("/ready")[0] == 503
+        track(gateway, KEYS["staging"], "one", 3)
+        events = "/admin/events?environment={}"
+        found = {name: gateway.get(events.format(name), gateway.admin_headers)[0] for name in (*KEYS, "unknown")}
+        assert found == {"production": 200, "staging": 200, "other": 200, "unknown": 404}
+        overview = gateway.get("/admin/overview?environment=other", gateway.admin_headers)[1]
+        assert "403" in overview["status"]["last_error"]
+        assert KEYS["staging"] not in gateway.log()
+        metrics = text_of(gateway, "/metrics")
+        assert 'fme_events_received_total{environment="staging"} 3.0' in metrics
+        assert 'fme_settings_loaded{environment="other"} 0.0' in metrics
+        assert KEYS["staging"] not in metrics
+
+
 # --- Reload ---
 
 
