@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +95,12 @@ def visitors(account: int, prefix: str, count: int) -> set[str]:
 
 def statuses(gateway: Gateway) -> dict[str, dict[str, Any]]:
     return {part["name"]: part for part in gateway.status()["environments"]}
+
+
+def text_of(gateway: Gateway, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{gateway.port}{path}", timeout=60) as response:
+        text: str = response.read().decode()
+        return text
 
 
 def balance(part: dict[str, Any]) -> int:

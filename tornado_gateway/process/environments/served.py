@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import gc
 import logging
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
@@ -135,7 +136,10 @@ class Served:
         logger.info("all events are delivered, the environment is closed")
         self._stopping.set()
         await self._entered.aclose()
+        self.environment.mirror.forget()
         done.discard(self)
+        if not done:
+            _collect()
 
     async def _has_events(self) -> bool:
         """Return whether events wait. Those of a store that fails do."""
@@ -143,6 +147,13 @@ class Served:
             return self.environment.events.counts.waiting > 0 or (await self.store.events.depth()).waiting > 0
         except StoreError:
             return True
+
+
+def _collect() -> None:
+    """Free the parts of removed environments, which are cycles. Compilations freeze them, so they have to thaw."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 DrainedSet = set[Served]
