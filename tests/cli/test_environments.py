@@ -6,6 +6,10 @@ import orjson
 import pytest
 from commands import run, run_doctor
 from process import sample_document
+from redis_servers import RedisServer, needs_redis_server
+from several import ACCOUNTS, KeyedVendor, gateway_of, track, write
+from several import KEYS as SEVERAL
+from several import block as several_block
 from vendor import Vendor
 
 ACCOUNT = sample_document()["accountId"]
@@ -97,7 +101,7 @@ def test_doctor_examines_each_environment(file, tmp_path):
             KEYS["production"]: orjson.dumps(document | {"sdkKey": KEYS["production"]}),
             FORMER: orjson.dumps(document | {"sdkKey": FORMER}),
         }
-        vendor.rejected_keys = {KEYS["staging"], KEYS["brand"]}
+        vendor.troubles = {KEYS["staging"]: {"status": 403}, KEYS["brand"]: {"status": 403}}
         file.write_text(file.read_text() + block("brand"))
         options = {"ENVIRONMENTS_FILE": file, "UPSTREAM_URL": vendor.url, "DATA_DIR": tmp_path / "data"}
         done = run_doctor("--json", **options)
@@ -111,3 +115,82 @@ def test_doctor_examines_each_environment(file, tmp_path):
     assert memory["message"].startswith("2 environments with ")
     assert [f["message"].partition(":")[0] for f in findings if f["check"] == "events"] == list(KEYS)
     assert not any(key in done.stdout for key in (*KEYS.values(), FORMER))
+
+
+# --- Stored data ---
+
+
+@pytest.fixture(params=["embedded", pytest.param("redis", marks=needs_redis_server)])
+def store(request, tmp_path):
+    """The options of the store."""
+    if request.param == "embedded":
+        yield {}
+        return
+    with RedisServer(tmp_path / "redis") as redis:
+        yield {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis.port)}
+
+
+def with_events(tmp_path, store):
+    """The options of a gateway, which has ended, with an event of staging that VWO did not accept."""
+    with KeyedVendor() as vendor:
+        options = {"FLUSH_EVENTS_INTERVAL": 1, "SHUTDOWN_SECONDS": 1, "ADMIN_TOKEN": "operators-token-1234"}
+        with gateway_of(tmp_path, vendor, **store, **options) as gateway:
+            vendor.wait_until(lambda: gateway.get("/ready?environment=staging")[0] == 200, 60, gateway.log)
+            vendor.troubles[SEVERAL["staging"]] = {"status": 503}
+            known = {"DATA_DIR": str(gateway.data_dir), "PORT": str(gateway.port), "HOST": "127.0.0.1", **store}
+            known |= {"ENVIRONMENTS_FILE": str(tmp_path / "data.toml"), "ADMIN_TOKEN": options["ADMIN_TOKEN"]}
+            track(gateway, SEVERAL["staging"], "user", 1)
+            for name, count in (("staging", 1), ("production", 0)):
+                assert waiting(known, "--environment", name) == count
+            assert waiting(known) == 0  # the default one
+            assert run("events", "status", "--environment", "nothing", **known).returncode == 2
+            gateway.terminate()
+    return known
+
+
+def waiting(known, *arguments):
+    done = run("events", "status", "--json", *arguments, **known)
+    assert done.returncode == 0, done.stderr
+    return orjson.loads(done.stdout)["waiting"]
+
+
+def test_the_events_of_an_environment_are_counted_and_deleted_with_its_data(tmp_path, store):
+    known = with_events(tmp_path, store)
+    assert waiting(known, "--environment", "staging") == 1
+    directory = tmp_path / "data" / "environments" / f"{ACCOUNTS['staging']}-staging"
+    account = ["--account", str(ACCOUNTS["staging"])]
+    used = run("environments", "forget", "staging", **known)
+    assert used.returncode == 1
+    assert "Remove it there first" in used.stderr
+    write(tmp_path / "data.toml", several_block("production", default=True), several_block("other"))
+    kept = run("environments", "forget", "staging", *account, **known)
+    assert kept.returncode == 1
+    assert kept.stderr.endswith("Not deleted: 1 event waiting, 0 dead events. --with-events deletes them too.\n")
+    deleted = run("environments", "forget", "staging", "--with-events", *account, **known)
+    assert deleted.returncode == 0, deleted.stderr
+    assert not directory.exists()
+    write(tmp_path / "data.toml", several_block("staging"))
+    assert waiting(known) == 0
+
+
+def test_an_environment_without_data_and_one_of_two_accounts_are_not_deleted(file, tmp_path):
+    known = {"ENVIRONMENTS_FILE": str(file), "DATA_DIR": str(tmp_path / "data")}
+    unknown = run("environments", "forget", "nothing", **known)
+    assert unknown.returncode == 1
+    assert "DATA_DIR has no data of it. Set --account." in unknown.stderr
+    for account in (1, 2):
+        (tmp_path / "data" / "environments" / f"{account}-gone").mkdir(parents=True)
+    assert "is of 2 accounts" in run("environments", "forget", "gone", **known).stderr
+    assert run("environments", "forget", "gone", "--account", "2", **known).returncode == 0
+    assert [path.name for path in (tmp_path / "data" / "environments").iterdir()] == ["1-gone"]
+
+
+def test_an_environment_of_a_running_gateway_is_not_deleted(tmp_path, store):
+    with KeyedVendor() as vendor, gateway_of(tmp_path, vendor, **store) as gateway:
+        vendor.wait_until(lambda: gateway.get("/ready?environment=other")[0] == 200, 60, gateway.log)
+        write(tmp_path / "other.toml", several_block("production"))
+        known = {"ENVIRONMENTS_FILE": str(tmp_path / "other.toml"), "DATA_DIR": str(gateway.data_dir), **store}
+        account = ["--account", str(ACCOUNTS["staging"])]
+        done = run("environments", "forget", "staging", *account, **known)
+        assert done.returncode == 1
+        assert " use" in done.stderr

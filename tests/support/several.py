@@ -1,6 +1,10 @@
 """Several environments in one gateway: their file, their documents at the vendor's stand-in, their numbers."""
 
 import asyncio
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +42,7 @@ def three(**production: Any) -> list[str]:
 
 
 class KeyedVendor(Vendor):
-    """Accepts only keys that it knows. `hanging` ones get no answer, `refused` ones are unknown."""
+    """Has a document for each of KEYS. Requests with a key of `troubles` meet a fault with these fields."""
 
     def __init__(self) -> None:
         super().__init__(sample_document())
@@ -64,12 +68,39 @@ def track(gateway: Gateway, key: str, prefix: str, count: int, connections: int 
     return load
 
 
+def endless_load(port: int, key: str) -> Load:
+    """Decisions of one environment, until `running` ends."""
+
+    def request(number: int) -> tuple[str, dict[str, Any]]:
+        return f"/server-side/getFlag?sdkKey={key}", {"featureKey": "new-checkout", "userId": f"load-{number}"}
+
+    return Load(port, request, connections=4, pause_seconds=0.02)
+
+
+@contextmanager
+def running(load: Load) -> Iterator[None]:
+    """Run a load in a thread."""
+    thread = threading.Thread(target=lambda: asyncio.run(load.run()))
+    thread.start()
+    try:
+        yield
+    finally:
+        load.stopping = True
+        thread.join()
+
+
 def visitors(account: int, prefix: str, count: int) -> set[str]:
     return {core.visitor_uuid(str(account), f"{prefix}-{number}") for number in range(count)}
 
 
 def statuses(gateway: Gateway) -> dict[str, dict[str, Any]]:
     return {part["name"]: part for part in gateway.status()["environments"]}
+
+
+def text_of(gateway: Gateway, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{gateway.port}{path}", timeout=60) as response:
+        text: str = response.read().decode()
+        return text
 
 
 def balance(part: dict[str, Any]) -> int:

@@ -48,7 +48,6 @@ class Vendor:
     ) -> None:
         self.settings: bytes = orjson.dumps(settings if settings is not None else {})
         self.environments: dict[str, bytes] = {}  # SDK key: a document of its own
-        self.rejected_keys: set[str] = set()  # their requests get a 403, like those of revoked keys
         self.dialects: dict[tuple[str, str], bytes] = {}  # (api-version, platform): a document of its own
         self.lists: dict[str, set[str]] = {}  # list id: its members, for check-attribute
         self.event_dsl = b"true"
@@ -58,6 +57,7 @@ class Vendor:
         self.taken: dict[
             tuple[str, str], list[dict[str, Any]]
         ] = {}  # the same events by account and key of the request
+        self.troubles: dict[str, dict[str, Any]] = {}  # SDK key: the fields of a fault that all its requests meet
         self.event_faults: collections.deque[Fault] = collections.deque()
         self.settings_faults: collections.deque[Fault] = collections.deque()
         self.lookup_faults: collections.deque[Fault] = collections.deque()  # of lists and event segments
@@ -152,10 +152,9 @@ class _Handler(RequestHandler):
 
     async def meet(self, faults: "collections.deque[Fault]", events: list[Any]) -> bool:
         """Play the next fault, if there is one for this request. True if the request is answered by it."""
-        if {self.get_query_argument(name, "") for name in ("i", "env")} & self.vendor.rejected_keys:
-            self.set_status(403)
-            await self.finish({"error": "unknown key"})
-            return True
+        key = self.get_query_argument("i", "") or self.get_query_argument("env", "")
+        if key in self.vendor.troubles:
+            return await self._play(Fault(**self.vendor.troubles[key]))
         if not faults:
             return False
         fault = faults[0]
@@ -164,6 +163,9 @@ class _Handler(RequestHandler):
         fault.times -= 1
         if not fault.times:
             faults.popleft()
+        return await self._play(fault)
+
+    async def _play(self, fault: Fault) -> bool:
         await asyncio.sleep(fault.delay_seconds)
         if fault.close:
             self.request.connection.stream.close()  # type: ignore[union-attr]

@@ -92,7 +92,7 @@ class FlagsApi:
         context: core.Context,
         decision: core.Decision,
     ) -> Response:
-        environment.decided(decision)
+        environment.counts.decided(decision)
         documents, count = environment.evaluator.event_documents(settings, context, decision)
         if count:
             events = environment.events

@@ -111,6 +111,9 @@ def _add_events(commands: Any) -> None:
     for parser in (listed, export):
         parser.add_argument("--show-keys", action="store_true", help="show SDK keys in events, which are masked")
     for parser in (status, listed, requeue, export):
+        parser.add_argument(
+            "--environment", metavar="NAME", help="environment of ENVIRONMENTS_FILE (default: its default)"
+        )
         add_flags(parser)
 
 
@@ -129,7 +132,13 @@ def _add_environments(commands: Any) -> None:
     actions = _add_group(commands, "environments", "the environments of ENVIRONMENTS_FILE")
     listed = _add_command(actions, "list", _environments, "list the environments of the file", has_json=True)
     check = _add_command(actions, "check", _check, "check the file without a gateway", has_json=True)
-    for parser in (listed, check):
+    forget = _add_command(actions, "forget", _environments, "delete the data of an environment that was removed")
+    forget.add_argument("name", metavar="NAME", help="its name in the file")
+    forget.add_argument(
+        "--account", type=int, metavar="ID", help="its account, if environments of several had the name"
+    )
+    forget.add_argument("--with-events", action="store_true", help="also delete events that were not delivered")
+    for parser in (listed, check, forget):
         add_flags(parser)
 
 

@@ -14,6 +14,7 @@ from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot
 from tornado_gateway.store.interfaces import Identity, StateStore
+from tornado_gateway.telemetry.environment_counts import EnvironmentCounts
 from tornado_gateway.telemetry.waiting import Watch
 from tornado_gateway.upstream.client import Dialect, Upstream
 
@@ -42,8 +43,7 @@ class Environment:
 
     `access` is how requests name it; `use_access` replaces it while requests are served. `state` has its aliases.
     `load_device` loads the device rules; it is called in a thread when the settings need them. `settings_seconds` is
-    how long a start waits for settings, `flush_seconds` how long a stop waits for the last flush. `decided` is called
-    with each decision of getFlag.
+    how long a start waits for settings, `flush_seconds` how long a stop waits for the last flush.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class Environment:
         load_device: Callable[[], object],
         settings_seconds: float,
         flush_seconds: float,
-        decided: Callable[[core.Decision], None] = lambda decision: None,
+        counts: EnvironmentCounts | None = None,
     ) -> None:
         self.use_access(access)
-        self.decided = decided
+        self.counts = counts or EnvironmentCounts()
         self.upstream = upstream
         self.mirror = mirror
         self.events = events
@@ -103,8 +103,9 @@ class Environment:
         self.upstream.close()
 
     async def pause(self) -> None:
-        """Stop polling, because requests are no longer served. Stored events are still delivered."""
+        """Stop polling, because requests are no longer served, and deliver the stored events."""
         await self.mirror.stop()
+        self.events.flush_soon()
 
     async def resume(self) -> None:
         """Poll again after a pause."""

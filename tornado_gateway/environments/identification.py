@@ -65,6 +65,14 @@ class Scope:
         self.is_final = request is None and key is not None  # documents are not asked
 
 
+class _Known(NamedTuple):
+    """The environment of a request that was seen before. `tally` counts requests with its SDK key, if it has one."""
+
+    environment: Environment
+    tally: list[int] | None
+    place: int  # in the tally
+
+
 class Identification:
     """Tables of the environments of one version of the file. `on_unidentified`: see `Environments`."""
 
@@ -76,7 +84,7 @@ class Identification:
         self._by_name = {one.access.name: one for one in environments}
         self._by_host = {host.encode(): one for one in environments for host in one.access.hosts}
         self._default = next((one for one in environments if one.access.is_default), None)
-        self._known: dict[bytes, Environment] = {}
+        self._known: dict[bytes, _Known] = {}
         self._lists: dict[str, tuple[Snapshot, frozenset[str]]] = {}
         self._log = ThrottledLog(logger, 3600)
 
@@ -89,14 +97,36 @@ class Identification:
         carried = self._carried(request)
         found = self._known.get(carried)
         if found is None:
-            found = self._of_unknown(request)
+            environment = self._of_unknown(request)
+            key = self._key_of(request)
+            owner = None if key is None else self._by_key.get(key)
+            found = _Known(environment, None if owner is None else owner.counts.keys, self._place_of(owner, key))
             self._remember(carried, found)
-        return found
+        if found.tally is not None:
+            found.tally[found.place] += 1
+        return found.environment
+
+    def _key_of(self, request: Request) -> str | None:
+        """Return the SDK key in the query or in a header."""
+        for parameter in KEY_PARAMETERS:
+            if (key := query_text(request.query, parameter)) is not None:
+                return key
+        values = [value for header in KEY_HEADERS if (value := request.header(header)) is not None]
+        return next((_bare(value).decode("latin-1") for value in values if _bare(value) in self._by_raw_key), None)
+
+    def _place_of(self, owner: Environment | None, key: str | None) -> int:
+        return 0 if owner is None or key == owner.access.sdk_key else 1
+
+    def _count(self, key: str | None) -> None:
+        owner = None if key is None else self._by_key.get(key)
+        if owner is not None:
+            owner.counts.keys[self._place_of(owner, key)] += 1
 
     def of_lookup(self, request: Request, list_id: str | None) -> Environment | None:
         """Return the environment of a request for an alias or a list, None if it names none."""
         claim = self._named(request)
         if claim is not None:
+            self._count(self._key_of(request))
             return claim.environment
         account = _account(request.query)
         found = self._of_account(account) or (None if list_id is None else self._of_list(request, account, list_id))
@@ -135,11 +165,11 @@ class Identification:
             return b"%b\n%b:%b" % (carried, name, value)
         return carried
 
-    def _remember(self, carried: bytes, environment: Environment) -> None:
+    def _remember(self, carried: bytes, found: _Known) -> None:
         if len(carried) <= LONGEST_KNOWN:
             if len(self._known) >= KNOWN_REQUESTS:  # some clients add a random parameter; others are known again soon
                 self._known = {}
-            self._known[carried] = environment
+            self._known[carried] = found
 
     # --- The places, in the order in which they decide ---
 
@@ -265,6 +295,7 @@ class Identification:
         if key is not None and key not in self._by_key:
             return Scope(otherwise or self._environments[0], key, None, otherwise, request)
         claim = self._named(request)
+        self._count(key if key is not None or claim is None else self._key_of(request))
         if claim is None and (own := self._of_account(_account(query))) is not None:
             claim = Claim(own, "account")
         counting = otherwise or self._environments[0] if claim is None else claim.environment
@@ -275,6 +306,8 @@ class Identification:
         if scope.key is not None and scope.named is None:
             return None
         own = None if key is None else self._by_key.get(key)
+        if scope.named is None:
+            self._count(key)
         claims = [] if scope.named is None else [scope.named]
         agreed = _agreed(claims if own is None else [*claims, Claim(own, "the event")])
         if agreed is not None:

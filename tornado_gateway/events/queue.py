@@ -260,7 +260,7 @@ class EventQueue:
         self.stored += moved
         self.counts.waiting += moved
         self.counts.dead -= moved
-        self._request_flush()
+        self.flush_soon()
 
     async def trim_dead_letters(self) -> None:
         """Discard the oldest dead letters beyond the limit. Best effort: the next dead letter tries again."""
@@ -294,14 +294,15 @@ class EventQueue:
         self._budget.set_stored(depth.waiting_bytes)
         self._count_lost(missing)
         if waiting > 0:
-            self._request_flush()
+            self.flush_soon()
 
     def _count_lost(self, events: int) -> None:
         if events:
             self.counts.lost += events
             logger.error("%d stored events are lost: the store no longer has them", events)
 
-    def _request_flush(self) -> None:
+    def flush_soon(self) -> None:
+        """Have all stored events sent without waiting for more."""
         for flush in self._subscribers.flush_all:
             flush()
 

@@ -131,6 +131,13 @@ class SettingsMirror:
         await end_tasks(*self._poller.stop(), *self._replaced.tasks, self._refreshes.task)
         await self._stored.release_lease()
 
+    def forget(self) -> None:
+        """Free the settings, because their environment was removed: the collector never frees parts of cycles here."""
+        if self.current is not None:
+            self._replaced.release(self.current.settings)
+            self.current = None
+        self._subscribers.clear()
+
     @property
     def has_tried(self) -> bool:
         """Whether the first attempt to get settings has ended."""

@@ -58,7 +58,9 @@ class Builder:
         self._shared = shared
         self._environment = environment
         self._config = environment.config
-        self.counts = EnvironmentCounts()
+        self.counts = EnvironmentCounts(
+            shared.observer.decided, is_one_of_many=self._config.environment_name is not None
+        )
         self.store = shared.stores.of(environment.config)
 
     def build(self) -> Environment:
@@ -84,7 +86,7 @@ class Builder:
             load_device=shared.device.load,
             settings_seconds=config.socket_timeout_seconds,
             flush_seconds=config.shutdown_seconds * FLUSH_SHARE,
-            decided=shared.observer.decided if config.environment_name is None else self._decided,
+            counts=self.counts,
         )
         mirror.subscribe(environment.settings_changed)
         return environment
@@ -136,10 +138,6 @@ class Builder:
             discards=isinstance(sink, DiscardingSink),
             share=self._shared.delivery.share(),
         )
-
-    def _decided(self, decision: core.Decision) -> None:
-        self._shared.observer.decided(decision)
-        self.counts.decided(decision)
 
     def _flushed(self, outcome: str, seconds: float) -> None:
         self._shared.observer.flushed(outcome, seconds)

@@ -31,7 +31,7 @@ class Reload:
         self._config = config
         self._serving = serving
         self._files = files_of(config)
-        self._seen = _signature(self._files)
+        self._seen: Signature = ()  # the file may have changed since this worker has read it, so it is read once more
         self._timer = Periodic(self.check, check_seconds, jitter=0.2)
         self._now: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import gc
 import logging
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
@@ -40,7 +41,7 @@ class Served:
         self.owns_store = config.config.environment_name is not None
         self._shared = shared
         self._scoreboard = scoreboard
-        self._stopping = stopping
+        self._stopping = asyncio.Event() if self.owns_store else stopping  # ends the adoption of events
         self._context = contextvars.copy_context()
         if self.owns_store:
             self._context.run(logs.begin_lines_with, config.name)
@@ -60,6 +61,11 @@ class Served:
     def is_draining(self) -> bool:
         """Whether it was removed, and its events are being delivered."""
         return self._draining is not None
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether it is not being closed yet."""
+        return not self._stopping.is_set()
 
     @property
     def identity(self) -> tuple[str, int | None]:
@@ -83,8 +89,11 @@ class Served:
 
     async def stop(self) -> None:
         """Stop, and deliver until the deadline of the environment."""
+        if self._draining is not None and not self.can_resume:
+            await asyncio.wait([self._draining])
+            return
         await end_tasks(self._draining)
-        self._draining = None
+        self._stopping.set()
         await self._in_context(self._entered.aclose())
 
     async def _start(self) -> None:
@@ -125,9 +134,12 @@ class Served:
         while await self._has_events():
             await asyncio.sleep(DRAINED_SECONDS)
         logger.info("all events are delivered, the environment is closed")
-        self._draining = None
+        self._stopping.set()
         await self._entered.aclose()
+        self.environment.mirror.forget()
         done.discard(self)
+        if not done:
+            _collect()
 
     async def _has_events(self) -> bool:
         """Return whether events wait. Those of a store that fails do."""
@@ -135,6 +147,13 @@ class Served:
             return self.environment.events.counts.waiting > 0 or (await self.store.events.depth()).waiting > 0
         except StoreError:
             return True
+
+
+def _collect() -> None:
+    """Free the parts of removed environments, which are cycles. Compilations freeze them, so they have to thaw."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 DrainedSet = set[Served]

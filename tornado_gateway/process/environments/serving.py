@@ -71,7 +71,7 @@ class Serving:
         """
         async with self._changing:
             known = {one.identity: one for one in self.all}
-            drained = {one.identity: one for one in self._drained}
+            drained = {one.identity: one for one in self._drained if one.can_resume}
             wanted = [(config, (config.name, config.config.account_id)) for config in configs]
             resumed = [drained[identity] for _, identity in wanted if identity not in known and identity in drained]
             new = [self._make(config) for config, identity in wanted if identity not in known | drained]

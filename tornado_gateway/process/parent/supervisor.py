@@ -165,18 +165,18 @@ class Supervisor:
     def _handle_signal(self, number: int) -> None:
         if number in (signal.SIGTERM, signal.SIGINT):
             self._stop(0)
-        elif self._stopping or number == signal.SIGCHLD:
-            return
-        elif number == signal.SIGHUP and self._reloads_file:
-            systemd.reloading()
-            self._is_announced = False
-            for process in self._processes.values():
-                os.kill(process.pid, signal.SIGHUP)  # one that starts has blocked it, or reads the file anyway
-        else:
-            logger.info("rolling restart of %s started", _counted(len(self._slots)))
+        elif number == signal.SIGHUP and not self._stopping:
             self._is_announced = False
             systemd.reloading()
-            self._to_restart = deque(self._slots)
+            if self._reloads_file:
+                self._pass_on_reload()
+            else:
+                logger.info("rolling restart of %s started", _counted(len(self._slots)))
+                self._to_restart = deque(self._slots)
+
+    def _pass_on_reload(self) -> None:
+        for process in self._processes.values():
+            os.kill(process.pid, signal.SIGHUP)  # one that starts ignores it, and reads the file anyway
 
     def _stop(self, exit_code: int) -> None:
         if self._stopping:

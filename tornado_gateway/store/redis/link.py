@@ -39,6 +39,7 @@ PIPELINES = 4  # pipelines in flight; later commands share the next one
 RETRY_FIRST_SECONDS = 0.1
 RETRY_LONGEST_SECONDS = 2.0
 RETRY_JITTER = 0.5
+SCAN_COUNT = 1000  # keys that Redis checks for one reply
 ON_TIME_SHARE = 0.9  # of the time-out; a script that starts later is rejected, because its caller gives up
 
 
@@ -276,6 +277,24 @@ class _Messages:
         notify = self._listeners.get(message["channel"].decode()) if message is not None else None
         if notify is not None:
             notify()
+
+
+async def count_living(link: Link, namespace: str) -> int:
+    """Return the number of workers that use a namespace."""
+    seconds, microseconds = await link.call("TIME")
+    now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+    return int(await link.call("ZCOUNT", f"{prefix(namespace)}:consumers", now_ms, "+inf"))
+
+
+async def delete_namespace(link: Link, namespace: str) -> int:
+    """Delete all keys of a namespace. Return their number."""
+    deleted, cursor = 0, b"0"
+    while True:
+        cursor, keys = await link.call("SCAN", cursor, "MATCH", f"{prefix(namespace)}:*", "COUNT", SCAN_COUNT)
+        if keys:
+            deleted += int(await link.call("UNLINK", *keys))
+        if cursor == b"0":
+            return deleted
 
 
 async def within(seconds: float, work: Awaitable[T]) -> T:
