@@ -148,6 +148,9 @@ def test_a_file_with_mistakes_changes_nothing(tmp_path, vendor):
         vendor.wait_until(lambda: "the changed environments were rejected" in gateway.log(), SECONDS)
         assert "polling" in gateway.log()
         assert list(statuses(gateway)) == list(KEYS)
+        os.kill(gateway.worker_pids()[0], signal.SIGKILL)  # its successor starts with the file as it was at the start
+        vendor.wait_until(lambda: gateway.log().count(" is ready") >= 2, SECONDS, gateway.log)
+        until_all_ready(vendor, gateway)
         assert {one.status for one in track(gateway, KEYS["staging"], "still", 5).exchanges} == {200}
 
 
@@ -221,6 +224,8 @@ def test_an_environment_in_trouble_does_not_affect_the_others(tmp_path, vendor, 
         vendor.environments[KEYS["production"]] = changed
         path = f"/server-side/v2-settings?a=111&i={KEYS['production']}"
         vendor.wait_until(lambda: gateway.get(path)[1]["version"] == 7, SECONDS, gateway.log)
+        if trouble == "rejects the key":
+            assert [call.query["i"] for call in vendor.settings_calls()].count(KEYS["staging"]) == 1
         staging = statuses(gateway)["staging"]
         assert (staging["events"]["waiting"], balance(staging)) == (200, 0)
         vendor.troubles.clear()

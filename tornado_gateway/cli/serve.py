@@ -36,7 +36,8 @@ def serve(config: Config) -> int:
     _announce_console(config)
     config = replace(config, workers=config.worker_count)  # read once, because the quota of a container may change
     rows = supervisor.scoreboard_rows(config.workers)
-    return supervisor.run(config, partial(worker.run, memory=new_counters(rows)))
+    work = partial(worker.run, memory=new_counters(rows), environments=environments_of(config))
+    return supervisor.run(config, work)
 
 
 def _log_service_links(config: Config) -> None:

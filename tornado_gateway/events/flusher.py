@@ -21,13 +21,13 @@ from tornado_gateway.events.batches import (
     pieces_after,
     split_to_fit,
 )
-from tornado_gateway.events.claims import Claims
+from tornado_gateway.events.claims import MAX_CLAIMED_BYTES, Claims
 from tornado_gateway.events.outcomes import LastFlush, Outcomes, RetryPolicy
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink, Requests
 from tornado_gateway.events.schedule import FlushSchedule
 from tornado_gateway.logs import ThrottledLog
-from tornado_gateway.store.interfaces import EventStore, Identity, NewChunk
+from tornado_gateway.store.interfaces import CLAIM_BYTES, EventStore, Identity, NewChunk
 from tornado_gateway.tasks import Share, SharedLimit, end_tasks, wait_at_most
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class Flusher:
     pause, when the queue asks for it, and at stop. `on_request` is called after each request with its outcome
     ("delivered", "refused" or "failed") and its duration in seconds. With `discards` the sink delivers nothing, and its
     events count as discarded. `share` limits the concurrent requests of all flushers of this worker.
+    At most `claimed_bytes` of events are in memory, apart from the last claim.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Flusher:
         on_request: Callable[[str, float], None] = lambda outcome, seconds: None,
         discards: bool = False,
         share: Share | None = None,
+        claimed_bytes: int = MAX_CLAIMED_BYTES,
     ) -> None:
         self._store = store
         self._queue = queue
@@ -68,7 +70,8 @@ class Flusher:
         self._requests = Requests(sink, on_request, share, discards=discards)
         self._events_per_request = events_per_request
         self._log = ThrottledLog(logger)
-        self._claims = Claims()
+        self._claims = Claims(claimed_bytes)
+        self._claim_bytes = min(CLAIM_BYTES, claimed_bytes)
         self._outcomes = Outcomes(retries or RetryPolicy())
         self._schedule = FlushSchedule(interval_seconds)
         self._claiming = asyncio.Lock()
@@ -230,7 +233,7 @@ class Flusher:
 
     async def _claim_batches(self) -> None:
         """Claim some batches. The store decides which; the count of stored events only shows when to ask."""
-        chunks = await self._store.claim(CLAIMED_BATCHES * self._events_per_request)
+        chunks = await self._store.claim(CLAIMED_BATCHES * self._events_per_request, self._claim_bytes)
         batches = pack(chunks, *self._most)
         if self._schedule.must_drain:
             self._schedule.record_claimed(sum([chunk.count for chunk in chunks]), self._events_per_request)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import secrets
 import socket
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -24,8 +25,7 @@ from tornado_gateway.api.router import Router
 from tornado_gateway.api.settings import SettingsApi
 from tornado_gateway.api.streams import StreamLimits, StreamsApi
 from tornado_gateway.api.visitors import VisitorsApi
-from tornado_gateway.config import Config
-from tornado_gateway.config.environments import environments_of
+from tornado_gateway.config import Config, EnvironmentConfig
 from tornado_gateway.console.admin_pages import AdminApi, Operated
 from tornado_gateway.console.auth import Auth, EndedSessions
 from tornado_gateway.console.explain import Explainer
@@ -44,7 +44,7 @@ from tornado_gateway.process.certificate_expiry import report_part
 from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.environments.build import FLUSH_SHARE, Shared
 from tornado_gateway.process.environments.client_auth import Credentials
-from tornado_gateway.process.environments.reload import Reload
+from tornado_gateway.process.environments.reload import Reload, read_environments
 from tornado_gateway.process.environments.served import STORE_REMEDY, Served
 from tornado_gateway.process.environments.serving import Serving
 from tornado_gateway.process.environments.stores import Stores
@@ -80,6 +80,7 @@ class Assembly:
         slot: WorkerSlot,
         memory: SharedCounters | None = None,
         stuck_after_seconds: float | None = None,
+        environments: Sequence[EnvironmentConfig] | None = None,
     ) -> None:
         self._config = config
         self._slot = slot
@@ -90,7 +91,7 @@ class Assembly:
         with explaining(TLS_REMEDY):
             self._certificates = build_certificates(config)
         make = partial(Served, self._shared, scoreboard=slot.scoreboard, stopping=self.stopping)
-        self.serving = Serving(make, environments_of(config), self._observer.unidentified)
+        self.serving = Serving(make, read_environments(config, environments), self._observer.unidentified)
         self._state = self._common_state()
         address, attempts = build_client_address(config), slot.scoreboard.client_attempts
         self._credentials = Credentials(config, self.environments, address, attempts, slot.row)
@@ -274,7 +275,7 @@ class Assembly:
         options = ServerOptions(
             self._observer.sampled(router.find),
             self._build_pages(),
-            limits=build_limits(self._config),
+            limits=build_limits(self._config, len(self.serving.all)),
             body_limit=partial(_body_limit, self._config, router),
             on_response=tracing.with_log(self._observer.responded),
             extra_header_lines=tracing.header_lines,
@@ -311,11 +312,11 @@ def build_shared(config: Config, observer: Observer, stuck_after_seconds: float 
     return Shared(owner, Stores(config, owner), location, device, connections, observer, stuck_after_seconds)
 
 
-def build_limits(config: Config) -> Limits:
+def build_limits(config: Config, environments: int) -> Limits:
     return Limits(
         max_body_bytes=config.max_body_bytes,
         keep_alive_seconds=config.keep_alive_seconds,
-        max_connections=config.max_connections or max_connections(open_files_limit()),
+        max_connections=config.max_connections or max_connections(open_files_limit(), environments),
     )
 
 

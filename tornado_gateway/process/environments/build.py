@@ -16,6 +16,7 @@ from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.environment import Documents, Environment
 from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
 from tornado_gateway.environments.registry import check_account
+from tornado_gateway.events.claims import MAX_CLAIMED_BYTES
 from tornado_gateway.events.flusher import PARALLEL_REQUESTS, Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink
@@ -34,6 +35,7 @@ from tornado_gateway.upstream.client import Connections, Dialect, DiscardingSink
 from tornado_gateway.upstream.keys import REJECTED_SECONDS, Keys
 
 COMMIT_SECONDS = 5.0  # a commit that takes longer, besides the time-outs of Redis, is reported as stalled
+SMALLEST_SHARE_BYTES = 512 * 1024  # of the memory for claimed events, for one of many environments
 FLUSH_SHARE = 0.5  # maximum share of SHUTDOWN_SECONDS for the last flush
 
 
@@ -52,16 +54,17 @@ class Shared:
 
 
 class Builder:
-    """Makes one environment."""
+    """Makes one environment. `number` is that of all environments, which share the memory for events."""
 
-    def __init__(self, shared: Shared, environment: EnvironmentConfig) -> None:
+    def __init__(self, shared: Shared, environment: EnvironmentConfig, number: int) -> None:
         self._shared = shared
+        self._number = number
         self._environment = environment
         self._config = environment.config
         self.counts = EnvironmentCounts(
             shared.observer.decided, is_one_of_many=self._config.environment_name is not None
         )
-        self.store = shared.stores.of(environment.config)
+        self.store = shared.stores.of(environment.config, number)
 
     def build(self) -> Environment:
         config, shared, store = self._config, self._shared, self.store
@@ -137,6 +140,7 @@ class Builder:
             on_request=self._flushed,
             discards=isinstance(sink, DiscardingSink),
             share=self._shared.delivery.share(),
+            claimed_bytes=max(SMALLEST_SHARE_BYTES, MAX_CLAIMED_BYTES // self._number),
         )
 
     def _flushed(self, outcome: str, seconds: float) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tornado_gateway.config import Config
-from tornado_gateway.config.environments import environments_of, files_of
+from tornado_gateway.config.environments import EnvironmentConfig, environments_of, files_of
 from tornado_gateway.errors import ConfigError, GatewayError
 from tornado_gateway.process.environments.serving import Serving
 from tornado_gateway.tasks import Periodic
@@ -21,6 +21,19 @@ logger = logging.getLogger(__name__)
 CHECK_SECONDS = 3.0
 
 Signature = tuple[tuple[Path, int, int, int], ...]
+
+
+def read_environments(
+    config: Config, otherwise: Sequence[EnvironmentConfig] | None = None
+) -> Sequence[EnvironmentConfig]:
+    """Return the environments of the file. If it has a mistake, return the others; raise ConfigError without them."""
+    try:
+        return environments_of(config)
+    except ConfigError as error:
+        if otherwise is None:
+            raise
+        _log_problems(error.problems)
+        return otherwise
 
 
 class Reload:

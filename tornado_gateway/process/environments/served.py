@@ -29,13 +29,13 @@ STORE_REMEDY = (
 
 
 class Served:
-    """An environment with its store. `config` is that of its last start or change.
+    """An environment with its store, one of `number`. `config` is that of its last start or change.
 
     With ENVIRONMENTS_FILE its log lines begin with its name, and `owns_store` is true: it opens its store itself.
     """
 
     def __init__(
-        self, shared: Shared, config: EnvironmentConfig, scoreboard: Scoreboard, stopping: asyncio.Event
+        self, shared: Shared, config: EnvironmentConfig, number: int, scoreboard: Scoreboard, stopping: asyncio.Event
     ) -> None:
         self.config = config
         self.owns_store = config.config.environment_name is not None
@@ -45,12 +45,12 @@ class Served:
         self._context = contextvars.copy_context()
         if self.owns_store:
             self._context.run(logs.begin_lines_with, config.name)
-        self._context.run(self._build)
+        self._context.run(self._build, number)
         self._entered = AsyncExitStack()
         self._draining: asyncio.Task[None] | None = None
 
-    def _build(self) -> None:
-        builder = Builder(self._shared, self.config)
+    def _build(self, number: int) -> None:
+        builder = Builder(self._shared, self.config, number)
         self.counts = builder.counts
         self.store = builder.store
         self.environment = builder.build()

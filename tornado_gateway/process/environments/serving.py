@@ -11,11 +11,11 @@ from tornado_gateway.process.environments.served import Served
 
 logger = logging.getLogger(__name__)
 
-Make = Callable[[EnvironmentConfig], Served]
+Make = Callable[[EnvironmentConfig, int], Served]
 
 
 class Serving:
-    """All environments of a worker. `make` makes one; `connected` is called with each one before it starts.
+    """All environments of a worker. `make` makes one of so many.
 
     Removed ones are kept until their events are delivered.
     """
@@ -26,7 +26,7 @@ class Serving:
         configs: Sequence[EnvironmentConfig],
         on_unidentified: Callable[[Request], None],
     ) -> None:
-        self.all = [make(config) for config in configs]
+        self.all = [make(config, len(configs)) for config in configs]
         self.is_from_file = self.all[0].owns_store
         self.environments = Environments(
             [one.environment for one in self.all], is_from_file=self.is_from_file, on_unidentified=on_unidentified
@@ -74,7 +74,7 @@ class Serving:
             drained = {one.identity: one for one in self._drained if one.can_resume}
             wanted = [(config, (config.name, config.config.account_id)) for config in configs]
             resumed = [drained[identity] for _, identity in wanted if identity not in known and identity in drained]
-            new = [self._make(config) for config, identity in wanted if identity not in known | drained]
+            new = [self._make(config, len(configs)) for config, identity in wanted if identity not in known | drained]
             for one in new:
                 self._connect(one)
             await _start(new)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tornado_gateway.config import Config
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import StateStore, Store
-from tornado_gateway.store.sqlite.events import SqliteEvents, open_sqlite
+from tornado_gateway.store.sqlite.events import FRESH_BYTES, SqliteEvents
 from tornado_gateway.store.sqlite.state import SqliteState
 
 if TYPE_CHECKING:
@@ -41,17 +41,20 @@ class Stores:
 
         return Links(redis_options(self._config))
 
-    def of(self, config: Config) -> Store:
-        """Return the embedded store; with Redis, that one, and the embedded event log for the time when Redis fails."""
+    def of(self, config: Config, number: int = 1) -> Store:
+        """Return the embedded store; with Redis, that one, and the embedded event log for the time when Redis fails.
+
+        It is one of so many, which share the memory for events.
+        """
         directory = data_dir_of(config)
+        local = SqliteEvents(directory, config.store_sync, fresh_bytes=FRESH_BYTES // number)
         if not config.uses_redis:
-            return open_sqlite(directory, config.store_sync, config.namespace)
+            return Store(local, SqliteState(directory, config.store_sync, config.namespace))
         from tornado_gateway.store.redis.events import open_redis
         from tornado_gateway.store.redis.takeover import take_over
         from tornado_gateway.store.spill import SpillingEvents
 
         redis = open_redis(redis_options(config), config.namespace, self._owner, links=self._links)
-        local = SqliteEvents(directory, config.store_sync)
         patience_seconds = 2 * config.socket_timeout_seconds  # requests to Redis have timed out by then
         events = SpillingEvents(redis.events, local, patience_seconds=patience_seconds)
         if config.environment_name is not None:  # version 0.1 had no such file
