@@ -93,6 +93,7 @@ class SpillingEvents:
                 await self._ask(self._primary.append, chunks, seconds, within=seconds)
                 return
         await self._local.append(chunks)
+        self._wanted.set()  # the primary may have recovered, and everything else moved, before this append ended
 
     async def claim(self, max_events: int, max_bytes: int = CLAIM_BYTES) -> list[Chunk]:
         """As promised by EventStore, of one of the two stores."""
