@@ -309,7 +309,7 @@ async def test_a20_a_commit_of_a_process_that_was_suspended_has_not_stalled(stor
     events = [queue.append(documents(1), 1)]
     await until(lambda: disk.is_writing)
     events += [queue.append_impressions(documents(2), 1), queue.append(documents(3), 1)]
-    time.sleep(3)  # noqa: ASYNC251  everything stands still
+    time.sleep(3)  # everything stands still
     await asyncio.sleep(0.1)  # the check that was due meanwhile
     disk.go.set()
     for gate in events:

@@ -20,8 +20,8 @@ class Group:
     """Events that are committed together, and the gates that hold back the responses to their requests.
 
     `gate` fails if the commit fails. `decisions` opens then as well: a decision does not depend on its impressions.
-    `checks` is the number of checks since the commit began. It measures time instead of the clock, because a process that
-    was suspended has not given its store that time.
+    `checks` is the number of checks since the commit began. They measure its time, because a clock also counts the time
+    for which the process was suspended.
     """
 
     __slots__ = ("checks", "decisions", "entries", "gate")
