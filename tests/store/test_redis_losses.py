@@ -45,10 +45,10 @@ async def closed(events, queue):
 
 
 async def accept(queue, events, number):
-    for _ in range(number):
-        queue.append(b"{}", 1)
+    gates = [queue.append(b"{}", 1) for _ in range(number)]
     async with asyncio.timeout(SECONDS):
-        while (await events.depth()).waiting < number:
+        # The reply counts as well: without it, the events are appended a second time when Redis is back.
+        while not all(gate.is_open for gate in gates) or (await events.depth()).waiting < number:
             await asyncio.sleep(0.02)
 
 
