@@ -183,8 +183,11 @@ TRACING = "content-type,traceparent,baggage,sentry-trace,x-datadog-trace-id"
 
 def test_d8_a_preflight_allows_the_requested_headers(shop):
     requested = {"Origin": "https://shop.example", "Access-Control-Request-Headers": TRACING}
-    answer = ask(shop.port, "OPTIONS", "/events/t", headers=requested)
+    data = exchange(shop.port, request_bytes("OPTIONS", "/events/t", b"", requested))
+    answer = parse(data)[0]
     assert (answer.status, answer.headers["access-control-allow-headers"]) == (204, TRACING)
+    assert b"\r\nVary: Access-Control-Request-Headers\r\n" in data
+    assert b"\r\nVary: Origin\r\n" in data
 
 
 @pytest.mark.parametrize("requested", ["a\tb", "x" * 3000, "<script>", "a;b", ""], ids=lambda text: repr(text[:9]))
