@@ -104,6 +104,12 @@ class OptionValues:
         "",
         "URL that events are sent to. Defaults to UPSTREAM_URL.",
     )
+    upstream_ca_path: Path | None = option(
+        _SETTINGS,
+        kinds.file,
+        None,
+        "CA certificates (PEM) that verify the certificates of UPSTREAM_URL and COLLECT_URL, instead of the system's.",
+    )
     poll_seconds: float = option(
         _SETTINGS,
         kinds.decimal(100, 86400000, scale=1000),

@@ -357,6 +357,7 @@ def build_upstream(config: Config, on_response: Callable[[str, int], None]) -> U
         sdk_name=config.sdk_name,
         sdk_version=__version__,
         timeout_seconds=config.socket_timeout_seconds,
+        ca_path=config.upstream_ca_path,
         on_response=on_response,
     )
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlencode
 
@@ -54,7 +55,8 @@ class Upstream:
 
     `url` serves settings and list checks, `collect_url` receives events and evaluates segments about them.
     `timeout_seconds` bounds connecting and each whole request; a request with events is bounded by its progress (see
-    `Patience`). `on_response` is called after each request with its purpose and its status, 0 if there was no response.
+    `Patience`). `ca_path` as in `CurlPool`. `on_response` is called after each request with its purpose and its status, 0
+    if there was no response.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Upstream:
         sdk_name: str,
         sdk_version: str,
         timeout_seconds: float,
+        ca_path: Path | None = None,
         on_response: Callable[[str, int], None] = lambda purpose, status: None,
     ) -> None:
         self._url = url.rstrip("/")
@@ -76,7 +79,8 @@ class Upstream:
         self._lists_prefix = ""
         self._sdk = {"sn": sdk_name, "sv": sdk_version}
         self._on_response = on_response
-        pool = partial(CurlPool, user_agent=f"{sdk_name}/{sdk_version}", timeout_seconds=timeout_seconds)
+        agent = f"{sdk_name}/{sdk_version}"
+        pool = partial(CurlPool, user_agent=agent, timeout_seconds=timeout_seconds, ca_path=ca_path)
         documents = partial(pool, max_response_bytes=MAX_DOCUMENT_BYTES, accepts_compression=True)
         self._events = pool(max_handles=MAX_EVENT_REQUESTS)
         self._settings = documents(max_handles=MAX_SETTINGS_REQUESTS)

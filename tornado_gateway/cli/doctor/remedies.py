@@ -11,7 +11,8 @@ REMEDIES = {
     "upstream-unreachable": "Check from this machine: `curl -v UPSTREAM_URL`. Name resolution, the firewall's outgoing"
     " rules and the route to it are the usual reasons. The gateway continues with its last settings.",
     "upstream-tls": "The certificate received is not VWO's: a proxy that inspects TLS, a wrong UPSTREAM_URL,"
-    " or a machine without CA certificates (Debian: package ca-certificates).",
+    " or a machine without CA certificates (Debian: package ca-certificates). For a private authority set"
+    " UPSTREAM_CA_PATH.",
     "upstream-failing": "VWO has a problem or limits requests. Wait, and check its status page. Nothing is lost:"
     " settings stay, events wait.",
     "upstream-strange": "Something other than VWO responds at UPSTREAM_URL, such as a login page of a proxy."

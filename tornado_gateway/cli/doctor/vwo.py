@@ -48,6 +48,7 @@ async def _fetch_settings(config: Config) -> bytes:
         sdk_name=config.sdk_name,
         sdk_version=__version__,
         timeout_seconds=config.socket_timeout_seconds,
+        ca_path=config.upstream_ca_path,
     )
     try:
         return await upstream.fetch_settings(Dialect())
@@ -83,7 +84,7 @@ def _code_of_upstream(error: UpstreamError) -> str:
 
 async def check_server(config: Config, machine: Machine, url: str, check: str) -> tuple[Finding, Finding]:
     """Any response is enough: it shows that the server is reachable, and its clock."""
-    client = CurlPool(timeout_seconds=config.socket_timeout_seconds)
+    client = CurlPool(timeout_seconds=config.socket_timeout_seconds, ca_path=config.upstream_ca_path)
     try:
         response = await client.request(url)
     except CurlError as error:
