@@ -55,8 +55,8 @@ class Upstream:
 
     `url` serves settings and list checks, `collect_url` receives events and evaluates segments about them.
     `timeout_seconds` bounds connecting and each whole request; a request with events is bounded by its progress (see
-    `Patience`). `ca_path` as in `CurlPool`. `on_response` is called after each request with its purpose and its status, 0
-    if there was no response.
+    `Patience`). `ca_path` as in `CurlPool`. `on_response` is called after each request with its purpose and its status,
+    0 if there was no response.
     """
 
     def __init__(

@@ -176,7 +176,7 @@ class CurlPool:
     """At most `max_handles` concurrent requests; others wait. `timeout_seconds` bounds the wait and each request.
 
     A request with a patience of its own is bounded by that instead, and as long as it makes progress only by
-    LONGEST_SECONDS. No connection is used for longer than `connection_seconds`. `ca_path` is a file with authorities that
+    LONGEST_SECONDS. No connection is used for longer than `connection_seconds`. The authorities in the file `ca_path`
     replace those of the system.
     """
 
