@@ -114,6 +114,16 @@ def test_a6_events_of_another_environment_are_dropped_with_a_200(gateway, post, 
         rejected(gateway, vendor, count, send)
 
 
+def test_f5_a_batch_with_the_key_of_another_environment_is_dropped_with_a_200(gateway, post, vendor):
+    """Rows F5, A6, A7: SDKs send the key of a batch in the header Authorization."""
+
+    def send():
+        answer = post("/server-side/batch-events-v2?a=123456", {"ev": [EVENT] * 2}, {"Authorization": OTHER_KEY})
+        assert (answer.status, answer.body) == (200, b'{"success":true}')
+
+    rejected(gateway, vendor, 2, send)
+
+
 def test_a6_one_warning_per_hour_and_no_key_in_it(tmp_path):
     with Vendor(document()) as vendor, Gateway.of_vendor(tmp_path / "d", vendor, EVENTS_PER_REQUEST=1) as gateway:
         for _ in range(5):

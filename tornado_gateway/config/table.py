@@ -335,6 +335,14 @@ class OptionValues:
         "*",
         "Origins allowed by CORS. * allows every origin, https://*.shop.example those with one more label.",
     )
+    client_key_required: bool = option(
+        _CLIENTS,
+        kinds.boolean,
+        "false",
+        "Reject requests without the SDK key (400), and events that name none. A wrong key is always rejected. Lookups"
+        " need no key, because most SDKs send none with them: user details, lists and event segments. Aliases do:"
+        " Android apps cannot set or read them then, and iOS apps cannot read them. REST callers add sdkKey.",
+    )
     webhook_token: str | None = option(
         _CLIENTS,
         kinds.token,

@@ -108,7 +108,9 @@ class Assembly:
             self._device = DeviceReader(map_file=config.ua_map_file)
         with explaining(TLS_REMEDY):
             self._certificates = build_certificates(config)
-        self.environments = Environments(self._build_environment(stuck_after_seconds))
+        self.environments = Environments(
+            self._build_environment(stuck_after_seconds), needs_key=config.client_key_required
+        )
         self._admin = self._build_admin()
         self.server = self._build_server()
         self._adoption = self._build_adoption()
@@ -216,12 +218,13 @@ class Assembly:
             self._build_settings_api(),
             self._build_visitors_api(client_address),
             ListsApi(environments),
-            AliasesApi(self._store.state),
+            AliasesApi(environments, self._store.state),
         )
 
     def _build_visitors_api(self, client_address: ClientAddress) -> VisitorsApi:
         config = self._config
         return VisitorsApi(
+            self.environments,
             self._location,
             self._device,
             client_address,
