@@ -327,13 +327,18 @@ class OptionValues:
     )
 
     cors_config_required: bool = option(
-        _CLIENTS, kinds.boolean, "false", "Allow requests from browsers of other origins (CORS)."
+        _CLIENTS,
+        kinds.boolean,
+        "false",
+        "Allow requests from pages of other origins (CORS). When off, such pages may"
+        " send only events and requests that need a preflight, for a proxy that handles CORS.",
     )
     cors_allowed_origins: tuple[str, ...] = option(
         _CLIENTS,
         kinds.origins,
         "*",
-        "Origins allowed by CORS. * allows every origin, https://*.shop.example those with one more label.",
+        "Origins allowed by CORS. * allows every origin, https://*.shop.example those with one more label. A POST from"
+        " a page of another origin gets a 403.",
     )
     client_key_required: bool = option(
         _CLIENTS,

@@ -14,7 +14,7 @@ from tornado.httputil import HTTPServerConnectionDelegate
 
 from tornado_gateway import __version__, core
 from tornado_gateway.api.aliases import AliasesApi
-from tornado_gateway.api.cors import Cors
+from tornado_gateway.api.cors import Cors, OriginCheck
 from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.lists import ListsApi
@@ -292,6 +292,7 @@ class Assembly:
             body_limit=partial(_body_limit, self._config, router),
             on_response=tracing.with_log(self._observer.responded),
             extra_header_lines=tracing.header_lines,
+            guard=OriginCheck(cors, router.carries_events),
             echo_headers=tracing.echo_headers,
             lenient=router.is_sdk_path,
             proxy_trusts=build_client_address(self._config).trusts if self._config.proxy_protocol else None,
