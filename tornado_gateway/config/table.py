@@ -226,7 +226,7 @@ class OptionValues:
         _STORE,
         kinds.decimal(1, 315360000),
         "7776000",
-        "How long a decision is stored (default: 90 days).",
+        "How long a decision is stored (default: 90 days). Expired ones are deleted while the gateway runs.",
         unit="s",
     )
     aliasing_enabled: bool = option(
