@@ -5,6 +5,7 @@ import socket
 import orjson
 import pytest
 from endpoints import EVENT, JSON, KEY, ORIGIN, RAW_AGENT, document, in_any_order, new_events
+from metrics import samples_of, scrape
 from process import ROOT, Gateway
 from sdk.wire import ask, exchange, parse, request_bytes
 from vendor import Fault, Vendor
@@ -368,3 +369,17 @@ def test_a2_events_within_the_limits_arrive(gateway, post, vendor, props):
     assert new_events(gateway, vendor, 1, lambda: post("/events/t", with_props(props))) == [event]
     batch = b'{"ev":[%b]}' % with_props(props)
     assert new_events(gateway, vendor, 1, lambda: post("/server-side/batch-events-v2", batch)) == [event]
+
+
+def test_a15_a_flood_of_usage_statistics_takes_no_place_of_events(tmp_path):
+    """Row A15: they are best effort, so a full queue of them is no error, and no event of a visitor is rejected."""
+    stats = orjson.dumps({"d": {"event": {"name": "vwo_sdkUsageStats", "props": {}}}})
+    limits = {"EVENT_QUEUE_LIMIT": 10, "EVENTS_PER_REQUEST": 3, "MAX_EVENTS_PER_REQUEST": 3}
+    with Vendor(document()) as vendor:
+        vendor.event_faults.append(Fault(503, times=1_000_000, delay_seconds=1))
+        with Gateway.of_vendor(tmp_path / "d", vendor, **limits, SHUTDOWN_SECONDS=1) as gateway:
+            flood = {ask(gateway.port, "POST", "/events/t?a=888888", stats).status for _ in range(300)}
+            events = {ask(gateway.port, "POST", "/events/t", orjson.dumps(EVENT)).status for _ in range(10)}
+            assert (flood, events) == ({200}, {200})
+            assert gateway.status()["events"]["waiting"] == 10
+            assert samples_of(scrape(gateway)[0])["fme_usage_statistics_total", (("result", "dropped"),)] > 100

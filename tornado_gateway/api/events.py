@@ -90,7 +90,8 @@ class EventsApi:
         self._check_size(document, body)
         data = document["d"]
         if data["event"]["name"] == USAGE_STATS:  # filed under the vendor's account: sent alone, with its query
-            return self._append(request, _one_line(body), 1, _usage_query(request.query))
+            self._environments.default.usage.append(_usage_query(request.query), body)
+            return ACCEPTED
         is_changed = _clean_address(data)
         if is_from_browser(request) or request.query.find(b"dh=1") >= 0:
             is_changed |= self._fill_visitor(request, data)
@@ -155,9 +156,9 @@ class EventsApi:
             self._reject(reason, count)
         return ACCEPTED
 
-    def _append(self, request: Request, documents: bytes, count: int, query: str = "") -> Response:
+    def _append(self, request: Request, documents: bytes, count: int) -> Response:
         events = self._environments.default.events  # of the only environment: see `of_event`
-        gate = events.append(documents, count, query)
+        gate = events.append(documents, count)
         if events.durable:
             request.gate = gate
         return ACCEPTED

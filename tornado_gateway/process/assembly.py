@@ -38,6 +38,7 @@ from tornado_gateway.environments.registry import Environments, check_account
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink
+from tornado_gateway.events.usage import UsageStatistics
 from tornado_gateway.http.certificates import Certificates
 from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
@@ -162,6 +163,7 @@ class Assembly:
             mirror=mirror,
             events=events,
             flusher=flusher,
+            usage=UsageStatistics(choose_sink(config, upstream), self._observer.usage_finished),
             lists=lists,
             evaluator=self._build_evaluator(lists),
             waiting=build_watch(config, store, events, stuck_after_seconds),
