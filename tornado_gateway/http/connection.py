@@ -81,7 +81,7 @@ class Connection(asyncio.Protocol):
         self.find = options.find
         self.on_response = options.on_response
         self.max_pipelined = options.limits.max_pipelined
-        self.slice_bytes = options.slice_bytes
+        self.slice_bytes = options.limits.slice_bytes
         self.stopping = stopping
         self.reader = Reader(options, self._serve)
         self.output = Output(self._block, self._resume_serving)
@@ -252,7 +252,7 @@ class Connection(asyncio.Protocol):
                 handler = self._other_handler(request)
                 if handler is None:
                     return
-            response = handler(request)
+            response = self.options.guard(handler, request) if request.wants_echo else handler(request)
         except Exception as error:
             response = error_response(request, error)
         if type(response) is Response:

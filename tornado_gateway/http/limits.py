@@ -1,12 +1,12 @@
 """The limits and options that all connections of one server share."""
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final, NamedTuple, final
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
-from tornado_gateway.http.messages import Handler, Request
+from tornado_gateway.http.messages import Handler, Request, Response
 
 # The parser cannot be paused within one call, so it gets at most this much at once.
 SLICE_BYTES: Final = 16384
@@ -23,6 +23,8 @@ MAX_QUEUED_BYTES: Final = 262144
 PARSED_FACTOR: Final = 8
 # Chunk sizes, extensions and trailers may take this many bytes for each byte of body (1-byte chunks take 5).
 CHUNK_OVERHEAD: Final = 8
+
+Guard = Callable[[Handler, Request], Response | Awaitable[Response]]
 
 
 class Limits(NamedTuple):
@@ -41,6 +43,11 @@ class Limits(NamedTuple):
     drain_seconds: float = 1.0
     max_bodies_bytes: int = 64 << 20  # of all clients together: unfinished bodies, and requests with large ones
     starved_seconds: float = 5.0  # that a body may wait for room in it
+
+    @property
+    def slice_bytes(self) -> int:
+        """How much the parser gets at once."""
+        return min(SLICE_BYTES, self.max_header_bytes)
 
 
 DEFAULT_LIMITS = Limits()
@@ -99,6 +106,10 @@ def _no_lines(request: Request) -> bytes:
     return b""
 
 
+def _unguarded(handler: Handler, request: Request) -> Response | Awaitable[Response]:
+    return handler(request)
+
+
 @final
 class ServerOptions:
     """The routes of one server, and their limits.
@@ -108,9 +119,10 @@ class ServerOptions:
     can raise that limit but not lower it. `on_response(request, status)` is called once for each response; a request
     that could not be parsed has an empty method. `extra_header_lines(request)` returns header lines that each response
     of a data route, errors included, gets in addition; with `echo_headers`, names in lower case, it is called only for
-    requests that have one of these headers. `page_lines(request, status)` returns those of the application's responses.
-    `lenient(path)`: whether a query with spaces, tabs and bytes above 0x7F is
-    accepted. `proxy_trusts(address)`: whether connections from an address begin with a header of the PROXY protocol.
+    requests that have one of these headers. `guard(handler, request)` responds to these requests and may call their
+    handler. `page_lines(request, status)` returns the lines of the application's responses. `lenient(path)`: whether a
+    query with spaces, tabs and bytes above 0x7F is accepted. `proxy_trusts(address)`: whether connections from an
+    address begin with a header of the PROXY protocol.
     """
 
     def __init__(
@@ -122,6 +134,7 @@ class ServerOptions:
         body_limit: Callable[[bytes], int] | None = None,
         on_response: Callable[[Request, int], object] | None = None,
         extra_header_lines: Callable[[Request], bytes] | None = None,
+        guard: Guard = _unguarded,
         echo_headers: Collection[bytes] | None = None,
         lenient: Callable[[bytes], bool] | None = None,
         page_lines: Callable[[Request, int], bytes] | None = None,
@@ -133,10 +146,10 @@ class ServerOptions:
         # Read for each request: an attribute of a named tuple costs more in compiled code.
         self.max_headers = limits.max_headers
         self.max_body_bytes = limits.max_body_bytes
-        self.slice_bytes = min(SLICE_BYTES, limits.max_header_bytes)
         self.body_limit = body_limit
         self.on_response = on_response
         self.extra_header_lines = extra_header_lines or _no_lines
+        self.guard = guard
         self.echo_headers = echo_headers if extra_header_lines else ()
         self.lenient = lenient
         self.proxy_trusts = proxy_trusts

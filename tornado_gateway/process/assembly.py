@@ -14,7 +14,7 @@ from tornado.httputil import HTTPServerConnectionDelegate
 
 from tornado_gateway import __version__, core
 from tornado_gateway.api.aliases import AliasesApi
-from tornado_gateway.api.cors import Cors
+from tornado_gateway.api.cors import Cors, OriginCheck
 from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.lists import ListsApi
@@ -38,6 +38,7 @@ from tornado_gateway.environments.registry import Environments, check_account
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink
+from tornado_gateway.events.usage import UsageStatistics
 from tornado_gateway.http.certificates import Certificates
 from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
@@ -108,7 +109,9 @@ class Assembly:
             self._device = DeviceReader(map_file=config.ua_map_file)
         with explaining(TLS_REMEDY):
             self._certificates = build_certificates(config)
-        self.environments = Environments(self._build_environment(stuck_after_seconds))
+        self.environments = Environments(
+            self._build_environment(stuck_after_seconds), needs_key=config.client_key_required
+        )
         self._admin = self._build_admin()
         self.server = self._build_server()
         self._adoption = self._build_adoption()
@@ -160,6 +163,7 @@ class Assembly:
             mirror=mirror,
             events=events,
             flusher=flusher,
+            usage=UsageStatistics(choose_sink(config, upstream), self._observer.usage_finished),
             lists=lists,
             evaluator=self._build_evaluator(lists),
             waiting=build_watch(config, store, events, stuck_after_seconds),
@@ -216,12 +220,13 @@ class Assembly:
             self._build_settings_api(),
             self._build_visitors_api(client_address),
             ListsApi(environments),
-            AliasesApi(self._store.state),
+            AliasesApi(environments, self._store.state),
         )
 
     def _build_visitors_api(self, client_address: ClientAddress) -> VisitorsApi:
         config = self._config
         return VisitorsApi(
+            self.environments,
             self._location,
             self._device,
             client_address,
@@ -289,6 +294,7 @@ class Assembly:
             body_limit=partial(_body_limit, self._config, router),
             on_response=tracing.with_log(self._observer.responded),
             extra_header_lines=tracing.header_lines,
+            guard=OriginCheck(cors, router.carries_events),
             echo_headers=tracing.echo_headers,
             lenient=router.is_sdk_path,
             proxy_trusts=build_client_address(self._config).trusts if self._config.proxy_protocol else None,

@@ -134,6 +134,9 @@ class EventStore(Protocol):
     async def release(self, chunks: Sequence[Chunk]) -> None:
         """Return claimed chunks to the queue; they are the next to be claimed."""
 
+    def drop_bodies(self, chunks: Sequence[Chunk]) -> None:
+        """Forget the bodies of claimed chunks, which the caller will settle and not release."""
+
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:

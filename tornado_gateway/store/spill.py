@@ -116,6 +116,9 @@ class SpillingEvents:
             await self._local.release(local)
             self._wanted.set()
 
+    def drop_bodies(self, chunks: Sequence[Chunk]) -> None:
+        self._local.drop_bodies(_split(chunks)[0])
+
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:

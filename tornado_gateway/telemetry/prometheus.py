@@ -26,6 +26,7 @@ from tornado_gateway.telemetry.layout import (
     SETTINGS_POLLS,
     SUM_UNIT,
     UPSTREAM_REQUESTS,
+    USAGE_STATISTICS,
     Block,
     Histogram,
     Layout,
@@ -143,6 +144,14 @@ def _upstream(counts: list[int]) -> Iterator[Metric]:
         with_zeros=True,
     )
     yield _histogram("fme_flush_seconds", "Duration of delivery requests.", FLUSH_SECONDS, counts)
+    yield _counters(
+        "fme_usage_statistics",
+        "Usage statistics of SDKs, which are not among the events.",
+        ("result",),
+        USAGE_STATISTICS,
+        counts,
+        with_zeros=True,
+    )
     yield _counters(
         "fme_upstream_requests",
         "Requests to VWO.",

@@ -110,6 +110,9 @@ class RedisEvents:
     async def release(self, chunks: Sequence[Chunk]) -> None:
         self._consumer.release(chunks)
 
+    def drop_bodies(self, chunks: Sequence[Chunk]) -> None:
+        """As promised by EventStore. Bodies of claimed chunks are in Redis only."""
+
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:
