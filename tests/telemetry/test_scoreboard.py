@@ -14,7 +14,7 @@ from tornado_gateway.telemetry.waiting import Reading
 
 def counts(waiting=0, delivered=0, dead=0, rejected=0, discarded=0):
     done = {"waiting": waiting, "delivered": delivered, "dead": dead, "rejected": rejected, "discarded": discarded}
-    return {"received": sum(done.values()), **done, "lost": 0}
+    return {"received": sum(done.values()), **done, "lost": 0, "unknown": 0}
 
 
 def record(row, generation, adopted=0, **events):

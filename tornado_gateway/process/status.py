@@ -23,13 +23,20 @@ def instance_status(scoreboard: Scoreboard, version: str) -> dict[str, Any]:
         "last_poll": _last_poll([worker["last_poll"] for worker in workers]),
         "last_flush": max(workers, key=_flush_order, default={"last_flush": None})["last_flush"],
         "last_error": next(errors, stuck and stuck["message"]),
-        "workers": [_as_listed(worker) for worker in workers],
+        "workers": [_as_listed(worker, reading) for worker in workers],
     }
 
 
 def _events(reading: InstanceReading) -> dict[str, Any]:
+    last = reading.last_known
+    known = None if last is None else {"at": last.at, "waiting": last.waiting, "dead": last.dead}
     oldest = {"oldest_at": reading.waiting.oldest_at, "oldest_unknown_since": reading.waiting.unknown_since}
-    return {**reading.events, **oldest}
+    return {**_shown_counts(reading.events, reading), "last_known": known, **oldest}
+
+
+def _shown_counts(counts: dict[str, Any], reading: InstanceReading) -> dict[str, Any]:
+    """Return the counts, without those of a shared queue that cannot be read."""
+    return counts if reading.last_known is None else {**counts, "waiting": None, "dead": None}
 
 
 def _last_poll(polls: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -48,7 +55,7 @@ def _flush_order(worker: WorkerRecord) -> tuple[bool, float]:
     return bool(flush["error"] and worker["events"]["waiting"]), _at(flush)
 
 
-def _as_listed(worker: WorkerRecord) -> WorkerRecord:
+def _as_listed(worker: WorkerRecord, reading: InstanceReading) -> WorkerRecord:
     """Return the public part of a record, with only the hash of its settings."""
     shown = {key: value for key, value in worker.items() if key not in _INTERNAL}
-    return shown | {"settings": worker["settings"]["hash"]}
+    return shown | {"settings": worker["settings"]["hash"], "events": _shown_counts(worker["events"], reading)}

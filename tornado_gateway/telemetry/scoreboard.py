@@ -19,7 +19,8 @@ All rules about the sums are in this file:
 - A log that is adopted between the end of its worker and the retirement counts twice until logs are adopted again.
 - With a queue that is shared with other machines (Redis) every worker shows the waiting and dead events of the whole
   queue, so the sums count them once, and no worker leaves orphaned events. Events that one machine received may be
-  delivered by another.
+  delivered by another. `unknown` is the rest of the sum: the waiting and dead events while no worker can read the
+  queue, and the events that other gateways or an earlier run have received (negative) or delivered.
 """
 
 import mmap
@@ -35,6 +36,7 @@ from tornado_gateway.telemetry import waiting
 from tornado_gateway.telemetry.attempts import Attempts
 from tornado_gateway.telemetry.slots import WORD_BYTES, Slots, bytes_for
 from tornado_gateway.telemetry.turns import Turns
+from tornado_gateway.telemetry.waiting import Reading
 
 WorkerRecord = dict[str, Any]
 
@@ -53,6 +55,7 @@ class InstanceReading:
     workers: list[WorkerRecord]
     events: dict[str, int]
     waiting: waiting.Merged
+    last_known: Reading | None = None  # of a shared queue that no worker can read now
 
     @property
     def newest_settings(self) -> dict[str, Any] | None:
@@ -106,16 +109,16 @@ class Scoreboard:
             events.update(record["events"])
         holders = [waiting.Waiting(record["events"]["waiting"], _reading(record)) for record in living]
         is_shared = any(record["is_queue_shared"] for record in living)
+        last_known = waiting.newest_reading(holders) if is_shared and waiting.is_unknown(holders) else None
         if is_shared:
-            events["waiting"] = max(record["events"]["waiting"] for record in living)
-            events["dead"] = waiting.newest_dead(holders, events["dead"])
+            _count_shared(events, holders, is_known=last_known is None)
         for retirement, counts, reading in totals["orphaned"]:
             if retirement > adopted:
                 events.update(counts)
-                holders.append(waiting.Waiting(counts["waiting"], waiting.Reading(**reading)))
+                holders.append(waiting.Waiting(counts["waiting"], Reading(**reading)))
         living.sort(key=lambda record: (record["slot"], record["generation"]))
-        counted = {name: events[name] for name in EVENT_COUNTS}
-        return InstanceReading(living, counted, waiting.merged(holders, is_shared=is_shared))
+        counted = {name: events[name] for name in (*EVENT_COUNTS, "unknown")}
+        return InstanceReading(living, counted, waiting.merged(holders, is_shared=is_shared), last_known)
 
     def retire(self, row: int, generation: int) -> None:
         """Keep the counts of a process that has ended. Only the parent may call it."""
@@ -167,8 +170,15 @@ def _is_retired(record: WorkerRecord, totals: dict[str, Any]) -> bool:
     return bool(record["generation"] <= totals["retired"].get(str(record["row"]), 0))
 
 
-def _reading(record: WorkerRecord) -> waiting.Reading:
-    return waiting.Reading(**record["reading"])
+def _count_shared(events: Counter[str], workers: list[waiting.Waiting], *, is_known: bool) -> None:
+    """Count the waiting and dead events of a shared queue once. They are unknown if it cannot be read."""
+    events["waiting"] = max(worker.events for worker in workers) if is_known else 0
+    events["dead"] = (waiting.newest_reading(workers).dead or 0) if is_known else 0
+    events["unknown"] = events["received"] - sum(events[name] for name in EVENT_COUNTS[1:])
+
+
+def _reading(record: WorkerRecord) -> Reading:
+    return Reading(**record["reading"])
 
 
 def _received(counts: dict[str, int]) -> dict[str, int]:

@@ -149,7 +149,8 @@ async def check_events(config: Config, machine: Machine) -> Finding:
 
 def _judge_depth(config: Config, depth: Overall, now: float, where: str) -> Finding:
     age = now - depth.oldest_at if depth.oldest_at is not None else 0.0
-    message = f"{depth.waiting} wait ({_oldest(depth, age)}), {depth.dead} dead: {where}"
+    known = "last known: " if depth.is_stale else ""
+    message = f"{known}{depth.waiting} wait ({_oldest(depth, age)}), {depth.dead} dead: {where}"
     if depth.stuck is not None:
         return Finding("events", FAIL, "events-stuck", f"{depth.stuck} {message}")
     is_late = age > WAITING_INTERVALS * config.flush_seconds

@@ -1,7 +1,7 @@
 // The overview: charts, the event flow, and the state of settings, delivery, store and workers.
 
 import { chart } from "./charts.js";
-import { ago, byId, count, duration, h, moment, plural, replace } from "./dom.js";
+import { ago, byId, count, duration, h, moment, plural, queued, replace } from "./dom.js";
 import { setState } from "./session.js";
 
 /** The head of the page. */
@@ -9,9 +9,9 @@ export function showState({ status, account, queue }) {
   const settings = status.settings;
   const version = settings?.version ?? null;
   const badge = byId("dead-badge");
-  badge.hidden = !queue.dead;
-  badge.textContent = count(queue.dead);
-  badge.title = `${plural(queue.dead, "dead event")}`;
+  badge.hidden = queue.dead === 0;
+  badge.textContent = queue.dead === null ? "?" : count(queue.dead);
+  badge.title = `dead events: ${queued(queue, "dead")}`;
   if (status.stuck) setState("bad", status.stuck.message);
   else if (version === null) setState("warn", "no settings yet");
   else if (status.last_error) setState("warn", `account ${account.id} · ${status.last_error}`);
@@ -26,7 +26,8 @@ const charts = [
   chart("Events received", "per second", [
     { name: "received", label: "received", tone: "accent" },
     { name: "delivered", label: "delivered", tone: "good" },
-    { name: "rejected", label: "rejected", tone: "bad" },
+    { name: "rejected", label: "rejected", tone: "warn" },
+    { name: "lost", label: "lost", tone: "bad" },
   ]),
   chart("Events waiting", "in the queue", [
     { name: "waiting", label: "waiting", tone: "second" },
@@ -57,16 +58,18 @@ const LEDGER = [
   ["rejected", "warn"],
   ["discarded", "bad"],
   ["lost", "bad"],
+  ["unknown", "unknown"],
 ];
 
 function showLedger(events) {
-  const parts = LEDGER.filter(([name]) => events[name] > 0);
+  const terms = LEDGER.filter(([name]) => name !== "unknown" || events.unknown || events.last_known);
+  const parts = terms.filter(([name]) => events[name] > 0);
   replace(byId("ledger-bar"), parts.map(([name, tone]) => h("i", { class: `tone-${tone}`, vars: { "--share": events[name] } })));
   replace(
     byId("equation"),
     h("span", {}, h("b", {}, count(events.received)), " received ="),
-    LEDGER.map(([name, tone], index) =>
-      h("span", {}, h("i", { class: `swatch tone-${tone}` }), h("b", {}, count(events[name])), ` ${name}`, index < LEDGER.length - 1 ? " +" : ""),
+    terms.map(([name, tone], index) =>
+      h("span", {}, h("i", { class: `swatch tone-${tone}` }), h("b", {}, events[name] === null ? "?" : count(events[name])), ` ${name}`, index < terms.length - 1 ? " +" : ""),
     ),
   );
 }
@@ -88,7 +91,8 @@ function showPanels({ at, status, queue, location: database, store, account }) {
       ["Last flush", ago(flush?.at, at)],
       flush?.error ? ["Error", flush.error, "bad"] : ["Events in last flush", count(flush?.events ?? 0)],
       ["Oldest waiting", oldest(queue, at)],
-      ["Dead letters", count(queue.dead)],
+      ...(queue.last_known ? [["Waiting", queued(queue, "waiting"), "bad"]] : []),
+      ["Dead letters", queued(queue, "dead"), queue.last_known ? "bad" : null],
     ]),
     panel("Store", store.is_up ? ["up", "good"] : ["down", "bad"], [
       ["Kind", store.kind === "redis" ? "Redis" : "embedded (SQLite)"],
