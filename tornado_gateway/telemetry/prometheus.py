@@ -1,7 +1,7 @@
 """GET /metrics: the numbers of the whole instance as text for Prometheus. The only module that imports its client.
 
 Events are shown from one reading of the scoreboard: in each scrape
-received = delivered + waiting + dead + rejected + discarded + lost + unknown. NaN stands for numbers that cannot be read.
+received = delivered + waiting + dead + rejected + discarded + lost + unknown. NaN stands for unknown numbers.
 """
 
 import math
