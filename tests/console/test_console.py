@@ -364,6 +364,23 @@ def test_h1_numbers_of_a_paused_redis_are_unknown(open_page, tmp_path):
             expect(equation).to_contain_text("1 waiting +0 dead")
 
 
+def test_h6_a_broken_location_database_is_not_green(open_page, tmp_path):
+    """Row H6: the page was green. The problem has its remedy."""
+    broken = tmp_path / "broken.mmdb"
+    broken.write_bytes(b"not a database")
+    own_data, options = tmp_path / "data", {"MAXMIND_DB_PATH": broken}
+    with Vendor(sample_document()) as vendor, Gateway.of_vendor(own_data, vendor, **options) as own:
+        page = open_page(at=own)
+        page.fill("#token", own.admin_token)
+        page.click("#sign-in-form .primary")
+        page.watch.allowed = "401"
+        expect(page.locator("#state")).to_contain_text(f"Location database: {broken}")
+        expect(page.locator("#problem-list li")).to_have_count(1)
+        expect(page.locator("#problem-list")).to_contain_text("Replace the file")
+        expect(page.locator(".panel:has-text('Location') .pill.warn")).to_have_text("problem")
+        picture(page, "problems")
+
+
 # Wherever it is looked at
 
 

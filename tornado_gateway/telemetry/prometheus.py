@@ -76,6 +76,7 @@ class Exposition(Collector):
         yield from _upstream(counts)
         yield from _settings(counts, reading.newest_settings)
         yield from _facts(counts, gauges)
+        yield _slow_patterns(reading.slow_patterns)
         yield from _stores(gauges)
         yield from self._processes(counts, workers)
 
@@ -184,6 +185,13 @@ def _facts(counts: list[int], gauges: list[dict[str, float]]) -> Iterator[Metric
     if built:
         age = round(time.time() - min(built))
         yield _gauge("fme_location_database_age_seconds", "Age of the location database.", age)
+
+
+def _slow_patterns(counts: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily("fme_slow_patterns", "Regexes that exceeded their time limit.", labels=["feature"])
+    for feature, count in {"other": 0, **counts}.items():
+        family.add_metric([feature], count)
+    return family
 
 
 def _stores(gauges: list[dict[str, float]]) -> Iterator[Metric]:

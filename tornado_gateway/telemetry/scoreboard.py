@@ -42,10 +42,19 @@ WorkerRecord = dict[str, Any]
 
 ROW_BYTES = 65536
 RECENT_BYTES = 1 << 18
+MOST_NAMES = 100  # features whose slow patterns are counted by name
+OTHER = "other"
 FINAL_COUNTS = ("delivered", "rejected", "discarded", "lost")
 EVENT_COUNTS = ("received", "waiting", "dead", *FINAL_COUNTS)
 
-_NO_TOTALS: dict[str, Any] = {"retirements": 0, "adopted": 0, "retired": {}, "events": {}, "orphaned": []}
+_NO_TOTALS: dict[str, Any] = {
+    "retirements": 0,
+    "adopted": 0,
+    "retired": {},
+    "events": {},
+    "orphaned": [],
+    "slow_patterns": {},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +64,7 @@ class InstanceReading:
     workers: list[WorkerRecord]
     events: dict[str, int]
     waiting: waiting.Merged
+    slow_patterns: dict[str, int]  # by feature
     last_known: Reading | None = None  # of a shared queue that no worker can read now
 
     @property
@@ -118,7 +128,9 @@ class Scoreboard:
                 holders.append(waiting.Waiting(counts["waiting"], Reading(**reading)))
         living.sort(key=lambda record: (record["slot"], record["generation"]))
         counted = {name: events[name] for name in (*EVENT_COUNTS, "unknown")}
-        return InstanceReading(living, counted, waiting.merged(holders, is_shared=is_shared), last_known)
+        merged = waiting.merged(holders, is_shared=is_shared)
+        slow_patterns = _slow_patterns([totals, *living])
+        return InstanceReading(living, counted, merged, slow_patterns, last_known)
 
     def retire(self, row: int, generation: int) -> None:
         """Keep the counts of a process that has ended. Only the parent may call it."""
@@ -133,6 +145,7 @@ class Scoreboard:
             else:
                 done = _received({name: counts[name] for name in FINAL_COUNTS})
                 orphaned = {"waiting": counts["waiting"], "dead": counts["dead"]}
+            totals["slow_patterns"] = _slow_patterns([totals, final])
             totals["events"] = Counter(totals["events"]) + Counter(done)
             totals["adopted"] = max(totals["adopted"], final.get("adopted", 0))
             if any(orphaned.values()):
@@ -175,6 +188,16 @@ def _count_shared(events: Counter[str], workers: list[waiting.Waiting], *, is_kn
     events["waiting"] = max(worker.events for worker in workers) if is_known else 0
     events["dead"] = (waiting.newest_reading(workers).dead or 0) if is_known else 0
     events["unknown"] = events["received"] - sum(events[name] for name in EVENT_COUNTS[1:])
+
+
+def _slow_patterns(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Add the counts of slow patterns. The names of the first record stay, so that no count decreases."""
+    sums: dict[str, int] = {}
+    for record in records:
+        for name, count in record["slow_patterns"].items():
+            shown = name if name in sums or len(sums) < MOST_NAMES else OTHER
+            sums[shown] = sums.get(shown, 0) + count
+    return sums
 
 
 def _reading(record: WorkerRecord) -> Reading:

@@ -16,6 +16,7 @@ from tornado_gateway.console import admin_token
 from tornado_gateway.console.admin_token import AdminTokenError
 from tornado_gateway.errors import GatewayError, StoreError
 from tornado_gateway.process.redis_options import redis_options
+from tornado_gateway.store.sqlite.repair.reports import find_damaged_files
 
 DISK_LOW_BYTES = 1 << 30
 DISK_FULL_BYTES = 100 << 20
@@ -100,10 +101,10 @@ def check_data_dir(directory: Path) -> Finding:
 
 def find_damaged(directory: Path) -> Finding | None:
     """Return a warning about files that the store has moved aside."""
-    names = sorted(path.name for path in directory.glob("*.damaged-*") if not path.name.endswith(("-wal", "-shm")))
-    if not names:
+    files = find_damaged_files(directory)
+    if not files:
         return None
-    message = f"{len(names)} damaged files were replaced in {directory}, the newest is {names[-1]}"
+    message = f"{len(files)} damaged files were replaced. " + ". ".join(file.message for file in files)
     return Finding("damaged files", WARN, "damaged-files", message)
 
 

@@ -15,8 +15,11 @@ export function showState({ status, account, queue }) {
   if (status.stuck) setState("bad", status.stuck.message);
   else if (version === null) setState("warn", "no settings yet");
   else if (status.last_error) setState("warn", `account ${account.id} · ${status.last_error}`);
+  else if (status.problems.length) setState("warn", `account ${account.id} · ${headline(status.problems)}`);
   else setState("good", `account ${account.id} · settings version ${version} · ${plural(account.features, "feature")}`);
 }
+
+const headline = ([first, ...others]) => (others.length ? `${first.message} · ${others.length} more` : first.message);
 
 const charts = [
   chart("Requests", "per second", [
@@ -47,6 +50,7 @@ export function startOverview() {
 export function showOverview(overview) {
   for (const each of charts) each.draw(overview.samples);
   showLedger(overview.status.events);
+  showProblems(overview.status);
   showPanels(overview);
   showWorkers(overview);
 }
@@ -72,6 +76,13 @@ function showLedger(events) {
       h("span", {}, h("i", { class: `swatch tone-${tone}` }), h("b", {}, events[name] === null ? "?" : count(events[name])), ` ${name}`, index < terms.length - 1 ? " +" : ""),
     ),
   );
+}
+
+function showProblems({ last_error: error, last_error_remedy: remedy, problems }) {
+  const shown = [...(error ? [{ message: error, remedy }] : []), ...problems];
+  byId("problems").hidden = !shown.length;
+  const item = ({ message, remedy }) => h("li", {}, h("div", {}, h("b", {}, message), remedy ? h("p", { class: "hint" }, remedy) : null));
+  replace(byId("problem-list"), shown.map(item));
 }
 
 function showPanels({ at, status, queue, location: database, store, account }) {
@@ -101,13 +112,18 @@ function showPanels({ at, status, queue, location: database, store, account }) {
       ["Up for", duration(status.uptime_seconds)],
       ["Release", status.version],
     ]),
-    panel("Location", database.available ? ["loaded", "good"] : ["none", ""], [
+    panel("Location", locationState(database, status.problems), [
       ["Database", database.type ?? "not configured"],
       ["Built", database.built_at ? moment(database.built_at).slice(0, 10) : "–"],
       ["Age", duration(database.age_seconds)],
       ...(database.error ? [["Error", database.error, "bad"]] : []),
     ]),
   );
+}
+
+function locationState({ available }, problems) {
+  if (problems.some(({ code }) => code.startsWith("geo-"))) return ["problem", "warn"];
+  return available ? ["loaded", "good"] : ["none", ""];
 }
 
 const delivery = ({ stuck, last_flush: flush }) =>
