@@ -11,6 +11,7 @@ import pytest
 from certificates import make_certificate
 from commands import run_doctor
 from core.documents import document, feature, rollout, rule
+from described import check_described
 from metrics import samples_of, scrape
 from process import ROOT, SAMPLE_SETTINGS, Gateway, sample_document
 from vendor import Fault, Vendor
@@ -35,6 +36,7 @@ def problems_of(gateway, *codes):
     """The problems, once these are all there are."""
     found = lambda: gateway.status()["problems"]  # noqa: E731
     until(lambda: sorted(problem["code"] for problem in found()) == sorted(codes), gateway.status)
+    check_described("/status", "get", 200, gateway.status())
     for problem in found():
         assert problem["remedy"] == REMEDIES[problem["code"]]
     return found()

@@ -5,6 +5,7 @@ import time
 
 import pytest
 from commands import run
+from described import check_described
 from metrics import samples_of, scrape
 from process import SAMPLE_SETTINGS, Gateway, sample_document
 from redis_servers import RedisServer, needs_redis_server
@@ -94,9 +95,11 @@ def test_h1_a_paused_redis_makes_its_numbers_unknown_everywhere(tmp_path, vendor
         assert before - 30 < events["oldest_unknown_since"] < time.time()
         assert (events["received"], events["unknown"]) == (sent + WAITING, WAITING + DEAD)
         status = gateway.status()
+        check_described("/status", "get", 200, status)
         assert [worker["events"]["waiting"] for worker in status["workers"]] == [None]
         for path in ("/admin/overview", "/admin/events"):
             shown = gateway.get(path, gateway.admin_headers)[1]
+            check_described(path, "get", 200, shown)
             queue = shown["queue"] if "queue" in shown else shown["depth"]
             assert (queue["waiting"], queue["dead"], queue["last_known"]) == (None, None, events["last_known"])
         samples = samples_of(scrape(gateway)[0])
