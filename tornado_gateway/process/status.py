@@ -8,11 +8,12 @@ from typing import Any
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.slow_patterns import SlowPatterns
+from tornado_gateway.events.outcomes import LastFlush
 from tornado_gateway.process.certificate_expiry import ExpiryReport
 from tornado_gateway.process.location_parts import location_problem
-from tornado_gateway.settings.mirror import SettingsMirror
+from tornado_gateway.settings.mirror import LastPoll, SettingsMirror
 from tornado_gateway.store.sqlite.repair.reports import DamagedFile, DamageWatch
-from tornado_gateway.telemetry.problems import REMEDIES, Problem, code_of_upstream, merged, published
+from tornado_gateway.telemetry.problems import REMEDIES, Problem, code_of_redis, code_of_upstream, merged, published
 from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, InstanceReading, Scoreboard, WorkerRecord
 
 # Parts of a record that /status does not show for each worker.
@@ -130,13 +131,14 @@ def environment_record(environment: Environment, store_failure: str | None, exce
     not_stored = environment.events.failure or store_failure
     poll, flush = mirror.last_poll, flusher.last
     errors = (
-        (not_stored, None),
-        (flush.error, flush.status),
-        (poll.error, poll.status),
+        (environment.events.failure, None),
+        (store_failure, store_failure and code_of_redis(store_failure)),  # a local store reports none
+        (flush.error, _code_of(flush)),
+        (poll.error, _code_of(poll)),
         (excess, None),
         (flusher.notice, None),
     )
-    error, status = next(((text, status) for text, status in errors if text), (None, None))
+    error, code = next(((text, code) for text, code in errors if text), (None, None))
     return {
         "settings": _settings_record(mirror),
         "events": {name: getattr(environment.events.counts, name) for name in EVENT_COUNTS},
@@ -150,8 +152,12 @@ def environment_record(environment: Environment, store_failure: str | None, exce
         },
         "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
         "last_error": error,
-        "last_error_code": None if error is None or status is None else code_of_upstream(status, error),
+        "last_error_code": code,
     }
+
+
+def _code_of(last: LastFlush | LastPoll) -> str | None:
+    return None if last.error is None or last.status is None else code_of_upstream(last.status, last.error)
 
 
 def _settings_record(mirror: SettingsMirror) -> dict[str, Any]:

@@ -19,6 +19,13 @@ REMEDIES = {
     " settings stay, events wait.",
     "upstream-strange": "Something other than VWO responds at UPSTREAM_URL, such as a login page of a proxy."
     " Inspect the response with `curl -i UPSTREAM_URL`.",
+    "redis-unreachable": "Check REDIS_HOST and REDIS_PORT, that Redis runs (`redis-cli ping` from this machine), its"
+    " `bind` and the firewall. Events go to DATA_DIR meanwhile.",
+    "redis-password": "Correct REDIS_PASSWORD (and REDIS_USERNAME with ACLs).",
+    "redis-tls": "Both sides must agree: REDIS_ENABLE_TLS and Redis' tls-port, REDIS_TLS_CA_PATH for the authority,"
+    " REDIS_TLS_CERT_PATH if Redis requires a client certificate.",
+    "redis-failing": "Redis responds but cannot do its work: follow the message, or check its log (`INFO`, maxmemory,"
+    " replica, ACL).",
     "geo-absent": "Copy the database to this path, or correct MAXMIND_DB_PATH. With a MaxMind account, run"
     " `tornado-gateway geo update`.",
     "geo-broken": "Replace the file: with a MaxMind account by `tornado-gateway geo update`, otherwise by a new"
@@ -76,3 +83,15 @@ def code_of_upstream(status: int, text: str) -> str:
         if re.search(signs, text, re.IGNORECASE):
             return code
     return "upstream-unreachable"
+
+
+def code_of_redis(text: str) -> str:
+    """Return the code of a failed request to Redis. `text` is the error."""
+    for code, signs in (
+        ("redis-password", r"password|NOAUTH|WRONGPASS|authentication"),
+        ("redis-tls", r"SSL|TLS|certificate"),
+        ("redis-unreachable", r"connect|refused|timed? ?out|no response|too slow|resol|unreachable|closed|not known"),
+    ):
+        if re.search(signs, text, re.IGNORECASE):
+            return code
+    return "redis-failing"

@@ -13,13 +13,6 @@ REMEDIES = {
     " the last good settings.",
     "collector-unreachable": "Check COLLECT_URL from this machine: name, firewall, route. Meanwhile, events wait.",
     "clock": "Set the clock with NTP (`timedatectl set-ntp true`): event times and TLS certificates depend on it.",
-    "redis-unreachable": "Check REDIS_HOST and REDIS_PORT, that Redis runs (`redis-cli ping` from this machine), its"
-    " `bind` and the firewall. Events go to DATA_DIR meanwhile.",
-    "redis-password": "Correct REDIS_PASSWORD (and REDIS_USERNAME with ACLs).",
-    "redis-tls": "Both sides must agree: REDIS_ENABLE_TLS and Redis' tls-port, REDIS_TLS_CA_PATH for the authority,"
-    " REDIS_TLS_CERT_PATH if Redis requires a client certificate.",
-    "redis-failing": "Redis responds but cannot do its work: follow the message, or check its log (`INFO`, maxmemory,"
-    " replica, ACL).",
     "redis-loses": "Set `maxmemory-policy noeviction` and `appendonly yes` in redis.conf: Redis stores events that were"
     " acknowledged to clients and not delivered yet.",
     "redis-channels": "Allow the channel: `ACL SETUSER NAME '&{fme:*'`. Until then, other workers use changed settings"
