@@ -15,6 +15,7 @@ EXPOSED = b"Access-Control-Expose-Headers: Warning, ETag, X-Request-Id, Retry-Af
 SHARED_PAGES = frozenset({b"/health", b"/ready", b"/status"})
 OPERATORS_PATHS = b"/admin"  # other sites' pages may neither request nor read them
 _HEADER_NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?:[ \t]*,[ \t]*[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
+MAX_AGE_SECONDS = 86_400  # how long browsers keep a response to OPTIONS
 MAX_HEADER_NAMES_BYTES = 2048
 # Pages of all sites can send these without asking first (a preflight). An absent type counts as one of them.
 SIMPLE_TYPES = frozenset({b"", b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"})
@@ -101,7 +102,7 @@ def respond_to_preflight(request: Request) -> Response:
         headers=[
             (b"Access-Control-Allow-Methods", b"GET, POST, OPTIONS"),
             (b"Access-Control-Allow-Headers", requested if is_valid else ALLOWED_HEADERS),
-            (b"Access-Control-Max-Age", b"86400"),
+            (b"Access-Control-Max-Age", b"%d" % MAX_AGE_SECONDS),
             (b"Vary", b"Access-Control-Request-Headers"),
         ],
     )

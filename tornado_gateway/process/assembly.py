@@ -1,7 +1,6 @@
 """Assembly: all parts of one worker, made from the configuration. The only module that knows most of the others."""
 
 import asyncio
-import logging
 import os
 import secrets
 import socket
@@ -35,6 +34,7 @@ from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
 from tornado_gateway.environments.registry import Environments, check_account
+from tornado_gateway.environments.slow_patterns import SlowPatterns
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink
@@ -44,9 +44,8 @@ from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
 from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
-from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.process.adoption import Adoption
-from tornado_gateway.process.certificate_expiry import report_part
+from tornado_gateway.process.certificate_expiry import ExpiryReport
 from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.location_parts import location_parts
 from tornado_gateway.process.open_files import max_connections, open_files_limit
@@ -55,7 +54,7 @@ from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import Part, explaining
 from tornado_gateway.process.publication import Publication
 from tornado_gateway.process.redis_options import redis_options
-from tornado_gateway.process.status import instance_status
+from tornado_gateway.process.status import Problems, instance_status
 from tornado_gateway.settings.documents import read_document
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror
 from tornado_gateway.settings.stored import document_name
@@ -124,6 +123,7 @@ class Assembly:
             Part("publication", self.publication.start, self.publication.stop),
             Part("store", self._store.open, self._store.close, STORE_REMEDY),
             *location_parts(self._config, self._store, self._location, self._owner),
+            Part("problems", self.publication.problems.start, self.publication.problems.stop),
             Part("environment", environment.start, environment.stop, STORE_REMEDY),
             Part("adoption", self._adoption.start, self._adoption.stop),
             *self._certificate_parts(),
@@ -138,10 +138,8 @@ class Assembly:
         ]
 
     def _certificate_parts(self) -> list[Part]:
-        cert, key, certificates = self._config.tls_cert_path, self._config.tls_key_path, self._certificates
-        if certificates is None or cert is None or key is None:
-            return []
-        return [Part("certificates", certificates.start, certificates.stop), report_part(cert, key)]
+        certificates = self._certificates
+        return [] if certificates is None else [Part("certificates", certificates.start, certificates.stop)]
 
     def status(self) -> dict[str, Any]:
         """Return the body of /status, which is that of the whole instance for any worker."""
@@ -197,7 +195,7 @@ class Assembly:
             lists,
             aliases=state if config.aliasing_enabled else None,
             sticky=StickyDecisions(state, config.sticky_seconds) if config.sticky_decisions else None,
-            slow_patterns=ThrottledLog(logging.getLogger(Evaluator.__module__)),
+            slow_patterns=SlowPatterns(),
         )
 
     # --- Routes and pages ---
@@ -318,9 +316,16 @@ class Assembly:
             self._device,
             self.server,
             self._adoption,
+            self._build_problems(),
             self.stopping,
             is_shared=self._config.uses_redis,
         )
+
+    def _build_problems(self) -> Problems:
+        config, slow_patterns = self._config, self.environments.default.evaluator.slow_patterns
+        cert, key = config.tls_cert_path, config.tls_key_path
+        expiry = ExpiryReport(cert, key) if cert is not None and key is not None else None
+        return Problems(config.data_dir, self._location, slow_patterns, expiry)
 
 
 def build_store(config: Config, owner: str) -> Store:

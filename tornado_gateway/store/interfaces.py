@@ -78,13 +78,15 @@ class DeadLetter:
 class Depth:
     """The numbers of waiting and dead events, and the bytes of the waiting ones.
 
-    `oldest_at` is the time at which the oldest waiting was stored.
+    `oldest_at` is the time at which the oldest waiting was stored. If `is_stale`, a part of the store could not be
+    read, and counts with its last known numbers.
     """
 
     waiting: int
     dead: int
     oldest_at: float | None
     waiting_bytes: int = 0
+    is_stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
