@@ -112,6 +112,7 @@ class Reader:
         "fields",
         "head_headers",
         "incomplete",
+        "max_body",
         "noted",
         "options",
         "parser",
@@ -127,9 +128,8 @@ class Reader:
         self.options = options
         self.deliver = deliver
         self.parser: Any = httptools.HttpRequestParser(self)
-        self.peer = ""
+        self.peer = self.version = ""
         self.phase: int = IDLE
-        self.version = ""
         self.rejection: Response | None = None
         # the message being read
         self.url = b""
@@ -138,16 +138,17 @@ class Reader:
         self.body: bytes | bytearray = b""
         self.expectation: int = NO_EXPECTATION
         self.wants_echo = options.echo_headers is None
+        self.max_body = options.max_body_bytes  # bytes; more once a larger body needs them and its route allows them
         self.noted: int = 0  # the number of Host headers, and ENCODED for each Content-Encoding
         self.incomplete = _Incomplete()
 
     # --- Callbacks of the parser ---
 
     def on_message_begin(self) -> None:
-        self.phase = HEAD
+        self.phase, self.noted = HEAD, 0
         self.url = self.body = b""
         self.fields = self.head_headers = []
-        self.noted = 0
+        self.max_body = self.options.max_body_bytes
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -208,7 +209,7 @@ class Reader:
             if type(self.body) is bytes:
                 self.body = bytearray(self.body)
             self.body += data
-        if len(self.body) > self.options.max_body_bytes:
+        if len(self.body) > self.max_body:
             self._check_body_size(len(self.body))
 
     def on_message_complete(self) -> None:
@@ -356,8 +357,9 @@ class Reader:
             raise _RejectedError(BODY_TOO_LARGE)
 
     def _check_body_size(self, size: int) -> None:
-        override = self.options.body_limit
-        if override is None or size > override(split_target(self.url)[0]):
+        if self.options.body_limit is not None:
+            self.max_body = self.options.body_limit(split_target(self.url)[0])
+        if size > self.max_body:
             raise _RejectedError(BODY_TOO_LARGE)
 
     def _check_hosts(self) -> None:
