@@ -1,6 +1,6 @@
 """Sends attacks (`attacks.py`) to a gateway until the time is over, and prints as JSON which statuses came back.
 
-    python tests/support/attackers.py PORT SECONDS NAME ...
+python tests/support/attackers.py PORT SECONDS NAME ...
 """
 
 import asyncio
@@ -15,10 +15,11 @@ from typing import Any
 
 import orjson
 import uvloop
-from attacks import EVERYTHING, Attack, Blocks
+from attacks import EVERYTHING, MIXED, Attack, Blocks
 
 STATUS = re.compile(rb"HTTP/1\.[01] (\d\d\d)")
 TAIL_BYTES = 11  # of a status line that has arrived in part
+MIXED_LOAD = "mixed load"
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
 
 
@@ -92,12 +93,10 @@ async def repeat(port: int, attack: Attack, chance: random.Random, counts: "coll
         await asyncio.sleep(0)
 
 
-async def attack(
-    port: int, seconds: float, attacks: dict[str, Attack], make_chance: Any = random.Random
-) -> dict[str, int]:
+async def attack(port: int, seconds: float, attacks: dict[str, Attack]) -> dict[str, int]:
     counts: collections.Counter[str] = collections.Counter()
     tasks = [
-        asyncio.create_task(repeat(port, one, make_chance(f"{name}{number}"), counts))
+        asyncio.create_task(repeat(port, one, random.Random(f"{name}{number}"), counts))
         for name, one in attacks.items()
         for number in range(one.connections)
     ]
@@ -113,7 +112,7 @@ async def attack(
 
 def main(port: str, seconds: str, *names: str) -> None:
     gc.freeze()
-    chosen = {name: EVERYTHING[name] for name in names}
+    chosen = MIXED if names == (MIXED_LOAD,) else {name: EVERYTHING[name] for name in names}
     sys.stdout.buffer.write(orjson.dumps(uvloop.run(attack(int(port), float(seconds), chosen))))
 
 

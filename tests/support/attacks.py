@@ -230,7 +230,15 @@ def bombs(size: int) -> tuple[bytes, ...]:
 
 
 ODD_TEXTS = (
-    *(b'"\xff\xfe"', b'"\xc0\x80"', b'"\xed\xa0\x80"', b'"\xf4\x90\x80\x80"', b'"\\ud83d"', b'"\\udc00\\ud83d"', b'"\\u0000"'),
+    *(
+        b'"\xff\xfe"',
+        b'"\xc0\x80"',
+        b'"\xed\xa0\x80"',
+        b'"\xf4\x90\x80\x80"',
+        b'"\\ud83d"',
+        b'"\\udc00\\ud83d"',
+        b'"\\u0000"',
+    ),
     *(b"1" * 100, b"-" + b"1" * 101, b"1" * 60_000, b"1e400", b"-1e-400", b"0." + b"9" * 5000, b"1e" + b"9" * 50),
     *(b"NaN", b"Infinity", b"-0", b"null", b"true", b"[]", b"{}", b'""', b'{"":{"":""}}', b'"\\x"', b"\xef\xbb\xbf1"),
     *(b'"a\\r\\nX-Injected: 1"', b'"' + b"\\ud800" * 9000 + b'"', b'"__proto__"', b'"%00%ff"', b'"NaN"', b'"1e999"'),
@@ -429,3 +437,19 @@ ATTACKS = {
 }
 FLOODS = {f"flood of {name}": Attack(endless(make), 32) for name, make in REQUESTS.items()}
 EVERYTHING = ATTACKS | FLOODS
+
+# --- A mixed load that is not hostile, for scripts/soak ---
+
+VISITORS = 2000  # different requests of each type
+PAUSES = {"/webhook": 1.0, "/server-side/v2-pull": 1.0, "probes and pages": 0.2}
+
+
+def known(make: Callable[[Random], bytes]) -> Callable[[Random], bytes]:
+    """One of so many requests, which are the same each time, so that nothing is new after a while."""
+    return lambda chance: make(Random(chance.randrange(VISITORS)))
+
+
+MIXED = {
+    f"mixed {name}": Attack(repeated(known(make), 300), 2, PAUSES.get(name, 0.05), patience_seconds=1)
+    for name, make in REQUESTS.items()
+}

@@ -222,7 +222,7 @@ class Connection(asyncio.Protocol):
             not output.is_paused
             and not output.unsent_bytes
             and self.queued_bytes < MAX_QUEUED_BYTES
-            and len(self.queue) < self.options.max_pipelined
+            and len(self.queue) < self.options.limits.max_pipelined
         )
 
     def _can_advance(self) -> bool:
@@ -288,7 +288,7 @@ class Connection(asyncio.Protocol):
 
     def _enqueue(self, request: Request) -> None:
         self.queue.append(request)
-        if len(self.queue) >= self.options.max_pipelined or self.queued_bytes >= MAX_QUEUED_BYTES:
+        if len(self.queue) >= self.options.limits.max_pipelined or self.queued_bytes >= MAX_QUEUED_BYTES:
             self._block()
 
     def _hold(self, gate: Gate) -> None:

@@ -170,7 +170,6 @@ class ServerOptions:
         # Read for each request: an attribute of a named tuple costs more in compiled code.
         self.max_headers = limits.max_headers
         self.max_body_bytes = limits.max_body_bytes
-        self.max_pipelined = limits.max_pipelined
         self.slice_bytes = min(SLICE_BYTES, limits.max_header_bytes)
         self.body_limit = body_limit
         self.on_response = on_response

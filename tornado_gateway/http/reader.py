@@ -69,9 +69,10 @@ class _RejectedError(Exception):
 class _Incomplete:
     """The message that the last slice has left incomplete."""
 
-    __slots__ = ("charge", "partial", "remaining", "seen_bytes")
+    __slots__ = ("charge", "max_body", "partial", "remaining", "seen_bytes")
 
     def __init__(self) -> None:
+        self.max_body = 0  # bytes; more once a larger body needs them and its route allows them
         self.seen_bytes = 0  # of the head, or of the body
         self.charge: Charge | None = None  # of a body that needs more than one slice
         self.remaining = -1  # announced bytes of the body that have not arrived yet; -1 if unknown
@@ -112,7 +113,6 @@ class Reader:
         "fields",
         "head_headers",
         "incomplete",
-        "max_body",
         "noted",
         "options",
         "parser",
@@ -138,7 +138,6 @@ class Reader:
         self.body: bytes | bytearray = b""
         self.expectation: int = NO_EXPECTATION
         self.wants_echo = options.echo_headers is None
-        self.max_body = options.max_body_bytes  # bytes; more once a larger body needs them and its route allows them
         self.noted: int = 0  # the number of Host headers, and ENCODED for each Content-Encoding
         self.incomplete = _Incomplete()
 
@@ -148,7 +147,7 @@ class Reader:
         self.phase, self.noted = HEAD, 0
         self.url = self.body = b""
         self.fields = self.head_headers = []
-        self.max_body = self.options.max_body_bytes
+        self.incomplete.max_body = self.options.max_body_bytes
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -209,7 +208,7 @@ class Reader:
             if type(self.body) is bytes:
                 self.body = bytearray(self.body)
             self.body += data
-        if len(self.body) > self.max_body:
+        if len(self.body) > self.incomplete.max_body:
             self._check_body_size(len(self.body))
 
     def on_message_complete(self) -> None:
@@ -358,8 +357,8 @@ class Reader:
 
     def _check_body_size(self, size: int) -> None:
         if self.options.body_limit is not None:
-            self.max_body = self.options.body_limit(split_target(self.url)[0])
-        if size > self.max_body:
+            self.incomplete.max_body = self.options.body_limit(split_target(self.url)[0])
+        if size > self.incomplete.max_body:
             raise _RejectedError(BODY_TOO_LARGE)
 
     def _check_hosts(self) -> None:
