@@ -4,12 +4,14 @@ Found by `scripts/hostile`: a loop turn served all that had arrived from each cl
 """
 
 import asyncio
+import socket
 import time
 
 from http_harness import QUICK, Routes, get, post, serve
 
 from tornado_gateway.http.limits import RunQueue
 from tornado_gateway.http.messages import Response
+from tornado_gateway.http.server import RECEIVE_BYTES
 
 __all__ = ["serve"]
 
@@ -102,3 +104,24 @@ def test_a_step_that_fails_does_not_end_the_others():
 
     asyncio.run(run())
     assert isinstance(done[0], ZeroDivisionError)
+
+
+def test_the_kernel_keeps_little_for_a_client_that_must_wait(serve):
+    """A worker had 279 MB: 250 KB of each of many connections were read at once and then had to wait.
+
+    The kernel lets the buffer of a busy connection grow to 6 MB.
+    """
+    live = serve()
+    client = live.connect()
+    for _ in range(40):
+        assert client.send(post("/async?0", b"x" * 1_000_000)).response().status == 200
+    (connection,) = live.server.activity.clients
+    sock = connection.output.transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * RECEIVE_BYTES  # the kernel doubles it
+
+
+def test_a_head_with_too_many_lines_is_rejected_before_it_ends(serve):
+    """64 KB of short lines cost as much CPU time as 8,000 headers."""
+    live = serve(limits=QUICK._replace(max_headers=100, max_header_bytes=65536))
+    client = live.connect().send(get("/const")[:-2] + b"X: y\r\n" * 150)
+    assert client.response().status == 431

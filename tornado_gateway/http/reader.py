@@ -290,7 +290,7 @@ class Reader:
             # In the first slice, bytes of earlier messages do not count.
             is_first = started != HEAD or not incomplete.seen_bytes
             incomplete.seen_bytes = self._head_size() if is_first else incomplete.seen_bytes + len(data)
-            if incomplete.seen_bytes > limits.max_header_bytes:
+            if incomplete.seen_bytes > limits.max_header_bytes or len(self.fields) > limits.max_headers:
                 self.reject(HEAD_TOO_LARGE)
             return
         incomplete.partial = None
