@@ -40,20 +40,26 @@ class Call:
 class Vendor:
     """Runs in a thread of its own; use as a context manager. Everything that arrived can be looked at any time.
 
-    With a TLS context it also listens on `tls_port`. Port 0 means any free one.
+    With a TLS context it also listens on `tls_port`. Port 0 means any free one. With `keep` it remembers only as many
+    calls and events, for long runs.
     """
 
     def __init__(
-        self, settings: dict[str, Any] | None = None, tls: ssl.SSLContext | None = None, port: int = 0
+        self,
+        settings: dict[str, Any] | None = None,
+        tls: ssl.SSLContext | None = None,
+        port: int = 0,
+        keep: int | None = None,
     ) -> None:
         self.settings: bytes = orjson.dumps(settings if settings is not None else {})
         self.environments: dict[str, bytes] = {}  # SDK key: a document of its own
         self.dialects: dict[tuple[str, str], bytes] = {}  # (api-version, platform): a document of its own
         self.lists: dict[str, set[str]] = {}  # list id: its members, for check-attribute
         self.event_dsl = b"true"
-        self.calls: list[Call] = []
-        self.events: list[dict[str, Any]] = []  # every event that was taken with a 200, in order
-        self.batches: list[int] = []  # their sizes
+        self.new_list: Any = list if keep is None else lambda: collections.deque(maxlen=keep)
+        self.calls: list[Call] = self.new_list()
+        self.events: list[dict[str, Any]] = self.new_list()  # every event that was taken with a 200, in order
+        self.batches: list[int] = self.new_list()  # their sizes
         self.taken: dict[
             tuple[str, str], list[dict[str, Any]]
         ] = {}  # the same events by account and key of the request
@@ -208,7 +214,7 @@ class _Events(_Handler):
             key = self.get_query_argument("env", "")
             if self.request.headers.get("Authorization", key) != key:  # only batches have the header
                 raise AssertionError("the query and the header name different keys")
-            self.vendor.taken.setdefault((self.get_query_argument("a", ""), key), []).extend(events)
+            self.vendor.taken.setdefault((self.get_query_argument("a", ""), key), self.vendor.new_list()).extend(events)
             self.vendor.batches.append(len(events))
             self.finish({"success": True})
 

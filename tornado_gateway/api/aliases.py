@@ -13,6 +13,8 @@ from tornado_gateway.http.fields import json_object, limited_id, query_text, raw
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.store.interfaces import StateStore
 
+MAX_IDS = 100  # of one request: each is a lookup in the store, and decisions of others wait for them
+
 
 class AliasesApi:
     """The endpoints that set and return aliases."""
@@ -49,6 +51,8 @@ class AliasesApi:
         ids = _ids(query_text(request.query, b"userId"))
         if not ids:
             raise RequestError(400, "userId is required: a JSON list of ids")
+        if len(ids) > MAX_IDS:
+            raise RequestError(400, f"userId may have at most {MAX_IDS} ids")
         return self._alias_rows(ids, with_unknown=raw_query_value(request.query, b"accountId") is not None)
 
     async def _alias_rows(self, ids: list[str], *, with_unknown: bool) -> Response:
