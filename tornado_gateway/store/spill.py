@@ -184,6 +184,13 @@ class SpillingEvents:
                 discarded += await self._ask_long(self._primary.trim_dead_letters, max_events)
         return discarded
 
+    async def adopt(self) -> int:
+        """As promised by EventStore: such events are in the local store until the primary one can be written."""
+        moved = await self._local.adopt()
+        if moved:
+            self._wanted.set()
+        return moved
+
     async def _claim_local(self, max_events: int, max_bytes: int) -> list[Chunk]:
         return [replace(chunk, id=f"{LOCAL}{chunk.id}") for chunk in await self._local.claim(max_events, max_bytes)]
 
