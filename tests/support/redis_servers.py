@@ -280,8 +280,8 @@ class Proxy:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
-        self.cut()
         while self._writers:
+            self.cut()  # again, because connections that were accepted just before are served only now
             await asyncio.sleep(0.01)
         await self._server.wait_closed()
 

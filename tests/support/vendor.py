@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import ssl
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import Any, Self
 
 import orjson
 from tornado.httpserver import HTTPServer
+from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
@@ -188,7 +190,8 @@ class _Handler(RequestHandler):
         self.set_status(fault.status)
         for name, value in fault.headers.items():
             self.set_header(name, value)
-        await self.finish({"error": "injected"})
+        with contextlib.suppress(StreamClosedError):  # the client has given up
+            await self.finish({"error": "injected"})
         return True
 
 

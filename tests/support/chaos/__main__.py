@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import collections
+import itertools
 import random
 import shutil
 import signal
@@ -27,6 +28,7 @@ from chaos.traffic import Clients, requests_of, sendings
 from chaos.verdict import Evidence, Key, Taken, change_problems, problems, summary, unbalanced
 from chaos.watch import Watch, counts_of
 from chaos.world import World, world_of
+from tornado_gateway.store.spill import LOCAL
 
 WORKER_BYTES = 256 << 20
 CONNECTIONS = 10
@@ -100,9 +102,17 @@ class Run:
         for arrival in self.world.vendor.arrivals[:]:
             for event in arrival.events:
                 evidence.taken.setdefault(identity(event), []).append(Taken(arrival.taken, arrival.answered))
-        evidence.dead = collections.Counter(await asyncio.to_thread(dead_events, self.world.gateways[0]))
+        shared, local = await asyncio.to_thread(self._dead_events)
+        evidence.dead = collections.Counter(itertools.chain(shared, *local))
         evidence.incidents = self.world.incidents + self.watch.deaths
         return evidence
+
+    def _dead_events(self) -> tuple[list[Key], list[list[Key]]]:
+        """Return the dead letters of the shared store, and those in the data directory of each gateway."""
+        letters = [dead_events(gateway) for gateway in self.world.gateways]
+        if self._store == "embedded":
+            return [], [letters[0][""]]
+        return letters[0][""], [each["local"] for each in letters]
 
     # --- Counts ---
 
@@ -159,8 +169,9 @@ class Run:
     def _count_problems(self, evidence: Evidence) -> list[str]:
         """The final numbers of /metrics and /status, which the audit has left without waiting events."""
         found = []
-        dead = sum(evidence.dead.values())
-        for gateway in self.world.gateways:
+        shared, local = self._dead_events()
+        for gateway, own in zip(self.world.gateways, local, strict=True):
+            dead = len(shared) + len(own)
             for name, counts in (("/metrics", counts_of(gateway)), ("/status", gateway.status()["events"])):
                 if self._store == "embedded":
                     found.append(unbalanced(counts))
@@ -176,9 +187,9 @@ def _total(counts: list[dict[str, Any]]) -> dict[str, Any]:
     return total | {name: max(each[name] for each in counts) for name in ("waiting", "dead")}
 
 
-def dead_events(gateway: Gateway) -> list[Key]:
-    """Return the events of all dead letters; none if they cannot be read now."""
-    found: list[Key] = []
+def dead_events(gateway: Gateway) -> dict[str, list[Key]]:
+    """Return the events of all dead letters by store, "local" or ""; none if they cannot be read now."""
+    found: dict[str, list[Key]] = {"": [], "local": []}
     first = ""
     while True:
         try:
@@ -188,7 +199,8 @@ def dead_events(gateway: Gateway) -> list[Key]:
         if status != 200:
             return found
         for letter in page["dead"]:
-            found += [identity(orjson.loads(line)) for line in letter["body"].splitlines()]
+            store = "local" if str(letter["id"]).startswith(LOCAL) else ""
+            found[store] += [identity(orjson.loads(line)) for line in letter["body"].splitlines()]
         if page["next"] is None:
             return found
         first = f"&first={page['next']}"
@@ -212,8 +224,8 @@ def run_store(seed: int, store: str, seconds: float) -> bool:
     found: Iterable[str]
     try:
         found = asyncio.run(_run(seed, store, seconds, directory))
-    except Exception as error:
-        found = [f"the run failed: {error!r}"]
+    except (Exception, KeyboardInterrupt) as error:
+        found = [f"the run ended: {error!r}"]
     for problem in found:
         print(f"  FAULT: {problem}")
     if found:

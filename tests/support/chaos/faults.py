@@ -15,13 +15,16 @@ from chaos.world import Clock, World, workers_of
 
 Make = Callable[[World, Watch, Step], Awaitable[None]]
 ALWAYS = 10**9  # requests that meet a fault
-ROLLING_SECONDS = 30  # for a rolling restart
+ROLLING_SECONDS = 20  # for a rolling restart, unless it is cancelled because a new worker cannot start
+LATE_SECONDS = 5.0  # a fault that is later than planned, because the one before took longer, is left out
 
 
 async def play(world: World, watch: Watch, steps: list[Step]) -> None:
     """Make the faults of one part, one after the other."""
     for step in steps:
         await asyncio.sleep(max(0.0, step.at - world.seconds))
+        if world.seconds > step.at + LATE_SECONDS:
+            continue
         await FAULTS[step.fault](world, watch, step)
 
 
@@ -68,7 +71,7 @@ async def _kill_parent(world: World, watch: Watch, step: Step) -> None:
             watch.look()
             await asyncio.to_thread(gateway.kill)
             await asyncio.sleep(step.seconds)
-            await asyncio.to_thread(gateway.start)
+            await _start(world, gateway)
 
 
 async def _terminate_parent(world: World, watch: Watch, step: Step) -> None:
@@ -79,7 +82,21 @@ async def _terminate_parent(world: World, watch: Watch, step: Step) -> None:
             code = await asyncio.to_thread(gateway.terminate)
             world.note(f"the gateway ended with exit code {code}")
             await asyncio.sleep(step.seconds)
+            await _start(world, gateway)
+
+
+async def _start(world: World, gateway: Gateway) -> None:
+    """Start a gateway, again and again while its directory cannot be used, as a service manager does."""
+    while True:
+        has_fault = world.has_fault("disk")
+        try:
             await asyncio.to_thread(gateway.start)
+            return
+        except AssertionError:
+            if not has_fault:
+                raise
+            world.note("the gateway did not start during a fault of the disk")
+            await asyncio.sleep(1)
 
 
 async def _reload(world: World, watch: Watch, step: Step) -> None:
@@ -94,6 +111,8 @@ async def _reload(world: World, watch: Watch, step: Step) -> None:
                 if not any(map(is_running, former)):
                     return
                 await asyncio.sleep(0.1)
+            for pid in former:
+                watch.expect_death(pid)
 
 
 def _pid(gateway: Gateway) -> int:

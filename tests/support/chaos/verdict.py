@@ -109,8 +109,7 @@ def _worker_stopped(evidence: Evidence, sending: Sending, first: Taken, second: 
     in_flight = first.answered if first.answered is not None else first.at
     return any(
         stop.touches(first.at, in_flight)
-        or (stop.touches(second.at, second.at)
-        and stop.ended - stop.began >= ALIVE_SECONDS)
+        or (stop.touches(second.at, second.at) and stop.ended - stop.began >= ALIVE_SECONDS)
         for stop in evidence.of("stop")
     )
 
@@ -174,6 +173,16 @@ def too_many_of_one_death(evidence: Evidence, found: Iterable[tuple[Key, str, Ta
     return [f"{count} duplicates after the end of {name}" for name, count in groups.items() if count > 2 * IN_FLIGHT]
 
 
+def deaths_without_a_fault(evidence: Evidence) -> list[str]:
+    """Return the workers that ended although no fault killed or stopped them, or prevented their start."""
+    faults = evidence.of("kill", "stop", "disk")
+    return [
+        f"{death.detail} ended without a fault"
+        for death in evidence.of("death")
+        if not any(fault.touches(death.began - 1, death.ended + 1) for fault in faults)
+    ]
+
+
 # --- Everything ---
 
 
@@ -190,7 +199,7 @@ def problems(evidence: Evidence) -> list[str]:
     strangers = evidence.taken.keys() - evidence.sent.keys()
     if strangers:
         found.append(f"{len(strangers)} events arrived that no request caused, such as {_shown(strangers)}")
-    return found + too_many_of_one_death(evidence, repeated)
+    return found + too_many_of_one_death(evidence, repeated) + deaths_without_a_fault(evidence)
 
 
 def _shown(keys: Iterable[Key]) -> list[Key]:

@@ -1,6 +1,7 @@
 """Everything that takes part in a run: gateways, the stand-in for VWO, Redis, a small disk and two clocks."""
 
 import asyncio
+import math
 import os
 import resource
 import shutil
@@ -142,6 +143,10 @@ class World:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.began
+
+    def has_fault(self, kind: str) -> bool:
+        """Return whether there is such a fault at the moment."""
+        return any(each.kind == kind and each.ended == math.inf for each in self.incidents)
 
     def note(self, text: str) -> None:
         print(f"{self.seconds:7.1f} s  {text}", flush=True)

@@ -127,7 +127,7 @@ class RedisEvents:
         return Depth(waiting, dead, stored_at(first) if first else None, max(0, size))
 
     async def adopt(self) -> int:
-        """Return 0: the claims of ended workers are those of the consumer group, which others take over."""
+        """Return 0: ended workers leave nothing but claims, and other consumers claim these events."""
         return 0
 
     async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> list[DeadLetter]:
