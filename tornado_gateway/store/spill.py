@@ -92,7 +92,10 @@ class SpillingEvents:
             with suppress(StoreError):
                 await self._ask(self._primary.append, chunks, seconds, within=seconds)
                 return
-        await self._local.append(chunks)
+        try:
+            await self._local.append(chunks)
+        finally:
+            self._wanted.set()  # the primary may have recovered, and all other chunks moved, in the meantime
 
     async def claim(self, max_events: int, max_bytes: int = CLAIM_BYTES) -> list[Chunk]:
         """As promised by EventStore, of one of the two stores."""
