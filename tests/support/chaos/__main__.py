@@ -68,7 +68,13 @@ class Run:
 
     async def _under_load(self, work: Any, connections: int, pause: float, name: str) -> None:
         loads = [
-            Clients(gateway.port, requests_of(f"{self._seed}-{name}-{number}"), connections, None, pause)
+            Clients(
+                gateway.port,
+                requests_of(f"{self._seed}-{name}-{number}", poison=name == "load"),
+                connections,
+                None,
+                pause,
+            )
             for number, gateway in enumerate(self.world.gateways)
         ]
         clients = asyncio.gather(*(load.run() for load in loads))
@@ -77,8 +83,8 @@ class Run:
         finally:
             for load in loads:
                 load.stopping = True
-                self._exchanges += load.exchanges
             await clients
+            self._exchanges += [exchange for load in loads for exchange in load.exchanges]
 
     async def _fail(self) -> None:
         steps = plan(self._seed, self._store, self._seconds)

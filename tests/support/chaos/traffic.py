@@ -17,13 +17,13 @@ PATIENCE_SECONDS = 30.0
 RECONNECT_SECONDS = 0.2
 
 
-def requests_of(run: str) -> Callable[[int], tuple[str, dict[str, Any]]]:
-    """Every request is of another visitor. One of POISON_EVERY holds an event that upstream rejects."""
+def requests_of(run: str, *, poison: bool = False) -> Callable[[int], tuple[str, dict[str, Any]]]:
+    """Every request is of another visitor. With `poison`, one of POISON_EVERY holds an event that upstream rejects."""
     decisions = visitor_requests(run)
 
     def make(number: int) -> tuple[str, dict[str, Any]]:
         if number % KINDS == 5:
-            return "/events/t?en=chaos", _event(run, number, poison=number % POISON_EVERY == 5)
+            return "/events/t?en=chaos", _event(run, number, poison=poison and number % POISON_EVERY == 5)
         if number % KINDS == 6:
             return "/server-side/batch-events-v2", {"ev": [_event(run, f"{number}-{at}") for at in range(BATCH)]}
         return decisions(number)
