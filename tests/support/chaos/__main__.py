@@ -237,7 +237,10 @@ def run_store(seed: int, store: str, seconds: float) -> bool:
     found: Iterable[str]
     try:
         found = asyncio.run(_run(seed, store, seconds, directory))
-    except (Exception, KeyboardInterrupt) as error:
+    except KeyboardInterrupt:
+        print(f"interrupted; the files are kept in {directory}", flush=True)
+        raise SystemExit(130) from None
+    except Exception as error:
         found = [f"the run ended: {error!r}"]
     for problem in found:
         print(f"  FAULT: {problem}")
