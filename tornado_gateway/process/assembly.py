@@ -303,8 +303,7 @@ class Assembly:
     # --- Work beside requests ---
 
     def _build_adoption(self) -> Adoption:
-        log = self._store.events if isinstance(self._store.events, SqliteEvents) else None
-        return Adoption(log, self.environments.default, self._slot.scoreboard, self.stopping)
+        return Adoption(self._store.events, self.environments.default, self._slot.scoreboard, self.stopping)
 
     def _build_publication(self) -> Publication:
         return Publication(
@@ -338,7 +337,8 @@ def build_store(config: Config, owner: str) -> Store:
 
     options = redis_options(config)
     redis = open_redis(options, config.namespace, owner)
-    local = SqliteEvents(config.data_dir, config.store_sync)
+    # A machine shows one number of dead events: those in Redis, and all in its directory.
+    local = SqliteEvents(config.data_dir, config.store_sync, counts_all_letters=True)
     patience_seconds = 2 * config.socket_timeout_seconds  # requests to Redis have timed out by then
     events = SpillingEvents(redis.events, local, patience_seconds=patience_seconds)
     return Store(events, redis.state, take_over(options, config.former_namespace, config.namespace, owner))

@@ -165,6 +165,9 @@ class EventStore(Protocol):
         Return the number of events discarded.
         """
 
+    async def adopt(self) -> int:
+        """Move the events that ended workers have left on this machine into this store. Return their number."""
+
 
 class StateStore(Protocol):
     """State that all workers share."""

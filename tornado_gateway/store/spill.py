@@ -93,8 +93,10 @@ class SpillingEvents:
             with suppress(StoreError):
                 await self._ask(self._primary.append, chunks, seconds, within=seconds)
                 return
-        await self._local.append(chunks)
-        self._wanted.set()  # the primary may have recovered, and everything else moved, before this append ended
+        try:
+            await self._local.append(chunks)
+        finally:
+            self._wanted.set()  # the primary may have recovered, and everything else moved, before this append ended
 
     async def claim(self, max_events: int, max_bytes: int = CLAIM_BYTES) -> list[Chunk]:
         """As promised by EventStore, of one of the two stores."""
@@ -197,6 +199,13 @@ class SpillingEvents:
     def _read_seconds(self) -> float | None:
         """The limit for reads that pages wait for: a store that is only full still responds."""
         return READ_SECONDS if self.is_degraded else None
+
+    async def adopt(self) -> int:
+        """As promised by EventStore: such events are in the local store until the primary one can be written."""
+        moved = await self._local.adopt()
+        if moved:
+            self._wanted.set()
+        return moved
 
     async def _claim_local(self, max_events: int, max_bytes: int) -> list[Chunk]:
         return [replace(chunk, id=f"{LOCAL}{chunk.id}") for chunk in await self._local.claim(max_events, max_bytes)]

@@ -20,7 +20,8 @@ from tornado_gateway.store.interfaces import Depth, EventStore
 from tornado_gateway.tasks import end_tasks
 
 READ_SECONDS = 2.0
-READ_SHARE = 0.01  # maximum share of the store's time for readings
+READ_SHARE = 0.01  # maximum share of the store's time for readings, unless that means a longer pause than this:
+LONGEST_PAUSE_SECONDS = 30.0
 STUCK_SECONDS = 60.0
 STUCK_INTERVALS = 3  # times the flush interval plus the time-out of a request
 
@@ -65,6 +66,11 @@ class Merged:
 def stuck_after(flush_seconds: float, timeout_seconds: float) -> float:
     """Return how long the oldest event may stay the same: several times as long as one flush may take."""
     return max(STUCK_SECONDS, STUCK_INTERVALS * (flush_seconds + timeout_seconds))
+
+
+def pause_after(took_seconds: float) -> float:
+    """Return the pause after a reading that took so long."""
+    return max(READ_SECONDS * random.uniform(0.9, 1.1), min(took_seconds / READ_SHARE, LONGEST_PAUSE_SECONDS))
 
 
 class Watch:
@@ -143,8 +149,7 @@ class Watch:
             before = time.monotonic()
             is_read = await self.read()
             # A failed reading is not slow: it has waited for a time-out, and the next one may succeed.
-            took = time.monotonic() - before if is_read else 0.0
-            await asyncio.sleep(max(READ_SECONDS * random.uniform(0.9, 1.1), took / READ_SHARE))
+            await asyncio.sleep(pause_after(time.monotonic() - before if is_read else 0.0))
 
 
 def newest_reading(workers: Sequence[Waiting]) -> Reading:

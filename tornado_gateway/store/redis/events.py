@@ -129,6 +129,10 @@ class RedisEvents:
         _, _, waiting, dead, _ = ledger
         return Depth(waiting, dead, stored_at(first) if first else None, max(0, size))
 
+    async def adopt(self) -> int:
+        """Return 0: ended workers leave nothing but claims, and other consumers claim these events."""
+        return 0
+
     async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> list[DeadLetter]:
         entries = await self._link.call("XRANGE", self._keys[2], "-" if first is None else first, "+", "COUNT", limit)
         return [letter_of(entry_id, fields) for entry_id, fields in entries]
