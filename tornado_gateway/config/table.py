@@ -123,6 +123,12 @@ class OptionValues:
         "",
         "URL that events are sent to. Defaults to UPSTREAM_URL.",
     )
+    upstream_ca_path: Path | None = option(
+        _SETTINGS,
+        kinds.file,
+        None,
+        "CA certificates (PEM) that verify the certificates of UPSTREAM_URL and COLLECT_URL, instead of the system's.",
+    )
     poll_seconds: float = option(
         _SETTINGS,
         kinds.decimal(100, 86400000, scale=1000),
@@ -245,7 +251,7 @@ class OptionValues:
         _STORE,
         kinds.decimal(1, 315360000),
         "7776000",
-        "How long a decision is stored (default: 90 days).",
+        "How long a decision is stored (default: 90 days). Expired ones are deleted while the gateway runs.",
         unit="s",
     )
     aliasing_enabled: bool = option(
@@ -346,13 +352,26 @@ class OptionValues:
     )
 
     cors_config_required: bool = option(
-        _CLIENTS, kinds.boolean, "false", "Allow requests from browsers of other origins (CORS)."
+        _CLIENTS,
+        kinds.boolean,
+        "false",
+        "Allow requests from pages of other origins (CORS). When off, such pages may"
+        " send only events and requests that need a preflight, for a proxy that handles CORS.",
     )
     cors_allowed_origins: tuple[str, ...] = option(
         _CLIENTS,
         kinds.origins,
         "*",
-        "Origins allowed by CORS. * allows every origin, https://*.shop.example those with one more label.",
+        "Origins allowed by CORS. * allows every origin, https://*.shop.example those with one more label. A POST from"
+        " a page of another origin gets a 403.",
+    )
+    client_key_required: bool = option(
+        _CLIENTS,
+        kinds.boolean,
+        "false",
+        "Reject requests without the SDK key (400), and events that name none. A wrong key is always rejected. Lookups"
+        " need no key, because most SDKs send none with them: user details, lists and event segments. Aliases do:"
+        " Android apps cannot set or read them then, and iOS apps cannot read them. REST callers add sdkKey.",
     )
     client_auth: str = option(
         _CLIENTS,

@@ -12,6 +12,7 @@ from tornado_gateway.environments.evaluation import Evaluator
 from tornado_gateway.errors import DisabledError, NotLoadedError
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
+from tornado_gateway.events.usage import UsageStatistics
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot
 from tornado_gateway.store.interfaces import Identity, StateStore
 from tornado_gateway.telemetry.environment_counts import EnvironmentCounts
@@ -54,6 +55,7 @@ class Environment:
         mirror: SettingsMirror,
         events: EventQueue,
         flusher: Flusher,
+        usage: UsageStatistics,
         lists: ListChecks,
         evaluator: Evaluator,
         waiting: Watch,
@@ -70,6 +72,7 @@ class Environment:
         self.mirror = mirror
         self.events = events
         self.flusher = flusher
+        self.usage = usage
         self.lists = lists
         self.evaluator = evaluator
         self.waiting = waiting
@@ -99,7 +102,8 @@ class Environment:
         await self.mirror.stop()
         await self.waiting.stop()
         await self.events.stop()
-        await self.flusher.stop(self._options.flush_seconds)
+        seconds = self._options.flush_seconds
+        await asyncio.gather(self.flusher.stop(seconds), self.usage.stop(seconds))
         self.upstream.close()
 
     async def pause(self) -> None:

@@ -47,7 +47,7 @@ class Scope:
     `otherwise`, None if there is no such environment. `counting` counts the events that are rejected.
     """
 
-    __slots__ = ("counting", "is_final", "key", "named", "otherwise", "request")
+    __slots__ = ("counting", "fallback_key", "is_final", "key", "named", "otherwise", "request")
 
     def __init__(
         self,
@@ -56,8 +56,10 @@ class Scope:
         named: Claim | None = None,
         otherwise: Environment | None = None,
         request: Request | None = None,
+        fallback_key: str | None = None,
     ) -> None:
         self.counting = counting
+        self.fallback_key = fallback_key  # of events that name none
         self.key = key
         self.named = named
         self.otherwise = otherwise
@@ -112,7 +114,7 @@ class Identification:
             if (key := query_text(request.query, parameter)) is not None:
                 return key
         values = [value for header in KEY_HEADERS if (value := request.header(header)) is not None]
-        return next((_bare(value).decode("latin-1") for value in values if _bare(value) in self._by_raw_key), None)
+        return next((bare(value).decode("latin-1") for value in values if bare(value) in self._by_raw_key), None)
 
     def _place_of(self, owner: Environment | None, key: str | None) -> int:
         return 0 if owner is None or key == owner.access.sdk_key else 1

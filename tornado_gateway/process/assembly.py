@@ -12,7 +12,7 @@ from tornado.httputil import HTTPServerConnectionDelegate
 
 from tornado_gateway import __version__
 from tornado_gateway.api.aliases import AliasesApi
-from tornado_gateway.api.cors import Cors, EnvironmentsCors
+from tornado_gateway.api.cors import Cors, EnvironmentsCors, OriginCheck
 from tornado_gateway.api.endpoints import Endpoints
 from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import FlagsApi
@@ -40,7 +40,7 @@ from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
 from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
-from tornado_gateway.process.certificate_expiry import report_part
+from tornado_gateway.process.certificate_expiry import ExpiryReport
 from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.environments.build import FLUSH_SHARE, Shared
 from tornado_gateway.process.environments.client_auth import Credentials
@@ -54,7 +54,7 @@ from tornado_gateway.process.parent.sockets import PORT_REMEDY
 from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import Part, explaining
 from tornado_gateway.process.publication import Publication
-from tornado_gateway.process.status import instance_status
+from tornado_gateway.process.status import Problems, instance_status
 from tornado_gateway.store.interfaces import StateStore
 from tornado_gateway.telemetry.attempts import TokenCheck
 from tornado_gateway.telemetry.counters import SharedCounters
@@ -113,6 +113,7 @@ class Assembly:
             Part("connections", lambda: None, self._shared.connections.close),
             self._store_part(),
             *location_parts(self._config, self._state, self._shared.location, self._shared.owner),
+            Part("problems", self.publication.problems.start, self.publication.problems.stop),
             *self._environment_parts(),
             Part("client tokens", self._credentials.start, self._credentials.stop),
             *self._certificate_parts(),
@@ -147,10 +148,8 @@ class Assembly:
         ]
 
     def _certificate_parts(self) -> list[Part]:
-        cert, key, certificates = self._config.tls_cert_path, self._config.tls_key_path, self._certificates
-        if certificates is None or cert is None or key is None:
-            return []
-        return [Part("certificates", certificates.start, certificates.stop), report_part(cert, key)]
+        certificates = self._certificates
+        return [] if certificates is None else [Part("certificates", certificates.start, certificates.stop)]
 
     def status(self) -> dict[str, Any]:
         """Return the body of /status, which is that of the whole instance for any worker."""
@@ -199,6 +198,7 @@ class Assembly:
     def _build_visitors_api(self, client_address: ClientAddress) -> VisitorsApi:
         config = self._config
         return VisitorsApi(
+            self.environments,
             self._shared.location,
             self._shared.device,
             client_address,
@@ -279,6 +279,7 @@ class Assembly:
             body_limit=partial(_body_limit, self._config, router),
             on_response=tracing.with_log(self._observer.responded),
             extra_header_lines=tracing.header_lines,
+            guard=OriginCheck(cors, router.carries_events),
             echo_headers=tracing.echo_headers,
             lenient=router.is_sdk_path,
             proxy_trusts=build_client_address(self._config).trusts if self._config.proxy_protocol else None,
@@ -297,9 +298,16 @@ class Assembly:
             self._shared.device,
             self.server,
             self._streams,
+            self._build_problems(),
             self.stopping,
             is_shared=self._config.uses_redis,
         )
+
+    def _build_problems(self) -> Problems:
+        config = self._config
+        cert, key = config.tls_cert_path, config.tls_key_path
+        expiry = ExpiryReport(cert, key) if cert is not None and key is not None else None
+        return Problems(config.data_dir, self._shared.location, self._shared.slow_patterns, expiry)
 
 
 def build_shared(config: Config, observer: Observer, stuck_after_seconds: float | None) -> Shared:
@@ -308,7 +316,7 @@ def build_shared(config: Config, observer: Observer, stuck_after_seconds: float 
         location = LocationReader(config.location_database, config.geo_map_file, copy_directory=config.data_dir)
     with explaining(UA_MAP_REMEDY):
         device = DeviceReader(map_file=config.ua_map_file)
-    connections = Connections(config.sdk_name, __version__, config.socket_timeout_seconds)
+    connections = Connections(config.sdk_name, __version__, config.socket_timeout_seconds, config.upstream_ca_path)
     return Shared(owner, Stores(config, owner), location, device, connections, observer, stuck_after_seconds)
 
 

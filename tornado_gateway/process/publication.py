@@ -3,7 +3,6 @@
 import asyncio
 import os
 import time
-from dataclasses import asdict
 from typing import Any
 
 from tornado_gateway.api.streams import StreamsApi
@@ -14,10 +13,10 @@ from tornado_gateway.process.environments.served import Served
 from tornado_gateway.process.environments.serving import Serving
 from tornado_gateway.process.open_files import open_files_limit
 from tornado_gateway.process.parent.worker_process import WorkerSlot
-from tornado_gateway.settings.mirror import SettingsMirror
+from tornado_gateway.process.status import Problems, environment_record
 from tornado_gateway.tasks import Periodic
 from tornado_gateway.telemetry.observer import Observer
-from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, WorkerRecord
+from tornado_gateway.telemetry.scoreboard import WorkerRecord
 
 PUBLISH_SECONDS = 0.25  # maximum age of the numbers of other workers in /status
 
@@ -34,6 +33,7 @@ class Publication:
         device: DeviceReader,
         server: Server,
         streams: StreamsApi,
+        problems: Problems,
         stopping: asyncio.Event,
         *,
         is_shared: bool,
@@ -45,6 +45,7 @@ class Publication:
         self._device = device
         self._server = server
         self._streams = streams
+        self.problems = problems
         self._stopping = stopping
         self._is_shared = is_shared
         self._started_at = time.monotonic()
@@ -87,8 +88,9 @@ class Publication:
             "uptime_seconds": round(time.monotonic() - self._started_at, 3),
             "state": self._state(),
             **self._traffic(),
-            **_environment_record(self._serving.first, self._excess()),
+            **environment_record(self._serving.first, self._excess()),
             **self._environments(),
+            **self.problems.record(),
         }
 
     def _environments(self) -> dict[str, Any]:
@@ -127,38 +129,5 @@ def _part(served: Served) -> dict[str, Any]:
         "queue_limit": config.event_queue_limit,
         "is_removed": served.is_draining,
         "counts": served.counts.as_record(),
-        **_environment_record(served, None),
-    }
-
-
-def _environment_record(served: Served, excess: str | None) -> dict[str, Any]:
-    environment = served.environment
-    mirror, flusher = environment.mirror, environment.flusher
-    not_sent = environment.events.failure or served.store.events.failure or flusher.last.error
-    poll, flush = mirror.last_poll, flusher.last
-    return {
-        "adopted": served.adoption.adopted,
-        "settings": _settings_record(mirror),
-        "events": {name: getattr(environment.events.counts, name) for name in EVENT_COUNTS},
-        "reading": asdict(environment.waiting.reading(not_sent or flusher.retry_reason)),
-        "last_poll": {
-            "at": poll.at,
-            "age_seconds": poll.age_seconds(),
-            "instance": poll.instance,
-            "error": poll.error,
-            "running_seconds": mirror.running_seconds(),
-        },
-        "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
-        "last_error": not_sent or poll.error or excess or flusher.notice,
-    }
-
-
-def _settings_record(mirror: SettingsMirror) -> dict[str, Any]:
-    snapshot = mirror.current
-    return {
-        "version": snapshot.settings.version if snapshot else None,
-        "stored_version": snapshot.version if snapshot else None,
-        "age_seconds": mirror.age_seconds(),
-        "hash": snapshot.digest if snapshot else None,
-        "source": snapshot.source if snapshot else None,
+        **environment_record(served, None),
     }

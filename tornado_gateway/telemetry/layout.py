@@ -16,6 +16,7 @@ STATUSES = (200, 204, 304, 400, 401, 403, 404, 405, 408, 413, 415, 417, 429, 431
 STREAM_ENDS = ("client", "age", "slow", "removed", "drain")  # why streams of changes have ended
 EXPOSURES = ("recorded", "unknown")  # that clients name
 OUTCOMES = ("enabled", "disabled", "not_found", "error")  # of decisions
+USAGE_RESULTS = ("delivered", "dropped")
 FLUSHES = ("delivered", "refused", "failed")
 POLLS = ("changed", "unchanged", "failed")
 CALLS = ("settings", "events", "event", "list_check", "event_segments")  # kinds of requests to upstream
@@ -101,6 +102,7 @@ UPSTREAM_REQUESTS = _BLOCKS.block(CALLS, RESPONSES)
 CACHE_LOOKUPS = _BLOCKS.block(CACHES, LOOKUPS)
 FLUSH_SECONDS = _BLOCKS.histogram(("",), FLUSH_BUCKETS)
 LAG_SECONDS = _BLOCKS.histogram(("",), LAG_BUCKETS)
+USAGE_STATISTICS = _BLOCKS.block(USAGE_RESULTS)
 
 
 class Routes(NamedTuple):

@@ -55,7 +55,7 @@ class BulkApi:
         recorder = Recorder(environment, settings, context)
 
         def add(decision: core.Decision) -> None:
-            environment.decided(decision)
+            environment.counts.decided(decision)
             body = with_details(settings, decision) if has_details else decision.body
             entries.append(b"%b:%b" % (orjson.dumps(decision.feature_key), body))
             if has_impressions:

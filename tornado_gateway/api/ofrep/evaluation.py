@@ -86,7 +86,7 @@ class EvaluationApi:
         return self._response(request, call, decision)
 
     def _response(self, request: Request, call: Call, decision: core.Decision) -> Response:
-        call.environment.decided(decision)
+        call.environment.counts.decided(decision)
         if decision.error is not None:
             raise EvaluationError(400, GENERAL, decision.error)
         ready = self._flags.of(call.environment, call.settings).ready(decision)
@@ -140,7 +140,7 @@ class EvaluationApi:
         entries = [entry(name, NOT_FOUND) for name in names if name not in settings.features]
 
         def add(decision: core.Decision) -> None:
-            environment.decided(decision)
+            environment.counts.decided(decision)
             ready = flags.ready(decision)
             entries.append(ready.bulk if asked.has_variables else entry(decision.feature_key, ready.entries[None]))
             if asked.impressions:
