@@ -143,7 +143,7 @@ def assert_reported(caplog, path):
     (copy,) = [
         other
         for other in path.parent.iterdir()
-        if other.name.startswith(f"{path.name}.damaged-") and not other.name.endswith(("-wal", "-shm"))
+        if other.name.startswith(f"{path.name}.damaged-") and not other.name.endswith(("-wal", "-shm", ".json"))
     ]
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert any(

@@ -231,6 +231,30 @@ async def test_a_restart_while_redis_is_away_keeps_what_spilled(server, gateway)
         assert await two.claimed() == ["a", "b"]
 
 
+async def test_a18_chunks_that_the_local_store_has_only_after_the_recovery_move_too(server, gateway):
+    """The primary fails and recovers while the local store is still writing."""
+    async with gateway() as one:
+        write, may_write = one.local.append, asyncio.Event()
+
+        async def write_later(chunks, seconds=None):
+            await may_write.wait()
+            await write(chunks, seconds)
+
+        one.local.append = write_later
+        server.pause()
+        appended = asyncio.create_task(one.append("late"))
+
+        async def is_degraded():
+            return one.events.is_degraded
+
+        await one.until(is_degraded)
+        server.resume()
+        await one.until_recovered()
+        may_write.set()
+        await appended
+        assert await one.until_all_claimed(1) == ["late"]
+
+
 async def test_released_chunks_of_the_local_store_move_too(server, gateway):
     server.kill()
     async with gateway() as one:

@@ -7,20 +7,25 @@ from collections.abc import Awaitable
 
 import orjson
 
+from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError, StoreError
 from tornado_gateway.http.fields import json_object, limited_id, query_text, raw_query_value, required_text
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.store.interfaces import StateStore
 
+MAX_IDS = 100  # of one request: each is a lookup in the store, and decisions of others wait for them
+
 
 class AliasesApi:
     """The endpoints that set and return aliases."""
 
-    def __init__(self, state: StateStore) -> None:
+    def __init__(self, environments: Environments, state: StateStore) -> None:
+        self._environments = environments
         self._state = state
 
     def set_alias(self, request: Request) -> Awaitable[Response]:
         """Store an alias. The body takes precedence over the query, which repeats it without encoding."""
+        self._environments.of_lookup(request)
         fields = json_object(request.body) if request.body else {}
         for name in ("userId", "aliasId"):
             fields.setdefault(name, query_text(request.query, name.encode()))
@@ -42,9 +47,12 @@ class AliasesApi:
         Server SDKs, which name their account, need a row also for an id without an alias. Mobile SDKs, which do not,
         would keep such a row permanently (wire contract 0.12, A.8).
         """
+        self._environments.of_lookup(request)
         ids = _ids(query_text(request.query, b"userId"))
         if not ids:
             raise RequestError(400, "userId is required: a JSON list of ids")
+        if len(ids) > MAX_IDS:
+            raise RequestError(400, f"userId may have at most {MAX_IDS} ids")
         return self._alias_rows(ids, with_unknown=raw_query_value(request.query, b"accountId") is not None)
 
     async def _alias_rows(self, ids: list[str], *, with_unknown: bool) -> Response:

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from tornado_gateway.environments.registry import Environments
+from tornado_gateway.environments.registry import Environments, Keys
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.fields import (
     ABSENT_TEXTS,
@@ -26,7 +26,7 @@ from tornado_gateway.http.fields import (
     document_problem,
     is_from_browser,
     json_value,
-    raw_query_value,
+    known_parameters,
 )
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.logs import ThrottledLog
@@ -38,14 +38,14 @@ ACCEPTED = Response(200, b'{"success":true}')
 LARGE_BYTES = 262144
 MAX_PARTS = 400_000  # of a batch: 80 for each of 5,000 events
 USAGE_STATS = "vwo_sdkUsageStats"
-# Parameters of wire contract A.4 that are forwarded with usage statistics, and the longest value of one.
-USAGE_PARAMETERS = tuple(b"en a env eTime random p visitor_ua visitor_ip sn sv".split())
-MAX_VALUE = 2048
+# Parameters of wire contract A.4 that are forwarded with usage statistics, besides `en`.
+USAGE_PARAMETERS = tuple(b"a env eTime random p visitor_ua visitor_ip sn sv".split())
 NO_BATCH = 'the document is no batch, expected {"ev":[...]}'
 NO_OBJECT = 'the event is no object with an object "d"'
 NO_NAME = 'the event has no name, expected {"d":{"event":{"name":...}}}'
 TOO_DEEP = f"the document has more than {MAX_LEVELS} levels of nested lists and objects"
 OTHER_ENVIRONMENT = "their SDK key is that of another environment"
+NO_KEY = "they have no SDK key (CLIENT_KEY_REQUIRED)"
 # Numbers, because for other operands `in` of bytes raises and catches an exception first.
 _LINE_FEED, _RETURN = b"\n\r"
 
@@ -83,14 +83,15 @@ class EventsApi:
     def take_event(self, request: Request) -> Response:
         """Accept one event document `{"d":{...}}`."""
         document, body = json_value(request.body)
-        reason = self._reason_to_reject(document, self._environments.query_key(request.query))
+        reason = self._reason_to_reject(document, (self._environments.query_key(request.query), None))
         if reason is not None:
             self._reject(reason, 1)
             return ACCEPTED
         self._check_size(document, body)
         data = document["d"]
         if data["event"]["name"] == USAGE_STATS:  # filed under the vendor's account: sent alone, with its query
-            return self._append(request, _one_line(body), 1, _usage_query(request.query))
+            self._environments.default.usage.append(_usage_query(request.query), body)
+            return ACCEPTED
         is_changed = _clean_address(data)
         if is_from_browser(request) or request.query.find(b"dh=1") >= 0:
             is_changed |= self._fill_visitor(request, data)
@@ -123,21 +124,21 @@ class EventsApi:
             self._reject(NO_BATCH, 1)
             return ACCEPTED
         batch = _Batch()
-        query_key = self._environments.query_key(request.query)
+        keys = self._environments.batch_keys(request)
         if len(events) > self._slice_events:
-            return self._take_slices(request, events, query_key, batch)
-        self._sort(events, query_key, batch)
+            return self._take_slices(request, events, keys, batch)
+        self._sort(events, keys, batch)
         return self._take(request, batch)
 
-    async def _take_slices(self, request: Request, events: list[Any], query_key: str | None, batch: _Batch) -> Response:
+    async def _take_slices(self, request: Request, events: list[Any], keys: Keys, batch: _Batch) -> Response:
         for start in range(0, len(events), self._slice_events):
-            self._sort(events[start : start + self._slice_events], query_key, batch)
+            self._sort(events[start : start + self._slice_events], keys, batch)
             await asyncio.sleep(0)
         return self._take(request, batch)
 
-    def _sort(self, events: list[Any], query_key: str | None, batch: _Batch) -> None:
+    def _sort(self, events: list[Any], keys: Keys, batch: _Batch) -> None:
         for event in events:
-            reason = self._reason_to_reject(event, query_key)
+            reason = self._reason_to_reject(event, keys)
             if reason is None:
                 _clean_address(event["d"])
             document = _encoded(event) if reason is None else b""
@@ -155,9 +156,9 @@ class EventsApi:
             self._reject(reason, count)
         return ACCEPTED
 
-    def _append(self, request: Request, documents: bytes, count: int, query: str = "") -> Response:
+    def _append(self, request: Request, documents: bytes, count: int) -> Response:
         events = self._environments.default.events  # of the only environment: see `of_event`
-        gate = events.append(documents, count, query)
+        gate = events.append(documents, count)
         if events.durable:
             request.gate = gate
         return ACCEPTED
@@ -167,7 +168,7 @@ class EventsApi:
         log = self._foreign if reason == OTHER_ENVIRONMENT else self._malformed
         log.warning(reason, "events were rejected: %s", reason, count=count)
 
-    def _reason_to_reject(self, document: object, query_key: str | None) -> str | None:
+    def _reason_to_reject(self, document: object, keys: Keys) -> str | None:
         """Return the reason why an event is not accepted, None if it is."""
         data = document.get("d") if isinstance(document, dict) else None
         if not isinstance(data, dict):
@@ -178,7 +179,11 @@ class EventsApi:
             return NO_NAME
         if name == USAGE_STATS:
             return None
-        key = query_key or _property(event, "vwo_envKey") or _property(data.get("visitor"), "vwo_fs_environment")
+        of_all, of_others = keys
+        key = of_all or _property(event, "vwo_envKey") or _property(data.get("visitor"), "vwo_fs_environment")
+        key = key or of_others
+        if key is None and self._environments.needs_key:
+            return NO_KEY
         return OTHER_ENVIRONMENT if self._environments.of_event(key) is None else None
 
     def _fill_visitor(self, request: Request, data: Fields) -> bool:
@@ -248,14 +253,9 @@ def _reason_too_large(event: object, document: bytes) -> str | None:
 
 
 def _usage_query(query: bytes) -> str:
-    """Return the parameters of the contract, as the client wrote them, each once; others are not forwarded.
-
-    The event is named here, because a request without parameters would be part of a batch.
-    """
-    values = {name: raw_query_value(query, name) for name in USAGE_PARAMETERS}
-    values[b"en"] = USAGE_STATS.encode()
-    known = {name: value for name, value in values.items() if value is not None and len(value) <= MAX_VALUE}
-    return b"&".join([b"%b=%b" % pair for pair in known.items()]).decode("latin-1")
+    """Return the parameters of the contract. The event is named here, because the query may name another."""
+    known = known_parameters(query, USAGE_PARAMETERS)
+    return f"en={USAGE_STATS}&{known}" if known else f"en={USAGE_STATS}"
 
 
 def _one_line(body: bytes) -> bytes:

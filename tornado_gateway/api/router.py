@@ -65,6 +65,10 @@ class Router:
         """Return whether bodies may be as large as a batch of events."""
         return self._normal(path) in self._batch_paths
 
+    def carries_events(self, path: bytes) -> bool:
+        """Return whether the path is for events of SDKs."""
+        return self.takes_events(path) or self.takes_batches(path)
+
     def is_sdk_path(self, path: bytes) -> bool:
         """Return whether SDKs send requests to this path. Some of them do not escape their query."""
         return self._normal(path) in self._sdk_paths

@@ -232,7 +232,7 @@ class OptionValues:
         _STORE,
         kinds.decimal(1, 315360000),
         "7776000",
-        "How long a decision is stored (default: 90 days).",
+        "How long a decision is stored (default: 90 days). Expired ones are deleted while the gateway runs.",
         unit="s",
     )
     aliasing_enabled: bool = option(
@@ -333,13 +333,26 @@ class OptionValues:
     )
 
     cors_config_required: bool = option(
-        _CLIENTS, kinds.boolean, "false", "Allow requests from browsers of other origins (CORS)."
+        _CLIENTS,
+        kinds.boolean,
+        "false",
+        "Allow requests from pages of other origins (CORS). When off, such pages may"
+        " send only events and requests that need a preflight, for a proxy that handles CORS.",
     )
     cors_allowed_origins: tuple[str, ...] = option(
         _CLIENTS,
         kinds.origins,
         "*",
-        "Origins allowed by CORS. * allows every origin, https://*.shop.example those with one more label.",
+        "Origins allowed by CORS. * allows every origin, https://*.shop.example those with one more label. A POST from"
+        " a page of another origin gets a 403.",
+    )
+    client_key_required: bool = option(
+        _CLIENTS,
+        kinds.boolean,
+        "false",
+        "Reject requests without the SDK key (400), and events that name none. A wrong key is always rejected. Lookups"
+        " need no key, because most SDKs send none with them: user details, lists and event segments. Aliases do:"
+        " Android apps cannot set or read them then, and iOS apps cannot read them. REST callers add sdkKey.",
     )
     webhook_token: str | None = option(
         _CLIENTS,

@@ -9,6 +9,7 @@ from tornado_gateway.environments.evaluation import Evaluator
 from tornado_gateway.errors import NotLoadedError
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
+from tornado_gateway.events.usage import UsageStatistics
 from tornado_gateway.settings.mirror import SettingsMirror, Snapshot
 from tornado_gateway.store.interfaces import Identity
 from tornado_gateway.telemetry.waiting import Watch
@@ -31,6 +32,7 @@ class Environment:
         mirror: SettingsMirror,
         events: EventQueue,
         flusher: Flusher,
+        usage: UsageStatistics,
         lists: ListChecks,
         evaluator: Evaluator,
         waiting: Watch,
@@ -44,6 +46,7 @@ class Environment:
         self.mirror = mirror
         self.events = events
         self.flusher = flusher
+        self.usage = usage
         self.lists = lists
         self.evaluator = evaluator
         self.waiting = waiting
@@ -68,7 +71,7 @@ class Environment:
         await self.mirror.stop()
         await self.waiting.stop()
         await self.events.stop()
-        await self.flusher.stop(self._flush_seconds)
+        await asyncio.gather(self.flusher.stop(self._flush_seconds), self.usage.stop(self._flush_seconds))
         self.upstream.close()
 
     def settings(self) -> core.Settings:

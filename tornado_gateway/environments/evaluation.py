@@ -15,9 +15,9 @@ from tornado_gateway.core.types import StoredRecords
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
+from tornado_gateway.environments.slow_patterns import SlowPatterns
 from tornado_gateway.errors import StoreError
 from tornado_gateway.http.fields import address_in
-from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import StateStore
 
 logger = logging.getLogger(__name__)
@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 SERIAL_STEP = 1024  # more than the events of one call
 
 Facts = Mapping[str, Any]
-
-LOGGED_PATTERN = 200  # characters of a pattern in a log line
 
 
 class StickyDecisions:
@@ -73,7 +71,7 @@ class Evaluator:
     """Gathers the inputs of decisions, decides, and builds the documents of their events.
 
     Location and device are in memory; `lists`, `aliases` and `sticky` require IO. Each of these is None if it is off.
-    `slow_patterns` logs the patterns that exceeded their time, if it is given.
+    `slow_patterns` counts the patterns that exceeded their time, if it is given.
     """
 
     def __init__(
@@ -84,7 +82,7 @@ class Evaluator:
         *,
         aliases: StateStore | None = None,
         sticky: StickyDecisions | None = None,
-        slow_patterns: ThrottledLog | None = None,
+        slow_patterns: SlowPatterns | None = None,
     ) -> None:
         self.resolves_aliases = aliases is not None
         # Numbers of events, which make their ids unique. They start at random, because other processes count as well.
@@ -94,7 +92,7 @@ class Evaluator:
         self._lists = lists
         self._aliases = aliases
         self._sticky = sticky
-        self._slow_patterns = slow_patterns
+        self.slow_patterns = slow_patterns
         self._uses_store = aliases is not None or sticky is not None
 
     # --- One decision ---
@@ -161,14 +159,8 @@ class Evaluator:
         return self._noted(core.decide(settings, feature_key, inputs.context, stored=inputs.stored, trace=trace))
 
     def _noted(self, decision: core.Decision) -> core.Decision:
-        if decision.slow_patterns and self._slow_patterns is not None:
-            for pattern in decision.slow_patterns:
-                self._slow_patterns.error(
-                    f"{decision.feature_key} {pattern}",
-                    "Regex %r of feature %s exceeded 10 ms for a visitor, its condition counted as not met",
-                    pattern[:LOGGED_PATTERN],
-                    decision.feature_key,
-                )
+        if decision.slow_patterns and self.slow_patterns is not None:
+            self.slow_patterns.note(decision.feature_key, decision.slow_patterns)
         return decision
 
     async def keep(self, inputs: Inputs, decisions: Sequence[core.Decision]) -> None:

@@ -118,11 +118,12 @@ def outcome(request: Request, task: asyncio.Future[Response]) -> Response:
 class Tracing:
     """Returns ids to the clients that sent them, on data routes, beside the header lines of `more` (CORS).
 
-    `echo_headers` are the headers of requests that get header lines; None: all do.
+    `echo_headers` are the headers of requests that get header lines, or are checked before their handler is called.
+    None: all requests.
     """
 
     def __init__(self, more: HeaderLines | None) -> None:
-        self.echo_headers = frozenset({b"x-request-id", b"traceparent"}) if more is None else None
+        self.echo_headers = frozenset({b"x-request-id", b"traceparent", b"origin"}) if more is None else None
         self._more = more
 
     def header_lines(self, request: Request) -> bytes:

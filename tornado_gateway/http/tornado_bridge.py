@@ -14,7 +14,7 @@ from tornado.httputil import (
     ResponseStartLine,
 )
 
-from tornado_gateway.http.limits import ServerOptions
+from tornado_gateway.http.limits import RunQueue, ServerOptions
 from tornado_gateway.http.messages import INTERNAL_ERROR, Request, Response, header_lines, json_error
 from tornado_gateway.http.output import Output
 from tornado_gateway.http.request_ids import log_failure
@@ -50,12 +50,14 @@ class Page(HTTPConnection):
         request: Request,
         application: HTTPServerConnectionDelegate,
         tasks: set[asyncio.Future[Any]],
+        run_queue: RunQueue,
     ) -> None:
         self.context = context
         self._connection = connection
         self._request = request
         self._application = application
         self._tasks = tasks
+        self._run_queue = run_queue
         self._is_started = False
         self._status = 0
         self._is_chunked = False
@@ -63,12 +65,16 @@ class Page(HTTPConnection):
         self._close_callback: Callable[[], None] | None = None
 
     def start(self) -> None:
-        """Hand the request over, once its turn has come."""
+        """Hand the request over, once it is the first of its connection and its turn has come."""
         if not self._is_started:
             self._is_started = True
-            task = asyncio.ensure_future(self._run())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._run_queue.add(self._start)
+
+    def _start(self) -> bool:
+        task = asyncio.ensure_future(self._run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True  # it costs milliseconds
 
     async def _run(self) -> None:
         try:

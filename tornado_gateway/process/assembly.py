@@ -1,7 +1,6 @@
 """Assembly: all parts of one worker, made from the configuration. The only module that knows most of the others."""
 
 import asyncio
-import logging
 import os
 import secrets
 import socket
@@ -14,7 +13,7 @@ from tornado.httputil import HTTPServerConnectionDelegate
 
 from tornado_gateway import __version__, core
 from tornado_gateway.api.aliases import AliasesApi
-from tornado_gateway.api.cors import Cors
+from tornado_gateway.api.cors import Cors, OriginCheck
 from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.lists import ListsApi
@@ -35,17 +34,18 @@ from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
 from tornado_gateway.environments.registry import Environments, check_account
+from tornado_gateway.environments.slow_patterns import SlowPatterns
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink
+from tornado_gateway.events.usage import UsageStatistics
 from tornado_gateway.http.certificates import Certificates
 from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
 from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
-from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.process.adoption import Adoption
-from tornado_gateway.process.certificate_expiry import report_part
+from tornado_gateway.process.certificate_expiry import ExpiryReport
 from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.location_parts import location_parts
 from tornado_gateway.process.open_files import max_connections, open_files_limit
@@ -54,7 +54,7 @@ from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import Part, explaining
 from tornado_gateway.process.publication import Publication
 from tornado_gateway.process.redis_options import redis_options
-from tornado_gateway.process.status import instance_status
+from tornado_gateway.process.status import Problems, instance_status
 from tornado_gateway.settings.documents import read_document
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror
 from tornado_gateway.settings.stored import document_name
@@ -108,7 +108,9 @@ class Assembly:
             self._device = DeviceReader(map_file=config.ua_map_file)
         with explaining(TLS_REMEDY):
             self._certificates = build_certificates(config)
-        self.environments = Environments(self._build_environment(stuck_after_seconds))
+        self.environments = Environments(
+            self._build_environment(stuck_after_seconds), needs_key=config.client_key_required
+        )
         self._admin = self._build_admin()
         self.server = self._build_server()
         self._adoption = self._build_adoption()
@@ -121,6 +123,7 @@ class Assembly:
             Part("publication", self.publication.start, self.publication.stop),
             Part("store", self._store.open, self._store.close, STORE_REMEDY),
             *location_parts(self._config, self._store, self._location, self._owner),
+            Part("problems", self.publication.problems.start, self.publication.problems.stop),
             Part("environment", environment.start, environment.stop, STORE_REMEDY),
             Part("adoption", self._adoption.start, self._adoption.stop),
             *self._certificate_parts(),
@@ -135,10 +138,8 @@ class Assembly:
         ]
 
     def _certificate_parts(self) -> list[Part]:
-        cert, key, certificates = self._config.tls_cert_path, self._config.tls_key_path, self._certificates
-        if certificates is None or cert is None or key is None:
-            return []
-        return [Part("certificates", certificates.start, certificates.stop), report_part(cert, key)]
+        certificates = self._certificates
+        return [] if certificates is None else [Part("certificates", certificates.start, certificates.stop)]
 
     def status(self) -> dict[str, Any]:
         """Return the body of /status, which is that of the whole instance for any worker."""
@@ -160,6 +161,7 @@ class Assembly:
             mirror=mirror,
             events=events,
             flusher=flusher,
+            usage=UsageStatistics(choose_sink(config, upstream), self._observer.usage_finished),
             lists=lists,
             evaluator=self._build_evaluator(lists),
             waiting=build_watch(config, store, events, stuck_after_seconds),
@@ -193,7 +195,7 @@ class Assembly:
             lists,
             aliases=state if config.aliasing_enabled else None,
             sticky=StickyDecisions(state, config.sticky_seconds) if config.sticky_decisions else None,
-            slow_patterns=ThrottledLog(logging.getLogger(Evaluator.__module__)),
+            slow_patterns=SlowPatterns(),
         )
 
     # --- Routes and pages ---
@@ -216,12 +218,13 @@ class Assembly:
             self._build_settings_api(),
             self._build_visitors_api(client_address),
             ListsApi(environments),
-            AliasesApi(self._store.state),
+            AliasesApi(environments, self._store.state),
         )
 
     def _build_visitors_api(self, client_address: ClientAddress) -> VisitorsApi:
         config = self._config
         return VisitorsApi(
+            self.environments,
             self._location,
             self._device,
             client_address,
@@ -289,6 +292,7 @@ class Assembly:
             body_limit=partial(_body_limit, self._config, router),
             on_response=tracing.with_log(self._observer.responded),
             extra_header_lines=tracing.header_lines,
+            guard=OriginCheck(cors, router.carries_events),
             echo_headers=tracing.echo_headers,
             lenient=router.is_sdk_path,
             proxy_trusts=build_client_address(self._config).trusts if self._config.proxy_protocol else None,
@@ -299,8 +303,7 @@ class Assembly:
     # --- Work beside requests ---
 
     def _build_adoption(self) -> Adoption:
-        log = self._store.events if isinstance(self._store.events, SqliteEvents) else None
-        return Adoption(log, self.environments.default, self._slot.scoreboard, self.stopping)
+        return Adoption(self._store.events, self.environments.default, self._slot.scoreboard, self.stopping)
 
     def _build_publication(self) -> Publication:
         return Publication(
@@ -312,9 +315,16 @@ class Assembly:
             self._device,
             self.server,
             self._adoption,
+            self._build_problems(),
             self.stopping,
             is_shared=self._config.uses_redis,
         )
+
+    def _build_problems(self) -> Problems:
+        config, slow_patterns = self._config, self.environments.default.evaluator.slow_patterns
+        cert, key = config.tls_cert_path, config.tls_key_path
+        expiry = ExpiryReport(cert, key) if cert is not None and key is not None else None
+        return Problems(config.data_dir, self._location, slow_patterns, expiry)
 
 
 def build_store(config: Config, owner: str) -> Store:
@@ -327,7 +337,8 @@ def build_store(config: Config, owner: str) -> Store:
 
     options = redis_options(config)
     redis = open_redis(options, config.namespace, owner)
-    local = SqliteEvents(config.data_dir, config.store_sync)
+    # A machine shows one number of dead events: those in Redis, and all in its directory.
+    local = SqliteEvents(config.data_dir, config.store_sync, counts_all_letters=True)
     patience_seconds = 2 * config.socket_timeout_seconds  # requests to Redis have timed out by then
     events = SpillingEvents(redis.events, local, patience_seconds=patience_seconds)
     return Store(events, redis.state, take_over(options, config.former_namespace, config.namespace, owner))

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import time
-from dataclasses import asdict
 from typing import Any
 
 from tornado_gateway.enrichment.device import DeviceReader
@@ -13,11 +12,11 @@ from tornado_gateway.http.server import Server
 from tornado_gateway.process.adoption import Adoption
 from tornado_gateway.process.open_files import open_files_limit
 from tornado_gateway.process.parent.worker_process import WorkerSlot
-from tornado_gateway.settings.mirror import SettingsMirror
+from tornado_gateway.process.status import Problems, environment_record
 from tornado_gateway.store.interfaces import EventStore
 from tornado_gateway.tasks import Periodic
 from tornado_gateway.telemetry.observer import Observer
-from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, WorkerRecord
+from tornado_gateway.telemetry.scoreboard import WorkerRecord
 
 PUBLISH_SECONDS = 0.25  # maximum age of the numbers of other workers in /status
 
@@ -35,6 +34,7 @@ class Publication:
         device: DeviceReader,
         server: Server,
         adoption: Adoption,
+        problems: Problems,
         stopping: asyncio.Event,
         *,
         is_shared: bool,
@@ -47,6 +47,7 @@ class Publication:
         self._device = device
         self._server = server
         self._adoption = adoption
+        self.problems = problems
         self._stopping = stopping
         self._is_shared = is_shared
         self._started_at = time.monotonic()
@@ -88,7 +89,8 @@ class Publication:
             "uptime_seconds": round(time.monotonic() - self._started_at, 3),
             "state": self._state(),
             **self._traffic(),
-            **_environment_record(self._environment, self._store.failure, self._excess()),
+            **environment_record(self._environment, self._store.failure, self._excess()),
+            **self.problems.record(),
         }
 
     def _traffic(self) -> dict[str, Any]:
@@ -112,34 +114,3 @@ class Publication:
         if self._stopping.is_set():
             return "stopping"
         return "serving" if self._server.port else "starting"
-
-
-def _environment_record(environment: Environment, store_failure: str | None, excess: str | None) -> dict[str, Any]:
-    mirror, flusher = environment.mirror, environment.flusher
-    not_sent = environment.events.failure or store_failure or flusher.last.error
-    poll, flush = mirror.last_poll, flusher.last
-    return {
-        "settings": _settings_record(mirror),
-        "events": {name: getattr(environment.events.counts, name) for name in EVENT_COUNTS},
-        "reading": asdict(environment.waiting.reading(not_sent or flusher.retry_reason)),
-        "last_poll": {
-            "at": poll.at,
-            "age_seconds": poll.age_seconds(),
-            "instance": poll.instance,
-            "error": poll.error,
-            "running_seconds": mirror.running_seconds(),
-        },
-        "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
-        "last_error": not_sent or poll.error or excess or flusher.notice,
-    }
-
-
-def _settings_record(mirror: SettingsMirror) -> dict[str, Any]:
-    snapshot = mirror.current
-    return {
-        "version": snapshot.settings.version if snapshot else None,
-        "stored_version": snapshot.version if snapshot else None,
-        "age_seconds": mirror.age_seconds(),
-        "hash": snapshot.digest if snapshot else None,
-        "source": snapshot.source if snapshot else None,
-    }

@@ -13,6 +13,7 @@ OTHER = "other"
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)
 STATUSES = (200, 204, 304, 400, 401, 403, 404, 405, 408, 413, 415, 417, 429, 431, 500, 501, 503, 505, OTHER)
 OUTCOMES = ("enabled", "disabled", "not_found", "error")  # of decisions
+USAGE_RESULTS = ("delivered", "dropped")
 FLUSHES = ("delivered", "refused", "failed")
 POLLS = ("changed", "unchanged", "failed")
 CALLS = ("settings", "events", "event", "list_check", "event_segments")  # kinds of requests to upstream
@@ -96,6 +97,7 @@ UPSTREAM_REQUESTS = _BLOCKS.block(CALLS, RESPONSES)
 CACHE_LOOKUPS = _BLOCKS.block(CACHES, LOOKUPS)
 FLUSH_SECONDS = _BLOCKS.histogram(("",), FLUSH_BUCKETS)
 LAG_SECONDS = _BLOCKS.histogram(("",), LAG_BUCKETS)
+USAGE_STATISTICS = _BLOCKS.block(USAGE_RESULTS)
 
 
 class Routes(NamedTuple):

@@ -29,6 +29,7 @@ from tornado_gateway.telemetry.layout import (
     STATUSES,
     SUM_UNIT,
     UPSTREAM_REQUESTS,
+    USAGE_STATISTICS,
     Histogram,
 )
 
@@ -180,6 +181,10 @@ class Observer:
         """Count a request that delivered events, or failed to."""
         self.counts[FLUSH_REQUESTS.at(outcome)] += 1
         self._observe(FLUSH_SECONDS, "", seconds)
+
+    def usage_finished(self, result: str) -> None:
+        """Count a usage statistics event that was delivered or dropped."""
+        self.counts[USAGE_STATISTICS.at(result)] += 1
 
     def polled(self, outcome: str) -> None:
         """Count a settings poll."""

@@ -1,7 +1,7 @@
 """GET /metrics: the numbers of the whole instance as text for Prometheus. The only module that imports its client.
 
 Events are shown from one reading of the scoreboard: in each scrape
-received = delivered + waiting + dead + rejected + discarded + lost.
+received = delivered + waiting + dead + rejected + discarded + lost + unknown. NaN stands for unknown numbers.
 """
 
 import math
@@ -26,6 +26,7 @@ from tornado_gateway.telemetry.layout import (
     SETTINGS_POLLS,
     SUM_UNIT,
     UPSTREAM_REQUESTS,
+    USAGE_STATISTICS,
     Block,
     Histogram,
     Layout,
@@ -72,10 +73,11 @@ class Exposition(Collector):
         counts = [sum(column) for column in zip(*(row.counts for row in rows), strict=True)] or [0] * layout.size
         gauges = [row.gauges for worker in workers if (row := self._row(worker)) is not None]
         yield from _requests(layout, counts, workers)
-        yield from _events(events, reading.waiting, self._about.queue_limit * len(workers))
+        yield from _events(events, reading, self._about.queue_limit * len(workers))
         yield from _upstream(counts)
         yield from _settings(counts, reading.newest_settings)
         yield from _facts(counts, gauges)
+        yield _slow_patterns(reading.slow_patterns)
         yield from _stores(gauges)
         yield from self._processes(counts, workers)
 
@@ -112,14 +114,19 @@ def _requests(layout: Layout, counts: list[int], workers: list[WorkerRecord]) ->
     yield _counters("fme_decisions", "Decisions of getFlag.", ("outcome",), DECISIONS, counts, with_zeros=True)
 
 
-def _events(events: dict[str, int], waiting: Merged, limit: int) -> Iterator[Metric]:
+def _events(events: dict[str, int], reading: InstanceReading, limit: int) -> Iterator[Metric]:
+    waiting, is_known = reading.waiting, reading.last_known is None
     yield _counter("fme_events_received", "Events received, rejected ones included.", events["received"])
     yield _counter("fme_events_delivered", "Events that VWO has accepted.", events["delivered"])
     yield _counter("fme_events_rejected", "Events rejected without being stored.", events["rejected"])
     yield _counter("fme_events_discarded", "Events discarded: old dead letters, or no account.", events["discarded"])
     yield _counter("fme_events_lost", "Stored events that the store has lost.", events["lost"])
-    yield _gauge("fme_events_waiting", "Events waiting for delivery.", events["waiting"])
-    yield _gauge("fme_events_dead", "Events that VWO rejected permanently; they can be re-queued.", events["dead"])
+    shown = events if is_known else {"waiting": math.nan, "dead": math.nan}
+    yield _gauge("fme_events_waiting", "Events waiting for delivery.", shown["waiting"])
+    yield _gauge("fme_events_dead", "Events that VWO rejected permanently; they can be re-queued.", shown["dead"])
+    yield _gauge(
+        "fme_events_unknown", "Events in a store that cannot be read, or of other gateways.", events["unknown"]
+    )
     yield _gauge("fme_events_oldest_seconds", "Age of the oldest waiting event.", _age(waiting))
     stuck = waiting.stuck["events"] if waiting.stuck is not None else 0
     yield _gauge("fme_events_stuck", "Events that wait although delivery reports no error.", stuck)
@@ -143,6 +150,14 @@ def _upstream(counts: list[int]) -> Iterator[Metric]:
         with_zeros=True,
     )
     yield _histogram("fme_flush_seconds", "Duration of delivery requests.", FLUSH_SECONDS, counts)
+    yield _counters(
+        "fme_usage_statistics",
+        "Usage statistics of SDKs, which are not among the events.",
+        ("result",),
+        USAGE_STATISTICS,
+        counts,
+        with_zeros=True,
+    )
     yield _counters(
         "fme_upstream_requests",
         "Requests to VWO.",
@@ -179,6 +194,13 @@ def _facts(counts: list[int], gauges: list[dict[str, float]]) -> Iterator[Metric
     if built:
         age = round(time.time() - min(built))
         yield _gauge("fme_location_database_age_seconds", "Age of the location database.", age)
+
+
+def _slow_patterns(counts: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily("fme_slow_patterns", "Regexes that exceeded their time limit.", labels=["feature"])
+    for feature, count in {"other": 0, **counts}.items():
+        family.add_metric([feature], count)
+    return family
 
 
 def _stores(gauges: list[dict[str, float]]) -> Iterator[Metric]:

@@ -19,7 +19,8 @@ All rules about the sums are in this file:
 - A log that is adopted between the end of its worker and the retirement counts twice until logs are adopted again.
 - With a queue that is shared with other machines (Redis) every worker shows the waiting and dead events of the whole
   queue, so the sums count them once, and no worker leaves orphaned events. Events that one machine received may be
-  delivered by another.
+  delivered by another. `unknown` is the rest of the sum: the waiting and dead events while no worker can read the
+  queue, and the events that other gateways or an earlier run have received (negative) or delivered.
 """
 
 import mmap
@@ -35,15 +36,25 @@ from tornado_gateway.telemetry import waiting
 from tornado_gateway.telemetry.attempts import Attempts
 from tornado_gateway.telemetry.slots import WORD_BYTES, Slots, bytes_for
 from tornado_gateway.telemetry.turns import Turns
+from tornado_gateway.telemetry.waiting import Reading
 
 WorkerRecord = dict[str, Any]
 
 ROW_BYTES = 65536
 RECENT_BYTES = 1 << 18
+MOST_NAMES = 100  # features whose slow patterns are counted by name
+OTHER = "other"
 FINAL_COUNTS = ("delivered", "rejected", "discarded", "lost")
 EVENT_COUNTS = ("received", "waiting", "dead", *FINAL_COUNTS)
 
-_NO_TOTALS: dict[str, Any] = {"retirements": 0, "adopted": 0, "retired": {}, "events": {}, "orphaned": []}
+_NO_TOTALS: dict[str, Any] = {
+    "retirements": 0,
+    "adopted": 0,
+    "retired": {},
+    "events": {},
+    "orphaned": [],
+    "slow_patterns": {},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,8 @@ class InstanceReading:
     workers: list[WorkerRecord]
     events: dict[str, int]
     waiting: waiting.Merged
+    slow_patterns: dict[str, int]  # by feature
+    last_known: Reading | None = None  # of a shared queue that no worker can read now
 
     @property
     def newest_settings(self) -> dict[str, Any] | None:
@@ -106,16 +119,18 @@ class Scoreboard:
             events.update(record["events"])
         holders = [waiting.Waiting(record["events"]["waiting"], _reading(record)) for record in living]
         is_shared = any(record["is_queue_shared"] for record in living)
+        last_known = waiting.newest_reading(holders) if is_shared and waiting.is_unknown(holders) else None
         if is_shared:
-            events["waiting"] = max(record["events"]["waiting"] for record in living)
-            events["dead"] = waiting.newest_dead(holders, events["dead"])
+            _count_shared(events, holders, is_known=last_known is None)
         for retirement, counts, reading in totals["orphaned"]:
             if retirement > adopted:
                 events.update(counts)
-                holders.append(waiting.Waiting(counts["waiting"], waiting.Reading(**reading)))
+                holders.append(waiting.Waiting(counts["waiting"], Reading(**reading)))
         living.sort(key=lambda record: (record["slot"], record["generation"]))
-        counted = {name: events[name] for name in EVENT_COUNTS}
-        return InstanceReading(living, counted, waiting.merged(holders, is_shared=is_shared))
+        counted = {name: events[name] for name in (*EVENT_COUNTS, "unknown")}
+        merged = waiting.merged(holders, is_shared=is_shared)
+        slow_patterns = _slow_patterns([totals, *living])
+        return InstanceReading(living, counted, merged, slow_patterns, last_known)
 
     def retire(self, row: int, generation: int) -> None:
         """Keep the counts of a process that has ended. Only the parent may call it."""
@@ -130,6 +145,7 @@ class Scoreboard:
             else:
                 done = _received({name: counts[name] for name in FINAL_COUNTS})
                 orphaned = {"waiting": counts["waiting"], "dead": counts["dead"]}
+            totals["slow_patterns"] = _slow_patterns([totals, final])
             totals["events"] = Counter(totals["events"]) + Counter(done)
             totals["adopted"] = max(totals["adopted"], final.get("adopted", 0))
             if any(orphaned.values()):
@@ -167,8 +183,25 @@ def _is_retired(record: WorkerRecord, totals: dict[str, Any]) -> bool:
     return bool(record["generation"] <= totals["retired"].get(str(record["row"]), 0))
 
 
-def _reading(record: WorkerRecord) -> waiting.Reading:
-    return waiting.Reading(**record["reading"])
+def _count_shared(events: Counter[str], workers: list[waiting.Waiting], *, is_known: bool) -> None:
+    """Count the waiting and dead events of a shared queue once. They are unknown if it cannot be read."""
+    events["waiting"] = max(worker.events for worker in workers) if is_known else 0
+    events["dead"] = (waiting.newest_reading(workers).dead or 0) if is_known else 0
+    events["unknown"] = events["received"] - sum(events[name] for name in EVENT_COUNTS[1:])
+
+
+def _slow_patterns(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Add the counts of slow patterns. The names of the first record stay, so that no count decreases."""
+    sums: dict[str, int] = {}
+    for record in records:
+        for name, count in record["slow_patterns"].items():
+            shown = name if name in sums or len(sums) < MOST_NAMES else OTHER
+            sums[shown] = sums.get(shown, 0) + count
+    return sums
+
+
+def _reading(record: WorkerRecord) -> Reading:
+    return Reading(**record["reading"])
 
 
 def _received(counts: dict[str, int]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from tornado_gateway.errors import UpstreamError
 from tornado_gateway.store.interfaces import NO_IDENTITY, Identity
 from tornado_gateway.upstream.curl import CurlError, CurlPool, CurlResponse
 
-MAX_EVENT_REQUESTS = 16  # concurrent requests of one worker: as many as the flusher starts
+MAX_EVENT_REQUESTS = 17  # concurrent requests of one worker: those of the flusher, and one with usage statistics
 MAX_SETTINGS_REQUESTS = 4
 MAX_LOOKUPS = 32
 LONGEST_PATIENCE_SECONDS = 60.0
@@ -85,6 +85,7 @@ class Upstream:
         self._events = pool(max_handles=MAX_EVENT_REQUESTS)
         self._settings = documents(max_handles=MAX_SETTINGS_REQUESTS)
         self._lookups = documents(max_handles=MAX_LOOKUPS)
+        self._timeout_seconds = timeout_seconds
         self._patience = Patience(timeout_seconds)
         self._batch_target = ("", NO_IDENTITY), ""
 
@@ -122,11 +123,13 @@ class Upstream:
             query = urlencode({"a": account.account_id, "env": account.sdk_key, **self._sdk})
             self._batch_target = (self._prefix, account), f"{self._prefix}/server-side/batch-events-v2?{query}"
         body = b"".join((b'{"ev":[', documents.replace(b"\n", b","), b"]}"))
-        await self._post("events", self._batch_target[1], body, JSON_HEADERS | {"Authorization": account.sdk_key})
+        headers = JSON_HEADERS | {"Authorization": account.sdk_key}
+        await self._post("events", self._batch_target[1], body, headers, self._patience)
 
     async def send_event(self, query: str, document: bytes) -> None:
-        """Post one event with its own query to `/events/t`."""
-        await self._post("event", f"{self._prefix}/events/t?{query}", document, JSON_HEADERS)
+        """Post one event with its own query to `/events/t`. Its time-outs change nothing for batches."""
+        patience = Patience(self._timeout_seconds)
+        await self._post("event", f"{self._prefix}/events/t?{query}", document, JSON_HEADERS, patience)
 
     async def check_attribute(self, list_id: str, value: str) -> bool:
         """Return True if the value is in the list (wire contract A.3).
@@ -155,24 +158,26 @@ class Upstream:
         url = f"{self._collect_url}{self._prefix}/evaluate-event-dsl?{query}"
         return await self._fetch("event segments", self._lookups, url, body)
 
-    async def _post(self, purpose: str, target: str, body: bytes, headers: Mapping[str, str]) -> None:
+    async def _post(
+        self, purpose: str, target: str, body: bytes, headers: Mapping[str, str], patience: Patience
+    ) -> None:
         """Post events. Any 2xx is a success, even without a complete body: sending again would only cause duplicates.
 
         A web page is none: a block page or a sign-in portal between the gateway and VWO.
         """
-        seconds, began = self._patience.seconds, time.monotonic()
+        seconds, began = patience.seconds, time.monotonic()
         try:
             response = await self._events.request(self._collect_url + target, headers, body, patience_seconds=seconds)
         except CurlError as error:
             if error.is_timeout:
-                self._patience.timed_out(seconds)
+                patience.timed_out(seconds)
             if error.response is None:
                 raise self._no_response(purpose, error) from error
             response = error.response
         self._check(purpose, response)
         if _is_web_page(response):
             raise UpstreamError(f"{purpose}: VWO returned a web page ({response.status})", response.status)
-        self._patience.succeeded(time.monotonic() - began)
+        patience.succeeded(time.monotonic() - began)
 
     async def _fetch(self, purpose: str, pool: CurlPool, url: str, body: bytes | None = None) -> bytes:
         try:
