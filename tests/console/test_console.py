@@ -22,6 +22,7 @@ from in_process import InProcess
 from load import Load
 from process import Gateway, sample_document
 from redis_servers import RedisServer, needs_redis_server
+from several import KEYS, KeyedVendor, document, gateway_of, statuses, three
 from vendor import Fault, Vendor
 
 from tornado_gateway.console.auth import COOKIE, Auth
@@ -382,6 +383,25 @@ def test_h6_a_broken_location_database_is_not_green(open_page, tmp_path):
 
 
 # Wherever it is looked at
+
+
+def test_an_environment_can_be_chosen(open_page, tmp_path):
+    with KeyedVendor() as vendor, gateway_of(tmp_path, vendor, *three(), ADMIN_TOKEN=TOKEN) as gateway:
+        vendor.environments[KEYS["staging"]] = document(111, KEYS["staging"], version=77)
+        path = "/ready?environment=staging"
+        vendor.wait_until(
+            lambda: gateway.get(path)[0] == 200 and statuses(gateway)["staging"]["settings"]["version"] == 77
+        )
+        page = open_page(at=gateway)
+        page.fill("#token", TOKEN)
+        page.click("#sign-in-form .primary")
+        expect(page.locator("#environment option")).to_have_text(list(KEYS))
+        expect(page.locator("#state-text")).to_contain_text("account 111 · settings version 1 ")
+        page.select_option("#environment", "staging")
+        expect(page.locator("#state-text")).to_contain_text("settings version 77")
+        page.select_option("#environment", "other")
+        expect(page.locator("#state-text")).to_contain_text("account 222")
+        page.watch.allowed = "401"  # before signing in
 
 
 def test_nothing_is_wider_than_a_phone(open_page):

@@ -78,6 +78,7 @@ class Vendor:
         self.taken: dict[
             tuple[str, str], list[dict[str, Any]]
         ] = {}  # the same events by account and key of the request
+        self.troubles: dict[str, dict[str, Any]] = {}  # SDK key: the fields of a fault that all its requests meet
         self.arrivals: list[Arrival] = []  # the same events by request
         self.rejects: Any = None  # predicate of an event; a request that holds such an event always gets a 400
         self.event_faults: collections.deque[Fault] = collections.deque()
@@ -177,6 +178,9 @@ class _Handler(RequestHandler):
 
     async def meet(self, faults: "collections.deque[Fault]", events: list[Any]) -> bool:
         """Play the next fault, if there is one for this request. True if the request is answered by it."""
+        key = self.get_query_argument("i", "") or self.get_query_argument("env", "")
+        if key in self.vendor.troubles:
+            return await self._play(Fault(**self.vendor.troubles[key]), events)
         if not faults:
             return False
         fault = faults[0]
@@ -185,6 +189,9 @@ class _Handler(RequestHandler):
         fault.times -= 1
         if not fault.times:
             faults.popleft()
+        return await self._play(fault, events)
+
+    async def _play(self, fault: Fault, events: list[Any]) -> bool:
         if fault.takes:
             self.take(events)
         await asyncio.sleep(fault.delay_seconds)

@@ -13,6 +13,7 @@ from typing import TextIO
 import orjson
 
 from tornado_gateway.cli.data_owner import become_owner
+from tornado_gateway.cli.environments import selected
 from tornado_gateway.cli.output import Progress, counted, paint, print_columns, print_json
 from tornado_gateway.cli.stored_events import Letter, StoredEvents, open_stored_events
 from tornado_gateway.config import Config
@@ -29,7 +30,7 @@ def events(config: Config, arguments: argparse.Namespace) -> int:
         "requeue": _events_requeue,
         "export": _events_export,
     }[arguments.action]
-    return asyncio.run(_with_stored_events(config, arguments, action))
+    return asyncio.run(_with_stored_events(selected(config, arguments.environment), arguments, action))
 
 
 async def _with_stored_events(config: Config, arguments: argparse.Namespace, action: _Action) -> int:

@@ -3,11 +3,12 @@
 This is on the path of every getFlag: it does IO only if a list, an alias or a stored decision has to be looked up.
 """
 
+import asyncio
 import itertools
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tornado_gateway import core
@@ -23,6 +24,7 @@ from tornado_gateway.store.interfaces import StateStore
 logger = logging.getLogger(__name__)
 
 SERIAL_STEP = 1024  # more than the events of one call
+SLICE_FEATURES = 100  # decided in less than a millisecond, before other requests get their turn
 
 Facts = Mapping[str, Any]
 
@@ -109,11 +111,14 @@ class Evaluator:
                 self._set_facts(context, feature)
         return self._noted(core.decide(settings, feature_key, context))
 
-    async def decide_with_io(self, settings: core.Settings, feature_key: str, context: core.Context) -> core.Decision:
-        """Decide from all inputs, and keep the decision if decisions are sticky."""
+    async def decide_with_io(
+        self, settings: core.Settings, feature_key: str, context: core.Context, *, keeps: bool = True
+    ) -> core.Decision:
+        """Decide from all inputs, and keep the decision if decisions are sticky: see `decide_many`."""
         inputs = await self.gather(settings, [feature_key], context)
         decision = self.decide_from(settings, feature_key, inputs)
-        await self.keep(inputs, [decision])
+        if keeps:
+            await self.keep(inputs, [decision])
         return decision
 
     def event_documents(
@@ -121,6 +126,22 @@ class Evaluator:
     ) -> tuple[bytes, int]:
         """Return the documents of a decision's events, joined by newlines, and their number."""
         return core.event_documents(settings, context, decision, time.time_ns() // 1_000_000, next(self._serials))
+
+    def exposure_documents(
+        self,
+        settings: core.Settings,
+        context: core.Context,
+        impressions: Sequence[core.Impression],
+        *,
+        needs_device: bool,
+    ) -> tuple[bytes, int]:
+        """Return the documents of impressions that a client names, joined by newlines, and their number.
+
+        `needs_device`: the decisions have seen the visitor's device, so the events name it.
+        """
+        if needs_device and not _has_own_facts(context):
+            context.device = self._device_of(context)
+        return self.event_documents(settings, context, core.exposure(settings, context, impressions))
 
     def track_event_document(
         self, settings: core.Settings, context: core.Context, name: str, properties: Mapping[str, Any]
@@ -162,6 +183,41 @@ class Evaluator:
         if decision.slow_patterns and self.slow_patterns is not None:
             self.slow_patterns.note(decision.feature_key, decision.slow_patterns)
         return decision
+
+    async def decide_many(
+        self,
+        settings: core.Settings,
+        feature_keys: Sequence[str],
+        context: core.Context,
+        each: Callable[[core.Decision], None],
+        *,
+        keeps: bool,
+    ) -> None:
+        """Decide about each feature, and call `each` at once, because the context has the facts for one feature only.
+
+        `keeps`: the decisions are exposures, so they are kept if decisions are sticky. A kept decision has no exposure
+        any more, so a decision that was not recorded must not be kept. Other requests get their turn after every
+        SLICE_FEATURES decisions.
+        """
+        inputs = await self.gather(settings, feature_keys, context)
+        decisions = []
+        for number, feature_key in enumerate(feature_keys, 1):
+            decision = self.decide_from(settings, feature_key, inputs)
+            each(decision)
+            decisions.append(decision)
+            if number % SLICE_FEATURES == 0:
+                await asyncio.sleep(0)
+        if keeps:
+            await self.keep(inputs, decisions)
+
+    def is_pure(self, settings: core.Settings) -> bool:
+        """Return whether equal contexts always get equal decisions: nothing is looked up outside this process."""
+        return not self._uses_store and not any(feature.list_checks for feature in settings.features.values())
+
+    @property
+    def facts_version(self) -> str:
+        """A text that changes with the location database and the device rules."""
+        return f"{self._location.version} {self._device.version}"
 
     async def keep(self, inputs: Inputs, decisions: Sequence[core.Decision]) -> None:
         """Store the decisions if they are sticky and the earlier ones could be loaded."""

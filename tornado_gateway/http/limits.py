@@ -2,13 +2,13 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from time import monotonic, sleep
 from typing import Final, NamedTuple, final
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
-from tornado_gateway.http.messages import Handler, Request, Response
+from tornado_gateway.http.messages import Handler, Request, Result
 
 # The parser cannot be paused within one call, so it gets at most this much at once.
 SLICE_BYTES: Final = 16384
@@ -33,7 +33,7 @@ REST_SECONDS: Final = (
 # Chunk sizes, extensions and trailers may take this many bytes for each byte of body (1-byte chunks take 5).
 CHUNK_OVERHEAD: Final = 8
 
-Guard = Callable[[Handler, Request], Response | Awaitable[Response]]
+Guard = Callable[[Handler, Request], Result]
 
 
 class Limits(NamedTuple):
@@ -143,7 +143,7 @@ def _no_lines(request: Request) -> bytes:
     return b""
 
 
-def _unguarded(handler: Handler, request: Request) -> Response | Awaitable[Response]:
+def _unguarded(handler: Handler, request: Request) -> Result:
     return handler(request)
 
 

@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.slow_patterns import SlowPatterns
 from tornado_gateway.events.outcomes import LastFlush
 from tornado_gateway.process.certificate_expiry import ExpiryReport
+from tornado_gateway.process.environments.served import Served
 from tornado_gateway.process.location_parts import location_problem
 from tornado_gateway.settings.mirror import LastPoll, SettingsMirror
 from tornado_gateway.store.sqlite.repair.reports import DamagedFile, DamageWatch
 from tornado_gateway.telemetry.problems import REMEDIES, Problem, code_of_redis, code_of_upstream, merged, published
-from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, InstanceReading, Scoreboard, WorkerRecord
+from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, InstanceReading, PartReading, Scoreboard, WorkerRecord
 
 # Parts of a record that /status does not show for each worker.
 _INTERNAL = frozenset(
     {
         *("row", "generation", "adopted", "is_queue_shared", "last_poll", "reading"),
-        *("problems", "slow_patterns", "last_error_code"),
+        *("problems", "slow_patterns", "last_error_code", "environments"),
     }
 )
 
@@ -28,21 +28,36 @@ _INTERNAL = frozenset(
 def instance_status(scoreboard: Scoreboard, version: str) -> dict[str, Any]:
     """Return the body of /status. Where workers differ, the one with the newest information counts."""
     reading = scoreboard.read_all()
-    workers, stuck = reading.workers, reading.waiting.stuck
-    error, code = _last_error(workers, stuck["message"] if stuck else None)
-    return {
+    status = {
         "version": version,
         "uptime_seconds": round(time.monotonic() - scoreboard.started_at, 3),
+        **_part_status(reading.workers, reading),
+        "problems": merged(problem for worker in reading.workers for problem in worker["problems"]),
+        "slow_patterns": reading.slow_patterns,
+        "workers": [_as_listed(worker, reading) for worker in reading.workers],
+    }
+    if reading.environments:
+        status["environments"] = [_environment(name, part) for name, part in reading.environments.items()]
+    return status
+
+
+def _environment(name: str, part: PartReading) -> dict[str, Any]:
+    """Return the status of one environment of ENVIRONMENTS_FILE."""
+    removed = {"is_removed": True} if all(one["is_removed"] for one in part.parts) else {}
+    return {"name": name, "account_id": part.parts[0]["account_id"], **removed, **_part_status(part.parts, part)}
+
+
+def _part_status(parts: list[WorkerRecord], reading: InstanceReading | PartReading) -> dict[str, Any]:
+    stuck = reading.waiting.stuck
+    error, code = _last_error(parts, stuck["message"] if stuck else None)
+    return {
         "settings": reading.newest_settings,
         "events": _events(reading),
         "stuck": stuck,
-        "last_poll": _last_poll([worker["last_poll"] for worker in workers]),
-        "last_flush": max(workers, key=_flush_order, default={"last_flush": None})["last_flush"],
+        "last_poll": _last_poll([part["last_poll"] for part in parts]),
+        "last_flush": max(parts, key=_flush_order, default={"last_flush": None})["last_flush"],
         "last_error": error,
         "last_error_remedy": code and REMEDIES[code],
-        "problems": merged(problem for worker in workers for problem in worker["problems"]),
-        "slow_patterns": reading.slow_patterns,
-        "workers": [_as_listed(worker, reading) for worker in workers],
     }
 
 
@@ -54,14 +69,14 @@ def _last_error(workers: list[WorkerRecord], stuck: str | None) -> tuple[str | N
     return stuck, "events-stuck" if stuck else None
 
 
-def _events(reading: InstanceReading) -> dict[str, Any]:
+def _events(reading: InstanceReading | PartReading) -> dict[str, Any]:
     last = reading.last_known
     known = None if last is None else {"at": last.at, "waiting": last.waiting, "dead": last.dead}
     oldest = {"oldest_at": reading.waiting.oldest_at, "oldest_unknown_since": reading.waiting.unknown_since}
     return {**_shown_counts(reading.events, reading), "last_known": known, **oldest}
 
 
-def _shown_counts(counts: dict[str, Any], reading: InstanceReading) -> dict[str, Any]:
+def _shown_counts(counts: dict[str, Any], reading: InstanceReading | PartReading) -> dict[str, Any]:
     """Return the counts, without those of a shared queue that cannot be read."""
     return counts if reading.last_known is None else {**counts, "waiting": None, "dead": None}
 
@@ -126,7 +141,8 @@ def _problem_of(file: DamagedFile) -> Problem:
     return Problem("damaged-files", file.message, str(file.path), file.at, file.rescued, file.damaged)
 
 
-def environment_record(environment: Environment, store_failure: str | None, excess: str | None) -> WorkerRecord:
+def environment_record(served: Served, excess: str | None) -> WorkerRecord:
+    environment, store_failure = served.environment, served.store.events.failure
     mirror, flusher = environment.mirror, environment.flusher
     not_stored = environment.events.failure or store_failure
     poll, flush = mirror.last_poll, flusher.last
@@ -140,6 +156,7 @@ def environment_record(environment: Environment, store_failure: str | None, exce
     )
     error, code = next(((text, code) for text, code in errors if text), (None, None))
     return {
+        "adopted": served.adoption.adopted,
         "settings": _settings_record(mirror),
         "events": {name: getattr(environment.events.counts, name) for name in EVENT_COUNTS},
         "reading": asdict(environment.waiting.reading(not_stored or flush.error or flusher.retry_reason)),

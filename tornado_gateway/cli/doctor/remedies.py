@@ -9,6 +9,8 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 REMEDIES = {
     **problems.REMEDIES,
     "configuration": "Correct the option named above. `tornado-gateway config` shows the source of each value.",
+    "key-previous": "Create the key in VWO, or correct sdk_key in ENVIRONMENTS_FILE. Settings and events keep using the"
+    " previous key meanwhile.",
     "settings-unusable": "Fix the item named above in the VWO dashboard, or in SETTINGS_FILE. A running gateway keeps"
     " the last good settings.",
     "collector-unreachable": "Check COLLECT_URL from this machine: name, firewall, route. Meanwhile, events wait.",

@@ -1,6 +1,8 @@
 """Checks of VWO: settings, the server for events, and the clock of this machine compared with VWO's."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 
 from tornado_gateway import __version__, core
@@ -20,8 +22,17 @@ CLOCK_FAIL_SECONDS = 300.0
 Looked = tuple[Finding, core.Settings | None]
 
 
-async def check_settings(config: Config) -> Looked:
-    return _check_file(config) if config.is_offline else await _check_upstream(config)
+async def check_settings(config: Config, previous_sdk_keys: Sequence[str] = ()) -> Looked:
+    """Check the settings. If the key is rejected, they may be those of a previous key, as the gateway does it."""
+    if config.is_offline:
+        return _check_file(config)
+    looked = await _check_upstream(config)
+    for key in previous_sdk_keys if looked[0].code == "key-refused" else ():
+        finding, settings = await _check_upstream(replace(config, sdk_key=key))
+        if settings is not None:
+            message = f"the current key is rejected, a previous one is in use: {finding.message}"
+            return Finding("upstream", WARN, "key-previous", message), settings
+    return looked
 
 
 def _check_file(config: Config) -> Looked:

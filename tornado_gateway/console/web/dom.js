@@ -55,11 +55,23 @@ export class RequestFailed extends Error {
   }
 }
 
+let environment = "";
+
+/** Ask about this environment from now on; about the default one if the name is empty. */
+export function useEnvironment(name) {
+  environment = name;
+}
+
+function ofEnvironment(path) {
+  if (!environment || !path.startsWith("/admin/")) return path;
+  return `${path}${path.includes("?") ? "&" : "?"}environment=${encodeURIComponent(environment)}`;
+}
+
 /** Return the JSON of a response. Throws RequestFailed with the error of the gateway. */
 export async function ask(path, options = {}) {
   let response;
   try {
-    response = await fetch(path, { credentials: "same-origin", ...options });
+    response = await fetch(ofEnvironment(path), { credentials: "same-origin", ...options });
   } catch {
     throw new RequestFailed(0, "the gateway does not respond");
   }
