@@ -12,6 +12,8 @@ from vendor import Fault, Vendor
 
 from tornado_gateway import core
 from tornado_gateway.api.cors import MAX_AGE_SECONDS
+from tornado_gateway.api.ofrep.context import MAX_FEATURES
+from tornado_gateway.api.ofrep.exposures import REPEAT_SECONDS
 from tornado_gateway.api.router import OTHER_PREFIX
 from tornado_gateway.config import OPTIONS, Config
 from tornado_gateway.console.openapi import DOCUMENT
@@ -36,6 +38,7 @@ FOREIGN = {
     "/server-side/v2-pull get 200",
     "/openapi.json get 200",
     "RecentEvent/document",
+    "Evaluation/value",
     "Step/actual",
     "Step/node",
     "RuleVariable/value",
@@ -74,13 +77,15 @@ def gateway(tmp_path_factory):
 
 @pytest.mark.parametrize(("path", "method", "operation"), OPERATIONS, ids=IDS)
 def test_h4_each_field_of_a_response_is_described(gateway, path, method, operation):
-    query = {p["name"]: p["example"] for p in operation.get("parameters", ()) if "example" in p}
+    examples = [p for p in operation.get("parameters", ()) if "example" in p]
+    query = {p["name"]: p["example"] for p in examples if p["in"] == "query"}
+    target = path.format(**{p["name"]: p["example"] for p in examples if p["in"] == "path"})
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
     if path == "/admin/session" and method != "get":
         body = {"token": TOKEN}
     if path == "/admin/events/requeue":
         body = {"ids": []}  # the dead letter is for the other tests
-    status, kind, data = request(gateway, method, path, query, body)
+    status, kind, data = request(gateway, method, target, query, body)
     assert status == 200, data
     if kind.startswith("application/json") and data:
         check_described(path, method, status, orjson.loads(data))
@@ -195,7 +200,7 @@ def quantities():
     yield from (f"{FRESH_SECONDS / 60:.0f} minutes", f"{LONGEST_WAIT_SECONDS:.0f} s")
     yield f"{int(shortest)} to {int(longest)} small"
     yield f"Max-Age: {MAX_AGE_SECONDS}"
-    yield f"{MOST_NAMES} features"
+    yield from (f"{MOST_NAMES} features", f"{MAX_FEATURES} features", f"{REPEAT_SECONDS:.0f} s")
     for name in ("EVENT_QUEUE_LIMIT", "EVENT_QUEUE_BYTES"):
         (option,) = (option for option in OPTIONS if option.name == name)
         yield f"{option.default} {'events' if name.endswith('LIMIT') else 'bytes'}"
