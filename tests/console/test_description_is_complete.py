@@ -8,6 +8,7 @@ import orjson
 import pytest
 from described import check_described
 from process import ROOT, Gateway, sample_document
+from several import KEYS, KeyedVendor, gateway_of
 from vendor import Fault, Vendor
 
 from tornado_gateway import core
@@ -120,6 +121,14 @@ def test_h4_fields_of_what_is_wrong_are_described(tmp_path):
                 status, _, data = request(gateway, "get", path, token="wrong")
                 assert status == 401
                 check_described(path, "get", status, orjson.loads(data))
+
+
+def test_h4_the_fields_of_environments_are_described(tmp_path):
+    with KeyedVendor() as vendor, gateway_of(tmp_path, vendor, ADMIN_TOKEN=TOKEN) as gateway:
+        vendor.wait_until(lambda: len(gateway.status().get("environments", ())) == len(KEYS), describe=gateway.status)
+        for path in ("/ready", "/status", "/admin/overview", "/admin/events"):
+            status, _, data = request(gateway, "get", path)
+            check_described(path, "get", status, orjson.loads(data))
 
 
 def open_objects(schema, place, seen):
