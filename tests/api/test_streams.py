@@ -72,9 +72,13 @@ def serve(vendor, tmp_path):
 
         def serve(name="data", **options):
             given = {"POLLING_TIME": 200} | options
-            return stack.enter_context(Gateway.of_vendor(tmp_path / name, vendor, **given))
+            gateways.append(stack.enter_context(Gateway.of_vendor(tmp_path / name, vendor, **given)))
+            return gateways[-1]
 
+        gateways = []
         yield serve
+        for gateway in gateways:
+            assert "Traceback" not in gateway.log()
 
 
 def change(vendor, version):
@@ -208,6 +212,19 @@ def test_a_client_that_does_not_read_loses_its_stream_and_others_do_not(serve, v
     vendor.wait_until(lambda: open_streams(gateway) == 1)
     change(vendor, 91)
     stream.event()
+
+
+def test_a_client_that_closes_its_half_ends_its_stream(serve, vendor):
+    """As browsers do; the requests behind the stream get no response."""
+    gateway = serve()
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=SECONDS) as half:
+        half.sendall(b"GET /stream HTTP/1.1\r\nHost: gateway\r\n\r\n" * 2)
+        vendor.wait_until(lambda: open_streams(gateway) == 1)
+        half.shutdown(socket.SHUT_WR)
+        received = b"".join(iter(lambda: half.recv(4096), b""))
+    assert received.count(b"HTTP/1.1 200 OK") == 1
+    vendor.wait_until(lambda: open_streams(gateway) == 0)
+    assert closed(gateway, "client") == 1
 
 
 def test_a_stop_ends_streams_first_with_the_time_of_the_next_connection(serve):
