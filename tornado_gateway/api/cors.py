@@ -96,12 +96,19 @@ class OriginCheck:
     """Rejects a POST that a page of another site sends, unless CORS allows its origin.
 
     Without CORS, a proxy may allow origins and handle preflights. Requests that need none are rejected then, except for
-    events, which browser SDKs send in this form. `carries_events` returns whether a path is for events.
+    events, which browser SDKs send in this form. `carries_events` returns whether a path is for events, `shaped`
+    an error in the shape of a path.
     """
 
-    def __init__(self, cors: Cors | EnvironmentsCors | None, carries_events: Callable[[bytes], bool]) -> None:
+    def __init__(
+        self,
+        cors: Cors | EnvironmentsCors | None,
+        carries_events: Callable[[bytes], bool],
+        shaped: Callable[[bytes, Response], Response],
+    ) -> None:
         self._cors = cors
         self._carries_events = carries_events
+        self._shaped = shaped
 
     def __call__(self, handler: Handler, request: Request) -> Result:
         """Respond with the handler, or with 403."""
@@ -109,9 +116,12 @@ class OriginCheck:
         if origin is None or _is_of_same_host(request, origin):
             return handler(request)
         if self._cors is not None:
-            return handler(request) if self._cors.allows(request, origin) else NOT_ALLOWED
+            is_allowed = self._cors.allows(request, origin)
+            return handler(request) if is_allowed else self._shaped(request.path, NOT_ALLOWED)
         is_simple = _media_type(request) in SIMPLE_TYPES
-        return NO_CORS if is_simple and not self._carries_events(request.path) else handler(request)
+        if is_simple and not self._carries_events(request.path):
+            return self._shaped(request.path, NO_CORS)
+        return handler(request)
 
 
 def _is_of_same_host(request: Request, origin: bytes) -> bool:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 
+import orjson
+
 from tornado_gateway.api.cors import OPERATORS_PATHS, respond_to_preflight
 from tornado_gateway.api.endpoints import Endpoints
 from tornado_gateway.api.routes import KEY, ROUTES, TREES, Route
@@ -46,6 +48,7 @@ class Router:
         self._event_paths = frozenset(route.path.encode() for route in ROUTES if route.is_event)
         self._batch_paths = frozenset(route.path.encode() for route in ROUTES if route.is_batch)
         self._sdk_paths = frozenset(route.path.encode() for route in ROUTES if route.is_for_sdks)
+        self._shapes = {route.path.encode(): route.error_shape for route in ROUTES if route.error_shape is not None}
         self._prefixes: tuple[bytes, ...] = ()  # of the accounts whose settings are known
         self._serves_browsers = serves_browsers
 
@@ -75,14 +78,27 @@ class Router:
         """Return whether SDKs send requests to this path. Some of them do not escape their query."""
         return self._normal(path) in self._sdk_paths
 
+    def shaped(self, path: bytes, response: Response) -> Response:
+        """Return the response to a request that was rejected before its handler was called, in the route's shape."""
+        shape = self._shapes.get(self._route_path(path))
+        if shape is None:
+            return response
+        message = orjson.loads(response.body)["error"]
+        return shape(path, RequestError(response.status, message))
+
     def _find_leniently(self, method: bytes, path: bytes) -> Handler | None:
-        path = self._normal(path)
-        if path.startswith(TREES):
-            path = next(tree for tree in TREES if path.startswith(tree)) + KEY.encode()
+        path = self._route_path(path)
         handler = self._handlers.get((method, path))
         if handler is None and method == b"OPTIONS" and self._serves_browsers and not path.startswith(OPERATORS_PATHS):
             return respond_to_preflight
         return handler or self._not_allowed.get(path)
+
+    def _route_path(self, path: bytes) -> bytes:
+        """Return the path of the route of a request, if there is one."""
+        path = self._normal(path)
+        if path.startswith(TREES):
+            path = next(tree for tree in TREES if path.startswith(tree)) + KEY.encode()
+        return path
 
     def _normal(self, path: bytes) -> bytes:
         """Return a path without an account's prefix and doubled slashes, which SDKs send (wire contract 0.8, 0.10)."""

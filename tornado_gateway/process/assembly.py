@@ -279,7 +279,7 @@ class Assembly:
             body_limit=partial(_body_limit, self._config, router),
             on_response=tracing.with_log(self._observer.responded),
             extra_header_lines=tracing.header_lines,
-            guard=OriginCheck(cors, router.carries_events),
+            guard=OriginCheck(cors, router.carries_events, router.shaped),
             echo_headers=tracing.echo_headers,
             lenient=router.is_sdk_path,
             proxy_trusts=build_client_address(self._config).trusts if self._config.proxy_protocol else None,

@@ -16,6 +16,7 @@ from tornado_gateway.core.types import Feature
 SEPARATOR = "."
 ALL = "*"
 MAX_READY = 20_000  # outcomes whose responses are remembered, some KB each
+LARGEST_INTEGER = 2.0**63
 MAX_SPLITS = 64  # dots of a flag key that are tried
 
 Key = tuple[object, ...]
@@ -35,7 +36,6 @@ class Ready(NamedTuple):
     """
 
     outcome: Outcome
-    values: Mapping[str, Any]
     entries: dict[str | None, bytes]
     bulk: bytes
 
@@ -89,17 +89,18 @@ class Flags:
             entries: dict[str | None, bytes] = {
                 None: b'"errorCode":"GENERAL","errorDetails":%b' % orjson.dumps(decision.error)
             }
-            return Ready(outcome, {}, entries, entry(feature.key, entries[None]))
-        values = {variable["key"]: value_of(variable) for variable in decision.variables}
+            return Ready(outcome, entries, entry(feature.key, entries[None]))
+        values = {variable["key"]: core.to_json(value_of(variable)).encode() for variable in decision.variables}
         suffix = _suffix(outcome)
         entries = {None: b'"value":%b,%b' % (b"true" if decision.enabled else b"false", suffix)}
         missing = b'"reason":"DISABLED",%b' % suffix.partition(b",")[2]
         for name in self._names(feature):
-            entries[name] = b'"value":%b,%b' % (orjson.dumps(values[name]), suffix) if name in values else missing
-        entries[ALL] = b'"value":%b,%b' % (orjson.dumps(values), suffix) if decision.enabled else missing
+            entries[name] = b'"value":%b,%b' % (values[name], suffix) if name in values else missing
+        members = b",".join(b"%b:%b" % (orjson.dumps(name), value) for name, value in values.items())
+        entries[ALL] = b'"value":{%b},%b' % (members, suffix) if decision.enabled else missing
         shown = [entry(feature.key, entries[None])]
         shown += [entry(f"{feature.key}{SEPARATOR}{name}", entries[name]) for name in self._listed(feature)]
-        return Ready(outcome, values, entries, b",".join(shown))
+        return Ready(outcome, entries, b",".join(shown))
 
     def _names(self, feature: Feature) -> tuple[str, ...]:
         """Return the keys of the feature's variables, in the order of their first mention."""
@@ -125,20 +126,27 @@ def entry(key: str, content: bytes) -> bytes:
 def value_of(variable: Mapping[str, Any]) -> Any:
     """Return a variable's value as its type demands: clients reject a whole number for a double, and the reverse.
 
-    A value that does not fit its type stays as it is.
+    A value that does not fit its type, or is beyond the limits of clients, stays as it is.
     """
     value, kind = variable.get("value"), variable.get("type")
     if isinstance(value, bool):
         return value
     if kind == "double" and isinstance(value, int):
         return float(value)
-    if kind == "integer" and isinstance(value, float) and value.is_integer():
+    if kind == "integer" and isinstance(value, float) and value.is_integer() and abs(value) < LARGEST_INTEGER:
         return int(value)
     if kind == "json" and isinstance(value, str):
         try:
-            return orjson.loads(value)
-        except orjson.JSONDecodeError:
+            return _parsed(value)
+        except (orjson.JSONDecodeError, orjson.JSONEncodeError):
             return value
+    return value
+
+
+def _parsed(text: str) -> Any:
+    """Return the value of a JSON text. Raise an error of orjson if it is none, or nested too deeply for clients."""
+    value = orjson.loads(text)
+    orjson.dumps(value)
     return value
 
 
