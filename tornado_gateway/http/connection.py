@@ -125,9 +125,8 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Respond to the requests of a client that sends no more but may still read. TLS has no such half-close."""
         self.eof = True
-        for request in tuple(self.queue):  # streams end, and leave it
-            if request.page is not None:
-                request.page.client_closed()
+        for page in [request.page for request in self.queue if request.page is not None]:  # streams leave the queue
+            page.client_closed()
         if self.tls:
             return False
         self._settle()
