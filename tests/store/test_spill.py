@@ -110,6 +110,29 @@ async def test_redis_is_away_at_start(gateway, server):
         assert await one.claimed() == ["b"]
 
 
+async def test_a18_events_that_spill_while_redis_recovers_move_too(gateway, server):
+    """Row A18: Redis fails for a moment; the events go to a slow disk, and arrive there after all others have moved."""
+    async with gateway() as one:
+        is_slow, go = asyncio.Event(), asyncio.Event()
+        append = one.local.append
+
+        async def append_slowly(chunks):
+            is_slow.set()
+            await go.wait()
+            await append(chunks)
+
+        one.local.append = append_slowly
+        server.command("CONFIG", "SET", "maxmemory", "1")
+        appending = asyncio.create_task(one.append("a"))
+        await is_slow.wait()
+        server.command("CONFIG", "SET", "maxmemory", "0")
+        await one.until_recovered()
+        await asyncio.sleep(0.1)  # the mover has nothing to do any more
+        go.set()
+        await appending
+        assert await one.until_all_claimed(1) == ["a"]
+
+
 async def test_a_wrong_password_is_told_and_nothing_is_lost(gateway, server, caplog):
     server.command("CONFIG", "SET", "requirepass", "right")
     async with gateway(redis_password="wrong-secret") as one:

@@ -138,6 +138,10 @@ class Gateway:
         return self.log_path.read_text()
 
     @property
+    def workers(self) -> int:
+        return int(self._environment["WORKERS"])
+
+    @property
     def admin_token(self) -> str:
         """ADMIN_TOKEN or, without it, the token that the gateway has made."""
         return self._environment.get("ADMIN_TOKEN") or self._generated_token()

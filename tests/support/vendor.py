@@ -55,23 +55,30 @@ class Call:
 class Vendor:
     """Runs in a thread of its own; use as a context manager. Everything that arrived can be looked at any time.
 
-    With a TLS context it also listens on `tls_port`. Port 0 means any free one.
+    With a TLS context it also listens on `tls_port`. Port 0 means any free one. With `keep` it remembers only as many
+    calls and events, for long runs.
     """
 
     def __init__(
-        self, settings: dict[str, Any] | None = None, tls: ssl.SSLContext | None = None, port: int = 0
+        self,
+        settings: dict[str, Any] | None = None,
+        tls: ssl.SSLContext | None = None,
+        port: int = 0,
+        keep: int | None = None,
     ) -> None:
         self.settings: bytes = orjson.dumps(settings if settings is not None else {})
         self.environments: dict[str, bytes] = {}  # SDK key: a document of its own
         self.dialects: dict[tuple[str, str], bytes] = {}  # (api-version, platform): a document of its own
         self.lists: dict[str, set[str]] = {}  # list id: its members, for check-attribute
         self.event_dsl = b"true"
-        self.calls: list[Call] = []
-        self.events: list[dict[str, Any]] = []  # every event that was taken with a 200, in order
-        self.batches: list[int] = []  # their sizes
+        self.new_list: Any = list if keep is None else lambda: collections.deque(maxlen=keep)
+        self.calls: list[Call] = self.new_list()
+        self.events: list[dict[str, Any]] = self.new_list()  # every event that was taken with a 200, in order
+        self.batches: list[int] = self.new_list()  # their sizes
         self.taken: dict[
             tuple[str, str], list[dict[str, Any]]
         ] = {}  # the same events by account and key of the request
+        self.troubles: dict[str, dict[str, Any]] = {}  # SDK key: the fields of a fault that all its requests meet
         self.arrivals: list[Arrival] = []  # the same events by request
         self.rejects: Any = None  # predicate of an event; a request that holds such an event always gets a 400
         self.event_faults: collections.deque[Fault] = collections.deque()
@@ -171,6 +178,9 @@ class _Handler(RequestHandler):
 
     async def meet(self, faults: "collections.deque[Fault]", events: list[Any]) -> bool:
         """Play the next fault, if there is one for this request. True if the request is answered by it."""
+        key = self.get_query_argument("i", "") or self.get_query_argument("env", "")
+        if key in self.vendor.troubles:
+            return await self._play(Fault(**self.vendor.troubles[key]), events)
         if not faults:
             return False
         fault = faults[0]
@@ -179,6 +189,9 @@ class _Handler(RequestHandler):
         fault.times -= 1
         if not fault.times:
             faults.popleft()
+        return await self._play(fault, events)
+
+    async def _play(self, fault: Fault, events: list[Any]) -> bool:
         if fault.takes:
             self.take(events)
         await asyncio.sleep(fault.delay_seconds)
@@ -242,7 +255,7 @@ class _Events(_Handler):
         key = self.get_query_argument("env", "")
         if self.request.headers.get("Authorization", key) != key:  # only batches have the header
             raise AssertionError("the query and the header name different keys")
-        self.vendor.taken.setdefault((self.get_query_argument("a", ""), key), []).extend(events)
+        self.vendor.taken.setdefault((self.get_query_argument("a", ""), key), self.vendor.new_list()).extend(events)
         self.vendor.batches.append(len(events))
         self._arrival = Arrival(events, self._began, time.monotonic())
         self.vendor.arrivals.append(self._arrival)

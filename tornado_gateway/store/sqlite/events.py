@@ -172,6 +172,9 @@ class SqliteEvents:
     async def release(self, chunks: Sequence[Chunk]) -> None:
         self._memory.release(chunks)
 
+    def drop_bodies(self, chunks: Sequence[Chunk]) -> None:
+        self._memory.drop_bodies(chunks)
+
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:
