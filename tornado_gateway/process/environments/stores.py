@@ -47,7 +47,10 @@ class Stores:
         It is one of so many, which share the memory for events.
         """
         directory = data_dir_of(config)
-        local = SqliteEvents(directory, config.store_sync, fresh_bytes=FRESH_BYTES // number)
+        # With Redis a machine shows one number of dead events: those in Redis, and all in its directory.
+        local = SqliteEvents(
+            directory, config.store_sync, fresh_bytes=FRESH_BYTES // number, counts_all_letters=config.uses_redis
+        )
         if not config.uses_redis:
             return Store(local, SqliteState(directory, config.store_sync, config.namespace))
         from tornado_gateway.store.redis.events import open_redis
