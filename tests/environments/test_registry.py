@@ -167,7 +167,8 @@ def test_queries_that_never_repeat_take_no_memory_and_no_place_of_others(make):
 )
 def test_the_key_of_an_event_decides(make, sdk_key, loaded, key, is_own):
     environments = make(sdk_key=sdk_key, loaded=loaded).environments
-    assert environments.of_event(key) is (environments.default if is_own else None)
+    scope = environments.scope_of(Request(b"POST", b"/events/t", b"", []))
+    assert environments.of_event(scope, key) is (environments.default if is_own else None)
 
 
 @pytest.mark.parametrize(
@@ -183,5 +184,6 @@ def test_the_key_of_an_event_decides(make, sdk_key, loaded, key, is_own):
     ],
 )
 def test_the_key_in_the_query_of_events(make, query, key):
-    assert make().environments.query_key(query) == key
-    assert make(sdk_key=None).environments.query_key(query) == key
+    request = Request(b"POST", b"/events/t", query, [])
+    assert make().environments.scope_of(request).key == key
+    assert make(sdk_key=None).environments.scope_of(request).key == key

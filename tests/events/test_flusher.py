@@ -333,6 +333,23 @@ async def test_an_event_that_is_rejected_while_others_succeed_becomes_a_dead_let
     assert_balanced(queue)
 
 
+async def test_a16_events_that_are_rejected_one_at_a_time_cause_one_line(store, sink, caplog):
+    """Row A16: one line per reason and minute; the further ones are counted in the next line."""
+    sink.status_of = lambda documents: 400 if any(document % 20 == 7 for document in documents) else 200
+    queue = await started_queue(store)
+    flush = flusher_of(store, queue, sink)
+    await flush.start()
+    later = iter(range(1000, 100_000, 20))  # others have to succeed
+    await append(queue, range(1000))
+    while queue.counts.dead < 50:
+        await append(queue, [next(later) for _ in range(10)])
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert errors == ["VWO rejected 1 events permanently, they are dead letters now: answered 400"]
+    await flush.stop(30)
+    await queue.stop()
+    assert_balanced(queue)
+
+
 @pytest.mark.parametrize("status", [500, 0])
 async def test_a_poisoned_event_does_not_delay_others(store, sink, status):
     """Row A1: the failure is isolated; all others are delivered, in full batches but for its own."""

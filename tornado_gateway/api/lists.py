@@ -26,30 +26,31 @@ DSL_PARAMETERS = (b"uuid", b"accountId")  # that are forwarded
 
 
 class ListsApi:
-    """The endpoints for segments that upstream evaluates."""
+    """The endpoints for segments that upstream evaluates. If a request names no environment, the response is "no"."""
 
     def __init__(self, environments: Environments) -> None:
         self._environments = environments
 
     async def check_attribute(self, request: Request) -> Response:
         """Return whether a value is in a list."""
-        environment = self._environments.of_lookup(request, without_key=True)
         raw = raw_query_value(request.query, b"attribute")
         list_id = query_text(request.query, b"listId")
         if not raw or not list_id:
             raise RequestError(400, "attribute and listId are required")
-        member = await _is_member(environment.lists, list_id, raw)
+        environment = self._environments.of_lookup(request, list_id, without_key=True)
+        member = environment is not None and await _is_member(environment.lists, list_id, raw)
         agent = request.header(b"user-agent") or b""
         return (SCRIPT_RESPONSES if agent.startswith(b"Dalvik/") or b"okhttp" in agent else RESPONSES)[member]
 
     async def evaluate_event_dsl(self, request: Request) -> Response:
         """Forward a segment about the past events of a visitor."""
-        upstream = self._environments.of_lookup(request, without_key=True).upstream
         body = json_object_and_body(request.body)[1]
+        environment = self._environments.of_lookup(request, without_key=True)
+        if environment is None:
+            return RESPONSES[False]
         try:
-            return Response(
-                200, await upstream.evaluate_event_dsl(known_parameters(request.query, DSL_PARAMETERS), body)
-            )
+            query = known_parameters(request.query, DSL_PARAMETERS)
+            return Response(200, await environment.upstream.evaluate_event_dsl(query, body))
         except UpstreamError:
             return RESPONSES[False]
 

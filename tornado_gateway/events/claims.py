@@ -22,7 +22,12 @@ class Claims:
     that is to be sent again. `drop_bodies` is called with the chunks of a claim that can no longer be released.
     """
 
-    def __init__(self, drop_bodies: Callable[[Sequence[Chunk]], None] = lambda chunks: None) -> None:
+    def __init__(
+        self,
+        max_bytes: int = MAX_CLAIMED_BYTES,
+        drop_bodies: Callable[[Sequence[Chunk]], None] = lambda chunks: None,
+    ) -> None:
+        self._max_bytes = max_bytes
         self._drop_bodies = drop_bodies
         self.events = 0
         self.size = 0
@@ -76,19 +81,19 @@ class Claims:
     @property
     def is_full(self) -> bool:
         """Return whether there is no room for further parts that wait for a retry."""
-        return len(self.retries) >= MAX_RETRYING or self.retries.size >= MAX_RETRYING_BYTES
+        return len(self.retries) >= MAX_RETRYING or self.retries.size >= self._max_bytes // 2
 
     def has_room(self, *, during_outage: bool) -> bool:
         """Return whether new events may be claimed: not if too many are claimed, or wait for a retry.
 
         While nothing succeeds, events behind many that are known to fail have to show whether others succeed.
         """
-        if self.size >= MAX_CLAIMED_BYTES:
+        if self.size >= self._max_bytes:
             return False
         if not during_outage:
             return not self.is_full
         unexplained = self.retries.unexplained()
-        return len(unexplained) < MAX_RETRYING and sum([part.size for part in unexplained]) < MAX_RETRYING_BYTES
+        return len(unexplained) < MAX_RETRYING and sum([part.size for part in unexplained]) < self._max_bytes // 2
 
     def delivered(self, part: Part) -> None:
         self._note_touched(part)

@@ -147,6 +147,14 @@ def required_text(fields: Fields, name: str) -> str:
     raise RequestError(400, f"{name} must be a string")
 
 
+def boolean(fields: Fields, name: str) -> bool:
+    """Return a field that is true or false; false if it is absent or null."""
+    value = fields.get(name)
+    if value is None or type(value) is bool:
+        return bool(value)
+    raise RequestError(400, f"{name} must be true or false")
+
+
 def user_id(fields: Fields) -> str:
     """Return `userId` of REST callers, or `id` of the SDKs; a number as its text (decision engine 7.3, row 31)."""
     value = fields.get("userId")

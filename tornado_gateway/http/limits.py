@@ -1,12 +1,14 @@
 """The limits and options that all connections of one server share."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections import deque
+from collections.abc import Callable, Collection
+from time import monotonic, sleep
 from typing import Final, NamedTuple, final
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
-from tornado_gateway.http.messages import Handler, Request, Response
+from tornado_gateway.http.messages import Handler, Request, Result
 
 # The parser cannot be paused within one call, so it gets at most this much at once.
 SLICE_BYTES: Final = 16384
@@ -21,10 +23,17 @@ WRITE_SLICE_BYTES: Final = 131072
 MAX_QUEUED_BYTES: Final = 262144
 # A request in flight counts this many times its body against the budget of the server, as its parsed form does.
 PARSED_FACTOR: Final = 8
+# Pipelined requests, large bodies and pages of all clients together get this much of each turn of the loop, and one
+# client this much before it is the turn of another. A lone request waits no longer than that, whatever others send.
+TURN_SECONDS: Final = 0.002
+SHARE_SECONDS: Final = 0.0005
+REST_SECONDS: Final = (
+    0.00005  # between two such turns, in which the threads of the store can get the interpreter's lock
+)
 # Chunk sizes, extensions and trailers may take this many bytes for each byte of body (1-byte chunks take 5).
 CHUNK_OVERHEAD: Final = 8
 
-Guard = Callable[[Handler, Request], Response | Awaitable[Response]]
+Guard = Callable[[Handler, Request], Result]
 
 
 class Limits(NamedTuple):
@@ -33,7 +42,7 @@ class Limits(NamedTuple):
     max_header_bytes: int = 65536
     max_headers: int = 128
     max_body_bytes: int = 1 << 20
-    max_pipelined: int = 64
+    max_pipelined: int = 16
     max_connections: int = 0  # 0: as many as the system allows
     header_seconds: float = 10.0
     body_seconds: float = 30.0
@@ -98,6 +107,34 @@ class Charge:
         self._budget.add(-self._size)
 
 
+@final
+class RunQueue:
+    """Steps of work that can wait for the requests of other clients. Each turn of the loop runs some, the oldest first.
+
+    A step that returns True is the last one of its turn, because the costly part of its work is still to come.
+    """
+
+    def __init__(self, turn_seconds: float = TURN_SECONDS) -> None:
+        self._turn_seconds = turn_seconds
+        self._steps: deque[Callable[[], bool]] = deque()
+
+    def add(self, step: Callable[[], bool]) -> None:
+        self._steps.append(step)
+        if len(self._steps) == 1:
+            asyncio.get_running_loop().call_soon(self._run)
+
+    def _run(self) -> None:
+        steps, end = self._steps, monotonic() + self._turn_seconds
+        try:
+            while not steps[0]() and len(steps) > 1 and monotonic() < end:
+                steps.popleft()
+        finally:
+            steps.popleft()
+            if steps:
+                sleep(REST_SECONDS)
+                asyncio.get_running_loop().call_soon(self._run)
+
+
 def _no_page_lines(request: Request, status: int) -> bytes:
     return b""
 
@@ -106,7 +143,7 @@ def _no_lines(request: Request) -> bytes:
     return b""
 
 
-def _unguarded(handler: Handler, request: Request) -> Response | Awaitable[Response]:
+def _unguarded(handler: Handler, request: Request) -> Result:
     return handler(request)
 
 

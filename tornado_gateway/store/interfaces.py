@@ -79,13 +79,15 @@ class DeadLetter:
 class Depth:
     """The numbers of waiting and dead events, and the bytes of the waiting ones.
 
-    `oldest_at` is the time at which the oldest waiting was stored.
+    `oldest_at` is the time at which the oldest waiting was stored. If `is_stale`, a part of the store could not be
+    read, and counts with its last known numbers.
     """
 
     waiting: int
     dead: int
     oldest_at: float | None
     waiting_bytes: int = 0
+    is_stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,9 @@ class EventStore(Protocol):
 
         Return the number of events discarded.
         """
+
+    async def adopt(self) -> int:
+        """Move the events that ended workers have left on this machine into this store. Return their number."""
 
 
 class StateStore(Protocol):
