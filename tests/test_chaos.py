@@ -104,7 +104,16 @@ def test_a_killed_worker_explains_no_more_duplicates_than_it_had_in_flight():
 
 
 def test_counts_have_to_add_up():
-    counts = {"received": 10, "delivered": 5, "waiting": 1, "dead": 2, "rejected": 2, "discarded": 0, "lost": 0}
+    counts = {
+        "received": 10,
+        "delivered": 5,
+        "waiting": 1,
+        "dead": 2,
+        "rejected": 2,
+        "discarded": 0,
+        "lost": 0,
+        "unknown": 0,
+    }
     assert unbalanced(counts) is None
     assert "not the sum" in unbalanced(counts | {"lost": 1})
     after = counts | {"received": 13, "delivered": 8}

@@ -191,7 +191,7 @@ class Run:
             for name, counts in (("/metrics", counts_of(gateway)), ("/status", gateway.status()["events"])):
                 if self._store == "embedded":
                     found.append(unbalanced(counts))
-                for key, value in (("waiting", 0), ("dead", dead), ("lost", 0), ("discarded", 0)):
+                for key, value in (("waiting", 0), ("dead", dead), ("lost", 0), ("discarded", 0), ("unknown", 0)):
                     if counts[key] != value:
                         found.append(f"{name} of gateway {gateway.port} has {counts[key]} {key}, expected {value}")
         return [problem for problem in found if problem]
@@ -200,7 +200,7 @@ class Run:
 def _total(counts: list[dict[str, Any]]) -> dict[str, Any]:
     """The sums over all gateways; those of a shared Redis all show the same waiting and dead events."""
     total = {name: sum(each[name] for each in counts) for name in counts[0]}
-    return total | {name: max(each[name] for each in counts) for name in ("waiting", "dead")}
+    return total | {name: max(each[name] for each in counts) for name in ("waiting", "dead", "unknown")}
 
 
 def dead_events(gateway: Gateway) -> dict[str, list[Key]]:

@@ -206,11 +206,11 @@ def _shown(keys: Iterable[Key]) -> list[Key]:
     return sorted(keys, key=str)[:3]
 
 
-ENDS = ("delivered", "waiting", "dead", "rejected", "discarded", "lost")
+ENDS = ("delivered", "waiting", "dead", "rejected", "discarded", "lost", "unknown")
 
 
 def unbalanced(counts: dict[str, Any]) -> str | None:
-    """Return a problem unless received = delivered + waiting + dead + rejected + discarded + lost."""
+    """Return a problem unless received = delivered + waiting + dead + rejected + discarded + lost + unknown."""
     if counts["received"] == sum(counts[name] for name in ENDS):
         return None
     return f"received is not the sum of its parts: {counts}"
