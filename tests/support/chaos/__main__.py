@@ -190,8 +190,11 @@ class Run:
             dead = len(shared) + len(own)
             for name, counts in (("/metrics", counts_of(gateway)), ("/status", gateway.status()["events"])):
                 if self._store == "embedded":
-                    found.append(unbalanced(counts))
-                for key, value in (("waiting", 0), ("dead", dead), ("lost", 0), ("discarded", 0), ("unknown", 0)):
+                    found += [
+                        unbalanced(counts),
+                        f"{counts['unknown']} events are unknown" if counts["unknown"] else None,
+                    ]
+                for key, value in (("waiting", 0), ("dead", dead), ("lost", 0), ("discarded", 0)):
                     if counts[key] != value:
                         found.append(f"{name} of gateway {gateway.port} has {counts[key]} {key}, expected {value}")
         return [problem for problem in found if problem]
