@@ -137,7 +137,7 @@ def attack(gateway: Gateway, phase: str, names: list[str], seconds: float) -> Ph
     started = time.monotonic()
     before = waiting_seconds(gateway)
     command = ["nice", "-n", "19", sys.executable, HERE / "attackers.py", str(gateway.port), str(seconds), *names]
-    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=seconds + 120).stdout
+    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=seconds + 600).stdout
     memory = max(memory_of(pid, "VmHWM") for pid in gateway.worker_pids())
     ended = time.monotonic()
     starved = (waiting_seconds(gateway) - before) / (ended - started)
