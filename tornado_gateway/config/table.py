@@ -15,8 +15,6 @@ _EVENTS = "Events"
 _STORE = "Store"
 _REDIS = "Redis"
 _FACTS = "Location and device"
-_CLIENTS = "Browsers and operators"
-_LOGS = "Logs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -30,6 +28,25 @@ class OptionValues:
         None,
         "SDK key of one environment of the account (production, staging, ...). Needs ACCOUNT_ID.",
         secret=True,
+    )
+    environments_file: Path | None = option(
+        _ACCOUNT,
+        kinds.file,
+        None,
+        "File (TOML) of the environments to serve, instead of ACCOUNT_ID and SDK_KEY. See docs/environments.md.",
+    )
+    max_environments: int = option(
+        _ACCOUNT,
+        kinds.whole(1, 10_000),
+        "200",
+        "Maximum number of environments in ENVIRONMENTS_FILE. Each takes memory in every worker.",
+    )
+    ready_requires: str = option(
+        _ACCOUNT,
+        kinds.one_of("any", "all"),
+        "any",
+        "With ENVIRONMENTS_FILE, when /ready returns 200: once any environment has settings and each of them has been"
+        " tried, or only when all have settings.",
     )
     decision_required: bool = option(
         _ACCOUNT,
@@ -103,6 +120,12 @@ class OptionValues:
         replace(kinds.url, parse=lambda text: kinds.parse_url(text) if text else ""),
         "",
         "URL that events are sent to. Defaults to UPSTREAM_URL.",
+    )
+    upstream_ca_path: Path | None = option(
+        _SETTINGS,
+        kinds.file,
+        None,
+        "CA certificates (PEM) that verify the certificates of UPSTREAM_URL and COLLECT_URL, instead of the system's.",
     )
     poll_seconds: float = option(
         _SETTINGS,
@@ -226,7 +249,7 @@ class OptionValues:
         _STORE,
         kinds.decimal(1, 315360000),
         "7776000",
-        "How long a decision is stored (default: 90 days).",
+        "How long a decision is stored (default: 90 days). Expired ones are deleted while the gateway runs.",
         unit="s",
     )
     aliasing_enabled: bool = option(
@@ -324,41 +347,4 @@ class OptionValues:
         "browser",
         "When a request has no ipAddress, use the connection's address: for browsers only, always, or never. For a"
         " server SDK that is the application server, not the visitor.",
-    )
-
-    cors_config_required: bool = option(
-        _CLIENTS, kinds.boolean, "false", "Allow requests from browsers of other origins (CORS)."
-    )
-    cors_allowed_origins: tuple[str, ...] = option(
-        _CLIENTS,
-        kinds.origins,
-        "*",
-        "Origins allowed by CORS. * allows every origin, https://*.shop.example those with one more label.",
-    )
-    webhook_token: str | None = option(
-        _CLIENTS,
-        kinds.token,
-        None,
-        "Token that webhook calls must send to refresh the settings, at least 16 characters. Without a token, webhooks"
-        " are disabled.",
-        secret=True,
-    )
-    admin_token: str | None = option(
-        _CLIENTS,
-        kinds.token,
-        None,
-        "Token of the console and of all other endpoints below /admin, at least 16 characters. If it is not set, the"
-        " first start creates one in DATA_DIR/admin-token. Gateways that share a load balancer but not DATA_DIR need"
-        " the same ADMIN_TOKEN.",
-        secret=True,
-    )
-
-    log_level: str = option(
-        _LOGS, kinds.one_of("ERROR", "INFO", "DEBUG", upper=True), "ERROR", "Minimum severity to log."
-    )
-    log_format: str = option(
-        _LOGS,
-        kinds.one_of("auto", "human", "json"),
-        "auto",
-        "Format of log lines. auto is human on a terminal and json elsewhere.",
     )

@@ -1,7 +1,7 @@
 """One client of the HTTP/1.1 server: responses in the order of their requests, gates that hold them back.
 
 Data routes are plain functions from `Request` to `Response`; everything else goes to a `tornado.web.Application`
-through Tornado's public interfaces (`tornado_bridge.py`). `reader.py` turns bytes into requests.
+through Tornado's public interfaces (`streamed.py`). `reader.py` turns bytes into requests.
 
 Decisions that HTTP leaves open:
 
@@ -24,11 +24,11 @@ import httptools
 
 from tornado_gateway.gate import Gate
 from tornado_gateway.http.limits import MAX_QUEUED_BYTES, SHARE_SECONDS, WRITE_BYTES, RunQueue, ServerOptions
-from tornado_gateway.http.messages import CONTINUE, OVERLOADED, Handler, Request, Response, respond_not_found
+from tornado_gateway.http.messages import CONTINUE, OVERLOADED, Handler, Request, Response, Streamed, respond_not_found
 from tornado_gateway.http.output import Output
 from tornado_gateway.http.reader import BODY, CONTINUE_DUE, ENDED, IDLE, NO_EXPECTATION, Reader
 from tornado_gateway.http.request_ids import error_response, failure_response, log_fields, outcome
-from tornado_gateway.http.tornado_bridge import Page, PageContext
+from tornado_gateway.http.streamed import Page, PageContext
 from tornado_gateway.logs import ThrottledLog
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
         started = reader.phase
         if started >= ENDED:
             return
-        if self.blocked or len(data) > self.options.slice_bytes:
+        if self.blocked or len(data) > self.options.limits.slice_bytes:
             self._hold_and_pump(data)
             return
         self.corked, self.has_served = True, False
@@ -156,7 +156,7 @@ class Connection(asyncio.Protocol):
     # --- Reading ---
 
     def _hold_and_pump(self, data: bytes) -> None:
-        size = self.options.slice_bytes
+        size = self.options.limits.slice_bytes
         self.held.extend(data[at : at + size] for at in range(0, len(data), size))
         self._pump()
 
@@ -254,7 +254,7 @@ class Connection(asyncio.Protocol):
                 handler = self._other_handler(request)
                 if handler is None:
                     return
-            response = handler(request)
+            response = self.options.guard(handler, request) if request.wants_echo else handler(request)
         except Exception as error:
             response = error_response(request, error)
         if type(response) is Response:
@@ -273,10 +273,8 @@ class Connection(asyncio.Protocol):
 
     def _other_handler(self, request: Request) -> Handler | None:
         """Serve HEAD by the handler of GET. Requests without handler go to the Tornado application."""
-        if request.method == b"HEAD":
-            handler = self.find(b"GET", request.path)
-            if handler is not None:
-                return handler
+        if request.method == b"HEAD" and (handler := self.find(b"GET", request.path)) is not None:
+            return handler
         application = self.options.fallback
         if application is None:
             return respond_not_found
@@ -298,7 +296,10 @@ class Connection(asyncio.Protocol):
         elif gate.is_open:
             self.flush()
 
-    def _start_task(self, request: Request, response: Awaitable[Response]) -> None:
+    def _start_task(self, request: Request, response: Awaitable[Response] | Streamed) -> None:
+        if isinstance(response, Streamed):
+            response.attach(self, request)
+            return
         try:
             task = asyncio.ensure_future(response)
         except TypeError as error:  # neither a Response nor an awaitable
@@ -344,7 +345,7 @@ class Connection(asyncio.Protocol):
                 if not gate.is_open:
                     return
                 if gate.failure is not None:
-                    response = failure_response(gate.failure)
+                    response = failure_response(request, gate.failure)
             queue.popleft()
             self.queued_bytes -= size
             self._send(request, response)

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, final
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
-from tornado_gateway.http.messages import Handler, Request
+from tornado_gateway.http.messages import Handler, Request, Result
 
 # The parser cannot be paused within one call, so it gets at most this much at once.
 SLICE_BYTES: Final = 16384
@@ -33,6 +33,8 @@ REST_SECONDS: Final = (
 # Chunk sizes, extensions and trailers may take this many bytes for each byte of body (1-byte chunks take 5).
 CHUNK_OVERHEAD: Final = 8
 
+Guard = Callable[[Handler, Request], Result]
+
 
 class Limits(NamedTuple):
     """Bounds on the cost of one client. Time-outs are noticed by a periodic sweep, so up to a quarter late."""
@@ -50,6 +52,11 @@ class Limits(NamedTuple):
     drain_seconds: float = 1.0
     max_bodies_bytes: int = 32 << 20  # of all clients together: unfinished bodies, and requests with large ones
     starved_seconds: float = 5.0  # that a body may wait for room in it
+
+    @property
+    def slice_bytes(self) -> int:
+        """How much the parser gets at once."""
+        return min(SLICE_BYTES, self.max_header_bytes)
 
 
 DEFAULT_LIMITS = Limits()
@@ -136,6 +143,10 @@ def _no_lines(request: Request) -> bytes:
     return b""
 
 
+def _unguarded(handler: Handler, request: Request) -> Result:
+    return handler(request)
+
+
 @final
 class ServerOptions:
     """The routes of one server, and their limits.
@@ -145,9 +156,10 @@ class ServerOptions:
     can raise that limit but not lower it. `on_response(request, status)` is called once for each response; a request
     that could not be parsed has an empty method. `extra_header_lines(request)` returns header lines that each response
     of a data route, errors included, gets in addition; with `echo_headers`, names in lower case, it is called only for
-    requests that have one of these headers. `page_lines(request, status)` returns those of the application's responses.
-    `lenient(path)`: whether a query with spaces, tabs and bytes above 0x7F is
-    accepted. `proxy_trusts(address)`: whether connections from an address begin with a header of the PROXY protocol.
+    requests that have one of these headers. `guard(handler, request)` responds to these requests and may call their
+    handler. `page_lines(request, status)` returns the lines of the application's responses. `lenient(path)`: whether a
+    query with spaces, tabs and bytes above 0x7F is accepted. `proxy_trusts(address)`: whether connections from an
+    address begin with a header of the PROXY protocol.
     """
 
     def __init__(
@@ -159,6 +171,7 @@ class ServerOptions:
         body_limit: Callable[[bytes], int] | None = None,
         on_response: Callable[[Request, int], object] | None = None,
         extra_header_lines: Callable[[Request], bytes] | None = None,
+        guard: Guard = _unguarded,
         echo_headers: Collection[bytes] | None = None,
         lenient: Callable[[bytes], bool] | None = None,
         page_lines: Callable[[Request, int], bytes] | None = None,
@@ -170,10 +183,10 @@ class ServerOptions:
         # Read for each request: an attribute of a named tuple costs more in compiled code.
         self.max_headers = limits.max_headers
         self.max_body_bytes = limits.max_body_bytes
-        self.slice_bytes = min(SLICE_BYTES, limits.max_header_bytes)
         self.body_limit = body_limit
         self.on_response = on_response
         self.extra_header_lines = extra_header_lines or _no_lines
+        self.guard = guard
         self.echo_headers = echo_headers if extra_header_lines else ()
         self.lenient = lenient
         self.proxy_trusts = proxy_trusts

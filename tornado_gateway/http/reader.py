@@ -101,7 +101,7 @@ class _Incomplete:
 class Reader:
     """Parses the bytes of one client. The parser calls the methods that begin with `on_`.
 
-    The owner feeds slices of at most `options.slice_bytes` to `parser` while `phase` is below ENDED, passes exceptions
+    The owner feeds slices of at most `slice_bytes` to `parser` while `phase` is below ENDED, passes exceptions
     to `resume`, and calls `end_slice` if the slice has not ended between two requests. Complete requests go to
     `deliver`. A `rejection` is the last response of the connection.
     """
@@ -286,7 +286,7 @@ class Reader:
         incomplete, limits = self.incomplete, self.options.limits
         if self.phase == HEAD:
             if self.options.lenient is not None:
-                incomplete.remember(data, started, limits.max_header_bytes + self.options.slice_bytes)
+                incomplete.remember(data, started, limits.max_header_bytes + limits.slice_bytes)
             # In the first slice, bytes of earlier messages do not count.
             is_first = started != HEAD or not incomplete.seen_bytes
             incomplete.seen_bytes = self._head_size() if is_first else incomplete.seen_bytes + len(data)
@@ -351,7 +351,8 @@ class Reader:
                 self.expectation = CONTINUE_DUE if self.parser.get_http_version() == "1.1" else NO_EXPECTATION
         incomplete.seen_bytes += size
         overhead = incomplete.seen_bytes - len(self.body)
-        allowed = self.options.limits.max_header_bytes + self.options.slice_bytes + CHUNK_OVERHEAD * len(self.body)
+        limits = self.options.limits
+        allowed = limits.max_header_bytes + limits.slice_bytes + CHUNK_OVERHEAD * len(self.body)
         if overhead > allowed:
             raise _RejectedError(BODY_TOO_LARGE)
 
