@@ -91,10 +91,9 @@ class Connection(asyncio.Protocol):
         self.tls = transport.get_extra_info("sslcontext") is not None
         if self.tls:  # as for plain connections; the default for TLS is eight times as much
             transport.set_write_buffer_limits(WRITE_BYTES)  # type: ignore[attr-defined]  # see above
-        clients = self.activity.clients
-        clients.add(self)
+        self.activity.clients.add(self)
         most = self.options.limits.max_connections
-        if most and len(clients) > most:
+        if most and len(self.activity.clients) > most:
             self.activity.log.error("connections", "too many connections: beyond %d, new ones get a 503", most)
             self.reject(OVERLOADED)
 
