@@ -34,8 +34,8 @@ FAILING_SECONDS = 6  # of each FAILURE_SECONDS
 READINGS = 180  # in the whole run
 DELIVERY_SECONDS = 120  # for the events that are left at the end
 # What the median of the last third may have more than that of the second: a share, and an amount. Memory: fragmentation
-# of the allocator. Descriptors: connections, which come and go. Threads: the pool for
-# work beside the loop starts them when they are needed, up to six in a worker. DATA_DIR: the WAL and pages that wait to be used again.
+# of the allocator. Descriptors: connections, which come and go. Threads: the pool for work beside the loop starts them
+# when they are needed, up to six in a worker. DATA_DIR: the WAL, and pages that wait to be used again.
 TOLERANCES = {
     "memory_bytes": (0.03, 3 * MB),
     "descriptors": (0.0, 10),
