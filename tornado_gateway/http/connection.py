@@ -43,6 +43,7 @@ class Activity:
         self.orphans: set[Connection] = set()  # connections that the peer has closed, with requests in flight
         self.tasks: set[asyncio.Future[Any]] = set()
         self.run_queue = RunQueue()
+        self.pages = RunQueue()  # one in each turn, besides
         self.log = ThrottledLog(logger)
 
 
@@ -77,9 +78,8 @@ class Connection(asyncio.Protocol):
         self.has_served = False  # a request of the bytes that have just arrived
         self.is_queued = False  # in the run queue
         self.corked = self.blocked = False
-        # for the sweep of the server
         self.last_progress: tuple[int, list[tuple[bytes, bytes]], int] = (-1, self.reader.head_headers, 0)
-        self.since = 0.0
+        self.since = 0.0  # this and the last line are for the sweep of the server
 
     # --- Called by the transport ---
 
@@ -91,10 +91,9 @@ class Connection(asyncio.Protocol):
         self.tls = transport.get_extra_info("sslcontext") is not None
         if self.tls:  # as for plain connections; the default for TLS is eight times as much
             transport.set_write_buffer_limits(WRITE_BYTES)  # type: ignore[attr-defined]  # see above
-        clients = self.activity.clients
-        clients.add(self)
+        self.activity.clients.add(self)
         most = self.options.limits.max_connections
-        if most and len(clients) > most:
+        if most and len(self.activity.clients) > most:
             self.activity.log.error("connections", "too many connections: beyond %d, new ones get a 503", most)
             self.reject(OVERLOADED)
 
@@ -279,7 +278,7 @@ class Connection(asyncio.Protocol):
         if application is None:
             return respond_not_found
         context = PageContext(self.peer, "https" if self.tls else "http")
-        request.page = Page(self, context, request, application, self.activity.tasks, self.activity.run_queue)
+        request.page = Page(self, context, request, application, self.activity.tasks, self.activity.pages)
         self._enqueue(request)
         self.flush()
         return None

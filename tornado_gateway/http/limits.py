@@ -50,7 +50,7 @@ class Limits(NamedTuple):
     write_seconds: float = 30.0
     linger_seconds: float = 2.0
     drain_seconds: float = 1.0
-    max_bodies_bytes: int = 64 << 20  # of all clients together: unfinished bodies, and requests with large ones
+    max_bodies_bytes: int = 32 << 20  # of all clients together: unfinished bodies, and requests with large ones
     starved_seconds: float = 5.0  # that a body may wait for room in it
 
     @property
