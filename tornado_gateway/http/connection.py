@@ -18,8 +18,6 @@ from collections import deque
 from collections.abc import Awaitable
 from typing import Any, final
 
-import httptools
-
 from tornado_gateway.gate import Gate
 from tornado_gateway.http.limits import MAX_QUEUED_BYTES, WRITE_BYTES, ServerOptions
 from tornado_gateway.http.messages import CONTINUE, OVERLOADED, Handler, Request, Response, respond_not_found
@@ -119,22 +117,13 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         reader = self.reader
-        started = reader.phase
-        if started >= ENDED:
+        if reader.phase >= ENDED:
             return
         if self.blocked or len(data) > self.slice_bytes:
             self._hold_and_pump(data)
             return
         self.corked = True
-        failure: Exception | None = None
-        try:
-            reader.parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            failure = error  # handled below: in here it would become the context of the next failure
-        if failure is not None:
-            reader.resume(failure, data, started)
-        elif reader.phase or started:
-            reader.end_slice(data, started)
+        reader.read(data)
         self.corked = False
         if reader.phase or self.blocked or self.stopping:
             self.flush()

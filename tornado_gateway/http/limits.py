@@ -1,4 +1,4 @@
-"""The limits and options that all connections of one server share."""
+"""The limits, the options and the state that all connections of one server share."""
 
 import asyncio
 from collections.abc import Callable, Collection
@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, final
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
-from tornado_gateway.http.messages import Handler, Request
+from tornado_gateway.http.messages import Handler, Request, split_target
 
 # The parser cannot be paused within one call, so it gets at most this much at once.
 SLICE_BYTES: Final = 16384
@@ -21,8 +21,15 @@ WRITE_SLICE_BYTES: Final = 131072
 MAX_QUEUED_BYTES: Final = 262144
 # A request in flight counts this many times its body against the budget of the server, as its parsed form does.
 PARSED_FACTOR: Final = 8
+# Of remembered heads: bytes of a request line and of a head, and their number.
+REQUEST_LINE_BYTES: Final = 160
+HEAD_BYTES: Final = 2048
+MAX_HEADS: Final = 1000
 # Chunk sizes, extensions and trailers may take this many bytes for each byte of body (1-byte chunks take 5).
 CHUNK_OVERHEAD: Final = 8
+
+_VERSION: Final = b" HTTP/1.1\r\n"
+_END_OF_HEAD: Final = b"\r\n\r\n"
 
 
 class Limits(NamedTuple):
@@ -91,6 +98,54 @@ class Charge:
         self._budget.add(-self._size)
 
 
+@final
+class Head:
+    """The parsed form of a head, for requests whose bodies have the same size."""
+
+    __slots__ = ("body_size", "headers", "method", "path", "query", "size", "url")
+
+    def __init__(
+        self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]], size: int, body_size: int
+    ) -> None:
+        self.method = method
+        self.url = url
+        self.path, self.query = split_target(url)
+        self.headers = headers
+        self.size = size
+        self.body_size = body_size
+
+
+@final
+class KnownHeads:
+    """Heads of complete HTTP/1.1 requests, because a client sends the same one again and again, with another body.
+
+    A request line of more than REQUEST_LINE_BYTES has parameters that differ in each request.
+    """
+
+    def __init__(self) -> None:
+        self._heads: dict[bytes, Head] = {}
+
+    def find(self, data: bytes) -> Head | None:
+        """Return the head of a slice, if it is known and the rest of the slice is exactly its body."""
+        if data.find(_VERSION, 0, REQUEST_LINE_BYTES) < 0:
+            return None
+        head = self._heads.get(data[: data.find(_END_OF_HEAD, 0, HEAD_BYTES) + 4])
+        return head if head is not None and head.size + head.body_size == len(data) else None
+
+    def add(self, data: bytes, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]], body_size: int) -> None:
+        """Remember the head of a slice of complete requests, if that is one request and its body is not chunked.
+
+        Of several requests, the first head is followed by more than the last body; the same holds for chunks.
+        """
+        size = len(data) - body_size
+        is_short = data.find(_VERSION, 0, REQUEST_LINE_BYTES) >= 0
+        if not is_short or data.find(_END_OF_HEAD, 0, HEAD_BYTES) + 4 != size:
+            return
+        if len(self._heads) >= MAX_HEADS:
+            self._heads.clear()
+        self._heads[data[:size]] = Head(method, url, headers, size, body_size)
+
+
 def _no_page_lines(request: Request, status: int) -> bytes:
     return b""
 
@@ -131,7 +186,6 @@ class ServerOptions:
         self.fallback = fallback
         self.limits = limits
         # Read for each request: an attribute of a named tuple costs more in compiled code.
-        self.max_headers = limits.max_headers
         self.max_body_bytes = limits.max_body_bytes
         self.slice_bytes = min(SLICE_BYTES, limits.max_header_bytes)
         self.body_limit = body_limit
@@ -141,6 +195,7 @@ class ServerOptions:
         self.lenient = lenient
         self.proxy_trusts = proxy_trusts
         self.budget = Budget(limits.max_bodies_bytes)
+        self.heads = KnownHeads()
         self.page_lines = page_lines or _no_page_lines
-        initials = {name[:1] for name in (b"expect", *(self.echo_headers or ()))}
-        self.watched_initials = frozenset(b"".join(initials) + b"".join(initials).upper())
+        names = (b"host", b"expect", b"content-encoding", *(self.echo_headers or ()))
+        self.noted_sizes = frozenset(map(len, names))  # of the names of headers that the reader has to note

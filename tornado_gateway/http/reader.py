@@ -52,9 +52,7 @@ EXPECTS_CONTINUE: Final = 1
 CONTINUE_DUE: Final = 2  # the client holds the body back until it gets 100 Continue
 UNKNOWN_EXPECTATION: Final = 3
 
-ENCODED: Final = 1000
-
-_SLASH: Final = 47  # of ASCII
+MARKED: Final = 1000
 
 
 class _RejectedError(Exception):
@@ -100,9 +98,8 @@ class _Incomplete:
 class Reader:
     """Parses the bytes of one client. The parser calls the methods that begin with `on_`.
 
-    The owner feeds slices of at most `options.slice_bytes` to `parser` while `phase` is below ENDED, passes exceptions
-    to `resume`, and calls `end_slice` if the slice has not ended between two requests. Complete requests go to
-    `deliver`. A `rejection` is the last response of the connection.
+    The owner passes slices of at most `options.slice_bytes` to `read` while `phase` is below ENDED. Complete requests
+    go to `deliver`. A `rejection` is the last response of the connection.
     """
 
     __slots__ = (
@@ -138,7 +135,7 @@ class Reader:
         self.body: bytes | bytearray = b""
         self.expectation: int = NO_EXPECTATION
         self.wants_echo = options.echo_headers is None
-        self.noted: int = 0  # the number of Host headers, and ENCODED for each Content-Encoding
+        self.noted: int = 0  # the number of Host headers, and MARKED for each other header that matters here
         self.incomplete = _Incomplete()
 
     # --- Callbacks of the parser ---
@@ -154,30 +151,25 @@ class Reader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.fields.append((name, value))
-        size = len(name)
-        if size == 4 or size == 16:
-            self._note_head(name.lower(), value)
-        if name[0] in self.options.watched_initials:
+        if len(name) in self.options.noted_sizes:
             self._note(name.lower(), value)
-
-    def _note_head(self, name: bytes, value: bytes) -> None:
-        if self.fields is not self.head_headers:
-            return  # a trailer
-        if name == b"host":
-            self.noted += 1
-            if value not in VALID_HOSTS and not is_valid_host(value):
-                raise _RejectedError(BAD_HOST)
-        elif name == b"content-encoding":
-            self.noted += ENCODED
 
     def _note(self, name: bytes, value: bytes) -> None:
         """Note one of the few headers that matter before a handler asks for them."""
         if self.fields is not self.head_headers:
             return  # a trailer
         echo_headers = self.options.echo_headers
-        if name == b"expect":
+        if name == b"host":
+            self.noted += 1
+            if value not in VALID_HOSTS and not is_valid_host(value):
+                raise _RejectedError(BAD_HOST)
+        elif name == b"content-encoding":
+            self.noted += MARKED
+        elif name == b"expect":
+            self.noted += MARKED
             self.expectation = EXPECTS_CONTINUE if value.lower() == b"100-continue" else UNKNOWN_EXPECTATION
         elif echo_headers is not None and name in echo_headers:
+            self.noted += MARKED
             self.wants_echo = True
 
     def on_headers_complete(self) -> None:
@@ -187,11 +179,11 @@ class Reader:
             if self._head_size() > self.options.limits.max_header_bytes:
                 raise _RejectedError(HEAD_TOO_LARGE)
             self.incomplete.seen_bytes = 0
-        if len(self.fields) > self.options.max_headers:
+        if len(self.fields) > self.options.limits.max_headers:
             raise _RejectedError(HEAD_TOO_LARGE)
         if not self.version:
             self.version = self.parser.get_http_version()
-        if self.noted % ENCODED != 1:  # RFC 9112, 3.2: one, or none in HTTP/1.0
+        if self.noted % MARKED != 1:  # RFC 9112, 3.2: one, or none in HTTP/1.0
             self._check_hosts()
 
     def on_chunk_header(self) -> None:
@@ -215,30 +207,17 @@ class Reader:
         parser = self.parser
         if parser.should_upgrade():
             return  # the parser raises HttpParserUpgrade next, see _without_upgrade
-        if self.expectation:
-            self._check_expectation()
-        if parser.should_keep_alive():
-            self.phase = IDLE
-            keep_alive = True
-            # Asking the parser costs a quarter of a microsecond. A client does not change its version; if a
-            # proxy does, the only effect is a needless or missing `Connection: keep-alive`.
-            version = self.version
-        else:
-            self.phase = ENDED
-            keep_alive = False
-            version = parser.get_http_version()
-            if version not in ("1.1", "1.0"):
-                raise _RejectedError(UNKNOWN_VERSION)
-        url = self.url
-        if url[0] == _SLASH:
-            path, _, query = url.partition(b"?")
-        else:
-            path, query = split_target(url)
-        body = self.body
-        if type(body) is not bytes:
-            body = bytes(body)
-        if self.noted >= ENCODED:
-            body = self._decoded(body)
+        if self.noted >= MARKED:
+            self._complete_marked()
+        keep_alive: bool = parser.should_keep_alive()
+        self.phase = IDLE if keep_alive else ENDED
+        # Asking the parser costs a quarter of a microsecond. A client does not change its version; if a proxy does, the
+        # only effect is a needless or missing `Connection: keep-alive`.
+        version = self.version if keep_alive else parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise _RejectedError(UNKNOWN_VERSION)
+        path, query = split_target(self.url)
+        body = bytes(self.body)
         request = Request(parser.get_method(), path, query, self.head_headers, body, self.peer, keep_alive, version)
         if self.incomplete.charge is not None:
             self._charge(request)
@@ -247,21 +226,18 @@ class Reader:
             self.wants_echo = self.options.echo_headers is None
         self.deliver(request)
 
+    def _complete_marked(self) -> None:
+        """Check and decode a complete request with headers that matter here."""
+        if self.expectation:
+            self._check_expectation()
+        self.body = self._decoded(bytes(self.body))
+
     # --- Slices ---
 
     def read(self, data: bytes) -> None:
         """Read a slice completely, limits included."""
-        self._read_all([data])
-
-    def resume(self, error: Exception, data: bytes, started: int) -> None:
-        """Complete a slice in which the parser has stopped; `started` is the phase at its beginning."""
-        slices = self._restart(error, data, started)
-        self.end_slice(data, started)
-        self._read_all(slices)
-
-    def _read_all(self, slices: list[bytes]) -> None:
-        """Read slices, the last one first, as long as none ends the reading."""
-        while slices and self.phase < ENDED:
+        slices = [] if self.phase == IDLE and self._read_known(data) else [data]
+        while slices and self.phase < ENDED:  # the last one first
             data = slices.pop()
             started = self.phase
             try:
@@ -269,7 +245,31 @@ class Reader:
                     self.parser.feed_data(data)
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
                 slices += self._restart(error, data, started)
-            self.end_slice(data, started)
+            if started or self.phase:
+                self.end_slice(data, started)
+            elif not slices:
+                self._remember_head(data)
+
+    def _read_known(self, data: bytes) -> bool:
+        """Deliver a slice between two requests that is one with a known head. Return False for any other slice.
+
+        The parser is in its first state there, in which it would find the same request in the same bytes.
+        """
+        head = self.options.heads.find(data)
+        if head is None:
+            return False
+        self.version = "1.1"
+        self.url = head.url
+        self.fields = self.head_headers = head.headers.copy()
+        request = Request(head.method, head.path, head.query, self.head_headers, data[head.size :], self.peer)
+        request.wants_echo = self.wants_echo
+        self.deliver(request)
+        return True
+
+    def _remember_head(self, data: bytes) -> None:
+        """Remember the head of a slice of complete requests, if the last one has no headers that matter here."""
+        if self.noted == 1 and self.parser.get_http_version() == "1.1":
+            self.options.heads.add(data, self.parser.get_method(), self.url, self.head_headers, len(self.body))
 
     def _restart(self, error: Exception, data: bytes, started: int) -> list[bytes]:
         """Return the slices to be read next, the last one first, after the parser has stopped."""
@@ -361,7 +361,7 @@ class Reader:
             raise _RejectedError(BODY_TOO_LARGE)
 
     def _check_hosts(self) -> None:
-        if self.noted % ENCODED or self.parser.get_http_version() == "1.1":
+        if self.noted % MARKED or self.parser.get_http_version() == "1.1":
             raise _RejectedError(BAD_HOST)
 
     def _decoded(self, body: bytes) -> bytes:
