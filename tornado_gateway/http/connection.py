@@ -201,9 +201,8 @@ class Connection(asyncio.Protocol):
 
     def _continue(self) -> None:
         """Ask for a body that the client holds back, as soon as all earlier responses are out."""
-        reader = self.reader
-        if reader.phase == BODY and not self.queue and not self.waiting:
-            reader.expectation = NO_EXPECTATION
+        if not self.queue and not self.waiting:
+            self.reader.expectation = NO_EXPECTATION
             self.output.put(CONTINUE)
 
     def _block(self) -> None:
@@ -279,11 +278,11 @@ class Connection(asyncio.Protocol):
             self._block()
 
     def _hold(self, gate: Gate) -> None:
-        if self.gate is not gate and not gate.is_open:
+        if gate.is_open:
+            self.flush()
+        elif self.gate is not gate:
             self.gate = gate
             gate.hold(self)
-        elif gate.is_open:
-            self.flush()
 
     def _start_task(self, request: Request, response: Awaitable[Response]) -> None:
         try:
@@ -338,15 +337,19 @@ class Connection(asyncio.Protocol):
 
     def _end_turn(self) -> None:
         reader, output = self.reader, self.output
-        if reader.expectation == CONTINUE_DUE:
-            self._continue()
+        if reader.phase == BODY:
+            self._await_body()
         if output.pieces:
             output.write_out()
-        if reader.phase == BODY and self.is_starved():
-            self._block()
-            self.options.budget.wait(self.flush)
         if reader.phase >= ENDED or self.eof or output.transport is None:
             self._settle()
+
+    def _await_body(self) -> None:
+        if self.reader.expectation == CONTINUE_DUE:
+            self._continue()
+        if self.options.budget.is_exceeded():
+            self._block()
+            self.options.budget.wait(self.flush)
 
     def _send(self, request: Request, response: Response) -> None:
         plain = request.keep_alive and request.version == "1.1" and request.method != b"HEAD" and not self.stopping
