@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tornado_gateway.http import limits
 from tornado_gateway.http.limits import KnownHeads, ServerOptions
-from tornado_gateway.http.reader import ENDED, Reader
+from tornado_gateway.http.reader import CYCLE_SLICES, ENDED, SEARCHED_SLICES, Reader
 
 __all__ = ["serve"]
 
@@ -117,6 +117,15 @@ def test_known_heads_are_bounded():
         requests_in([get(f"/{number}")], lambda: known)
     assert known.find(get("/0")) is None
     assert known.find(get(f"/{limits.MAX_HEADS + 1}")) is not None
+
+
+def test_heads_that_differ_are_searched_and_remembered_rarely():
+    known = KnownHeads()
+    slices = [get(f"/{number}") for number in range(2 * CYCLE_SLICES)] + [PLAIN] * CYCLE_SLICES
+    assert requests_in(slices, lambda: known) == requests_in(slices, KnownHeads)
+    remembered = [number for number in range(2 * CYCLE_SLICES) if known.find(get(f"/{number}")) is not None]
+    assert len(remembered) < 3 * SEARCHED_SLICES
+    assert known.find(PLAIN) is not None
 
 
 def test_a_connection_in_steady_use_is_not_idle(serve):

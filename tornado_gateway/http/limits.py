@@ -137,9 +137,8 @@ class KnownHeads:
 
         Of several requests, the first head is followed by more than the last body; the same holds for chunks.
         """
-        size = len(data) - body_size
-        is_short = data.find(_VERSION, 0, REQUEST_LINE_BYTES) >= 0
-        if not is_short or data.find(_END_OF_HEAD, 0, HEAD_BYTES) + 4 != size:
+        line, size = data.find(b"\r\n", 0, REQUEST_LINE_BYTES), len(data) - body_size
+        if not data.endswith(_VERSION, 0, line + 2) or data.find(_END_OF_HEAD, 0, HEAD_BYTES) + 4 != size:
             return
         if len(self._heads) >= MAX_HEADS:
             self._heads.clear()

@@ -52,7 +52,13 @@ EXPECTS_CONTINUE: Final = 1
 CONTINUE_DUE: Final = 2  # the client holds the body back until it gets 100 Continue
 UNKNOWN_EXPECTATION: Final = 3
 
-MARKED: Final = 1000
+# Added to the number of Host headers (at most 128) by a header that response lines are for, and by one to act on.
+ECHOED: Final = 1_000
+MARKED: Final = 1_000_000
+
+# After so many slices without a known head, none is searched in the rest of the cycle: the heads of the client differ.
+SEARCHED_SLICES: Final = 32
+CYCLE_SLICES: Final = 512
 
 
 class _RejectedError(Exception):
@@ -109,6 +115,7 @@ class Reader:
         "fields",
         "head_headers",
         "incomplete",
+        "misses",
         "noted",
         "options",
         "parser",
@@ -117,7 +124,6 @@ class Reader:
         "rejection",
         "url",
         "version",
-        "wants_echo",
     )
 
     def __init__(self, options: ServerOptions, deliver: Callable[[Request], None]) -> None:
@@ -134,8 +140,8 @@ class Reader:
         self.fields = self.head_headers
         self.body: bytes | bytearray = b""
         self.expectation: int = NO_EXPECTATION
-        self.wants_echo = options.echo_headers is None
-        self.noted: int = 0  # the number of Host headers, and MARKED for each other header that matters here
+        self.noted: int = 0  # of its headers, see ECHOED
+        self.misses: int = 0  # slices since the last one with a known head
         self.incomplete = _Incomplete()
 
     # --- Callbacks of the parser ---
@@ -169,8 +175,7 @@ class Reader:
             self.noted += MARKED
             self.expectation = EXPECTS_CONTINUE if value.lower() == b"100-continue" else UNKNOWN_EXPECTATION
         elif echo_headers is not None and name in echo_headers:
-            self.noted += MARKED
-            self.wants_echo = True
+            self.noted += ECHOED
 
     def on_headers_complete(self) -> None:
         self.phase = BODY
@@ -183,8 +188,9 @@ class Reader:
             raise _RejectedError(HEAD_TOO_LARGE)
         if not self.version:
             self.version = self.parser.get_http_version()
-        if self.noted % MARKED != 1:  # RFC 9112, 3.2: one, or none in HTTP/1.0
-            self._check_hosts()
+        hosts = self.noted % ECHOED
+        if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2: one, or none in HTTP/1.0
+            raise _RejectedError(BAD_HOST)
 
     def on_chunk_header(self) -> None:
         if self.fields is self.head_headers:
@@ -221,16 +227,8 @@ class Reader:
         request = Request(parser.get_method(), path, query, self.head_headers, body, self.peer, keep_alive, version)
         if self.incomplete.charge is not None:
             self._charge(request)
-        if self.wants_echo:
-            request.wants_echo = True
-            self.wants_echo = self.options.echo_headers is None
+        request.wants_echo = self._wants_echo()
         self.deliver(request)
-
-    def _complete_marked(self) -> None:
-        """Check and decode a complete request with headers that matter here."""
-        if self.expectation:
-            self._check_expectation()
-        self.body = self._decoded(bytes(self.body))
 
     # --- Slices ---
 
@@ -255,20 +253,22 @@ class Reader:
 
         The parser is in its first state there, in which it would find the same request in the same bytes.
         """
-        head = self.options.heads.find(data)
+        head = self.options.heads.find(data) if self.misses < SEARCHED_SLICES else None
         if head is None:
+            self.misses = (self.misses + 1) % CYCLE_SLICES
             return False
+        self.misses = 0
         self.version = "1.1"
         self.url = head.url
         self.fields = self.head_headers = head.headers.copy()
         request = Request(head.method, head.path, head.query, self.head_headers, data[head.size :], self.peer)
-        request.wants_echo = self.wants_echo
+        request.wants_echo = self.options.echo_headers is None
         self.deliver(request)
         return True
 
     def _remember_head(self, data: bytes) -> None:
         """Remember the head of a slice of complete requests, if the last one has no headers that matter here."""
-        if self.noted == 1 and self.parser.get_http_version() == "1.1":
+        if self.noted == 1 and self.misses <= SEARCHED_SLICES:
             self.options.heads.add(data, self.parser.get_method(), self.url, self.head_headers, len(self.body))
 
     def _restart(self, error: Exception, data: bytes, started: int) -> list[bytes]:
@@ -333,8 +333,11 @@ class Reader:
         """Return the known parts of the request that has been rejected."""
         path, query = split_target(self.url) if self.url else (b"", b"")
         request = Request(b"", path, query, self.head_headers, b"", self.peer, False)
-        request.wants_echo = self.wants_echo
+        request.wants_echo = self._wants_echo()
         return request
+
+    def _wants_echo(self) -> bool:
+        return self.noted % MARKED >= ECHOED or self.options.echo_headers is None
 
     # --- Limits ---
 
@@ -360,19 +363,18 @@ class Reader:
         if override is None or size > override(split_target(self.url)[0]):
             raise _RejectedError(BODY_TOO_LARGE)
 
-    def _check_hosts(self) -> None:
-        if self.noted % MARKED or self.parser.get_http_version() == "1.1":
-            raise _RejectedError(BAD_HOST)
-
-    def _decoded(self, body: bytes) -> bytes:
+    def _complete_marked(self) -> None:
+        """Check the expectation of a complete request, and decode its body."""
+        if self.expectation:
+            self._check_expectation()
         codings = Request(b"", b"", b"", self.head_headers).list_header(b"content-encoding")
         most = self.options.max_body_bytes
         if self.options.body_limit is not None:
             most = max(most, self.options.body_limit(split_target(self.url)[0]))
-        decoded = decompressed(body, codings.strip().lower(), most)
+        decoded = decompressed(bytes(self.body), codings.strip().lower(), most)
         if isinstance(decoded, Response):
             raise _RejectedError(decoded)
-        return decoded
+        self.body = decoded
 
     def _check_expectation(self) -> None:
         expectation, self.expectation = self.expectation, NO_EXPECTATION
