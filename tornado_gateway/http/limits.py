@@ -21,15 +21,14 @@ WRITE_SLICE_BYTES: Final = 131072
 MAX_QUEUED_BYTES: Final = 262144
 # A request in flight counts this many times its body against the budget of the server, as its parsed form does.
 PARSED_FACTOR: Final = 8
-# Of remembered heads: bytes of a request line and of a head, and their number.
-REQUEST_LINE_BYTES: Final = 160
+# Of remembered heads: the bytes of one, and their number.
 HEAD_BYTES: Final = 2048
 MAX_HEADS: Final = 1000
 # Chunk sizes, extensions and trailers may take this many bytes for each byte of body (1-byte chunks take 5).
 CHUNK_OVERHEAD: Final = 8
 
-_VERSION: Final = b" HTTP/1.1\r\n"
-_END_OF_HEAD: Final = b"\r\n\r\n"
+END_OF_HEAD: Final = b"\r\n\r\n"
+_VERSION: Final = b" HTTP/1.1"
 
 
 class Limits(NamedTuple):
@@ -102,16 +101,13 @@ class Charge:
 class Head:
     """The parsed form of a head, for requests whose bodies have the same size."""
 
-    __slots__ = ("body_size", "headers", "method", "path", "query", "size", "url")
+    __slots__ = ("body_size", "headers", "method", "path", "query", "url")
 
-    def __init__(
-        self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]], size: int, body_size: int
-    ) -> None:
+    def __init__(self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]], body_size: int) -> None:
         self.method = method
         self.url = url
         self.path, self.query = split_target(url)
         self.headers = headers
-        self.size = size
         self.body_size = body_size
 
 
@@ -119,30 +115,25 @@ class Head:
 class KnownHeads:
     """Heads of complete HTTP/1.1 requests, because a client sends the same one again and again, with another body.
 
-    A request line of more than REQUEST_LINE_BYTES has parameters that differ in each request.
+    `by_bytes` has them without their empty line: a slice that is such a head, that line and a body of the same size is
+    one request.
     """
 
     def __init__(self) -> None:
-        self._heads: dict[bytes, Head] = {}
-
-    def find(self, data: bytes) -> Head | None:
-        """Return the head of a slice, if it is known and the rest of the slice is exactly its body."""
-        if data.find(_VERSION, 0, REQUEST_LINE_BYTES) < 0:
-            return None
-        head = self._heads.get(data[: data.find(_END_OF_HEAD, 0, HEAD_BYTES) + 4])
-        return head if head is not None and head.size + head.body_size == len(data) else None
+        self.by_bytes: dict[bytes, Head] = {}
 
     def add(self, data: bytes, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]], body_size: int) -> None:
         """Remember the head of a slice of complete requests, if that is one request and its body is not chunked.
 
         Of several requests, the first head is followed by more than the last body; the same holds for chunks.
         """
-        line, size = data.find(b"\r\n", 0, REQUEST_LINE_BYTES), len(data) - body_size
-        if not data.endswith(_VERSION, 0, line + 2) or data.find(_END_OF_HEAD, 0, HEAD_BYTES) + 4 != size:
+        head, _, body = data.partition(END_OF_HEAD)
+        line = head.partition(b"\r\n")[0]
+        if len(body) != body_size or len(head) > HEAD_BYTES or line[-len(_VERSION) :] != _VERSION:
             return
-        if len(self._heads) >= MAX_HEADS:
-            self._heads.clear()
-        self._heads[data[:size]] = Head(method, url, headers, size, body_size)
+        if len(self.by_bytes) >= MAX_HEADS:
+            self.by_bytes.clear()
+        self.by_bytes[head] = Head(method, url, headers, body_size)
 
 
 def _no_page_lines(request: Request, status: int) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any, Final, final
 import httptools
 
 from tornado_gateway.http import request_line
-from tornado_gateway.http.limits import CHUNK_OVERHEAD, PARSED_FACTOR, Charge, ServerOptions
+from tornado_gateway.http.limits import CHUNK_OVERHEAD, END_OF_HEAD, PARSED_FACTOR, Charge, ServerOptions
 from tornado_gateway.http.messages import (
     BAD_EXPECTATION,
     BAD_HOST,
@@ -57,8 +57,8 @@ ECHOED: Final = 1_000
 MARKED: Final = 1_000_000
 
 # After so many slices without a known head, none is searched in the rest of the cycle: the heads of the client differ.
-SEARCHED_SLICES: Final = 32
-CYCLE_SLICES: Final = 512
+SEARCHED_SLICES: Final = 8
+CYCLE_SLICES: Final = 160
 
 
 class _RejectedError(Exception):
@@ -245,31 +245,28 @@ class Reader:
                 slices += self._restart(error, data, started)
             if started or self.phase:
                 self.end_slice(data, started)
-            elif not slices:
-                self._remember_head(data)
+            elif not slices and self.noted == 1 and self.misses <= SEARCHED_SLICES:
+                self.options.heads.add(data, self.parser.get_method(), self.url, self.head_headers, len(self.body))
 
     def _read_known(self, data: bytes) -> bool:
         """Deliver a slice between two requests that is one with a known head. Return False for any other slice.
 
         The parser is in its first state there, in which it would find the same request in the same bytes.
         """
-        head = self.options.heads.find(data) if self.misses < SEARCHED_SLICES else None
-        if head is None:
+        # `partition`, because `find` costs five times as much
+        head, end, body = data.partition(END_OF_HEAD) if self.misses < SEARCHED_SLICES else (b"", b"", b"")
+        known = self.options.heads.by_bytes.get(head)
+        if known is None or not end or len(body) != known.body_size:
             self.misses = (self.misses + 1) % CYCLE_SLICES
             return False
         self.misses = 0
         self.version = "1.1"
-        self.url = head.url
-        self.fields = self.head_headers = head.headers.copy()
-        request = Request(head.method, head.path, head.query, self.head_headers, data[head.size :], self.peer)
+        self.url = known.url
+        self.fields = self.head_headers = known.headers.copy()
+        request = Request(known.method, known.path, known.query, self.head_headers, body, self.peer)
         request.wants_echo = self.options.echo_headers is None
         self.deliver(request)
         return True
-
-    def _remember_head(self, data: bytes) -> None:
-        """Remember the head of a slice of complete requests, if the last one has no headers that matter here."""
-        if self.noted == 1 and self.misses <= SEARCHED_SLICES:
-            self.options.heads.add(data, self.parser.get_method(), self.url, self.head_headers, len(self.body))
 
     def _restart(self, error: Exception, data: bytes, started: int) -> list[bytes]:
         """Return the slices to be read next, the last one first, after the parser has stopped."""
