@@ -22,6 +22,11 @@ def for_rooms(measure) -> dict[str, float]:
     return {room: measure(paths) for room, paths in rooms().items()}
 
 
+ASSEMBLIES = {
+    "process/assembly.py": math.inf,
+    "process/environments/build.py": math.inf,
+    "environments/environment.py": 13,  # the class that holds all parts of an environment
+}
 FIGURES = {
     "files of a room": Figure(for_rooms(len), 12, {"ground floor": 8, "core": 20}),
     "lines of a module": Figure(for_modules(figures.lines_of), 450),
@@ -34,7 +39,9 @@ FIGURES = {
     "lines of a function": Figure({name: size for path in files() for name, size in figures.functions(path)}, 45),
     "p90 of the lines of functions": Figure(for_rooms(figures.ninth_decile), 15),
     "imported modules of ours": Figure(
-        for_modules(lambda path: len(figures.own_imports(path))), 12, {"process/assembly.py": math.inf}
+        for_modules(lambda path: len(figures.own_imports(path))),
+        12,
+        ASSEMBLIES,
     ),
     "what and who in 1,000 words": Figure(for_rooms(figures.noun_clauses), 3),
     "nobody and somebody": Figure(for_modules(lambda path: len(figures.matches([path], figures.PERSONS))), 0),

@@ -2,11 +2,13 @@
 
 - Lines are text on a terminal and JSON elsewhere (LOG_FORMAT).
 - One formatter writes all lines, tracebacks included, and masks the secrets in them.
+- With ENVIRONMENTS_FILE, lines of one environment begin with its name: its tasks and threads have it in their context.
 - A line about a failed request has the id of that request, which the caller passes on with the line
   (`extra={"request_id": ...}`), so this costs nothing for requests that succeed.
 """
 
 import asyncio
+import contextvars
 import json
 import logging
 import re
@@ -56,6 +58,14 @@ def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
         logger.critical("uncaught error, a thread ended", exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
 
 
+_begin: contextvars.ContextVar[str] = contextvars.ContextVar("begin", default="")
+
+
+def begin_lines_with(name: str) -> None:
+    """Begin the lines of this context, and of those that are copied from it, with the name of an environment."""
+    _begin.set(f"{name}: ")
+
+
 _secrets: dict[str, re.Pattern[str]] = {}  # global, as the logging of Python is
 
 
@@ -79,6 +89,7 @@ class HumanFormatter(logging.Formatter):
         super().__init__(HUMAN)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  named by the standard library
+        record.message = _begin.get() + record.message
         line = super().formatMessage(record)
         failed = failed_request_id(record)
         return line if failed is None else f"{line} [request {failed}]"
@@ -96,7 +107,7 @@ class JsonFormatter(logging.Formatter):
             "at": f"{seconds}.{int(record.msecs):03d}Z",
             "level": record.levelname,
             "logger": record.name,
-            "message": masked(record.getMessage()),
+            "message": masked(_begin.get() + record.getMessage()),
             "pid": record.process,
         }
         failed = failed_request_id(record)
@@ -132,6 +143,7 @@ class ThrottledLog:
         self._log = log
         self._seconds = seconds
         self._intervals: dict[str, _Interval] = {}
+        self._context = contextvars.copy_context()  # a request that causes a line has none of an environment
 
     def error(self, reason: str, message: str, *args: object, count: int = 1) -> None:
         """Log a message for `count` occurrences, unless one was logged for the same reason within the interval."""
@@ -147,8 +159,11 @@ class ThrottledLog:
             interval.message = message % args  # not the arguments: an exception would keep its frames alive
         elif len(self._intervals) < MAX_REASONS:
             self._intervals[reason] = _Interval(count - 1, message % args)
-            self._log.log(level, message, *args)
+            self._write(level, message, *args)
             self._plan_end(level, reason)
+
+    def _write(self, level: int, message: str, *args: object) -> None:
+        self._context.run(self._log.log, level, message, *args)
 
     def _plan_end(self, level: int, reason: str) -> None:
         asyncio.get_running_loop().call_later(self._seconds, self._end_interval, level, reason)
@@ -158,6 +173,6 @@ class ThrottledLog:
         if not interval.further:
             del self._intervals[reason]
             return
-        self._log.log(level, "%s (%d more within %g s)", interval.message, interval.further, self._seconds)
+        self._write(level, "%s (%d more within %g s)", interval.message, interval.further, self._seconds)
         interval.further = 0
         self._plan_end(level, reason)

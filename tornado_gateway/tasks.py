@@ -1,9 +1,11 @@
-"""Background tasks: calls that are repeated at an interval, waiting with a limit, and the end of a task."""
+"""Background tasks: repeated calls, changes of files, waiting with a limit, a shared limit, the ends of tasks."""
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -23,10 +25,13 @@ class Periodic:
         self._jitter = jitter
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, *, at_once: bool = False) -> None:
-        """Start. The first call takes place after one interval, or in the next turn of the loop if `at_once`."""
+    def start(self, *, at_once: bool = False, phase: float = 0.0) -> None:
+        """Start. The first call takes place after one interval, or in the next turn of the loop if `at_once`.
+
+        `phase` is the share of the first interval that is left out.
+        """
         self.stop()
-        self._task = asyncio.create_task(self._run(at_once))
+        self._task = asyncio.create_task(self._run(at_once, phase))
 
     def stop(self) -> None:
         """Stop, and cancel a call that is in progress."""
@@ -39,9 +44,9 @@ class Periodic:
         task, self._task = self._task, None
         await end_tasks(task)
 
-    async def _run(self, at_once: bool) -> None:
+    async def _run(self, at_once: bool, phase: float) -> None:
         loop = asyncio.get_running_loop()
-        due = loop.time()
+        due = loop.time() - self._seconds * phase
         if at_once:
             await self._call()
         while True:
@@ -57,6 +62,19 @@ class Periodic:
                 await result
         except Exception:
             logger.exception("a periodic call failed, retrying in %g s", self._seconds)
+
+
+class FileWatch:
+    """Tells whether files have changed. Links are followed: certbot and Kubernetes replace them."""
+
+    def __init__(self, *paths: Path) -> None:
+        self._paths = paths
+        self._seen = _signature(paths)
+
+    def has_changed(self) -> bool:
+        """Return whether a file has changed since the last call, or since the watch was created."""
+        before, self._seen = self._seen, _signature(self._paths)
+        return self._seen != before
 
 
 async def wait_at_most(event: asyncio.Event, seconds: float) -> bool:
@@ -76,3 +94,105 @@ async def end_tasks(*tasks: asyncio.Task[Any] | None) -> None:
         task.cancel()
     if started:
         await asyncio.wait(started)
+
+
+def _signature(paths: Iterable[Path]) -> tuple[tuple[int, int, int] | None, ...]:
+    return tuple(_signature_of(path) for path in paths)
+
+
+def _signature_of(path: Path) -> tuple[int, int, int] | None:
+    """Return values that change with the file; None if there is none, as in the middle of a replacement."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+class SharedLimit:
+    """At most `total` uses at once, for users that must not stop each other: each of them has a `Share`.
+
+    A use that has ended makes room for the waiting user with the fewest uses. A quarter is kept for users without any.
+    Users whose last use failed have at most half together, because those that wait for time-outs would take all.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._free = total
+        self._users = 0
+        self._busy: set[Share] = set()
+        self._waiting: list[tuple[Share, asyncio.Future[None]]] = []
+
+    def share(self) -> "Share":
+        """Return the share of one more user. It ends with `Share.close`."""
+        self._users += 1
+        return Share(self)
+
+    def leave(self) -> None:
+        self._users -= 1
+
+    async def take(self, share: "Share") -> None:
+        if self._has_room(share):
+            self._grant(share)
+            return
+        granted = asyncio.get_running_loop().create_future()
+        self._waiting.append((share, granted))
+        try:
+            await granted
+        except asyncio.CancelledError:
+            if granted.done() and not granted.cancelled():
+                self.give_back(share)
+            self._waiting = [waiting for waiting in self._waiting if waiting[1] is not granted]
+            raise
+
+    def give_back(self, share: "Share") -> None:
+        self._free += 1
+        share.uses -= 1
+        if not share.uses:
+            self._busy.discard(share)
+        self._grant_waiting()
+
+    def _grant_waiting(self) -> None:
+        for share, granted in sorted(self._waiting, key=lambda waiting: waiting[0].uses):
+            if not granted.done() and self._has_room(share):
+                self._grant(share)
+                granted.set_result(None)
+        self._waiting = [waiting for waiting in self._waiting if not waiting[1].done()]
+
+    def _has_room(self, share: "Share") -> bool:
+        if self._users == 1 or self._free <= 0:
+            return self._free > 0
+        if share.is_failing and sum([other.uses for other in self._busy if other.is_failing]) >= self._total // 2:
+            return False
+        return not share.uses or self._free > self._total // 4
+
+    def _grant(self, share: "Share") -> None:
+        self._free -= 1
+        share.uses += 1
+        self._busy.add(share)
+
+
+class Share:
+    """One user's part of a SharedLimit: `async with share` is one use, which has failed if it raises an error."""
+
+    def __init__(self, limit: SharedLimit) -> None:
+        self.uses = 0
+        self.is_failing = False
+        self._limit = limit
+        self._is_closed = False
+
+    async def __aenter__(self) -> None:
+        await self._limit.take(self)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not isinstance(error, asyncio.CancelledError):
+            self.is_failing = error is not None
+        self._limit.give_back(self)
+
+    def close(self) -> None:
+        """End the share, because its user is gone."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._limit.leave()

@@ -101,7 +101,7 @@ def test_nothing_else_reads_the_environment() -> None:
 
 
 def test_every_field_is_an_option() -> None:
-    attributes = [f.name for f in dataclasses.fields(Config) if f.name != "sources"]
+    attributes = [f.name for f in dataclasses.fields(Config) if f.name not in ("sources", "environment_name")]
     assert [option.attribute for option in OPTIONS] == attributes
     assert len({option.name for option in OPTIONS}) == len(OPTIONS)
 
@@ -167,7 +167,14 @@ def test_mask(secret: str, shown: str) -> None:
 
 
 def test_secrets_are_those_that_we_think_of() -> None:
-    assert set(SECRETS) == {"SDK_KEY", "REDIS_PASSWORD", "MAXMIND_LICENSE_KEY", "WEBHOOK_TOKEN", "ADMIN_TOKEN"}
+    assert set(SECRETS) == {
+        "SDK_KEY",
+        "REDIS_PASSWORD",
+        "MAXMIND_LICENSE_KEY",
+        "WEBHOOK_TOKEN",
+        "ADMIN_TOKEN",
+        "CLIENT_TOKENS",
+    }
 
 
 def test_secrets_are_not_shown() -> None:

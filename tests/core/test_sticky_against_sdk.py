@@ -50,7 +50,7 @@ async def compare_sequences(directory: Path, reference: Reference) -> Counter[st
     queue = EventQueue(store.events, limit=10**9, chunk_events=100, durable=False)
     enrichment: Any = SimpleNamespace()
     evaluator = Evaluator(enrichment, enrichment, enrichment, sticky=StickyDecisions(store.state, 3600))
-    flags = FlagsApi(environments_of(mirror, queue, store, evaluator=evaluator), lambda decision: None)
+    flags = FlagsApi(environments_of(mirror, queue, store, evaluator=evaluator))
     await queue.start()
     seen: Counter[str] = Counter()
     seed = 0

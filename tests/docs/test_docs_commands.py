@@ -10,7 +10,10 @@ from process import ROOT, SAMPLE_SETTINGS, Gateway
 from tornado_gateway.cli.doctor.remedies import REMEDIES
 from tornado_gateway.cli.main import build_parser
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "getting-started.md", ROOT / "docs" / "operating.md"]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("getting-started", "operating", "environments")),
+]
 
 # Commands that begin like this are not run, and why. Each has to occur.
 EXCEPTIONS = {
@@ -27,6 +30,9 @@ EXCEPTIONS = {
     "kubectl": "needs a cluster; test_install.py checks the manifests",
     "cp -n conf/gateway.env .env": "would put a file into the checkout",
     "tornado-gateway geo update": "needs an account at MaxMind",
+    "tornado-gateway environments": "needs a file: run by tests/cli/test_environments.py",
+    "tornado-gateway config --environments-file": "needs a file: run by tests/cli/test_environments.py",
+    "tornado-gateway doctor --environments-file": "needs a file: run by tests/cli/test_environments.py",
     "systemd-analyze": "run by test_install.py",
 }
 

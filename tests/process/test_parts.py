@@ -78,5 +78,8 @@ def test_the_order_of_a_worker(tmp_path, options, added):
             slot = WorkerSlot(0, 0, 1, Scoreboard(), sock, ready_pipe=-1)
             return [part.name for part in Assembly(config, slot).parts()]
 
-    before, after = ["publication", "store", "location", "location report"], ["environment", "adoption", "server"]
+    before, after = (
+        ["publication", "connections", "store", "location", "location report"],
+        ["environment", "adoption", "server"],
+    )
     assert asyncio.run(names()) == [*before, *added, *after, "lag measurement", "history"]

@@ -2,15 +2,24 @@
 
 from typing import Any
 
+from process import sample_document
+
 from tornado_gateway.enrichment.lists import ListChecks
-from tornado_gateway.environments.environment import Environment
+from tornado_gateway.environments.access import Access
+from tornado_gateway.environments.environment import Documents, Environment
 from tornado_gateway.environments.evaluation import Evaluator
 from tornado_gateway.environments.registry import Environments
+from tornado_gateway.errors import UpstreamError
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
+from tornado_gateway.events.usage import UsageStatistics
 from tornado_gateway.store.interfaces import Store
 from tornado_gateway.telemetry.waiting import Watch
 from tornado_gateway.upstream.client import DiscardingSink
+
+
+async def nothing() -> bytes:
+    raise UpstreamError("this environment has no upstream")
 
 
 async def no_member(list_id: str, value: str) -> bool:
@@ -24,17 +33,22 @@ def environment_of(
     defaults: dict[str, Any] = {
         "upstream": None,
         "flusher": Flusher(store.events, queue, DiscardingSink(), events_per_request=100, interval_seconds=60),
+        "usage": UsageStatistics(DiscardingSink()),
         "lists": ListChecks(no_member),
         "evaluator": Evaluator(None, None),  # type: ignore[arg-type]  # for tests without location and device
         "waiting": Watch(store.events, lambda: queue.counts.waiting, 60),
+        "state": store.state,
+        "documents": Documents(nothing, None),
         "load_device": lambda: None,
         "settings_seconds": 5.0,
         "flush_seconds": 5.0,
     }
-    return Environment(sdk_key=sdk_key, mirror=mirror, events=queue, **(defaults | parts))
+    account = str(sample_document()["accountId"])
+    access = Access() if sdk_key is None else Access(account_id=account, sdk_keys=(sdk_key,))
+    return Environment(mirror=mirror, events=queue, **(defaults | {"access": access} | parts))
 
 
 def environments_of(
     mirror: Any, queue: EventQueue, store: Store, *, sdk_key: str | None = None, **parts: Any
 ) -> Environments:
-    return Environments(environment_of(mirror, queue, store, sdk_key=sdk_key, **parts))
+    return Environments([environment_of(mirror, queue, store, sdk_key=sdk_key, **parts)])

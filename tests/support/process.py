@@ -101,7 +101,7 @@ class Gateway:
             )
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not self._answers(path):
-            assert self.process.poll() is None, f"the gateway ended: {self.log()}"
+            assert self.process.poll() is None, f"the gateway ended: {self.log()[-5000:]}"
             assert time.monotonic() < deadline, f"the gateway does not answer: {self.log()}"
             time.sleep(0.02)
 
@@ -136,6 +136,10 @@ class Gateway:
 
     def log(self) -> str:
         return self.log_path.read_text()
+
+    @property
+    def workers(self) -> int:
+        return int(self._environment["WORKERS"])
 
     @property
     def admin_token(self) -> str:

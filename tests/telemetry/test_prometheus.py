@@ -23,13 +23,16 @@ from vendor import Fault, Vendor
 
 from tornado_gateway import __version__
 from tornado_gateway.api.routes import LABELS
+from tornado_gateway.http.messages import Request
 from tornado_gateway.process.counters import LAYOUT, new_counters
 from tornado_gateway.telemetry.counters import CounterRow
 from tornado_gateway.telemetry.layout import OTHER
+from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.prometheus import About, Exposition
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
+ONLY_SOMETIMES = {"fme_redis_up", "fme_unidentified_total"}  # with Redis, and with ENVIRONMENTS_FILE
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -82,6 +85,7 @@ def test_no_label_is_a_visitor_a_feature_or_a_secret(gateway):
     assert labels <= {
         *("method", "route", "status", "outcome", "le", "call", "of", "result"),
         *("version", "hash", "source", "python"),
+        "feature",  # of slow patterns, which there are none of here
     }
     assert "new-checkout" not in text
     assert sample_document()["sdkKey"] not in text
@@ -101,7 +105,7 @@ def test_what_clients_invent_makes_no_series(gateway):
 def test_everything_is_documented_and_everything_documented_exists(gateway):
     shown = {family.name + ("_total" if family.type == "counter" else "") for family in families(gateway)}
     documented = set(re.findall(r"^\| `(fme_\w+)` \|", OPERATING, re.MULTILINE))
-    assert documented == shown | {"fme_redis_up"}  # absent without Redis
+    assert documented == shown | ONLY_SOMETIMES
 
 
 def families(gateway):
@@ -126,7 +130,7 @@ def names_in(expression):
 
 @pytest.fixture(scope="module")
 def known_names(gateway):
-    return {name for name, _ in samples_of(scrape(gateway)[0])} | {"fme_redis_up"}
+    return {name for name, _ in samples_of(scrape(gateway)[0])} | ONLY_SOMETIMES
 
 
 def alerts():
@@ -251,6 +255,18 @@ def test_gauges_of_a_worker_that_has_ended_are_not_shown():
     samples = samples_of(text.decode())
     assert samples["fme_store_degraded", ()] == 0
     assert ("fme_redis_up", ()) not in samples
+
+
+def test_requests_without_an_environment_are_shown_once_there_are_any():
+    memory, board = new_counters(1), Scoreboard(1)
+    observer = Observer(memory)
+    exposition = Exposition(memory, board, About("1", 10), lambda: observer.publish({}))
+    assert "fme_unidentified" not in exposition.render()[0].decode()
+    for path in (b"/server-side/getFlag", b"//eu01/events/t", b"/nothing"):
+        observer.unidentified(Request(b"POST", path, b"", []))
+    samples = samples_of(exposition.render()[0].decode())
+    for route in ("/server-side/getFlag", "/events/t", OTHER):
+        assert samples["fme_unidentified_total", (("route", route),)] == 1
 
 
 # --- what the counters follow ---------------------------------------------------------

@@ -15,6 +15,8 @@ from typing import Any
 
 import orjson
 
+from tornado_gateway.environments.environment import Environment
+from tornado_gateway.environments.identification import Scope
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.fields import (
@@ -26,7 +28,7 @@ from tornado_gateway.http.fields import (
     document_problem,
     is_from_browser,
     json_value,
-    raw_query_value,
+    known_parameters,
 )
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.logs import ThrottledLog
@@ -38,24 +40,36 @@ ACCEPTED = Response(200, b'{"success":true}')
 LARGE_BYTES = 262144
 MAX_PARTS = 400_000  # of a batch: 80 for each of 5,000 events
 USAGE_STATS = "vwo_sdkUsageStats"
-# Parameters of wire contract A.4 that are forwarded with usage statistics, and the longest value of one.
-USAGE_PARAMETERS = tuple(b"en a env eTime random p visitor_ua visitor_ip sn sv".split())
-MAX_VALUE = 2048
+# Parameters of wire contract A.4 that are forwarded with usage statistics, besides `en`.
+USAGE_PARAMETERS = tuple(b"a env eTime random p visitor_ua visitor_ip sn sv".split())
 NO_BATCH = 'the document is no batch, expected {"ev":[...]}'
 NO_OBJECT = 'the event is no object with an object "d"'
 NO_NAME = 'the event has no name, expected {"d":{"event":{"name":...}}}'
 TOO_DEEP = f"the document has more than {MAX_LEVELS} levels of nested lists and objects"
+NO_KEY = "they have no SDK key (CLIENT_KEY_REQUIRED)"
 OTHER_ENVIRONMENT = "their SDK key is that of another environment"
 # Numbers, because for other operands `in` of bytes raises and catches an exception first.
 _LINE_FEED, _RETURN = b"\n\r"
 
 
 class _Batch:
-    """The documents of a batch that are to be stored, and how many are rejected, by reason."""
+    """The documents of a batch that are to be stored, and how many are rejected, by reason.
+
+    All stored ones are of one environment, because a batch is accepted or rejected as a whole.
+    """
 
     def __init__(self) -> None:
         self.documents: list[bytes] = []
         self.rejected: dict[str, int] = {}
+        self.environment: Environment | None = None
+
+    def add(self, environment: Environment, document: bytes) -> None:
+        if self.environment is None:
+            self.environment = environment
+        elif environment is not self.environment:
+            names = self.environment.access.name, environment.access.name
+            raise RequestError(400, f"the events of the batch name two environments: {names[0]} and {names[1]}")
+        self.documents.append(document)
 
     def reject(self, reason: str) -> None:
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
@@ -83,25 +97,27 @@ class EventsApi:
     def take_event(self, request: Request) -> Response:
         """Accept one event document `{"d":{...}}`."""
         document, body = json_value(request.body)
-        reason = self._reason_to_reject(document, self._environments.query_key(request.query))
-        if reason is not None:
-            self._reject(reason, 1)
+        scope = self._environments.scope_of(request)
+        environment = self._environment_or_reason(document, scope)
+        if isinstance(environment, str):
+            self._reject(scope.counting, environment, 1)
             return ACCEPTED
-        self._check_size(document, body)
+        self._check_size(environment, document, body)
         data = document["d"]
         if data["event"]["name"] == USAGE_STATS:  # filed under the vendor's account: sent alone, with its query
-            return self._append(request, _one_line(body), 1, _usage_query(request.query))
+            environment.usage.append(_usage_query(request.query), body)
+            return ACCEPTED
         is_changed = _clean_address(data)
         if is_from_browser(request) or request.query.find(b"dh=1") >= 0:
             is_changed |= self._fill_visitor(request, data)
         if is_changed:
-            return self._append(request, orjson.dumps(document), 1)
-        return self._append(request, _one_line(body), 1)
+            return _append(request, environment, orjson.dumps(document), 1)
+        return _append(request, environment, _one_line(body), 1)
 
-    def _check_size(self, document: Fields, body: bytes) -> None:
+    def _check_size(self, environment: Environment, document: Fields, body: bytes) -> None:
         problem = document_problem(document, body)
         if problem is not None:
-            self._reject(str(problem), 1)
+            self._reject(environment, str(problem), 1)
             raise problem
 
     def take_batch(self, request: Request) -> Response | Awaitable[Response]:
@@ -118,57 +134,52 @@ class EventsApi:
         return response if isinstance(response, Response) else await response
 
     def _take_document(self, request: Request, document: object) -> Response | Awaitable[Response]:
+        scope = self._environments.scope_of(request, has_header=True)
         events = document.get("ev") if isinstance(document, dict) else None
         if not isinstance(events, list):
-            self._reject(NO_BATCH, 1)
+            self._reject(scope.counting, NO_BATCH, 1)
             return ACCEPTED
         batch = _Batch()
-        query_key = self._environments.query_key(request.query)
         if len(events) > self._slice_events:
-            return self._take_slices(request, events, query_key, batch)
-        self._sort(events, query_key, batch)
-        return self._take(request, batch)
+            return self._take_slices(request, events, scope, batch)
+        self._sort(events, scope, batch)
+        return self._take(request, scope, batch)
 
-    async def _take_slices(self, request: Request, events: list[Any], query_key: str | None, batch: _Batch) -> Response:
+    async def _take_slices(self, request: Request, events: list[Any], scope: Scope, batch: _Batch) -> Response:
         for start in range(0, len(events), self._slice_events):
-            self._sort(events[start : start + self._slice_events], query_key, batch)
+            self._sort(events[start : start + self._slice_events], scope, batch)
             await asyncio.sleep(0)
-        return self._take(request, batch)
+        return self._take(request, scope, batch)
 
-    def _sort(self, events: list[Any], query_key: str | None, batch: _Batch) -> None:
+    def _sort(self, events: list[Any], scope: Scope, batch: _Batch) -> None:
         for event in events:
-            reason = self._reason_to_reject(event, query_key)
-            if reason is None:
-                _clean_address(event["d"])
-            document = _encoded(event) if reason is None else b""
-            if document:
-                reason = _reason_too_large(event, document)
+            environment = self._environment_or_reason(event, scope)
+            if isinstance(environment, str):
+                batch.reject(environment)
+                continue
+            _clean_address(event["d"])
+            document = _encoded(event)
+            reason = _reason_too_large(event, document) if document else TOO_DEEP
             if document and reason is None:
-                batch.documents.append(document)
+                batch.add(environment, document)
             else:
                 batch.reject(reason or TOO_DEEP)
 
-    def _take(self, request: Request, batch: _Batch) -> Response:
+    def _take(self, request: Request, scope: Scope, batch: _Batch) -> Response:
+        environment = batch.environment or scope.counting
         if batch.documents:  # first: if the queue is full, the client sends all of it again
-            self._append(request, b"\n".join(batch.documents), len(batch.documents))
+            _append(request, environment, b"\n".join(batch.documents), len(batch.documents))
         for reason, count in batch.rejected.items():
-            self._reject(reason, count)
+            self._reject(environment, reason, count)
         return ACCEPTED
 
-    def _append(self, request: Request, documents: bytes, count: int, query: str = "") -> Response:
-        events = self._environments.default.events  # of the only environment: see `of_event`
-        gate = events.append(documents, count, query)
-        if events.durable:
-            request.gate = gate
-        return ACCEPTED
-
-    def _reject(self, reason: str, count: int) -> None:
-        self._environments.default.events.reject(count)
+    def _reject(self, environment: Environment, reason: str, count: int) -> None:
+        environment.events.reject(count)
         log = self._foreign if reason == OTHER_ENVIRONMENT else self._malformed
         log.warning(reason, "events were rejected: %s", reason, count=count)
 
-    def _reason_to_reject(self, document: object, query_key: str | None) -> str | None:
-        """Return the reason why an event is not accepted, None if it is."""
+    def _environment_or_reason(self, document: object, scope: Scope) -> Environment | str:
+        """Return the environment of an event, or the reason why the event is not accepted."""
         data = document.get("d") if isinstance(document, dict) else None
         if not isinstance(data, dict):
             return NO_OBJECT
@@ -176,10 +187,12 @@ class EventsApi:
         name = event.get("name") if isinstance(event, dict) else None
         if not isinstance(name, str) or not name:
             return NO_NAME
+        key = None if scope.is_final else _key_of(event, data) or scope.fallback_key
         if name == USAGE_STATS:
-            return None
-        key = query_key or _property(event, "vwo_envKey") or _property(data.get("visitor"), "vwo_fs_environment")
-        return OTHER_ENVIRONMENT if self._environments.of_event(key) is None else None
+            return self._environments.of_usage_statistics(scope, key)
+        if key is None and scope.key is None and self._environments.needs_key:
+            return NO_KEY
+        return self._environments.of_event(scope, key) or OTHER_ENVIRONMENT
 
     def _fill_visitor(self, request: Request, data: Fields) -> bool:
         """Add a browser's user agent and address to an event that has none. Return True if the event has changed."""
@@ -228,6 +241,19 @@ def _clean_address(data: Fields) -> bool:
     return True
 
 
+def _append(request: Request, environment: Environment, documents: bytes, count: int) -> Response:
+    events = environment.events
+    gate = events.append(documents, count)
+    if events.durable:
+        request.gate = gate
+    return ACCEPTED
+
+
+def _key_of(event: object, data: Fields) -> str | None:
+    """Return the SDK key that an event names."""
+    return _property(event, "vwo_envKey") or _property(data.get("visitor"), "vwo_fs_environment")
+
+
 def _property(part: object, name: str) -> str | None:
     props = part.get("props") if isinstance(part, dict) else None
     value = props.get(name) if isinstance(props, dict) else None
@@ -248,14 +274,9 @@ def _reason_too_large(event: object, document: bytes) -> str | None:
 
 
 def _usage_query(query: bytes) -> str:
-    """Return the parameters of the contract, as the client wrote them, each once; others are not forwarded.
-
-    The event is named here, because a request without parameters would be part of a batch.
-    """
-    values = {name: raw_query_value(query, name) for name in USAGE_PARAMETERS}
-    values[b"en"] = USAGE_STATS.encode()
-    known = {name: value for name, value in values.items() if value is not None and len(value) <= MAX_VALUE}
-    return b"&".join([b"%b=%b" % pair for pair in known.items()]).decode("latin-1")
+    """Return the parameters of the contract. The event is named here, because the query may name another."""
+    known = known_parameters(query, USAGE_PARAMETERS)
+    return f"en={USAGE_STATS}&{known}" if known else f"en={USAGE_STATS}"
 
 
 def _one_line(body: bytes) -> bytes:

@@ -5,24 +5,23 @@ SDKs compare whole documents, so an unchanged document has the same bytes every 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import NamedTuple
 
 import orjson
 
+from tornado_gateway.environments.environment import Environment, FetchDialect
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import AttemptsError, NotLoadedError, UpstreamError
 from tornado_gateway.http.fields import ClientAddress, accepts_gzip, query_text
 from tornado_gateway.http.messages import Request, Response, json_error
 from tornado_gateway.settings.documents import SettingsDocument, prepare_document
 from tornado_gateway.settings.incremental_json import parse
-from tornado_gateway.settings.mirror import Fetch, Snapshot
+from tornado_gateway.settings.mirror import Snapshot
 from tornado_gateway.settings.pacing import empty_gradually, throttled
 from tornado_gateway.telemetry.attempts import TokenCheck
 from tornado_gateway.telemetry.turns import TURN_SECONDS, Turns
 from tornado_gateway.upstream.client import Dialect
-
-FetchDialect = Callable[[Dialect], Awaitable[bytes]]
 
 MAIN = Dialect()
 API_VERSIONS = frozenset({"1", "3"})
@@ -41,51 +40,52 @@ class _Responses(NamedTuple):
     made_at: float
 
 
-class SettingsApi:
-    """The endpoints for settings, over the mirror of the environment.
+class _Served:
+    """The documents of one environment, as responses."""
 
-    `fetch_dialect` requests another dialect than the mirror's from upstream, `pull` forces a refresh there. A gateway
-    without upstream has one document for all dialects.
-    """
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.others: dict[Dialect, _Responses] = {}
+        self.fetching: dict[Dialect, asyncio.Task[_Responses | None]] = {}
+        self.pulling: asyncio.Task[None] | None = None
+        self._snapshot: Snapshot | None = None
+        self._main: _Responses | None = None
+
+    def main(self) -> _Responses | None:
+        """Return the responses with the current document, None if there is none yet."""
+        snapshot = self.environment.mirror.current
+        if snapshot is not self._snapshot and snapshot is not None:
+            self._main, self._snapshot = _responses(snapshot.served), snapshot
+            self.make_stale()
+        return self._main
+
+    def make_stale(self) -> None:
+        self.others = {dialect: other._replace(made_at=0.0) for dialect, other in self.others.items()}
+
+
+class SettingsApi:
+    """The endpoints for settings, over the mirrors of the environments."""
 
     def __init__(
         self,
         environments: Environments,
-        pull: Fetch,
-        fetch_dialect: FetchDialect | None,
         *,
         poll_seconds: float,
         wait_seconds: float,
-        webhook_token: TokenCheck | None,
+        webhook_tokens: TokenCheck,
         client_address: ClientAddress,
         turns: Turns | None = None,
     ) -> None:
         self._environments = environments
-        self._pull = pull
-        self._fetch_dialect = fetch_dialect
         self._poll_seconds = poll_seconds
         self._wait_seconds = wait_seconds
-        self._webhook_token = webhook_token
+        self._webhook_tokens = webhook_tokens
         self._client_address = client_address
-        self._main: _Responses | None = None
-        self._others: dict[Dialect, _Responses] = {}
-        self._fetching: dict[Dialect, asyncio.Task[_Responses | None]] = {}
-        self._pulling: asyncio.Task[None] | None = None
+        self._served: dict[str, _Served] = {}  # by the name of the environment
         self._turns = turns or Turns()
 
-    def settings_changed(self, snapshot: Snapshot) -> None:
-        self._main = _responses(snapshot.served)
-        self._make_stale()
-
     def settings(self, request: Request) -> Response | Awaitable[Response]:
-        environment = self._environments.of(request)
-        if environment.mirror.current is None or self._main is None:
-            return self._settings_when_loaded(request)
-        if request.query:
-            dialect = _dialect(request.query)
-            if dialect != MAIN and self._fetch_dialect is not None:
-                return self._settings_in(dialect, self._fetch_dialect, request)
-        return _choose(request, self._main)
+        return self._respond(request, self._served_of(self._environments.of(request)))
 
     async def pull(self, request: Request) -> Response:
         """Refresh, then respond. If the refresh fails, respond with the current document.
@@ -93,76 +93,100 @@ class SettingsApi:
         Requests during a refresh share it, because the current document may be older than the change that these
         clients were notified of.
         """
-        self._environments.of(request)
-        if self._pulling is None:
-            self._pulling = asyncio.create_task(self._refresh_after_pause())
-        await asyncio.shield(self._pulling)
-        response = self.settings(request)
+        environment = self._environments.of(request)
+        await self.refresh(environment)
+        served = self._served_of(environment)
+        response = self._respond(request, served)
         return response if isinstance(response, Response) else await response
+
+    async def refresh(self, environment: Environment) -> None:
+        """Refresh the settings for a client. Callers during a refresh share it."""
+        served = self._served_of(environment)
+        if served.pulling is None:
+            served.pulling = asyncio.create_task(self._refresh_after_pause(served))
+        await asyncio.shield(served.pulling)
 
     async def webhook(self, request: Request) -> Response:
-        """Refresh after a change, without a turn, for the vendor or a pipeline. Requires WEBHOOK_TOKEN in a header."""
-        if self._webhook_token is None:
+        """Refresh the environment whose WEBHOOK_TOKEN is in a header, without a turn: for the vendor or a pipeline."""
+        if not self._environments.accept_webhooks:
             return json_error(403, "Webhooks are disabled on this gateway. Set WEBHOOK_TOKEN to enable them.")
+        token, address = _token(request).decode("latin-1"), self._client_address(request)
         try:
-            is_right = self._webhook_token.is_right(_token(request).decode("latin-1"), self._client_address(request))
+            environment = self._webhook_tokens.owner(token, address, self._environments.of_webhook)
         except AttemptsError as error:
             return json_error(error.status, str(error), [(b"Retry-After", b"%d" % error.retry_after_seconds)])
-        if not is_right:
+        if environment is None:
             return json_error(401, "The token does not match WEBHOOK_TOKEN.")
-        refreshed = await self._refresh()
+        refreshed = await _refresh(self._served_of(environment))
         return Response(200, orjson.dumps({"refreshed": refreshed}))
 
-    async def _refresh_after_pause(self) -> None:
+    def _served_of(self, environment: Environment) -> _Served:
+        served = self._served.get(environment.access.name)
+        if served is None or served.environment is not environment:
+            known = self._environments.all
+            self._served = {name: one for name, one in self._served.items() if one.environment in known}
+            served = self._served[environment.access.name] = _Served(environment)
+        return served
+
+    def _respond(self, request: Request, served: _Served) -> Response | Awaitable[Response]:
+        main = served.main()
+        if main is None:
+            return self._settings_when_loaded(request, served)
+        if request.query:
+            dialect, fetch = _dialect(request.query), served.environment.documents.fetch_dialect
+            if dialect != MAIN and fetch is not None:
+                return self._settings_in(dialect, fetch, request, served)
+        return _choose(request, main)
+
+    async def _refresh_after_pause(self, served: _Served) -> None:
         try:
-            wait_seconds = self._turns.take()
+            wait_seconds = self._turns.take(name=served.environment.access.name)
             if wait_seconds is not None:  # otherwise many workers wait, and the current document has to do
                 await asyncio.sleep(wait_seconds)
-                await self._refresh()
+                await _refresh(served)
         finally:
-            self._pulling = None
+            served.pulling = None
 
-    async def _refresh(self) -> bool:
-        self._make_stale()
-        return await self._environments.default.mirror.pull(self._pull)
-
-    def _make_stale(self) -> None:
-        self._others = {dialect: other._replace(made_at=0.0) for dialect, other in self._others.items()}
-
-    async def _settings_when_loaded(self, request: Request) -> Response:
+    async def _settings_when_loaded(self, request: Request, served: _Served) -> Response:
         try:
             async with asyncio.timeout(self._wait_seconds):
-                await self._environments.default.mirror.loaded.wait()
+                await served.environment.mirror.loaded.wait()
         except TimeoutError:
             raise NotLoadedError from None
-        response = self.settings(request)
+        response = self._respond(request, served)
         return response if isinstance(response, Response) else await response
 
-    async def _settings_in(self, dialect: Dialect, fetch: FetchDialect, request: Request) -> Response:
-        known = self._others.get(dialect)
+    async def _settings_in(self, dialect: Dialect, fetch: FetchDialect, request: Request, served: _Served) -> Response:
+        known = served.others.get(dialect)
         if known is None or time.monotonic() - known.made_at > self._poll_seconds:
-            if dialect not in self._fetching:
-                self._fetching[dialect] = asyncio.create_task(self._fetch(dialect, fetch))
-            known = await asyncio.shield(self._fetching[dialect])
-        responses = known or self._main
+            if dialect not in served.fetching:
+                served.fetching[dialect] = asyncio.create_task(self._fetch(dialect, fetch, served))
+            known = await asyncio.shield(served.fetching[dialect])
+        responses = known or served.main()
         if responses is None:
             raise NotLoadedError
         return _choose(request, responses)
 
-    async def _fetch(self, dialect: Dialect, fetch: FetchDialect) -> _Responses | None:
+    async def _fetch(self, dialect: Dialect, fetch: FetchDialect, served: _Served) -> _Responses | None:
         """Return the document in another dialect. If upstream fails, return the last one, or None."""
         try:
-            wait_seconds = self._turns.take() if dialect in self._others else 0.0
+            is_known = dialect in served.others
+            wait_seconds = self._turns.take(name=served.environment.access.name) if is_known else 0.0
             if wait_seconds is not None:
                 await asyncio.sleep(wait_seconds)
                 document = await fetch(dialect)
                 if prepared := await asyncio.to_thread(_prepare_unchecked, document):
-                    self._others[dialect] = _responses(prepared)
+                    served.others[dialect] = _responses(prepared)
         except UpstreamError:
             pass
         finally:
-            del self._fetching[dialect]
-        return self._others.get(dialect)
+            del served.fetching[dialect]
+        return served.others.get(dialect)
+
+
+async def _refresh(served: _Served) -> bool:
+    served.make_stale()
+    return await served.environment.mirror.pull(served.environment.documents.pull)
 
 
 def _responses(document: SettingsDocument) -> _Responses:

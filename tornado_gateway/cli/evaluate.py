@@ -3,15 +3,19 @@
 import argparse
 import time
 from collections.abc import Sized
+from pathlib import Path
+from typing import Any
 
 import orjson
 
 from tornado_gateway import __version__, core
-from tornado_gateway.cli.output import print_json
-from tornado_gateway.config import Config
+from tornado_gateway.cli import environments
+from tornado_gateway.cli.output import counted, print_json
+from tornado_gateway.config import Config, environments_of
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
+from tornado_gateway.environments.registry import check_account
 from tornado_gateway.settings.compilation import compile_document
 from tornado_gateway.settings.documents import read_document
 
@@ -51,22 +55,60 @@ def _needs_location(feature: core.Feature | None) -> bool:
 
 
 def check(config: Config, arguments: argparse.Namespace) -> int:
+    if config.environments_file is not None:
+        return _check_environments(config, arguments)
     if config.settings_file is None:
         _print_without_settings(config.upstream_url, as_json=arguments.json)
         return 0
-    before = time.perf_counter()
-    settings = compile_document(read_document(config.settings_file), core.Sdk(config.sdk_name, __version__)).settings
-    milliseconds = (time.perf_counter() - before) * 1000
-    summaries = {feature.key: _summary(feature) for feature in settings.features.values()}
+    settings, words = _compiled(config, config.settings_file)
     if arguments.json:
-        about = {"file": str(config.settings_file), "account": settings.account_id, "features": summaries}
-        print_json({"ok": True, "settings": about})
+        print_json({"ok": True, "settings": _about(config.settings_file, settings)})
         return 0
     print("The configuration is valid.")
-    print(f"{config.settings_file} is valid (account {settings.account_id}, compiled in {milliseconds:.0f} ms):")
-    for key, summary in summaries.items():
-        print(f"  {key}: {summary}")
+    print(f"{words}:")
+    for feature in settings.features.values():
+        print(f"  {feature.key}: {_summary(feature)}")
     return 0
+
+
+def _check_environments(config: Config, arguments: argparse.Namespace) -> int:
+    """Check each environment, with its settings document if it has one, and print one line for each."""
+    found = environments_of(config)
+    rows, lines = [], []
+    for environment in found:
+        row, line = environments.about(environment), environments.line(environment)
+        file = environment.config.settings_file
+        if file is not None:
+            try:
+                settings, words = _compiled(environment.config, file)
+                check_account(environment.config.account_id, settings)
+            except core.SettingsError as error:
+                problems = tuple(f"{environment.name}, {file}: {problem}" for problem in error.problems)
+                raise core.SettingsError(problems) from error
+            row["settings"] = _about(file, settings)
+            line = f"{line}. {words}"
+        rows.append(row)
+        lines.append(line)
+    if arguments.json:
+        print_json({"ok": True, "environments": rows})
+        return 0
+    print("The configuration is valid.")
+    print(f"{config.environments_file} names {counted(len(found), 'environment')}:")
+    print(*[f"  {line}" for line in lines], sep="\n")
+    return 0
+
+
+def _compiled(config: Config, file: Path) -> tuple[core.Settings, str]:
+    """Return the settings of a file, and a text that confirms them."""
+    before = time.perf_counter()
+    settings = compile_document(read_document(file), core.Sdk(config.sdk_name, __version__)).settings
+    milliseconds = (time.perf_counter() - before) * 1000
+    return settings, f"{file} is valid (account {settings.account_id}, compiled in {milliseconds:.0f} ms)"
+
+
+def _about(file: Path, settings: core.Settings) -> dict[str, Any]:
+    summaries = {feature.key: _summary(feature) for feature in settings.features.values()}
+    return {"file": str(file), "account": settings.account_id, "features": summaries}
 
 
 def _print_without_settings(upstream_url: str, *, as_json: bool) -> None:

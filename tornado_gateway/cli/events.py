@@ -13,6 +13,7 @@ from typing import TextIO
 import orjson
 
 from tornado_gateway.cli.data_owner import become_owner
+from tornado_gateway.cli.environments import selected
 from tornado_gateway.cli.output import Progress, counted, paint, print_columns, print_json
 from tornado_gateway.cli.stored_events import Letter, StoredEvents, open_stored_events
 from tornado_gateway.config import Config
@@ -29,7 +30,7 @@ def events(config: Config, arguments: argparse.Namespace) -> int:
         "requeue": _events_requeue,
         "export": _events_export,
     }[arguments.action]
-    return asyncio.run(_with_stored_events(config, arguments, action))
+    return asyncio.run(_with_stored_events(selected(config, arguments.environment), arguments, action))
 
 
 async def _with_stored_events(config: Config, arguments: argparse.Namespace, action: _Action) -> int:
@@ -45,8 +46,10 @@ async def _events_status(stored: StoredEvents, arguments: argparse.Namespace) ->
     depth = await stored.depth()
     age = None if depth.oldest_at is None else round(time.time() - depth.oldest_at, 1)
     if arguments.json:
-        numbers = {"waiting": depth.waiting, "dead": depth.dead, "oldest_seconds": age}
-        unsure = {"oldest_unknown_since": depth.unknown_since, "stuck": depth.stuck}
+        counts = {"waiting": depth.waiting, "dead": depth.dead}
+        numbers = {**(dict.fromkeys(counts) if depth.is_stale else counts), "oldest_seconds": age}
+        last_known = {"last_known": counts if depth.is_stale else None}
+        unsure = {**last_known, "oldest_unknown_since": depth.unknown_since, "stuck": depth.stuck}
         print_json({**numbers, **unsure, "where": stored.where})
         return 0
     print(f"{stored.where}:")
@@ -55,6 +58,10 @@ async def _events_status(stored: StoredEvents, arguments: argparse.Namespace) ->
     oldest = "" if age is None else f", oldest {age:.0f} s"
     if depth.unknown_since is not None:
         oldest += f" (last read {_at(depth.unknown_since)}; the store cannot be read now)"
+    if depth.is_stale:
+        since = "" if depth.unknown_since is None else f" since {_at(depth.unknown_since)}"
+        print(f"  waiting and dead events are unknown{since}: last known {depth.waiting} waiting, {depth.dead} dead")
+        return 0
     print(f"  {counted(depth.waiting, 'event')} waiting{oldest}")
     print(f"  {counted(depth.dead, 'dead event')}")
     return 0

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ import orjson
 from tornado_gateway import core
 from tornado_gateway.cli.client import Client, ClientError
 from tornado_gateway.cli.output import bullets, print_columns, print_json
-from tornado_gateway.config import Config, add_flags, described, given_flags, load
+from tornado_gateway.config import (
+    Config,
+    add_flags,
+    described,
+    described_environments,
+    environments_of,
+    given_flags,
+    load,
+)
 from tornado_gateway.errors import ConfigError
 from tornado_gateway.version import BUILD
 
@@ -66,6 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
     console_url = _add_command(commands, "console-url", _console_url, "print a link that signs in to the console")
     add_flags(console_url)
     _add_events(commands)
+    _add_tokens(commands)
+    _add_environments(commands)
     _add_facts(commands)
     _add_evaluate(commands)
     completion = _add_command(commands, "completion", _completion, "print a shell's completion script")
@@ -100,6 +111,34 @@ def _add_events(commands: Any) -> None:
     for parser in (listed, export):
         parser.add_argument("--show-keys", action="store_true", help="show SDK keys in events, which are masked")
     for parser in (status, listed, requeue, export):
+        parser.add_argument(
+            "--environment", metavar="NAME", help="environment of ENVIRONMENTS_FILE (default: its default)"
+        )
+        add_flags(parser)
+
+
+def _add_tokens(commands: Any) -> None:
+    actions = _add_group(commands, "token", "tokens of clients")
+    new = _add_command(actions, "new", _token_new, "make a client token and its block for TOKENS_FILE")
+    new.add_argument("--id", required=True, metavar="NAME", help="name of the client in logs")
+    new.add_argument("--kind", choices=("server", "browser"), default="server", help="where it is used [server]")
+    new.add_argument("--environment", action="append", metavar="NAME", help="an environment it is for [all]")
+    new.add_argument("--scope", action="append", choices=("decide", "track", "sdk"), help="what it allows [all]")
+    new.add_argument("--origin", action="append", metavar="URL", help="origin of the pages that may use it")
+    new.add_argument("--expires", type=_time, metavar="TIME", help="end, such as 2027-03-01 or 2027-03-01T12:00Z")
+
+
+def _add_environments(commands: Any) -> None:
+    actions = _add_group(commands, "environments", "the environments of ENVIRONMENTS_FILE")
+    listed = _add_command(actions, "list", _environments, "list the environments of the file", has_json=True)
+    check = _add_command(actions, "check", _check, "check the file without a gateway", has_json=True)
+    forget = _add_command(actions, "forget", _environments, "delete the data of an environment that was removed")
+    forget.add_argument("name", metavar="NAME", help="its name in the file")
+    forget.add_argument(
+        "--account", type=int, metavar="ID", help="its account, if environments of several had the name"
+    )
+    forget.add_argument("--with-events", action="store_true", help="also delete events that were not delivered")
+    for parser in (listed, check, forget):
         add_flags(parser)
 
 
@@ -137,12 +176,11 @@ def _configuration(arguments: argparse.Namespace) -> Config:
 
 
 def _without_account(arguments: argparse.Namespace) -> Config:
-    """Return the configuration for a command that does not need the account, which may be missing."""
+    """Return the configuration for a command that does not need the account, which may be missing or wrong."""
     try:
         return _configuration(arguments)
     except ConfigError:
-        flags = given_flags(arguments, arguments.rest) | {"ACCOUNT_ID": "1", "SDK_KEY": "none"}
-        return load(flags, os.environ, arguments.env_file)
+        return load(given_flags(arguments, arguments.rest), os.environ, arguments.env_file, with_account=False)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -163,8 +201,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return evaluate.evaluate(arguments)
 
 
+def _environments(arguments: argparse.Namespace) -> int:
+    from tornado_gateway.cli import environments
+
+    return environments.environments(_configuration(arguments), arguments)
+
+
 def _config(arguments: argparse.Namespace) -> int:
-    rows = described(_configuration(arguments))
+    config = _configuration(arguments)
+    rows = described(config)
+    if config.environments_file is not None:
+        rows += described_environments(environments_of(config))
     if arguments.json:
         print_json([row._asdict() for row in rows])
     else:
@@ -207,6 +254,12 @@ def _events(arguments: argparse.Namespace) -> int:
     return events.events(_configuration(arguments), arguments)
 
 
+def _token_new(arguments: argparse.Namespace) -> int:
+    from tornado_gateway.cli import token
+
+    return token.new(arguments)
+
+
 def _geo_update(arguments: argparse.Namespace) -> int:
     from tornado_gateway.cli import location
 
@@ -230,6 +283,15 @@ def _completion(arguments: argparse.Namespace) -> int:
 
     print(shtab.complete(build_parser(), arguments.shell))
     return 0
+
+
+def _time(text: str) -> datetime:
+    """Parse a date, or a time, which is UTC unless it has an offset."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError("expected a time such as 2027-03-01T12:00Z") from error
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from functools import partial
 
 from tornado_gateway import logs
 from tornado_gateway.cli.client import Client
-from tornado_gateway.config import OPTIONS, SERVICE_LINK, Config
+from tornado_gateway.config import SERVICE_LINK, Config, environments_of, secrets_of
 from tornado_gateway.console import admin_token
 from tornado_gateway.errors import GatewayError
 from tornado_gateway.process import worker
@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 def serve(config: Config) -> int:
     """Run the gateway until it is stopped. Return the exit code."""
-    secrets = [getattr(config, option.attribute) for option in OPTIONS if option.secret]
-    logs.set_up(config.log_level, config.log_format, [secret for secret in secrets if secret is not None])
+    secrets = [secret for environment in environments_of(config) for secret in environment.secrets]
+    logs.set_up(config.log_level, config.log_format, [*secrets_of(config), *secrets])
     try:
         data_directory.secure(config.data_dir)
         if config.admin_token is None:  # once, here: all workers get the same token
@@ -36,7 +36,8 @@ def serve(config: Config) -> int:
     _announce_console(config)
     config = replace(config, workers=config.worker_count)  # read once, because the quota of a container may change
     rows = supervisor.scoreboard_rows(config.workers)
-    return supervisor.run(config, partial(worker.run, memory=new_counters(rows)))
+    work = partial(worker.run, memory=new_counters(rows), environments=environments_of(config))
+    return supervisor.run(config, work)
 
 
 def _log_service_links(config: Config) -> None:

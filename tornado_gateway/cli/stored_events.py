@@ -16,6 +16,7 @@ from tornado_gateway.cli.client import Client
 from tornado_gateway.config import Config
 from tornado_gateway.console.recent_events import letter_json
 from tornado_gateway.errors import StoreError
+from tornado_gateway.process.environments.stores import data_dir_of
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import DeadLetter, Depth, EventStore
 from tornado_gateway.store.sqlite.events import SqliteEvents
@@ -36,7 +37,7 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Overall(Depth):
-    """The numbers of all workers. If the store cannot be read now, `oldest_at` is the reading of `unknown_since`."""
+    """The numbers of all workers. If the store cannot be read now, they are those of the reading of `unknown_since`."""
 
     unknown_since: float | None = None
     stuck: str | None = None  # the problem in words (telemetry/waiting.py), reported by a running gateway only
@@ -57,25 +58,29 @@ class StoredEvents(Protocol):
 
 
 class _FromGateway:
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, environment: str | None) -> None:
         self.where = f"the gateway at {client.url}"
         self._client = client
+        self._selected = "" if environment is None else f"&environment={environment}"
 
     async def depth(self) -> Overall:
         """Return the numbers of the whole instance, which every worker knows."""
-        depth = self._client.get("/admin/events?limit=1")["depth"]
+        depth = self._client.get(f"/admin/events?limit=1{self._selected}")["depth"]
         stuck = depth.get("stuck") or {}
+        counts = depth.get("last_known") or depth
         return Overall(
-            depth["waiting"],
-            depth["dead"],
+            counts["waiting"] or 0,
+            counts["dead"] or 0,
             depth.get("oldest_at"),
+            is_stale=depth["waiting"] is None,
             unknown_since=depth.get("oldest_unknown_since"),
             stuck=stuck.get("message"),
         )
 
     async def letters(self, *, shows_keys: bool = False) -> list[Letter]:
         dead: list[dict[str, Any]] = []
-        path = f"/admin/events?limit={MAX_LETTERS}&complete=true&keys={'shown' if shows_keys else 'masked'}"
+        keys = "shown" if shows_keys else "masked"
+        path = f"/admin/events?limit={MAX_LETTERS}&complete=true&keys={keys}{self._selected}"
         page = self._client.get(path)
         while True:
             dead += page["dead"]
@@ -85,7 +90,7 @@ class _FromGateway:
 
     async def requeue(self, ids: Sequence[str] | None) -> int:
         body = {"ids": None if ids is None else [_stored_id(id_) for id_ in ids]}
-        return int(self._client.post("/admin/events/requeue", body)["requeued"])
+        return int(self._client.post(f"/admin/events/requeue{self._selected.replace('&', '?')}", body)["requeued"])
 
 
 class _FromStore:
@@ -123,12 +128,13 @@ class _NoEvents:
 @asynccontextmanager
 async def open_stored_events(config: Config) -> AsyncIterator[StoredEvents]:
     """Open the store, or connect to the running gateway. Raise ClientError or StoreError."""
-    if is_in_use(config.data_dir):
-        yield _FromGateway(Client(config))
+    directory = data_dir_of(config)
+    if is_in_use(directory):
+        yield _FromGateway(Client(config), config.environment_name)
         return
-    opened = _store(config)
+    opened = _store(config, directory)
     if opened is None:
-        yield _NoEvents(f"{config.data_dir} (no stored events)")
+        yield _NoEvents(f"{directory} (no stored events)")
         return
     events, where = opened
     await events.open()
@@ -138,17 +144,15 @@ async def open_stored_events(config: Config) -> AsyncIterator[StoredEvents]:
         await events.close()
 
 
-def _store(config: Config) -> tuple[EventStore, str] | None:
+def _store(config: Config, directory: Path) -> tuple[EventStore, str] | None:
     if config.uses_redis:
         from tornado_gateway.store.redis.events import open_redis  # not needed without Redis
 
         redis = open_redis(redis_options(config), config.namespace, f"command:{os.getpid()}")
         return redis.events, "Redis"
-    if not any(config.data_dir.glob("events-*.db")):
+    if not any(directory.glob("events-*.db")):
         return None
-    return SqliteEvents(
-        config.data_dir, config.store_sync
-    ), f"the event log in {config.data_dir} (no gateway is running)"
+    return SqliteEvents(directory, config.store_sync), f"the event log in {directory} (no gateway is running)"
 
 
 def is_in_use(directory: Path) -> bool:

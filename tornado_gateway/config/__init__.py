@@ -3,21 +3,28 @@
 Only this room reads the environment. Used by `process` and `cli`.
 """
 
+from tornado_gateway.config.environments import EnvironmentConfig, environments_of
 from tornado_gateway.config.kinds import Option, mask
-from tornado_gateway.config.options import OPTIONS, Account, Config
-from tornado_gateway.config.render import OptionRow, described
+from tornado_gateway.config.options import OPTIONS, Account, Config, secrets_of
+from tornado_gateway.config.render import OptionRow, described, described_environments
 from tornado_gateway.config.sources import SERVICE_LINK, add_flags, given_flags, load
+from tornado_gateway.config.tokens import read_tokens
 
 __all__ = [
     "OPTIONS",
     "SERVICE_LINK",
     "Account",
     "Config",
+    "EnvironmentConfig",
     "Option",
     "OptionRow",
     "add_flags",
     "described",
+    "described_environments",
+    "environments_of",
     "given_flags",
     "load",
     "mask",
+    "read_tokens",
+    "secrets_of",
 ]

@@ -27,6 +27,7 @@ class Config(OptionValues):
     """All options. `Config()` has all defaults, which is enough for a test but not to serve."""
 
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+    environment_name: str | None = None  # of ENVIRONMENTS_FILE, in the configuration of one of its environments
 
     def __post_init__(self) -> None:
         if not self.collect_url:
@@ -69,7 +70,12 @@ class Config(OptionValues):
 
     @property
     def namespace(self) -> str:
-        """STORE_NAMESPACE, or the account with a short hash of the key, so that environments never mix."""
+        """STORE_NAMESPACE, or the account with a short hash of the key, so that environments never mix.
+
+        With ENVIRONMENTS_FILE it has the environment's name, which stays when the key changes.
+        """
+        if self.environment_name is not None:
+            return f"{self.account_id}:{self.environment_name}"
         if self.store_namespace is not None:
             return self.store_namespace
         if self.sdk_key is None:
@@ -104,6 +110,12 @@ BY_NAME: dict[str, Option] = {option.name: option for option in OPTIONS}
 BY_FILE_NAME: dict[str, Option] = {option.file_name: option for option in OPTIONS if option.secret}
 NAMES = (*BY_NAME, *BY_FILE_NAME)
 _DEFAULTS = {option.attribute: getattr(Config(), option.attribute) for option in OPTIONS}
+
+
+def secrets_of(config: Config) -> list[str]:
+    """Return the values that no log may contain."""
+    values = [getattr(config, option.attribute) for option in OPTIONS if option.secret]
+    return [secret for value in values for secret in (value if isinstance(value, tuple) else (value,)) if secret]
 
 
 def option_name(name: str) -> str:

@@ -1,9 +1,11 @@
 """Show the options: the values in use, `conf/gateway.env`, and the tables of `docs/configuration.md`."""
 
 import textwrap
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from tornado_gateway.config.kinds import Option
+from tornado_gateway.config.environments import REPLACED, EnvironmentConfig
+from tornado_gateway.config.kinds import Option, mask
 from tornado_gateway.config.options import OPTIONS, SECTIONS, Config
 
 TABLES_START, TABLES_END = (
@@ -28,6 +30,27 @@ def described(config: Config) -> list[OptionRow]:
         OptionRow(o.name, o.shown(getattr(config, o.attribute)), config.source(o.name), o.default or "", o.help)
         for o in OPTIONS
     ]
+
+
+def described_environments(environments: Iterable[EnvironmentConfig]) -> list[OptionRow]:
+    """A row for each environment of ENVIRONMENTS_FILE, with the options that it replaces, secrets masked."""
+    return [
+        OptionRow(f"environment {one.name}", _own_options(one), str(one.config.environments_file), "", "")
+        for one in environments
+    ]
+
+
+def _own_options(environment: EnvironmentConfig) -> str:
+    config = environment.config
+    own = [o for o in REPLACED if config.source(o.name).startswith(str(config.environments_file))]
+    shown = [f"{option.name.lower()}={option.shown(getattr(config, option.attribute))}" for option in own]
+    if environment.is_default:
+        shown.append("default=true")
+    if environment.previous_sdk_keys:
+        shown.append(f"previous_sdk_keys={','.join(map(mask, environment.previous_sdk_keys))}")
+    if environment.hosts:
+        shown.append(f"hosts={','.join(environment.hosts)}")
+    return " ".join(shown)
 
 
 _ENV_FILE_HEAD = """\

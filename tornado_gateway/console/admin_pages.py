@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from tornado.web import HTTPError
 
@@ -27,6 +27,7 @@ from tornado_gateway.settings.mirror import SettingsMirror, Snapshot
 from tornado_gateway.store.interfaces import EventStore
 
 SHOWN_LETTERS = 200
+MOST_DESCRIBED = 4  # environments whose described features are kept
 WRONG_TOKEN_SECONDS = 0.5  # delay of the response to a wrong token
 WRONG_TOKEN = "wrong admin token: expected ADMIN_TOKEN or, if it is not set, the token in DATA_DIR/admin-token"  # noqa: S105
 
@@ -52,20 +53,34 @@ class EventsQuery:
     shows_keys: bool = False
 
 
-@dataclass(slots=True)
-class AdminApi:
-    """The data of the endpoints, one method for each. `start` and `stop` are for the samples."""
+class Operated(NamedTuple):
+    """The parts of one environment that operators see."""
 
     mirror: SettingsMirror
     queue: EventQueue
     store: EventStore
     explainer: Explainer
+
+    def snapshot(self) -> Snapshot:
+        if self.mirror.current is None:
+            raise NotLoadedError
+        return self.mirror.current
+
+
+@dataclass(slots=True)
+class AdminApi:
+    """The data of the endpoints, one method for each. `start` and `stop` are for the samples.
+
+    `operated` returns the environment of a name (None: the default one), or None if there is no such environment.
+    """
+
+    operated: Callable[[str | None], Operated | None]
     location: LocationReader
     status: Status
     latencies: Callable[[], list[int]]  # see `request_latencies`
     recent: RecentEvents = field(default_factory=RecentEvents)
     _history: History = field(init=False)
-    _described: tuple[str, list[Json]] = ("", [])
+    _described: dict[str | None, tuple[str, list[Json]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._history = History(self.status, self.latencies)
@@ -78,10 +93,17 @@ class AdminApi:
         self.recent.stop()
         self._history.stop()
 
-    async def overview(self) -> Json:
+    def environment(self, name: str | None) -> Operated:
+        found = self.operated(name)
+        if found is None:
+            raise RequestError(404, f"there is no environment {name!r:.50}")
+        return found
+
+    async def overview(self, name: str | None = None) -> Json:
         now = time.time()
-        snapshot = self.mirror.current
-        status = self.status()
+        operated = self.environment(name)
+        snapshot = operated.mirror.current
+        status = of_environment(self.status(), name)
         return {
             "at": now,
             "worker": os.getpid(),
@@ -92,42 +114,47 @@ class AdminApi:
             },
             "queue": _queue(status),
             "location": self._location_health(now),
-            "store": self._store_health(),
+            "store": _store_health(operated),
             "samples": self._history.series(),
         }
 
-    def features(self) -> Json:
+    def features(self, name: str | None = None) -> Json:
         """Return the features, described once for each version of the settings."""
-        snapshot = self._snapshot()
-        if self._described[0] != snapshot.digest:
-            self._described = snapshot.digest, describe_features(snapshot.settings)
+        snapshot = self.environment(name).snapshot()
+        digest, described = self._described.get(name, ("", []))
+        if digest != snapshot.digest:
+            if len(self._described) >= MOST_DESCRIBED:
+                self._described.clear()
+            described = describe_features(snapshot.settings)
+            self._described[name] = snapshot.digest, described
         return {
             "settings": {"version": snapshot.settings.version, "hash": snapshot.digest},
-            "features": self._described[1],
+            "features": described,
         }
 
-    async def explain(self, fields: Fields) -> Json:
+    async def explain(self, fields: Fields, name: str | None = None) -> Json:
         """Raise RequestError for a visitor that getFlag would reject too."""
-        snapshot = self._snapshot()
-        explanation = await self.explainer.explain(snapshot.settings, fields)
+        operated = self.environment(name)
+        snapshot = operated.snapshot()
+        explanation = await operated.explainer.explain(snapshot.settings, fields)
         return {"settings": {"version": snapshot.settings.version, "hash": snapshot.digest}, **explanation}
 
-    async def events(self, query: EventsQuery) -> Json:
-        """Return the oldest dead letters and, unless they are requested completely, the newest events."""
+    async def events(self, query: EventsQuery, name: str | None = None) -> Json:
+        """Return the oldest dead letters and, unless they are requested completely, the newest events.
+
+        The newest ones are those of all environments.
+        """
+        store = self.environment(name).store
         letters, next_id = await dead_letters(
-            self.store, query.limit, query.first, is_complete=query.is_complete, shows_keys=query.shows_keys
+            store, query.limit, query.first, is_complete=query.is_complete, shows_keys=query.shows_keys
         )
         recent = [] if query.is_complete else self.recent.newest()
-        return {"depth": _queue(self.status()), "dead": letters, "next": next_id, "recent": recent}
+        depth = _queue(of_environment(self.status(), name))
+        return {"depth": depth, "dead": letters, "next": next_id, "recent": recent}
 
-    async def requeue(self, ids: Sequence[int | str] | None) -> Json:
+    async def requeue(self, ids: Sequence[int | str] | None, name: str | None = None) -> Json:
         """Put dead letters back into the queue."""
-        return {"requeued": await self.queue.requeue(ids)}
-
-    def _snapshot(self) -> Snapshot:
-        if self.mirror.current is None:
-            raise NotLoadedError
-        return self.mirror.current
+        return {"requeued": await self.environment(name).queue.requeue(ids)}
 
     def _location_health(self, now: float) -> Json:
         reader = self.location
@@ -139,17 +166,25 @@ class AdminApi:
             "error": reader.error,
         }
 
-    def _store_health(self) -> Json:
-        is_redis = isinstance(self.store, Degradable)
-        error = self.queue.failure or self.store.failure
-        is_up = error is None and not (isinstance(self.store, Degradable) and self.store.is_degraded)
-        return {"kind": "redis" if is_redis else "embedded", "is_up": is_up, "error": error}
+
+def _store_health(operated: Operated) -> Json:
+    store = operated.store
+    is_redis = isinstance(store, Degradable)
+    error = operated.queue.failure or store.failure
+    is_up = error is None and not (isinstance(store, Degradable) and store.is_degraded)
+    return {"kind": "redis" if is_redis else "embedded", "is_up": is_up, "error": error}
+
+
+def of_environment(status: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
+    """Return /status with the fields of an environment in place of those of the default one."""
+    own: Mapping[str, Any] = next((part for part in status.get("environments", ()) if part["name"] == name), {})
+    return {**status, **{key: value for key, value in own.items() if key in status}}
 
 
 def _queue(status: Mapping[str, Any]) -> Json:
     """Return the waiting and dead events of all workers, from the numbers of /status."""
     events = status["events"]
-    shown = ("waiting", "dead", "oldest_at", "oldest_unknown_since")
+    shown = ("waiting", "dead", "last_known", "oldest_at", "oldest_unknown_since")
     return {**{name: events[name] for name in shown}, "stuck": status["stuck"]}
 
 
@@ -183,6 +218,10 @@ class AdminPage(Page):
 
     def fields(self) -> Fields:
         return json_object(self.request.body)
+
+    def environment(self) -> str | None:
+        """Return the name of the environment that the query selects; None: the default one."""
+        return self.get_query_argument("environment", None)
 
 
 class SessionPage(AdminPage):
@@ -233,7 +272,7 @@ class SessionPage(AdminPage):
 
 class OverviewPage(AdminPage):
     async def get(self) -> None:
-        await self.respond(self._admin.overview())
+        await self.respond(self._admin.overview(self.environment()))
 
 
 class FeaturesPage(AdminPage):
@@ -241,7 +280,7 @@ class FeaturesPage(AdminPage):
         await self.respond(self._features())
 
     async def _features(self) -> Mapping[str, Any]:
-        return self._admin.features()
+        return self._admin.features(self.environment())
 
 
 class ExplainPage(AdminPage):
@@ -251,7 +290,7 @@ class ExplainPage(AdminPage):
         await self.respond(self._explain())
 
     async def _explain(self) -> Mapping[str, Any]:
-        return await self._admin.explain(self.fields())
+        return await self._admin.explain(self.fields(), self.environment())
 
 
 class EventsPage(AdminPage):
@@ -265,7 +304,8 @@ class EventsPage(AdminPage):
         shows_keys = self._parameter("keys", "shown|masked", "shown or masked") == "shown"
         first_id = int(first) if first.isdecimal() else first or None
         return await self._admin.events(
-            EventsQuery(int(limit or SHOWN_LETTERS), first_id, is_complete=is_complete, shows_keys=shows_keys)
+            EventsQuery(int(limit or SHOWN_LETTERS), first_id, is_complete=is_complete, shows_keys=shows_keys),
+            self.environment(),
         )
 
     def _parameter(self, name: str, pattern: str, expected: str) -> str:
@@ -285,4 +325,4 @@ class RequeuePage(AdminPage):
         ids = self.fields().get("ids")
         if ids is not None and not (isinstance(ids, list) and all(type(id_) in (int, str) for id_ in ids)):
             raise RequestError(400, "ids: expected a list of ids of dead letters, or null for all")
-        return await self._admin.requeue(ids)
+        return await self._admin.requeue(ids, self.environment())

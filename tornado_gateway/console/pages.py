@@ -26,8 +26,8 @@ from tornado_gateway.console.base import Page
 from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.console.overview import Status
 from tornado_gateway.console.probes import HealthPage, MetricsPage, ReadyPage, RootPage, StatusPage
+from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError
-from tornado_gateway.settings.mirror import SettingsMirror
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -123,7 +123,7 @@ OPERATORS = ("admin", "auth")
 ROUTES = (
     PageRoute("/", RootPage),
     PageRoute("/health", HealthPage),
-    PageRoute("/ready", ReadyPage, ("mirror", "is_stopping")),
+    PageRoute("/ready", ReadyPage, ("environments", "is_stopping", "needs_all")),
     PageRoute("/status", StatusPage, ("status",)),
     PageRoute("/metrics", MetricsPage, ("metrics",)),
     PageRoute("/openapi.json", DescriptionPage),
@@ -139,16 +139,22 @@ LABELS = tuple(dict.fromkeys(route.label for route in ROUTES))
 
 
 def build_application(
-    mirror: SettingsMirror,
+    environments: Environments,
     status: Status,
     is_stopping: Callable[[], bool],
     admin: AdminApi,
     auth: Auth,
     metrics: Callable[[str], tuple[bytes, str]],
+    *,
+    needs_all: bool = False,
 ) -> Application:
-    """Return all pages. `status` returns the body of /status; `metrics` that of /metrics and its type."""
+    """Return all pages. `status` returns the body of /status; `metrics` that of /metrics and its type.
+
+    With `needs_all` all environments have to be able to decide before /ready is 200.
+    """
     parts = {
-        "mirror": mirror,
+        "environments": environments,
+        "needs_all": needs_all,
         "status": status,
         "is_stopping": is_stopping,
         "admin": admin,

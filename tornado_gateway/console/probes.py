@@ -1,9 +1,11 @@
 """The pages for probes and monitoring: health, readiness, status, metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tornado_gateway.console.base import Page
 from tornado_gateway.console.overview import Status
+from tornado_gateway.environments.registry import Environments
+from tornado_gateway.errors import RequestError
 from tornado_gateway.http.fields import weights
 from tornado_gateway.settings.mirror import SettingsMirror
 
@@ -28,20 +30,29 @@ class RootPage(Page):
 
 
 class ReadyPage(Page):
-    """Settings are loaded. Stale settings count: their age is in the body."""
+    """Settings are loaded. Stale settings count: their age is in the body.
 
-    def initialize(self, mirror: SettingsMirror, is_stopping: Callable[[], bool]) -> None:
-        self._mirror = mirror
+    With several environments: each of them has been tried, and one can decide; with `needs_all`, all of them can.
+    """
+
+    def initialize(self, environments: Environments, is_stopping: Callable[[], bool], *, needs_all: bool) -> None:
+        self._environments = environments
         self._is_stopping = is_stopping
+        self._needs_all = needs_all
 
     def get(self) -> None:
-        age = self._mirror.age_seconds()
-        if self._is_stopping():
+        name = self.get_query_argument("environment", None)
+        found = self._environments.all if name is None else [self._environments.named(name)]
+        mirrors = [one.mirror for one in found if one is not None]
+        if not mirrors:
+            self.reject(RequestError(404, f"there is no environment {name!r:.50}"))
+        elif self._is_stopping():
             self._not_ready("the gateway is shutting down")
-        elif self._mirror.current is None:
-            self._not_ready(f"no settings yet: {self._mirror.last_poll.error or 'the first request is in flight'}")
+        elif (missing := _missing(mirrors, needs_all=self._needs_all)) is not None:
+            self._not_ready(f"no settings yet: {missing.last_poll.error or 'the first request is in flight'}")
         else:
-            self.write_json({"status": "ready", "settings_age_seconds": age})
+            ages = [age for mirror in mirrors if (age := mirror.age_seconds()) is not None]
+            self.write_json({"status": "ready", "settings_age_seconds": max(ages, default=None)})
 
     def _not_ready(self, reason: str) -> None:
         self.write_json({"status": "not ready", "reason": reason}, 503)
@@ -65,6 +76,14 @@ class MetricsPage(Page):
         body, kind = self._metrics(_by_weight(self.request.headers.get("Accept", "")))
         self.set_header("Content-Type", kind)
         self.write(body)
+
+
+def _missing(mirrors: Sequence[SettingsMirror], *, needs_all: bool) -> SettingsMirror | None:
+    """Return an environment that has to load its settings before the gateway is ready."""
+    missing = [mirror for mirror in mirrors if mirror.current is None]
+    if len(missing) < len(mirrors) and not needs_all:
+        missing = [mirror for mirror in missing if not mirror.has_tried]
+    return missing[0] if missing else None
 
 
 def _by_weight(accept: str) -> str:

@@ -151,19 +151,20 @@ def _due(entry: tuple[float, int, Part]) -> tuple[float, int]:
 def pack(chunks: Iterable[Chunk], most_events: int, most_bytes: int = REQUEST_BYTES) -> list[list[Chunk]]:
     """Pack chunks, in order, into batches within both limits and of one identity. A larger chunk is a batch of its own.
 
-    A chunk with a query is sent alone.
+    A chunk with a query is sent alone, and one whose body is lost is not joined with others.
     """
     batches: list[list[Chunk]] = []
     batch: list[Chunk] = []
     room = bytes_left = 0
     for chunk in chunks:
         size = len(chunk.body)
-        if chunk.count > room or size > bytes_left or chunk.query or chunk.identity != batch[0].identity:
+        is_alone = bool(chunk.query) or not size
+        if is_alone or chunk.count > room or size > bytes_left or chunk.identity != batch[0].identity:
             batch = []
             batches.append(batch)
             room, bytes_left = most_events, most_bytes
         batch.append(chunk)
-        room = 0 if chunk.query else room - chunk.count
+        room = 0 if is_alone else room - chunk.count
         bytes_left -= size + 1
     return batches
 

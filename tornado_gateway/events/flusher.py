@@ -21,22 +21,23 @@ from tornado_gateway.events.batches import (
     pieces_after,
     split_to_fit,
 )
-from tornado_gateway.events.claims import Claims
+from tornado_gateway.events.claims import MAX_CLAIMED_BYTES, Claims
 from tornado_gateway.events.outcomes import LastFlush, Outcomes, RetryPolicy
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink, Requests
 from tornado_gateway.events.schedule import FlushSchedule
 from tornado_gateway.logs import ThrottledLog
-from tornado_gateway.store.interfaces import NO_IDENTITY, EventStore, Identity, NewChunk
-from tornado_gateway.tasks import end_tasks, wait_at_most
+from tornado_gateway.store.interfaces import CLAIM_BYTES, EventStore, Identity, NewChunk
+from tornado_gateway.tasks import Share, SharedLimit, end_tasks, wait_at_most
 
 logger = logging.getLogger(__name__)
 
 CLAIMED_BATCHES = 4  # batches in one claim
-PARALLEL_REQUESTS = 16  # concurrent requests of one worker
+PARALLEL_REQUESTS = 16  # concurrent requests of one worker, for all environments together
 SETTLE_RETRY_SECONDS = 1.0  # after the store failed to settle a claim
 
 
+CONTENT_LOST = "their content was lost with a damaged file of the store"
 DISCARDING = "events are discarded, because no account is configured"
 
 
@@ -46,7 +47,8 @@ class Flusher:
     It sends full batches as soon as there are any. It sends everything after `interval_seconds`, at start, after a
     pause, when the queue asks for it, and at stop. `on_request` is called after each request with its outcome
     ("delivered", "refused" or "failed") and its duration in seconds. With `discards` the sink delivers nothing, and its
-    events count as discarded.
+    events count as discarded. `share` limits the concurrent requests of all flushers of this worker.
+    At most `claimed_bytes` of events are in memory, apart from the last claim.
     """
 
     def __init__(
@@ -60,13 +62,17 @@ class Flusher:
         retries: RetryPolicy | None = None,
         on_request: Callable[[str, float], None] = lambda outcome, seconds: None,
         discards: bool = False,
+        share: Share | None = None,
+        claimed_bytes: int = MAX_CLAIMED_BYTES,
     ) -> None:
         self._store = store
         self._queue = queue
-        self._requests = Requests(sink, on_request, discards=discards)
+        share = share or SharedLimit(PARALLEL_REQUESTS).share()
+        self._requests = Requests(sink, on_request, share, discards=discards)
         self._events_per_request = events_per_request
         self._log = ThrottledLog(logger)
-        self._claims = Claims()
+        self._claims = Claims(claimed_bytes, store.drop_bodies)
+        self._claim_bytes = min(CLAIM_BYTES, claimed_bytes)
         self._outcomes = Outcomes(retries or RetryPolicy())
         self._schedule = FlushSchedule(interval_seconds)
         self._claiming = asyncio.Lock()
@@ -91,6 +97,7 @@ class Flusher:
         await asyncio.wait([self._task], timeout=deadline_seconds)
         await end_tasks(self._task)
         self._task = None
+        self._requests.close()
         await self._give_back_claims()
         if self._queue.stored:
             logger.info("%d events remain stored", self._queue.stored)
@@ -227,7 +234,7 @@ class Flusher:
 
     async def _claim_batches(self) -> None:
         """Claim some batches. The store decides which; the count of stored events only shows when to ask."""
-        chunks = await self._store.claim(CLAIMED_BATCHES * self._events_per_request)
+        chunks = await self._store.claim(CLAIMED_BATCHES * self._events_per_request, self._claim_bytes)
         batches = pack(chunks, *self._most)
         if self._schedule.must_drain:
             self._schedule.record_claimed(sum([chunk.count for chunk in chunks]), self._events_per_request)
@@ -247,6 +254,15 @@ class Flusher:
         if self._is_too_large(part.events):
             self._claims.replace(part, split_to_fit(part.events, *self._most))
             return
+        if not part.events.body:
+            self._log.error("content", "%d events are dead letters now: %s", part.events.count, CONTENT_LOST)
+            self._claims.died(part, CONTENT_LOST)
+        else:
+            await self._send(part)
+        if not part.claim.parts:
+            await self._settle(part.claim)
+
+    async def _send(self, part: Part) -> None:
         self._outcomes.begin(part)
         try:
             await self._requests.send(part.events)
@@ -254,8 +270,6 @@ class Flusher:
             self._part_failed(part, error)
         else:
             self._part_succeeded(part)
-        if not part.claim.parts:
-            await self._settle(part.claim)
 
     def _is_too_large(self, events: NewChunk) -> bool:
         """Return whether events have to be split, such as those stored when EVENTS_PER_REQUEST was larger."""
@@ -296,8 +310,8 @@ class Flusher:
             self._claims.retry_later(part, self._outcomes.retry_seconds(part, error), str(error))
 
     def _is_orphaned(self, identity: Identity, status: int) -> bool:
-        """Return whether VWO rejects a key that is not the configured one, so that nothing here can make it valid."""
-        return status in KEY_STATUSES and identity not in (NO_IDENTITY, self._queue.identity)
+        """Return whether VWO rejects a key that is not configured, so that nothing here can make it valid."""
+        return status in KEY_STATUSES and identity not in self._queue.own_identities
 
     def _is_alone(self, part: Part) -> bool:
         """Return whether the success of no other events could show that the failure concerns some of these."""

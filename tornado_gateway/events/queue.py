@@ -6,6 +6,7 @@ At any time received = delivered + waiting + dead + rejected + discarded + lost.
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tornado_gateway.errors import QueueFullError, StoreError
 from tornado_gateway.events.batches import REQUEST_BYTES, split_to_fit
@@ -79,9 +80,9 @@ class EventQueue:
         self.stored = 0  # committed and not yet settled
         self.durable = durable
         self.identity = NO_IDENTITY  # under which the account's events are accepted now
+        self.own_identities: tuple[Identity, ...] = (NO_IDENTITY,)  # of this environment, with previous SDK keys
         self._store = store
         self._limit = limit
-        self._chunk_events = chunk_events
         self._dead_letter_limit = dead_letter_limit
         self._shared = shared
         self._budget = ByteBudget(limit_bytes)
@@ -90,7 +91,7 @@ class EventQueue:
         self._seen = (0, 0)  # `lost` and `repairs` of the store, as far as they are in the counts
         self._recounting = Periodic(self._recount, RECOUNT_SECONDS, jitter=0.2)
         self._commits = GroupCommit(
-            self._write,
+            partial(self._write, chunk_events),
             self._group_stored,
             self._group_rejected,
             self._budget,
@@ -118,9 +119,14 @@ class EventQueue:
         if committed is not None:
             self._subscribers.committed.append(committed)
 
-    def use_identity(self, identity: Identity) -> None:
-        """Accept the account's events under this identity from now on."""
+    def use_limit(self, limit: int) -> None:
+        """Accept events up to this number of waiting ones from now on."""
+        self._limit = limit
+
+    def use_identity(self, identity: Identity, others: Sequence[Identity] = ()) -> None:
+        """Accept the account's events under this identity from now on. The `others` are of the same environment."""
         self.identity = identity
+        self.own_identities = (NO_IDENTITY, identity, *others)
 
     @property
     def failure(self) -> str | None:
@@ -206,8 +212,8 @@ class EventQueue:
 
     # --- Storing ---
 
-    def _write(self, group: Group) -> Awaitable[None]:
-        return self._store.append(_chunks(group, self._chunk_events, self.identity))
+    def _write(self, chunk_events: int, group: Group) -> Awaitable[None]:
+        return self._store.append(_chunks(group, chunk_events, self.identity))
 
     def _group_stored(self, group: Group) -> None:
         self.stored += group.count
@@ -253,7 +259,7 @@ class EventQueue:
         self.stored += moved
         self.counts.waiting += moved
         self.counts.dead -= moved
-        self._request_flush()
+        self.flush_soon()
 
     async def trim_dead_letters(self) -> None:
         """Discard the oldest dead letters beyond the limit. Best effort: the next dead letter tries again."""
@@ -273,8 +279,11 @@ class EventQueue:
         """Count as received the events that the store has obtained from elsewhere, such as the log of a dead worker.
 
         The difference is exact although others append and settle meanwhile, because the store responds in the order of
-        its operations and each response is counted at once.
+        its operations and each response is counted at once. A shared store counts for all machines.
         """
+        if self._shared:
+            await self._recount()
+            return
         repairs = self._store.repairs
         depth = await self._store.depth()
         waiting, dead = depth.waiting - self.stored, depth.dead - self.counts.dead
@@ -287,14 +296,15 @@ class EventQueue:
         self._budget.set_stored(depth.waiting_bytes)
         self._count_lost(missing)
         if waiting > 0:
-            self._request_flush()
+            self.flush_soon()
 
     def _count_lost(self, events: int) -> None:
         if events:
             self.counts.lost += events
             logger.error("%d stored events are lost: the store no longer has them", events)
 
-    def _request_flush(self) -> None:
+    def flush_soon(self) -> None:
+        """Have all stored events sent without waiting for more."""
         for flush in self._subscribers.flush_all:
             flush()
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from tornado_gateway.errors import UpstreamError
 from tornado_gateway.store.interfaces import Identity, NewChunk
+from tornado_gateway.tasks import Share
 
 
 class EventSink(Protocol):
@@ -24,15 +25,27 @@ class EventSink(Protocol):
 class Requests:
     """Sends the requests of one worker. With `discards` the sink delivers nothing.
 
-    `on_request` is called after each request with its outcome and its duration in seconds.
+    `on_request` is called after each request with its outcome and its duration in seconds. `share` limits the requests
+    of all environments.
     """
 
-    def __init__(self, sink: EventSink, on_request: Callable[[str, float], None], *, discards: bool) -> None:
+    def __init__(
+        self, sink: EventSink, on_request: Callable[[str, float], None], share: Share, *, discards: bool
+    ) -> None:
         self.discards = discards
         self._sink = sink
         self._on_request = on_request
+        self._share = share
 
     async def send(self, events: NewChunk) -> None:
+        async with self._share:
+            await self._send(events)
+
+    def close(self) -> None:
+        """Leave the limit to the other environments."""
+        self._share.close()
+
+    async def _send(self, events: NewChunk) -> None:
         before = time.monotonic()
         outcome = "failed"
         try:

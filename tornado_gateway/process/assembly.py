@@ -1,79 +1,67 @@
 """Assembly: all parts of one worker, made from the configuration. The only module that knows most of the others."""
 
 import asyncio
-import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
-from tornado_gateway import __version__, core
+from tornado_gateway import __version__
 from tornado_gateway.api.aliases import AliasesApi
-from tornado_gateway.api.cors import Cors
+from tornado_gateway.api.cors import Cors, EnvironmentsCors, OriginCheck
+from tornado_gateway.api.endpoints import Endpoints
 from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.lists import ListsApi
-from tornado_gateway.api.router import Endpoints, Router
-from tornado_gateway.api.routes import DECISIONS
+from tornado_gateway.api.ofrep.bulk import BulkApi
+from tornado_gateway.api.ofrep.context import StandIn
+from tornado_gateway.api.ofrep.evaluation import EvaluationApi
+from tornado_gateway.api.ofrep.exposures import ExposuresApi
+from tornado_gateway.api.router import Router
 from tornado_gateway.api.settings import SettingsApi
+from tornado_gateway.api.streams import StreamLimits, StreamsApi
 from tornado_gateway.api.visitors import VisitorsApi
-from tornado_gateway.config import Config
-from tornado_gateway.console.admin_pages import AdminApi
+from tornado_gateway.config import Config, EnvironmentConfig
+from tornado_gateway.console.admin_pages import AdminApi, Operated
 from tornado_gateway.console.auth import Auth, EndedSessions
 from tornado_gateway.console.explain import Explainer
 from tornado_gateway.console.overview import request_latencies
 from tornado_gateway.console.pages import build_application
 from tornado_gateway.console.recent_events import RecentEvents
 from tornado_gateway.enrichment.device import DeviceReader
-from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.environments.environment import Environment
-from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
-from tornado_gateway.environments.registry import Environments, check_account
-from tornado_gateway.events.flusher import Flusher
-from tornado_gateway.events.queue import EventQueue
-from tornado_gateway.events.requests import EventSink
+from tornado_gateway.environments.registry import Environments
 from tornado_gateway.http.certificates import Certificates
 from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
 from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
-from tornado_gateway.logs import ThrottledLog
-from tornado_gateway.process.adoption import Adoption
-from tornado_gateway.process.certificate_expiry import report_part
+from tornado_gateway.process.certificate_expiry import ExpiryReport
 from tornado_gateway.process.counters import new_counters
+from tornado_gateway.process.environments.build import FLUSH_SHARE, Shared
+from tornado_gateway.process.environments.client_auth import Credentials
+from tornado_gateway.process.environments.reload import Reload, read_environments
+from tornado_gateway.process.environments.served import STORE_REMEDY, Served
+from tornado_gateway.process.environments.serving import Serving
+from tornado_gateway.process.environments.stores import Stores
 from tornado_gateway.process.location_parts import location_parts
 from tornado_gateway.process.open_files import max_connections, open_files_limit
 from tornado_gateway.process.parent.sockets import PORT_REMEDY
 from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import Part, explaining
 from tornado_gateway.process.publication import Publication
-from tornado_gateway.process.redis_options import redis_options
-from tornado_gateway.process.status import instance_status
-from tornado_gateway.settings.documents import read_document
-from tornado_gateway.settings.mirror import Fetch, SettingsMirror
-from tornado_gateway.settings.stored import document_name
-from tornado_gateway.store.interfaces import Identity, Store
-from tornado_gateway.store.sqlite.events import SqliteEvents, open_sqlite
+from tornado_gateway.process.status import Problems, instance_status
+from tornado_gateway.store.interfaces import StateStore
 from tornado_gateway.telemetry.attempts import TokenCheck
 from tornado_gateway.telemetry.counters import SharedCounters
 from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.prometheus import About, Exposition
-from tornado_gateway.telemetry.waiting import Watch, stuck_after
-from tornado_gateway.upstream.client import Dialect, DiscardingSink, Upstream
+from tornado_gateway.upstream.client import Connections
 
-COMMIT_SECONDS = 5.0  # a commit that takes longer, besides the time-outs of Redis, is reported as stalled
-FLUSH_SHARE = 0.5  # maximum share of SHUTDOWN_SECONDS for the last flush
-
-STORE_REMEDY = (
-    "Make DATA_DIR a directory that the gateway's user may write to. If a file in it is damaged, move it elsewhere: the"
-    " next start creates a new one."
-)
 TLS_REMEDY = "Correct the files of TLS_CERT_PATH and TLS_KEY_PATH, or unset both to serve without TLS."
 GEO_MAP_REMEDY = "Correct the file, or unset GEO_MAP_FILE."
 UA_MAP_REMEDY = "Correct the file, or unset UA_MAP_FILE."
@@ -92,37 +80,42 @@ class Assembly:
         slot: WorkerSlot,
         memory: SharedCounters | None = None,
         stuck_after_seconds: float | None = None,
+        environments: Sequence[EnvironmentConfig] | None = None,
     ) -> None:
         self._config = config
         self._slot = slot
         self._memory = memory or new_counters(slot.scoreboard.rows)
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
         self.stopping = asyncio.Event()
         self._observer = Observer(self._memory, slot.row, slot.generation)
-        self._store = build_store(config, self._owner)
-        with explaining(GEO_MAP_REMEDY):
-            self._location = LocationReader(
-                config.location_database, config.geo_map_file, copy_directory=config.data_dir
-            )
-        with explaining(UA_MAP_REMEDY):
-            self._device = DeviceReader(map_file=config.ua_map_file)
+        self._shared = build_shared(config, self._observer, stuck_after_seconds)
         with explaining(TLS_REMEDY):
             self._certificates = build_certificates(config)
-        self.environments = Environments(self._build_environment(stuck_after_seconds))
+        make = partial(Served, self._shared, scoreboard=slot.scoreboard, stopping=self.stopping)
+        self.serving = Serving(make, read_environments(config, environments), self._observer.unidentified)
+        self._state = self._common_state()
+        address, attempts = build_client_address(config), slot.scoreboard.client_attempts
+        self._credentials = Credentials(config, self.environments, address, attempts, slot.row)
         self._admin = self._build_admin()
-        self.server = self._build_server()
-        self._adoption = self._build_adoption()
+        settings = self._build_settings_api()
+        self._streams = self._build_streams(settings)
+        self.server = self._build_server(settings)
         self.publication = self._build_publication()
+
+    @property
+    def environments(self) -> Environments:
+        return self.serving.environments
 
     def parts(self) -> list[Part]:
         """Return the parts in the order of their start. They stop in the reverse order: requests first."""
-        environment, server, deadline = self.environments.default, self.server, self._config.shutdown_seconds
+        server, deadline = self.server, self._config.shutdown_seconds
         return [
             Part("publication", self.publication.start, self.publication.stop),
-            Part("store", self._store.open, self._store.close, STORE_REMEDY),
-            *location_parts(self._config, self._store, self._location, self._owner),
-            Part("environment", environment.start, environment.stop, STORE_REMEDY),
-            Part("adoption", self._adoption.start, self._adoption.stop),
+            Part("connections", lambda: None, self._shared.connections.close),
+            self._store_part(),
+            *location_parts(self._config, self._state, self._shared.location, self._shared.owner),
+            Part("problems", self.publication.problems.start, self.publication.problems.stop),
+            *self._environment_parts(),
+            Part("client tokens", self._credentials.start, self._credentials.stop),
             *self._certificate_parts(),
             Part(
                 "server",
@@ -130,141 +123,137 @@ class Assembly:
                 lambda: server.stop(deadline * (1 - FLUSH_SHARE)),
                 PORT_REMEDY,
             ),
+            Part("streams", self._streams.start, self._streams.stop),
             Part("lag measurement", self._observer.start, self._observer.stop),
             Part("history", self._admin.start, self._admin.stop),
         ]
 
+    def _common_state(self) -> StateStore:
+        """Return the state that belongs to no environment: with one, that of its store."""
+        serving = self.serving
+        return self._shared.stores.common_state() if serving.is_from_file else serving.first.store.state
+
+    def _store_part(self) -> Part:
+        store = self._state if self.serving.is_from_file else self.serving.first.store
+        return Part("store", store.open, store.close, STORE_REMEDY)
+
+    def _environment_parts(self) -> list[Part]:
+        serving = self.serving
+        if not serving.is_from_file:
+            return serving.first.parts()
+        reload = Reload(self._config, serving)
+        return [
+            Part("environments", serving.start, serving.stop, STORE_REMEDY),
+            Part("reload", reload.start, reload.stop),
+        ]
+
     def _certificate_parts(self) -> list[Part]:
-        cert, key, certificates = self._config.tls_cert_path, self._config.tls_key_path, self._certificates
-        if certificates is None or cert is None or key is None:
-            return []
-        return [Part("certificates", certificates.start, certificates.stop), report_part(cert, key)]
+        certificates = self._certificates
+        return [] if certificates is None else [Part("certificates", certificates.start, certificates.stop)]
 
     def status(self) -> dict[str, Any]:
         """Return the body of /status, which is that of the whole instance for any worker."""
         self.publication.publish()
         return instance_status(self._slot.scoreboard, __version__)
 
-    # --- Environment ---
-
-    def _build_environment(self, stuck_after_seconds: float | None) -> Environment:
-        config, store = self._config, self._store
-        upstream = build_upstream(config, self._observer.upstream_responded)
-        events = build_queue(config, store)
-        mirror = self._build_mirror(upstream)
-        flusher = build_flusher(config, store, events, upstream, self._observer.flushed)
-        lists = ListChecks(_no_member if config.is_offline else upstream.check_attribute)
-        environment = Environment(
-            sdk_key=config.sdk_key,
-            upstream=upstream,
-            mirror=mirror,
-            events=events,
-            flusher=flusher,
-            lists=lists,
-            evaluator=self._build_evaluator(lists),
-            waiting=build_watch(config, store, events, stuck_after_seconds),
-            load_device=self._device.load,
-            settings_seconds=config.socket_timeout_seconds,
-            flush_seconds=config.shutdown_seconds * FLUSH_SHARE,
-        )
-        mirror.subscribe(environment.settings_changed)
-        return environment
-
-    def _build_mirror(self, upstream: Upstream) -> SettingsMirror:
-        config = self._config
-        return SettingsMirror(
-            self._store.state,
-            settings_source(config, upstream),
-            name=document_name(config.account.id or "file", config.account.sdk_key, "server-1"),
-            owner=self._owner,
-            source="file" if config.is_offline else "upstream",
-            poll_seconds=config.poll_seconds,
-            sdk=core.Sdk(config.sdk_name, __version__),
-            bootstrap=None if config.is_offline else config.settings_file,
-            on_poll=self._observer.polled,
-            check=partial(check_account, config.account_id),
-        )
-
-    def _build_evaluator(self, lists: ListChecks) -> Evaluator:
-        config, state = self._config, self._store.state
-        return Evaluator(
-            self._location,
-            self._device,
-            lists,
-            aliases=state if config.aliasing_enabled else None,
-            sticky=StickyDecisions(state, config.sticky_seconds) if config.sticky_decisions else None,
-            slow_patterns=ThrottledLog(logging.getLogger(Evaluator.__module__)),
-        )
-
     # --- Routes and pages ---
 
-    def _build_router(self) -> Router:
-        config, mirror = self._config, self.environments.default.mirror
-        endpoints = self._build_endpoints()
-        disabled = () if config.decision_required else (DECISIONS,)
-        router = Router(endpoints, disabled=disabled, serves_browsers=config.cors_config_required)
-        mirror.subscribe(self.environments.settings_changed, router.settings_changed)
-        mirror.subscribe(endpoints.flags.settings_changed, endpoints.settings.settings_changed)
+    def _build_router(self, settings: SettingsApi) -> Router:
+        config = self._config
+        endpoints = self._build_endpoints(settings)
+        router = Router(endpoints, serves_browsers=config.cors_config_required, protect=self._credentials.protect)
+
+        def connect(served: Served) -> None:
+            mirror = served.environment.mirror
+            mirror.subscribe(self.environments.settings_changed, router.settings_changed)
+            mirror.subscribe(endpoints.flags.settings_changed)
+            served.environment.events.subscribe(committed=self._admin.recent.note)
+
+        self.serving.connect(connect)
         return router
 
-    def _build_endpoints(self) -> Endpoints:
+    def _build_endpoints(self, settings: SettingsApi) -> Endpoints:
         config, environments = self._config, self.environments
         client_address = build_client_address(config)
+        streams = self._streams
         return Endpoints(
-            FlagsApi(environments, self._observer.decided),
+            FlagsApi(environments),
             EventsApi(environments, client_address, slice_events=config.max_events_per_request),
-            self._build_settings_api(),
+            settings,
             self._build_visitors_api(client_address),
             ListsApi(environments),
-            AliasesApi(self._store.state),
+            AliasesApi(environments),
+            BulkApi(environments),
+            EvaluationApi(
+                environments,
+                StandIn(client_address),
+                streams.announcement,
+                streams.catch_up,
+                wait_seconds=config.socket_timeout_seconds,
+            ),
+            ExposuresApi(environments, self._observer.exposures_tracked),
+            streams,
         )
 
     def _build_visitors_api(self, client_address: ClientAddress) -> VisitorsApi:
         config = self._config
         return VisitorsApi(
-            self._location,
-            self._device,
+            self.environments,
+            self._shared.location,
+            self._shared.device,
             client_address,
             ip_fallback=config.client_ip_fallback,
             serves_browsers=config.cors_config_required,
         )
 
     def _build_settings_api(self) -> SettingsApi:
-        config, environment, slot = self._config, self.environments.default, self._slot
-        webhook = TokenCheck(config.webhook_token, slot.scoreboard.webhook_attempts, slot.row)
+        config, slot = self._config, self._slot
         return SettingsApi(
             self.environments,
-            settings_source(config, environment.upstream, pull=True),
-            None if config.is_offline else environment.upstream.fetch_settings,
             poll_seconds=config.poll_seconds,
             wait_seconds=config.socket_timeout_seconds,
-            webhook_token=webhook if config.webhook_token else None,
+            webhook_tokens=TokenCheck(None, slot.scoreboard.webhook_attempts, slot.row),
             client_address=build_client_address(config),
             turns=slot.scoreboard.pull_turns,
         )
 
+    def _build_streams(self, settings: SettingsApi) -> StreamsApi:
+        config = self._config
+        limits = StreamLimits(
+            config.stream_max_connections,
+            config.stream_keepalive_seconds,
+            config.stream_max_seconds,
+            config.stream_notify_per_second,
+            config.socket_timeout_seconds,
+            config.stream_url,
+        )
+        address, tickets = build_client_address(config), self._credentials.tickets
+        return StreamsApi(
+            self.environments, limits, address, settings.refresh, tickets, on_closed=self._observer.stream_closed
+        )
+
     def _build_admin(self) -> AdminApi:
-        environment = self.environments.default
-        latencies = partial(request_latencies, self._memory)
-        admin = AdminApi(
-            environment.mirror,
-            environment.events,
-            self._store.events,
-            Explainer(environment.evaluator),
-            self._location,
+        return AdminApi(
+            self._operated,
+            self._shared.location,
             self.status,
-            latencies,
+            partial(request_latencies, self._memory),
             RecentEvents(self._slot.scoreboard.recent, self._slot.row, self._config.sdk_key or ""),
         )
-        environment.events.subscribe(committed=admin.recent.note)
-        return admin
+
+    def _operated(self, name: str | None) -> Operated | None:
+        served = self.serving.first if name is None else self.serving.named(name)
+        if served is None:
+            return None
+        environment = served.environment
+        return Operated(environment.mirror, environment.events, served.store.events, Explainer(environment.evaluator))
 
     def _build_pages(self) -> HTTPServerConnectionDelegate:
         config = self._config
         about = About(__version__, config.event_queue_limit)
         exposition = Exposition(self._memory, self._slot.scoreboard, about, lambda: self.publication.publish())
         return build_application(
-            self.environments.default.mirror,
+            self.environments,
             self.status,
             self.stopping.is_set,
             self._admin,
@@ -274,21 +263,23 @@ class Assembly:
                 build_client_address(config),
                 self._slot.scoreboard.admin_attempts,
                 self._slot.row,
-                EndedSessions(self._store.state),
+                EndedSessions(self._state),
             ),
             exposition.render,
+            needs_all=config.ready_requires == "all",
         )
 
-    def _build_server(self) -> Server:
-        router, cors = self._build_router(), build_cors(self._config)
+    def _build_server(self, settings: SettingsApi) -> Server:
+        router, cors = self._build_router(settings), build_cors(self._config, self.environments)
         tracing = Tracing(None if cors is None else cors.header_lines)
         options = ServerOptions(
             self._observer.sampled(router.find),
             self._build_pages(),
-            limits=build_limits(self._config),
+            limits=build_limits(self._config, len(self.serving.all)),
             body_limit=partial(_body_limit, self._config, router),
             on_response=tracing.with_log(self._observer.responded),
             extra_header_lines=tracing.header_lines,
+            guard=OriginCheck(cors, router.carries_events),
             echo_headers=tracing.echo_headers,
             lenient=router.is_sdk_path,
             proxy_trusts=build_client_address(self._config).trusts if self._config.proxy_protocol else None,
@@ -298,121 +289,53 @@ class Assembly:
 
     # --- Work beside requests ---
 
-    def _build_adoption(self) -> Adoption:
-        log = self._store.events if isinstance(self._store.events, SqliteEvents) else None
-        return Adoption(log, self.environments.default, self._slot.scoreboard, self.stopping)
-
     def _build_publication(self) -> Publication:
         return Publication(
             self._slot,
             self._observer,
-            self.environments.default,
-            self._store.events,
-            self._location,
-            self._device,
+            self.serving,
+            self._shared.location,
+            self._shared.device,
             self.server,
-            self._adoption,
+            self._streams,
+            self._build_problems(),
             self.stopping,
             is_shared=self._config.uses_redis,
         )
 
-
-def build_store(config: Config, owner: str) -> Store:
-    """Return the embedded store; with Redis, that one, and the embedded event log for the time when Redis fails."""
-    if not config.uses_redis:
-        return open_sqlite(config.data_dir, config.store_sync, config.namespace)
-    from tornado_gateway.store.redis.events import open_redis  # not needed without Redis
-    from tornado_gateway.store.redis.takeover import take_over
-    from tornado_gateway.store.spill import SpillingEvents
-
-    options = redis_options(config)
-    redis = open_redis(options, config.namespace, owner)
-    local = SqliteEvents(config.data_dir, config.store_sync)
-    patience_seconds = 2 * config.socket_timeout_seconds  # requests to Redis have timed out by then
-    events = SpillingEvents(redis.events, local, patience_seconds=patience_seconds)
-    return Store(events, redis.state, take_over(options, config.former_namespace, config.namespace, owner))
+    def _build_problems(self) -> Problems:
+        config = self._config
+        cert, key = config.tls_cert_path, config.tls_key_path
+        expiry = ExpiryReport(cert, key) if cert is not None and key is not None else None
+        return Problems(config.data_dir, self._shared.location, self._shared.slow_patterns, expiry)
 
 
-def build_limits(config: Config) -> Limits:
+def build_shared(config: Config, observer: Observer, stuck_after_seconds: float | None) -> Shared:
+    owner = f"{socket.gethostname()}:{os.getpid()}"
+    with explaining(GEO_MAP_REMEDY):
+        location = LocationReader(config.location_database, config.geo_map_file, copy_directory=config.data_dir)
+    with explaining(UA_MAP_REMEDY):
+        device = DeviceReader(map_file=config.ua_map_file)
+    connections = Connections(config.sdk_name, __version__, config.socket_timeout_seconds, config.upstream_ca_path)
+    return Shared(owner, Stores(config, owner), location, device, connections, observer, stuck_after_seconds)
+
+
+def build_limits(config: Config, environments: int) -> Limits:
     return Limits(
         max_body_bytes=config.max_body_bytes,
         keep_alive_seconds=config.keep_alive_seconds,
-        max_connections=config.max_connections or max_connections(open_files_limit()),
+        max_connections=config.max_connections or max_connections(open_files_limit(), environments),
     )
 
 
-def build_cors(config: Config) -> Cors | None:
-    return Cors(config.cors_allowed_origins) if config.cors_config_required else None
+def build_cors(config: Config, environments: Environments) -> Cors | EnvironmentsCors | None:
+    if not config.cors_config_required:
+        return None
+    return EnvironmentsCors(environments) if config.environments_file else Cors(config.cors_allowed_origins)
 
 
 def build_client_address(config: Config) -> ClientAddress:
     return ClientAddress(config.trusted_proxies, config.trusted_address_header)
-
-
-def build_upstream(config: Config, on_response: Callable[[str, int], None]) -> Upstream:
-    return Upstream(
-        config.upstream_url,
-        config.collect_url,
-        *config.account,
-        sdk_name=config.sdk_name,
-        sdk_version=__version__,
-        timeout_seconds=config.socket_timeout_seconds,
-        on_response=on_response,
-    )
-
-
-def build_queue(config: Config, store: Store) -> EventQueue:
-    events = EventQueue(
-        store.events,
-        limit=config.event_queue_limit,
-        limit_bytes=config.event_queue_bytes,
-        chunk_events=config.events_per_request,
-        dead_letter_limit=config.dead_letter_limit,
-        durable=config.event_ack == "durable",
-        shared=config.uses_redis,
-        decisions_need_store=config.event_queue_full == "refuse",
-        commit_seconds=COMMIT_SECONDS + (2 * config.socket_timeout_seconds if config.uses_redis else 0),
-    )
-    events.use_identity(Identity(*config.account))
-    return events
-
-
-def build_flusher(
-    config: Config, store: Store, events: EventQueue, upstream: Upstream, on_request: Callable[[str, float], None]
-) -> Flusher:
-    sink = choose_sink(config, upstream)
-    return Flusher(
-        store.events,
-        events,
-        sink,
-        events_per_request=config.events_per_request,
-        interval_seconds=config.flush_seconds,
-        on_request=on_request,
-        discards=isinstance(sink, DiscardingSink),
-    )
-
-
-def build_watch(config: Config, store: Store, events: EventQueue, stuck_after_seconds: float | None) -> Watch:
-    return Watch(
-        store.events,
-        lambda: events.counts.waiting,
-        stuck_after_seconds or stuck_after(config.flush_seconds, config.socket_timeout_seconds),
-        is_shared=config.uses_redis,
-    )
-
-
-def choose_sink(config: Config, upstream: Upstream) -> EventSink:
-    """Return upstream. Without an account, events are only sent if UPSTREAM_URL or COLLECT_URL is set."""
-    has_collector = any(config.source(name) != "default" for name in ("UPSTREAM_URL", "COLLECT_URL"))
-    return upstream if has_collector or not config.is_offline else DiscardingSink()
-
-
-def settings_source(config: Config, upstream: Upstream, *, pull: bool = False) -> Fetch:
-    """Return the function that gets the settings: SETTINGS_FILE if there is no key, else upstream."""
-    file = config.settings_file
-    if config.is_offline and file is not None:
-        return lambda: _read_file(file)
-    return lambda: upstream.fetch_settings(Dialect(), pull=pull)
 
 
 def build_certificates(config: Config) -> Certificates | None:
@@ -425,12 +348,3 @@ def _body_limit(config: Config, router: Router, path: bytes) -> int:
     if router.takes_batches(path):
         return config.max_batch_bytes
     return config.max_event_bytes if router.takes_events(path) else config.max_body_bytes
-
-
-async def _no_member(list_id: str, value: str) -> bool:
-    """Return False: without upstream, no list is known."""
-    return False
-
-
-async def _read_file(path: Path) -> bytes:
-    return read_document(path)

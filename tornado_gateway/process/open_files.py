@@ -6,6 +6,8 @@ NEEDED = 8192  # one for each connection of a busy worker, and about 60 of its o
 FEW = 1024  # a load balancer can open more connections at once
 RESERVED = 256  # of a worker: databases, connections to VWO and Redis, and the responses to rejected clients
 
+OF_ENVIRONMENT = 16  # of each further environment: its databases and locks
+
 
 def open_files_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -20,6 +22,8 @@ def shortage(limit: int) -> str:
     return f"each process may open {limit} files, and {NEEDED} are needed: one for each connection"
 
 
-def max_connections(limit: int) -> int:
+def max_connections(limit: int, environments: int = 1) -> int:
     """Return the number of clients that a worker may have, 0 for any. Beyond the limit the kernel would reset them."""
-    return 0 if limit == resource.RLIM_INFINITY else max(limit - RESERVED, limit // 4)
+    if limit == resource.RLIM_INFINITY:
+        return 0
+    return max(limit - RESERVED - OF_ENVIRONMENT * (environments - 1), limit // 4)

@@ -3,21 +3,20 @@
 import asyncio
 import os
 import time
-from dataclasses import asdict
 from typing import Any
 
+from tornado_gateway.api.streams import StreamsApi
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
-from tornado_gateway.environments.environment import Environment
 from tornado_gateway.http.server import Server
-from tornado_gateway.process.adoption import Adoption
+from tornado_gateway.process.environments.served import Served
+from tornado_gateway.process.environments.serving import Serving
 from tornado_gateway.process.open_files import open_files_limit
 from tornado_gateway.process.parent.worker_process import WorkerSlot
-from tornado_gateway.settings.mirror import SettingsMirror
-from tornado_gateway.store.interfaces import EventStore
+from tornado_gateway.process.status import Problems, environment_record
 from tornado_gateway.tasks import Periodic
 from tornado_gateway.telemetry.observer import Observer
-from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, WorkerRecord
+from tornado_gateway.telemetry.scoreboard import WorkerRecord
 
 PUBLISH_SECONDS = 0.25  # maximum age of the numbers of other workers in /status
 
@@ -29,24 +28,24 @@ class Publication:
         self,
         slot: WorkerSlot,
         observer: Observer,
-        environment: Environment,
-        store: EventStore,
+        serving: Serving,
         location: LocationReader,
         device: DeviceReader,
         server: Server,
-        adoption: Adoption,
+        streams: StreamsApi,
+        problems: Problems,
         stopping: asyncio.Event,
         *,
         is_shared: bool,
     ) -> None:
         self._slot = slot
         self._observer = observer
-        self._environment = environment
-        self._store = store
+        self._serving = serving
         self._location = location
         self._device = device
         self._server = server
-        self._adoption = adoption
+        self._streams = streams
+        self.problems = problems
         self._stopping = stopping
         self._is_shared = is_shared
         self._started_at = time.monotonic()
@@ -66,12 +65,14 @@ class Publication:
         self._slot.scoreboard.beat(self._slot.row)
         self._observer.count_lookups("location", self._location.hits, self._location.misses)
         self._observer.count_lookups("device", self._device.hits, self._device.misses)
-        failure = self._store.failure
+        served = self._serving.all
+        is_failing = any(one.store.events.failure for one in served)
         self._observer.publish(
             {
                 "geo_built_at": self._location.build_epoch,
-                "degraded": float(bool(self._environment.events.failure or failure)),
-                "redis_up": float(not failure) if self._is_shared else None,
+                "degraded": float(is_failing or any(one.environment.events.failure for one in served)),
+                "streams": float(self._streams.count),
+                "redis_up": float(not is_failing) if self._is_shared else None,
             }
         )
         self._slot.scoreboard.publish(self._slot.row, self._record())
@@ -83,19 +84,26 @@ class Publication:
             "slot": self._slot.number,
             "row": self._slot.row,
             "generation": self._slot.generation,
-            "adopted": self._adoption.adopted,
             "is_queue_shared": self._is_shared,
             "uptime_seconds": round(time.monotonic() - self._started_at, 3),
             "state": self._state(),
             **self._traffic(),
-            **_environment_record(self._environment, self._store.failure, self._excess()),
+            **environment_record(self._serving.first, self._excess()),
+            **self._environments(),
+            **self.problems.record(),
         }
+
+    def _environments(self) -> dict[str, Any]:
+        """Return the parts of the environments of ENVIRONMENTS_FILE, removed ones with waiting events included."""
+        if not self._serving.is_from_file:
+            return {}
+        return {"environments": {one.config.name: _part(one) for one in self._serving.with_drained()}}
 
     def _traffic(self) -> dict[str, Any]:
         requests, decisions = self._observer.totals()
         return {
             "connections": self._server.connections,
-            "in_flight": self._server.in_flight,
+            "in_flight": self._server.in_flight - self._streams.count,
             "connections_limit": self._server.options.limits.max_connections or None,
             "open_files_limit": open_files_limit(),
             "requests": {"total": requests, "decisions": decisions},
@@ -114,32 +122,12 @@ class Publication:
         return "serving" if self._server.port else "starting"
 
 
-def _environment_record(environment: Environment, store_failure: str | None, excess: str | None) -> dict[str, Any]:
-    mirror, flusher = environment.mirror, environment.flusher
-    not_sent = environment.events.failure or store_failure or flusher.last.error
-    poll, flush = mirror.last_poll, flusher.last
+def _part(served: Served) -> dict[str, Any]:
+    config = served.config.config
     return {
-        "settings": _settings_record(mirror),
-        "events": {name: getattr(environment.events.counts, name) for name in EVENT_COUNTS},
-        "reading": asdict(environment.waiting.reading(not_sent or flusher.retry_reason)),
-        "last_poll": {
-            "at": poll.at,
-            "age_seconds": poll.age_seconds(),
-            "instance": poll.instance,
-            "error": poll.error,
-            "running_seconds": mirror.running_seconds(),
-        },
-        "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
-        "last_error": not_sent or poll.error or excess or flusher.notice,
-    }
-
-
-def _settings_record(mirror: SettingsMirror) -> dict[str, Any]:
-    snapshot = mirror.current
-    return {
-        "version": snapshot.settings.version if snapshot else None,
-        "stored_version": snapshot.version if snapshot else None,
-        "age_seconds": mirror.age_seconds(),
-        "hash": snapshot.digest if snapshot else None,
-        "source": snapshot.source if snapshot else None,
+        "account_id": config.account_id,
+        "queue_limit": config.event_queue_limit,
+        "is_removed": served.is_draining,
+        "counts": served.counts.as_record(),
+        **environment_record(served, None),
     }

@@ -5,9 +5,11 @@ import contextlib
 import gc
 import logging
 import signal
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
-from tornado_gateway.config import Config
+from tornado_gateway.config import Config, EnvironmentConfig
 from tornado_gateway.errors import GatewayError
 from tornado_gateway.process.assembly import Assembly
 from tornado_gateway.process.parent.worker_process import WorkerSlot
@@ -30,8 +32,9 @@ class Worker:
         slot: WorkerSlot,
         memory: SharedCounters | None = None,
         stuck_after_seconds: float | None = None,
+        environments: Sequence[EnvironmentConfig] | None = None,
     ) -> None:
-        assembly = Assembly(config, slot, memory, stuck_after_seconds)
+        assembly = Assembly(config, slot, memory, stuck_after_seconds, environments)
         self.environments = assembly.environments
         self.parts = assembly.parts()
         self._address = f"{'https' if config.tls_cert_path else 'http'}://{config.host}"
@@ -66,16 +69,24 @@ class Worker:
         await self._entered.aclose()
 
 
-def run(config: Config, slot: WorkerSlot, memory: SharedCounters | None = None) -> int:
-    """Run one worker until SIGTERM or SIGINT. Return the exit code."""
+def run(
+    config: Config,
+    slot: WorkerSlot,
+    memory: SharedCounters | None = None,
+    environments: Sequence[EnvironmentConfig] | None = None,
+) -> int:
+    """Run one worker until SIGTERM or SIGINT. Return the exit code.
+
+    `environments` are used if ENVIRONMENTS_FILE has a mistake now, because a worker may be replaced at any time.
+    """
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
-        return runner.run(_serve(config, slot, memory))
+        return runner.run(_serve(partial(Worker, config, slot, memory, environments=environments), slot))
 
 
-async def _serve(config: Config, slot: WorkerSlot, memory: SharedCounters | None) -> int:
+async def _serve(make: Callable[[], Worker], slot: WorkerSlot) -> int:
     stop, further = _stop_events()
     try:
-        worker = Worker(config, slot, memory)
+        worker = make()
         await worker.start()
     except (GatewayError, OSError) as error:
         logger.error("the gateway cannot start: %s", error)

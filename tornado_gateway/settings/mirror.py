@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tornado_gateway import core
 from tornado_gateway.backoff import Backoff
-from tornado_gateway.errors import GatewayError, StoreError
+from tornado_gateway.errors import GatewayError, StoreError, UpstreamError
 from tornado_gateway.settings.compilation import CompiledDocument, Fingerprints, compile_document, describe_change
 from tornado_gateway.settings.documents import SettingsDocument, read_document
 from tornado_gateway.settings.failures import RETRY_SECONDS, Failures
@@ -64,6 +64,7 @@ class LastPoll:
     error: str | None = None
     moment: float | None = None
     failing_since: float | None = None
+    status: int | None = None  # of VWO, 0 without a response; None if the error is not one of VWO
 
     def age_seconds(self) -> float | None:
         return None if self.moment is None else max(0.0, time.monotonic() - self.moment)
@@ -74,7 +75,8 @@ class SettingsMirror:
 
     `fetch` gets the document from upstream (or reads the file, for a gateway without upstream). `bootstrap` is a file
     to start from if neither upstream nor the store has a document. `on_poll` is called after each poll with its outcome
-    ("changed", "unchanged" or "failed"). `check` raises SettingsError for settings that may not be used here.
+    ("changed", "unchanged" or "failed"). `check` raises SettingsError for settings that may not be used here. `phase`
+    is the share of the first interval that is left out, so that environments do not poll at the same time.
 
     Among all workers of a store the holder of a lease polls regularly; the others use the document that it stored.
     The lease is only a hint to avoid duplicate polls. A worker polls without it at its start, as long as it has no
@@ -96,6 +98,7 @@ class SettingsMirror:
         start_patience_seconds: float = START_PATIENCE_SECONDS,
         on_poll: Callable[[str], None] = lambda outcome: None,
         check: Callable[[core.Settings], None] = lambda settings: None,
+        phase: float = 0.0,
     ) -> None:
         self.current: Snapshot | None = None
         self.last_poll = LastPoll()
@@ -111,7 +114,7 @@ class SettingsMirror:
         self._rejected: tuple[bytes, core.SettingsError] | None = None
         self._refreshes = _Refreshes()
         self._replaced = ReplacedSettings()
-        self._poller = _Poller(self, self._stored, poll_seconds, start_patience_seconds)
+        self._poller = _Poller(self, self._stored, poll_seconds, start_patience_seconds, phase)
 
     def subscribe(self, *subscribers: Subscriber) -> None:
         """Call the subscribers, in order, with each new snapshot."""
@@ -128,6 +131,18 @@ class SettingsMirror:
     async def stop(self) -> None:
         await end_tasks(*self._poller.stop(), *self._replaced.tasks, self._refreshes.task)
         await self._stored.release_lease()
+
+    def forget(self) -> None:
+        """Free the settings, because their environment was removed: the collector never frees parts of cycles here."""
+        if self.current is not None:
+            self._replaced.release(self.current.settings)
+            self.current = None
+        self._subscribers.clear()
+
+    @property
+    def has_tried(self) -> bool:
+        """Whether the first attempt to get settings has ended."""
+        return self._poller.failures.tried.is_set()
 
     def age_seconds(self) -> float | None:
         """Return the time since upstream confirmed the current settings; None before there are any."""
@@ -234,7 +249,8 @@ class SettingsMirror:
         settings = self.current.settings if self.current else None
         reason = self._poller.failures.add(error, settings, self.age_seconds())
         since = now if self.last_poll.failing_since is None else self.last_poll.failing_since
-        self.last_poll = LastPoll(time.time(), self._stored.owner, reason, moment=now, failing_since=since)
+        status = error.status if isinstance(error, UpstreamError) else None
+        self.last_poll = LastPoll(time.time(), self._stored.owner, reason, now, since, status)
 
     # --- Stored settings ---
 
@@ -301,13 +317,19 @@ class _Poller:
     """The tasks of a mirror: they decide when this worker polls, and use documents that other workers stored."""
 
     def __init__(
-        self, mirror: SettingsMirror, stored: StoredSettings, poll_seconds: float, start_patience_seconds: float
+        self,
+        mirror: SettingsMirror,
+        stored: StoredSettings,
+        poll_seconds: float,
+        start_patience_seconds: float,
+        phase: float,
     ) -> None:
         self.failures = Failures(poll_seconds)
         self._mirror = mirror
         self._stored = stored
         self._poll_seconds = poll_seconds
         self._start_patience_seconds = start_patience_seconds
+        self._phase = phase
         self._away_until = 0.0  # monotonic: until then, leave the lease to others
         self._polling: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -318,7 +340,7 @@ class _Poller:
         self._watching = asyncio.create_task(self._watch())
         if self._mirror.current is None:
             await wait_at_most(self.failures.tried, wait_seconds)
-        self._timer.start()
+        self._timer.start(phase=self._phase)
 
     def stop(self) -> list[asyncio.Task[None] | None]:
         """Stop the timer and return the tasks that may still run."""

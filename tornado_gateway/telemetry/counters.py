@@ -15,12 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+import orjson
+
 from tornado_gateway.telemetry.layout import GAUGES, Layout
 from tornado_gateway.telemetry.slots import WORD_BYTES, Slots, bytes_for
 
 T = TypeVar("T")
 
-_HEADER_WORDS = 2  # the received events that were shown last, and those missing, see `SharedCounters.steady`
+Counts = dict[str, int]
+
+SHOWN_BYTES = 1 << 17  # of address space, for the numbers that were shown last: 200 environments need 8 KB
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +43,12 @@ class SharedCounters:
         self.layout = layout
         self.rows = rows
         slot_bytes = bytes_for((1 + len(GAUGES) + layout.size) * WORD_BYTES)
-        size = _HEADER_WORDS * WORD_BYTES + rows * slot_bytes
+        size = rows * slot_bytes
         self._file = _anonymous_file()  # a file, because a lock of a file ends with the process that holds it
         os.ftruncate(self._file, size)
         memory = mmap.mmap(self._file, size)
-        self._words = memoryview(memory).cast("Q")
-        self._slots = Slots(memory, rows, slot_bytes, start=_HEADER_WORDS * WORD_BYTES)
+        self._slots = Slots(memory, rows, slot_bytes)
+        self._shown = Slots(mmap.mmap(-1, SHOWN_BYTES), 1, SHOWN_BYTES)
 
     def write(self, number: int, row: CounterRow) -> None:
         gauges = array.array("d", [row.gauges[name] for name in GAUGES])
@@ -63,19 +67,18 @@ class SharedCounters:
     def read_all(self) -> list[CounterRow]:
         return [row for number in range(self.rows) if (row := self.read(number)) is not None]
 
-    def steady(self, read: Callable[[], tuple[T, dict[str, int]]]) -> tuple[T, dict[str, int]]:
-        """Return event counts that never decrease, whichever workers show them one after the other.
+    def steady(self, read: Callable[[], tuple[T, dict[str, Counts]]]) -> tuple[T, dict[str, Counts]]:
+        """Return event counts, by environment, that never decrease, whichever workers show them one after the other.
 
         On the scoreboard they decrease when a worker is killed: its last deliveries are missing among received and
         delivered alike. Counts that have been shown already are added to both again, and stay added.
         """
         with self._locked():
             context, counts = read()
-            shown, missing = self._words[0], self._words[1]
-            missing += max(0, shown - missing - counts["received"])
-            received = counts["received"] + missing
-            self._words[0], self._words[1] = received, missing
-        return context, {**counts, "received": received, "delivered": counts["delivered"] + missing}
+            known = orjson.loads(self._shown.read(0) or b"{}")
+            shown = {name: _shown_next(numbers, *known.get(name, (0, 0))) for name, numbers in counts.items()}
+            self._shown.write(0, orjson.dumps(shown))
+        return context, {name: _with_missing(numbers, shown[name][1]) for name, numbers in counts.items()}
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -84,6 +87,16 @@ class SharedCounters:
             yield
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+
+def _shown_next(counts: Counts, shown: int, missing: int) -> tuple[int, int]:
+    """Return the received events to show, and the missing ones among them, after those that were shown last."""
+    missing += max(0, shown - missing - counts["received"])
+    return counts["received"] + missing, missing
+
+
+def _with_missing(counts: Counts, missing: int) -> Counts:
+    return {**counts, "received": counts["received"] + missing, "delivered": counts["delivered"] + missing}
 
 
 def _anonymous_file() -> int:

@@ -27,8 +27,11 @@ from tornado_gateway.telemetry.layout import (
     RESPONSES,
     SETTINGS_POLLS,
     STATUSES,
+    STREAMS_CLOSED,
     SUM_UNIT,
+    TRACKED_EXPOSURES,
     UPSTREAM_REQUESTS,
+    USAGE_STATISTICS,
     Histogram,
 )
 
@@ -51,6 +54,11 @@ class ObservedRequest(Protocol):
     def method(self) -> bytes: ...
     @property
     def path(self) -> bytes: ...
+
+
+def decision_counter(decision: core.Decision) -> int:
+    """Return the index of the counter of DECISIONS for a decision."""
+    return _ENABLED if decision.variation is not None else _OUTCOME_OF_REASON.get(decision.reason, _DISABLED)
 
 
 Find = Callable[[bytes, bytes], Callable[[Any], R] | None]  # the handler of a method and a path
@@ -172,14 +180,31 @@ class Observer:
     # --- Other hooks ---
 
     def decided(self, decision: core.Decision) -> None:
-        """Count a decision of getFlag."""
-        outcome = _ENABLED if decision.variation is not None else _OUTCOME_OF_REASON.get(decision.reason, _DISABLED)
-        self.counts[outcome] += 1
+        """Count a decision."""
+        self.counts[decision_counter(decision)] += 1
+
+    def exposures_tracked(self, result: str, number: int) -> None:
+        """Count exposures that clients named: "recorded" or "unknown"."""
+        self.counts[TRACKED_EXPOSURES.at(result)] += number
+
+    def stream_closed(self, reason: str) -> None:
+        """Count a stream of changes that has ended."""
+        self.counts[STREAMS_CLOSED.at(reason)] += 1
+
+    def unidentified(self, request: ObservedRequest) -> None:
+        """Count a request that named no environment while there is no default one."""
+        route = self._layout.routes.label_of(request.path)
+        label = route if route in self._layout.routes.data else OTHER
+        self.counts[self._layout.unidentified.at(label)] += 1
 
     def flushed(self, outcome: str, seconds: float) -> None:
         """Count a request that delivered events, or failed to."""
         self.counts[FLUSH_REQUESTS.at(outcome)] += 1
         self._observe(FLUSH_SECONDS, "", seconds)
+
+    def usage_finished(self, result: str) -> None:
+        """Count a usage statistics event that was delivered or dropped."""
+        self.counts[USAGE_STATISTICS.at(result)] += 1
 
     def polled(self, outcome: str) -> None:
         """Count a settings poll."""

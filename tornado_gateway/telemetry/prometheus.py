@@ -1,7 +1,8 @@
 """GET /metrics: the numbers of the whole instance as text for Prometheus. The only module that imports its client.
 
 Events are shown from one reading of the scoreboard: in each scrape
-received = delivered + waiting + dead + rejected + discarded + lost.
+received = delivered + waiting + dead + rejected + discarded + lost + unknown. NaN stands for unknown numbers. With
+ENVIRONMENTS_FILE this holds for each environment, and these and some other metrics have the label `environment`.
 """
 
 import math
@@ -9,7 +10,8 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -24,13 +26,16 @@ from tornado_gateway.telemetry.layout import (
     FLUSH_SECONDS,
     LAG_SECONDS,
     SETTINGS_POLLS,
+    STREAMS_CLOSED,
     SUM_UNIT,
+    TRACKED_EXPOSURES,
     UPSTREAM_REQUESTS,
+    USAGE_STATISTICS,
     Block,
     Histogram,
     Layout,
 )
-from tornado_gateway.telemetry.scoreboard import InstanceReading, Scoreboard, WorkerRecord
+from tornado_gateway.telemetry.scoreboard import InstanceReading, PartReading, Scoreboard, WorkerRecord
 from tornado_gateway.telemetry.waiting import Merged
 
 
@@ -71,17 +76,24 @@ class Exposition(Collector):
         layout = self._memory.layout
         counts = [sum(column) for column in zip(*(row.counts for row in rows), strict=True)] or [0] * layout.size
         gauges = [row.gauges for worker in workers if (row := self._row(worker)) is not None]
+        limit = self._about.queue_limit * len(workers)
+        views = _views(reading, events) or [_view((), events[""], reading, limit)]
         yield from _requests(layout, counts, workers)
-        yield from _events(events, reading.waiting, self._about.queue_limit * len(workers))
+        yield from _unidentified(layout, counts)
+        yield from _outcomes(counts, reading.environments)
+        yield from _events(views)
         yield from _upstream(counts)
-        yield from _settings(counts, reading.newest_settings)
+        yield from _settings(views)
         yield from _facts(counts, gauges)
+        yield _slow_patterns(reading.slow_patterns)
         yield from _stores(gauges)
+        yield _gauge("fme_streams", "Open streams of changes.", sum(row["streams"] for row in gauges))
         yield from self._processes(counts, workers)
 
-    def _read(self) -> tuple[InstanceReading, dict[str, int]]:
+    def _read(self) -> tuple[InstanceReading, dict[str, dict[str, int]]]:
         reading = self._scoreboard.read_all()
-        return reading, reading.events
+        parts = {name: part.events for name, part in reading.environments.items()}
+        return reading, parts or {"": reading.events}
 
     def _row(self, worker: WorkerRecord) -> CounterRow | None:
         row = self._memory.read(worker["row"])
@@ -109,21 +121,110 @@ def _requests(layout: Layout, counts: list[int], workers: list[WorkerRecord]) ->
     in_flight = sum(worker["in_flight"] for worker in workers)
     yield _gauge("fme_requests_in_flight", "Requests in flight.", in_flight)
     yield _gauge("fme_connections", "Open client connections.", sum(worker["connections"] for worker in workers))
-    yield _counters("fme_decisions", "Decisions of getFlag.", ("outcome",), DECISIONS, counts, with_zeros=True)
+    yield _counters(
+        "fme_streams_closed",
+        "Streams of changes that have ended.",
+        ("reason",),
+        STREAMS_CLOSED,
+        counts,
+        with_zeros=True,
+    )
+    yield _counters(
+        "fme_exposures", "Exposures of trackExposure.", ("result",), TRACKED_EXPOSURES, counts, with_zeros=True
+    )
 
 
-def _events(events: dict[str, int], waiting: Merged, limit: int) -> Iterator[Metric]:
-    yield _counter("fme_events_received", "Events received, rejected ones included.", events["received"])
-    yield _counter("fme_events_delivered", "Events that VWO has accepted.", events["delivered"])
-    yield _counter("fme_events_rejected", "Events rejected without being stored.", events["rejected"])
-    yield _counter("fme_events_discarded", "Events discarded: old dead letters, or no account.", events["discarded"])
-    yield _counter("fme_events_lost", "Stored events that the store has lost.", events["lost"])
-    yield _gauge("fme_events_waiting", "Events waiting for delivery.", events["waiting"])
-    yield _gauge("fme_events_dead", "Events that VWO rejected permanently; they can be re-queued.", events["dead"])
-    yield _gauge("fme_events_oldest_seconds", "Age of the oldest waiting event.", _age(waiting))
-    stuck = waiting.stuck["events"] if waiting.stuck is not None else 0
-    yield _gauge("fme_events_stuck", "Events that wait although delivery reports no error.", stuck)
-    yield _gauge("fme_events_queue_limit", "Waiting events beyond which new ones are rejected.", limit)
+def _outcomes(counts: list[int], environments: Mapping[str, PartReading]) -> Iterator[Metric]:
+    """Yield the counters that each environment has: from the counters, or from the parts of the environments."""
+    for name, description, block, key in (
+        ("fme_decisions", "Decisions.", DECISIONS, "decisions"),
+        ("fme_flush_requests", "Delivery requests to VWO.", FLUSH_REQUESTS, "flushes"),
+        ("fme_settings_polls", "Settings polls.", SETTINGS_POLLS, "polls"),
+    ):
+        if environments:
+            yield _counters_of_each(name, description, "outcome", key, environments)
+        else:
+            yield _counters(name, description, ("outcome",), block, counts, with_zeros=True)
+    if environments:
+        description = "Requests that named an SDK key, current or previous."
+        yield _counters_of_each("fme_sdk_key_requests", description, "key", "keys", environments)
+
+
+def _counters_of_each(
+    name: str, description: str, label: str, key: str, environments: Mapping[str, PartReading]
+) -> Metric:
+    family = CounterMetricFamily(name, description, labels=("environment", label))
+    for environment, part in environments.items():
+        for value, count in part.counts.get(key, {}).items():
+            family.add_metric((environment, value), count)
+    return family
+
+
+def _unidentified(layout: Layout, counts: list[int]) -> Iterator[Metric]:
+    family = _counters(
+        "fme_unidentified", "Requests that named no environment.", ("route",), layout.unidentified, counts
+    )
+    if family.samples:  # only with ENVIRONMENTS_FILE
+        yield family
+
+
+class View(NamedTuple):
+    """The events and the settings of one environment. `labels` has its name, or nothing without ENVIRONMENTS_FILE."""
+
+    labels: tuple[str, ...]
+    events: dict[str, int]
+    waiting: Merged
+    limit: int
+    settings: dict[str, Any] | None
+    is_known: bool  # the numbers of the queue can be read
+
+
+def _views(reading: InstanceReading, events: dict[str, dict[str, int]]) -> list[View]:
+    views = []
+    for name, part in reading.environments.items():
+        limit = sum(one["queue_limit"] for one in part.parts)
+        views.append(_view((name,), events[name], part, limit))
+    return views
+
+
+def _view(labels: tuple[str, ...], events: dict[str, int], reading: InstanceReading | PartReading, limit: int) -> View:
+    return View(labels, events, reading.waiting, limit, reading.newest_settings, reading.last_known is None)
+
+
+EVENT_COUNTERS = {
+    "received": "Events received, rejected ones included.",
+    "delivered": "Events that VWO has accepted.",
+    "rejected": "Events rejected without being stored.",
+    "discarded": "Events discarded: old dead letters, or no account.",
+    "lost": "Stored events that the store has lost.",
+}
+
+
+def _events(views: Sequence[View]) -> Iterator[Metric]:
+    for key, description in EVENT_COUNTERS.items():
+        yield _of_each(CounterMetricFamily, f"fme_events_{key}", description, views, partial(_count, key))
+    gauge = partial(_of_each, GaugeMetricFamily)
+    yield gauge("fme_events_waiting", "Events waiting for delivery.", views, partial(_stored, "waiting"))
+    description = "Events that VWO rejected permanently; they can be re-queued."
+    yield gauge("fme_events_dead", description, views, partial(_stored, "dead"))
+    description = "Events in a store that cannot be read, or of other gateways."
+    yield gauge("fme_events_unknown", description, views, partial(_count, "unknown"))
+    yield gauge("fme_events_oldest_seconds", "Age of the oldest waiting event.", views, lambda view: _age(view.waiting))
+    yield gauge("fme_events_stuck", "Events that wait although delivery reports no error.", views, _stuck)
+    description = "Waiting events beyond which new ones are rejected."
+    yield gauge("fme_events_queue_limit", description, views, lambda view: view.limit)
+
+
+def _count(key: str, view: View) -> float:
+    return view.events[key]
+
+
+def _stored(key: str, view: View) -> float:
+    return view.events[key] if view.is_known else math.nan
+
+
+def _stuck(view: View) -> float:
+    return 0 if view.waiting.stuck is None else float(view.waiting.stuck["events"])
 
 
 def _age(waiting: Merged) -> float:
@@ -134,15 +235,15 @@ def _age(waiting: Merged) -> float:
 
 
 def _upstream(counts: list[int]) -> Iterator[Metric]:
+    yield _histogram("fme_flush_seconds", "Duration of delivery requests.", FLUSH_SECONDS, counts)
     yield _counters(
-        "fme_flush_requests",
-        "Delivery requests to VWO.",
-        ("outcome",),
-        FLUSH_REQUESTS,
+        "fme_usage_statistics",
+        "Usage statistics of SDKs, which are not among the events.",
+        ("result",),
+        USAGE_STATISTICS,
         counts,
         with_zeros=True,
     )
-    yield _histogram("fme_flush_seconds", "Duration of delivery requests.", FLUSH_SECONDS, counts)
     yield _counters(
         "fme_upstream_requests",
         "Requests to VWO.",
@@ -153,17 +254,29 @@ def _upstream(counts: list[int]) -> Iterator[Metric]:
     )
 
 
-def _settings(counts: list[int], newest: dict[str, Any] | None) -> Iterator[Metric]:
-    yield _counters("fme_settings_polls", "Settings polls.", ("outcome",), SETTINGS_POLLS, counts, with_zeros=True)
-    is_loaded = newest is not None and newest["hash"] is not None
-    yield _gauge("fme_settings_loaded", "Whether settings are loaded.", float(is_loaded))
-    if newest is None or not is_loaded:
-        return
-    if newest["age_seconds"] is not None:
-        age = round(newest["age_seconds"], 3)
-        yield _gauge("fme_settings_age_seconds", "Time since VWO confirmed the settings in use.", age)
-    info = {name: str(newest[name]) for name in ("version", "hash", "source")}
-    yield _info("fme_settings_info", "The settings in use; always 1.", info)
+def _settings(views: Sequence[View]) -> Iterator[Metric]:
+    yield _of_each(GaugeMetricFamily, "fme_settings_loaded", "Whether settings are loaded.", views, _is_loaded)
+    loaded = [view for view in views if _is_loaded(view)]
+    aged = [view for view in loaded if _settings_age(view) is not None]
+    if aged:
+        description = "Time since VWO confirmed the settings in use."
+        yield _of_each(GaugeMetricFamily, "fme_settings_age_seconds", description, aged, _settings_age)
+    if loaded:
+        names = ("version", "hash", "source")
+        labels = [*_labels(loaded), *names]
+        family = GaugeMetricFamily("fme_settings_info", "The settings in use; always 1.", labels=labels)
+        for view in loaded:
+            family.add_metric([*view.labels, *(str((view.settings or {})[name]) for name in names)], 1)
+        yield family
+
+
+def _is_loaded(view: View) -> float:
+    return float(view.settings is not None and view.settings["hash"] is not None)
+
+
+def _settings_age(view: View) -> float | None:
+    age = (view.settings or {}).get("age_seconds")
+    return None if age is None else round(age, 3)
 
 
 def _facts(counts: list[int], gauges: list[dict[str, float]]) -> Iterator[Metric]:
@@ -181,6 +294,13 @@ def _facts(counts: list[int], gauges: list[dict[str, float]]) -> Iterator[Metric
         yield _gauge("fme_location_database_age_seconds", "Age of the location database.", age)
 
 
+def _slow_patterns(counts: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily("fme_slow_patterns", "Regexes that exceeded their time limit.", labels=["feature"])
+    for feature, count in {"other": 0, **counts}.items():
+        family.add_metric([feature], count)
+    return family
+
+
 def _stores(gauges: list[dict[str, float]]) -> Iterator[Metric]:
     is_degraded = any(row["degraded"] == 1.0 for row in gauges)
     yield _gauge(
@@ -191,6 +311,23 @@ def _stores(gauges: list[dict[str, float]]) -> Iterator[Metric]:
     redis = [row["redis_up"] for row in gauges if not math.isnan(row["redis_up"])]
     if redis:
         yield _gauge("fme_redis_up", "Whether every worker can use Redis.", min(redis))
+
+
+def _labels(views: Sequence[View]) -> list[str]:
+    return ["environment"] if any(view.labels for view in views) else []
+
+
+def _of_each(
+    family_of: type[CounterMetricFamily | GaugeMetricFamily],
+    name: str,
+    description: str,
+    views: Sequence[View],
+    value: Callable[[View], float | None],
+) -> Metric:
+    family = family_of(name, description, labels=_labels(views))
+    for view in views:
+        family.add_metric(view.labels, value(view) or 0)
+    return family
 
 
 def _gauge(name: str, description: str, value: float) -> Metric:

@@ -17,16 +17,19 @@ All rules about the sums are in this file:
   had delivered are missing among received and delivered alike. So received = delivered + waiting + dead + rejected +
   discarded + lost holds for the sums at any time.
 - A log that is adopted between the end of its worker and the retirement counts twice until logs are adopted again.
+- With ENVIRONMENTS_FILE, a record has a part for each environment beside the numbers of the default one. The same rules
+  hold for the parts of each environment.
 - With a queue that is shared with other machines (Redis) every worker shows the waiting and dead events of the whole
   queue, so the sums count them once, and no worker leaves orphaned events. Events that one machine received may be
-  delivered by another.
+  delivered by another. `unknown` is the rest of the sum: the waiting and dead events while no worker can read the
+  queue, and the events that other gateways or an earlier run have received (negative) or delivered.
 """
 
 import mmap
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -35,15 +38,34 @@ from tornado_gateway.telemetry import waiting
 from tornado_gateway.telemetry.attempts import Attempts
 from tornado_gateway.telemetry.slots import WORD_BYTES, Slots, bytes_for
 from tornado_gateway.telemetry.turns import Turns
+from tornado_gateway.telemetry.waiting import Reading
 
 WorkerRecord = dict[str, Any]
 
-ROW_BYTES = 65536
+ROW_BYTES = 1 << 20  # of address space: only written pages take memory. 200 environments need 200 KB
 RECENT_BYTES = 1 << 18
+MOST_NAMES = 100  # features whose slow patterns are counted by name
+OTHER = "other"
 FINAL_COUNTS = ("delivered", "rejected", "discarded", "lost")
 EVENT_COUNTS = ("received", "waiting", "dead", *FINAL_COUNTS)
 
-_NO_TOTALS: dict[str, Any] = {"retirements": 0, "adopted": 0, "retired": {}, "events": {}, "orphaned": []}
+_NO_SUMS: dict[str, Any] = {"adopted": 0, "events": {}, "orphaned": [], "counts": {}}
+_NO_TOTALS: dict[str, Any] = {"retirements": 0, "retired": {}, "environments": {}, "slow_patterns": {}, **_NO_SUMS}
+
+
+@dataclass(frozen=True, slots=True)
+class PartReading:
+    """The parts of all workers that concern one environment, and the sums of its counts, ended workers included."""
+
+    parts: list[WorkerRecord]
+    events: dict[str, int]
+    waiting: waiting.Merged
+    counts: dict[str, dict[str, int]]
+    last_known: Reading | None = None  # of a shared queue that no worker can read now
+
+    @property
+    def newest_settings(self) -> dict[str, Any] | None:
+        return _newest_settings(self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +75,13 @@ class InstanceReading:
     workers: list[WorkerRecord]
     events: dict[str, int]
     waiting: waiting.Merged
+    slow_patterns: dict[str, int]  # by feature
+    last_known: Reading | None = None  # of a shared queue that no worker can read now
+    environments: dict[str, PartReading] = field(default_factory=dict)
 
     @property
     def newest_settings(self) -> dict[str, Any] | None:
-        """The highest stored version; among equal versions that of the worker that confirmed it last."""
-        settings = [worker["settings"] for worker in self.workers]
-        return max(settings, key=lambda s: (s["stored_version"] or 0, -(s["age_seconds"] or 0.0)), default=None)
+        return _newest_settings(self.workers)
 
 
 class Scoreboard:
@@ -72,6 +95,7 @@ class Scoreboard:
         self.started_at = time.monotonic()
         self.admin_attempts = Attempts(rows)
         self.webhook_attempts = Attempts(rows)
+        self.client_attempts = Attempts(rows, of_address=20)
         self.pull_turns = Turns()
         recent_bytes = bytes_for(RECENT_BYTES)
         self.recent = Slots(mmap.mmap(-1, rows * recent_bytes), rows, recent_bytes)  # newest events of each worker
@@ -100,22 +124,16 @@ class Scoreboard:
         records = [record for row in range(self.rows) if (record := self._read(row)) is not None]
         totals = self._totals()
         living = [record for record in records if not _is_retired(record, totals)]
-        adopted = max([totals["adopted"], *(record.get("adopted", 0) for record in living)])
-        events: Counter[str] = Counter(totals["events"])
-        for record in living:
-            events.update(record["events"])
-        holders = [waiting.Waiting(record["events"]["waiting"], _reading(record)) for record in living]
         is_shared = any(record["is_queue_shared"] for record in living)
-        if is_shared:
-            events["waiting"] = max(record["events"]["waiting"] for record in living)
-            events["dead"] = waiting.newest_dead(holders, events["dead"])
-        for retirement, counts, reading in totals["orphaned"]:
-            if retirement > adopted:
-                events.update(counts)
-                holders.append(waiting.Waiting(counts["waiting"], waiting.Reading(**reading)))
+        whole = _merged(living, totals, is_shared=is_shared)
         living.sort(key=lambda record: (record["slot"], record["generation"]))
-        counted = {name: events[name] for name in EVENT_COUNTS}
-        return InstanceReading(living, counted, waiting.merged(holders, is_shared=is_shared))
+        environments = {}
+        for name in _names_of(living):
+            sums = totals["environments"].get(name, _NO_SUMS)
+            parts = [record["environments"][name] for record in living if name in record.get("environments", {})]
+            environments[name] = _merged(parts, sums, is_shared=is_shared)
+        slow_patterns = _slow_patterns([totals, *living])
+        return InstanceReading(living, whole.events, whole.waiting, slow_patterns, whole.last_known, environments)
 
     def retire(self, row: int, generation: int) -> None:
         """Keep the counts of a process that has ended. Only the parent may call it."""
@@ -123,20 +141,19 @@ class Scoreboard:
         final = self._read(row)
         totals["retirements"] += 1
         totals["retired"][str(row)] = generation
+        records = [record for other in range(self.rows) if (record := self._read(other)) is not None]
+        environments = totals["environments"]
         if final is not None and final["generation"] == generation:
-            counts: Counter[str] = Counter(final["events"])
-            if final["is_queue_shared"]:
-                done, orphaned = {**counts, "waiting": 0}, {}
-            else:
-                done = _received({name: counts[name] for name in FINAL_COUNTS})
-                orphaned = {"waiting": counts["waiting"], "dead": counts["dead"]}
-            totals["events"] = Counter(totals["events"]) + Counter(done)
-            totals["adopted"] = max(totals["adopted"], final.get("adopted", 0))
-            if any(orphaned.values()):
-                reading = final["reading"] | {"still_until": None}  # no other reading follows
-                totals["orphaned"].append([totals["retirements"], _received(orphaned), reading])
-        adopted = max([totals["adopted"], *self._adopted()])
-        totals["orphaned"] = [entry for entry in totals["orphaned"] if entry[0] > adopted]
+            _keep(totals, final, final, totals["retirements"])
+            totals["slow_patterns"] = _slow_patterns([totals, final])
+            for name, part in final.get("environments", {}).items():
+                sums = environments.setdefault(name, orjson.loads(orjson.dumps(_NO_SUMS)))
+                _keep(sums, part, final, totals["retirements"])
+        _forget_adopted(totals, records)
+        known = {name for record in records for name in record.get("environments", {})}
+        totals["environments"] = {name: sums for name, sums in environments.items() if name in known}
+        for name, sums in totals["environments"].items():
+            _forget_adopted(sums, [record.get("environments", {}).get(name, {}) for record in records])
         self._write(self.rows, totals)
 
     @property
@@ -147,10 +164,6 @@ class Scoreboard:
         """
         retirements: int = self._totals()["retirements"]
         return retirements
-
-    def _adopted(self) -> Iterable[int]:
-        for row in range(self.rows):
-            yield (self._read(row) or {}).get("adopted", 0)
 
     def _totals(self) -> dict[str, Any]:
         return self._read(self.rows) or orjson.loads(orjson.dumps(_NO_TOTALS))
@@ -167,8 +180,85 @@ def _is_retired(record: WorkerRecord, totals: dict[str, Any]) -> bool:
     return bool(record["generation"] <= totals["retired"].get(str(record["row"]), 0))
 
 
-def _reading(record: WorkerRecord) -> waiting.Reading:
-    return waiting.Reading(**record["reading"])
+def _names_of(records: Iterable[WorkerRecord]) -> list[str]:
+    """Return the names of all environments, in the order of the file."""
+    return list(dict.fromkeys(name for record in records for name in record.get("environments", {})))
+
+
+def _newest_settings(parts: Iterable[WorkerRecord]) -> dict[str, Any] | None:
+    """Return the highest stored version; among equal versions that of the worker that confirmed it last."""
+    settings = [part["settings"] for part in parts]
+    return max(settings, key=lambda s: (s["stored_version"] or 0, -(s["age_seconds"] or 0.0)), default=None)
+
+
+def _merged(parts: list[WorkerRecord], sums: dict[str, Any], *, is_shared: bool) -> PartReading:
+    """Return the counts of one environment: those of the living workers, and the kept ones of ended workers."""
+    adopted = max([sums["adopted"], *(part.get("adopted", 0) for part in parts)])
+    events: Counter[str] = Counter(sums["events"])
+    for part in parts:
+        events.update(part["events"])
+    holders = [waiting.Waiting(part["events"]["waiting"], _reading(part)) for part in parts]
+    last_known = waiting.newest_reading(holders) if is_shared and waiting.is_unknown(holders) else None
+    if is_shared:
+        _count_shared(events, holders, is_known=last_known is None)
+    for retirement, counts, reading in sums["orphaned"]:
+        if retirement > adopted:
+            events.update(counts)
+            holders.append(waiting.Waiting(counts["waiting"], Reading(**reading)))
+    counted = {name: events[name] for name in (*EVENT_COUNTS, "unknown")}
+    counts = _added(sums["counts"], *(part.get("counts", {}) for part in parts))
+    return PartReading(parts, counted, waiting.merged(holders, is_shared=is_shared), counts, last_known)
+
+
+def _keep(sums: dict[str, Any], part: WorkerRecord, final: WorkerRecord, retirement: int) -> None:
+    """Add the counts of a worker that has ended, whose last record was `final`."""
+    counts: Counter[str] = Counter(part["events"])
+    if final["is_queue_shared"]:
+        done, orphaned = {**counts, "waiting": 0}, {}
+    else:
+        done = _received({name: counts[name] for name in FINAL_COUNTS})
+        orphaned = {"waiting": counts["waiting"], "dead": counts["dead"]}
+    sums["events"] = Counter(sums["events"]) + Counter(done)
+    sums["counts"] = _added(sums["counts"], part.get("counts", {}))
+    sums["adopted"] = max(sums["adopted"], part.get("adopted", 0))
+    if any(orphaned.values()):
+        reading = part["reading"] | {"still_until": None}  # no other reading follows
+        sums["orphaned"].append([retirement, _received(orphaned), reading])
+
+
+def _forget_adopted(sums: dict[str, Any], parts: Iterable[WorkerRecord]) -> None:
+    adopted = max([sums["adopted"], *(part.get("adopted", 0) for part in parts)])
+    sums["orphaned"] = [entry for entry in sums["orphaned"] if entry[0] > adopted]
+
+
+def _added(*counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """Return the sums of counts by metric and label."""
+    added: dict[str, Counter[str]] = {}
+    for count in counts:
+        for metric, numbers in count.items():
+            added.setdefault(metric, Counter()).update(numbers)
+    return {metric: dict(numbers) for metric, numbers in added.items()}
+
+
+def _count_shared(events: Counter[str], workers: list[waiting.Waiting], *, is_known: bool) -> None:
+    """Count the waiting and dead events of a shared queue once. They are unknown if it cannot be read."""
+    events["waiting"] = max((worker.events for worker in workers), default=0) if is_known else 0
+    events["dead"] = (waiting.newest_reading(workers).dead or 0) if is_known else 0
+    events["unknown"] = events["received"] - sum(events[name] for name in EVENT_COUNTS[1:])
+
+
+def _slow_patterns(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Add the counts of slow patterns. The names of the first record stay, so that no count decreases."""
+    sums: dict[str, int] = {}
+    for record in records:
+        for name, count in record["slow_patterns"].items():
+            shown = name if name in sums or len(sums) < MOST_NAMES else OTHER
+            sums[shown] = sums.get(shown, 0) + count
+    return sums
+
+
+def _reading(record: WorkerRecord) -> Reading:
+    return Reading(**record["reading"])
 
 
 def _received(counts: dict[str, int]) -> dict[str, int]:

@@ -1,14 +1,16 @@
 """The checks of the doctor, in the order of the report."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
+from tornado_gateway import core
 from tornado_gateway.cli.doctor.machine import (
     Machine,
     check_certificate,
     check_location,
     check_open_files,
     check_port,
+    estimate_memory,
 )
 from tornado_gateway.cli.doctor.remedies import FAIL, OK, Finding
 from tornado_gateway.cli.doctor.store import (
@@ -19,8 +21,10 @@ from tornado_gateway.cli.doctor.store import (
     check_redis,
     find_damaged,
 )
-from tornado_gateway.cli.doctor.vwo import check_server, check_settings
-from tornado_gateway.config import Config
+from tornado_gateway.cli.doctor.vwo import Looked, check_server, check_settings
+from tornado_gateway.config import Config, EnvironmentConfig, environments_of
+
+PARALLEL_CHECKS = 8  # of settings
 
 _THIS_MACHINE = Machine()
 
@@ -32,14 +36,18 @@ def finding_of_configuration(problem: str) -> Finding:
 async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIterator[Finding]:
     """Yield all findings, each as soon as it is known."""
     yield Finding("configuration", OK, OK, "valid")
-    finding, settings = await check_settings(config)
-    yield finding
-    if not config.is_offline and config.collect_url != config.upstream_url:
-        yield (await check_server(config, machine, config.collect_url, "collector"))[0]
-    if not config.is_offline:
-        yield (await check_server(config, machine, config.upstream_url, "clock"))[1]
+    environments = environments_of(config)
+    documents: list[core.Settings] = []
+    for task in _all_settings(environments):
+        finding, settings = await task
+        yield finding
+        documents += [settings] if settings is not None else []
+    if config.environments_file is not None:
+        yield estimate_memory(documents)
+    async for finding in _servers([one.config for one in environments], machine):
+        yield finding
     yield await check_redis(config)
-    yield await asyncio.to_thread(check_location, config, settings, machine)
+    yield await asyncio.to_thread(check_location, config, documents, machine)
     storage = check_data_dir(config.data_dir)
     yield storage
     if storage.state == OK:
@@ -52,4 +60,33 @@ async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIter
     if config.tls_cert_path and config.tls_key_path:
         yield check_certificate(config.tls_cert_path, config.tls_key_path, machine)
     if storage.code != "data-dir":  # the events that wait can be counted on a full disk, too
-        yield await check_events(config, machine)
+        for environment in environments:
+            yield _of(environment, await check_events(environment.config, machine))
+
+
+def _all_settings(environments: Sequence[EnvironmentConfig]) -> list[asyncio.Task[Looked]]:
+    """Start the checks of all environments, some of them at the same time, and return them in their order."""
+    places = asyncio.Semaphore(PARALLEL_CHECKS)
+
+    async def check(environment: EnvironmentConfig) -> Looked:
+        async with places:
+            finding, settings = await check_settings(environment.config, environment.previous_sdk_keys)
+        return _of(environment, finding), settings
+
+    return [asyncio.create_task(check(environment)) for environment in environments]
+
+
+def _of(environment: EnvironmentConfig, finding: Finding) -> Finding:
+    """Return a finding that names its environment, if that is one of ENVIRONMENTS_FILE."""
+    name = environment.config.environment_name
+    return finding if name is None else finding._replace(message=f"{name}: {finding.message}")
+
+
+async def _servers(configs: Sequence[Config], machine: Machine) -> AsyncIterator[Finding]:
+    """Check each server for events, and the clock of one server for settings."""
+    online = [config for config in configs if not config.is_offline]
+    collectors = {one.collect_url: one for one in online if one.collect_url != one.upstream_url}
+    for url, config in collectors.items():
+        yield (await check_server(config, machine, url, "collector"))[0]
+    if online:
+        yield (await check_server(online[0], machine, online[0].upstream_url, "clock"))[1]

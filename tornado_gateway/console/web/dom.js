@@ -55,11 +55,23 @@ export class RequestFailed extends Error {
   }
 }
 
+let environment = "";
+
+/** Ask about this environment from now on; about the default one if the name is empty. */
+export function useEnvironment(name) {
+  environment = name;
+}
+
+function ofEnvironment(path) {
+  if (!environment || !path.startsWith("/admin/")) return path;
+  return `${path}${path.includes("?") ? "&" : "?"}environment=${encodeURIComponent(environment)}`;
+}
+
 /** Return the JSON of a response. Throws RequestFailed with the error of the gateway. */
 export async function ask(path, options = {}) {
   let response;
   try {
-    response = await fetch(path, { credentials: "same-origin", ...options });
+    response = await fetch(ofEnvironment(path), { credentials: "same-origin", ...options });
   } catch {
     throw new RequestFailed(0, "the gateway does not respond");
   }
@@ -86,6 +98,13 @@ export function rate(value) {
   if (value === null || value === undefined) return "–";
   if (value >= 1e5) return short.format(value);
   return value < 10 && value % 1 ? fine.format(value) : whole.format(value);
+}
+
+/** A count of the queue: "30", or "unknown since 12:00:01, last known 30" while the store cannot be read. */
+export function queued(queue, name) {
+  if (!queue.last_known) return count(queue[name]);
+  const last = queue.last_known[name];
+  return `unknown since ${clock(queue.oldest_unknown_since)}, ${last === null ? "never read" : `last known ${count(last)}`}`;
 }
 
 const UNITS = [

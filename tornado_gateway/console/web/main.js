@@ -1,6 +1,6 @@
 // The operators' console: tabs, and keeping the one in view fresh.
 
-import { ask, byId } from "./dom.js";
+import { ask, byId, h, reconcile, useEnvironment } from "./dom.js";
 import { refreshEvents, startEvents } from "./events.js";
 import { chooseFeature, fillFeatureChoice, startExplain } from "./explain.js";
 import { refreshFeatures, startFeatures } from "./features.js";
@@ -73,6 +73,21 @@ function explainFeature(key) {
   chooseFeature(key);
 }
 
+// --- Environments ---
+
+/** Fill the choice with the environments of ENVIRONMENTS_FILE. Without the file there is no choice. */
+function showEnvironments({ environments = [] }) {
+  byId("environment-choice").hidden = environments.length < 2;
+  const names = environments.map((each) => each.name);
+  reconcile(byId("environment"), names, (name) => name, (name) => h("option", { value: name }, name));
+  useEnvironment(byId("environment").value);
+}
+
+function chooseEnvironment(event) {
+  useEnvironment(event.target.value);
+  refresh();
+}
+
 // --- Refreshing ---
 
 function stopRefreshing() {
@@ -86,6 +101,7 @@ async function refresh() {
   try {
     const overview = await ask("/admin/overview");
     showState(overview);
+    showEnvironments(overview.status);
     if (shown === "overview") showOverview(overview);
     if (shown === "events") await refreshEvents();
     if (shown === "features" || shown === "explain") {
@@ -97,6 +113,7 @@ async function refresh() {
       await enter();
       return;
     }
+    if (error.status === 404) useEnvironment(""); // it was removed from the file
     setState("bad", error.message);
   }
   if (shown !== tab || document.hidden) return;
@@ -111,6 +128,7 @@ function signedOut() {
 
 // --- Start ---
 
+byId("environment").addEventListener("change", chooseEnvironment);
 for (const name of TABS) byId(`tab-${name}`).addEventListener("click", () => choose(name));
 document.querySelector(".tabs").addEventListener("keydown", moveAlongTabs);
 document.addEventListener("keydown", shortcut);

@@ -2,6 +2,7 @@
 
 SIGTERM, SIGINT   all workers shut down, then the parent; after a deadline they are killed. Repetitions do nothing.
 SIGHUP            rolling restart: slot after slot gets a new worker, and the old one ends once the new one is ready.
+                  With ENVIRONMENTS_FILE, all workers read that file again instead, and none is replaced.
 
 There is a parent for any number of workers, because a worker cannot replace itself: it may be killed, or hang.
 
@@ -40,6 +41,7 @@ TICK_SECONDS = 0.05  # between two checks while a deadline runs or a slot has no
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_LONGEST_SECONDS = 10.0
 STEADY_SECONDS = 10.0  # a worker that has run for this long resets the backoff of its slot
+STORE_SECONDS = 0.25  # longest time to open the store of one of many environments
 LONGEST_QUEUE_SECONDS = 1.0  # longest wait of new connections in the backlog of a slot without a worker
 
 
@@ -56,7 +58,8 @@ def deadlines_of(config: Config) -> Deadlines:
     # 30 s to open a large store, and the time that waiting for settings may take.
     # 5 s beyond DRAIN_SECONDS and SHUTDOWN_SECONDS, which the worker itself observes.
     stop = config.drain_seconds + config.shutdown_seconds + 5.0
-    return Deadlines(start=30.0 + 2 * config.socket_timeout_seconds, stop=stop)
+    stores = STORE_SECONDS * config.max_environments if config.environments_file is not None else 0.0
+    return Deadlines(start=30.0 + 2 * config.socket_timeout_seconds + stores, stop=stop)
 
 
 def run(config: Config, work: Callable[[Config, WorkerSlot], int], deadlines: Deadlines | None = None) -> int:
@@ -68,6 +71,7 @@ def run(config: Config, work: Callable[[Config, WorkerSlot], int], deadlines: De
         partial(sockets.bind, config.host, port, reuse_port=shares_port),
         config.worker_count,
         deadlines or deadlines_of(config),
+        reloads_file=config.environments_file is not None,
     ).run()
 
 
@@ -99,9 +103,21 @@ class _Slot:
 
 
 class Supervisor:
-    """The parent. Everything that changes a slot is in this class."""
+    """The parent. Everything that changes a slot is in this class.
 
-    def __init__(self, work: Work, new_socket: Callable[[], socket.socket], count: int, deadlines: Deadlines) -> None:
+    With `reloads_file` a SIGHUP is for the workers, which read ENVIRONMENTS_FILE again.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        new_socket: Callable[[], socket.socket],
+        count: int,
+        deadlines: Deadlines,
+        *,
+        reloads_file: bool = False,
+    ) -> None:
+        self._reloads_file = reloads_file
         self._new_socket = new_socket
         self._deadlines = deadlines
         self._scoreboard = Scoreboard(scoreboard_rows(count))
@@ -150,10 +166,17 @@ class Supervisor:
         if number in (signal.SIGTERM, signal.SIGINT):
             self._stop(0)
         elif number == signal.SIGHUP and not self._stopping:
-            logger.info("rolling restart of %s started", _counted(len(self._slots)))
             self._is_announced = False
             systemd.reloading()
-            self._to_restart = deque(self._slots)
+            if self._reloads_file:
+                self._pass_on_reload()
+            else:
+                logger.info("rolling restart of %s started", _counted(len(self._slots)))
+                self._to_restart = deque(self._slots)
+
+    def _pass_on_reload(self) -> None:
+        for process in self._processes.values():
+            os.kill(process.pid, signal.SIGHUP)  # one that starts ignores it, and reads the file anyway
 
     def _stop(self, exit_code: int) -> None:
         if self._stopping:
@@ -280,7 +303,7 @@ class Supervisor:
             self._to_restart.clear()
         elif slot.current is not process:
             logger.log(logging.ERROR if code else logging.INFO, "the replaced %s ended %s", process, outcome)
-        elif code > 0 and not slot.has_served:
+        elif code > 0 and not any(each.has_served for each in self._slots):  # otherwise the others continue
             logger.error("%s could not start (exit code %d)", process, code)
             self._stop(code)
         else:

@@ -29,7 +29,7 @@ from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetter, Dep
 from tornado_gateway.store.redis.consumer import GROUP, Consumer
 from tornado_gateway.store.redis.durability import Ledger, risks
 from tornado_gateway.store.redis.entries import PAGE, arguments_of, letter_of, stored_at
-from tornado_gateway.store.redis.link import Link, TimelyScripts, Value, make_link, prefix
+from tornado_gateway.store.redis.link import Link, Links, TimelyScripts, Value, prefix
 from tornado_gateway.store.redis.lua import APPEND, DEPTH, REQUEUE, SETTLE, TRIM
 from tornado_gateway.store.redis.options import RedisOptions
 from tornado_gateway.store.redis.state import RECHECK_SECONDS, RedisState
@@ -46,9 +46,13 @@ def open_redis(
     *,
     alive_seconds: float = ALIVE_SECONDS,
     recheck_seconds: float = RECHECK_SECONDS,
+    links: Links | None = None,
 ) -> Store:
-    """Return the store of `namespace` on the Redis of `options`. `owner` names this process in the consumer group."""
-    link = make_link(options, namespace)
+    """Return the store of `namespace` on the Redis of `options`. `owner` names this process in the consumer group.
+
+    Stores with the same `links` share a connection.
+    """
+    link = (links or Links(options)).of(namespace)
     return Store(
         RedisEvents(link, namespace, owner, alive_seconds=alive_seconds),
         RedisState(link, namespace, recheck_seconds=recheck_seconds),
@@ -110,6 +114,9 @@ class RedisEvents:
     async def release(self, chunks: Sequence[Chunk]) -> None:
         self._consumer.release(chunks)
 
+    def drop_bodies(self, chunks: Sequence[Chunk]) -> None:
+        """As promised by EventStore. Bodies of claimed chunks are in Redis only."""
+
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:
@@ -125,6 +132,10 @@ class RedisEvents:
         self._ledger.note(ledger)
         _, _, waiting, dead, _ = ledger
         return Depth(waiting, dead, stored_at(first) if first else None, max(0, size))
+
+    async def adopt(self) -> int:
+        """Return 0: ended workers leave nothing but claims, and other consumers claim these events."""
+        return 0
 
     async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> list[DeadLetter]:
         entries = await self._link.call("XRANGE", self._keys[2], "-" if first is None else first, "+", "COUNT", limit)

@@ -1,4 +1,7 @@
-"""The connection of this process to Redis: pipelines, their deadline, and retries."""
+"""The connection of this process to Redis: pipelines, their deadline, retries, and messages.
+
+All environments use one link. In a Cluster each has its own, because its keys are on a node of their own.
+"""
 
 import asyncio
 import logging
@@ -11,6 +14,7 @@ from typing import Any, TypeVar
 
 from redis import exceptions as errors
 from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
 
 from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import StoreError
@@ -24,6 +28,7 @@ from tornado_gateway.store.redis.replies import (
     unwrapped,
 )
 from tornado_gateway.store.redis.topology import HEALTH_CHECK_SECONDS, Route, packing, route_to
+from tornado_gateway.tasks import end_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +39,27 @@ PIPELINES = 4  # pipelines in flight; later commands share the next one
 RETRY_FIRST_SECONDS = 0.1
 RETRY_LONGEST_SECONDS = 2.0
 RETRY_JITTER = 0.5
+SCAN_COUNT = 1000  # keys that Redis checks for one reply
 ON_TIME_SHARE = 0.9  # of the time-out; a script that starts later is rejected, because its caller gives up
 
 
 def make_link(options: RedisOptions, namespace: str) -> "Link":
     return Link(route_to(options, prefix(namespace)), options.timeout_seconds)
+
+
+class Links:
+    """The links of this process, for any number of namespaces."""
+
+    def __init__(self, options: RedisOptions) -> None:
+        self._options = options
+        self._shared: Link | None = None
+
+    def of(self, namespace: str) -> "Link":
+        if self._options.is_cluster:
+            return make_link(self._options, namespace)
+        if self._shared is None:
+            self._shared = make_link(self._options, namespace)
+        return self._shared
 
 
 def prefix(namespace: str) -> str:
@@ -70,6 +91,7 @@ class Link:
         self._failure: str | None = None
         self._backoff = Backoff(RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS, RETRY_JITTER)
         self._retry_at = 0.0
+        self._messages = _Messages()
 
     @property
     def is_closed(self) -> bool:
@@ -92,6 +114,7 @@ class Link:
         if self._users or self._client is None:
             return
         client, self._client = self._client, None
+        await self._messages.stop()
         while self._in_flight:
             await asyncio.wait(self._in_flight)
         await client.aclose()
@@ -117,20 +140,8 @@ class Link:
 
     async def listen(self, channel: str, notify: Callable[[], None]) -> None:
         """Call `notify` for each message, and when one may have been missed. Run until cancelled."""
-        backoff = Backoff(RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS, RETRY_JITTER)
-        while self._client is not None:
-            try:
-                async with self._client.pubsub() as subscription:
-                    async with asyncio.timeout(self.timeout_seconds):
-                        await subscription.subscribe(channel)
-                    notify()
-                    backoff.reset()
-                    while True:
-                        if await subscription.get_message(ignore_subscribe_messages=True, timeout=HEALTH_CHECK_SECONDS):
-                            notify()
-            except (errors.RedisError, OSError) as error:
-                logger.debug("listening for changed documents failed: %s", error)
-            await asyncio.sleep(backoff.next())
+        if self._client is not None:
+            await self._messages.listen(self._client, channel, notify, self.timeout_seconds)
 
     def _send(self) -> None:
         """Send the pending commands, unless all pipelines are busy: the first one that ends sends them then."""
@@ -211,6 +222,81 @@ class Link:
         if self._client is not None:
             with suppress(errors.RedisError, OSError):
                 await self._client.connection_pool.disconnect(inuse_connections=False)
+
+
+class _Messages:
+    """The messages of all channels, on one connection."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[str, Callable[[], None]] = {}
+        self._subscription: PubSub | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def listen(self, client: Redis, channel: str, notify: Callable[[], None], timeout_seconds: float) -> None:
+        self._listeners[channel] = notify
+        try:
+            if self._task is None:
+                self._task = asyncio.create_task(self._run(client, timeout_seconds))
+            elif self._subscription is not None:
+                await self._change(self._subscription.subscribe(channel))
+                notify()
+            await asyncio.get_running_loop().create_future()  # until cancelled
+        finally:
+            del self._listeners[channel]
+            if self._subscription is not None and self._listeners:
+                await self._change(self._subscription.unsubscribe(channel))
+
+    async def stop(self) -> None:
+        await end_tasks(self._task)
+        self._task = None
+
+    async def _change(self, change: Awaitable[None]) -> None:
+        with suppress(errors.RedisError, OSError):  # if the connection fails, the next one has the right channels
+            await change
+
+    async def _run(self, client: Redis, timeout_seconds: float) -> None:
+        backoff = Backoff(RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS, RETRY_JITTER)
+        while True:
+            while not self._listeners:
+                await asyncio.sleep(RETRY_LONGEST_SECONDS)
+            try:
+                async with client.pubsub() as subscription:
+                    async with asyncio.timeout(timeout_seconds):
+                        await subscription.subscribe(*self._listeners)
+                    self._subscription = subscription
+                    for notify in list(self._listeners.values()):
+                        notify()
+                    backoff.reset()
+                    while True:
+                        self._pass_on(await subscription.get_message(True, HEALTH_CHECK_SECONDS))
+            except (errors.RedisError, OSError) as error:
+                logger.debug("listening for changed documents failed: %s", error)
+            finally:
+                self._subscription = None
+            await asyncio.sleep(backoff.next())
+
+    def _pass_on(self, message: dict[str, Any] | None) -> None:
+        notify = self._listeners.get(message["channel"].decode()) if message is not None else None
+        if notify is not None:
+            notify()
+
+
+async def count_living(link: Link, namespace: str) -> int:
+    """Return the number of workers that use a namespace."""
+    seconds, microseconds = await link.call("TIME")
+    now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+    return int(await link.call("ZCOUNT", f"{prefix(namespace)}:consumers", now_ms, "+inf"))
+
+
+async def delete_namespace(link: Link, namespace: str) -> int:
+    """Delete all keys of a namespace. Return their number."""
+    deleted, cursor = 0, b"0"
+    while True:
+        cursor, keys = await link.call("SCAN", cursor, "MATCH", f"{prefix(namespace)}:*", "COUNT", SCAN_COUNT)
+        if keys:
+            deleted += int(await link.call("UNLINK", *keys))
+        if cursor == b"0":
+            return deleted
 
 
 async def within(seconds: float, work: Awaitable[T]) -> T:

@@ -1,6 +1,7 @@
 """The thread that uses the connection to the files of a store."""
 
 import asyncio
+import contextvars
 import logging
 import sqlite3
 import threading
@@ -38,7 +39,8 @@ class Database:
         """Open the files of the guard in the thread."""
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         name = Path(guard.name).stem
-        self._thread = threading.Thread(target=self._serve, args=(guard, opened), name=name, daemon=True)
+        serve = contextvars.copy_context().run  # so that log lines begin with the name of the environment
+        self._thread = threading.Thread(target=serve, args=(self._serve, guard, opened), name=name, daemon=True)
         self._thread.start()
         try:
             await opened

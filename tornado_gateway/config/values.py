@@ -1,0 +1,103 @@
+"""Values of options from text of any source, and the problems found in them."""
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tornado_gateway.config.kinds import Option, mask
+from tornado_gateway.config.options import BY_FILE_NAME, NAMES, option_name
+
+
+class Given(NamedTuple):
+    """A value as text, and its source."""
+
+    text: str
+    source: str
+
+
+@dataclass(slots=True)
+class Findings:
+    """Problems found so far, and the options they concern, to suppress follow-up errors.
+
+    `spell` makes the name of an option the one that its author has written.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
+    spell: Callable[[str], str] = str
+
+    def add(self, name: str, source: str, expected: str, got: str) -> None:
+        self.problems.append(f"{self.spell(name)} ({source}): expected {expected}, got {got}")
+        self.broken.add(option_name(name))
+
+    def add_unknown(self, key: str, problem: str, spell: Callable[[str], str], names: Collection[str] = NAMES) -> None:
+        name = key.lstrip("-").replace("-", "_").upper()
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f". Did you mean {spell(near[0])}?" if near else ""
+        self.problems.append(f"{problem} {key}{hint}")
+        self.broken.update(map(option_name, near))
+
+
+def parsed(
+    given: Mapping[str, Given], findings: Findings, options: Iterable[Option]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values of the options by attribute, and their sources by name."""
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for option in options:
+        if option.name not in given:
+            continue
+        text, source = given[option.name]
+        try:
+            values[option.attribute] = option.kind.parse(text if option.secret else text.strip())
+            sources[option.name] = source
+        except ValueError:
+            findings.add(option.name, source, option.expected, quoted(option, text))
+    return values, sources
+
+
+def read_secret_files(given: dict[str, Given], findings: Findings, directory: Path = Path()) -> None:
+    """Replace every NAME_FILE by NAME with the content of that file, whose path is relative to `directory`."""
+    for file_name, option in BY_FILE_NAME.items():
+        if file_name not in given:
+            continue
+        path, source = given.pop(file_name)
+        if option.name in given:
+            expected = f"either {findings.spell(option.name)} or {findings.spell(file_name)}"
+            got = f"{findings.spell(option.name)} as well ({given.pop(option.name).source})"
+            findings.add(file_name, source, expected, got)
+            continue
+        try:
+            content = (directory / path.strip()).read_text(encoding="utf-8-sig").strip()
+        except (OSError, ValueError) as error:
+            findings.add(file_name, source, "a text file that can be read", f"{quoted_path(path)} ({why(error)})")
+            continue
+        if not content:
+            findings.add(file_name, source, "a file that holds the secret", f"{quoted_path(path)}, which is empty")
+            continue
+        given[option.name] = Given(content, f"{source} {file_name}")
+
+
+def why(error: OSError | ValueError) -> str:
+    """Return the reason without the content, because a decoding error has the bytes, which may be a secret."""
+    return (error.strerror or "unreadable") if isinstance(error, OSError) else "not UTF-8"
+
+
+def quoted(option: Option, text: str) -> str:
+    if option.secret:
+        return _in_quotes(mask(text))
+    # redis://:password@host in REDIS_HOST is a common mistake, and no reason to print the password.
+    return _in_quotes(re.sub(r"^([a-z]+://)?.*@", r"\1****@", text, flags=re.DOTALL | re.IGNORECASE))
+
+
+def quoted_path(text: str) -> str:
+    """Quote a path. Without a slash it is more likely the secret itself, given by mistake, and is masked."""
+    return _in_quotes(text if "/" in text else mask(text))
+
+
+def _in_quotes(text: str) -> str:
+    return json.dumps(text if len(text) <= 100 else f"{text[:100]}...", ensure_ascii=False)

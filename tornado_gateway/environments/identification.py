@@ -1,0 +1,367 @@
+"""The environment that a request means, if ENVIRONMENTS_FILE names several.
+
+A request can name one in several places: an SDK key in a header or in the query, a name, an account, and the documents
+of events. The first place in this order decides, and the others must agree, because a request that names two
+environments is a mistake in a configuration. A request that names none belongs to the environment of its host name, or
+to the default one. A wrong key costs a look-up and never a request to VWO. See docs/environments.md.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, final
+
+from tornado_gateway.environments.client_tokens import ClientToken
+from tornado_gateway.environments.environment import Environment
+from tornado_gateway.errors import RequestError
+from tornado_gateway.http.fields import printable, query_text
+from tornado_gateway.http.messages import Request
+from tornado_gateway.logs import ThrottledLog
+from tornado_gateway.settings.mirror import Snapshot
+
+logger = logging.getLogger(__name__)
+
+ACCOUNT_PARAMETERS = (b"accountId", b"a")
+KEY_PARAMETERS = (b"sdkKey", b"i", b"env")
+NAME_PARAMETER, NAME_HEADER = b"environment", b"x-fme-environment"
+KEY_HEADERS = (b"authorization", b"x-api-key")
+BEARER = b"bearer "
+SHOWN = {b"authorization": "Authorization", b"x-api-key": "X-API-Key", NAME_HEADER: "X-FME-Environment"}
+KNOWN_REQUESTS = 1000  # remembered queries, with the headers that name an environment
+LONGEST_KNOWN = 1024  # bytes of one
+WRONG_ACCOUNT = "accountId or sdkKey does not match this gateway"
+QUESTION = "which environment? name it by SDK key, X-FME-Environment or host"
+
+
+class Claim(NamedTuple):
+    """An environment, and the place in a request that names it."""
+
+    environment: Environment
+    place: str
+
+
+@final
+class Scope:
+    """What a request with events says about their environment, besides its body.
+
+    `named` is the environment that it names; `key` its SDK key, served here or not. Events that name none belong to
+    `otherwise`, None if there is no such environment. `counting` counts the events that are rejected.
+    """
+
+    __slots__ = ("counting", "fallback_key", "is_final", "key", "named", "otherwise", "request")
+
+    def __init__(
+        self,
+        counting: Environment,
+        key: str | None = None,
+        named: Claim | None = None,
+        otherwise: Environment | None = None,
+        request: Request | None = None,
+        fallback_key: str | None = None,
+    ) -> None:
+        self.counting = counting
+        self.fallback_key = fallback_key  # of events that name none
+        self.key = key
+        self.named = named
+        self.otherwise = otherwise
+        self.request = request  # None without a file
+        self.is_final = request is None and key is not None  # documents are not asked
+
+
+class _Known(NamedTuple):
+    """The environment of a request that was seen before. `tally` counts requests with its SDK key, if it has one."""
+
+    environment: Environment
+    tally: list[int] | None
+    place: int  # in the tally
+
+
+class Identification:
+    """Tables of the environments of one version of the file. `on_unidentified`: see `Environments`."""
+
+    def __init__(self, environments: Sequence[Environment], on_unidentified: Callable[[Request], None]) -> None:
+        self._environments = environments
+        self._on_unidentified = on_unidentified
+        self._by_key = {key: one for one in environments for key in one.access.sdk_keys}
+        self._by_raw_key = {key.encode(): one for key, one in self._by_key.items()}
+        self._by_name = {one.access.name: one for one in environments}
+        self._by_host = {host.encode(): one for one in environments for host in one.access.hosts}
+        self._default = next((one for one in environments if one.access.is_default), None)
+        self._known: dict[bytes, _Known] = {}
+        self._lists: dict[str, tuple[Snapshot, frozenset[str]]] = {}
+        self._log = ThrottledLog(logger, 3600)
+
+    # --- One request ---
+
+    def of(self, request: Request) -> Environment:
+        """Return the environment of a request. Raise RequestError 400 without exactly one."""
+        if token_of(request) is not None:
+            return self._of_unknown(request)
+        carried = self._carried(request)
+        found = self._known.get(carried)
+        if found is None:
+            environment = self._of_unknown(request)
+            key = self._key_of(request)
+            owner = None if key is None else self._by_key.get(key)
+            found = _Known(environment, None if owner is None else owner.counts.keys, self._place_of(owner, key))
+            self._remember(carried, found)
+        if found.tally is not None:
+            found.tally[found.place] += 1
+        return found.environment
+
+    def _key_of(self, request: Request) -> str | None:
+        """Return the SDK key in the query or in a header."""
+        for parameter in KEY_PARAMETERS:
+            if (key := query_text(request.query, parameter)) is not None:
+                return key
+        values = [value for header in KEY_HEADERS if (value := request.header(header)) is not None]
+        return next((bare(value).decode("latin-1") for value in values if bare(value) in self._by_raw_key), None)
+
+    def _place_of(self, owner: Environment | None, key: str | None) -> int:
+        return 0 if owner is None or key == owner.access.sdk_key else 1
+
+    def _count(self, key: str | None) -> None:
+        owner = None if key is None else self._by_key.get(key)
+        if owner is not None:
+            owner.counts.keys[self._place_of(owner, key)] += 1
+
+    def of_lookup(self, request: Request, list_id: str | None) -> Environment | None:
+        """Return the environment of a request for an alias or a list, None if it names none."""
+        claim = self._named(request)
+        if claim is not None:
+            self._count(self._key_of(request))
+            return claim.environment
+        account = _account(request.query)
+        found = self._of_account(account) or (None if list_id is None else self._of_list(request, account, list_id))
+        found = found or self._otherwise(request, account)
+        if found is None:
+            self._note(request)
+        return found
+
+    def named_by(self, request: Request) -> Environment | None:
+        """Return the environment that a key or a name in a request means, None without exactly one."""
+        try:
+            claim = self._named(request)
+        except RequestError:
+            return None
+        return None if claim is None else claim.environment
+
+    def _of_unknown(self, request: Request) -> Environment:
+        claim, account = self._named(request), _account(request.query)
+        if account is not None and not (_has_one_account(request.query, account) and self._is_served(account, claim)):
+            raise RequestError(400, WRONG_ACCOUNT)
+        if claim is not None:
+            return claim.environment
+        return self._of_account(account) or self._otherwise(request, account) or self._reject(request)
+
+    def _carried(self, request: Request) -> bytes:
+        """Return all that can change the result: the query, and the headers that name an environment."""
+        carried, has_hosts = request.query, bool(self._by_host)
+        for name, value in request.headers:
+            size = len(name)
+            if (size == 4 and has_hosts) or size == 9 or size == 13 or size == 17:
+                carried = self._with_header(carried, name.lower(), value)
+        return carried
+
+    def _with_header(self, carried: bytes, name: bytes, value: bytes) -> bytes:
+        if name == b"host" or name == NAME_HEADER or (name in KEY_HEADERS and bare(value) in self._by_raw_key):
+            return b"%b\n%b:%b" % (carried, name, value)
+        return carried
+
+    def _remember(self, carried: bytes, found: _Known) -> None:
+        if len(carried) <= LONGEST_KNOWN:
+            if len(self._known) >= KNOWN_REQUESTS:  # some clients add a random parameter; others are known again soon
+                self._known = {}
+            self._known[carried] = found
+
+    # --- The places, in the order in which they decide ---
+
+    def _named(self, request: Request) -> Claim | None:
+        """Return the environment that a key or a name in a request means. Raise RequestError 400 for several."""
+        named = (*self._by_key_header(request), *self._by_key_parameter(request), *self._by_names(request))
+        claim = _agreed([*self._by_token(request), *named])
+        if claim is not None and not _allows(token_of(request), claim.environment):
+            raise RequestError(403, f"this token may not be used in environment {claim.environment.access.name}")
+        return claim
+
+    def _by_token(self, request: Request) -> Iterator[Claim]:
+        """Yield the environment of a token of one."""
+        token = token_of(request)
+        if token is not None and len(token.environments) == 1:
+            yield Claim(self._of_token(token), "the token")
+
+    def _of_token(self, token: ClientToken) -> Environment:
+        """Return the first environment of a token that is still served."""
+        found = next((self._by_name[name] for name in token.environments if name in self._by_name), None)
+        if found is None:
+            raise RequestError(403, "the environments of this token are not served")
+        return found
+
+    def _by_key_header(self, request: Request) -> Iterator[Claim]:
+        """Yield the owners of SDK keys. Other values, such as tokens of a proxy, mean nothing here."""
+        for header in KEY_HEADERS:
+            value = request.header(header)
+            if value is not None and (owner := self._by_raw_key.get(bare(value))) is not None:
+                yield Claim(owner, SHOWN[header])
+
+    def _by_key_parameter(self, request: Request) -> Iterator[Claim]:
+        for parameter in KEY_PARAMETERS:
+            key = query_text(request.query, parameter)
+            if key is not None:
+                if key not in self._by_key:
+                    raise RequestError(400, WRONG_ACCOUNT)
+                yield Claim(self._by_key[key], parameter.decode())
+
+    def _by_names(self, request: Request) -> Iterator[Claim]:
+        header = request.header(NAME_HEADER)
+        given = {
+            NAME_PARAMETER.decode(): query_text(request.query, NAME_PARAMETER),
+            SHOWN[NAME_HEADER]: None if header is None else header.decode("latin-1").strip() or None,
+        }
+        for place, name in given.items():
+            if name is not None:
+                if name not in self._by_name:
+                    raise RequestError(400, f"this gateway has no environment {printable(name, 32)}")
+                yield Claim(self._by_name[name], place)
+
+    def _of_account(self, account: str | None) -> Environment | None:
+        """Return the only environment of an account, None if there are several."""
+        if account is None:
+            return None
+        own = [one for one in self._environments if one.access.account_id == account]
+        return own[0] if len(own) == 1 else None
+
+    def has_key(self, request: Request) -> bool:
+        """Return whether a request has an SDK key. Raise RequestError 400 for a wrong one in its query."""
+        return any(True for _ in (*self._by_key_header(request), *self._by_key_parameter(request)))
+
+    def _of_list(self, request: Request, account: str | None, list_id: str) -> Environment | None:
+        """Return an environment whose settings mention a list; None if several accounts do.
+
+        Lists belong to accounts, so any environment of the account will do; that of the host is preferred.
+        """
+        served = [one for one in self._environments if account is None or one.access.account_id == account]
+        mentioning = [one for one in served if list_id in self._lists_of(one)]
+        if len({one.access.account_id for one in mentioning}) != 1:
+            return None
+        preferred = self._otherwise(request, account)
+        return preferred if preferred in mentioning else mentioning[0]
+
+    def _lists_of(self, environment: Environment) -> frozenset[str]:
+        snapshot, name = environment.mirror.current, environment.access.name
+        if snapshot is None:
+            return frozenset()
+        known = self._lists.get(name)
+        if known is None or known[0] is not snapshot:
+            features = snapshot.settings.features.values()
+            known = snapshot, frozenset(check[1] for feature in features for check in feature.list_checks)
+            self._lists[name] = known
+        return known[1]
+
+    def _otherwise(self, request: Request, account: str | None = None) -> Environment | None:
+        """Return the environment of a host name, or the default one, unless it is of another account."""
+        found, token = self._of_host(request) or self._default, token_of(request)
+        if token is not None and (found is None or not _allows(token, found)):
+            found = self._of_token(token)
+        return found if found is None or account is None or found.access.account_id == account else None
+
+    def _of_host(self, request: Request) -> Environment | None:
+        host = request.header(b"host") if self._by_host else None
+        if host is None:
+            return None
+        name, colon, port = host.rpartition(b":")
+        name = name if colon and port.isdigit() else host
+        return self._by_host.get(name.strip(b"[]").rstrip(b".").lower())
+
+    def _is_served(self, account: str, claim: Claim | None) -> bool:
+        """Return whether the account is that of the named environment, or of any one if none is named."""
+        if claim is not None:
+            return claim.environment.access.account_id == account
+        return any(one.access.account_id == account for one in self._environments)
+
+    def _reject(self, request: Request) -> Environment:
+        self._note(request)
+        raise RequestError(400, QUESTION)
+
+    def _note(self, request: Request) -> None:
+        self._on_unidentified(request)
+        path = printable(request.path.decode("latin-1"), 100)
+        self._log.warning("unidentified", "%s got no result: it named no environment, and none is the default", path)
+
+    # --- Events ---
+
+    def scope_of(self, request: Request) -> Scope:
+        """Return what the query and the headers say. A key that is not served here is no error: see `of_event`."""
+        query = request.query
+        key = query_text(query, b"env") or query_text(query, b"sdkKey") or query_text(query, b"i")
+        otherwise = self._otherwise(request)
+        if key is not None and key not in self._by_key:
+            return Scope(otherwise or self._environments[0], key, None, otherwise, request)
+        claim = self._named(request)
+        self._count(key if key is not None or claim is None else self._key_of(request))
+        if claim is None and (own := self._of_account(_account(query))) is not None:
+            claim = Claim(own, "account")
+        counting = otherwise or self._environments[0] if claim is None else claim.environment
+        return Scope(counting, key, claim, otherwise, request)
+
+    def of_event(self, scope: Scope, key: str | None) -> Environment | None:
+        """Return the environment of an event, None if the key of the query or of the document is not served here."""
+        if scope.key is not None and scope.named is None:
+            return None
+        own = None if key is None else self._by_key.get(key)
+        if scope.named is None:
+            self._count(key)
+        claims = [] if scope.named is None else [scope.named]
+        agreed = _agreed(claims if own is None else [*claims, Claim(own, "the event")])
+        if agreed is not None:
+            return agreed.environment
+        if key is not None:
+            return None
+        if scope.otherwise is None and scope.request is not None:
+            self._reject(scope.request)
+        return scope.otherwise
+
+    def of_usage_statistics(self, scope: Scope, key: str | None) -> Environment:
+        """Return the environment of a key that is served here, otherwise any: the event goes to another account."""
+        own = None if key is None or scope.named is not None else self._by_key.get(key)
+        return own or scope.counting
+
+
+def token_of(request: Request) -> ClientToken | None:
+    """Return the token of a request if it is for some environments only."""
+    token = getattr(request, "client", None)
+    return token if isinstance(token, ClientToken) and token.environments else None
+
+
+def _allows(token: ClientToken | None, environment: Environment) -> bool:
+    return token is None or environment.access.name in token.environments
+
+
+def _agreed(claims: Sequence[Claim]) -> Claim | None:
+    """Return the first claim, None if there is none. Raise RequestError 400 if another one contradicts it."""
+    for claim in claims:
+        first = claims[0]
+        if claim.environment is not first.environment:
+            names = first.environment.access.name, claim.environment.access.name
+            raise RequestError(
+                400,
+                f"the request names two environments: {names[0]} ({first.place}) and {names[1]} ({claim.place})",
+            )
+    return claims[0] if claims else None
+
+
+def _account(query: bytes) -> str | None:
+    """Return the account in a query, None if there is none."""
+    for parameter in ACCOUNT_PARAMETERS:
+        account = query_text(query, parameter)
+        if account is not None:
+            return account
+    return None
+
+
+def _has_one_account(query: bytes, account: str) -> bool:
+    return all(query_text(query, parameter) in (None, account) for parameter in ACCOUNT_PARAMETERS)
+
+
+def bare(value: bytes) -> bytes:
+    """Return the value of a header without the word Bearer."""
+    return value[len(BEARER) :].strip() if value[: len(BEARER)].lower() == BEARER else value

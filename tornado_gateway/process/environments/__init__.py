@@ -1,0 +1,1 @@
+"""The environments of one worker: made from their configuration, started and stopped, and replaced at a reload."""

@@ -1,0 +1,108 @@
+"""ENVIRONMENTS_FILE is read again when it, or a file that it names, has changed, and at SIGHUP.
+
+All or nothing: a file with a mistake is logged with all its mistakes and changes nothing. Each worker does this for
+itself, so that none of them is replaced.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from tornado_gateway.config import Config
+from tornado_gateway.config.environments import EnvironmentConfig, environments_of, files_of
+from tornado_gateway.errors import ConfigError, GatewayError
+from tornado_gateway.process.environments.serving import Serving
+from tornado_gateway.tasks import Periodic
+
+logger = logging.getLogger(__name__)
+
+CHECK_SECONDS = 3.0
+
+Signature = tuple[tuple[Path, int, int, int], ...]
+
+
+def read_environments(
+    config: Config, otherwise: Sequence[EnvironmentConfig] | None = None
+) -> Sequence[EnvironmentConfig]:
+    """Return the environments of the file. If it has a mistake, return the others; raise ConfigError without them."""
+    try:
+        return environments_of(config)
+    except ConfigError as error:
+        if otherwise is None:
+            raise
+        _log_problems(error.problems)
+        return otherwise
+
+
+class Reload:
+    """Watches the file of `config`."""
+
+    def __init__(self, config: Config, serving: Serving, check_seconds: float = CHECK_SECONDS) -> None:
+        self.error: str | None = None  # the mistakes of the newest file, if it is not in use
+        self._config = config
+        self._serving = serving
+        self._files = files_of(config)
+        self._seen: Signature = ()  # the file may have changed since this worker has read it, so it is read once more
+        self._timer = Periodic(self.check, check_seconds, jitter=0.2)
+        self._now: asyncio.Task[None] | None = None
+        self._reloading = asyncio.Lock()
+
+    def start(self) -> None:
+        self._timer.start()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_now)
+
+    async def stop(self) -> None:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        await self._timer.end()
+        if self._now is not None:
+            await asyncio.wait([self._now])
+
+    async def check(self) -> None:
+        """Reload if the files have changed."""
+        async with self._reloading:
+            signature = _signature(self._files)
+            if signature != self._seen:
+                self._seen = signature
+                await self._reload()
+
+    def _reload_now(self) -> None:
+        if self._now is None or self._now.done():
+            self._now = asyncio.create_task(self._reload_unconditionally())
+
+    async def _reload_unconditionally(self) -> None:
+        async with self._reloading:
+            self._seen = _signature(self._files)
+            await self._reload()
+
+    async def _reload(self) -> None:
+        try:
+            environments = await asyncio.to_thread(environments_of, self._config)
+            self._files = await asyncio.to_thread(files_of, self._config)
+            self._seen = _signature(self._files)
+            await self._serving.change(environments)
+        except GatewayError as error:
+            self.error = str(error)
+            problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+            _log_problems(problems)
+        else:
+            self.error = None
+
+
+def _log_problems(problems: Sequence[str]) -> None:
+    for problem in problems:
+        logger.error("the changed environments were rejected, the old ones remain in use: %s", problem)
+
+
+def _signature(files: Sequence[Path]) -> Signature:
+    """Return values that change with the files. Links are followed: Kubernetes changes them to renew a file."""
+    seen = []
+    for file in files:
+        try:
+            stat = file.stat()
+        except OSError:  # in the middle of a change, or gone; loading reports it
+            continue
+        seen.append((file, stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    return tuple(seen)

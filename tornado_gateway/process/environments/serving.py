@@ -1,0 +1,116 @@
+"""The environments that a worker serves. Everything that adds, changes or removes one is in this file."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from tornado_gateway.config.environments import EnvironmentConfig
+from tornado_gateway.environments.registry import Environments
+from tornado_gateway.http.messages import Request
+from tornado_gateway.process.environments.served import Served
+
+logger = logging.getLogger(__name__)
+
+Make = Callable[[EnvironmentConfig, int], Served]
+
+
+class Serving:
+    """All environments of a worker. `make` makes one of so many.
+
+    Removed ones are kept until their events are delivered.
+    """
+
+    def __init__(
+        self,
+        make: Make,
+        configs: Sequence[EnvironmentConfig],
+        on_unidentified: Callable[[Request], None],
+    ) -> None:
+        self.all = [make(config, len(configs)) for config in configs]
+        self.is_from_file = self.all[0].owns_store
+        self.environments = Environments(
+            [one.environment for one in self.all],
+            is_from_file=self.is_from_file,
+            needs_key=configs[0].config.client_key_required,
+            on_unidentified=on_unidentified,
+        )
+        self._make = make
+        self._connect: Callable[[Served], None] = lambda served: None
+        self._drained: set[Served] = set()
+        self._changing = asyncio.Lock()
+
+    @property
+    def first(self) -> Served:
+        """The default environment, or any one if there is none."""
+        first = self.environments.first
+        return next(one for one in self.all if one.environment is first)
+
+    def named(self, name: str) -> Served | None:
+        return next((one for one in self.all if one.config.name == name), None)
+
+    def with_drained(self) -> list[Served]:
+        """Return all environments, then the removed ones whose events are not yet delivered."""
+        names = {one.config.name for one in self.all}
+        return [*self.all, *(one for one in self._drained if one.config.name not in names)]
+
+    def connect(self, connect: Callable[[Served], None]) -> None:
+        """Call `connect` with each environment, those of later versions of the file included, before it starts."""
+        self._connect = connect
+        for one in self.all:
+            connect(one)
+
+    async def start(self) -> None:
+        """Start all. Raise StartError if one of them cannot start."""
+        await _start(self.all)
+
+    async def stop(self) -> None:
+        async with self._changing:
+            await asyncio.gather(*(one.stop() for one in [*self.all, *self._drained]))
+
+    async def change(self, configs: Sequence[EnvironmentConfig]) -> bool:
+        """Serve these environments from now on. Return whether anything has changed.
+
+        Raise StartError, and change nothing, if a new one cannot start.
+        """
+        async with self._changing:
+            known = {one.identity: one for one in self.all}
+            drained = {one.identity: one for one in self._drained if one.can_resume}
+            wanted = [(config, (config.name, config.config.account_id)) for config in configs]
+            resumed = [drained[identity] for _, identity in wanted if identity not in known and identity in drained]
+            new = [self._make(config, len(configs)) for config, identity in wanted if identity not in known | drained]
+            for one in new:
+                self._connect(one)
+            await _start(new)
+            for one in resumed:
+                self._drained.discard(one)
+                await one.resume()
+            return self._replace(configs, [*self.all, *resumed, *new])
+
+    def _replace(self, configs: Sequence[EnvironmentConfig], candidates: Sequence[Served]) -> bool:
+        by_identity = {one.identity: one for one in candidates}
+        before, after = self.all, [by_identity[config.name, config.config.account_id] for config in configs]
+        changed = [(one, config) for one, config in zip(after, configs, strict=True) if one.config != config]
+        for one, config in changed:
+            one.change(config)
+        self.all = after
+        self.environments.replace([one.environment for one in after])
+        removed = [one for one in before if one not in after]
+        for one in removed:
+            one.drain(self._drained)
+        signs = [
+            *(f"+{one.config.name}" for one in after if one not in before),
+            *(f"-{one.config.name}" for one in removed),
+            *(f"~{one.config.name}" for one, _ in changed if one in before),
+        ]
+        if signs:
+            logger.info("environments: %s", " ".join(signs))
+        return bool(signs)
+
+
+async def _start(served: Sequence[Served]) -> None:
+    """Start all of them at the same time. If one fails, stop the others and raise its error."""
+    results = await asyncio.gather(*(one.start() for one in served), return_exceptions=True)
+    errors = [result for result in results if isinstance(result, BaseException)]
+    if errors:
+        await asyncio.gather(*(one.stop() for one in served))
+        raise errors[0]
