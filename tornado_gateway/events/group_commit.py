@@ -12,7 +12,7 @@ from tornado_gateway.tasks import Periodic
 
 logger = logging.getLogger(__name__)
 
-Entry = tuple[int, bytes, str]  # number of events, their documents joined by newlines, query as in `NewChunk`
+Entry = tuple[int, bytes]  # number of events, their documents joined by newlines
 CHECKS = 4  # of a commit within its time
 
 
