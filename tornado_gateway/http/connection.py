@@ -20,8 +20,6 @@ from collections.abc import Awaitable
 from time import monotonic
 from typing import Any, final
 
-import httptools
-
 from tornado_gateway.gate import Gate
 from tornado_gateway.http.limits import MAX_QUEUED_BYTES, SHARE_SECONDS, WRITE_BYTES, RunQueue, ServerOptions
 from tornado_gateway.http.messages import CONTINUE, OVERLOADED, Handler, Request, Response, Streamed, respond_not_found
@@ -99,22 +97,13 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         reader = self.reader
-        started = reader.phase
-        if started >= ENDED:
+        if reader.phase >= ENDED:
             return
-        if self.blocked or len(data) > self.options.limits.slice_bytes:
+        if self.blocked or len(data) > self.options.slice_bytes:
             self._hold_and_pump(data)
             return
         self.corked, self.has_served = True, False
-        failure: Exception | None = None
-        try:
-            reader.parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            failure = error  # handled below: in here it would become the context of the next failure
-        if failure is not None:
-            reader.resume(failure, data, started)
-        elif reader.phase or started:
-            reader.end_slice(data, started)
+        reader.read(data)
         self.corked = False
         if reader.phase or self.blocked or self.stopping:
             self.flush()
@@ -203,9 +192,8 @@ class Connection(asyncio.Protocol):
 
     def _continue(self) -> None:
         """Ask for a body that the client holds back, as soon as all earlier responses are out."""
-        reader = self.reader
-        if reader.phase == BODY and not self.queue and not self.waiting:
-            reader.expectation = NO_EXPECTATION
+        if not self.queue and not self.waiting:
+            self.reader.expectation = NO_EXPECTATION
             self.output.put(CONTINUE)
 
     def _block(self) -> None:
@@ -289,11 +277,11 @@ class Connection(asyncio.Protocol):
             self._block()
 
     def _hold(self, gate: Gate) -> None:
-        if self.gate is not gate and not gate.is_open:
+        if gate.is_open:
+            self.flush()
+        elif self.gate is not gate:
             self.gate = gate
             gate.hold(self)
-        elif gate.is_open:
-            self.flush()
 
     def _start_task(self, request: Request, response: Awaitable[Response] | Streamed) -> None:
         if isinstance(response, Streamed):
@@ -351,15 +339,19 @@ class Connection(asyncio.Protocol):
 
     def _end_turn(self) -> None:
         reader, output = self.reader, self.output
-        if reader.expectation == CONTINUE_DUE:
-            self._continue()
+        if reader.phase == BODY:
+            self._await_body()
         if output.pieces:
             output.write_out()
-        if reader.phase == BODY and self.is_starved():
-            self._block()
-            self.options.budget.wait(self.flush)
         if reader.phase >= ENDED or self.eof or output.transport is None:
             self._settle()
+
+    def _await_body(self) -> None:
+        if self.reader.expectation == CONTINUE_DUE:
+            self._continue()
+        if self.options.budget.is_exceeded():
+            self._block()
+            self.options.budget.wait(self.flush)
 
     def _send(self, request: Request, response: Response) -> None:
         plain = request.keep_alive and request.version == "1.1" and request.method != b"HEAD" and not self.stopping
