@@ -113,6 +113,14 @@ def test_settings(setting, path, query, headers, expected):
     assert settings_of(response) == setting.expected(*expected)
 
 
+def test_a_wrong_key_causes_no_request_to_the_vendor(setting):
+    for target in ("/server-side/v2-settings?i={}", "/server-side/v2-pull?a=1&i={}", "/server-side/getFlag?sdkKey={}"):
+        setting.ask("GET" if "v2" in target else "POST", target.format("wrong-key"))
+    setting.ask("POST", "/events/t?env=wrong-key", event())
+    texts = [f"{call.query} {call.headers}" for call in setting.vendor.calls]
+    assert not [text for text in texts if "wrong-key" in text]
+
+
 # --- Decisions ---
 
 
