@@ -4,6 +4,8 @@ Without ENVIRONMENTS_FILE both are the same. With it, each environment has a dir
 that neither a damaged file nor a full log concerns another one, and a namespace of its own in Redis.
 """
 
+import logging
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,8 @@ from tornado_gateway.store.sqlite.state import SqliteState
 if TYPE_CHECKING:
     from tornado_gateway.store.redis.link import Links
 
+logger = logging.getLogger(__name__)
+
 COMMON_NAMESPACE = "common"  # no account has this name
 DIRECTORY = "environments"  # in DATA_DIR
 
@@ -26,6 +30,14 @@ def data_dir_of(config: Config) -> Path:
     if config.environment_name is None:
         return config.data_dir
     return config.data_dir / DIRECTORY / f"{config.account_id}-{config.environment_name}"
+
+
+def report_unknown(config: Config, served: Collection[Path]) -> None:
+    """Log the directories of environments that are not in the file: their events are kept, but not delivered."""
+    directory = config.data_dir / DIRECTORY
+    for path in sorted(directory.glob("*-*/events-*.db")):
+        if path.parent not in served:
+            logger.warning("%s is of no environment in the file, its events are kept but not delivered", path)
 
 
 class Stores:
