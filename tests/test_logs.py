@@ -194,7 +194,7 @@ def test_an_outage_is_one_line_and_its_end_another(tmp_path):
     assert changed.endswith(f"10 features (-{gone}, ~new-checkout)")
 
 
-async def test_a7_one_line_per_reason_and_interval_and_the_number_of_further_occurrences(caplog):
+async def test_a16_one_line_per_reason_and_interval_and_the_number_of_further_occurrences(caplog):
     log = ThrottledLog(logging.getLogger("x"), seconds=0.1)
     for _ in range(1000):
         log.warning("one", "rejected: %s", "one", count=2)
@@ -211,7 +211,7 @@ async def test_a7_one_line_per_reason_and_interval_and_the_number_of_further_occ
     assert caplog.records[3].getMessage() in ("rejected: one, newer", "rejected: one, newer (1 more within 0.1 s)")
 
 
-async def test_a7_after_an_interval_without_occurrences_the_next_one_is_logged_at_once(caplog):
+async def test_a16_after_an_interval_without_occurrences_the_next_one_is_logged_at_once(caplog):
     log = ThrottledLog(logging.getLogger("x"), seconds=0.05)
     log.error("one", "failed")
     async with asyncio.timeout(60):

@@ -4,6 +4,7 @@ GatewayError
 ├── ConfigError        the configuration cannot be used; lists every problem
 ├── StartError         a worker cannot start; names cause and remedy
 ├── RequestError       the client's request cannot be served; has the HTTP status
+│   ├── DisabledError  an option disables the endpoint (403)
 │   ├── AttemptsError  too many wrong tokens were sent (429); has the time until the next attempt
 │   ├── QueueFullError the event queue accepts no events at the moment (503)
 │   └── NotLoadedError no settings have been loaded yet (503)
@@ -36,19 +37,30 @@ class StartError(GatewayError):
 
 
 class RequestError(GatewayError):
-    """A request that gets the response `{"status":0,"error":message}` with `status`."""
+    """A request that gets the response `{"status":0,"error":message}` with `status` and `headers`."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = headers
+
+
+class DisabledError(RequestError):
+    """DECISION_REQUIRED is off, or off for this environment."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            403, "Decision endpoints are disabled on this gateway. Set DECISION_REQUIRED=true to enable them."
+        )
 
 
 class AttemptsError(RequestError):
     """Too many wrong tokens were sent, so the one of this request was not checked."""
 
     def __init__(self, retry_after_seconds: float) -> None:
-        super().__init__(429, "too many wrong tokens were sent, try again later")
         self.retry_after_seconds = max(1, math.ceil(retry_after_seconds))
+        headers = [(b"Retry-After", b"%d" % self.retry_after_seconds)]
+        super().__init__(429, "too many wrong tokens were sent, try again later", headers)
 
 
 class QueueFullError(RequestError):

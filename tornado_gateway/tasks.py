@@ -1,9 +1,10 @@
-"""Background tasks: calls that are repeated at an interval, waiting with a limit, a shared limit, the end of a task."""
+"""Background tasks: repeated calls, changes of files, waiting with a limit, a shared limit, the ends of tasks."""
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -63,6 +64,19 @@ class Periodic:
             logger.exception("a periodic call failed, retrying in %g s", self._seconds)
 
 
+class FileWatch:
+    """Tells whether files have changed. Links are followed: certbot and Kubernetes replace them."""
+
+    def __init__(self, *paths: Path) -> None:
+        self._paths = paths
+        self._seen = _signature(paths)
+
+    def has_changed(self) -> bool:
+        """Return whether a file has changed since the last call, or since the watch was created."""
+        before, self._seen = self._seen, _signature(self._paths)
+        return self._seen != before
+
+
 async def wait_at_most(event: asyncio.Event, seconds: float) -> bool:
     """Wait until the event is set, or the time is over. Return whether the event was set in time."""
     try:
@@ -80,6 +94,19 @@ async def end_tasks(*tasks: asyncio.Task[Any] | None) -> None:
         task.cancel()
     if started:
         await asyncio.wait(started)
+
+
+def _signature(paths: Iterable[Path]) -> tuple[tuple[int, int, int] | None, ...]:
+    return tuple(_signature_of(path) for path in paths)
+
+
+def _signature_of(path: Path) -> tuple[int, int, int] | None:
+    """Return values that change with the file; None if there is none, as in the middle of a replacement."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 class SharedLimit:

@@ -81,6 +81,15 @@ def test_asking_for_no_alias_is_a_400(get, query):
     assert (answer.status, answer.json()["status"]) == (400, 0)
 
 
+@pytest.mark.parametrize(("count", "status"), [(100, 200), (101, 400)])
+def test_a_request_may_ask_for_a_hundred_aliases(get, count, status):
+    """Each is a lookup in the store, for which decisions of others wait."""
+    ids = ",".join(f'"id-{number}"' for number in range(count))
+    answer = get(f"/user-alias/getAliasUserId?userId=[{ids}]")
+    assert answer.status == status
+    assert status == 200 or "at most 100 ids" in answer.json()["error"]
+
+
 @pytest.mark.usefixtures("aliases")
 @pytest.mark.parametrize(
     ("path", "fields", "events"),

@@ -5,6 +5,7 @@ import socket
 import orjson
 import pytest
 from endpoints import EVENT, JSON, KEY, ORIGIN, RAW_AGENT, document, in_any_order, new_events
+from metrics import samples_of, scrape
 from process import ROOT, Gateway
 from sdk.wire import ask, exchange, parse, request_bytes
 from vendor import Fault, Vendor
@@ -112,6 +113,16 @@ def test_a6_events_of_another_environment_are_dropped_with_a_200(gateway, post, 
             assert (answer.status, answer.body) == (200, b'{"success":true}')
 
         rejected(gateway, vendor, count, send)
+
+
+def test_f5_a_batch_with_the_key_of_another_environment_is_dropped_with_a_200(gateway, post, vendor):
+    """Rows F5, A6, A7: SDKs send the key of a batch in the header Authorization."""
+
+    def send():
+        answer = post("/server-side/batch-events-v2?a=123456", {"ev": [EVENT] * 2}, {"Authorization": OTHER_KEY})
+        assert (answer.status, answer.body) == (200, b'{"success":true}')
+
+    rejected(gateway, vendor, 2, send)
 
 
 def test_a6_one_warning_per_hour_and_no_key_in_it(tmp_path):
@@ -358,3 +369,17 @@ def test_a2_events_within_the_limits_arrive(gateway, post, vendor, props):
     assert new_events(gateway, vendor, 1, lambda: post("/events/t", with_props(props))) == [event]
     batch = b'{"ev":[%b]}' % with_props(props)
     assert new_events(gateway, vendor, 1, lambda: post("/server-side/batch-events-v2", batch)) == [event]
+
+
+def test_a15_a_flood_of_usage_statistics_takes_no_place_of_events(tmp_path):
+    """Row A15: they are best effort, so a full queue of them is no error, and no event of a visitor is rejected."""
+    stats = orjson.dumps({"d": {"event": {"name": "vwo_sdkUsageStats", "props": {}}}})
+    limits = {"EVENT_QUEUE_LIMIT": 10, "EVENTS_PER_REQUEST": 3, "MAX_EVENTS_PER_REQUEST": 3}
+    with Vendor(document()) as vendor:
+        vendor.event_faults.append(Fault(503, times=1_000_000, delay_seconds=1))
+        with Gateway.of_vendor(tmp_path / "d", vendor, **limits, SHUTDOWN_SECONDS=1) as gateway:
+            flood = {ask(gateway.port, "POST", "/events/t?a=888888", stats).status for _ in range(300)}
+            events = {ask(gateway.port, "POST", "/events/t", orjson.dumps(EVENT)).status for _ in range(10)}
+            assert (flood, events) == ({200}, {200})
+            assert gateway.status()["events"]["waiting"] == 10
+            assert samples_of(scrape(gateway)[0])["fme_usage_statistics_total", (("result", "dropped"),)] > 100

@@ -2,6 +2,7 @@
 
 import itertools
 import socket
+import tracemalloc
 import zlib
 from contextlib import ExitStack
 
@@ -10,6 +11,8 @@ import pytest
 from process import ROOT, Gateway, sample_document
 from sdk.wire import ask, exchange, parse, request_bytes
 from vendor import Vendor
+
+from tornado_gateway.http.messages import decompressed
 
 SETTINGS = ROOT / "conf" / "sample-settings.json"
 FEATURE = sample_document()["features"][0]["key"]
@@ -183,8 +186,11 @@ TRACING = "content-type,traceparent,baggage,sentry-trace,x-datadog-trace-id"
 
 def test_d8_a_preflight_allows_the_requested_headers(shop):
     requested = {"Origin": "https://shop.example", "Access-Control-Request-Headers": TRACING}
-    answer = ask(shop.port, "OPTIONS", "/events/t", headers=requested)
+    data = exchange(shop.port, request_bytes("OPTIONS", "/events/t", b"", requested))
+    answer = parse(data)[0]
     assert (answer.status, answer.headers["access-control-allow-headers"]) == (204, TRACING)
+    assert b"\r\nVary: Access-Control-Request-Headers\r\n" in data
+    assert b"\r\nVary: Origin\r\n" in data
 
 
 @pytest.mark.parametrize("requested", ["a\tb", "x" * 3000, "<script>", "a;b", ""], ids=lambda text: repr(text[:9]))
@@ -311,6 +317,16 @@ REJECTED = {
 def test_d12_other_bodies_are_rejected(gateway, path, coding, body, status):
     answer = ask(gateway.port, "POST", path, body, {"Content-Encoding": coding})
     assert (answer.status, answer.json()["status"]) == (status, 0)
+
+
+def test_d12_a_bomb_is_not_inflated_beyond_the_limit():
+    bomb = gzipped(b" " * (300 << 20))
+    tracemalloc.start()
+    try:
+        assert decompressed(bomb, b"gzip", 1 << 20).status == 413
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 # --- D15: prefixes ---

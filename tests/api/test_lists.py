@@ -132,6 +132,12 @@ def test_event_segments_are_asked_upstream(post, vendor):
     assert post("/evaluate-event-dsl", b"no JSON").status == 400
 
 
+def test_f5_only_parameters_of_the_contract_are_forwarded_with_an_event_segment(post, vendor):
+    """Escapes would hide another account from the check."""
+    assert post("/evaluate-event-dsl?uuid=D&account%49d=1&uuid=E&sdkKey=", {"dsl": {}}).status == 200
+    assert vendor.calls_to("/eu01/evaluate-event-dsl")[-1].query == {"uuid": "D"}
+
+
 def paths(vendor, end):
     return [call.path for call in vendor.calls if call.path.endswith(end)]
 

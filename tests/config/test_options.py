@@ -167,7 +167,14 @@ def test_mask(secret: str, shown: str) -> None:
 
 
 def test_secrets_are_those_that_we_think_of() -> None:
-    assert set(SECRETS) == {"SDK_KEY", "REDIS_PASSWORD", "MAXMIND_LICENSE_KEY", "WEBHOOK_TOKEN", "ADMIN_TOKEN"}
+    assert set(SECRETS) == {
+        "SDK_KEY",
+        "REDIS_PASSWORD",
+        "MAXMIND_LICENSE_KEY",
+        "WEBHOOK_TOKEN",
+        "ADMIN_TOKEN",
+        "CLIENT_TOKENS",
+    }
 
 
 def test_secrets_are_not_shown() -> None:

@@ -21,6 +21,7 @@ from in_process import TOKEN as OPERATORS_TOKEN
 from in_process import InProcess
 from load import Load
 from process import Gateway, sample_document
+from redis_servers import RedisServer, needs_redis_server
 from several import KEYS, KeyedVendor, document, gateway_of, statuses, three
 from vendor import Fault, Vendor
 
@@ -332,6 +333,53 @@ def test_features_read_as_rules_and_can_be_filtered(open_page):
     body.get_by_role("button", name="Explain for a visitor").click()
     expect(page.locator("#explain-feature")).to_have_value("new-checkout")
     expect(page.locator("#explain-id")).to_be_focused()
+
+
+@needs_redis_server
+def test_h1_numbers_of_a_paused_redis_are_unknown(open_page, tmp_path):
+    """Row H1: the page showed "Dead letters: None", and counts that did not add up."""
+    with Vendor(sample_document()) as vendor, RedisServer(tmp_path / "redis") as redis:
+        vendor.event_faults.append(Fault(503, times=10**6))
+        options = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": redis.port, "SOCKET_TIMEOUT": 1}
+        with Gateway.of_vendor(tmp_path / "data", vendor, **options) as own:
+            own.post("/server-side/trackEvent", {"eventName": "purchase", "userId": "user-1"})
+            vendor.wait_until(lambda: own.status()["events"]["waiting"] == 1, describe=own.status)
+            redis.pause()
+            vendor.wait_until(lambda: own.status()["events"]["waiting"] is None, describe=own.status)
+            page = open_page(at=own)
+            page.fill("#token", own.admin_token)
+            page.click("#sign-in-form .primary")
+            page.watch.allowed = "401"
+            equation = page.locator("#equation")
+            expect(equation).to_contain_text("? waiting +? dead")
+            expect(equation).to_contain_text("1 unknown")
+            panels = page.locator("#panels")
+            expect(panels).to_contain_text(re.compile(r"Dead letters\s*unknown since [\d:]+, last known 0"))
+            expect(page.locator("#dead-badge")).to_have_text("?")
+            picture(page, "unknown")
+            show(page, "events")
+            expect(page.locator("#dead-hint")).to_contain_text("Dead events: unknown since")
+            redis.resume()
+            expect(page.locator("#dead-hint")).to_contain_text("No dead letters")
+            show(page, "overview")
+            expect(equation).to_contain_text("1 waiting +0 dead")
+
+
+def test_h6_a_broken_location_database_is_not_green(open_page, tmp_path):
+    """Row H6: the page was green. The problem has its remedy."""
+    broken = tmp_path / "broken.mmdb"
+    broken.write_bytes(b"not a database")
+    own_data, options = tmp_path / "data", {"MAXMIND_DB_PATH": broken}
+    with Vendor(sample_document()) as vendor, Gateway.of_vendor(own_data, vendor, **options) as own:
+        page = open_page(at=own)
+        page.fill("#token", own.admin_token)
+        page.click("#sign-in-form .primary")
+        page.watch.allowed = "401"
+        expect(page.locator("#state")).to_contain_text(f"Location database: {broken}")
+        expect(page.locator("#problem-list li")).to_have_count(1)
+        expect(page.locator("#problem-list")).to_contain_text("Replace the file")
+        expect(page.locator(".panel:has-text('Location') .pill.warn")).to_have_text("problem")
+        picture(page, "problems")
 
 
 # Wherever it is looked at

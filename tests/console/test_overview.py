@@ -10,7 +10,7 @@ from tornado_gateway.telemetry.layout import REQUEST_BUCKETS
 
 def test_the_overview_samples_rates_and_gauges():
     workers = {"pid": 1, "requests": {"total": 0, "decisions": 0}}
-    events = {"received": 0, "delivered": 0, "rejected": 0, "discarded": 0, "waiting": 0, "dead": 0}
+    events = {"received": 0, "delivered": 0, "rejected": 0, "lost": 0, "waiting": 0, "dead": 0}
     latencies = [0] * (len(REQUEST_BUCKETS) + 1)
     history = History(
         lambda: {"workers": [dict(workers, requests=dict(workers["requests"]))], "events": dict(events)},
@@ -20,6 +20,7 @@ def test_the_overview_samples_rates_and_gauges():
     workers["requests"]["total"] += 500
     events["received"] += 70
     events["waiting"] = 7
+    events["lost"] = 70
     latencies[1] = 500
     time.sleep(0.05)
     history.sample()
@@ -27,6 +28,7 @@ def test_the_overview_samples_rates_and_gauges():
     seconds = 70 / series["received"][0]
     assert series["requests"][0] == pytest.approx(500 / seconds, rel=0.01)
     assert series["waiting"] == [7]
+    assert series["lost"] == series["received"]
     assert 0.25 < series["p50_ms"][0] < series["p99_ms"][0] <= 0.5
     workers["pid"] = 2  # the worker has been replaced
     workers["requests"]["total"] = 20

@@ -7,8 +7,10 @@ import pytest
 from exchanges import exchange
 from process import SAMPLE_SETTINGS, Gateway
 
-from tornado_gateway.console.auth import EndedSessions
+from tornado_gateway.console.auth import SESSION_SECONDS, EndedSessions
 from tornado_gateway.errors import StoreError
+from tornado_gateway.store.reckoning import Clock
+from tornado_gateway.store.sqlite.state import SqliteState
 
 TOKEN = "correct-horse-battery"
 OPTIONS = {"SETTINGS_FILE": SAMPLE_SETTINGS, "ADMIN_TOKEN": TOKEN}
@@ -99,6 +101,20 @@ async def test_f3_while_the_store_is_down_each_worker_knows_what_it_ended_itself
     calls = state.calls
     assert not await other.has("c", now=1)
     assert state.calls == calls  # it is not asked again at once
+
+
+async def test_c4_an_ended_session_stays_ended_after_a_step_backwards(tmp_path):
+    """Row C4: the cookie is valid again by the wall clock then, but the age of a stored record follows another one."""
+    wall, uptime = 1_800_000_000.0, 5000.0
+    state = SqliteState(tmp_path, clock=Clock(lambda: wall, lambda: uptime, lambda: "boot"))
+    await state.open()
+    until = wall + SESSION_SECONDS
+    await EndedSessions(state).add("a", until, wall)
+    uptime += SESSION_SECONDS + 3600
+    wall += SESSION_SECONDS - 3600
+    await state.forget_expired()
+    assert await EndedSessions(state).has("a", now=wall)
+    await state.close()
 
 
 async def test_f3_ended_sessions_need_no_memory_after_their_time():

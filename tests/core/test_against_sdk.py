@@ -239,7 +239,7 @@ def as_number(variation: Any) -> Any:
 
 REASONS = (
     *("rollout", "experiment", "whitelisted", "stored", "holdout"),
-    *("no rule matched", "feature not found", "error"),
+    *("no rule matched", "out of traffic", "lost group", "feature not found", "error"),
 )
 CONDITIONS = (
     *("and", "or", "not", "custom_variable", "user", "ua", "ip_address", "browser_version", "os_version"),

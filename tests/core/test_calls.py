@@ -156,6 +156,18 @@ def test_a10_each_event_has_a_message_id_of_its_own() -> None:
     assert count > 1
 
 
+def test_a10_all_kinds_of_events_of_one_call_are_counted() -> None:
+    holdouts = [holdout(number, percent=0) for number in (900, 901)]
+    settings = compile_settings(one_feature(rollout(), holdouts=holdouts, isMAU=True, isDebuggerEnabled=True))
+    names = [
+        (event["msgId"].rpartition("-")[2], event["event"]["name"]) for event in documents(settings, Context("u1"))
+    ]
+    shown = [(str(number), "vwo_variationShown") for number in range(3)]
+    assert names == [*shown, ("3", "vwo_sdkDebug")]
+    settings = compile_settings(one_feature(rollout(weight=0), isMAU=True, isDebuggerEnabled=True))
+    assert [event["msgId"].rpartition("-")[2] for event in documents(settings, Context("u1"))] == ["0", "1"]
+
+
 def test_an_impression() -> None:
     context = Context(
         "u1",

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import orjson
 import pytest
 from core.documents import ab, document, feature, rollout, rule, variation
 
@@ -323,3 +324,16 @@ def test_the_documents_of_a_decision_are_counted(evaluator):
     documents, count = evaluator.event_documents(SETTINGS, context, decision)
     assert count == len(decision.impressions) == len(documents.splitlines()) == 1
     assert b'"name":"vwo_variationShown"' in documents
+
+
+def test_a10_message_ids_of_all_calls_and_processes_differ():
+    """Row A10: the numbers alone differ, because calls of one visitor may share a millisecond."""
+    settings, context = split_account(100), core.Context("u")
+    decision = core.decide(settings, "f", context)
+    numbers = []
+    for evaluator in [Evaluator(LocationReader(None), DeviceReader()) for _ in range(3)]:  # as in three workers
+        for _ in range(2):
+            body = evaluator.event_documents(settings, context, decision)[0]
+            body += b"\n" + evaluator.attribute_document(settings, context, {"a": 1})
+            numbers += [orjson.loads(line)["d"]["msgId"].rpartition("-")[2] for line in body.splitlines()]
+    assert len(set(numbers)) == len(numbers) == 3 * 2 * 3

@@ -8,10 +8,11 @@ from environment_parts import environments_of
 from process import sample_document
 
 from tornado_gateway.core import compile_settings
-from tornado_gateway.environments.registry import KNOWN_QUERIES
+from tornado_gateway.environments.registry import KNOWN_QUERIES, NO_KEY, Environments
 from tornado_gateway.errors import RequestError
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.messages import Request
+from tornado_gateway.store.interfaces import Identity
 from tornado_gateway.store.sqlite.events import open_sqlite
 
 OWN, FOREIGN = "own-key", "foreign-key"
@@ -21,11 +22,13 @@ TEXT = "accountId or sdkKey does not match this gateway"
 class Setting:
     """Environments with settings of account 1 and OWN, or with none."""
 
-    def __init__(self, directory, *, sdk_key=OWN, loaded=True):
+    def __init__(self, directory, *, sdk_key=OWN, loaded=True, needs_key=False, account_id=""):
         self.mirror = SimpleNamespace(current=None)
         store = open_sqlite(directory)
         queue = EventQueue(store.events, limit=10, chunk_events=10)
-        self.environments = environments_of(self.mirror, queue, store, sdk_key=sdk_key)
+        queue.use_identity(Identity(account_id, sdk_key or ""))
+        default = environments_of(self.mirror, queue, store, sdk_key=sdk_key).default
+        self.environments = Environments(default, needs_key=needs_key)
         if loaded:
             self.load("1", OWN)
 
@@ -42,9 +45,9 @@ class Setting:
         return False
 
 
-def rejection_of(environments, request):
+def rejection_of(environments, request, **lookup):
     try:
-        environments.of(request)
+        environments.of_lookup(request, **lookup) if lookup else environments.of(request)
     except RequestError as error:
         return error.status, str(error)
     return None
@@ -79,6 +82,54 @@ def test_without_settings_no_query_is_checked_and_none_is_remembered(make):
     assert setting.accepts(b"a=2")
     setting.load("1", OWN)
     assert not setting.accepts(b"a=2")
+
+
+def test_f5_before_there_are_settings_the_configured_account_and_key_count(make):
+    setting = make(loaded=False, account_id="1")
+    assert setting.accepts(b"a=1&i=own-key")
+    for query in (b"a=2", b"accountId=2", b"i=foreign-key", b"sdkKey=foreign-key"):
+        assert not setting.accepts(query)
+
+
+@pytest.mark.parametrize(
+    ("query", "is_enough", "is_enough_for_lookups"),
+    [
+        (b"", False, False),
+        (b"a=1&accountId=1", False, False),
+        (b"sdkKey=&i=null&env=undefined", False, False),
+        (b"sdkKey=own-key", True, True),
+        (b"i=own-key", True, False),  # part of an unescaped value
+        (b"env=own-key", True, False),
+    ],
+)
+def test_f5_a_required_key(make, query, is_enough, is_enough_for_lookups):
+    environments = make(needs_key=True).environments
+    request = Request(b"GET", b"/", query, [])
+    for _ in range(2):
+        assert rejection_of(environments, request) == (None if is_enough else (400, NO_KEY))
+    wanted = None if is_enough_for_lookups else (400, NO_KEY)
+    assert rejection_of(environments, request, without_key=False) == wanted
+    assert rejection_of(environments, request, without_key=True) is None
+
+
+@pytest.mark.parametrize(
+    ("query", "header", "keys"),
+    [
+        (b"", None, (None, None)),
+        (b"", b"", (None, None)),
+        (b"", b"own-key", (None, OWN)),
+        (b"", b"foreign-key", (FOREIGN, FOREIGN)),
+        (b"", b"null", (None, None)),
+        (b"", b"Basic foreign-key", (None, None)),
+        (b"env=own-key", b"foreign-key", (FOREIGN, FOREIGN)),
+        (b"env=foreign-key", b"own-key", (FOREIGN, OWN)),
+        (b"env=own-key", b"own-key", (OWN, OWN)),
+        (b"env=own-key", b"Bearer foreign-key", (OWN, None)),
+    ],
+)
+def test_f5_the_keys_of_a_batch(make, query, header, keys):
+    headers = [] if header is None else [(b"Authorization", header)]
+    assert make().environments.batch_keys(Request(b"POST", b"/", query, headers)) == keys
 
 
 def test_settings_of_another_account_check_known_queries_again(make):

@@ -5,7 +5,7 @@ import http.client
 
 import orjson
 import pytest
-from ledger import acknowledged, arrived, visitor_requests
+from ledger import STRICT, acknowledged, arrived, visitor_requests
 from load import Load
 from process import Gateway, sample_document
 from vendor import Fault, Vendor
@@ -22,7 +22,7 @@ TOKEN = "token-of-this-test"
 @pytest.mark.parametrize("way", ["SIGTERM", "SIGKILL"])
 def test_a18_a_backlog_of_two_workers_is_delivered_after_a_restart_without_traffic(tmp_path, way):
     with Vendor(sample_document()) as vendor:
-        options = {"WORKERS": 2, "SHUTDOWN_SECONDS": 2}
+        options = {"WORKERS": 2, "SHUTDOWN_SECONDS": 2, **STRICT}
         vendor.event_faults.append(Fault(503, times=10**6))
         with Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
             vendor.wait_until(lambda: gateway.get("/ready")[0] == 200, SECONDS)

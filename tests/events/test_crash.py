@@ -7,7 +7,7 @@ import resource
 
 import orjson
 import pytest
-from ledger import SETTINGS, acknowledged, arrived, visitor_requests
+from ledger import SETTINGS, STRICT, acknowledged, arrived, visitor_requests
 from length import length
 from load import Exchange, Load, kill_after
 from process import Gateway, sample_document
@@ -26,7 +26,7 @@ def test_killed_at_any_moment_no_acknowledged_event_is_lost(tmp_path, record_pro
     exchanges: list[Exchange] = []
     with (
         Vendor(sample_document()) as vendor,
-        Gateway.of_vendor(tmp_path / "data", vendor, EVENTS_PER_REQUEST=EVENTS_PER_REQUEST) as gateway,
+        Gateway.of_vendor(tmp_path / "data", vendor, EVENTS_PER_REQUEST=EVENTS_PER_REQUEST, **STRICT) as gateway,
     ):
         for number in range(ROUNDS):
             load = Load(gateway.port, visitor_requests(number))
@@ -125,8 +125,7 @@ def test_upstream_down_for_good_keeps_the_events_for_the_next_process(tmp_path):
 
 
 def test_a_full_disk_refuses_events_until_there_is_room_again(tmp_path):
-    options = {"EVENT_QUEUE_FULL": "refuse"}  # so that each 200 acknowledges its events
-    with Vendor(sample_document()) as vendor, Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
+    with Vendor(sample_document()) as vendor, Gateway.of_vendor(tmp_path / "data", vendor, **STRICT) as gateway:
         vendor.event_faults.append(Fault(503, times=10**6))
         before = Load(gateway.port, visitor_requests(0), connections=4, total=40)
         asyncio.run(before.run())

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import orjson
 import pytest
-from ledger import acknowledged, arrived, visitor_requests
+from ledger import STRICT, acknowledged, arrived, visitor_requests
 from length import length
 from load import Load
 from process import SAMPLE_SETTINGS, Gateway, sample_document
@@ -173,6 +173,7 @@ def test_a17_upstream_that_fails_again_and_again_leaves_nothing_behind_on_redis(
     """Row A17, acceptance 2: rounds of 2 s of 503 under load; afterwards everything arrives without traffic."""
     with RedisServer(tmp_path / "redis") as server:
         options = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": server.port, "WORKERS": 2, "FLUSH_EVENTS_INTERVAL": 1}
+        options |= STRICT
         with Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
             load = Load(gateway.port, visitor_requests("a17"), connections=8, pause_seconds=0.01)
             running = threading.Thread(target=lambda: asyncio.run(load.run()))

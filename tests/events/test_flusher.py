@@ -13,7 +13,8 @@ from tornado_gateway.events import batches, claims, flusher
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.outcomes import RetryPolicy
 from tornado_gateway.events.queue import EventQueue
-from tornado_gateway.store.interfaces import Identity
+from tornado_gateway.store.interfaces import Identity, NewChunk
+from tornado_gateway.store.sqlite import chunks as table
 from tornado_gateway.store.sqlite.events import open_sqlite
 
 QUICK = RetryPolicy(pause_first=0.01, pause_longest=0.05, part_first=0.01, part_longest=0.05)
@@ -328,6 +329,23 @@ async def test_an_event_that_is_rejected_while_others_succeed_becomes_a_dead_let
     assert (letter.body, letter.reason) == (documents(444), f"answered {status}")
     await flush.stop(30)
     assert sink.delivered().count(443) == 1
+    await queue.stop()
+    assert_balanced(queue)
+
+
+async def test_a16_events_that_are_rejected_one_at_a_time_cause_one_line(store, sink, caplog):
+    """Row A16: one line per reason and minute; the further ones are counted in the next line."""
+    sink.status_of = lambda documents: 400 if any(document % 20 == 7 for document in documents) else 200
+    queue = await started_queue(store)
+    flush = flusher_of(store, queue, sink)
+    await flush.start()
+    later = iter(range(1000, 100_000, 20))  # others have to succeed
+    await append(queue, range(1000))
+    while queue.counts.dead < 50:
+        await append(queue, [next(later) for _ in range(10)])
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert errors == ["VWO rejected 1 events permanently, they are dead letters now: answered 400"]
+    await flush.stop(30)
     await queue.stop()
     assert_balanced(queue)
 
@@ -666,3 +684,48 @@ def test_pieces_of_a_part_keep_the_order_and_all_events():
         assert len(parts) <= pieces
         assert b"\n".join(part.body for part in parts) == events.body
         assert sum(part.count for part in parts) == 25
+
+
+def _bodies_in(store):
+    return sum(len(chunk.body) for chunk in store._memory.all_chunks())
+
+
+async def test_a2_a_claim_in_pieces_has_no_second_copy_in_the_store(store, sink, caplog):
+    """Row A2: while one event is retried, the memory of the log kept the whole chunk, for each such claim."""
+    queue = await started_queue(store)
+    worker = flusher_of(store, queue, sink, retries=RetryPolicy(part_first=3600, part_longest=3600))
+    sink.status_of = lambda names: 413 if "bad" in names else 200
+    await append(queue, ["good", "bad"])
+    assert _bodies_in(store) > 0
+    await worker.flush(everything=True)
+    assert sink.delivered() == ["good"]
+    assert (queue.counts.waiting, queue.counts.delivered) == (2, 0)  # settled as a whole
+    assert _bodies_in(store) == 0
+    await _lose_the_file(store)
+    assert (await store.depth()).waiting == 2  # not lost: the rest is in the memory of the delivery
+
+
+async def _lose_the_file(store):
+    """As if a damaged file had been replaced: the chunks in memory are written into a new one."""
+    await store._database.run(lambda connection: connection.execute("DELETE FROM chunks") and None)
+    await store._database.run(table.write_again, store._memory.all_chunks())
+
+
+async def test_a2_events_whose_content_is_lost_are_dead_letters(tmp_path, sink):
+    """A process ends while the rest of a claim is only in its memory, because its damaged file was replaced."""
+    opened_store = open_sqlite(tmp_path)
+    await opened_store.open()
+    await opened_store.events.append([NewChunk(2, documents("good", "bad"))])
+    opened_store.events.drop_bodies(await opened_store.events.claim(10))
+    await _lose_the_file(opened_store.events)
+    await opened_store.events.append([NewChunk(1, documents("later"))])
+    await opened_store.close()
+    again = open_sqlite(tmp_path)
+    await again.open()
+    queue = await started_queue(again.events)
+    await flusher_of(again.events, queue, sink).flush(everything=True)
+    assert sink.delivered() == ["later"]
+    assert (queue.counts.dead, queue.counts.waiting, queue.counts.delivered) == (2, 0, 1)
+    (letter,) = await again.events.dead_letters()
+    assert "content was lost" in letter.reason
+    await again.close()

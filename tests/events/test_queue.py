@@ -1,6 +1,7 @@
 """The event queue on a real store."""
 
 import asyncio
+import time
 
 import orjson
 import pytest
@@ -298,4 +299,21 @@ async def test_events_that_arrived_behind_a_stalled_commit_are_released_too(stor
     await until(lambda: queue.stored == 1)
     assert (queue.counts.rejected, queue.counts.waiting) == (2, 1)
     assert_balanced(queue)
+    await queue.stop()
+
+
+async def test_a20_a_commit_of_a_process_that_was_suspended_has_not_stalled(store):
+    """Row A20: neither impressions nor events are rejected because the whole machine stood still."""
+    disk = StalledDisk(store)
+    queue = await started_queue(disk, commit_seconds=2)
+    events = [queue.append(documents(1), 1)]
+    await until(lambda: disk.is_writing)
+    events += [queue.append_impressions(documents(2), 1), queue.append(documents(3), 1)]
+    time.sleep(3)  # everything stands still
+    await asyncio.sleep(0.1)  # the check that was due meanwhile
+    disk.go.set()
+    for gate in events:
+        await opened(gate)
+    assert [gate.failure for gate in events] == [None] * 3
+    assert (queue.counts.rejected, queue.stored) == (0, 3)
     await queue.stop()

@@ -23,7 +23,7 @@ def used(live):
 
 
 def test_d3_bodies_without_their_last_bytes_stay_within_the_budget(serve):
-    live = serve(limits=LIMITS)
+    live = serve(limits=LIMITS._replace(body_seconds=5))
     clients = [live.connect() for _ in range(40)]
     for client in clients:
         client.sock.setblocking(False)
@@ -34,26 +34,26 @@ def test_d3_bodies_without_their_last_bytes_stay_within_the_budget(serve):
     live.until(lambda: used(live) > 512 * KIB)
     assert used(live) < 2048 * KIB  # and a slice or two of each client, but not the 12 MB that they send
     assert live.ask(post("/echo", b"small")).json["body"] == "small"  # others are served meanwhile
-    rejected = 0
+    answers = []
     for client in clients:
         client.sock.settimeout(60)
-    for client in clients[-5:]:
-        answer = client.response()
-        rejected += (answer.status, answer.error, answer.headers["retry-after"]) == (
-            503,
-            "too many large requests are in progress",
-            "5",
-        )
-    assert rejected == 5
+        answers.append(client.response())
+    rejected = [answer for answer in answers if answer.status == 503]
+    assert len(rejected) > 30  # the others had room, and then they were too slow
+    assert {(answer.error, answer.headers["retry-after"]) for answer in rejected} == {
+        ("too many large requests are in progress", "5")
+    }
 
 
 def test_d3_a_body_waits_until_there_is_room(serve):
     live = serve(limits=LIMITS._replace(starved_seconds=60))
-    first = [unfinished(live, 300 * KIB) for _ in range(2)]
+    first = unfinished(live, 300 * KIB)
+    live.until(lambda: used(live) > 290 * KIB)
+    unfinished(live, 300 * KIB)
     live.until(lambda: used(live) > 512 * KIB)
     late = live.connect().send(post("/echo", b"y" * 100 * KIB))
     late.assert_silent()
-    first[0].sock.close()
+    first.sock.close()
     assert late.response().status == 200
     live.until(lambda: used(live) <= 300 * KIB)
 
@@ -82,11 +82,13 @@ def test_d3_a_request_in_flight_counts_with_its_parsed_form(serve):
 
 def test_d3_pipelined_requests_behind_a_starved_body_are_not_lost(serve):
     live = serve(limits=LIMITS._replace(starved_seconds=60))
-    holders = [unfinished(live, 300 * KIB) for _ in range(2)]
+    holder = unfinished(live, 300 * KIB)
+    live.until(lambda: used(live) > 290 * KIB)
+    unfinished(live, 300 * KIB)
     live.until(lambda: used(live) > 512 * KIB)
     client = live.connect().send(get("/const") + post("/echo", b"z" * 50 * KIB) + get("/const"))
     assert client.response().body == b'"const"'
-    holders[0].sock.close()
+    holder.sock.close()
     assert client.response().json["body"] == "z" * 50 * KIB
     assert client.response().body == b'"const"'
     live.until(lambda: used(live) <= 300 * KIB)

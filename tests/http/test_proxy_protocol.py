@@ -14,11 +14,11 @@ from tornado_gateway.http.server import PROXY_2
 __all__ = ["serve"]
 
 
-def version_2(source, command=1, more=b""):
+def version_2(source, command=1, more=b"", version=2):
     packed = ipaddress.ip_address(source).packed
     body = packed * 2 + b"\0\1\0\2" + more
     family = 0x11 if len(packed) == 4 else 0x21
-    return PROXY_2 + bytes([0x20 | command, family]) + len(body).to_bytes(2, "big") + body
+    return PROXY_2 + bytes([version << 4 | command, family]) + len(body).to_bytes(2, "big") + body
 
 
 HEADERS = {
@@ -52,8 +52,11 @@ def test_e4_the_header_of_an_untrusted_peer_is_not_read(serve):
 
 @pytest.mark.parametrize(
     "header",
-    [b"PROXY TCP4 x y 1 2\r\n", b"PROXY TCP9 1.2.3.4 1.2.3.4 1 2\r\n", PROXY_2 + b"\x31\x11\0\0"],
-    ids=["address", "family", "version"],
+    [
+        *(b"PROXY TCP4 x y 1 2\r\n", b"PROXY TCP9 1.2.3.4 1.2.3.4 1 2\r\n", PROXY_2 + b"\x21\x11\0\0"),
+        *(version_2("81.2.69.160", version=3), version_2("81.2.69.160", command=2)),
+    ],
+    ids=["address", "family", "short", "version", "command"],
 )
 def test_e4_a_malformed_header_closes_the_connection(serve, header, caplog):
     live = serve(proxy_trusts=lambda address: True)

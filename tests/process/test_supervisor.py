@@ -52,7 +52,9 @@ class FakeWorker:
             return 3
         if self.told_to("never-ready") and slot.number == 1:
             time.sleep(600)
-        if self.told_to("raises") and slot.number == 1:
+        if self.told_to("first-cannot-start"):
+            return 3
+        if self.told_to("raises"):
             raise RuntimeError("on purpose")
         if self.told_to("none-ready"):
             time.sleep(600)
@@ -289,13 +291,27 @@ def test_a_worker_that_keeps_dying_starts_ever_more_seldom_and_gives_up_its_sock
         assert parent.exit_code() == 0
 
 
-@pytest.mark.parametrize(("behaviour", "code"), [("cannot-start", 3), ("raises", 1)])
+@pytest.mark.parametrize(("behaviour", "code"), [("first-cannot-start", 3), ("raises", 1)])
 def test_a_first_start_that_fails_ends_the_parent_with_its_code(tmp_path, behaviour, code):
     with Parent(tmp_path, behaviour, count=3) as parent:
         assert parent.exit_code() == code
-        assert len(parent.notes("start1")) == 1
+        assert (len(parent.notes("start0")), parent.notes("start1")) == (1, [])
         assert parent.all_are_gone()
         assert ("RuntimeError: on purpose" in parent.log()) == (behaviour == "raises")
+
+
+def test_a_worker_that_cannot_start_beside_one_that_serves_is_tried_again(tmp_path):
+    """Such as on a disk that is full or read-only at this moment: the others continue."""
+    behaviour = tmp_path / "notes.behaviour"
+    behaviour.write_text("cannot-start")
+    with Parent(tmp_path, count=3) as parent:
+        parent.wait_for("ready0")
+        parent.wait_for("start1", 3)
+        parent.wait_for("ready2")
+        behaviour.unlink()
+        parent.wait_for("ready1")
+        assert parent.process.poll() is None
+        assert len(parent.notes("start0")) == 1
 
 
 def test_a_later_start_that_fails_is_tried_again(tmp_path):

@@ -6,6 +6,7 @@ The disk is a small file system in memory, which only root may mount.
 import asyncio
 import contextlib
 import os
+import sqlite3
 import subprocess
 
 import pytest
@@ -156,6 +157,20 @@ async def test_a19_a_disk_that_others_have_filled_stops_neither_start_nor_delive
     (disk / "ballast").unlink()
     await until_accepted(store.events)
     await store.close()
+
+
+async def test_a19_a_disk_that_gets_full_during_a_start_prevents_it_not(disk):
+    """The first file is open already, so that the second one is the first to need space."""
+    events = SqliteEvents(disk / "data")
+    await events.open()
+    await events.append([NewChunk(1, b"waits")])
+    await events.close()
+    with contextlib.closing(sqlite3.connect(disk / "data" / "events-0.db")) as other:
+        other.execute("SELECT count(*) FROM chunks").fetchone()
+        fill(disk)
+        await events.open()
+        assert len(await deliver_everything(events)) == 1
+        await events.close()
 
 
 async def test_a19_delivery_goes_on_although_nothing_can_be_deleted(disk):

@@ -1,6 +1,7 @@
 """Rows A24 and A11: Redis loses acknowledged events. The gateway counts them, and warns before it happens."""
 
 import asyncio
+import contextlib
 
 import orjson
 import pytest
@@ -9,6 +10,7 @@ from process import SAMPLE_SETTINGS, free_port
 from redis_servers import RedisServer, needs_redis_server
 
 from tornado_gateway.config import Config
+from tornado_gateway.errors import StoreError
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import NewChunk
@@ -43,16 +45,26 @@ async def closed(events, queue):
 
 
 async def accept(queue, events, number):
-    for _ in range(number):
-        queue.append(b"{}", 1)
+    gates = [queue.append(b"{}", 1) for _ in range(number)]
     async with asyncio.timeout(SECONDS):
-        while (await events.depth()).waiting < number:
+        # The reply counts as well: without it, the events are appended a second time when Redis is back.
+        while not all(gate.is_open for gate in gates) or (await events.depth()).waiting < number:
             await asyncio.sleep(0.02)
 
 
 async def until_lost(queue, number):
     async with asyncio.timeout(SECONDS):
         while queue.counts.lost != number:
+            await asyncio.sleep(0.02)
+
+
+async def until_depth(events, number):
+    """Wait for the number of waiting events; while Redis cannot be reached, the last known one is returned."""
+    async with asyncio.timeout(SECONDS):
+        while True:
+            with contextlib.suppress(StoreError):
+                if (await events.depth()).waiting == number:
+                    return
             await asyncio.sleep(0.02)
 
 
@@ -125,6 +137,55 @@ async def test_a24_one_of_two_gateways_counts_the_loss(tmp_path, redis):
         await closed(*opened_)
 
 
+async def stores(redis, *owners):
+    config = Config(redis_host="127.0.0.1", redis_port=redis.port, socket_timeout_seconds=2)
+    opened_ = [open_redis(redis_options(config), "1", owner).events for owner in owners]
+    for events in opened_:
+        await events.open()
+    return opened_
+
+
+async def test_a24_a_loss_is_counted_once_although_the_gateways_know_different_states(redis):
+    first, second = await stores(redis, "first", "second")
+    await first.append([NewChunk(1, b"{}")] * 10)
+    await second.append([NewChunk(1, b"{}")] * 5)  # which the first one has not heard of
+    redis.command("FLUSHALL")
+    for events in (first, second, first, second):
+        await events.depth()
+    assert (first.lost, second.lost) == (10, 0)
+    for events in (first, second):
+        await events.close()
+
+
+def empty_and_full(redis, other):
+    redis.command("CONFIG", "SET", "maxmemory", "1")
+    redis.command("FLUSHALL")
+
+
+def replica_of_an_empty_server(redis, other):
+    redis.command("REPLICAOF", "127.0.0.1", other.port)
+    while redis.command("DBSIZE"):
+        pass
+
+
+@pytest.mark.parametrize("lose", [empty_and_full, replica_of_an_empty_server])
+async def test_a24_a_loss_is_counted_once_although_redis_cannot_note_it_yet(tmp_path, redis, lose):
+    with RedisServer(tmp_path / "empty") as other:
+        (events,) = await stores(redis, "first")
+        await events.append([NewChunk(1, b"{}")] * 10)
+        lose(redis, other)
+        for _ in range(3):
+            with contextlib.suppress(StoreError):
+                await events.depth()
+        redis.command("CONFIG", "SET", "maxmemory", "0")
+        redis.command("REPLICAOF", "NO", "ONE")
+        await until_depth(events, 0)  # a connection may have been closed
+        for _ in range(3):
+            await events.depth()
+        assert events.lost == 10
+        await events.close()
+
+
 async def test_a24_an_older_copy_of_the_data_is_noticed(tmp_path, redis):
     """As after a restart with snapshots, or a failover to a replica that lags behind."""
     events, queue = await opened(redis, tmp_path / "data")
@@ -134,7 +195,7 @@ async def test_a24_an_older_copy_of_the_data_is_noticed(tmp_path, redis):
     redis.kill()
     redis.start()
     await until_lost(queue, 30)
-    assert (await events.depth()).waiting == 10
+    await until_depth(events, 10)
     await closed(events, queue)
 
 

@@ -110,6 +110,29 @@ async def test_redis_is_away_at_start(gateway, server):
         assert await one.claimed() == ["b"]
 
 
+async def test_a18_events_that_spill_while_redis_recovers_move_too(gateway, server):
+    """Row A18: Redis fails for a moment; the events go to a slow disk, and arrive there after all others have moved."""
+    async with gateway() as one:
+        is_slow, go = asyncio.Event(), asyncio.Event()
+        append = one.local.append
+
+        async def append_slowly(chunks):
+            is_slow.set()
+            await go.wait()
+            await append(chunks)
+
+        one.local.append = append_slowly
+        server.command("CONFIG", "SET", "maxmemory", "1")
+        appending = asyncio.create_task(one.append("a"))
+        await is_slow.wait()
+        server.command("CONFIG", "SET", "maxmemory", "0")
+        await one.until_recovered()
+        await asyncio.sleep(0.1)  # the mover has nothing to do any more
+        go.set()
+        await appending
+        assert await one.until_all_claimed(1) == ["a"]
+
+
 async def test_a_wrong_password_is_told_and_nothing_is_lost(gateway, server, caplog):
     server.command("CONFIG", "SET", "requirepass", "right")
     async with gateway(redis_password="wrong-secret") as one:
@@ -206,6 +229,30 @@ async def test_a_restart_while_redis_is_away_keeps_what_spilled(server, gateway)
         await two.until_recovered()
         assert (await two.primary.depth()).waiting == 2
         assert await two.claimed() == ["a", "b"]
+
+
+async def test_a18_chunks_that_the_local_store_has_only_after_the_recovery_move_too(server, gateway):
+    """The primary fails and recovers while the local store is still writing."""
+    async with gateway() as one:
+        write, may_write = one.local.append, asyncio.Event()
+
+        async def write_later(chunks, seconds=None):
+            await may_write.wait()
+            await write(chunks, seconds)
+
+        one.local.append = write_later
+        server.pause()
+        appended = asyncio.create_task(one.append("late"))
+
+        async def is_degraded():
+            return one.events.is_degraded
+
+        await one.until(is_degraded)
+        server.resume()
+        await one.until_recovered()
+        may_write.set()
+        await appended
+        assert await one.until_all_claimed(1) == ["late"]
 
 
 async def test_released_chunks_of_the_local_store_move_too(server, gateway):

@@ -12,6 +12,8 @@ from vendor import Vendor
 from tornado_gateway import core
 
 SETTINGS = core.compile_settings(sample_document())
+# Otherwise a 200 of getFlag does not acknowledge its impressions: they are rejected while a store does not respond.
+STRICT = {"EVENT_QUEUE_FULL": "refuse"}
 
 
 def visitor_requests(run: object) -> Callable[[int], tuple[str, dict[str, Any]]]:

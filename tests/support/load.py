@@ -21,6 +21,7 @@ class Exchange:
     body: bytes = b""
     error: str | None = None
     seconds: float = 0.0
+    sent_at: float = 0.0  # by the monotonic clock
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Load:
 
     async def _exchange(self, exchange: Exchange, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """True if the server closes the connection behind its answer."""
-        started = time.monotonic()
+        exchange.sent_at = started = time.monotonic()
         body = orjson.dumps(exchange.fields)
         writer.write(f"POST {exchange.path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()

@@ -11,6 +11,7 @@ DONE = (
     "fme_events_rejected_total",
     "fme_events_discarded_total",
     "fme_events_lost_total",
+    "fme_events_unknown",
 )
 
 

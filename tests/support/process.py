@@ -101,7 +101,7 @@ class Gateway:
             )
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not self._answers(path):
-            assert self.process.poll() is None, f"the gateway ended: {self.log()}"
+            assert self.process.poll() is None, f"the gateway ended: {self.log()[-5000:]}"
             assert time.monotonic() < deadline, f"the gateway does not answer: {self.log()}"
             time.sleep(0.02)
 

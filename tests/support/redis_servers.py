@@ -31,13 +31,21 @@ class RedisServer:
     disk unless an option says so, so that a restart comes back empty.
     """
 
-    def __init__(self, directory: Path, *lines: str, is_sentinel: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *lines: str,
+        is_sentinel: bool = False,
+        environment: dict[str, str] | None = None,
+        **options: Any,
+    ) -> None:
         self.port = free_port()
         self.password = options.get("requirepass")
         self._directory = directory
         self._flags = ["--sentinel"] if is_sentinel else ["--save", ""]
         settings = {"port": self.port, "bind": "127.0.0.1", "dir": directory, **options}
         self._lines = [*(f"{name.replace('_', '-')} {value}" for name, value in settings.items()), *lines]
+        self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -53,7 +61,9 @@ class RedisServer:
         file.write_text("\n".join(self._lines) + "\n")
         with (self._directory / "log").open("ab") as log:
             command = [REDIS_SERVER, str(file), *self._flags]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self._environment
+            )
         wait_until(lambda: self._process is None or self._process.poll() is not None or self._listens())
         assert self._process.poll() is None, (self._directory / "log").read_text()
 
@@ -270,8 +280,8 @@ class Proxy:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
-        self.cut()
         while self._writers:
+            self.cut()  # again, because connections that were accepted just before are served only now
             await asyncio.sleep(0.01)
         await self._server.wait_closed()
 

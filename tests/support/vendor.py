@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import ssl
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import Any, Self
 
 import orjson
 from tornado.httpserver import HTTPServer
+from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
@@ -24,6 +26,19 @@ class Fault:
     close: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     refuses: Any = None  # predicate of an event; only requests that hold such an event meet the fault
+    takes: bool = (
+        False  # the events are taken before the delay, so that a client that gets no response sends them again
+    )
+
+
+@dataclass
+class Arrival:
+    """Events that were taken together, by the monotonic clock. `answered` is None if the client got no response."""
+
+    events: list[dict[str, Any]]
+    began: float
+    taken: float
+    answered: float | None = None
 
 
 @dataclass
@@ -40,24 +55,32 @@ class Call:
 class Vendor:
     """Runs in a thread of its own; use as a context manager. Everything that arrived can be looked at any time.
 
-    With a TLS context it also listens on `tls_port`. Port 0 means any free one.
+    With a TLS context it also listens on `tls_port`. Port 0 means any free one. With `keep` it remembers only as many
+    calls and events, for long runs.
     """
 
     def __init__(
-        self, settings: dict[str, Any] | None = None, tls: ssl.SSLContext | None = None, port: int = 0
+        self,
+        settings: dict[str, Any] | None = None,
+        tls: ssl.SSLContext | None = None,
+        port: int = 0,
+        keep: int | None = None,
     ) -> None:
         self.settings: bytes = orjson.dumps(settings if settings is not None else {})
         self.environments: dict[str, bytes] = {}  # SDK key: a document of its own
         self.dialects: dict[tuple[str, str], bytes] = {}  # (api-version, platform): a document of its own
         self.lists: dict[str, set[str]] = {}  # list id: its members, for check-attribute
         self.event_dsl = b"true"
-        self.calls: list[Call] = []
-        self.events: list[dict[str, Any]] = []  # every event that was taken with a 200, in order
-        self.batches: list[int] = []  # their sizes
+        self.new_list: Any = list if keep is None else lambda: collections.deque(maxlen=keep)
+        self.calls: list[Call] = self.new_list()
+        self.events: list[dict[str, Any]] = self.new_list()  # every event that was taken with a 200, in order
+        self.batches: list[int] = self.new_list()  # their sizes
         self.taken: dict[
             tuple[str, str], list[dict[str, Any]]
         ] = {}  # the same events by account and key of the request
         self.troubles: dict[str, dict[str, Any]] = {}  # SDK key: the fields of a fault that all its requests meet
+        self.arrivals: list[Arrival] = []  # the same events by request
+        self.rejects: Any = None  # predicate of an event; a request that holds such an event always gets a 400
         self.event_faults: collections.deque[Fault] = collections.deque()
         self.settings_faults: collections.deque[Fault] = collections.deque()
         self.lookup_faults: collections.deque[Fault] = collections.deque()  # of lists and event segments
@@ -135,6 +158,9 @@ class Vendor:
 
 
 class _Handler(RequestHandler):
+    def take(self, events: list[dict[str, Any]]) -> None:
+        """Keep the events of a request; only requests with events have any."""
+
     def set_default_headers(self) -> None:
         self.set_header("Access-Control-Allow-Origin", "*")
 
@@ -154,7 +180,7 @@ class _Handler(RequestHandler):
         """Play the next fault, if there is one for this request. True if the request is answered by it."""
         key = self.get_query_argument("i", "") or self.get_query_argument("env", "")
         if key in self.vendor.troubles:
-            return await self._play(Fault(**self.vendor.troubles[key]))
+            return await self._play(Fault(**self.vendor.troubles[key]), events)
         if not faults:
             return False
         fault = faults[0]
@@ -163,9 +189,11 @@ class _Handler(RequestHandler):
         fault.times -= 1
         if not fault.times:
             faults.popleft()
-        return await self._play(fault)
+        return await self._play(fault, events)
 
-    async def _play(self, fault: Fault) -> bool:
+    async def _play(self, fault: Fault, events: list[Any]) -> bool:
+        if fault.takes:
+            self.take(events)
         await asyncio.sleep(fault.delay_seconds)
         if fault.close:
             self.request.connection.stream.close()  # type: ignore[union-attr]
@@ -175,7 +203,8 @@ class _Handler(RequestHandler):
         self.set_status(fault.status)
         for name, value in fault.headers.items():
             self.set_header(name, value)
-        await self.finish({"error": "injected"})
+        with contextlib.suppress(StreamClosedError):  # the client has given up
+            await self.finish({"error": "injected"})
         return True
 
 
@@ -206,18 +235,35 @@ class _EventSegments(_Handler):
 
 
 class _Events(_Handler):
+    _arrival: Arrival | None = None
+
     async def post(self) -> None:
+        self._began = time.monotonic()
         self.record()
         body = orjson.loads(self.request.body)
         events = body.get("ev", [body])
-        if not await self.meet(self.vendor.event_faults, events):
-            self.vendor.events += events
-            key = self.get_query_argument("env", "")
-            if self.request.headers.get("Authorization", key) != key:  # only batches have the header
-                raise AssertionError("the query and the header name different keys")
-            self.vendor.taken.setdefault((self.get_query_argument("a", ""), key), []).extend(events)
-            self.vendor.batches.append(len(events))
+        if self.vendor.rejects is not None and any(map(self.vendor.rejects, events)):
+            self.set_status(400)
+            self.finish({"error": "rejected"})
+        elif not await self.meet(self.vendor.event_faults, events):
+            if self._arrival is None:
+                self.take(events)
             self.finish({"success": True})
+
+    def take(self, events: list[dict[str, Any]]) -> None:
+        self.vendor.events += events
+        key = self.get_query_argument("env", "")
+        if self.request.headers.get("Authorization", key) != key:  # only batches have the header
+            raise AssertionError("the query and the header name different keys")
+        self.vendor.taken.setdefault((self.get_query_argument("a", ""), key), self.vendor.new_list()).extend(events)
+        self.vendor.batches.append(len(events))
+        self._arrival = Arrival(events, self._began, time.monotonic())
+        self.vendor.arrivals.append(self._arrival)
+
+    def on_finish(self) -> None:
+        is_open = not self.request.connection.stream.closed()  # type: ignore[union-attr]
+        if self._arrival is not None and is_open and self.get_status() == 200:
+            self._arrival.answered = time.monotonic()
 
     async def get(self) -> None:
         self.record()

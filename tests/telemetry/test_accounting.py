@@ -5,7 +5,7 @@ import itertools
 import random
 
 import orjson
-from ledger import acknowledged, arrived, visitor_requests
+from ledger import STRICT, acknowledged, arrived, visitor_requests
 from length import length
 from load import Load
 from metrics import assert_adds_up, samples_of, scrape
@@ -27,7 +27,7 @@ FAULTS = {
 
 def test_the_events_always_add_up(tmp_path, record_property):
     options = {"WORKERS": 2, "EVENTS_PER_REQUEST": 200, "SOCKET_TIMEOUT": 1, "FLUSH_EVENTS_INTERVAL": 1}
-    options["EVENT_QUEUE_FULL"] = "refuse"  # so that each 200 acknowledges its events
+    options |= STRICT
     with Vendor(sample_document()) as vendor:
         with Gateway.of_vendor(tmp_path / "data", vendor, EVENT_QUEUE_LIMIT=1500, **options) as gateway:
             load = Load(gateway.port, visitor_requests("a"), connections=16, pause_seconds=0.04)

@@ -14,7 +14,7 @@ from tornado_gateway.telemetry.waiting import Reading
 
 def counts(waiting=0, delivered=0, dead=0, rejected=0, discarded=0):
     done = {"waiting": waiting, "delivered": delivered, "dead": dead, "rejected": rejected, "discarded": discarded}
-    return {"received": sum(done.values()), **done, "lost": 0}
+    return {"received": sum(done.values()), **done, "lost": 0, "unknown": 0}
 
 
 def record(row, generation, adopted=0, **events):
@@ -34,6 +34,9 @@ def record(row, generation, adopted=0, **events):
         "last_poll": {"at": None, "error": None},
         "last_flush": {"at": None, "events": 0, "error": None},
         "last_error": None,
+        "last_error_code": None,
+        "problems": [],
+        "slow_patterns": {},
     }
 
 
@@ -371,3 +374,16 @@ def test_h8_a_worker_that_cannot_deliver_is_not_hidden_by_one_that_can():
     assert status_of(failing, working)["last_flush"] == failed
     done = holding(0, 1, 0) | {"last_flush": failed}
     assert status_of(done, working)["last_flush"] == fine, "nothing waits for it"
+
+
+def test_d7_counts_of_slow_patterns_never_decrease_and_are_bounded():
+    board = Scoreboard(2)
+    for generation in range(1, 40):
+        named = {f"feature-{generation}-{number}": 1 for number in range(10)} | {"common": 1}
+        board.publish(0, record(0, generation) | {"slow_patterns": named})
+        seen = board.read_all().slow_patterns
+        board.retire(0, generation)
+        assert board.read_all().slow_patterns == seen
+    assert seen["common"] == 39
+    assert sum(seen.values()) == 39 * 11
+    assert len(seen) <= 101

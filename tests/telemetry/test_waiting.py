@@ -17,7 +17,7 @@ from vendor import Fault, Vendor
 
 from tornado_gateway.store.interfaces import NewChunk
 from tornado_gateway.store.sqlite.events import SqliteEvents
-from tornado_gateway.telemetry.waiting import STUCK_SECONDS, Watch, stuck_after
+from tornado_gateway.telemetry.waiting import STUCK_SECONDS, Watch, pause_after, stuck_after
 
 VENDOR_IS_DOWN = 10**6  # times
 EVENTS_LEAST = 20
@@ -234,6 +234,13 @@ async def test_h7_a_store_that_cannot_be_read_is_unknown_and_not_empty(tmp_path)
         await watch.read()
         bad = watch.reading(None)
         assert (bad.oldest_at, bad.unknown_since) == (good.oldest_at, good.at)
+
+
+def test_h7_a_slow_reading_delays_the_next_one_but_not_for_minutes():
+    """A reading that waits for a Redis that hangs takes seconds; afterwards the numbers must not stay those of then."""
+    assert 1 < pause_after(0.001) < 3
+    assert 5 < pause_after(0.1) < 30
+    assert pause_after(4.0) <= 30
 
 
 def test_h8_the_time_that_is_long_depends_on_the_configuration():

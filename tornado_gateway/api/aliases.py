@@ -14,6 +14,8 @@ from tornado_gateway.errors import RequestError, StoreError
 from tornado_gateway.http.fields import json_object, limited_id, query_text, raw_query_value, required_text
 from tornado_gateway.http.messages import Request, Response
 
+MAX_IDS = 100  # of one request: each is a lookup in the store, and decisions of others wait for them
+
 
 class AliasesApi:
     """The endpoints that set and return aliases."""
@@ -40,6 +42,8 @@ class AliasesApi:
         ids = _ids(query_text(request.query, b"userId"))
         if not ids:
             raise RequestError(400, "userId is required: a JSON list of ids")
+        if len(ids) > MAX_IDS:
+            raise RequestError(400, f"userId may have at most {MAX_IDS} ids")
         with_unknown = raw_query_value(request.query, b"accountId") is not None
         return _alias_rows(self._environments.of_lookup(request), ids, with_unknown=with_unknown)
 

@@ -28,7 +28,7 @@ from tornado_gateway.http.fields import (
     document_problem,
     is_from_browser,
     json_value,
-    raw_query_value,
+    known_parameters,
 )
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.logs import ThrottledLog
@@ -40,13 +40,13 @@ ACCEPTED = Response(200, b'{"success":true}')
 LARGE_BYTES = 262144
 MAX_PARTS = 400_000  # of a batch: 80 for each of 5,000 events
 USAGE_STATS = "vwo_sdkUsageStats"
-# Parameters of wire contract A.4 that are forwarded with usage statistics, and the longest value of one.
-USAGE_PARAMETERS = tuple(b"en a env eTime random p visitor_ua visitor_ip sn sv".split())
-MAX_VALUE = 2048
+# Parameters of wire contract A.4 that are forwarded with usage statistics, besides `en`.
+USAGE_PARAMETERS = tuple(b"a env eTime random p visitor_ua visitor_ip sn sv".split())
 NO_BATCH = 'the document is no batch, expected {"ev":[...]}'
 NO_OBJECT = 'the event is no object with an object "d"'
 NO_NAME = 'the event has no name, expected {"d":{"event":{"name":...}}}'
 TOO_DEEP = f"the document has more than {MAX_LEVELS} levels of nested lists and objects"
+NO_KEY = "they have no SDK key (CLIENT_KEY_REQUIRED)"
 OTHER_ENVIRONMENT = "their SDK key is that of another environment"
 # Numbers, because for other operands `in` of bytes raises and catches an exception first.
 _LINE_FEED, _RETURN = b"\n\r"
@@ -105,7 +105,8 @@ class EventsApi:
         self._check_size(environment, document, body)
         data = document["d"]
         if data["event"]["name"] == USAGE_STATS:  # filed under the vendor's account: sent alone, with its query
-            return _append(request, environment, _one_line(body), 1, _usage_query(request.query))
+            environment.usage.append(_usage_query(request.query), body)
+            return ACCEPTED
         is_changed = _clean_address(data)
         if is_from_browser(request) or request.query.find(b"dh=1") >= 0:
             is_changed |= self._fill_visitor(request, data)
@@ -133,7 +134,7 @@ class EventsApi:
         return response if isinstance(response, Response) else await response
 
     def _take_document(self, request: Request, document: object) -> Response | Awaitable[Response]:
-        scope = self._environments.scope_of(request)
+        scope = self._environments.scope_of(request, has_header=True)
         events = document.get("ev") if isinstance(document, dict) else None
         if not isinstance(events, list):
             self._reject(scope.counting, NO_BATCH, 1)
@@ -186,9 +187,11 @@ class EventsApi:
         name = event.get("name") if isinstance(event, dict) else None
         if not isinstance(name, str) or not name:
             return NO_NAME
-        key = None if scope.is_final else _key_of(event, data)
+        key = None if scope.is_final else _key_of(event, data) or scope.fallback_key
         if name == USAGE_STATS:
             return self._environments.of_usage_statistics(scope, key)
+        if key is None and scope.key is None and self._environments.needs_key:
+            return NO_KEY
         return self._environments.of_event(scope, key) or OTHER_ENVIRONMENT
 
     def _fill_visitor(self, request: Request, data: Fields) -> bool:
@@ -238,9 +241,9 @@ def _clean_address(data: Fields) -> bool:
     return True
 
 
-def _append(request: Request, environment: Environment, documents: bytes, count: int, query: str = "") -> Response:
+def _append(request: Request, environment: Environment, documents: bytes, count: int) -> Response:
     events = environment.events
-    gate = events.append(documents, count, query)
+    gate = events.append(documents, count)
     if events.durable:
         request.gate = gate
     return ACCEPTED
@@ -271,14 +274,9 @@ def _reason_too_large(event: object, document: bytes) -> str | None:
 
 
 def _usage_query(query: bytes) -> str:
-    """Return the parameters of the contract, as the client wrote them, each once; others are not forwarded.
-
-    The event is named here, because a request without parameters would be part of a batch.
-    """
-    values = {name: raw_query_value(query, name) for name in USAGE_PARAMETERS}
-    values[b"en"] = USAGE_STATS.encode()
-    known = {name: value for name, value in values.items() if value is not None and len(value) <= MAX_VALUE}
-    return b"&".join([b"%b=%b" % pair for pair in known.items()]).decode("latin-1")
+    """Return the parameters of the contract. The event is named here, because the query may name another."""
+    known = known_parameters(query, USAGE_PARAMETERS)
+    return f"en={USAGE_STATS}&{known}" if known else f"en={USAGE_STATS}"
 
 
 def _one_line(body: bytes) -> bytes:

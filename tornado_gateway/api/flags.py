@@ -10,12 +10,12 @@ from functools import partial
 import orjson
 
 from tornado_gateway import core
-from tornado_gateway.api.routes import DECISIONS
+from tornado_gateway.api.ofrep.outcomes import with_details
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import with_address
 from tornado_gateway.environments.registry import Environments
-from tornado_gateway.errors import NotLoadedError, RequestError
-from tornado_gateway.http.fields import Fields, json_object, printable, required_text, user_id
+from tornado_gateway.errors import DisabledError, NotLoadedError, RequestError
+from tornado_gateway.http.fields import Fields, boolean, json_object, printable, required_text, user_id
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.settings.mirror import Snapshot
 
@@ -34,22 +34,19 @@ class FlagsApi:
 
     def get_flag(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
-        if not environment.access.decides:
-            return DECISIONS.response
-        settings = environment.settings()
+        settings = environment.decision_settings()
         fields = json_object(request.body)
         feature_key = required_text(fields, "featureKey")
         context = with_address(core.context_from_json(fields, user_id(fields)))
         decision = environment.evaluator.decide(settings, feature_key, context)
         if decision is None:
-            return self._get_flag_with_io(request, environment, settings, feature_key, context)
-        return self._flag_response(request, environment, settings, context, decision)
+            return self._get_flag_with_io(request, environment, settings, feature_key, context, has_details(fields))
+        response = self._flag_response(request, environment, settings, context, decision)
+        return _detailed(settings, decision) if "details" in fields and has_details(fields) else response
 
     def track_event(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
-        if not environment.access.decides:
-            return DECISIONS.response
-        settings = environment.settings()
+        settings = environment.decision_settings()
         fields = json_object(request.body)
         required_text(fields, "eventName")
         properties = fields.get("eventProperties")
@@ -63,13 +60,11 @@ class FlagsApi:
         """Return 200 and an empty body always, as documented, once settings are loaded. A header names the fault."""
         try:
             environment = self._environments.of(request)
-            if not environment.access.decides:
-                return DECISIONS.response
-            settings = environment.settings()
+            settings = environment.decision_settings()
             fields = json_object(request.body)
             attributes = _attributes(fields)
             context = with_address(core.context_from_json(fields, user_id(fields)))
-        except NotLoadedError:
+        except (NotLoadedError, DisabledError):
             raise
         except RequestError as error:
             return Response(200, b"", None, [(b"Warning", f'199 - "{printable(str(error))}"'.encode())])
@@ -83,9 +78,11 @@ class FlagsApi:
         settings: core.Settings,
         feature_key: str,
         context: core.Context,
+        has_details: bool,
     ) -> Response:
         decision = await environment.evaluator.decide_with_io(settings, feature_key, context)
-        return self._flag_response(request, environment, settings, context, decision)
+        response = self._flag_response(request, environment, settings, context, decision)
+        return _detailed(settings, decision) if has_details else response
 
     def _flag_response(
         self,
@@ -106,6 +103,15 @@ class FlagsApi:
         if response is None:
             response = self._responses[decision.body] = Response(200, decision.body)
         return response
+
+
+def has_details(fields: Fields) -> bool:
+    """Return whether a body asks for the reason of the decision. Raise RequestError for another type of value."""
+    return boolean(fields, "details")
+
+
+def _detailed(settings: core.Settings, decision: core.Decision) -> Response:
+    return Response(200, with_details(settings, decision))
 
 
 async def _after_alias(environment: Environment, context: core.Context, respond: Callable[[], Response]) -> Response:

@@ -6,7 +6,14 @@ Without upstream the response is "no", because an error would cost the applicati
 from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError, UpstreamError
-from tornado_gateway.http.fields import ESCAPE, form_decoded, json_object_and_body, query_text, raw_query_value
+from tornado_gateway.http.fields import (
+    ESCAPE,
+    form_decoded,
+    json_object_and_body,
+    known_parameters,
+    query_text,
+    raw_query_value,
+)
 from tornado_gateway.http.messages import Request, Response
 
 RESPONSES = {member: Response(200, b"true" if member else b"false") for member in (True, False)}
@@ -15,6 +22,7 @@ SCRIPT_RESPONSES = {
     member: Response(200, response.body, b"application/javascript; charset=utf-8")
     for member, response in RESPONSES.items()
 }
+DSL_PARAMETERS = (b"uuid", b"accountId")  # that are forwarded
 
 
 class ListsApi:
@@ -29,7 +37,7 @@ class ListsApi:
         list_id = query_text(request.query, b"listId")
         if not raw or not list_id:
             raise RequestError(400, "attribute and listId are required")
-        environment = self._environments.of_lookup(request, list_id)
+        environment = self._environments.of_lookup(request, list_id, without_key=True)
         member = environment is not None and await _is_member(environment.lists, list_id, raw)
         agent = request.header(b"user-agent") or b""
         return (SCRIPT_RESPONSES if agent.startswith(b"Dalvik/") or b"okhttp" in agent else RESPONSES)[member]
@@ -37,11 +45,12 @@ class ListsApi:
     async def evaluate_event_dsl(self, request: Request) -> Response:
         """Forward a segment about the past events of a visitor."""
         body = json_object_and_body(request.body)[1]
-        environment = self._environments.of_lookup(request)
+        environment = self._environments.of_lookup(request, without_key=True)
         if environment is None:
             return RESPONSES[False]
         try:
-            return Response(200, await environment.upstream.evaluate_event_dsl(request.query.decode("latin-1"), body))
+            query = known_parameters(request.query, DSL_PARAMETERS)
+            return Response(200, await environment.upstream.evaluate_event_dsl(query, body))
         except UpstreamError:
             return RESPONSES[False]
 

@@ -1,19 +1,15 @@
 """Finding the endpoint of a request in the table of `routes`."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable
+from functools import partial
 from operator import attrgetter
-from typing import NamedTuple
 
-from tornado_gateway.api.aliases import AliasesApi
 from tornado_gateway.api.cors import OPERATORS_PATHS, respond_to_preflight
-from tornado_gateway.api.events import EventsApi
-from tornado_gateway.api.flags import FlagsApi
-from tornado_gateway.api.lists import ListsApi
-from tornado_gateway.api.routes import ROUTES, Guard
-from tornado_gateway.api.settings import SettingsApi
-from tornado_gateway.api.visitors import VisitorsApi
-from tornado_gateway.http.messages import Handler, Response, json_error
+from tornado_gateway.api.endpoints import Endpoints
+from tornado_gateway.api.routes import KEY, ROUTES, TREES, Route
+from tornado_gateway.errors import RequestError
+from tornado_gateway.http.messages import Handler, Request, Response, Result, json_error
 from tornado_gateway.settings.mirror import Snapshot
 
 SLASHES = re.compile(b"//+")
@@ -21,26 +17,29 @@ MAX_PREFIXES = 256  # one for each account; the newest
 OTHER_PREFIX = re.compile(rb"/[a-z0-9]{2,8}(/.+)")  # of an account whose settings are not known here, or not yet
 
 
-class Endpoints(NamedTuple):
-    """The endpoints that routes name."""
-
-    flags: FlagsApi
-    events: EventsApi
-    settings: SettingsApi
-    visitors: VisitorsApi
-    lists: ListsApi
-    aliases: AliasesApi
+Protect = Callable[[Route, Handler], Handler]
 
 
 class Router:
-    """Finds handlers. Routes with a guard in `disabled` only return its response."""
+    """Finds handlers.
 
-    def __init__(self, endpoints: Endpoints, *, disabled: Collection[Guard] = (), serves_browsers: bool) -> None:
+    `protect` returns the handler of a route with a check of credentials before it. Without it, none are required.
+    """
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        *,
+        serves_browsers: bool,
+        protect: Protect | None = None,
+    ) -> None:
         self._handlers: dict[tuple[bytes, bytes], Handler] = {}
         for route in ROUTES:
             handler: Handler = attrgetter(route.handler)(endpoints)
-            if route.guard is not None and route.guard in disabled:
-                handler = _always(route.guard.response)
+            if protect is not None:
+                handler = protect(route, handler)
+            if route.error_shape is not None:
+                handler = _shaped(handler, route.error_shape)
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
                 self._handlers[method.encode(), route.path.encode()] = handler
         self._not_allowed = _handlers_of_wrong_methods()
@@ -68,12 +67,18 @@ class Router:
         """Return whether bodies may be as large as a batch of events."""
         return self._normal(path) in self._batch_paths
 
+    def carries_events(self, path: bytes) -> bool:
+        """Return whether the path is for events of SDKs."""
+        return self.takes_events(path) or self.takes_batches(path)
+
     def is_sdk_path(self, path: bytes) -> bool:
         """Return whether SDKs send requests to this path. Some of them do not escape their query."""
         return self._normal(path) in self._sdk_paths
 
     def _find_leniently(self, method: bytes, path: bytes) -> Handler | None:
         path = self._normal(path)
+        if path.startswith(TREES):
+            path = next(tree for tree in TREES if path.startswith(tree)) + KEY.encode()
         handler = self._handlers.get((method, path))
         if handler is None and method == b"OPTIONS" and self._serves_browsers and not path.startswith(OPERATORS_PATHS):
             return respond_to_preflight
@@ -86,6 +91,14 @@ class Router:
             return path[next(len(prefix) for prefix in self._prefixes if path.startswith(prefix)) - 1 :]
         other = OTHER_PREFIX.fullmatch(path)
         return other[1] if other and other[1] in self._sdk_paths and not path.startswith(OPERATORS_PATHS) else path
+
+
+def _shaped(handler: Handler, shape: Callable[[bytes, RequestError], Response]) -> Handler:
+    def respond(request: Request) -> Result:
+        request.error_shape = partial(shape, request.path)
+        return handler(request)
+
+    return respond
 
 
 def _always(response: Response) -> Handler:

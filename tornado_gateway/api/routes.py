@@ -3,35 +3,31 @@
 Read by the router, the metrics (their labels) and the tests of openapi.json and docs/endpoints.md.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from tornado_gateway.http.messages import Response, json_error
-
-
-class Guard(NamedTuple):
-    """An option that enables routes, and their response while it is off."""
-
-    option: str
-    response: Response
-
-
-DECISIONS = Guard(
-    "DECISION_REQUIRED",
-    json_error(403, "Decision endpoints are disabled on this gateway. Set DECISION_REQUIRED=true to enable them."),
-)
+from tornado_gateway.api.ofrep.errors import ofrep_error
+from tornado_gateway.environments.client_tokens import DECIDE, SDK, TRACK
+from tornado_gateway.errors import RequestError
+from tornado_gateway.http.messages import Response
 
 
 class Route(NamedTuple):
     """One route. `handler` is a field of `router.Endpoints` and the name of its method.
 
-    `is_event`, `is_batch`: bodies may have the size of an event or of a batch. `is_for_sdks`: the query is read
-    leniently, because some SDKs do not escape theirs.
+    `scope` is the scope that a client token needs; with None the handler checks a token of its own. `is_decision`:
+    DECISION_REQUIRED enables it. `error_shape` makes the response to a failure from the path and the error, if it is
+    not that of all errors. `is_event`, `is_batch`: bodies may have the size of an event or of a batch. `is_for_sdks`:
+    the query is read leniently, because some SDKs do not escape theirs. A path that ends with `{key}` stands for all
+    paths below.
     """
 
     method: str
     path: str
     handler: str
-    guard: Guard | None = None
+    scope: str | None
+    is_decision: bool = False
+    error_shape: Callable[[bytes, RequestError], Response] | None = None
     is_event: bool = False
     is_batch: bool = False
     is_for_sdks: bool = True
@@ -42,25 +38,33 @@ class Route(NamedTuple):
         return self.path
 
 
+KEY = "{key}"  # the variable end of a path
 ROUTES = (
-    Route("POST", "/server-side/getFlag", "flags.get_flag", DECISIONS),
-    Route("POST", "/server-side/trackEvent", "flags.track_event", DECISIONS),
-    Route("POST", "/server-side/setAttribute", "flags.set_attribute", DECISIONS),
-    Route("GET", "/server-side/v2-settings", "settings.settings"),
-    Route("GET", "/server-side/v2-pull", "settings.pull"),
-    Route("POST", "/webhook", "settings.webhook", is_for_sdks=False),
-    Route("POST", "/events/t", "events.take_event", is_event=True),
-    Route("POST", "/server-side/batch-events-v2", "events.take_batch", is_batch=True),
-    Route("GET", "/get-user-details", "visitors.user_details"),
-    Route("GET", "/check-attribute", "lists.check_attribute"),
-    Route("POST", "/evaluate-event-dsl", "lists.evaluate_event_dsl"),
-    Route("POST", "/user-alias/setUserAlias", "aliases.set_alias"),
-    Route("GET", "/user-alias/getAliasUserId", "aliases.alias_user_id"),
+    Route("POST", "/server-side/getFlag", "flags.get_flag", DECIDE, True),
+    Route("POST", "/server-side/trackEvent", "flags.track_event", TRACK, True),
+    Route("POST", "/server-side/setAttribute", "flags.set_attribute", TRACK, True),
+    Route("POST", "/server-side/getFlags", "bulk.get_flags", DECIDE, True),
+    Route("POST", "/server-side/trackExposure", "exposures.track_exposure", TRACK, True),
+    Route("POST", "/ofrep/v1/evaluate/flags", "evaluation.evaluate_all", DECIDE, True, ofrep_error),
+    Route("POST", "/ofrep/v1/evaluate/flags/{key}", "evaluation.evaluate", DECIDE, True, ofrep_error),
+    Route("GET", "/stream", "streams.open", None, True, is_for_sdks=False),
+    Route("GET", "/server-side/v2-settings", "settings.settings", SDK),
+    Route("GET", "/server-side/v2-pull", "settings.pull", SDK),
+    Route("POST", "/webhook", "settings.webhook", None, is_for_sdks=False),
+    Route("POST", "/events/t", "events.take_event", TRACK, is_event=True),
+    Route("POST", "/server-side/batch-events-v2", "events.take_batch", TRACK, is_batch=True),
+    Route("GET", "/get-user-details", "visitors.user_details", SDK),
+    Route("GET", "/check-attribute", "lists.check_attribute", SDK),
+    Route("POST", "/evaluate-event-dsl", "lists.evaluate_event_dsl", SDK),
+    Route("POST", "/user-alias/setUserAlias", "aliases.set_alias", SDK),
+    Route("GET", "/user-alias/getAliasUserId", "aliases.alias_user_id", SDK),
     # Requests of older SDKs
-    Route("GET", "/getUserData", "visitors.user_details"),
-    Route("GET", "/getLocation", "visitors.location_only"),
-    Route("GET", "/server-side/ua-parser", "visitors.device_only"),
-    Route("GET", "/attributes/check", "lists.check_attribute"),
+    Route("GET", "/getUserData", "visitors.user_details", SDK),
+    Route("GET", "/getLocation", "visitors.location_only", SDK),
+    Route("GET", "/server-side/ua-parser", "visitors.device_only", SDK),
+    Route("GET", "/attributes/check", "lists.check_attribute", SDK),
 )
+LABELS_OF_TREES = {route.path.removesuffix(KEY): route.label for route in ROUTES if route.path.endswith(KEY)}
+TREES = tuple(tree.encode() for tree in LABELS_OF_TREES)
 DECISION_LABEL = ROUTES[0].label  # of the requests that are counted as decisions
 LABELS = tuple(dict.fromkeys(route.label for route in ROUTES))

@@ -93,12 +93,18 @@ class SettingsApi:
         Requests during a refresh share it, because the current document may be older than the change that these
         clients were notified of.
         """
-        served = self._served_of(self._environments.of(request))
+        environment = self._environments.of(request)
+        await self.refresh(environment)
+        served = self._served_of(environment)
+        response = self._respond(request, served)
+        return response if isinstance(response, Response) else await response
+
+    async def refresh(self, environment: Environment) -> None:
+        """Refresh the settings for a client. Callers during a refresh share it."""
+        served = self._served_of(environment)
         if served.pulling is None:
             served.pulling = asyncio.create_task(self._refresh_after_pause(served))
         await asyncio.shield(served.pulling)
-        response = self._respond(request, served)
-        return response if isinstance(response, Response) else await response
 
     async def webhook(self, request: Request) -> Response:
         """Refresh the environment whose WEBHOOK_TOKEN is in a header, without a turn: for the vendor or a pipeline."""

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
+from tornado_gateway.environments.registry import Environments
 from tornado_gateway.http.fields import (
     ClientAddress,
     address_in,
@@ -28,6 +29,7 @@ class VisitorsApi:
 
     def __init__(
         self,
+        environments: Environments,
         location: LocationReader,
         device: DeviceReader,
         client_address: ClientAddress,
@@ -35,6 +37,7 @@ class VisitorsApi:
         ip_fallback: str,
         serves_browsers: bool,
     ) -> None:
+        self._environments = environments
         self._location = location
         self._device = device
         self._client_address = client_address
@@ -42,6 +45,7 @@ class VisitorsApi:
         self._serves_browsers = serves_browsers
 
     def user_details(self, request: Request) -> Response:
+        self._environments.of_lookup(request, without_key=True)
         address = _address(request.query)
         agent = _user_agent(request.query)
         if address is None and self._takes_client_address(request):
@@ -51,11 +55,13 @@ class VisitorsApi:
         return Response(200, b'{"location":%b,"userAgent":%b}' % (location, device))
 
     def location_only(self, request: Request) -> Response:
+        self._environments.of_lookup(request, without_key=True)
         address = _address(request.query)
         location = self._location.encoded(address) if address else b"{}"
         return UNKNOWN_LOCATION if location == b"{}" else Response(200, b'{"location":%b}' % location)
 
     def device_only(self, request: Request) -> Response:
+        self._environments.of_lookup(request, without_key=True)
         return Response(200, self._device.encoded(_user_agent(request.query) or ""))
 
     def _takes_client_address(self, request: Request) -> bool:

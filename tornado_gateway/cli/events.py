@@ -46,8 +46,10 @@ async def _events_status(stored: StoredEvents, arguments: argparse.Namespace) ->
     depth = await stored.depth()
     age = None if depth.oldest_at is None else round(time.time() - depth.oldest_at, 1)
     if arguments.json:
-        numbers = {"waiting": depth.waiting, "dead": depth.dead, "oldest_seconds": age}
-        unsure = {"oldest_unknown_since": depth.unknown_since, "stuck": depth.stuck}
+        counts = {"waiting": depth.waiting, "dead": depth.dead}
+        numbers = {**(dict.fromkeys(counts) if depth.is_stale else counts), "oldest_seconds": age}
+        last_known = {"last_known": counts if depth.is_stale else None}
+        unsure = {**last_known, "oldest_unknown_since": depth.unknown_since, "stuck": depth.stuck}
         print_json({**numbers, **unsure, "where": stored.where})
         return 0
     print(f"{stored.where}:")
@@ -56,6 +58,10 @@ async def _events_status(stored: StoredEvents, arguments: argparse.Namespace) ->
     oldest = "" if age is None else f", oldest {age:.0f} s"
     if depth.unknown_since is not None:
         oldest += f" (last read {_at(depth.unknown_since)}; the store cannot be read now)"
+    if depth.is_stale:
+        since = "" if depth.unknown_since is None else f" since {_at(depth.unknown_since)}"
+        print(f"  waiting and dead events are unknown{since}: last known {depth.waiting} waiting, {depth.dead} dead")
+        return 0
     print(f"  {counted(depth.waiting, 'event')} waiting{oldest}")
     print(f"  {counted(depth.dead, 'dead event')}")
     return 0

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     console_url = _add_command(commands, "console-url", _console_url, "print a link that signs in to the console")
     add_flags(console_url)
     _add_events(commands)
+    _add_tokens(commands)
     _add_environments(commands)
     _add_facts(commands)
     _add_evaluate(commands)
@@ -113,6 +115,17 @@ def _add_events(commands: Any) -> None:
             "--environment", metavar="NAME", help="environment of ENVIRONMENTS_FILE (default: its default)"
         )
         add_flags(parser)
+
+
+def _add_tokens(commands: Any) -> None:
+    actions = _add_group(commands, "token", "tokens of clients")
+    new = _add_command(actions, "new", _token_new, "make a client token and its block for TOKENS_FILE")
+    new.add_argument("--id", required=True, metavar="NAME", help="name of the client in logs")
+    new.add_argument("--kind", choices=("server", "browser"), default="server", help="where it is used [server]")
+    new.add_argument("--environment", action="append", metavar="NAME", help="an environment it is for [all]")
+    new.add_argument("--scope", action="append", choices=("decide", "track", "sdk"), help="what it allows [all]")
+    new.add_argument("--origin", action="append", metavar="URL", help="origin of the pages that may use it")
+    new.add_argument("--expires", type=_time, metavar="TIME", help="end, such as 2027-03-01 or 2027-03-01T12:00Z")
 
 
 def _add_environments(commands: Any) -> None:
@@ -241,6 +254,12 @@ def _events(arguments: argparse.Namespace) -> int:
     return events.events(_configuration(arguments), arguments)
 
 
+def _token_new(arguments: argparse.Namespace) -> int:
+    from tornado_gateway.cli import token
+
+    return token.new(arguments)
+
+
 def _geo_update(arguments: argparse.Namespace) -> int:
     from tornado_gateway.cli import location
 
@@ -264,6 +283,15 @@ def _completion(arguments: argparse.Namespace) -> int:
 
     print(shtab.complete(build_parser(), arguments.shell))
     return 0
+
+
+def _time(text: str) -> datetime:
+    """Parse a date, or a time, which is UTC unless it has an offset."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError("expected a time such as 2027-03-01T12:00Z") from error
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 def _json_object(text: str) -> dict[str, Any]:

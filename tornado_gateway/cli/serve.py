@@ -7,7 +7,7 @@ from functools import partial
 
 from tornado_gateway import logs
 from tornado_gateway.cli.client import Client
-from tornado_gateway.config import OPTIONS, SERVICE_LINK, Config, environments_of
+from tornado_gateway.config import SERVICE_LINK, Config, environments_of, secrets_of
 from tornado_gateway.console import admin_token
 from tornado_gateway.errors import GatewayError
 from tornado_gateway.process import worker
@@ -21,9 +21,8 @@ logger = logging.getLogger(__name__)
 
 def serve(config: Config) -> int:
     """Run the gateway until it is stopped. Return the exit code."""
-    secrets = [getattr(config, option.attribute) for option in OPTIONS if option.secret]
-    secrets += [secret for environment in environments_of(config) for secret in environment.secrets]
-    logs.set_up(config.log_level, config.log_format, [secret for secret in secrets if secret is not None])
+    secrets = [secret for environment in environments_of(config) for secret in environment.secrets]
+    logs.set_up(config.log_level, config.log_format, [*secrets_of(config), *secrets])
     try:
         data_directory.secure(config.data_dir)
         if config.admin_token is None:  # once, here: all workers get the same token

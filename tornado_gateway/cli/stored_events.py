@@ -37,7 +37,7 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Overall(Depth):
-    """The numbers of all workers. If the store cannot be read now, `oldest_at` is the reading of `unknown_since`."""
+    """The numbers of all workers. If the store cannot be read now, they are those of the reading of `unknown_since`."""
 
     unknown_since: float | None = None
     stuck: str | None = None  # the problem in words (telemetry/waiting.py), reported by a running gateway only
@@ -67,10 +67,12 @@ class _FromGateway:
         """Return the numbers of the whole instance, which every worker knows."""
         depth = self._client.get(f"/admin/events?limit=1{self._selected}")["depth"]
         stuck = depth.get("stuck") or {}
+        counts = depth.get("last_known") or depth
         return Overall(
-            depth["waiting"],
-            depth["dead"],
+            counts["waiting"] or 0,
+            counts["dead"] or 0,
             depth.get("oldest_at"),
+            is_stale=depth["waiting"] is None,
             unknown_since=depth.get("oldest_unknown_since"),
             stuck=stuck.get("message"),
         )

@@ -5,9 +5,10 @@ Only this room reads the environment. Used by `process` and `cli`.
 
 from tornado_gateway.config.environments import EnvironmentConfig, environments_of
 from tornado_gateway.config.kinds import Option, mask
-from tornado_gateway.config.options import OPTIONS, Account, Config
+from tornado_gateway.config.options import OPTIONS, Account, Config, secrets_of
 from tornado_gateway.config.render import OptionRow, described, described_environments
 from tornado_gateway.config.sources import SERVICE_LINK, add_flags, given_flags, load
+from tornado_gateway.config.tokens import read_tokens
 
 __all__ = [
     "OPTIONS",
@@ -24,4 +25,6 @@ __all__ = [
     "given_flags",
     "load",
     "mask",
+    "read_tokens",
+    "secrets_of",
 ]

@@ -84,6 +84,12 @@ def _parse_token(text: str) -> str:
     return text
 
 
+def _parse_client_token(text: str) -> str:
+    if len(text) < 20:
+        raise ValueError(text)
+    return _parse_token(text)
+
+
 def _parse_host(text: str) -> str:
     """Parse a host name or an IP address. Names of containers often have underscores."""
     if re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?", text):
@@ -144,6 +150,7 @@ def _parse_origin(text: str) -> str:
 line = matching(r"[^\x00-\x1f\x7f]+", "text on one line")
 word = matching(r"[!-~]+", "text without blanks")
 token = Kind("at least 16 characters without blanks, and no placeholder", _parse_token)
+tokens = list_of(_parse_client_token, "tokens of at least 20 characters without blanks, and no placeholders")
 boolean = Kind("true or false", _parse_boolean, lambda value: "true" if value else "false")
 host = Kind("a host name or an IP address", _parse_host)
 url = Kind("an http or https URL without user, query and fragment", parse_url)
@@ -193,7 +200,7 @@ class Option:
         if value is None:
             return ""
         text = self.kind.show(value)
-        return mask(text) if self.secret else text
+        return mask(text) if self.secret and text else text
 
 
 @overload

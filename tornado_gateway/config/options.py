@@ -112,6 +112,12 @@ NAMES = (*BY_NAME, *BY_FILE_NAME)
 _DEFAULTS = {option.attribute: getattr(Config(), option.attribute) for option in OPTIONS}
 
 
+def secrets_of(config: Config) -> list[str]:
+    """Return the values that no log may contain."""
+    values = [getattr(config, option.attribute) for option in OPTIONS if option.secret]
+    return [secret for value in values for secret in (value if isinstance(value, tuple) else (value,)) if secret]
+
+
 def option_name(name: str) -> str:
     """NAME for NAME_FILE, any other name as it is."""
     return BY_FILE_NAME[name].name if name in BY_FILE_NAME else name

@@ -40,6 +40,8 @@ def contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str, str]]
     if c.event_queue_limit < c.events_per_request:
         expected = f"at least EVENTS_PER_REQUEST ({c.events_per_request})"
         yield ("EVENT_QUEUE_LIMIT", "EVENTS_PER_REQUEST"), expected, f'"{c.event_queue_limit}"'
+    if c.client_auth != "off" and not (c.sdk_key_auth or c.client_tokens or c.tokens_file):
+        yield ("SDK_KEY_AUTH", "CLIENT_AUTH"), "true, because no client token is configured", "false"
     if "*" in c.cors_allowed_origins and len(c.cors_allowed_origins) > 1:
         shown = ",".join(c.cors_allowed_origins)
         yield ("CORS_ALLOWED_ORIGINS",), "either * or a list of origins", f'"{shown}"'

@@ -11,6 +11,7 @@ from tornado_gateway.config.environments import environments_of
 from tornado_gateway.config.kinds import Option, flag_of
 from tornado_gateway.config.options import BY_NAME, NAMES, OPTIONS, SECTIONS, Config
 from tornado_gateway.config.rules import contradictions
+from tornado_gateway.config.tokens import read_tokens
 from tornado_gateway.config.values import Findings, Given, parsed, read_secret_files, why
 from tornado_gateway.errors import ConfigError
 
@@ -53,17 +54,26 @@ def load(
         if findings.broken.isdisjoint(names):
             source = config.sources.get(names[0], "not set")
             findings.problems.append(f"{names[0]} ({source}): expected {expected}, got {got}")
-    _check_environments(config, findings)
+    _check_files(config, findings)
     if findings.problems:
         raise ConfigError(findings.problems)
     return config
 
 
-def _check_environments(config: Config, findings: Findings) -> None:
+def _check_files(config: Config, findings: Findings) -> None:
+    """Read the files that are read again when they change."""
     try:
-        environments_of(config)
+        names = {environment.name for environment in environments_of(config)}
+        tokens = read_tokens(config.tokens_file) if config.tokens_file is not None else ()
     except ConfigError as error:
         findings.problems += error.problems
+        return
+    for token in tokens:
+        if unknown := set(token.environments) - names:
+            expected = f"names of environments ({', '.join(sorted(names)):.200})"
+            findings.problems.append(
+                f"TOKENS_FILE, token {token.id}: environments: expected {expected}, got {min(unknown)!r}"
+            )
 
 
 def _check_account(config: Config, findings: Findings) -> None:

@@ -184,7 +184,7 @@ def of_environment(status: Mapping[str, Any], name: str | None) -> Mapping[str, 
 def _queue(status: Mapping[str, Any]) -> Json:
     """Return the waiting and dead events of all workers, from the numbers of /status."""
     events = status["events"]
-    shown = ("waiting", "dead", "oldest_at", "oldest_unknown_since")
+    shown = ("waiting", "dead", "last_known", "oldest_at", "oldest_unknown_since")
     return {**{name: events[name] for name in shown}, "stuck": status["stuck"]}
 
 

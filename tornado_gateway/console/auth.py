@@ -35,6 +35,7 @@ COOKIE = "fme_gateway_session"
 NO_PROXIES = ClientAddress()
 SECURE_COOKIE = f"__Host-{COOKIE}"  # with TLS: browsers reject it from any other host and without Secure
 SESSION_SECONDS = 12 * 3600
+STEP_SECONDS = 7 * 86400  # by which the wall clock may be put back without making an ended session valid again
 NO_TOKEN = "the admin token is required: sign in, or send it as Authorization: Bearer"  # noqa: S105 - a message
 
 
@@ -60,7 +61,7 @@ class EndedSessions:
         if self._state is not None:
             try:
                 async with asyncio.timeout(self._patience_seconds):
-                    await self._state.save_records(_RECORDS, {session: {"ended": now}}, until - now)
+                    await self._state.save_records(_RECORDS, {session: {"ended": now}}, until - now + STEP_SECONDS)
             except (StoreError, TimeoutError) as error:
                 logger.error("a session was ended at one worker only, the others were not informed: %s", error)
 

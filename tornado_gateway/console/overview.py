@@ -17,7 +17,7 @@ Json = dict[str, Any]
 SAMPLE_SECONDS = 1.0
 SAMPLES = 300
 
-RATES = ("requests", "decisions", "received", "delivered", "rejected")
+RATES = ("requests", "decisions", "received", "delivered", "rejected", "lost")
 GAUGES = ("waiting", "dead", "lag_ms")
 QUANTILES = {"p50_ms": 0.5, "p99_ms": 0.99}  # of the latency in each second
 
@@ -48,10 +48,10 @@ def quantile_ms(counts: Sequence[int], quantile: float) -> float | None:
 
 @dataclass(slots=True)
 class Sample:
-    """The counters at one moment."""
+    """The counters at one moment; None: unknown."""
 
     at: float
-    values: dict[str, float]
+    values: dict[str, float | None]
     latencies: list[int]
 
 
@@ -81,7 +81,7 @@ class History:
         self._due = now + SAMPLE_SECONDS if lag_ms > SAMPLE_SECONDS * 1000 or self._due is None else self._due + 1.0
         self._count_requests(status.get("workers") or ())
         events = status["events"]
-        counted = {name: events[name] for name in ("received", "delivered", "rejected", "discarded", "waiting", "dead")}
+        counted = {name: events[name] for name in ("received", "delivered", "rejected", "lost", "waiting", "dead")}
         values = {**self._totals, **counted, "lag_ms": round(lag_ms, 2)}
         self._ring.append(Sample(time.time(), values, self._latencies()))
 
@@ -114,4 +114,4 @@ def _latency(quantile: float, before: Sample, after: Sample) -> float | None:
 
 def _rate(name: str, before: Sample, after: Sample) -> float:
     seconds = max(after.at - before.at, 0.001)
-    return round(max(0.0, after.values[name] - before.values[name]) / seconds, 2)
+    return round(max(0.0, (after.values[name] or 0) - (before.values[name] or 0)) / seconds, 2)

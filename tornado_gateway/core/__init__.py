@@ -6,7 +6,7 @@ memberships are arguments. Used by all rooms that decide, describe features or w
 
 from tornado_gateway.core.compiler import compile_settings, with_tracing
 from tornado_gateway.core.context import Context, context_from_json
-from tornado_gateway.core.decision import Decision, context_problem, decide, uuid_of
+from tornado_gateway.core.decision import Decision, context_problem, decide, exposure, uuid_of
 from tornado_gateway.core.identity import is_web_uuid, visitor_uuid
 from tornado_gateway.core.operators import list_value
 from tornado_gateway.core.payloads import (
@@ -40,6 +40,7 @@ __all__ = [
     "event_documents",
     "event_problem",
     "explain_lines",
+    "exposure",
     "is_web_uuid",
     "list_value",
     "never_yield",

@@ -1,5 +1,6 @@
 """`decide` returns the variation of a feature that a user sees, and the reason (decision engine 3.1 and 3.2)."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from tornado_gateway.core.compiler import with_tracing
@@ -34,11 +35,12 @@ INVALID_WEB_UUID = "UUID passed in context is not a valid UUID"
 class Decision:
     """The outcome of one call.
 
-    `reason` is one of "rollout", "experiment", "whitelisted", "stored", "holdout", "no rule matched",
-    "feature not found" or "error"; with "error", `error` is the message. `rollout` and `experiment` are the rules that
-    were passed. `writes` are the records to store, in order. `debug` is the text of the debug event that a feature with
-    a debugger asks for. `slow_patterns` are the regexes that exceeded their time, so that their conditions counted as
-    not met. `vwo_user_ids` has `_vwoUserId` at the time of each impression, if post-segmentation names it.
+    `reason` is one of "rollout", "experiment", "whitelisted", "stored", "holdout", "no rule matched", "out of traffic",
+    "lost group", "feature not found" or "error"; with "error", `error` is the message. `rollout` and `experiment` are
+    the rules that were passed. `writes` are the records to store, in order. `debug` is the text of the debug event that
+    a feature with a debugger asks for. `slow_patterns` are the regexes that exceeded their time, so that their
+    conditions counted as not met. `vwo_user_ids` has `_vwoUserId` at the time of each impression, if post-segmentation
+    names it.
     """
 
     __slots__ = (
@@ -125,6 +127,14 @@ def decide(
                 trace.add("slow", patterns=list(decision.slow_patterns))
     if trace is not None:
         _trace_end(trace, decision)
+    return decision
+
+
+def exposure(settings: Settings, context: Context, impressions: Iterable[Impression]) -> Decision:
+    """Return an earlier decision as far as its events need it: a client has reported what the visitor was shown."""
+    decision = Decision("", context.session_id)
+    decision.uuid = uuid_of(settings, context)
+    decision.impressions = list(impressions)
     return decision
 
 
@@ -282,6 +292,7 @@ def _pass_rollout(evaluation: Evaluation, decision: Decision, feature: Feature) 
         if passes(evaluation, feature, rule, {}):
             evaluation.rollouts_passed.add(feature.key)
             if not in_traffic(evaluation, rule):
+                decision.reason = "out of traffic"
                 return None
             decision.rollout = rule.outcomes[rule.variations[0].id]
             _show(evaluation, decision, rule.variations[0], "rollout")
@@ -304,11 +315,20 @@ def _pass_experiment(
         if passes(evaluation, feature, rule, winners):
             variation = _bucketed_variation(evaluation, rule)
             if variation is None:
+                _note_miss(decision, "out of traffic")
                 return shown
             decision.experiment = rule.outcomes[variation.id]
             _show(evaluation, decision, variation, "experiment")
             return decision.rollout
+    if winners:
+        _note_miss(decision, "lost group")
     return shown
+
+
+def _note_miss(decision: Decision, reason: str) -> None:
+    """Note why no experiment was shown, unless a rollout is."""
+    if decision.variation is None:
+        decision.reason = reason
 
 
 def _bucketed_variation(evaluation: Evaluation, rule: Rule) -> Variation | None:

@@ -7,6 +7,7 @@ families, `device_words` translates them into the words that the vendor's dashbo
 import threading
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 
 import orjson
@@ -20,7 +21,7 @@ from tornado_gateway.enrichment.device_words import (
     TABLET_MODEL,
     TYPE_OF_OS,
 )
-from tornado_gateway.enrichment.words import Words, read_words
+from tornado_gateway.enrichment.words import Words, digest_of, read_words
 
 _LONGEST_AGENT = 2048  # characters; real ones have up to about 500
 _SECTIONS = ("os", "browser", "device", "device_type")
@@ -38,6 +39,8 @@ class DeviceReader:
 
     def __init__(self, cache_size: int = 10_000, map_file: Path | None = None, tv_device_type: str = "desktop") -> None:
         own: Words = read_words(map_file, _SECTIONS) if map_file else {section: {} for section in _SECTIONS}
+        # Names the rules: the same in all processes with the same rules.
+        self.version = f"{metadata.version('ua-parser')} {digest_of(own)}"
         self._os = OS_WORDS | own["os"]
         self._browser = BROWSER_WORDS | own["browser"]
         self._own_browser = own["browser"]

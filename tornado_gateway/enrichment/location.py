@@ -24,7 +24,7 @@ from pathlib import Path
 import maxminddb
 
 from tornado_gateway.enrichment.location_database import Location, LocationDatabase, open_checked
-from tornado_gateway.enrichment.words import Words, read_words
+from tornado_gateway.enrichment.words import Words, digest_of, read_words
 from tornado_gateway.errors import LocationError
 from tornado_gateway.tasks import Periodic
 
@@ -54,6 +54,7 @@ class LocationReader:
         self.path = path
         self.error: str | None = None  # the reason why the last database was rejected, until one is accepted
         self._words: Words = read_words(overrides_file, _SECTIONS) if overrides_file else {}
+        self._words_digest = digest_of(self._words)
         self._copy_directory = copy_directory
         self._cache_size = cache_size
         self._database: LocationDatabase | None = None
@@ -108,6 +109,11 @@ class LocationReader:
         """The time at which MaxMind built the database."""
         database = self._database
         return database.build_epoch if database else None
+
+    @property
+    def version(self) -> str:
+        """A text that changes with the locations that are found."""
+        return f"{self.build_epoch} {self._words_digest}"
 
     def age_seconds(self, now: float) -> float | None:
         """Return the age of the data, None without a database."""

@@ -1,5 +1,6 @@
 """Files of words that replace the names in locations and device facts (GEO_MAP_FILE, UA_MAP_FILE)."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,10 @@ def read_words(path: Path, sections: Sequence[str]) -> Words:
     if problems:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
     return {section: document.get(section, {}) for section in sections}
+
+
+def digest_of(words: Words) -> str:
+    return hashlib.sha256(orjson.dumps(words, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
 def _problems(section: str, words: object, sections: Sequence[str]) -> list[str]:

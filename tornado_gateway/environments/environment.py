@@ -1,6 +1,7 @@
 """Everything of one account and SDK key, as one part of a worker."""
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
@@ -8,9 +9,10 @@ from tornado_gateway import core, logs
 from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.environments.access import Access
 from tornado_gateway.environments.evaluation import Evaluator
-from tornado_gateway.errors import NotLoadedError
+from tornado_gateway.errors import DisabledError, NotLoadedError
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
+from tornado_gateway.events.usage import UsageStatistics
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot
 from tornado_gateway.store.interfaces import Identity, StateStore
 from tornado_gateway.telemetry.environment_counts import EnvironmentCounts
@@ -53,6 +55,7 @@ class Environment:
         mirror: SettingsMirror,
         events: EventQueue,
         flusher: Flusher,
+        usage: UsageStatistics,
         lists: ListChecks,
         evaluator: Evaluator,
         waiting: Watch,
@@ -69,6 +72,7 @@ class Environment:
         self.mirror = mirror
         self.events = events
         self.flusher = flusher
+        self.usage = usage
         self.lists = lists
         self.evaluator = evaluator
         self.waiting = waiting
@@ -98,7 +102,8 @@ class Environment:
         await self.mirror.stop()
         await self.waiting.stop()
         await self.events.stop()
-        await self.flusher.stop(self._options.flush_seconds)
+        seconds = self._options.flush_seconds
+        await asyncio.gather(self.flusher.stop(seconds), self.usage.stop(seconds))
         self.upstream.close()
 
     async def pause(self) -> None:
@@ -113,6 +118,21 @@ class Environment:
     def settings(self) -> core.Settings:
         """Return the current settings. Raise NotLoadedError before the first ones are loaded."""
         snapshot = self.mirror.current
+        if snapshot is None:
+            raise NotLoadedError
+        return snapshot.settings
+
+    def version(self) -> bytes:
+        """Return a name of everything that decisions depend on, other than their contexts; equal in all processes."""
+        snapshot = self.mirror.current
+        named = "" if snapshot is None else f"{snapshot.digest} {self.evaluator.facts_version}"
+        return hashlib.blake2b(named.encode(), digest_size=8).hexdigest().encode()
+
+    def decision_settings(self) -> core.Settings:
+        """Return the current settings for a decision. Raise DisabledError if this environment makes none."""
+        snapshot = self.mirror.current
+        if not self.access.decides:
+            raise DisabledError
         if snapshot is None:
             raise NotLoadedError
         return snapshot.settings

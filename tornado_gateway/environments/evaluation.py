@@ -3,11 +3,12 @@
 This is on the path of every getFlag: it does IO only if a list, an alias or a stored decision has to be looked up.
 """
 
+import asyncio
 import itertools
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tornado_gateway import core
@@ -15,18 +16,17 @@ from tornado_gateway.core.types import StoredRecords
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
+from tornado_gateway.environments.slow_patterns import SlowPatterns
 from tornado_gateway.errors import StoreError
 from tornado_gateway.http.fields import address_in
-from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import StateStore
 
 logger = logging.getLogger(__name__)
 
 SERIAL_STEP = 1024  # more than the events of one call
+SLICE_FEATURES = 100  # decided in less than a millisecond, before other requests get their turn
 
 Facts = Mapping[str, Any]
-
-LOGGED_PATTERN = 200  # characters of a pattern in a log line
 
 
 class StickyDecisions:
@@ -73,7 +73,7 @@ class Evaluator:
     """Gathers the inputs of decisions, decides, and builds the documents of their events.
 
     Location and device are in memory; `lists`, `aliases` and `sticky` require IO. Each of these is None if it is off.
-    `slow_patterns` logs the patterns that exceeded their time, if it is given.
+    `slow_patterns` counts the patterns that exceeded their time, if it is given.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Evaluator:
         *,
         aliases: StateStore | None = None,
         sticky: StickyDecisions | None = None,
-        slow_patterns: ThrottledLog | None = None,
+        slow_patterns: SlowPatterns | None = None,
     ) -> None:
         self.resolves_aliases = aliases is not None
         # Numbers of events, which make their ids unique. They start at random, because other processes count as well.
@@ -94,7 +94,7 @@ class Evaluator:
         self._lists = lists
         self._aliases = aliases
         self._sticky = sticky
-        self._slow_patterns = slow_patterns
+        self.slow_patterns = slow_patterns
         self._uses_store = aliases is not None or sticky is not None
 
     # --- One decision ---
@@ -111,11 +111,14 @@ class Evaluator:
                 self._set_facts(context, feature)
         return self._noted(core.decide(settings, feature_key, context))
 
-    async def decide_with_io(self, settings: core.Settings, feature_key: str, context: core.Context) -> core.Decision:
-        """Decide from all inputs, and keep the decision if decisions are sticky."""
+    async def decide_with_io(
+        self, settings: core.Settings, feature_key: str, context: core.Context, *, keeps: bool = True
+    ) -> core.Decision:
+        """Decide from all inputs, and keep the decision if decisions are sticky: see `decide_many`."""
         inputs = await self.gather(settings, [feature_key], context)
         decision = self.decide_from(settings, feature_key, inputs)
-        await self.keep(inputs, [decision])
+        if keeps:
+            await self.keep(inputs, [decision])
         return decision
 
     def event_documents(
@@ -123,6 +126,22 @@ class Evaluator:
     ) -> tuple[bytes, int]:
         """Return the documents of a decision's events, joined by newlines, and their number."""
         return core.event_documents(settings, context, decision, time.time_ns() // 1_000_000, next(self._serials))
+
+    def exposure_documents(
+        self,
+        settings: core.Settings,
+        context: core.Context,
+        impressions: Sequence[core.Impression],
+        *,
+        needs_device: bool,
+    ) -> tuple[bytes, int]:
+        """Return the documents of impressions that a client names, joined by newlines, and their number.
+
+        `needs_device`: the decisions have seen the visitor's device, so the events name it.
+        """
+        if needs_device and not _has_own_facts(context):
+            context.device = self._device_of(context)
+        return self.event_documents(settings, context, core.exposure(settings, context, impressions))
 
     def track_event_document(
         self, settings: core.Settings, context: core.Context, name: str, properties: Mapping[str, Any]
@@ -161,15 +180,44 @@ class Evaluator:
         return self._noted(core.decide(settings, feature_key, inputs.context, stored=inputs.stored, trace=trace))
 
     def _noted(self, decision: core.Decision) -> core.Decision:
-        if decision.slow_patterns and self._slow_patterns is not None:
-            for pattern in decision.slow_patterns:
-                self._slow_patterns.error(
-                    f"{decision.feature_key} {pattern}",
-                    "Regex %r of feature %s exceeded 10 ms for a visitor, its condition counted as not met",
-                    pattern[:LOGGED_PATTERN],
-                    decision.feature_key,
-                )
+        if decision.slow_patterns and self.slow_patterns is not None:
+            self.slow_patterns.note(decision.feature_key, decision.slow_patterns)
         return decision
+
+    async def decide_many(
+        self,
+        settings: core.Settings,
+        feature_keys: Sequence[str],
+        context: core.Context,
+        each: Callable[[core.Decision], None],
+        *,
+        keeps: bool,
+    ) -> None:
+        """Decide about each feature, and call `each` at once, because the context has the facts for one feature only.
+
+        `keeps`: the decisions are exposures, so they are kept if decisions are sticky. A kept decision has no exposure
+        any more, so a decision that was not recorded must not be kept. Other requests get their turn after every
+        SLICE_FEATURES decisions.
+        """
+        inputs = await self.gather(settings, feature_keys, context)
+        decisions = []
+        for number, feature_key in enumerate(feature_keys, 1):
+            decision = self.decide_from(settings, feature_key, inputs)
+            each(decision)
+            decisions.append(decision)
+            if number % SLICE_FEATURES == 0:
+                await asyncio.sleep(0)
+        if keeps:
+            await self.keep(inputs, decisions)
+
+    def is_pure(self, settings: core.Settings) -> bool:
+        """Return whether equal contexts always get equal decisions: nothing is looked up outside this process."""
+        return not self._uses_store and not any(feature.list_checks for feature in settings.features.values())
+
+    @property
+    def facts_version(self) -> str:
+        """A text that changes with the location database and the device rules."""
+        return f"{self._location.version} {self._device.version}"
 
     async def keep(self, inputs: Inputs, decisions: Sequence[core.Decision]) -> None:
         """Store the decisions if they are sticky and the earlier ones could be loaded."""

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, final
 
+from tornado_gateway.environments.client_tokens import ClientToken
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.fields import printable, query_text
@@ -46,7 +47,7 @@ class Scope:
     `otherwise`, None if there is no such environment. `counting` counts the events that are rejected.
     """
 
-    __slots__ = ("counting", "is_final", "key", "named", "otherwise", "request")
+    __slots__ = ("counting", "fallback_key", "is_final", "key", "named", "otherwise", "request")
 
     def __init__(
         self,
@@ -55,8 +56,10 @@ class Scope:
         named: Claim | None = None,
         otherwise: Environment | None = None,
         request: Request | None = None,
+        fallback_key: str | None = None,
     ) -> None:
         self.counting = counting
+        self.fallback_key = fallback_key  # of events that name none
         self.key = key
         self.named = named
         self.otherwise = otherwise
@@ -91,6 +94,8 @@ class Identification:
 
     def of(self, request: Request) -> Environment:
         """Return the environment of a request. Raise RequestError 400 without exactly one."""
+        if token_of(request) is not None:
+            return self._of_unknown(request)
         carried = self._carried(request)
         found = self._known.get(carried)
         if found is None:
@@ -109,7 +114,7 @@ class Identification:
             if (key := query_text(request.query, parameter)) is not None:
                 return key
         values = [value for header in KEY_HEADERS if (value := request.header(header)) is not None]
-        return next((_bare(value).decode("latin-1") for value in values if _bare(value) in self._by_raw_key), None)
+        return next((bare(value).decode("latin-1") for value in values if bare(value) in self._by_raw_key), None)
 
     def _place_of(self, owner: Environment | None, key: str | None) -> int:
         return 0 if owner is None or key == owner.access.sdk_key else 1
@@ -158,7 +163,7 @@ class Identification:
         return carried
 
     def _with_header(self, carried: bytes, name: bytes, value: bytes) -> bytes:
-        if name == b"host" or name == NAME_HEADER or (name in KEY_HEADERS and _bare(value) in self._by_raw_key):
+        if name == b"host" or name == NAME_HEADER or (name in KEY_HEADERS and bare(value) in self._by_raw_key):
             return b"%b\n%b:%b" % (carried, name, value)
         return carried
 
@@ -172,13 +177,30 @@ class Identification:
 
     def _named(self, request: Request) -> Claim | None:
         """Return the environment that a key or a name in a request means. Raise RequestError 400 for several."""
-        return _agreed([*self._by_key_header(request), *self._by_key_parameter(request), *self._by_names(request)])
+        named = (*self._by_key_header(request), *self._by_key_parameter(request), *self._by_names(request))
+        claim = _agreed([*self._by_token(request), *named])
+        if claim is not None and not _allows(token_of(request), claim.environment):
+            raise RequestError(403, f"this token may not be used in environment {claim.environment.access.name}")
+        return claim
+
+    def _by_token(self, request: Request) -> Iterator[Claim]:
+        """Yield the environment of a token of one."""
+        token = token_of(request)
+        if token is not None and len(token.environments) == 1:
+            yield Claim(self._of_token(token), "the token")
+
+    def _of_token(self, token: ClientToken) -> Environment:
+        """Return the first environment of a token that is still served."""
+        found = next((self._by_name[name] for name in token.environments if name in self._by_name), None)
+        if found is None:
+            raise RequestError(403, "the environments of this token are not served")
+        return found
 
     def _by_key_header(self, request: Request) -> Iterator[Claim]:
         """Yield the owners of SDK keys. Other values, such as tokens of a proxy, mean nothing here."""
         for header in KEY_HEADERS:
             value = request.header(header)
-            if value is not None and (owner := self._by_raw_key.get(_bare(value))) is not None:
+            if value is not None and (owner := self._by_raw_key.get(bare(value))) is not None:
                 yield Claim(owner, SHOWN[header])
 
     def _by_key_parameter(self, request: Request) -> Iterator[Claim]:
@@ -208,6 +230,10 @@ class Identification:
         own = [one for one in self._environments if one.access.account_id == account]
         return own[0] if len(own) == 1 else None
 
+    def has_key(self, request: Request) -> bool:
+        """Return whether a request has an SDK key. Raise RequestError 400 for a wrong one in its query."""
+        return any(True for _ in (*self._by_key_header(request), *self._by_key_parameter(request)))
+
     def _of_list(self, request: Request, account: str | None, list_id: str) -> Environment | None:
         """Return an environment whose settings mention a list; None if several accounts do.
 
@@ -233,7 +259,9 @@ class Identification:
 
     def _otherwise(self, request: Request, account: str | None = None) -> Environment | None:
         """Return the environment of a host name, or the default one, unless it is of another account."""
-        found = self._of_host(request) or self._default
+        found, token = self._of_host(request) or self._default, token_of(request)
+        if token is not None and (found is None or not _allows(token, found)):
+            found = self._of_token(token)
         return found if found is None or account is None or found.access.account_id == account else None
 
     def _of_host(self, request: Request) -> Environment | None:
@@ -298,6 +326,16 @@ class Identification:
         return own or scope.counting
 
 
+def token_of(request: Request) -> ClientToken | None:
+    """Return the token of a request if it is for some environments only."""
+    token = getattr(request, "client", None)
+    return token if isinstance(token, ClientToken) and token.environments else None
+
+
+def _allows(token: ClientToken | None, environment: Environment) -> bool:
+    return token is None or environment.access.name in token.environments
+
+
 def _agreed(claims: Sequence[Claim]) -> Claim | None:
     """Return the first claim, None if there is none. Raise RequestError 400 if another one contradicts it."""
     for claim in claims:
@@ -324,6 +362,6 @@ def _has_one_account(query: bytes, account: str) -> bool:
     return all(query_text(query, parameter) in (None, account) for parameter in ACCOUNT_PARAMETERS)
 
 
-def _bare(value: bytes) -> bytes:
+def bare(value: bytes) -> bytes:
     """Return the value of a header without the word Bearer."""
     return value[len(BEARER) :].strip() if value[: len(BEARER)].lower() == BEARER else value

@@ -9,15 +9,18 @@ from collections.abc import Callable, Sequence
 
 from tornado_gateway import core
 from tornado_gateway.environments.environment import Environment
-from tornado_gateway.environments.identification import WRONG_ACCOUNT, Identification, Scope
+from tornado_gateway.environments.identification import KEY_HEADERS, WRONG_ACCOUNT, Identification, Scope, bare
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.fields import parameter_text, query_text, raw_query_value
 from tornado_gateway.http.messages import Request
 from tornado_gateway.settings.mirror import Snapshot
 
 ACCOUNT_PARAMETERS = (b"accountId", b"a")
-KEY_PARAMETERS = (b"sdkKey", b"i")
+KEY_PARAMETERS = (b"sdkKey", b"i", b"env")
+# Values of visitors are in queries of lookups, and some SDKs do not escape them, so that `a` can be a part of one.
+LOOKUP_PARAMETERS = (b"accountId",), (b"sdkKey",)
 KNOWN_QUERIES = 1000  # checked query strings that are remembered
+NO_KEY = "the SDK key is required in the query, as sdkKey, i or env (CLIENT_KEY_REQUIRED)"
 
 
 def check_account(account_id: int | None, settings: core.Settings) -> None:
@@ -34,7 +37,10 @@ class Environments:
     """The environments of this process: those of ENVIRONMENTS_FILE if `is_from_file`, otherwise one.
 
     `on_unidentified` is called with each request that names no environment while there is no default one.
-    The account in a query is optional, but must not be another one (wire contract A.1, E.7).
+
+    An account or an SDK key in a query must not be another one (wire contract A.1, E.7). Both are optional, but with
+    `needs_key` (CLIENT_KEY_REQUIRED) requests without the key are rejected wherever all SDKs, or all but those of
+    mobile apps, send it.
     """
 
     def __init__(
@@ -42,9 +48,11 @@ class Environments:
         environments: Sequence[Environment],
         *,
         is_from_file: bool = False,
+        needs_key: bool = False,
         on_unidentified: Callable[[Request], None] = ignore,
     ) -> None:
-        self._is_from_file = is_from_file
+        self.is_from_file = is_from_file
+        self.needs_key = needs_key
         self._on_unidentified = on_unidentified
         self.version = 0  # of the environments and their access
         self.replace(environments)
@@ -56,35 +64,54 @@ class Environments:
         self.default = next((one for one in environments if one.access.is_default), None)
         self.first = self.default or self.all[0]  # for purposes that need any environment
         self._by_name = {one.access.name: one for one in environments}
-        self._known: set[bytes] = {b""}  # queries that name no other account
-        self._identification = Identification(self.all, self._on_unidentified) if self._is_from_file else None
+        self._known: set[bytes] = set()  # queries that name no other account
+        self._forget_queries()
+        self._identification = Identification(self.all, self._on_unidentified) if self.is_from_file else None
 
     def named(self, name: str) -> Environment | None:
         return self._by_name.get(name)
 
     def settings_changed(self, snapshot: Snapshot) -> None:
         """Check every query again, because the settings may be of another account."""
-        self._known = {b""}
+        self._forget_queries()
+
+    def _forget_queries(self) -> None:
+        self._known = set() if self.needs_key else {b""}
 
     # --- Requests ---
 
     def of(self, request: Request) -> Environment:
         """Return the environment of a request. Raise RequestError 400 if it names another one, or several, or none.
 
-        Without a file and before the first settings are loaded, no query is checked.
+        Without a file and before the first settings are loaded, only the configured account and key are known.
         """
         if self._identification is not None:
+            if self.needs_key and not self._identification.has_key(request):
+                raise RequestError(400, NO_KEY)
             return self._identification.of(request)
         if request.query not in self._known:
-            self._check(request.query)
+            self._check(request.query, ACCOUNT_PARAMETERS, KEY_PARAMETERS, self.needs_key)
+            if len(self._known) >= KNOWN_QUERIES:  # some clients add a random parameter; others are known again soon
+                self._forget_queries()
+            self._known.add(request.query)
         return self.first
 
-    def of_lookup(self, request: Request, list_id: str | None = None) -> Environment | None:
-        """Return the environment of a request for an alias or a list, None if it names none.
+    def of_lookup(
+        self, request: Request, list_id: str | None = None, *, without_key: bool = False
+    ) -> Environment | None:
+        """Return the environment of a request for an alias, a list or facts about a visitor, None if it names none.
 
-        Their clients retry a 400, so only a wrong key or name raises one. Without a file nothing is checked.
+        Their clients retry a 400, so only a wrong key or name raises one. `without_key`: SDKs send no key with this
+        request, so it is never required.
         """
-        return self.first if self._identification is None else self._identification.of_lookup(request, list_id)
+        query, needs_key = request.query, self.needs_key and not without_key
+        if self._identification is not None:
+            if needs_key and not self._identification.has_key(request):
+                raise RequestError(400, NO_KEY)
+            return self._identification.of_lookup(request, list_id)
+        if needs_key or query.find(b"accountId=") >= 0 or query.find(b"sdkKey=") >= 0:
+            self._check(query, *LOOKUP_PARAMETERS, needs_key)
+        return self.first
 
     def of_webhook(self, token: str) -> Environment | None:
         """Return the environment whose webhook token this is, None if it is no token."""
@@ -104,13 +131,31 @@ class Environments:
         """Return whether any environment has a token for webhooks."""
         return any(environment.access.webhook_token for environment in self.all)
 
+    def has_key(self, request: Request) -> bool:
+        """Return whether a request has an SDK key, in its query or a header. Raise RequestError 400 for a wrong one."""
+        if self._identification is not None:
+            return self._identification.has_key(request)
+        self._check(request.query, (), KEY_PARAMETERS, False)
+        if any(query_text(request.query, parameter) is not None for parameter in KEY_PARAMETERS):
+            return True
+        headers = [request.header(header) for header in KEY_HEADERS]
+        return any(self._is_own(bare(value).decode("latin-1")) for value in headers if value)
+
     # --- Events ---
 
-    def scope_of(self, request: Request) -> Scope:
-        """Return what a request with events says about their environment, besides its body."""
+    def scope_of(self, request: Request, *, has_header: bool = False) -> Scope:
+        """Return what a request with events says about their environment, besides its body.
+
+        `has_header`: SDKs repeat the key in the Authorization header of this request. If it is of another environment,
+        it counts for all events, otherwise for those that name none. A header with a scheme, such as Basic, is for a
+        proxy.
+        """
         if self._identification is not None:
             return self._identification.scope_of(request)
-        return Scope(self.first, self._query_key(request.query))
+        key = self._query_key(request.query)
+        header = request.header(b"authorization") if has_header else None
+        given = parameter_text(header) if header and b" " not in header else None
+        return Scope(self.first, key if given is None or self._is_own(given) else given, fallback_key=given)
 
     def of_event(self, scope: Scope, key: str | None) -> Environment | None:
         """Return the environment of an event whose document names this SDK key, None if it is not served here.
@@ -120,13 +165,8 @@ class Environments:
         """
         if self._identification is not None:
             return self._identification.of_event(scope, key)
-        only = self.first
         key = scope.key or key
-        if key is None or key == only.access.sdk_key:
-            return only
-        snapshot = only.mirror.current
-        is_own = only.access.sdk_key is None if snapshot is None else key == snapshot.settings.sdk_key
-        return only if is_own else None
+        return self.first if key is None or self._is_own(key) else None
 
     def of_usage_statistics(self, scope: Scope, key: str | None) -> Environment:
         """Return the environment that counts an event with usage statistics, which is of the vendor's account."""
@@ -142,16 +182,26 @@ class Environments:
         only = self.first
         return only.access.sdk_key if raw == only.raw_key else parameter_text(raw)
 
-    def _check(self, query: bytes) -> None:
+    def _check(self, query: bytes, account_names: Sequence[bytes], key_names: Sequence[bytes], needs_key: bool) -> None:
+        account_id = self._account_id()
+        accounts = [given for name in account_names if (given := query_text(query, name)) is not None]
+        keys = [given for name in key_names if (given := query_text(query, name)) is not None]
+        if account_id and any(given != account_id for given in accounts):
+            raise RequestError(400, WRONG_ACCOUNT)
+        if not all(map(self._is_own, keys)):
+            raise RequestError(400, WRONG_ACCOUNT)
+        if needs_key and not keys:
+            raise RequestError(400, NO_KEY)
+
+    def _is_own(self, key: str) -> bool:
+        """Return whether a key is that of the only environment. Before its settings are loaded, a file can have any."""
+        only = self.first
+        if key == only.access.sdk_key:
+            return True
+        snapshot = only.mirror.current
+        return only.access.sdk_key is None if snapshot is None else key == snapshot.settings.sdk_key
+
+    def _account_id(self) -> str:
+        """Return the account of the settings, before they are loaded the configured one; "" if there is none."""
         snapshot = self.first.mirror.current
-        if snapshot is None:
-            return
-        settings = snapshot.settings
-        for names, own in ((ACCOUNT_PARAMETERS, settings.account_id), (KEY_PARAMETERS, settings.sdk_key)):
-            for name in names:
-                given = query_text(query, name)
-                if given is not None and given != own:
-                    raise RequestError(400, WRONG_ACCOUNT)
-        if len(self._known) >= KNOWN_QUERIES:  # some clients add a random parameter; others are known again soon
-            self._known = {b""}
-        self._known.add(query)
+        return self.first.events.identity.account_id if snapshot is None else snapshot.settings.account_id

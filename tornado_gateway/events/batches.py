@@ -150,17 +150,18 @@ def _due(entry: tuple[float, int, Part]) -> tuple[float, int]:
 def pack(chunks: Iterable[Chunk], most_events: int, most_bytes: int = REQUEST_BYTES) -> list[list[Chunk]]:
     """Pack chunks, in order, into batches within both limits and of one identity. A larger chunk is a batch of its own.
 
-    A chunk with a query is sent alone.
+    A chunk with a query is sent alone, and one whose body is lost is not joined with others.
     """
     batches: list[list[Chunk]] = []
     room = bytes_left = 0
     for chunk in chunks:
+        is_alone = bool(chunk.query) or not chunk.body
         is_full = chunk.count > room or len(chunk.body) > bytes_left
-        if chunk.query or is_full or chunk.identity != batches[-1][0].identity:
+        if is_alone or is_full or chunk.identity != batches[-1][0].identity:
             batches.append([])
             room, bytes_left = most_events, most_bytes
         batches[-1].append(chunk)
-        room = 0 if chunk.query else room - chunk.count
+        room = 0 if is_alone else room - chunk.count
         bytes_left -= len(chunk.body) + 1
     return batches
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tornado_gateway.events.batches import Claim, Part, RetryQueue, split_events
 from tornado_gateway.store.interfaces import Chunk, NewChunk
@@ -19,11 +19,16 @@ class Claims:
 
     `events` is the number of claimed events, `size` the bytes of those that are not yet delivered. All parts of an
     `unsettled` claim are done, but the store has failed to settle it. `retry_error` is the failure of the last part
-    that is to be sent again.
+    that is to be sent again. `drop_bodies` is called with the chunks of a claim that can no longer be released.
     """
 
-    def __init__(self, max_bytes: int = MAX_CLAIMED_BYTES) -> None:
+    def __init__(
+        self,
+        max_bytes: int = MAX_CLAIMED_BYTES,
+        drop_bodies: Callable[[Sequence[Chunk]], None] = lambda chunks: None,
+    ) -> None:
         self._max_bytes = max_bytes
+        self._drop_bodies = drop_bodies
         self.events = 0
         self.size = 0
         self.ready: deque[Part] = deque()
@@ -91,12 +96,17 @@ class Claims:
         return len(unexplained) < MAX_RETRYING and sum([part.size for part in unexplained]) < self._max_bytes // 2
 
     def delivered(self, part: Part) -> None:
-        self.size -= part.size
+        self._note_touched(part)
         part.claim.part_delivered(part)
 
     def died(self, part: Part, reason: str) -> None:
-        self.size -= part.size
+        self._note_touched(part)
         part.claim.part_died(part, reason)
+
+    def _note_touched(self, part: Part) -> None:
+        self.size -= part.size
+        if part.claim.is_untouched and len(part.claim.parts) > 1:  # otherwise it is settled at once
+            self._drop_bodies(part.claim.chunks)
 
     def split(self, part: Part, pieces: int) -> None:
         """Replace a part by so many pieces, which are sent next, in order."""

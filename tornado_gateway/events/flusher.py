@@ -37,6 +37,7 @@ PARALLEL_REQUESTS = 16  # concurrent requests of one worker, for all environment
 SETTLE_RETRY_SECONDS = 1.0  # after the store failed to settle a claim
 
 
+CONTENT_LOST = "their content was lost with a damaged file of the store"
 DISCARDING = "events are discarded, because no account is configured"
 
 
@@ -70,7 +71,7 @@ class Flusher:
         self._requests = Requests(sink, on_request, share, discards=discards)
         self._events_per_request = events_per_request
         self._log = ThrottledLog(logger)
-        self._claims = Claims(claimed_bytes)
+        self._claims = Claims(claimed_bytes, store.drop_bodies)
         self._claim_bytes = min(CLAIM_BYTES, claimed_bytes)
         self._outcomes = Outcomes(retries or RetryPolicy())
         self._schedule = FlushSchedule(interval_seconds)
@@ -253,6 +254,15 @@ class Flusher:
         if self._is_too_large(part.events):
             self._claims.replace(part, split_to_fit(part.events, *self._most))
             return
+        if not part.events.body:
+            self._log.error("content", "%d events are dead letters now: %s", part.events.count, CONTENT_LOST)
+            self._claims.died(part, CONTENT_LOST)
+        else:
+            await self._send(part)
+        if not part.claim.parts:
+            await self._settle(part.claim)
+
+    async def _send(self, part: Part) -> None:
         self._outcomes.begin(part)
         try:
             await self._requests.send(part.events)
@@ -260,8 +270,6 @@ class Flusher:
             self._part_failed(part, error)
         else:
             self._part_succeeded(part)
-        if not part.claim.parts:
-            await self._settle(part.claim)
 
     def _is_too_large(self, events: NewChunk) -> bool:
         """Return whether events have to be split, such as those stored when EVENTS_PER_REQUEST was larger."""

@@ -13,22 +13,24 @@ from tornado_gateway.tasks import Periodic
 logger = logging.getLogger(__name__)
 
 Entry = tuple[int, bytes, str]  # number of events, their documents joined by newlines, query as in `NewChunk`
+CHECKS = 4  # of a commit within its time
 
 
 class Group:
     """Events that are committed together, and the gates that hold back the responses to their requests.
 
     `gate` fails if the commit fails. `decisions` opens then as well: a decision does not depend on its impressions.
-    `began` is the time at which the commit began, by the clock of the loop.
+    `checks` is the number of checks since the commit began. They measure its time, because a clock also counts the time
+    for which the process was suspended.
     """
 
-    __slots__ = ("began", "decisions", "entries", "gate")
+    __slots__ = ("checks", "decisions", "entries", "gate")
 
     def __init__(self, *, one_gate: bool) -> None:
         self.entries: list[Entry] = []
         self.gate = Gate()
         self.decisions = self.gate if one_gate else Gate()
-        self.began = 0.0
+        self.checks = 0
 
     @property
     def has_one_gate(self) -> bool:
@@ -97,7 +99,7 @@ class GroupCommit:
         self._committing: Group | None = None
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
-        self._watch = Periodic(self._check_for_stall, commit_seconds / 4)
+        self._watch = Periodic(self._check_for_stall, commit_seconds / CHECKS)
 
     def start(self) -> None:
         self._watch.start()
@@ -128,7 +130,6 @@ class GroupCommit:
 
     async def _commit(self) -> None:
         group, self.pending = self.pending, self.pending.next()
-        group.began = asyncio.get_running_loop().time()
         self._committing = group
         failure: str | None = None
         try:
@@ -167,7 +168,10 @@ class GroupCommit:
     def _check_for_stall(self) -> None:
         """Release the responses that wait for a commit that has stalled, such as on a disk that does not respond."""
         group = self._committing
-        if group is None or asyncio.get_running_loop().time() - group.began < self._commit_seconds:
+        if group is None:
+            return
+        group.checks += 1
+        if group.checks <= CHECKS:
             return
         self._failed(f"the store has not completed a write for {self._commit_seconds:g} s")
         if self._durable:

@@ -39,13 +39,15 @@ class RetryPolicy(NamedTuple):
 class LastFlush:
     """The result of the last request with events; `at` and `failing_since` are in unix seconds.
 
-    `error` and `failing_since` are set while nothing succeeds.
+    `error` and `failing_since` are set while nothing succeeds. `status` is that of VWO, 0 without a response, None if
+    the error is not one of VWO.
     """
 
     at: float | None = None
     events: int = 0
     error: str | None = None
     failing_since: float | None = None
+    status: int | None = None
 
 
 class Outcomes:
@@ -148,7 +150,8 @@ class Outcomes:
         self.failures = max(1, self.failures)
         now = time.time()
         self._log.error(str(error), "event delivery failed, %d events remain stored: %s", stored, error)
-        self.last = LastFlush(at=now, error=str(error), failing_since=self.last.failing_since or now)
+        status = error.status if isinstance(error, UpstreamError) else None
+        self.last = LastFlush(now, error=str(error), failing_since=self.last.failing_since or now, status=status)
         loop_time = asyncio.get_running_loop().time()
         if loop_time >= self.paused_until:  # requests that were in flight together fail together: one failure
             self.paused_until = loop_time + max(self._pause.next(), _retry_after(error))

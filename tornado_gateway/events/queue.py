@@ -280,8 +280,11 @@ class EventQueue:
         """Count as received the events that the store has obtained from elsewhere, such as the log of a dead worker.
 
         The difference is exact although others append and settle meanwhile, because the store responds in the order of
-        its operations and each response is counted at once.
+        its operations and each response is counted at once. A shared store counts for all machines.
         """
+        if self._shared:
+            await self._recount()
+            return
         repairs = self._store.repairs
         depth = await self._store.depth()
         waiting, dead = depth.waiting - self.stored, depth.dead - self.counts.dead

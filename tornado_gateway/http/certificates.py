@@ -10,13 +10,11 @@ import ssl
 from pathlib import Path
 
 from tornado_gateway.errors import GatewayError
-from tornado_gateway.tasks import Periodic
+from tornado_gateway.tasks import FileWatch, Periodic
 
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 5.0
-
-Signature = tuple[tuple[int, int, int], ...]
 
 
 class CertificateError(GatewayError):
@@ -30,7 +28,7 @@ class Certificates:
         self.error: str | None = None  # the reason why the newest files are not in use
         self._cert = cert
         self._key = key
-        self._seen = self._signature()
+        self._watch = FileWatch(cert, key)
         self._current = server_context(cert, key)
         self.context = server_context(cert, key)
         self.context.sni_callback = self._use_current
@@ -52,10 +50,8 @@ class Certificates:
         A renewal writes one file after the other. A pair that does not match is logged once, and checked again when a
         file changes the next time.
         """
-        signature = self._signature()
-        if signature == self._seen:
+        if not self._watch.has_changed():
             return False
-        self._seen = signature
         try:
             self._current = server_context(self._cert, self._key)
         except CertificateError as error:
@@ -72,14 +68,6 @@ class Certificates:
     def _use_current(self, connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, first: ssl.SSLContext) -> None:
         # OpenSSL asks at each handshake, also when the client names no host.
         connection.context = self._current
-
-    def _signature(self) -> Signature:
-        """Return values that change with the files. Links are followed: certbot and Kubernetes change them to renew."""
-        try:
-            stats = [path.stat() for path in (self._cert, self._key)]
-        except OSError:  # in the middle of a renewal, or gone; loading reports it
-            return ()
-        return tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)
 
 
 def server_context(cert: Path, key: Path) -> ssl.SSLContext:

@@ -1,12 +1,13 @@
 """One client of the HTTP/1.1 server: responses in the order of their requests, gates that hold them back.
 
 Data routes are plain functions from `Request` to `Response`; everything else goes to a `tornado.web.Application`
-through Tornado's public interfaces (`tornado_bridge.py`). `reader.py` turns bytes into requests.
+through Tornado's public interfaces (`streamed.py`). `reader.py` turns bytes into requests.
 
 Decisions that HTTP leaves open:
 
-- Pipelined requests start at once, responses leave in order. Starting them one after the other would cost one group
-  commit each. Only requests for the Tornado application wait for their turn, because they stream.
+- Pipelined requests do not wait for earlier responses, which would cost one group commit each. Responses leave in
+  order. The first request that arrives starts at once, those behind it in turn with other clients (`RunQueue`). Only
+  requests for the Tornado application start one after the other, because they stream.
 - Data routes send no Date: it would have to be rendered anew each second, and no known client reads it.
 - A connection is closed by half-closing it and reading on for a moment. Closing at once with unread bytes in the
   kernel would make it send a reset, which can destroy a response that was sent.
@@ -16,17 +17,18 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable
+from time import monotonic
 from typing import Any, final
 
 import httptools
 
 from tornado_gateway.gate import Gate
-from tornado_gateway.http.limits import MAX_QUEUED_BYTES, WRITE_BYTES, ServerOptions
-from tornado_gateway.http.messages import CONTINUE, OVERLOADED, Handler, Request, Response, respond_not_found
+from tornado_gateway.http.limits import MAX_QUEUED_BYTES, SHARE_SECONDS, WRITE_BYTES, RunQueue, ServerOptions
+from tornado_gateway.http.messages import CONTINUE, OVERLOADED, Handler, Request, Response, Streamed, respond_not_found
 from tornado_gateway.http.output import Output
 from tornado_gateway.http.reader import BODY, CONTINUE_DUE, ENDED, IDLE, NO_EXPECTATION, Reader
 from tornado_gateway.http.request_ids import error_response, failure_response, log_fields, outcome
-from tornado_gateway.http.tornado_bridge import Page, PageContext
+from tornado_gateway.http.streamed import Page, PageContext
 from tornado_gateway.logs import ThrottledLog
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ class Activity:
         self.clients: set[Connection] = set()
         self.orphans: set[Connection] = set()  # connections that the peer has closed, with requests in flight
         self.tasks: set[asyncio.Future[Any]] = set()
+        self.run_queue = RunQueue()
         self.log = ThrottledLog(logger)
 
 
@@ -51,28 +54,9 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "activity",
-        "blocked",
-        "corked",
-        "eof",
-        "find",
-        "gate",
-        "held",
-        "is_lingering",
-        "last_progress",
-        "max_pipelined",
-        "on_response",
-        "options",
-        "output",
-        "peer",
-        "queue",
-        "queued_bytes",
-        "reader",
-        "since",
-        "slice_bytes",
-        "stopping",
-        "tls",
-        "waiting",
+        *("activity", "blocked", "corked", "eof", "find", "gate", "has_served", "held", "is_lingering", "is_queued"),
+        *("last_progress", "on_response", "options", "output", "peer", "queue", "queued_bytes", "reader", "since"),
+        *("stopping", "tls", "waiting"),
     )
 
     def __init__(self, options: ServerOptions, activity: Activity, stopping: bool = False, peer: str = "") -> None:
@@ -80,22 +64,19 @@ class Connection(asyncio.Protocol):
         self.activity = activity
         self.find = options.find
         self.on_response = options.on_response
-        self.max_pipelined = options.limits.max_pipelined
-        self.slice_bytes = options.slice_bytes
         self.stopping = stopping
-        self.reader = Reader(options, self._serve)
+        self.reader = Reader(options, self._deliver)
         self.output = Output(self._block, self._resume_serving)
-        self.tls = False
+        self.tls = self.eof = self.is_lingering = False
         self.peer = self.reader.peer = peer  # if a proxy has reported it; otherwise that of the socket
         self.held: deque[bytes] = deque()
         self.waiting: deque[Request] = deque()
         self.queue: deque[Request] = deque()
         self.queued_bytes = 0  # of the complete responses in the queue
         self.gate: Gate | None = None  # the last one that knows this connection, so that it is called only once
-        self.corked = False
-        self.blocked = False
-        self.eof = False
-        self.is_lingering = False
+        self.has_served = False  # a request of the bytes that have just arrived
+        self.is_queued = False  # in the run queue
+        self.corked = self.blocked = False
         # for the sweep of the server
         self.last_progress: tuple[int, list[tuple[bytes, bytes]], int] = (-1, self.reader.head_headers, 0)
         self.since = 0.0
@@ -122,10 +103,10 @@ class Connection(asyncio.Protocol):
         started = reader.phase
         if started >= ENDED:
             return
-        if self.blocked or len(data) > self.slice_bytes:
+        if self.blocked or len(data) > self.options.limits.slice_bytes:
             self._hold_and_pump(data)
             return
-        self.corked = True
+        self.corked, self.has_served = True, False
         failure: Exception | None = None
         try:
             reader.parser.feed_data(data)
@@ -175,33 +156,44 @@ class Connection(asyncio.Protocol):
     # --- Reading ---
 
     def _hold_and_pump(self, data: bytes) -> None:
-        size = self.slice_bytes
+        size = self.options.limits.slice_bytes
         self.held.extend(data[at : at + size] for at in range(0, len(data), size))
         self._pump()
 
     def _pump(self) -> None:
-        """Start waiting requests and read held slices, for as long as there is room; then read on."""
+        """If there is room, wait for the turn of waiting requests and held slices; without any, read on."""
         if self.corked:
             return
-        while (self.waiting or self.held) and self._has_room():
-            self.corked = True
-            while (self.waiting or self.held) and self._has_room():
-                self._advance()
-            self.corked = False
-            self._send_ready()
-        if self.blocked and self._has_room():
+        if self.waiting or self.held:
+            if not self.is_queued and self._can_advance():
+                self.is_queued = True
+                self._block()
+                self.activity.run_queue.add(self._take_turn)
+        elif self.blocked and self._has_room() and not self.is_starved():
             self.blocked = False
-            self.reader.deliver = self._serve
+            self.reader.deliver = self._deliver
             self._resume_reading()
         self._end_turn()
+
+    def _take_turn(self) -> bool:
+        """Start waiting requests and read held slices, for as long as there is room, but not for long."""
+        end = monotonic() + SHARE_SECONDS
+        self.is_queued, self.corked = False, True
+        while self._can_advance():
+            self._advance()
+            if monotonic() >= end:
+                break
+        self.corked = False
+        self._send_ready()
+        self._pump()
+        return False
 
     def _advance(self) -> None:
         if self.waiting:
             self._serve(self.waiting.popleft())
             return
-        reader = self.reader
-        reader.read(self.held.popleft())
-        if reader.phase >= ENDED:
+        self.reader.read(self.held.popleft())
+        if self.reader.phase >= ENDED:
             self.held.clear()
 
     def reject(self, response: Response) -> None:
@@ -230,9 +222,11 @@ class Connection(asyncio.Protocol):
             not output.is_paused
             and not output.unsent_bytes
             and self.queued_bytes < MAX_QUEUED_BYTES
-            and len(self.queue) < self.max_pipelined
-            and not self.is_starved()
+            and len(self.queue) < self.options.limits.max_pipelined
         )
+
+    def _can_advance(self) -> bool:
+        return bool(self.waiting or (self.held and not self.is_starved())) and self._has_room()
 
     def is_starved(self) -> bool:
         """Whether there is no room for more of an unfinished body."""
@@ -245,6 +239,14 @@ class Connection(asyncio.Protocol):
 
     # --- Serving ---
 
+    def _deliver(self, request: Request) -> None:
+        if self.has_served:
+            self._block()
+            self.waiting.append(request)
+        else:
+            self.has_served = True
+            self._serve(request)
+
     def _serve(self, request: Request) -> None:
         try:
             handler = self.find(request.method, request.path)
@@ -252,7 +254,7 @@ class Connection(asyncio.Protocol):
                 handler = self._other_handler(request)
                 if handler is None:
                     return
-            response = handler(request)
+            response = self.options.guard(handler, request) if request.wants_echo else handler(request)
         except Exception as error:
             response = error_response(request, error)
         if type(response) is Response:
@@ -271,22 +273,20 @@ class Connection(asyncio.Protocol):
 
     def _other_handler(self, request: Request) -> Handler | None:
         """Serve HEAD by the handler of GET. Requests without handler go to the Tornado application."""
-        if request.method == b"HEAD":
-            handler = self.find(b"GET", request.path)
-            if handler is not None:
-                return handler
+        if request.method == b"HEAD" and (handler := self.find(b"GET", request.path)) is not None:
+            return handler
         application = self.options.fallback
         if application is None:
             return respond_not_found
         context = PageContext(self.peer, "https" if self.tls else "http")
-        request.page = Page(self, context, request, application, self.activity.tasks)
+        request.page = Page(self, context, request, application, self.activity.tasks, self.activity.run_queue)
         self._enqueue(request)
         self.flush()
         return None
 
     def _enqueue(self, request: Request) -> None:
         self.queue.append(request)
-        if len(self.queue) >= self.max_pipelined or self.queued_bytes >= MAX_QUEUED_BYTES:
+        if len(self.queue) >= self.options.limits.max_pipelined or self.queued_bytes >= MAX_QUEUED_BYTES:
             self._block()
 
     def _hold(self, gate: Gate) -> None:
@@ -296,7 +296,10 @@ class Connection(asyncio.Protocol):
         elif gate.is_open:
             self.flush()
 
-    def _start_task(self, request: Request, response: Awaitable[Response]) -> None:
+    def _start_task(self, request: Request, response: Awaitable[Response] | Streamed) -> None:
+        if isinstance(response, Streamed):
+            response.attach(self, request)
+            return
         try:
             task = asyncio.ensure_future(response)
         except TypeError as error:  # neither a Response nor an awaitable
@@ -342,7 +345,7 @@ class Connection(asyncio.Protocol):
                 if not gate.is_open:
                     return
                 if gate.failure is not None:
-                    response = failure_response(gate.failure)
+                    response = failure_response(request, gate.failure)
             queue.popleft()
             self.queued_bytes -= size
             self._send(request, response)
@@ -383,15 +386,13 @@ class Connection(asyncio.Protocol):
 
     def connection_line(self, request: Request) -> bytes:
         """Decide whether the connection continues after this response. Return the header line to say so, if any."""
-        if self.stopping and self.reader.phase == IDLE and not self.corked and self._is_last(request):
+        is_last = not (self.waiting or self.held or any(other is not request for other in self.queue))
+        if self.stopping and self.reader.phase == IDLE and not self.corked and is_last:
             self.reader.phase = ENDED
             request.keep_alive = False
         if not request.keep_alive:
             return b"Connection: close\r\n"
         return b"Connection: keep-alive\r\n" if request.version == "1.0" else b""
-
-    def _is_last(self, request: Request) -> bool:
-        return not (self.waiting or self.held or any(other is not request for other in self.queue))
 
     def count(self, request: Request, status: int) -> None:
         """Report a finished response to the metrics hook."""

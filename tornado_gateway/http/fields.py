@@ -33,6 +33,7 @@ _SURROGATE_BYTES = re.compile(
 _NOT_PRINTABLE = re.compile(r"[^ !#-\[\]-~]")  # quotes and backslashes included
 MAX_REPAIRS = 50_000  # surrogates per body, at most 50 ms; a body with more is not JSON
 MAX_ID_BYTES = 1024
+MAX_VALUE_BYTES = 2048  # of a parameter that is forwarded
 MAX_HOPS = 32  # addresses of X-Forwarded-For that are read: a client can send 16,000
 MAX_DOCUMENT_BYTES = 256 * 1024  # of one event
 MAX_TEXT_BYTES = 64 * 1024
@@ -146,6 +147,14 @@ def required_text(fields: Fields, name: str) -> str:
     raise RequestError(400, f"{name} must be a string")
 
 
+def boolean(fields: Fields, name: str) -> bool:
+    """Return a field that is true or false; false if it is absent or null."""
+    value = fields.get(name)
+    if value is None or type(value) is bool:
+        return bool(value)
+    raise RequestError(400, f"{name} must be true or false")
+
+
 def user_id(fields: Fields) -> str:
     """Return `userId` of REST callers, or `id` of the SDKs; a number as its text (decision engine 7.3, row 31)."""
     value = fields.get("userId")
@@ -177,6 +186,13 @@ def raw_query_value(query: bytes, name: bytes) -> bytes | None:
         start += len(marker)
     end = query.find(b"&", start)
     return query[start:] if end < 0 else query[start:end]
+
+
+def known_parameters(query: bytes, names: Iterable[bytes]) -> str:
+    """Return the parameters with these names, as the client wrote them, each once, without values of more than 2 KB."""
+    values = [(name, raw_query_value(query, name)) for name in names]
+    known = [b"%b=%b" % (name, value) for name, value in values if value is not None and len(value) <= MAX_VALUE_BYTES]
+    return b"&".join(known).decode("latin-1")
 
 
 def form_decoded(raw: bytes) -> str:

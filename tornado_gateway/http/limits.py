@@ -1,12 +1,14 @@
 """The limits and options that all connections of one server share."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Collection
+from time import monotonic, sleep
 from typing import Final, NamedTuple, final
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
-from tornado_gateway.http.messages import Handler, Request
+from tornado_gateway.http.messages import Handler, Request, Result
 
 # The parser cannot be paused within one call, so it gets at most this much at once.
 SLICE_BYTES: Final = 16384
@@ -21,8 +23,17 @@ WRITE_SLICE_BYTES: Final = 131072
 MAX_QUEUED_BYTES: Final = 262144
 # A request in flight counts this many times its body against the budget of the server, as its parsed form does.
 PARSED_FACTOR: Final = 8
+# Pipelined requests, large bodies and pages of all clients together get this much of each turn of the loop, and one
+# client this much before it is the turn of another. A lone request waits no longer than that, whatever others send.
+TURN_SECONDS: Final = 0.002
+SHARE_SECONDS: Final = 0.0005
+REST_SECONDS: Final = (
+    0.00005  # between two such turns, in which the threads of the store can get the interpreter's lock
+)
 # Chunk sizes, extensions and trailers may take this many bytes for each byte of body (1-byte chunks take 5).
 CHUNK_OVERHEAD: Final = 8
+
+Guard = Callable[[Handler, Request], Result]
 
 
 class Limits(NamedTuple):
@@ -31,7 +42,7 @@ class Limits(NamedTuple):
     max_header_bytes: int = 65536
     max_headers: int = 128
     max_body_bytes: int = 1 << 20
-    max_pipelined: int = 64
+    max_pipelined: int = 16
     max_connections: int = 0  # 0: as many as the system allows
     header_seconds: float = 10.0
     body_seconds: float = 30.0
@@ -41,6 +52,11 @@ class Limits(NamedTuple):
     drain_seconds: float = 1.0
     max_bodies_bytes: int = 64 << 20  # of all clients together: unfinished bodies, and requests with large ones
     starved_seconds: float = 5.0  # that a body may wait for room in it
+
+    @property
+    def slice_bytes(self) -> int:
+        """How much the parser gets at once."""
+        return min(SLICE_BYTES, self.max_header_bytes)
 
 
 DEFAULT_LIMITS = Limits()
@@ -91,12 +107,44 @@ class Charge:
         self._budget.add(-self._size)
 
 
+@final
+class RunQueue:
+    """Steps of work that can wait for the requests of other clients. Each turn of the loop runs some, the oldest first.
+
+    A step that returns True is the last one of its turn, because the costly part of its work is still to come.
+    """
+
+    def __init__(self, turn_seconds: float = TURN_SECONDS) -> None:
+        self._turn_seconds = turn_seconds
+        self._steps: deque[Callable[[], bool]] = deque()
+
+    def add(self, step: Callable[[], bool]) -> None:
+        self._steps.append(step)
+        if len(self._steps) == 1:
+            asyncio.get_running_loop().call_soon(self._run)
+
+    def _run(self) -> None:
+        steps, end = self._steps, monotonic() + self._turn_seconds
+        try:
+            while not steps[0]() and len(steps) > 1 and monotonic() < end:
+                steps.popleft()
+        finally:
+            steps.popleft()
+            if steps:
+                sleep(REST_SECONDS)
+                asyncio.get_running_loop().call_soon(self._run)
+
+
 def _no_page_lines(request: Request, status: int) -> bytes:
     return b""
 
 
 def _no_lines(request: Request) -> bytes:
     return b""
+
+
+def _unguarded(handler: Handler, request: Request) -> Result:
+    return handler(request)
 
 
 @final
@@ -108,9 +156,10 @@ class ServerOptions:
     can raise that limit but not lower it. `on_response(request, status)` is called once for each response; a request
     that could not be parsed has an empty method. `extra_header_lines(request)` returns header lines that each response
     of a data route, errors included, gets in addition; with `echo_headers`, names in lower case, it is called only for
-    requests that have one of these headers. `page_lines(request, status)` returns those of the application's responses.
-    `lenient(path)`: whether a query with spaces, tabs and bytes above 0x7F is
-    accepted. `proxy_trusts(address)`: whether connections from an address begin with a header of the PROXY protocol.
+    requests that have one of these headers. `guard(handler, request)` responds to these requests and may call their
+    handler. `page_lines(request, status)` returns the lines of the application's responses. `lenient(path)`: whether a
+    query with spaces, tabs and bytes above 0x7F is accepted. `proxy_trusts(address)`: whether connections from an
+    address begin with a header of the PROXY protocol.
     """
 
     def __init__(
@@ -122,6 +171,7 @@ class ServerOptions:
         body_limit: Callable[[bytes], int] | None = None,
         on_response: Callable[[Request, int], object] | None = None,
         extra_header_lines: Callable[[Request], bytes] | None = None,
+        guard: Guard = _unguarded,
         echo_headers: Collection[bytes] | None = None,
         lenient: Callable[[bytes], bool] | None = None,
         page_lines: Callable[[Request, int], bytes] | None = None,
@@ -133,10 +183,10 @@ class ServerOptions:
         # Read for each request: an attribute of a named tuple costs more in compiled code.
         self.max_headers = limits.max_headers
         self.max_body_bytes = limits.max_body_bytes
-        self.slice_bytes = min(SLICE_BYTES, limits.max_header_bytes)
         self.body_limit = body_limit
         self.on_response = on_response
         self.extra_header_lines = extra_header_lines or _no_lines
+        self.guard = guard
         self.echo_headers = echo_headers if extra_header_lines else ()
         self.lenient = lenient
         self.proxy_trusts = proxy_trusts

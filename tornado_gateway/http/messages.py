@@ -4,11 +4,11 @@ import re
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import orjson
 
-from tornado_gateway.errors import reason_phrase
+from tornado_gateway.errors import RequestError, reason_phrase
 from tornado_gateway.gate import Gate
 
 MAX_HOSTS = 100  # that are remembered
@@ -18,7 +18,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Page(Protocol):
-    """A request of the Tornado application, which streams its response: see `tornado_bridge`."""
+    """A request of the Tornado application, which streams its response: see `streamed`."""
 
     def start(self) -> None:
         """Hand the request over, once its turn has come."""
@@ -27,17 +27,23 @@ class Page(Protocol):
         """Report that the client has closed, or half-closed, its side."""
 
 
+ErrorShape = Callable[[RequestError], "Response"]
+
+
 @final
 class Request:
     """One request, complete with its body. `headers` keep the client's order and spelling; `version` is "1.1" or "1.0".
 
     A handler may set `gate`: its response is then held back until that gate opens. `wants_echo`: see `ServerOptions`.
-    `response` or `page` is set by the connection when the request waits for its turn.
+    `response` or `page` is set by the connection when the request waits for its turn. Two attributes exist only where
+    they are needed: `client` is the client that the credentials name, `error_shape` makes the response to a failure.
     """
 
     __slots__ = (
         "body",
         "charge",
+        "client",
+        "error_shape",
         "gate",
         "headers",
         "keep_alive",
@@ -50,6 +56,9 @@ class Request:
         "version",
         "wants_echo",
     )
+
+    client: object
+    error_shape: "ErrorShape"
 
     def __init__(
         self,
@@ -157,6 +166,11 @@ def json_error(status: int, message: str, headers: Iterable[tuple[bytes, bytes]]
     return Response(status, orjson.dumps({"status": 0, "error": message}), headers=headers)
 
 
+def error_response(error: RequestError) -> Response:
+    """Return the response to a request that cannot be served, in the format of all errors."""
+    return json_error(error.status, str(error), error.headers)
+
+
 INTERNAL_ERROR = json_error(500, "internal error")
 NOT_FOUND = json_error(404, "not found")
 BAD_REQUEST = json_error(400, "malformed HTTP request")
@@ -216,4 +230,13 @@ def respond_not_found(request: Request) -> Response:
     return NOT_FOUND
 
 
-Handler = Callable[[Request], Response | Awaitable[Response]]
+class Streamed:
+    """A response that is written in parts by a handler: see `streamed`."""
+
+    def attach(self, connection: Any, request: Request) -> None:
+        """Take the place of the response of a request."""
+        raise NotImplementedError
+
+
+Result = Response | Awaitable[Response] | Streamed
+Handler = Callable[[Request], Result]

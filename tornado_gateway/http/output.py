@@ -153,6 +153,12 @@ class Output:
         else:
             self._drained()
 
+    def push(self, data: bytes) -> None:
+        """Write a part of a streamed response, without waiting for the peer to read."""
+        if self.open_transport() is not None:
+            self.put(data)
+            self.write_pieces()
+
     def write(self, *pieces: bytes) -> asyncio.Future[None]:
         """Write a part of a streamed response. The future is done when more may follow."""
         future: asyncio.Future[None] = self._loop.create_future()

@@ -69,9 +69,10 @@ class _RejectedError(Exception):
 class _Incomplete:
     """The message that the last slice has left incomplete."""
 
-    __slots__ = ("charge", "partial", "remaining", "seen_bytes")
+    __slots__ = ("charge", "max_body", "partial", "remaining", "seen_bytes")
 
     def __init__(self) -> None:
+        self.max_body = 0  # bytes; more once a larger body needs them and its route allows them
         self.seen_bytes = 0  # of the head, or of the body
         self.charge: Charge | None = None  # of a body that needs more than one slice
         self.remaining = -1  # announced bytes of the body that have not arrived yet; -1 if unknown
@@ -100,7 +101,7 @@ class _Incomplete:
 class Reader:
     """Parses the bytes of one client. The parser calls the methods that begin with `on_`.
 
-    The owner feeds slices of at most `options.slice_bytes` to `parser` while `phase` is below ENDED, passes exceptions
+    The owner feeds slices of at most `slice_bytes` to `parser` while `phase` is below ENDED, passes exceptions
     to `resume`, and calls `end_slice` if the slice has not ended between two requests. Complete requests go to
     `deliver`. A `rejection` is the last response of the connection.
     """
@@ -127,9 +128,8 @@ class Reader:
         self.options = options
         self.deliver = deliver
         self.parser: Any = httptools.HttpRequestParser(self)
-        self.peer = ""
+        self.peer = self.version = ""
         self.phase: int = IDLE
-        self.version = ""
         self.rejection: Response | None = None
         # the message being read
         self.url = b""
@@ -144,10 +144,10 @@ class Reader:
     # --- Callbacks of the parser ---
 
     def on_message_begin(self) -> None:
-        self.phase = HEAD
+        self.phase, self.noted = HEAD, 0
         self.url = self.body = b""
         self.fields = self.head_headers = []
-        self.noted = 0
+        self.incomplete.max_body = self.options.max_body_bytes
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -208,7 +208,7 @@ class Reader:
             if type(self.body) is bytes:
                 self.body = bytearray(self.body)
             self.body += data
-        if len(self.body) > self.options.max_body_bytes:
+        if len(self.body) > self.incomplete.max_body:
             self._check_body_size(len(self.body))
 
     def on_message_complete(self) -> None:
@@ -286,11 +286,11 @@ class Reader:
         incomplete, limits = self.incomplete, self.options.limits
         if self.phase == HEAD:
             if self.options.lenient is not None:
-                incomplete.remember(data, started, limits.max_header_bytes + self.options.slice_bytes)
+                incomplete.remember(data, started, limits.max_header_bytes + limits.slice_bytes)
             # In the first slice, bytes of earlier messages do not count.
             is_first = started != HEAD or not incomplete.seen_bytes
             incomplete.seen_bytes = self._head_size() if is_first else incomplete.seen_bytes + len(data)
-            if incomplete.seen_bytes > limits.max_header_bytes:
+            if incomplete.seen_bytes > limits.max_header_bytes or len(self.fields) > limits.max_headers:
                 self.reject(HEAD_TOO_LARGE)
             return
         incomplete.partial = None
@@ -351,13 +351,15 @@ class Reader:
                 self.expectation = CONTINUE_DUE if self.parser.get_http_version() == "1.1" else NO_EXPECTATION
         incomplete.seen_bytes += size
         overhead = incomplete.seen_bytes - len(self.body)
-        allowed = self.options.limits.max_header_bytes + self.options.slice_bytes + CHUNK_OVERHEAD * len(self.body)
+        limits = self.options.limits
+        allowed = limits.max_header_bytes + limits.slice_bytes + CHUNK_OVERHEAD * len(self.body)
         if overhead > allowed:
             raise _RejectedError(BODY_TOO_LARGE)
 
     def _check_body_size(self, size: int) -> None:
-        override = self.options.body_limit
-        if override is None or size > override(split_target(self.url)[0]):
+        if self.options.body_limit is not None:
+            self.incomplete.max_body = self.options.body_limit(split_target(self.url)[0])
+        if size > self.incomplete.max_body:
             raise _RejectedError(BODY_TOO_LARGE)
 
     def _check_hosts(self) -> None:

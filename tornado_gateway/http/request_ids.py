@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import final
 
 from tornado_gateway.errors import RequestError
-from tornado_gateway.http.messages import CANCELLED, INTERNAL_ERROR, Request, Response, json_error
+from tornado_gateway.http import messages
+from tornado_gateway.http.messages import CANCELLED, ErrorShape, Request, Response
 
 logger = logging.getLogger(__name__)
 
@@ -87,21 +88,25 @@ def log_failure(request: Request, error: BaseException | None) -> None:
     FAILURES.log(request, error)
 
 
-def failure_response(error: Exception) -> Response:
-    """Return the response that replaces those that a failed gate held back."""
-    status: int = getattr(error, "status", 500)
-    return json_error(status, str(error))
+def failure_response(request: Request, error: Exception) -> Response:
+    """Return the response that replaces one that a failed gate held back."""
+    return _shaped(request, RequestError(getattr(error, "status", 500), str(error)))
 
 
 def error_response(request: Request, error: BaseException) -> Response:
     """Return the response for an exception of a handler. It does not wait for a gate, because it confirms nothing."""
     request.gate = None
     if isinstance(error, RequestError):
-        return json_error(error.status, str(error))
+        return _shaped(request, error)
     if isinstance(error, asyncio.CancelledError):
         return CANCELLED
     log_failure(request, error)
-    return INTERNAL_ERROR
+    return _shaped(request, RequestError(500, "internal error"))
+
+
+def _shaped(request: Request, error: RequestError) -> Response:
+    shape: ErrorShape = getattr(request, "error_shape", messages.error_response)
+    return shape(error)
 
 
 def outcome(request: Request, task: asyncio.Future[Response]) -> Response:
@@ -118,11 +123,12 @@ def outcome(request: Request, task: asyncio.Future[Response]) -> Response:
 class Tracing:
     """Returns ids to the clients that sent them, on data routes, beside the header lines of `more` (CORS).
 
-    `echo_headers` are the headers of requests that get header lines; None: all do.
+    `echo_headers` are the headers of requests that get header lines, or are checked before their handler is called.
+    None: all requests.
     """
 
     def __init__(self, more: HeaderLines | None) -> None:
-        self.echo_headers = frozenset({b"x-request-id", b"traceparent"}) if more is None else None
+        self.echo_headers = frozenset({b"x-request-id", b"traceparent", b"origin"}) if more is None else None
         self._more = more
 
     def header_lines(self, request: Request) -> bytes:

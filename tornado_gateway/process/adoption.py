@@ -6,7 +6,7 @@ import random
 
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.sqlite.events import SqliteEvents
+from tornado_gateway.store.interfaces import EventStore
 from tornado_gateway.tasks import wait_at_most
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
@@ -18,20 +18,19 @@ ADOPT_SECONDS = 10.0  # between two searches for the logs of ended workers
 class Adoption:
     """Adopts the events of workers that have ended without being replaced, or with events left.
 
-    Create it before the store is opened, because opening already adopts a log. `log` is None for a store that
-    needs no adoption. `stopping` ends it.
+    Create it before the store is opened, because opening already adopts a log. `stopping` ends it.
     """
 
     def __init__(
         self,
-        log: SqliteEvents | None,
+        store: EventStore,
         environment: Environment,
         scoreboard: Scoreboard,
         stopping: asyncio.Event,
         *,
         interval_seconds: float = ADOPT_SECONDS,
     ) -> None:
-        self._log = log
+        self._store = store
         self._environment = environment
         self._scoreboard = scoreboard
         self._stopping = stopping
@@ -45,25 +44,24 @@ class Adoption:
         return self._retirements if self._environment.has_counted else 0
 
     def start(self) -> None:
-        if self._log is not None:
-            self._task = asyncio.create_task(self._run(self._log))
+        self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
         """Wait for the end. An adoption is not cancelled, because that would unlock the other log too early."""
         if self._task is not None:
             await self._task
 
-    async def _run(self, log: SqliteEvents) -> None:
+    async def _run(self) -> None:
         while not self._stopping.is_set():
             if await wait_at_most(self._stopping, self._interval_seconds * random.uniform(0.5, 1.0)):
                 return
-            await self._adopt(log)
+            await self._adopt()
 
-    async def _adopt(self, log: SqliteEvents) -> None:
+    async def _adopt(self) -> None:
         ended = self._scoreboard.retirements
         try:
             try:
-                if moved := await log.adopt():
+                if moved := await self._store.adopt():
                     logger.info("adopted %d events of a worker that has ended", moved)
             finally:  # a part may have been adopted
                 await self._environment.events.recount_after_adoption()

@@ -12,13 +12,18 @@ from tornado.httputil import HTTPServerConnectionDelegate
 
 from tornado_gateway import __version__
 from tornado_gateway.api.aliases import AliasesApi
-from tornado_gateway.api.cors import Cors, EnvironmentsCors
+from tornado_gateway.api.cors import Cors, EnvironmentsCors, OriginCheck
+from tornado_gateway.api.endpoints import Endpoints
 from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.lists import ListsApi
-from tornado_gateway.api.router import Endpoints, Router
-from tornado_gateway.api.routes import DECISIONS
+from tornado_gateway.api.ofrep.bulk import BulkApi
+from tornado_gateway.api.ofrep.context import StandIn
+from tornado_gateway.api.ofrep.evaluation import EvaluationApi
+from tornado_gateway.api.ofrep.exposures import ExposuresApi
+from tornado_gateway.api.router import Router
 from tornado_gateway.api.settings import SettingsApi
+from tornado_gateway.api.streams import StreamLimits, StreamsApi
 from tornado_gateway.api.visitors import VisitorsApi
 from tornado_gateway.config import Config, EnvironmentConfig
 from tornado_gateway.console.admin_pages import AdminApi, Operated
@@ -35,9 +40,10 @@ from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
 from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
-from tornado_gateway.process.certificate_expiry import report_part
+from tornado_gateway.process.certificate_expiry import ExpiryReport
 from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.environments.build import FLUSH_SHARE, Shared
+from tornado_gateway.process.environments.client_auth import Credentials
 from tornado_gateway.process.environments.reload import Reload, read_environments
 from tornado_gateway.process.environments.served import STORE_REMEDY, Served
 from tornado_gateway.process.environments.serving import Serving
@@ -48,7 +54,7 @@ from tornado_gateway.process.parent.sockets import PORT_REMEDY
 from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import Part, explaining
 from tornado_gateway.process.publication import Publication
-from tornado_gateway.process.status import instance_status
+from tornado_gateway.process.status import Problems, instance_status
 from tornado_gateway.store.interfaces import StateStore
 from tornado_gateway.telemetry.attempts import TokenCheck
 from tornado_gateway.telemetry.counters import SharedCounters
@@ -87,8 +93,12 @@ class Assembly:
         make = partial(Served, self._shared, scoreboard=slot.scoreboard, stopping=self.stopping)
         self.serving = Serving(make, read_environments(config, environments), self._observer.unidentified)
         self._state = self._common_state()
+        address, attempts = build_client_address(config), slot.scoreboard.client_attempts
+        self._credentials = Credentials(config, self.environments, address, attempts, slot.row)
         self._admin = self._build_admin()
-        self.server = self._build_server()
+        settings = self._build_settings_api()
+        self._streams = self._build_streams(settings)
+        self.server = self._build_server(settings)
         self.publication = self._build_publication()
 
     @property
@@ -103,7 +113,9 @@ class Assembly:
             Part("connections", lambda: None, self._shared.connections.close),
             self._store_part(),
             *location_parts(self._config, self._state, self._shared.location, self._shared.owner),
+            Part("problems", self.publication.problems.start, self.publication.problems.stop),
             *self._environment_parts(),
+            Part("client tokens", self._credentials.start, self._credentials.stop),
             *self._certificate_parts(),
             Part(
                 "server",
@@ -111,6 +123,7 @@ class Assembly:
                 lambda: server.stop(deadline * (1 - FLUSH_SHARE)),
                 PORT_REMEDY,
             ),
+            Part("streams", self._streams.start, self._streams.stop),
             Part("lag measurement", self._observer.start, self._observer.stop),
             Part("history", self._admin.start, self._admin.stop),
         ]
@@ -140,10 +153,8 @@ class Assembly:
             report_unknown(self._config, {data_dir_of(one.config.config) for one in self.serving.all})
 
     def _certificate_parts(self) -> list[Part]:
-        cert, key, certificates = self._config.tls_cert_path, self._config.tls_key_path, self._certificates
-        if certificates is None or cert is None or key is None:
-            return []
-        return [Part("certificates", certificates.start, certificates.stop), report_part(cert, key)]
+        certificates = self._certificates
+        return [] if certificates is None else [Part("certificates", certificates.start, certificates.stop)]
 
     def status(self) -> dict[str, Any]:
         """Return the body of /status, which is that of the whole instance for any worker."""
@@ -152,11 +163,10 @@ class Assembly:
 
     # --- Routes and pages ---
 
-    def _build_router(self) -> Router:
+    def _build_router(self, settings: SettingsApi) -> Router:
         config = self._config
-        endpoints = self._build_endpoints()
-        disabled = () if config.decision_required or self.serving.is_from_file else (DECISIONS,)
-        router = Router(endpoints, disabled=disabled, serves_browsers=config.cors_config_required)
+        endpoints = self._build_endpoints(settings)
+        router = Router(endpoints, serves_browsers=config.cors_config_required, protect=self._credentials.protect)
 
         def connect(served: Served) -> None:
             mirror = served.environment.mirror
@@ -167,21 +177,33 @@ class Assembly:
         self.serving.connect(connect)
         return router
 
-    def _build_endpoints(self) -> Endpoints:
+    def _build_endpoints(self, settings: SettingsApi) -> Endpoints:
         config, environments = self._config, self.environments
         client_address = build_client_address(config)
+        streams = self._streams
         return Endpoints(
             FlagsApi(environments),
             EventsApi(environments, client_address, slice_events=config.max_events_per_request),
-            self._build_settings_api(),
+            settings,
             self._build_visitors_api(client_address),
             ListsApi(environments),
             AliasesApi(environments),
+            BulkApi(environments),
+            EvaluationApi(
+                environments,
+                StandIn(client_address),
+                streams.announcement,
+                streams.catch_up,
+                wait_seconds=config.socket_timeout_seconds,
+            ),
+            ExposuresApi(environments, self._observer.exposures_tracked),
+            streams,
         )
 
     def _build_visitors_api(self, client_address: ClientAddress) -> VisitorsApi:
         config = self._config
         return VisitorsApi(
+            self.environments,
             self._shared.location,
             self._shared.device,
             client_address,
@@ -198,6 +220,21 @@ class Assembly:
             webhook_tokens=TokenCheck(None, slot.scoreboard.webhook_attempts, slot.row),
             client_address=build_client_address(config),
             turns=slot.scoreboard.pull_turns,
+        )
+
+    def _build_streams(self, settings: SettingsApi) -> StreamsApi:
+        config = self._config
+        limits = StreamLimits(
+            config.stream_max_connections,
+            config.stream_keepalive_seconds,
+            config.stream_max_seconds,
+            config.stream_notify_per_second,
+            config.socket_timeout_seconds,
+            config.stream_url,
+        )
+        address, tickets = build_client_address(config), self._credentials.tickets
+        return StreamsApi(
+            self.environments, limits, address, settings.refresh, tickets, on_closed=self._observer.stream_closed
         )
 
     def _build_admin(self) -> AdminApi:
@@ -237,8 +274,8 @@ class Assembly:
             needs_all=config.ready_requires == "all",
         )
 
-    def _build_server(self) -> Server:
-        router, cors = self._build_router(), build_cors(self._config, self.environments)
+    def _build_server(self, settings: SettingsApi) -> Server:
+        router, cors = self._build_router(settings), build_cors(self._config, self.environments)
         tracing = Tracing(None if cors is None else cors.header_lines)
         options = ServerOptions(
             self._observer.sampled(router.find),
@@ -247,6 +284,7 @@ class Assembly:
             body_limit=partial(_body_limit, self._config, router),
             on_response=tracing.with_log(self._observer.responded),
             extra_header_lines=tracing.header_lines,
+            guard=OriginCheck(cors, router.carries_events),
             echo_headers=tracing.echo_headers,
             lenient=router.is_sdk_path,
             proxy_trusts=build_client_address(self._config).trusts if self._config.proxy_protocol else None,
@@ -264,9 +302,17 @@ class Assembly:
             self._shared.location,
             self._shared.device,
             self.server,
+            self._streams,
+            self._build_problems(),
             self.stopping,
             is_shared=self._config.uses_redis,
         )
+
+    def _build_problems(self) -> Problems:
+        config = self._config
+        cert, key = config.tls_cert_path, config.tls_key_path
+        expiry = ExpiryReport(cert, key) if cert is not None and key is not None else None
+        return Problems(config.data_dir, self._shared.location, self._shared.slow_patterns, expiry)
 
 
 def build_shared(config: Config, observer: Observer, stuck_after_seconds: float | None) -> Shared:
@@ -275,7 +321,7 @@ def build_shared(config: Config, observer: Observer, stuck_after_seconds: float 
         location = LocationReader(config.location_database, config.geo_map_file, copy_directory=config.data_dir)
     with explaining(UA_MAP_REMEDY):
         device = DeviceReader(map_file=config.ua_map_file)
-    connections = Connections(config.sdk_name, __version__, config.socket_timeout_seconds)
+    connections = Connections(config.sdk_name, __version__, config.socket_timeout_seconds, config.upstream_ca_path)
     return Shared(owner, Stores(config, owner), location, device, connections, observer, stuck_after_seconds)
 
 

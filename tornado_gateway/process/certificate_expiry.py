@@ -4,28 +4,54 @@ import contextlib
 import logging
 import ssl
 import time
-from functools import partial
 from pathlib import Path
 
 from tornado_gateway.http.certificates import CertificateError, server_context
-from tornado_gateway.process.parts import Part
 from tornado_gateway.tasks import Periodic
+from tornado_gateway.telemetry.problems import Problem
 
 logger = logging.getLogger(__name__)
 
 ENDING_DAYS = 14
 REPORT_SECONDS = 86_400.0
+CHECK_SECONDS = 5.0  # as often as the files of a renewed certificate are read
 
 
-def report_part(cert: Path, key: Path) -> Part:
-    """Return the part that logs an expired or ending certificate at the start and once a day."""
-    timer = Periodic(partial(report, cert, key), REPORT_SECONDS, jitter=0.1)
+class ExpiryReport:
+    """Logs an expired or ending certificate at the start and once a day. `problem` is at most CHECK_SECONDS old."""
 
-    def start() -> None:
-        report(cert, key)
-        timer.start()
+    def __init__(self, cert: Path, key: Path) -> None:
+        self.problem: Problem | None = None
+        self._cert = cert
+        self._key = key
+        self._log_timer = Periodic(self._log, REPORT_SECONDS, jitter=0.1)
+        self._check_timer = Periodic(self._check, CHECK_SECONDS, jitter=0.1)
 
-    return Part("certificate report", start, timer.stop)
+    def start(self) -> None:
+        self._check()
+        self._log()
+        self._check_timer.start()
+        self._log_timer.start()
+
+    def stop(self) -> None:
+        self._check_timer.stop()
+        self._log_timer.stop()
+
+    def _check(self) -> None:
+        self.problem = find_problem(self._cert, self._key)
+
+    def _log(self) -> None:
+        report(self._cert, self._key)
+
+
+def find_problem(cert: Path, key: Path) -> Problem | None:
+    try:
+        days = (expiry(cert, key) - time.time()) / 86_400
+    except CertificateError as error:
+        return Problem("certificate", f"Clients reject the TLS certificate: {error}", str(cert))
+    if days >= ENDING_DAYS:
+        return None
+    return Problem("certificate-ending", f"The TLS certificate {cert} expires in {days:.0f} days", str(cert))
 
 
 def report(cert: Path, key: Path) -> None:

@@ -5,7 +5,9 @@ from tornado_gateway.console import pages
 from tornado_gateway.telemetry.counters import SharedCounters
 from tornado_gateway.telemetry.layout import Layout, Routes
 
-LAYOUT = Layout(Routes(routes.LABELS, routes.DECISION_LABEL, pages.LABELS, pages.TREES))
+LAYOUT = Layout(
+    Routes(routes.LABELS, routes.DECISION_LABEL, pages.LABELS, pages.TREES, routes.LABELS_OF_TREES),
+)
 
 
 def new_counters(rows: int = 1) -> SharedCounters:

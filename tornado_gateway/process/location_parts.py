@@ -20,6 +20,7 @@ from tornado_gateway.errors import StoreError
 from tornado_gateway.process.parts import Part
 from tornado_gateway.store.interfaces import SHARED, StateStore
 from tornado_gateway.tasks import Periodic
+from tornado_gateway.telemetry.problems import Problem
 from tornado_gateway.upstream.curl import CurlPool
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,18 @@ def _report(location: LocationReader) -> None:
         logger.error("the location database was rejected, locations are unknown or outdated: %s", location.error)
     elif days > OLD_DAYS:
         logger.error("the location database %s is %.0f days old, locations are outdated", location.path, days)
+
+
+def location_problem(location: LocationReader) -> Problem | None:
+    """Return the problem with the database that is in use, or should be."""
+    path = None if location.path is None else str(location.path)
+    if location.error is not None:
+        is_absent = location.path is not None and not location.path.exists()
+        return Problem("geo-absent" if is_absent else "geo-broken", f"Location database: {location.error}", path)
+    days = (location.age_seconds(time.time()) or 0.0) / 86_400
+    if days <= OLD_DAYS:
+        return None
+    return Problem("geo-old", f"The location database {path} is {days:.0f} days old", path)
 
 
 def _download_part(config: Config, state: StateStore, location: LocationReader, owner: str) -> Part:

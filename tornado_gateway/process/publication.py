@@ -3,9 +3,9 @@
 import asyncio
 import os
 import time
-from dataclasses import asdict
 from typing import Any
 
+from tornado_gateway.api.streams import StreamsApi
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.http.server import Server
@@ -13,10 +13,10 @@ from tornado_gateway.process.environments.served import Served
 from tornado_gateway.process.environments.serving import Serving
 from tornado_gateway.process.open_files import open_files_limit
 from tornado_gateway.process.parent.worker_process import WorkerSlot
-from tornado_gateway.settings.mirror import SettingsMirror
+from tornado_gateway.process.status import Problems, environment_record
 from tornado_gateway.tasks import Periodic
 from tornado_gateway.telemetry.observer import Observer
-from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, WorkerRecord
+from tornado_gateway.telemetry.scoreboard import WorkerRecord
 
 PUBLISH_SECONDS = 0.25  # maximum age of the numbers of other workers in /status
 
@@ -32,6 +32,8 @@ class Publication:
         location: LocationReader,
         device: DeviceReader,
         server: Server,
+        streams: StreamsApi,
+        problems: Problems,
         stopping: asyncio.Event,
         *,
         is_shared: bool,
@@ -42,6 +44,8 @@ class Publication:
         self._location = location
         self._device = device
         self._server = server
+        self._streams = streams
+        self.problems = problems
         self._stopping = stopping
         self._is_shared = is_shared
         self._started_at = time.monotonic()
@@ -67,6 +71,7 @@ class Publication:
             {
                 "geo_built_at": self._location.build_epoch,
                 "degraded": float(is_failing or any(one.environment.events.failure for one in served)),
+                "streams": float(self._streams.count),
                 "redis_up": float(not is_failing) if self._is_shared else None,
             }
         )
@@ -83,8 +88,9 @@ class Publication:
             "uptime_seconds": round(time.monotonic() - self._started_at, 3),
             "state": self._state(),
             **self._traffic(),
-            **_environment_record(self._serving.first, self._excess()),
+            **environment_record(self._serving.first, self._excess()),
             **self._environments(),
+            **self.problems.record(),
         }
 
     def _environments(self) -> dict[str, Any]:
@@ -97,7 +103,7 @@ class Publication:
         requests, decisions = self._observer.totals()
         return {
             "connections": self._server.connections,
-            "in_flight": self._server.in_flight,
+            "in_flight": self._server.in_flight - self._streams.count,
             "connections_limit": self._server.options.limits.max_connections or None,
             "open_files_limit": open_files_limit(),
             "requests": {"total": requests, "decisions": decisions},
@@ -123,38 +129,5 @@ def _part(served: Served) -> dict[str, Any]:
         "queue_limit": config.event_queue_limit,
         "is_removed": served.is_draining,
         "counts": served.counts.as_record(),
-        **_environment_record(served, None),
-    }
-
-
-def _environment_record(served: Served, excess: str | None) -> dict[str, Any]:
-    environment = served.environment
-    mirror, flusher = environment.mirror, environment.flusher
-    not_sent = environment.events.failure or served.store.events.failure or flusher.last.error
-    poll, flush = mirror.last_poll, flusher.last
-    return {
-        "adopted": served.adoption.adopted,
-        "settings": _settings_record(mirror),
-        "events": {name: getattr(environment.events.counts, name) for name in EVENT_COUNTS},
-        "reading": asdict(environment.waiting.reading(not_sent or flusher.retry_reason)),
-        "last_poll": {
-            "at": poll.at,
-            "age_seconds": poll.age_seconds(),
-            "instance": poll.instance,
-            "error": poll.error,
-            "running_seconds": mirror.running_seconds(),
-        },
-        "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
-        "last_error": not_sent or poll.error or excess or flusher.notice,
-    }
-
-
-def _settings_record(mirror: SettingsMirror) -> dict[str, Any]:
-    snapshot = mirror.current
-    return {
-        "version": snapshot.settings.version if snapshot else None,
-        "stored_version": snapshot.version if snapshot else None,
-        "age_seconds": mirror.age_seconds(),
-        "hash": snapshot.digest if snapshot else None,
-        "source": snapshot.source if snapshot else None,
+        **environment_record(served, None),
     }

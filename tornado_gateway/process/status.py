@@ -1,12 +1,28 @@
 """The body of /status: the totals of all workers, and their records."""
 
 import time
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from tornado_gateway.telemetry.scoreboard import InstanceReading, PartReading, Scoreboard, WorkerRecord
+from tornado_gateway.enrichment.location import LocationReader
+from tornado_gateway.environments.slow_patterns import SlowPatterns
+from tornado_gateway.events.outcomes import LastFlush
+from tornado_gateway.process.certificate_expiry import ExpiryReport
+from tornado_gateway.process.environments.served import Served
+from tornado_gateway.process.location_parts import location_problem
+from tornado_gateway.settings.mirror import LastPoll, SettingsMirror
+from tornado_gateway.store.sqlite.repair.reports import DamagedFile, DamageWatch
+from tornado_gateway.telemetry.problems import REMEDIES, Problem, code_of_redis, code_of_upstream, merged, published
+from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, InstanceReading, PartReading, Scoreboard, WorkerRecord
 
-# Parts of a record that /status does not show.
-_INTERNAL = frozenset({"row", "generation", "adopted", "is_queue_shared", "last_poll", "reading", "environments"})
+# Parts of a record that /status does not show for each worker.
+_INTERNAL = frozenset(
+    {
+        *("row", "generation", "adopted", "is_queue_shared", "last_poll", "reading"),
+        *("problems", "slow_patterns", "last_error_code", "environments"),
+    }
+)
 
 
 def instance_status(scoreboard: Scoreboard, version: str) -> dict[str, Any]:
@@ -16,7 +32,9 @@ def instance_status(scoreboard: Scoreboard, version: str) -> dict[str, Any]:
         "version": version,
         "uptime_seconds": round(time.monotonic() - scoreboard.started_at, 3),
         **_part_status(reading.workers, reading),
-        "workers": [_as_listed(worker) for worker in reading.workers],
+        "problems": merged(problem for worker in reading.workers for problem in worker["problems"]),
+        "slow_patterns": reading.slow_patterns,
+        "workers": [_as_listed(worker, reading) for worker in reading.workers],
     }
     if reading.environments:
         status["environments"] = [_environment(name, part) for name, part in reading.environments.items()]
@@ -31,20 +49,36 @@ def _environment(name: str, part: PartReading) -> dict[str, Any]:
 
 def _part_status(parts: list[WorkerRecord], reading: InstanceReading | PartReading) -> dict[str, Any]:
     stuck = reading.waiting.stuck
-    errors = (part["last_error"] for part in parts if part["last_error"])
+    error, code = _last_error(parts, stuck["message"] if stuck else None)
     return {
         "settings": reading.newest_settings,
         "events": _events(reading),
         "stuck": stuck,
         "last_poll": _last_poll([part["last_poll"] for part in parts]),
         "last_flush": max(parts, key=_flush_order, default={"last_flush": None})["last_flush"],
-        "last_error": next(errors, stuck and stuck["message"]),
+        "last_error": error,
+        "last_error_remedy": code and REMEDIES[code],
     }
 
 
+def _last_error(workers: list[WorkerRecord], stuck: str | None) -> tuple[str | None, str | None]:
+    """Return the error to show, and the code of its remedy."""
+    for worker in workers:
+        if worker["last_error"]:
+            return worker["last_error"], worker["last_error_code"]
+    return stuck, "events-stuck" if stuck else None
+
+
 def _events(reading: InstanceReading | PartReading) -> dict[str, Any]:
+    last = reading.last_known
+    known = None if last is None else {"at": last.at, "waiting": last.waiting, "dead": last.dead}
     oldest = {"oldest_at": reading.waiting.oldest_at, "oldest_unknown_since": reading.waiting.unknown_since}
-    return {**reading.events, **oldest}
+    return {**_shown_counts(reading.events, reading), "last_known": known, **oldest}
+
+
+def _shown_counts(counts: dict[str, Any], reading: InstanceReading | PartReading) -> dict[str, Any]:
+    """Return the counts, without those of a shared queue that cannot be read."""
+    return counts if reading.last_known is None else {**counts, "waiting": None, "dead": None}
 
 
 def _last_poll(polls: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -63,7 +97,92 @@ def _flush_order(worker: WorkerRecord) -> tuple[bool, float]:
     return bool(flush["error"] and worker["events"]["waiting"]), _at(flush)
 
 
-def _as_listed(worker: WorkerRecord) -> WorkerRecord:
+def _as_listed(worker: WorkerRecord, reading: InstanceReading) -> WorkerRecord:
     """Return the public part of a record, with only the hash of its settings."""
     shown = {key: value for key, value in worker.items() if key not in _INTERNAL}
-    return shown | {"settings": worker["settings"]["hash"]}
+    return shown | {"settings": worker["settings"]["hash"], "events": _shown_counts(worker["events"], reading)}
+
+
+# --- The record of a worker ---
+
+
+class Problems:
+    """The problems that a worker knows, besides errors of delivery and settings."""
+
+    def __init__(
+        self, directory: Path, location: LocationReader, slow_patterns: SlowPatterns | None, expiry: ExpiryReport | None
+    ) -> None:
+        self._damage = DamageWatch(directory)
+        self._location = location
+        self._slow_patterns = slow_patterns
+        self._expiry = expiry
+
+    def start(self) -> None:
+        self._damage.start()
+        if self._expiry is not None:
+            self._expiry.start()
+
+    def stop(self) -> None:
+        self._damage.stop()
+        if self._expiry is not None:
+            self._expiry.stop()
+
+    def record(self) -> WorkerRecord:
+        """Return the part of the record with the problems."""
+        location, slow = location_problem(self._location), self._slow_patterns
+        expiry = None if self._expiry is None else self._expiry.problem
+        found = [problem for problem in (location, expiry) if problem is not None]
+        found += [] if slow is None else slow.problems()
+        found += map(_problem_of, self._damage.files)
+        return {"problems": published(found), "slow_patterns": {} if slow is None else dict(slow.counts)}
+
+
+def _problem_of(file: DamagedFile) -> Problem:
+    return Problem("damaged-files", file.message, str(file.path), file.at, file.rescued, file.damaged)
+
+
+def environment_record(served: Served, excess: str | None) -> WorkerRecord:
+    environment, store_failure = served.environment, served.store.events.failure
+    mirror, flusher = environment.mirror, environment.flusher
+    not_stored = environment.events.failure or store_failure
+    poll, flush = mirror.last_poll, flusher.last
+    errors = (
+        (environment.events.failure, None),
+        (store_failure, store_failure and code_of_redis(store_failure)),  # a local store reports none
+        (flush.error, _code_of(flush)),
+        (poll.error, _code_of(poll)),
+        (excess, None),
+        (flusher.notice, None),
+    )
+    error, code = next(((text, code) for text, code in errors if text), (None, None))
+    return {
+        "adopted": served.adoption.adopted,
+        "settings": _settings_record(mirror),
+        "events": {name: getattr(environment.events.counts, name) for name in EVENT_COUNTS},
+        "reading": asdict(environment.waiting.reading(not_stored or flush.error or flusher.retry_reason)),
+        "last_poll": {
+            "at": poll.at,
+            "age_seconds": poll.age_seconds(),
+            "instance": poll.instance,
+            "error": poll.error,
+            "running_seconds": mirror.running_seconds(),
+        },
+        "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
+        "last_error": error,
+        "last_error_code": code,
+    }
+
+
+def _code_of(last: LastFlush | LastPoll) -> str | None:
+    return None if last.error is None or last.status is None else code_of_upstream(last.status, last.error)
+
+
+def _settings_record(mirror: SettingsMirror) -> dict[str, Any]:
+    snapshot = mirror.current
+    return {
+        "version": snapshot.settings.version if snapshot else None,
+        "stored_version": snapshot.version if snapshot else None,
+        "age_seconds": mirror.age_seconds(),
+        "hash": snapshot.digest if snapshot else None,
+        "source": snapshot.source if snapshot else None,
+    }

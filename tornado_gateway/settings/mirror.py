@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tornado_gateway import core
 from tornado_gateway.backoff import Backoff
-from tornado_gateway.errors import GatewayError, StoreError
+from tornado_gateway.errors import GatewayError, StoreError, UpstreamError
 from tornado_gateway.settings.compilation import CompiledDocument, Fingerprints, compile_document, describe_change
 from tornado_gateway.settings.documents import SettingsDocument, read_document
 from tornado_gateway.settings.failures import RETRY_SECONDS, Failures
@@ -64,6 +64,7 @@ class LastPoll:
     error: str | None = None
     moment: float | None = None
     failing_since: float | None = None
+    status: int | None = None  # of VWO, 0 without a response; None if the error is not one of VWO
 
     def age_seconds(self) -> float | None:
         return None if self.moment is None else max(0.0, time.monotonic() - self.moment)
@@ -132,7 +133,7 @@ class SettingsMirror:
         await self._stored.release_lease()
 
     def forget(self) -> None:
-        """Free the settings, because their environment was removed: the collector never frees parts of cycles here."""
+        """Free the settings of a removed environment: garbage collection never frees parts of cycles here."""
         if self.current is not None:
             self._replaced.release(self.current.settings)
             self.current = None
@@ -248,7 +249,8 @@ class SettingsMirror:
         settings = self.current.settings if self.current else None
         reason = self._poller.failures.add(error, settings, self.age_seconds())
         since = now if self.last_poll.failing_since is None else self.last_poll.failing_since
-        self.last_poll = LastPoll(time.time(), self._stored.owner, reason, moment=now, failing_since=since)
+        status = error.status if isinstance(error, UpstreamError) else None
+        self.last_poll = LastPoll(time.time(), self._stored.owner, reason, now, since, status)
 
     # --- Stored settings ---
 

@@ -78,13 +78,15 @@ class DeadLetter:
 class Depth:
     """The numbers of waiting and dead events, and the bytes of the waiting ones.
 
-    `oldest_at` is the time at which the oldest waiting was stored.
+    `oldest_at` is the time at which the oldest waiting was stored. If `is_stale`, a part of the store could not be
+    read, and counts with its last known numbers.
     """
 
     waiting: int
     dead: int
     oldest_at: float | None
     waiting_bytes: int = 0
+    is_stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,9 @@ class EventStore(Protocol):
     async def release(self, chunks: Sequence[Chunk]) -> None:
         """Return claimed chunks to the queue; they are the next to be claimed."""
 
+    def drop_bodies(self, chunks: Sequence[Chunk]) -> None:
+        """Forget the bodies of claimed chunks, which the caller will settle and not release."""
+
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:
@@ -159,6 +164,9 @@ class EventStore(Protocol):
 
         Return the number of events discarded.
         """
+
+    async def adopt(self) -> int:
+        """Move the events that ended workers have left on this machine into this store. Return their number."""
 
 
 class StateStore(Protocol):

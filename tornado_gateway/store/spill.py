@@ -30,6 +30,7 @@ PROBE_FIRST_SECONDS = 0.1
 PROBE_LONGEST_SECONDS = 2.0
 PROBE_JITTER = 0.5
 APPEND_SECONDS = 0.25  # a response waits for this
+READ_SECONDS = 1.0  # pages wait this long for a primary store that has failed
 MOVED_EVENTS = 1000  # events that move to the primary store in one append
 
 
@@ -92,7 +93,10 @@ class SpillingEvents:
             with suppress(StoreError):
                 await self._ask(self._primary.append, chunks, seconds, within=seconds)
                 return
-        await self._local.append(chunks)
+        try:
+            await self._local.append(chunks)
+        finally:
+            self._wanted.set()  # the primary may have recovered, and everything else moved, before this append ended
 
     async def claim(self, max_events: int, max_bytes: int = CLAIM_BYTES) -> list[Chunk]:
         """As promised by EventStore, of one of the two stores."""
@@ -114,6 +118,9 @@ class SpillingEvents:
         if local:
             await self._local.release(local)
             self._wanted.set()
+
+    def drop_bodies(self, chunks: Sequence[Chunk]) -> None:
+        self._local.drop_bodies(_split(chunks)[0])
 
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
@@ -137,13 +144,16 @@ class SpillingEvents:
     async def depth(self) -> Depth:
         """Return the sum of both stores; a primary store that fails counts with its last known depth."""
         local = await self._local.depth()
+        is_stale = True
         if self._primary_is_open:
             with suppress(StoreError):
-                self._primary_depth = await self._ask(self._primary.depth)
+                self._primary_depth = await self._ask(self._primary.depth, within=self._read_seconds)
+                is_stale = False
         primary = self._primary_depth
         oldest = [at for at in (local.oldest_at, primary.oldest_at) if at is not None]
         size = local.waiting_bytes + primary.waiting_bytes
-        return Depth(local.waiting + primary.waiting, local.dead + primary.dead, min(oldest, default=None), size)
+        waiting, dead = local.waiting + primary.waiting, local.dead + primary.dead
+        return Depth(waiting, dead, min(oldest, default=None), size, is_stale)
 
     async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> list[DeadLetter]:
         """Return the letters of the local store, then those of the primary store, unless that fails."""
@@ -153,7 +163,8 @@ class SpillingEvents:
             letters, first = [replace(letter, id=f"{LOCAL}{letter.id}") for letter in local], None
         if self._primary_is_open and len(letters) < limit:
             with suppress(StoreError):
-                letters += await self._ask(self._primary.dead_letters, limit - len(letters), first)
+                missing = limit - len(letters)
+                letters += await self._ask(self._primary.dead_letters, missing, first, within=self._read_seconds)
         return letters
 
     async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:
@@ -183,6 +194,18 @@ class SpillingEvents:
             with suppress(StoreError):
                 discarded += await self._ask_long(self._primary.trim_dead_letters, max_events)
         return discarded
+
+    @property
+    def _read_seconds(self) -> float | None:
+        """The limit for reads that pages wait for: a store that is only full still responds."""
+        return READ_SECONDS if self.is_degraded else None
+
+    async def adopt(self) -> int:
+        """As promised by EventStore: such events are in the local store until the primary one can be written."""
+        moved = await self._local.adopt()
+        if moved:
+            self._wanted.set()
+        return moved
 
     async def _claim_local(self, max_events: int, max_bytes: int) -> list[Chunk]:
         return [replace(chunk, id=f"{LOCAL}{chunk.id}") for chunk in await self._local.claim(max_events, max_bytes)]

@@ -1,4 +1,6 @@
-"""Failed attempts to guess a token, counted for all workers in shared memory. Used for operators and the webhook.
+"""Failed attempts to guess a token, counted for all workers in shared memory.
+
+Used for the tokens of operators, of the webhook and of clients.
 
 Each worker writes its own row, in which a new failure replaces the oldest one. A row holds as many failures as all
 workers may have in a period, so the memory is bounded and no failure that counts is replaced. Numbers are written as
@@ -29,31 +31,36 @@ T = TypeVar("T")
 
 
 class Attempts:
-    """One row for each row of the scoreboard. Create it before forking. `now` is by the monotonic clock."""
+    """One row for each row of the scoreboard. Create it before forking. `now` is by the monotonic clock.
 
-    def __init__(self, rows: int = 1) -> None:
+    In a period, `of_address` failures are allowed for each address.
+    """
+
+    def __init__(self, rows: int = 1, of_address: int = FAILURES_OF_ADDRESS) -> None:
         self._words = memoryview(mmap.mmap(-1, rows * FAILURES * 2 * _WORD_BYTES)).cast("Q")
+        self._of_address = of_address
 
     def wait_seconds(self, address: str, now: float) -> float:
         """Return the time until the next attempt from this address is allowed, 0 if it is allowed now."""
         own, failures = _name(address), self._failures(now)
         of_address = [at for name, at in failures if name == own]
         of_all = [at for _, at in failures]
-        return max(_wait_seconds(of_address, FAILURES_OF_ADDRESS, now), _wait_seconds(of_all, FAILURES, now))
+        return max(_wait_seconds(of_address, self._of_address, now), _wait_seconds(of_all, FAILURES, now))
 
-    def failed(self, row: int, address: str, now: float) -> None:
-        """Count a failure. Only the process that owns the row may call it."""
+    def failed(self, row: int, address: str, now: float, hint: str = "") -> None:
+        """Count a failure. Only the process that owns the row may call it. `hint` is what the log may show."""
         start = row * FAILURES * 2
         place = min(range(start, start + FAILURES * 2, 2), key=lambda index: self._words[index + 1])
         self._words[place] = _name(address)
         self._words[place + 1] = int(now * 1e9) + 1  # 0 is a place that was never used
-        self._log_limit(address, now)
+        self._log_limit(address, now, hint)
 
-    def _log_limit(self, address: str, now: float) -> None:
+    def _log_limit(self, address: str, now: float, hint: str) -> None:
         own, names = _name(address), [name for name, _ in self._failures(now)]
-        if names.count(own) == FAILURES_OF_ADDRESS or len(names) == FAILURES:
+        if names.count(own) == self._of_address or len(names) == FAILURES:
+            shown = f" ({hint}...)" if hint else ""
             logger.warning(
-                "too many wrong tokens, the last one from %.64r; further attempts get 429 for a while", address
+                "too many wrong tokens, the last one%s from %.64r; further attempts get 429 for a while", shown, address
             )
 
     def _failures(self, now: float) -> list[tuple[int, float]]:

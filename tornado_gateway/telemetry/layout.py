@@ -6,20 +6,24 @@ create new series: unknown paths, methods and statuses are counted as "other".
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 OTHER = "other"
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)
 STATUSES = (200, 204, 304, 400, 401, 403, 404, 405, 408, 413, 415, 417, 429, 431, 500, 501, 503, 505, OTHER)
+STREAM_ENDS = ("client", "age", "slow", "removed", "drain")  # why streams of changes have ended
+EXPOSURES = ("recorded", "unknown")  # that clients name
 OUTCOMES = ("enabled", "disabled", "not_found", "error")  # of decisions
+USAGE_RESULTS = ("delivered", "dropped")
 FLUSHES = ("delivered", "refused", "failed")
 POLLS = ("changed", "unchanged", "failed")
 CALLS = ("settings", "events", "event", "list_check", "event_segments")  # kinds of requests to upstream
 RESPONSES = ("2xx", "3xx", "4xx", "5xx", "none")
 CACHES = ("location", "device")
 LOOKUPS = ("hit", "miss")
-GAUGES = ("geo_built_at", "degraded", "redis_up")  # of a worker; NaN: does not apply
+GAUGES = ("geo_built_at", "degraded", "redis_up", "streams")  # of a worker; NaN: does not apply
 
 REQUEST_BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 FLUSH_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -90,31 +94,38 @@ class _Blocks:
 
 _BLOCKS = _Blocks()
 DECISIONS = _BLOCKS.block(OUTCOMES)
+TRACKED_EXPOSURES = _BLOCKS.block(EXPOSURES)
+STREAMS_CLOSED = _BLOCKS.block(STREAM_ENDS)
 FLUSH_REQUESTS = _BLOCKS.block(FLUSHES)
 SETTINGS_POLLS = _BLOCKS.block(POLLS)
 UPSTREAM_REQUESTS = _BLOCKS.block(CALLS, RESPONSES)
 CACHE_LOOKUPS = _BLOCKS.block(CACHES, LOOKUPS)
 FLUSH_SECONDS = _BLOCKS.histogram(("",), FLUSH_BUCKETS)
 LAG_SECONDS = _BLOCKS.histogram(("",), LAG_BUCKETS)
+USAGE_STATISTICS = _BLOCKS.block(USAGE_RESULTS)
 
 
 class Routes(NamedTuple):
     """The labels of all routes, from the tables of `api` and `console`, which this room cannot import.
 
     Requests for `data` are also measured; those for the label `decisions` are counted as decisions. `trees` are those
-    of `pages` that stand for all paths below them.
+    of `pages` that stand for all paths below them, `data_trees` the same of `data` with their labels.
     """
 
     data: tuple[str, ...]
     decisions: str
     pages: tuple[str, ...]
     trees: frozenset[str]
+    data_trees: Mapping[str, str] = MappingProxyType({})
 
     def label_of(self, path: bytes) -> str:
         """Return the label of a path. SDKs may double slashes and prepend the account's prefix (wire contract 0.8)."""
         text = _SLASHES.sub("/", path.decode("latin-1"))
         if text in self.data or text in self.pages:
             return text
+        for tree in self.data_trees:
+            if text.startswith(tree):
+                return self.data_trees[tree]
         first, _, rest = text[1:].partition("/")
         if f"/{rest}" in self.data:
             return f"/{rest}"

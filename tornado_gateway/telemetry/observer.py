@@ -27,8 +27,11 @@ from tornado_gateway.telemetry.layout import (
     RESPONSES,
     SETTINGS_POLLS,
     STATUSES,
+    STREAMS_CLOSED,
     SUM_UNIT,
+    TRACKED_EXPOSURES,
     UPSTREAM_REQUESTS,
+    USAGE_STATISTICS,
     Histogram,
 )
 
@@ -177,8 +180,16 @@ class Observer:
     # --- Other hooks ---
 
     def decided(self, decision: core.Decision) -> None:
-        """Count a decision of getFlag."""
+        """Count a decision."""
         self.counts[decision_counter(decision)] += 1
+
+    def exposures_tracked(self, result: str, number: int) -> None:
+        """Count exposures that clients named: "recorded" or "unknown"."""
+        self.counts[TRACKED_EXPOSURES.at(result)] += number
+
+    def stream_closed(self, reason: str) -> None:
+        """Count a stream of changes that has ended."""
+        self.counts[STREAMS_CLOSED.at(reason)] += 1
 
     def unidentified(self, request: ObservedRequest) -> None:
         """Count a request that named no environment while there is no default one."""
@@ -190,6 +201,10 @@ class Observer:
         """Count a request that delivered events, or failed to."""
         self.counts[FLUSH_REQUESTS.at(outcome)] += 1
         self._observe(FLUSH_SECONDS, "", seconds)
+
+    def usage_finished(self, result: str) -> None:
+        """Count a usage statistics event that was delivered or dropped."""
+        self.counts[USAGE_STATISTICS.at(result)] += 1
 
     def polled(self, outcome: str) -> None:
         """Count a settings poll."""

@@ -1,8 +1,8 @@
 """GET /metrics: the numbers of the whole instance as text for Prometheus. The only module that imports its client.
 
 Events are shown from one reading of the scoreboard: in each scrape
-received = delivered + waiting + dead + rejected + discarded + lost. With ENVIRONMENTS_FILE this holds for each
-environment, and these and some other metrics have the label `environment`.
+received = delivered + waiting + dead + rejected + discarded + lost + unknown. NaN stands for unknown numbers. With
+ENVIRONMENTS_FILE this holds for each environment, and these and some other metrics have the label `environment`.
 """
 
 import math
@@ -26,8 +26,11 @@ from tornado_gateway.telemetry.layout import (
     FLUSH_SECONDS,
     LAG_SECONDS,
     SETTINGS_POLLS,
+    STREAMS_CLOSED,
     SUM_UNIT,
+    TRACKED_EXPOSURES,
     UPSTREAM_REQUESTS,
+    USAGE_STATISTICS,
     Block,
     Histogram,
     Layout,
@@ -74,7 +77,7 @@ class Exposition(Collector):
         counts = [sum(column) for column in zip(*(row.counts for row in rows), strict=True)] or [0] * layout.size
         gauges = [row.gauges for worker in workers if (row := self._row(worker)) is not None]
         limit = self._about.queue_limit * len(workers)
-        views = _views(reading, events) or [View((), events[""], reading.waiting, limit, reading.newest_settings)]
+        views = _views(reading, events) or [_view((), events[""], reading, limit)]
         yield from _requests(layout, counts, workers)
         yield from _unidentified(layout, counts)
         yield from _outcomes(counts, reading.environments)
@@ -82,7 +85,9 @@ class Exposition(Collector):
         yield from _upstream(counts)
         yield from _settings(views)
         yield from _facts(counts, gauges)
+        yield _slow_patterns(reading.slow_patterns)
         yield from _stores(gauges)
+        yield _gauge("fme_streams", "Open streams of changes.", sum(row["streams"] for row in gauges))
         yield from self._processes(counts, workers)
 
     def _read(self) -> tuple[InstanceReading, dict[str, dict[str, int]]]:
@@ -116,12 +121,23 @@ def _requests(layout: Layout, counts: list[int], workers: list[WorkerRecord]) ->
     in_flight = sum(worker["in_flight"] for worker in workers)
     yield _gauge("fme_requests_in_flight", "Requests in flight.", in_flight)
     yield _gauge("fme_connections", "Open client connections.", sum(worker["connections"] for worker in workers))
+    yield _counters(
+        "fme_streams_closed",
+        "Streams of changes that have ended.",
+        ("reason",),
+        STREAMS_CLOSED,
+        counts,
+        with_zeros=True,
+    )
+    yield _counters(
+        "fme_exposures", "Exposures of trackExposure.", ("result",), TRACKED_EXPOSURES, counts, with_zeros=True
+    )
 
 
 def _outcomes(counts: list[int], environments: Mapping[str, PartReading]) -> Iterator[Metric]:
     """Yield the counters that each environment has: from the counters, or from the parts of the environments."""
     for name, description, block, key in (
-        ("fme_decisions", "Decisions of getFlag.", DECISIONS, "decisions"),
+        ("fme_decisions", "Decisions.", DECISIONS, "decisions"),
         ("fme_flush_requests", "Delivery requests to VWO.", FLUSH_REQUESTS, "flushes"),
         ("fme_settings_polls", "Settings polls.", SETTINGS_POLLS, "polls"),
     ):
@@ -160,14 +176,19 @@ class View(NamedTuple):
     waiting: Merged
     limit: int
     settings: dict[str, Any] | None
+    is_known: bool  # the numbers of the queue can be read
 
 
 def _views(reading: InstanceReading, events: dict[str, dict[str, int]]) -> list[View]:
     views = []
     for name, part in reading.environments.items():
         limit = sum(one["queue_limit"] for one in part.parts)
-        views.append(View((name,), events[name], part.waiting, limit, part.newest_settings))
+        views.append(_view((name,), events[name], part, limit))
     return views
+
+
+def _view(labels: tuple[str, ...], events: dict[str, int], reading: InstanceReading | PartReading, limit: int) -> View:
+    return View(labels, events, reading.waiting, limit, reading.newest_settings, reading.last_known is None)
 
 
 EVENT_COUNTERS = {
@@ -183,9 +204,11 @@ def _events(views: Sequence[View]) -> Iterator[Metric]:
     for key, description in EVENT_COUNTERS.items():
         yield _of_each(CounterMetricFamily, f"fme_events_{key}", description, views, partial(_count, key))
     gauge = partial(_of_each, GaugeMetricFamily)
-    yield gauge("fme_events_waiting", "Events waiting for delivery.", views, partial(_count, "waiting"))
+    yield gauge("fme_events_waiting", "Events waiting for delivery.", views, partial(_stored, "waiting"))
     description = "Events that VWO rejected permanently; they can be re-queued."
-    yield gauge("fme_events_dead", description, views, partial(_count, "dead"))
+    yield gauge("fme_events_dead", description, views, partial(_stored, "dead"))
+    description = "Events in a store that cannot be read, or of other gateways."
+    yield gauge("fme_events_unknown", description, views, partial(_count, "unknown"))
     yield gauge("fme_events_oldest_seconds", "Age of the oldest waiting event.", views, lambda view: _age(view.waiting))
     yield gauge("fme_events_stuck", "Events that wait although delivery reports no error.", views, _stuck)
     description = "Waiting events beyond which new ones are rejected."
@@ -194,6 +217,10 @@ def _events(views: Sequence[View]) -> Iterator[Metric]:
 
 def _count(key: str, view: View) -> float:
     return view.events[key]
+
+
+def _stored(key: str, view: View) -> float:
+    return view.events[key] if view.is_known else math.nan
 
 
 def _stuck(view: View) -> float:
@@ -209,6 +236,14 @@ def _age(waiting: Merged) -> float:
 
 def _upstream(counts: list[int]) -> Iterator[Metric]:
     yield _histogram("fme_flush_seconds", "Duration of delivery requests.", FLUSH_SECONDS, counts)
+    yield _counters(
+        "fme_usage_statistics",
+        "Usage statistics of SDKs, which are not among the events.",
+        ("result",),
+        USAGE_STATISTICS,
+        counts,
+        with_zeros=True,
+    )
     yield _counters(
         "fme_upstream_requests",
         "Requests to VWO.",
@@ -257,6 +292,13 @@ def _facts(counts: list[int], gauges: list[dict[str, float]]) -> Iterator[Metric
     if built:
         age = round(time.time() - min(built))
         yield _gauge("fme_location_database_age_seconds", "Age of the location database.", age)
+
+
+def _slow_patterns(counts: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily("fme_slow_patterns", "Regexes that exceeded their time limit.", labels=["feature"])
+    for feature, count in {"other": 0, **counts}.items():
+        family.add_metric([feature], count)
+    return family
 
 
 def _stores(gauges: list[dict[str, float]]) -> Iterator[Metric]:

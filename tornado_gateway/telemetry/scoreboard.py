@@ -21,7 +21,8 @@ All rules about the sums are in this file:
   hold for the parts of each environment.
 - With a queue that is shared with other machines (Redis) every worker shows the waiting and dead events of the whole
   queue, so the sums count them once, and no worker leaves orphaned events. Events that one machine received may be
-  delivered by another.
+  delivered by another. `unknown` is the rest of the sum: the waiting and dead events while no worker can read the
+  queue, and the events that other gateways or an earlier run have received (negative) or delivered.
 """
 
 import mmap
@@ -37,16 +38,19 @@ from tornado_gateway.telemetry import waiting
 from tornado_gateway.telemetry.attempts import Attempts
 from tornado_gateway.telemetry.slots import WORD_BYTES, Slots, bytes_for
 from tornado_gateway.telemetry.turns import Turns
+from tornado_gateway.telemetry.waiting import Reading
 
 WorkerRecord = dict[str, Any]
 
 ROW_BYTES = 1 << 20  # of address space: only written pages take memory. 200 environments need 200 KB
 RECENT_BYTES = 1 << 18
+MOST_NAMES = 100  # features whose slow patterns are counted by name
+OTHER = "other"
 FINAL_COUNTS = ("delivered", "rejected", "discarded", "lost")
 EVENT_COUNTS = ("received", "waiting", "dead", *FINAL_COUNTS)
 
 _NO_SUMS: dict[str, Any] = {"adopted": 0, "events": {}, "orphaned": [], "counts": {}}
-_NO_TOTALS: dict[str, Any] = {"retirements": 0, "retired": {}, "environments": {}, **_NO_SUMS}
+_NO_TOTALS: dict[str, Any] = {"retirements": 0, "retired": {}, "environments": {}, "slow_patterns": {}, **_NO_SUMS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class PartReading:
     events: dict[str, int]
     waiting: waiting.Merged
     counts: dict[str, dict[str, int]]
+    last_known: Reading | None = None  # of a shared queue that no worker can read now
 
     @property
     def newest_settings(self) -> dict[str, Any] | None:
@@ -70,6 +75,8 @@ class InstanceReading:
     workers: list[WorkerRecord]
     events: dict[str, int]
     waiting: waiting.Merged
+    slow_patterns: dict[str, int]  # by feature
+    last_known: Reading | None = None  # of a shared queue that no worker can read now
     environments: dict[str, PartReading] = field(default_factory=dict)
 
     @property
@@ -88,6 +95,7 @@ class Scoreboard:
         self.started_at = time.monotonic()
         self.admin_attempts = Attempts(rows)
         self.webhook_attempts = Attempts(rows)
+        self.client_attempts = Attempts(rows, of_address=20)
         self.pull_turns = Turns()
         recent_bytes = bytes_for(RECENT_BYTES)
         self.recent = Slots(mmap.mmap(-1, rows * recent_bytes), rows, recent_bytes)  # newest events of each worker
@@ -124,7 +132,8 @@ class Scoreboard:
             sums = totals["environments"].get(name, _NO_SUMS)
             parts = [record["environments"][name] for record in living if name in record.get("environments", {})]
             environments[name] = _merged(parts, sums, is_shared=is_shared)
-        return InstanceReading(living, whole.events, whole.waiting, environments)
+        slow_patterns = _slow_patterns([totals, *living])
+        return InstanceReading(living, whole.events, whole.waiting, slow_patterns, whole.last_known, environments)
 
     def retire(self, row: int, generation: int) -> None:
         """Keep the counts of a process that has ended. Only the parent may call it."""
@@ -136,6 +145,7 @@ class Scoreboard:
         environments = totals["environments"]
         if final is not None and final["generation"] == generation:
             _keep(totals, final, final, totals["retirements"])
+            totals["slow_patterns"] = _slow_patterns([totals, final])
             for name, part in final.get("environments", {}).items():
                 sums = environments.setdefault(name, orjson.loads(orjson.dumps(_NO_SUMS)))
                 _keep(sums, part, final, totals["retirements"])
@@ -188,16 +198,16 @@ def _merged(parts: list[WorkerRecord], sums: dict[str, Any], *, is_shared: bool)
     for part in parts:
         events.update(part["events"])
     holders = [waiting.Waiting(part["events"]["waiting"], _reading(part)) for part in parts]
+    last_known = waiting.newest_reading(holders) if is_shared and waiting.is_unknown(holders) else None
     if is_shared:
-        events["waiting"] = max((part["events"]["waiting"] for part in parts), default=0)
-        events["dead"] = waiting.newest_dead(holders, events["dead"])
+        _count_shared(events, holders, is_known=last_known is None)
     for retirement, counts, reading in sums["orphaned"]:
         if retirement > adopted:
             events.update(counts)
-            holders.append(waiting.Waiting(counts["waiting"], waiting.Reading(**reading)))
-    counted = {name: events[name] for name in EVENT_COUNTS}
+            holders.append(waiting.Waiting(counts["waiting"], Reading(**reading)))
+    counted = {name: events[name] for name in (*EVENT_COUNTS, "unknown")}
     counts = _added(sums["counts"], *(part.get("counts", {}) for part in parts))
-    return PartReading(parts, counted, waiting.merged(holders, is_shared=is_shared), counts)
+    return PartReading(parts, counted, waiting.merged(holders, is_shared=is_shared), counts, last_known)
 
 
 def _keep(sums: dict[str, Any], part: WorkerRecord, final: WorkerRecord, retirement: int) -> None:
@@ -230,8 +240,25 @@ def _added(*counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
     return {metric: dict(numbers) for metric, numbers in added.items()}
 
 
-def _reading(record: WorkerRecord) -> waiting.Reading:
-    return waiting.Reading(**record["reading"])
+def _count_shared(events: Counter[str], workers: list[waiting.Waiting], *, is_known: bool) -> None:
+    """Count the waiting and dead events of a shared queue once. They are unknown if it cannot be read."""
+    events["waiting"] = max((worker.events for worker in workers), default=0) if is_known else 0
+    events["dead"] = (waiting.newest_reading(workers).dead or 0) if is_known else 0
+    events["unknown"] = events["received"] - sum(events[name] for name in EVENT_COUNTS[1:])
+
+
+def _slow_patterns(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Add the counts of slow patterns. The names of the first record stay, so that no count decreases."""
+    sums: dict[str, int] = {}
+    for record in records:
+        for name, count in record["slow_patterns"].items():
+            shown = name if name in sums or len(sums) < MOST_NAMES else OTHER
+            sums[shown] = sums.get(shown, 0) + count
+    return sums
+
+
+def _reading(record: WorkerRecord) -> Reading:
+    return Reading(**record["reading"])
 
 
 def _received(counts: dict[str, int]) -> dict[str, int]:

@@ -20,7 +20,8 @@ from tornado_gateway.store.interfaces import Depth, EventStore
 from tornado_gateway.tasks import end_tasks
 
 READ_SECONDS = 2.0
-READ_SHARE = 0.01  # maximum share of the store's time for readings
+READ_SHARE = 0.01  # maximum share of the store's time for readings, unless that means a longer pause than this:
+LONGEST_PAUSE_SECONDS = 30.0
 STUCK_SECONDS = 60.0
 STUCK_INTERVALS = 3  # times the flush interval plus the time-out of a request
 
@@ -37,6 +38,7 @@ class Reading:
     """
 
     at: float | None = None
+    waiting: int | None = None
     dead: int | None = None
     oldest_at: float | None = None
     unknown_since: float | None = None
@@ -66,6 +68,11 @@ def stuck_after(flush_seconds: float, timeout_seconds: float) -> float:
     return max(STUCK_SECONDS, STUCK_INTERVALS * (flush_seconds + timeout_seconds))
 
 
+def pause_after(took_seconds: float) -> float:
+    """Return the pause after a reading that took so long."""
+    return max(READ_SECONDS * random.uniform(0.9, 1.1), min(took_seconds / READ_SHARE, LONGEST_PAUSE_SECONDS))
+
+
 class Watch:
     """Reads the store of a worker regularly.
 
@@ -81,6 +88,7 @@ class Watch:
         self._stuck_after_seconds = stuck_after_seconds
         self._is_shared = is_shared
         self._depth: Depth | None = None
+        self._known: Depth | None = None  # the last one that was read completely
         self._read_at: float | None = None
         self._unknown_since: float | None = time.time()
         self._still_since: float | None = None
@@ -98,10 +106,11 @@ class Watch:
         """Return the last reading. `reason` is the current error that explains why events wait, or None."""
         if reason is not None and self._still_since is not None:
             self._still_since = time.monotonic()
-        depth = self._depth
+        depth, known = self._depth, self._known
         return Reading(
             at=self._read_at,
-            dead=None if depth is None else depth.dead,
+            waiting=None if known is None else known.waiting,
+            dead=None if known is None else known.dead,
             oldest_at=None if depth is None else depth.oldest_at,
             unknown_since=self._unknown_since,
             still_since=self._still_since,
@@ -109,14 +118,18 @@ class Watch:
             stuck_after=self._stuck_after_seconds,
         )
 
-    async def read(self) -> None:
+    async def read(self) -> bool:
+        """Read the store. Return whether all of it could be read."""
         if not self._is_shared and not self._waiting():
             self._note(Depth(0, 0, None))
-            return
+            return True
         try:
-            self._note(await self._store.depth())
+            depth = await self._store.depth()
         except StoreError:
             self._unknown_since = self._unknown_since or self._read_at
+            return False
+        self._note(depth)
+        return not depth.is_stale
 
     def _note(self, depth: Depth) -> None:
         now = time.monotonic()
@@ -126,31 +139,33 @@ class Watch:
             self._still_since = now
         self._still_until = now
         self._depth = depth
-        if self._store.failure is None:
-            self._read_at, self._unknown_since = time.time(), None
-        else:  # a part of the store failed: its numbers are those of an earlier reading
+        if depth.is_stale:
             self._unknown_since = self._unknown_since or self._read_at
+        else:
+            self._known, self._read_at, self._unknown_since = depth, time.time(), None
 
     async def _run(self) -> None:
         while True:
             before = time.monotonic()
-            await self.read()
-            took = time.monotonic() - before
-            await asyncio.sleep(max(READ_SECONDS * random.uniform(0.9, 1.1), took / READ_SHARE))
+            is_read = await self.read()
+            # A failed reading is not slow: it has waited for a time-out, and the next one may succeed.
+            await asyncio.sleep(pause_after(time.monotonic() - before if is_read else 0.0))
 
 
-def newest_dead(workers: Sequence[Waiting], otherwise: int) -> int:
-    """Return the number of dead events in a shared store, from the latest reading."""
-    newest = max((worker.reading for worker in workers), key=lambda reading: reading.at or 0.0, default=None)
-    return otherwise if newest is None or newest.dead is None else newest.dead
+def newest_reading(workers: Sequence[Waiting]) -> Reading:
+    """Return the latest reading of a shared store."""
+    return max((worker.reading for worker in workers), key=lambda reading: reading.at or 0.0, default=Reading())
+
+
+def is_unknown(workers: Sequence[Waiting]) -> bool:
+    """Return whether no worker can read a shared store now."""
+    return all(worker.reading.unknown_since is not None for worker in workers)
 
 
 def merged(workers: Sequence[Waiting], *, is_shared: bool) -> Merged:
     """Merge the readings of all workers, of their own logs or of one shared store."""
     holding = [worker for worker in workers if worker.events > 0]
-    if not holding:
-        return Merged()
-    readings = [worker.reading for worker in holding]
+    readings = [worker.reading for worker in (workers if is_shared else holding)]
     oldest = min((reading.oldest_at for reading in readings if reading.oldest_at is not None), default=None)
     unknown = [reading.unknown_since for reading in readings]
     failed = [since for since in unknown if since is not None]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlencode
 
@@ -24,7 +25,8 @@ from tornado_gateway.upstream.keys import KEY_STATUSES, Keys
 
 logger = logging.getLogger(__name__)
 
-MAX_EVENT_REQUESTS = 16  # concurrent requests of one worker: as many as the flushers start together
+# Concurrent requests of one worker: as many as the flushers start together, and one with usage statistics.
+MAX_EVENT_REQUESTS = 17
 MAX_SETTINGS_REQUESTS = 8
 MAX_LOOKUPS = 32
 LONGEST_PATIENCE_SECONDS = 60.0
@@ -61,9 +63,10 @@ class Patience:
 class Connections:
     """The connections of one worker to VWO. Each purpose has its own, with a limit that environments share fairly."""
 
-    def __init__(self, sdk_name: str, sdk_version: str, timeout_seconds: float) -> None:
+    def __init__(self, sdk_name: str, sdk_version: str, timeout_seconds: float, ca_path: Path | None = None) -> None:
         self.timeout_seconds = timeout_seconds
-        pool = partial(CurlPool, user_agent=f"{sdk_name}/{sdk_version}", timeout_seconds=timeout_seconds)
+        agent = f"{sdk_name}/{sdk_version}"
+        pool = partial(CurlPool, user_agent=agent, timeout_seconds=timeout_seconds, ca_path=ca_path)
         documents = partial(pool, max_response_bytes=MAX_DOCUMENT_BYTES, accepts_compression=True)
         self.events = pool(max_handles=MAX_EVENT_REQUESTS)
         self.settings = documents(max_handles=MAX_SETTINGS_REQUESTS)
@@ -82,7 +85,7 @@ class Upstream:
     `url` serves settings and list checks, `collect_url` receives events and evaluates segments about them.
     `timeout_seconds` bounds connecting and each whole request; a request with events is bounded by its progress (see
     `Patience`). `on_response` is called after each request with its purpose and its status, 0 if there was no response.
-    Without `connections` it has its own.
+    Without `connections` it has its own, which verify certificates as `ca_path` says (see `CurlPool`).
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Upstream:
         sdk_name: str,
         sdk_version: str,
         timeout_seconds: float,
+        ca_path: Path | None = None,
         on_response: Callable[[str, int], None] = lambda purpose, status: None,
         connections: Connections | None = None,
     ) -> None:
@@ -107,7 +111,7 @@ class Upstream:
         self._on_response = on_response
         self.keys = Keys([sdk_key])
         self._owns_connections = connections is None
-        self._connections = connections or Connections(sdk_name, sdk_version, timeout_seconds)
+        self._connections = connections or Connections(sdk_name, sdk_version, timeout_seconds, ca_path)
         self._settings_share = self._connections.settings_limit.share()
         self._lookups_share = self._connections.lookups_limit.share()
         self._log = ThrottledLog(logger, 3600)
@@ -197,11 +201,13 @@ class Upstream:
         if self._batch_target[0] != (self._prefix, account):
             query = urlencode({"a": account.account_id, "env": account.sdk_key, **self._sdk})
             self._batch_target = (self._prefix, account), f"{self._prefix}/server-side/batch-events-v2?{query}"
-        await self._post("events", self._batch_target[1], body, JSON_HEADERS | {"Authorization": account.sdk_key})
+        headers = JSON_HEADERS | {"Authorization": account.sdk_key}
+        await self._post("events", self._batch_target[1], body, headers, self._patience)
 
     async def send_event(self, query: str, document: bytes) -> None:
-        """Post one event with its own query to `/events/t`."""
-        await self._post("event", f"{self._prefix}/events/t?{query}", document, JSON_HEADERS)
+        """Post one event with its own query to `/events/t`. Its time-outs change nothing for batches."""
+        patience = Patience(self._connections.timeout_seconds)
+        await self._post("event", f"{self._prefix}/events/t?{query}", document, JSON_HEADERS, patience)
 
     async def check_attribute(self, list_id: str, value: str) -> bool:
         """Return True if the value is in the list (wire contract A.3).
@@ -239,26 +245,28 @@ class Upstream:
             error = CurlError("no response in time to earlier requests", is_timeout=True)
             raise self._no_response(purpose, error) from None
 
-    async def _post(self, purpose: str, target: str, body: bytes, headers: Mapping[str, str]) -> None:
+    async def _post(
+        self, purpose: str, target: str, body: bytes, headers: Mapping[str, str], patience: Patience
+    ) -> None:
         """Post events. Any 2xx is a success, even without a complete body: sending again would only cause duplicates.
 
         A web page is none: a block page or a sign-in portal between the gateway and VWO.
         """
-        seconds, began = self._patience.seconds, time.monotonic()
+        seconds, began = patience.seconds, time.monotonic()
         try:
             response = await self._connections.events.request(
                 self._collect_url + target, headers, body, patience_seconds=seconds
             )
         except CurlError as error:
             if error.is_timeout:
-                self._patience.timed_out(seconds)
+                patience.timed_out(seconds)
             if error.response is None:
                 raise self._no_response(purpose, error) from error
             response = error.response
         self._check(purpose, response)
         if _is_web_page(response):
             raise UpstreamError(f"{purpose}: VWO returned a web page ({response.status})", response.status)
-        self._patience.succeeded(time.monotonic() - began)
+        patience.succeeded(time.monotonic() - began)
 
     async def _fetch(self, purpose: str, pool: CurlPool, url: str, body: bytes | None = None) -> bytes:
         try:

@@ -16,6 +16,7 @@ import ssl
 import struct
 import termios
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pycurl
@@ -175,7 +176,8 @@ class CurlPool:
     """At most `max_handles` concurrent requests; others wait. `timeout_seconds` bounds the wait and each request.
 
     A request with a patience of its own is bounded by that instead, and as long as it makes progress only by
-    LONGEST_SECONDS. No connection is used for longer than `connection_seconds`.
+    LONGEST_SECONDS. No connection is used for longer than `connection_seconds`. The authorities in the file `ca_path`
+    replace those of the system.
     """
 
     def __init__(
@@ -188,6 +190,7 @@ class CurlPool:
         max_response_bytes: int = MAX_RESPONSE_BYTES,
         accepts_compression: bool = False,
         connection_seconds: int = CONNECTION_SECONDS,
+        ca_path: Path | None = None,
     ) -> None:
         self._timeout_seconds = timeout_seconds
         self._max_response_bytes = max_response_bytes
@@ -198,6 +201,7 @@ class CurlPool:
             pycurl.MAXLIFETIME_CONN: connection_seconds,
             **({pycurl.ACCEPT_ENCODING: "gzip, deflate"} if accepts_compression else {}),
         }
+        self._ca_path = ca_path
         self._slots = asyncio.Semaphore(max_handles)
         self._idle: list[_Handle] = []
         self._busy: dict[Any, _Handle] = {}
@@ -256,6 +260,9 @@ class CurlPool:
         for option, value in (self._options | _common_options()).items():
             if value is not None:
                 curl.setopt(option, value)
+        if self._ca_path is not None:
+            curl.setopt(pycurl.CAINFO, str(self._ca_path))
+            curl.unsetopt(pycurl.CAPATH)
         return curl
 
     def _take(self, target: _Target) -> _Handle:

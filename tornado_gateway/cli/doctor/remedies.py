@@ -2,50 +2,29 @@
 
 from typing import NamedTuple
 
+from tornado_gateway.telemetry import problems
+
 OK, WARN, FAIL = "ok", "warn", "fail"
 
 REMEDIES = {
+    **problems.REMEDIES,
     "configuration": "Correct the option named above. `tornado-gateway config` shows the source of each value.",
-    "key-refused": "Compare ACCOUNT_ID and SDK_KEY with the dashboard: account settings, and the SDK key of the"
-    " environment (production, staging). A key that was revoked there is rejected as well.",
     "key-previous": "Create the key in VWO, or correct sdk_key in ENVIRONMENTS_FILE. Settings and events keep using the"
     " previous key meanwhile.",
-    "upstream-unreachable": "Check from this machine: `curl -v UPSTREAM_URL`. Name resolution, the firewall's outgoing"
-    " rules and the route to it are the usual reasons. The gateway continues with its last settings.",
-    "upstream-tls": "The certificate received is not VWO's: a proxy that inspects TLS, a wrong UPSTREAM_URL,"
-    " or a machine without CA certificates (Debian: package ca-certificates).",
-    "upstream-failing": "VWO has a problem or limits requests. Wait, and check its status page. Nothing is lost:"
-    " settings stay, events wait.",
-    "upstream-strange": "Something other than VWO responds at UPSTREAM_URL, such as a login page of a proxy."
-    " Inspect the response with `curl -i UPSTREAM_URL`.",
     "settings-unusable": "Fix the item named above in the VWO dashboard, or in SETTINGS_FILE. A running gateway keeps"
     " the last good settings.",
     "collector-unreachable": "Check COLLECT_URL from this machine: name, firewall, route. Meanwhile, events wait.",
     "clock": "Set the clock with NTP (`timedatectl set-ntp true`): event times and TLS certificates depend on it.",
-    "redis-unreachable": "Check REDIS_HOST and REDIS_PORT, that Redis runs (`redis-cli ping` from this machine), its"
-    " `bind` and the firewall. Events go to DATA_DIR meanwhile.",
-    "redis-password": "Correct REDIS_PASSWORD (and REDIS_USERNAME with ACLs).",
-    "redis-tls": "Both sides must agree: REDIS_ENABLE_TLS and Redis' tls-port, REDIS_TLS_CA_PATH for the authority,"
-    " REDIS_TLS_CERT_PATH if Redis requires a client certificate.",
-    "redis-failing": "Redis responds but cannot do its work: follow the message, or check its log (`INFO`, maxmemory,"
-    " replica, ACL).",
     "redis-loses": "Set `maxmemory-policy noeviction` and `appendonly yes` in redis.conf: Redis stores events that were"
     " acknowledged to clients and not delivered yet.",
     "redis-channels": "Allow the channel: `ACL SETUSER NAME '&{fme:*'`. Until then, other workers use changed settings"
     " some seconds later.",
     "geo-wanted": "Features ask for the location: set MAXMIND_DB_PATH, or MAXMIND_USER_ID and MAXMIND_LICENSE_KEY.",
-    "geo-absent": "Copy the database to this path, or correct MAXMIND_DB_PATH. With a MaxMind account, run"
-    " `tornado-gateway geo update`.",
-    "geo-broken": "Replace the file: with a MaxMind account by `tornado-gateway geo update`, otherwise by a new"
-    " download. A running gateway keeps the last good one.",
-    "geo-old": "Update it: `tornado-gateway geo update`, or replace the file at MAXMIND_DB_PATH.",
     "data-dir": "Make DATA_DIR writable for the gateway's user: `chown tornado-gateway: DATA_DIR`. In a container,"
     " mount a volume there.",
     "admin-token": "Fix the file as described, or set ADMIN_TOKEN. The gateway does not start without a token.",
     "admin-token-exposed": "Run `chmod 600 DATA_DIR/admin-token`; the next start does it as well. If other users have"
     " used the machine, delete the file and restart the gateway: it creates a new token.",
-    "damaged-files": "Check the disk and its file system. Rows that were readable are in the new files. Delete the"
-    " files `.damaged-<time>` when they are not needed any more.",
     "disk-full": "Free space on the disk of DATA_DIR now; without it events cannot be stored and are rejected with"
     " 503.",
     "disk-low": "Free space on the disk of DATA_DIR, or move it: while VWO is down, every event needs about 1 KB.",
@@ -53,13 +32,8 @@ REMEDIES = {
     " Every connection needs one.",
     "port-taken": "Find the program that uses the port with `ss -ltnp`. Stop it, or choose another PORT.",
     "port-forbidden": "Ports below 1024 need CAP_NET_BIND_SERVICE; HOST must be an address of this machine.",
-    "certificate": "Install a certificate and its key that belong together and are valid; the gateway loads them"
-    " by itself when the files change.",
-    "certificate-ending": "Renew the certificate; the gateway loads it by itself when the files change.",
     "events-waiting": "Events are not being delivered. See the upstream findings, and last_flush in /status for the"
     " reason.",
-    "events-stuck": "Restart the gateway: waiting events stay stored and are sent after the start. If it happens again,"
-    " report it with the log and /status.",
     "events-dead": "Find the reason with `tornado-gateway events list`, then run `tornado-gateway events requeue` or"
     " `tornado-gateway events export`.",
     "events-unreadable": "If a gateway runs, give this command its HOST, PORT and ADMIN_TOKEN; if none does, check"

@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import os
-import re
 import tempfile
 import time
 from pathlib import Path
@@ -16,9 +15,12 @@ from tornado_gateway.console import admin_token
 from tornado_gateway.console.admin_token import AdminTokenError
 from tornado_gateway.errors import GatewayError, StoreError
 from tornado_gateway.process.redis_options import redis_options
+from tornado_gateway.store.sqlite.repair.reports import find_damaged_files
+from tornado_gateway.telemetry.problems import code_of_redis
 
 DISK_LOW_BYTES = 1 << 30
 DISK_FULL_BYTES = 100 << 20
+LISTED_FILES = 5
 WAITING_SHARE = 0.5  # of EVENT_QUEUE_LIMIT
 WAITING_INTERVALS = 3  # of FLUSH_EVENTS_INTERVAL
 
@@ -30,7 +32,7 @@ async def check_redis(config: Config) -> Finding:
     try:
         can_notify, risks = await _use_redis(config)
     except StoreError as error:
-        code = "redis-tls" if await _is_silent_to_tls(config, error) else _code_of_redis(str(error))
+        code = "redis-tls" if await _is_silent_to_tls(config, error) else code_of_redis(str(error))
         return Finding("redis", FAIL, code, str(error))
     if not can_notify:
         return Finding("redis", WARN, "redis-channels", "the user lacks the permission to publish (ACL)")
@@ -71,17 +73,6 @@ async def _is_silent_to_tls(config: Config, error: StoreError) -> bool:
     return True
 
 
-def _code_of_redis(message: str) -> str:
-    for code, signs in (
-        ("redis-password", r"password|NOAUTH|WRONGPASS|authentication"),
-        ("redis-tls", r"SSL|TLS|certificate"),
-        ("redis-unreachable", r"connect|refused|timed? ?out|no response|too slow|resol|unreachable|closed|not known"),
-    ):
-        if re.search(signs, message, re.IGNORECASE):
-            return code
-    return "redis-failing"
-
-
 def check_data_dir(directory: Path) -> Finding:
     """Write a file as the gateway does. If the directory does not exist, use the one in which it will be created."""
     existing = _existing(directory)
@@ -100,10 +91,11 @@ def check_data_dir(directory: Path) -> Finding:
 
 def find_damaged(directory: Path) -> Finding | None:
     """Return a warning about files that the store has moved aside."""
-    names = sorted(path.name for path in directory.glob("*.damaged-*") if not path.name.endswith(("-wal", "-shm")))
-    if not names:
+    files = find_damaged_files(directory)
+    if not files:
         return None
-    message = f"{len(names)} damaged files were replaced in {directory}, the newest is {names[-1]}"
+    newest = ". ".join(file.message for file in files[:LISTED_FILES])
+    message = f"{len(files)} damaged files were replaced. {newest}"
     return Finding("damaged files", WARN, "damaged-files", message)
 
 
@@ -149,7 +141,8 @@ async def check_events(config: Config, machine: Machine) -> Finding:
 
 def _judge_depth(config: Config, depth: Overall, now: float, where: str) -> Finding:
     age = now - depth.oldest_at if depth.oldest_at is not None else 0.0
-    message = f"{depth.waiting} wait ({_oldest(depth, age)}), {depth.dead} dead: {where}"
+    known = "last known: " if depth.is_stale else ""
+    message = f"{known}{depth.waiting} wait ({_oldest(depth, age)}), {depth.dead} dead: {where}"
     if depth.stuck is not None:
         return Finding("events", FAIL, "events-stuck", f"{depth.stuck} {message}")
     is_late = age > WAITING_INTERVALS * config.flush_seconds

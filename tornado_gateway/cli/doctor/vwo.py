@@ -1,6 +1,5 @@
 """Checks of VWO: settings, the server for events, and the clock of this machine compared with VWO's."""
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from tornado_gateway.config import Config
 from tornado_gateway.errors import UpstreamError
 from tornado_gateway.settings.compilation import compile_document
 from tornado_gateway.settings.documents import read_document
+from tornado_gateway.telemetry.problems import code_of_upstream
 from tornado_gateway.upstream.client import Dialect, Upstream
 from tornado_gateway.upstream.curl import CurlError, CurlPool
 
@@ -46,7 +46,7 @@ async def _check_upstream(config: Config) -> Looked:
     try:
         document = await _fetch_settings(config)
     except UpstreamError as error:
-        return Finding("upstream", FAIL, _code_of_upstream(error), str(error)), None
+        return Finding("upstream", FAIL, code_of_upstream(error.status, str(error)), str(error)), None
     milliseconds = (time.monotonic() - before) * 1000
     return _judge_settings(config, document, f"{config.upstream_url} responded in {milliseconds:.0f} ms, key accepted")
 
@@ -59,6 +59,7 @@ async def _fetch_settings(config: Config) -> bytes:
         sdk_name=config.sdk_name,
         sdk_version=__version__,
         timeout_seconds=config.socket_timeout_seconds,
+        ca_path=config.upstream_ca_path,
     )
     try:
         return await upstream.fetch_settings(Dialect())
@@ -76,25 +77,9 @@ def _judge_settings(config: Config, document: bytes, origin: str) -> Looked:
     return Finding("upstream", OK, OK, f"{origin}, {len(settings.features)} features"), settings
 
 
-def _code_of_upstream(error: UpstreamError) -> str:
-    if error.status == 429 or error.status >= 500:
-        return "upstream-failing"
-    if error.status in (404, 405) or 300 <= error.status < 400:
-        return "upstream-strange"
-    if error.status:
-        return "key-refused"
-    for code, signs in (
-        ("upstream-tls", r"SSL|TLS|certificate"),
-        ("upstream-strange", r"HTTP/0\.9|Unsupported HTTP|Weird|Invalid (status|header)|Received HTTP"),
-    ):
-        if re.search(signs, str(error), re.IGNORECASE):
-            return code
-    return "upstream-unreachable"
-
-
 async def check_server(config: Config, machine: Machine, url: str, check: str) -> tuple[Finding, Finding]:
     """Any response is enough: it shows that the server is reachable, and its clock."""
-    client = CurlPool(timeout_seconds=config.socket_timeout_seconds)
+    client = CurlPool(timeout_seconds=config.socket_timeout_seconds, ca_path=config.upstream_ca_path)
     try:
         response = await client.request(url)
     except CurlError as error:

@@ -100,6 +100,13 @@ export function rate(value) {
   return value < 10 && value % 1 ? fine.format(value) : whole.format(value);
 }
 
+/** A count of the queue: "30", or "unknown since 12:00:01, last known 30" while the store cannot be read. */
+export function queued(queue, name) {
+  if (!queue.last_known) return count(queue[name]);
+  const last = queue.last_known[name];
+  return `unknown since ${clock(queue.oldest_unknown_since)}, ${last === null ? "never read" : `last known ${count(last)}`}`;
+}
+
 const UNITS = [
   ["d", 86400],
   ["h", 3600],

@@ -1,6 +1,6 @@
 // Dead letters and recent events.
 
-import { ask, byId, clock, h, moment, plural, post, reconcile, replace } from "./dom.js";
+import { ask, byId, clock, h, moment, plural, post, queued, reconcile, replace } from "./dom.js";
 
 const LISTED_BYTES = 4096; // of the body of a letter in the list
 
@@ -19,14 +19,18 @@ export async function refreshEvents() {
 }
 
 function showEvents({ depth, dead, next, recent }) {
-  byId("dead-hint").textContent = dead.length
-    ? `VWO rejected these events permanently. Fix the cause, then re-queue them.${next === null ? "" : " Only the oldest are shown."}`
-    : "No dead letters. Events that VWO rejects permanently appear here.";
+  byId("dead-hint").textContent = deadHint(depth, dead.length > 0, next !== null);
   byId("requeue-all").hidden = !dead.length;
   reconcile(byId("dead-letters"), dead, (letter) => `${letter.id}@${letter.at}`, letterItem);
-  byId("recent-hint").textContent = `${plural(depth.waiting, "event")} waiting`;
+  byId("recent-hint").textContent = depth.last_known ? `Events waiting: ${queued(depth, "waiting")}` : `${plural(depth.waiting, "event")} waiting`;
   if (!recent.length) replace(byId("recent"), h("li", { "data-key": "none", class: "hint" }, "None since the gateway started."));
   else reconcile(byId("recent"), recent, eventKey, eventItem);
+}
+
+function deadHint(depth, hasSome, hasMore) {
+  if (depth.last_known) return `Dead events: ${queued(depth, "dead")}. The store cannot be read.`;
+  if (!hasSome) return "No dead letters. Events that VWO rejects permanently appear here.";
+  return `VWO rejected these events permanently. Fix the cause, then re-queue them.${hasMore ? " Only the oldest are shown." : ""}`;
 }
 
 const eventKey = (event) => `${event.at}${event.name}${event.document?.d?.msgId ?? event.bytes}${event.campaign}${event.variation}`;

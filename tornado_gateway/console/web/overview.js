@@ -1,7 +1,7 @@
 // The overview: charts, the event flow, and the state of settings, delivery, store and workers.
 
 import { chart } from "./charts.js";
-import { ago, byId, count, duration, h, moment, plural, replace } from "./dom.js";
+import { ago, byId, count, duration, h, moment, plural, queued, replace } from "./dom.js";
 import { setState } from "./session.js";
 
 /** The head of the page. */
@@ -9,14 +9,17 @@ export function showState({ status, account, queue }) {
   const settings = status.settings;
   const version = settings?.version ?? null;
   const badge = byId("dead-badge");
-  badge.hidden = !queue.dead;
-  badge.textContent = count(queue.dead);
-  badge.title = `${plural(queue.dead, "dead event")}`;
+  badge.hidden = queue.dead === 0;
+  badge.textContent = queue.dead === null ? "?" : count(queue.dead);
+  badge.title = `dead events: ${queued(queue, "dead")}`;
   if (status.stuck) setState("bad", status.stuck.message);
   else if (version === null) setState("warn", "no settings yet");
   else if (status.last_error) setState("warn", `account ${account.id} · ${status.last_error}`);
+  else if (status.problems.length) setState("warn", `account ${account.id} · ${headline(status.problems)}`);
   else setState("good", `account ${account.id} · settings version ${version} · ${plural(account.features, "feature")}`);
 }
+
+const headline = ([first, ...others]) => (others.length ? `${first.message} · ${others.length} more` : first.message);
 
 const charts = [
   chart("Requests", "per second", [
@@ -26,7 +29,8 @@ const charts = [
   chart("Events received", "per second", [
     { name: "received", label: "received", tone: "accent" },
     { name: "delivered", label: "delivered", tone: "good" },
-    { name: "rejected", label: "rejected", tone: "bad" },
+    { name: "rejected", label: "rejected", tone: "warn" },
+    { name: "lost", label: "lost", tone: "bad" },
   ]),
   chart("Events waiting", "in the queue", [
     { name: "waiting", label: "waiting", tone: "second" },
@@ -46,6 +50,7 @@ export function startOverview() {
 export function showOverview(overview) {
   for (const each of charts) each.draw(overview.samples);
   showLedger(overview.status.events);
+  showProblems(overview.status);
   showPanels(overview);
   showWorkers(overview);
 }
@@ -57,18 +62,27 @@ const LEDGER = [
   ["rejected", "warn"],
   ["discarded", "bad"],
   ["lost", "bad"],
+  ["unknown", "unknown"],
 ];
 
 function showLedger(events) {
-  const parts = LEDGER.filter(([name]) => events[name] > 0);
+  const terms = LEDGER.filter(([name]) => name !== "unknown" || events.unknown || events.last_known);
+  const parts = terms.filter(([name]) => events[name] > 0);
   replace(byId("ledger-bar"), parts.map(([name, tone]) => h("i", { class: `tone-${tone}`, vars: { "--share": events[name] } })));
   replace(
     byId("equation"),
     h("span", {}, h("b", {}, count(events.received)), " received ="),
-    LEDGER.map(([name, tone], index) =>
-      h("span", {}, h("i", { class: `swatch tone-${tone}` }), h("b", {}, count(events[name])), ` ${name}`, index < LEDGER.length - 1 ? " +" : ""),
+    terms.map(([name, tone], index) =>
+      h("span", {}, h("i", { class: `swatch tone-${tone}` }), h("b", {}, events[name] === null ? "?" : count(events[name])), ` ${name}`, index < terms.length - 1 ? " +" : ""),
     ),
   );
+}
+
+function showProblems({ last_error: error, last_error_remedy: remedy, problems }) {
+  const shown = [...(error ? [{ message: error, remedy }] : []), ...problems];
+  byId("problems").hidden = !shown.length;
+  const item = ({ message, remedy }) => h("li", {}, h("div", {}, h("b", {}, message), remedy ? h("p", { class: "hint" }, remedy) : null));
+  replace(byId("problem-list"), shown.map(item));
 }
 
 function showPanels({ at, status, queue, location: database, store, account }) {
@@ -88,7 +102,8 @@ function showPanels({ at, status, queue, location: database, store, account }) {
       ["Last flush", ago(flush?.at, at)],
       flush?.error ? ["Error", flush.error, "bad"] : ["Events in last flush", count(flush?.events ?? 0)],
       ["Oldest waiting", oldest(queue, at)],
-      ["Dead letters", count(queue.dead)],
+      ...(queue.last_known ? [["Waiting", queued(queue, "waiting"), "bad"]] : []),
+      ["Dead letters", queued(queue, "dead"), queue.last_known ? "bad" : null],
     ]),
     panel("Store", store.is_up ? ["up", "good"] : ["down", "bad"], [
       ["Kind", store.kind === "redis" ? "Redis" : "embedded (SQLite)"],
@@ -97,13 +112,18 @@ function showPanels({ at, status, queue, location: database, store, account }) {
       ["Up for", duration(status.uptime_seconds)],
       ["Release", status.version],
     ]),
-    panel("Location", database.available ? ["loaded", "good"] : ["none", ""], [
+    panel("Location", locationState(database, status.problems), [
       ["Database", database.type ?? "not configured"],
       ["Built", database.built_at ? moment(database.built_at).slice(0, 10) : "–"],
       ["Age", duration(database.age_seconds)],
       ...(database.error ? [["Error", database.error, "bad"]] : []),
     ]),
   );
+}
+
+function locationState({ available }, problems) {
+  if (problems.some(({ code }) => code.startsWith("geo-"))) return ["problem", "warn"];
+  return available ? ["loaded", "good"] : ["none", ""];
 }
 
 const delivery = ({ stuck, last_flush: flush }) =>

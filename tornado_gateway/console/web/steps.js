@@ -10,6 +10,8 @@ export const REASONS = {
   stored: "as decided earlier",
   holdout: "withheld by a holdout",
   "no rule matched": "no rule matched",
+  "out of traffic": "a rule matched, but not its share of the traffic",
+  "lost group": "another campaign of its group was chosen",
   "feature not found": "feature not found",
   error: "an error",
 };

@@ -1,6 +1,5 @@
 """One environment, made from its configuration and the parts that all environments of a worker share."""
 
-import logging
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,11 +15,12 @@ from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.environment import Documents, Environment
 from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
 from tornado_gateway.environments.registry import check_account
+from tornado_gateway.environments.slow_patterns import SlowPatterns
 from tornado_gateway.events.claims import MAX_CLAIMED_BYTES
 from tornado_gateway.events.flusher import PARALLEL_REQUESTS, Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink
-from tornado_gateway.logs import ThrottledLog
+from tornado_gateway.events.usage import UsageStatistics
 from tornado_gateway.process.environments.access import build_access
 from tornado_gateway.process.environments.stores import Stores
 from tornado_gateway.settings.documents import read_document
@@ -50,6 +50,7 @@ class Shared:
     connections: Connections
     observer: Observer
     stuck_after_seconds: float | None = None
+    slow_patterns: SlowPatterns = field(default_factory=SlowPatterns)
     delivery: SharedLimit = field(default_factory=lambda: SharedLimit(PARALLEL_REQUESTS))
 
 
@@ -79,6 +80,7 @@ class Builder:
             mirror=mirror,
             events=events,
             flusher=flusher,
+            usage=UsageStatistics(choose_sink(config, upstream), shared.observer.usage_finished),
             lists=lists,
             evaluator=build_evaluator(config, shared, store.state, lists),
             waiting=build_watch(config, store, events, shared.stuck_after_seconds),
@@ -183,7 +185,7 @@ def build_evaluator(config: Config, shared: Shared, state: StateStore, lists: Li
         lists,
         aliases=state if config.aliasing_enabled else None,
         sticky=StickyDecisions(state, config.sticky_seconds) if config.sticky_decisions else None,
-        slow_patterns=ThrottledLog(logging.getLogger(Evaluator.__module__)),
+        slow_patterns=shared.slow_patterns,
     )
 
 

@@ -15,7 +15,6 @@ from tornado_gateway.process.adoption import Adoption
 from tornado_gateway.process.environments.access import build_access
 from tornado_gateway.process.environments.build import Builder, Shared, build_evaluator
 from tornado_gateway.process.parts import Part, enter
-from tornado_gateway.store.sqlite.events import SqliteEvents
 from tornado_gateway.tasks import end_tasks
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
@@ -54,8 +53,7 @@ class Served:
         self.counts = builder.counts
         self.store = builder.store
         self.environment = builder.build()
-        log = self.store.events if isinstance(self.store.events, SqliteEvents) else None
-        self.adoption = Adoption(log, self.environment, self._scoreboard, self._stopping)
+        self.adoption = Adoption(self.store.events, self.environment, self._scoreboard, self._stopping)
 
     @property
     def is_draining(self) -> bool:

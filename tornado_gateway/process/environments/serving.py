@@ -29,7 +29,10 @@ class Serving:
         self.all = [make(config, len(configs)) for config in configs]
         self.is_from_file = self.all[0].owns_store
         self.environments = Environments(
-            [one.environment for one in self.all], is_from_file=self.is_from_file, on_unidentified=on_unidentified
+            [one.environment for one in self.all],
+            is_from_file=self.is_from_file,
+            needs_key=configs[0].config.client_key_required,
+            on_unidentified=on_unidentified,
         )
         self._make = make
         self._connect: Callable[[Served], None] = lambda served: None

@@ -303,7 +303,7 @@ class Supervisor:
             self._to_restart.clear()
         elif slot.current is not process:
             logger.log(logging.ERROR if code else logging.INFO, "the replaced %s ended %s", process, outcome)
-        elif code > 0 and not slot.has_served:
+        elif code > 0 and not any(each.has_served for each in self._slots):  # otherwise the others continue
             logger.error("%s could not start (exit code %d)", process, code)
             self._stop(code)
         else:

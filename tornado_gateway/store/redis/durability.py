@@ -34,6 +34,8 @@ class Ledger:
         self.lost += int(lost)
         if epoch.decode() == self._epoch and sequence < self._sequence:
             return  # a reply that was overtaken by a later one
+        if epoch.decode() == NO_EPOCH:
+            return  # Redis has lost its numbers and is full or read-only: the loss is counted once it can be noted
         self._epoch, self._sequence, self._waiting, self._dead = epoch.decode(), sequence, waiting, dead
 
 

@@ -114,6 +114,9 @@ class RedisEvents:
     async def release(self, chunks: Sequence[Chunk]) -> None:
         self._consumer.release(chunks)
 
+    def drop_bodies(self, chunks: Sequence[Chunk]) -> None:
+        """As promised by EventStore. Bodies of claimed chunks are in Redis only."""
+
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:
@@ -129,6 +132,10 @@ class RedisEvents:
         self._ledger.note(ledger)
         _, _, waiting, dead, _ = ledger
         return Depth(waiting, dead, stored_at(first) if first else None, max(0, size))
+
+    async def adopt(self) -> int:
+        """Return 0: ended workers leave nothing but claims, and other consumers claim these events."""
+        return 0
 
     async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> list[DeadLetter]:
         entries = await self._link.call("XRANGE", self._keys[2], "-" if first is None else first, "+", "COUNT", limit)

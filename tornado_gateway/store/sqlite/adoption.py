@@ -37,19 +37,25 @@ class Adoption:
         moved = 0
         failure: StoreError | None = None
         for path in sorted(self._directory.glob("events-*.db")):
-            lock = try_lock(path.with_suffix(".lock"))
-            if lock is None:
-                continue
             try:
-                moved += await self._move_log(path, log)
+                moved += await self._adopt_log(path, log)
             except StoreError as error:
                 failure = failure or error
-            finally:
-                os.close(lock)
+            except OSError as error:  # such as a read-only directory: the empty log stays there
+                failure = failure or StoreError(f"{path}: {error}")
         await self._database.run(self._space.check)  # also without events, because other workers may need the space
         if failure is not None:
             raise failure
         return moved
+
+    async def _adopt_log(self, path: Path, log: str) -> int:
+        lock = try_lock(path.with_suffix(".lock"))
+        if lock is None:
+            return 0
+        try:
+            return await self._move_log(path, log)
+        finally:
+            os.close(lock)
 
     async def _move_log(self, path: Path, log: str) -> int:
         moved = await self._database.run(adopt_dead_letters, path.stem, log)

@@ -67,7 +67,10 @@ def insert(connection: sqlite3.Connection, ids: Ids, rows: Sequence[Row]) -> Non
 
 
 def write_again(connection: sqlite3.Connection, chunks: Sequence[Chunk]) -> int:
-    """Store chunks under their ids if a new file does not have them. Return the number of their events."""
+    """Store chunks under their ids if a new file does not have them. Return the number of their events.
+
+    A claimed chunk may have no body here. Its row keeps the counts true, and the worker that has the body settles it.
+    """
     now, events = time.time(), 0
     statement = INSERT_CHUNK.replace("INSERT", "INSERT OR IGNORE")
     with transaction(connection):

@@ -41,13 +41,18 @@ class ClaimMemory:
         return not (self._released or self._fresh or self._claimed) and self._last_known >= self._last_stored
 
     def all_chunks(self) -> list[Chunk]:
-        """Return the chunks that are in memory, claimed ones included."""
+        """Return the chunks that are in memory, claimed ones included. Some of these have no body any more."""
         return [*self._released, *self._fresh, *self._claimed.values()]
 
     def forget(self, ids: Sequence[int]) -> None:
         """Forget claimed chunks that were settled."""
         for id_ in ids:
             self._claimed.pop(id_, None)
+
+    def drop_bodies(self, chunks: Sequence[Chunk]) -> None:
+        """Keep claimed chunks without their bodies, for their number of events."""
+        ids = [int(chunk.id) for chunk in chunks]
+        self._claimed.update((id_, self._claimed[id_].without_body()) for id_ in ids if id_ in self._claimed)
 
     def note_stored(self, last: int) -> None:
         """Note that there are chunks up to this number, which the next claim may have to read."""

@@ -11,9 +11,14 @@ INSERT INTO letters.dead (owner, at, count, query, body, reason, account_id, sdk
 """
 
 
+ALL_LOGS = "*"
+
+
 def count_dead(connection: sqlite3.Connection, log: str) -> int:
+    """Return the number of dead events of a log, or of ALL_LOGS."""
     count: int
-    (count,) = connection.execute("SELECT coalesce(sum(count), 0) FROM letters.dead WHERE owner = ?", (log,)).fetchone()
+    query = "SELECT coalesce(sum(count), 0) FROM letters.dead WHERE owner GLOB ?"
+    (count,) = connection.execute(query, (log,)).fetchone()
     return count
 
 
@@ -48,17 +53,17 @@ def choose_letters(
 
 
 def trim_dead_letters(connection: sqlite3.Connection, log: str, max_events: int) -> int:
-    """Delete the oldest letters of this log beyond the limit, whole ones. Return the number of their events."""
+    """Delete the oldest letters of a log, or of ALL_LOGS, beyond the limit. Return the number of their events."""
     excess = count_dead(connection, log) - max_events
     if excess <= 0:
         return 0
     letters: list[int] = []
-    for id_, count in connection.execute("SELECT id, count FROM letters.dead WHERE owner = ? ORDER BY id", (log,)):
+    for id_, count in connection.execute("SELECT id, count FROM letters.dead WHERE owner GLOB ? ORDER BY id", (log,)):
         if excess <= 0:
             break
         letters.append(id_)
         excess -= count
-    statement = "DELETE FROM letters.dead WHERE owner = ? AND id BETWEEN ? AND ? RETURNING count"
+    statement = "DELETE FROM letters.dead WHERE owner GLOB ? AND id BETWEEN ? AND ? RETURNING count"
     with transaction(connection):  # count the deleted ones: another worker may have requeued some
         deleted = [connection.execute(statement, (log, *ends)).fetchall() for ends in ranges(letters)]
     return sum(count for rows in deleted for (count,) in rows)

@@ -50,6 +50,8 @@ class SqliteEvents:
 
     State about a job of the database's thread changes when the result of the job arrives, even if the caller has been
     cancelled, and never partly before and partly after an `await`.
+
+    With `counts_all_letters` the dead letters of all logs in the directory count, not only those of this log.
     """
 
     def __init__(
@@ -61,11 +63,13 @@ class SqliteEvents:
         checkpoint_bytes: int = CHECKPOINT_BYTES,
         settle_seconds: float = SETTLE_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
+        counts_all_letters: bool = False,
     ) -> None:
         self.failure: str | None = None
         self.lost = 0
         self.repairs = 0
         self._former_log = ""
+        self._counts_all_letters = counts_all_letters
         self._space = DiskSpace(directory)
         self._files = EventFiles(directory, sync, self._space)
         self._database = Database()
@@ -119,6 +123,11 @@ class SqliteEvents:
     def _log(self) -> str:
         return self._files.log
 
+    @property
+    def _counted(self) -> str:
+        """The log whose dead letters count."""
+        return letters.ALL_LOGS if self._counts_all_letters else self._log
+
     async def _report_start(self) -> None:
         for schema in ("main", "letters"):
             await self._database.run(shrink, schema)
@@ -163,6 +172,9 @@ class SqliteEvents:
     async def release(self, chunks: Sequence[Chunk]) -> None:
         self._memory.release(chunks)
 
+    def drop_bodies(self, chunks: Sequence[Chunk]) -> None:
+        self._memory.drop_bodies(chunks)
+
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:
@@ -190,7 +202,7 @@ class SqliteEvents:
         def note(_: object, error: BaseException | None) -> None:
             deleted.append(self._deletions.deleted_events)
 
-        stored = await self._database.run(table.depth, self._log, self._deletions.ids, then=note)
+        stored = await self._database.run(table.depth, self._counted, self._deletions.ids, then=note)
         waiting = stored.waiting + deleted[0] - self._deletions.settled_events
         return Depth(waiting, stored.dead, stored.oldest_at if waiting else None, stored.waiting_bytes)
 
@@ -213,7 +225,7 @@ class SqliteEvents:
         return moved
 
     async def trim_dead_letters(self, max_events: int) -> int:
-        return await self._database.run(letters.trim_dead_letters, self._log, max_events)
+        return await self._database.run(letters.trim_dead_letters, self._counted, max_events)
 
     async def adopt(self) -> int:
         """Move the contents of the logs of dead workers into this one. Return the number of events moved."""

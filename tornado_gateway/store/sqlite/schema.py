@@ -54,6 +54,9 @@ CREATE TABLE IF NOT EXISTS {schema}.decisions (
     PRIMARY KEY (namespace, user_id, key)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS {schema}.decisions_until ON decisions (until);
+CREATE TABLE IF NOT EXISTS {schema}.reckoning (
+    id INTEGER PRIMARY KEY, at REAL NOT NULL, uptime REAL NOT NULL, boot TEXT NOT NULL
+);
 """,
     frozenset({"aliases", "records"}),
 )

@@ -18,11 +18,13 @@ import orjson
 from tornado_gateway.core.types import StickyRecord
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import MAX_ALIASES, SHARED, Confirmation, StoredDocument
+from tornado_gateway.store.reckoning import SYSTEM_CLOCK, Clock, Note, Reckoning
 from tornado_gateway.store.sqlite.database import Database, transaction
 from tornado_gateway.store.sqlite.locks import try_lock
 from tornado_gateway.store.sqlite.repair.guard import Guard, GuardedFile
 from tornado_gateway.store.sqlite.schema import STATE, STATE_PRAGMAS, synchronous
 from tornado_gateway.store.sqlite.space import DiskSpace, shrink
+from tornado_gateway.tasks import Periodic
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,10 @@ logger = logging.getLogger(__name__)
 WATCH_SECONDS = 1.0
 MOST_STEPS = 64  # from an alias to its root
 UNCOUNTED_ALIASES = 1000
+SWEEP_SECONDS = 60.0
+SWEEP_RECORDS = 1000  # expired records that are deleted in one transaction
+SWEEP_PAUSE_SECONDS = 0.05  # between two transactions
+SWEEPS_OF_START = 100  # further ones follow while the gateway runs
 # Tables of version 0.1, which had one environment in a directory: the first one that starts migrates them.
 FORMER_TABLES = {
     "aliases": "INSERT OR IGNORE INTO user_aliases SELECT ?, alias_id, user_id FROM aliases",
@@ -40,6 +46,10 @@ INSERT INTO documents (name, version, saved_at, body) VALUES (?1, 1, ?2, ?3)
 ON CONFLICT (name) DO UPDATE SET version = version + 1, saved_at = ?2, body = ?3 RETURNING version
 """
 NOTE_OWNER = "INSERT OR REPLACE INTO confirmations (name, owner) VALUES (?, ?)"
+FORGET_EXPIRED = """
+DELETE FROM decisions WHERE (namespace, user_id, key) IN
+    (SELECT namespace, user_id, key FROM decisions WHERE until <= ? ORDER BY until LIMIT ?)
+"""
 LAST_CONFIRMATION = """
 SELECT saved_at, coalesce(owner, '') FROM documents LEFT JOIN confirmations USING (name) WHERE name = ?
 """
@@ -51,7 +61,16 @@ class SqliteState:
     Environments that share the directory have a namespace each. Documents have none: their names identify them.
     """
 
-    def __init__(self, directory: Path, sync: str = "normal", namespace: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        sync: str = "normal",
+        namespace: str = "",
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        sweep_seconds: float = SWEEP_SECONDS,
+        batch: int = SWEEP_RECORDS,
+    ) -> None:
         self.max_aliases = MAX_ALIASES
         self._alias_room = 0  # aliases that can be added until they are counted again
         self._path = directory / "state.db"
@@ -59,12 +78,18 @@ class SqliteState:
         files = [GuardedFile(self._path, STATE, is_shared=True)]
         self._guard = Guard(files, f"{STATE_PRAGMAS} {synchronous(sync)}", DiskSpace(directory))
         self._database = Database()
+        self._reckoning = Reckoning(clock)
+        self._batch = batch
+        self._sweeping = Periodic(self._sweep, sweep_seconds, jitter=0.2)
         self._leases: dict[str, tuple[str, int]] = {}  # owner and descriptor of each held lease
 
     async def open(self) -> None:
         await self._database.open(self._guard)
         try:
-            await self._database.run(_forget_expired, time.time())
+            await self._database.run(_resume, self._reckoning)
+            for _ in range(SWEEPS_OF_START):
+                if not await self.forget_expired():
+                    break
             await self._database.run(shrink)
             rows = await self._database.run(_take_over, self._namespace)
             if rows:
@@ -72,7 +97,24 @@ class SqliteState:
         except StoreError as error:
             logger.error("cleaning up %s failed, the next start tries again: %s", self._path, error)
 
+        self._sweeping.start()
+
+    async def _sweep(self) -> None:
+        """Delete the expired records of all environments, so that the file does not grow while the gateway runs."""
+        try:
+            await self._database.run(_resume, self._reckoning)
+            while await self.forget_expired():
+                await asyncio.sleep(SWEEP_PAUSE_SECONDS)
+        except StoreError as error:
+            logger.debug("expired sticky decisions were not deleted, retrying: %s", error)
+
+    async def forget_expired(self) -> bool:
+        """Delete some expired records. Return whether there may be more."""
+        count = await self._database.run(_forget_expired, self._reckoning.now(), self._batch)
+        return count == self._batch
+
     async def close(self) -> None:
+        await self._sweeping.end()
         await self._database.close()
         while self._leases:
             os.close(self._leases.popitem()[1][1])
@@ -135,10 +177,10 @@ class SqliteState:
         return await self._database.run(_aliases, self._namespace, ids)
 
     async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, StickyRecord]:
-        return await self._database.run(_load_records, self._namespace, user_id, keys, time.time())
+        return await self._database.run(_load_records, self._namespace, user_id, keys, self._reckoning.now())
 
     async def save_records(self, user_id: str, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
-        owner, until = (self._namespace, user_id), time.time() + seconds
+        owner, until = (self._namespace, user_id), self._reckoning.now() + seconds
         rows = [(*owner, key, until, orjson.dumps(record)) for key, record in records.items()]
         await self._database.run(_save_records, rows)
 
@@ -212,8 +254,16 @@ def _save_records(connection: sqlite3.Connection, rows: Sequence[tuple[str, str,
         connection.executemany("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?)", rows)
 
 
-def _forget_expired(connection: sqlite3.Connection, now: float) -> None:
-    connection.execute("DELETE FROM decisions WHERE until <= ?", (now,))
+def _resume(connection: sqlite3.Connection, reckoning: Reckoning) -> None:
+    with transaction(connection):
+        connection.execute("DELETE FROM reckoning WHERE id != 0")  # none: it locks the file before it is read
+        row = connection.execute("SELECT at, uptime, boot FROM reckoning").fetchone()
+        note = reckoning.resume(None if row is None else Note(*row))
+        connection.execute("INSERT OR REPLACE INTO reckoning VALUES (0, ?, ?, ?)", note)
+
+
+def _forget_expired(connection: sqlite3.Connection, now: float, most: int) -> int:
+    return connection.execute(FORGET_EXPIRED, (now, most)).rowcount
 
 
 def _take_over(connection: sqlite3.Connection, namespace: str) -> str:

@@ -137,7 +137,8 @@ class Guard:
             if is_new:
                 set_up_patiently(connection, lambda new: new.executescript(self._pragmas), self._space)
             else:
-                connection.execute(f"ATTACH DATABASE ? AS {file.schema}", (str(file.path),))
+                attach = f"ATTACH DATABASE ? AS {file.schema}"  # reads the file, which needs space for its WAL's index
+                set_up_patiently(connection, lambda opened: opened.execute(attach, (str(file.path),)), self._space)
             set_up_patiently(connection, partial(set_up, schema=file.schema, kind=file.kind), self._space)
         except BaseException:
             if is_new:

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from tornado_gateway.store.sqlite.repair.reports import STAMP, write_report
 from tornado_gateway.store.sqlite.schema import (
     IDENTITY_COLUMNS,
     ForeignFileError,
@@ -65,7 +66,7 @@ def _misplaced(path: Path) -> list[Path]:
 
 def move_aside(path: Path) -> Path:
     """Rename a file. Return its new path, whose ending is the time."""
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    stamp = time.strftime(STAMP, time.gmtime())
     copy, number = path.with_name(f"{path.name}.damaged-{stamp}"), 1
     while copy.exists():
         number += 1
@@ -88,6 +89,7 @@ def replace(path: Path, kind: Kind, reason: object) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as target:
         set_up(target, "main", kind)
         rescued = _rescue(copy, target, kind)
+    write_report(copy, rescued.rows, rescued.damaged)
     logger.error(
         "%s was damaged (%s), it is now %s. In a new file: %d rescued rows; %d rows were read but are damaged, rows on"
         " unreadable pages are lost",

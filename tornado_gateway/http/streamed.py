@@ -1,4 +1,7 @@
-"""Requests of the Tornado application: its `RequestHandler`s write to a `Page` instead of a connection of Tornado."""
+"""Responses that are written in parts: streams of events, and pages of the Tornado application.
+
+Its `RequestHandler`s write to a `Page` instead of a connection of Tornado.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -14,10 +17,15 @@ from tornado.httputil import (
     ResponseStartLine,
 )
 
-from tornado_gateway.http.limits import ServerOptions
-from tornado_gateway.http.messages import INTERNAL_ERROR, Request, Response, header_lines, json_error
+from tornado_gateway.http.limits import RunQueue, ServerOptions
+from tornado_gateway.http.messages import INTERNAL_ERROR, Request, Response, Streamed, header_lines, json_error
 from tornado_gateway.http.output import Output
 from tornado_gateway.http.request_ids import log_failure
+
+EVENT_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n"
+    b"X-Accel-Buffering: no\r\nConnection: close\r\n"  # nginx must not buffer it
+)
 
 
 class PageConnection(Protocol):
@@ -30,7 +38,72 @@ class PageConnection(Protocol):
 
     def count(self, request: Request, status: int) -> None: ...
 
+    def flush(self) -> None: ...
+
     def page_finished(self, request: Request) -> None: ...
+
+
+class EventStream(Streamed):
+    """A response that stays open for server-sent events. Its connection ends with it.
+
+    `first` is called once, when the turn of the request has come, and returns the first events; `closed` once, when the
+    client has gone. A handler returns an object of this class.
+    """
+
+    __slots__ = ("_closed", "_connection", "_first", "_request", "is_open")
+
+    def __init__(self, first: Callable[["EventStream"], bytes], closed: Callable[["EventStream"], None]) -> None:
+        self._first = first
+        self._closed = closed
+        self._connection: PageConnection | None = None
+        self._request: Request | None = None
+        self.is_open = False
+
+    def attach(self, connection: PageConnection, request: Request) -> None:
+        self._connection = connection
+        self._request = request
+        request.keep_alive = False
+        request.page = self
+        connection.flush()
+
+    def start(self) -> None:
+        connection, request = self._connection, self._request
+        if self.is_open or connection is None or request is None:
+            return
+        if connection.output.open_transport() is None:
+            self._connection = None
+            return
+        self.is_open = True
+        lines = connection.options.extra_header_lines(request) if request.wants_echo else b""
+        connection.count(request, 200)  # now, because it may stay open for hours
+        connection.output.push(b"%b%b\r\n%b" % (EVENT_STREAM_HEAD, lines, self._first(self)))
+
+    def send(self, data: bytes) -> None:
+        if self.is_open and self._connection is not None:
+            self._connection.output.push(data)
+
+    def unsent_bytes(self) -> int:
+        return 0 if self._connection is None else self._connection.output.buffered()
+
+    def end(self, data: bytes = b"") -> None:
+        """Send the last events and close the connection."""
+        connection, request = self._connection, self._request
+        if self.is_open and connection is not None and request is not None:
+            if data:
+                connection.output.push(data)
+            self.is_open, self._connection = False, None
+            connection.page_finished(request)
+
+    def abort(self) -> None:
+        """Drop the connection of a client that does not read."""
+        if self._connection is not None:
+            self._connection.output.abort()
+
+    def client_closed(self) -> None:
+        if self.is_open:
+            self._closed(self)
+            self.end()
+        self._connection = None
 
 
 class PageContext(NamedTuple):
@@ -50,12 +123,14 @@ class Page(HTTPConnection):
         request: Request,
         application: HTTPServerConnectionDelegate,
         tasks: set[asyncio.Future[Any]],
+        run_queue: RunQueue,
     ) -> None:
         self.context = context
         self._connection = connection
         self._request = request
         self._application = application
         self._tasks = tasks
+        self._run_queue = run_queue
         self._is_started = False
         self._status = 0
         self._is_chunked = False
@@ -63,12 +138,16 @@ class Page(HTTPConnection):
         self._close_callback: Callable[[], None] | None = None
 
     def start(self) -> None:
-        """Hand the request over, once its turn has come."""
+        """Hand the request over, once it is the first of its connection and its turn has come."""
         if not self._is_started:
             self._is_started = True
-            task = asyncio.ensure_future(self._run())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._run_queue.add(self._start)
+
+    def _start(self) -> bool:
+        task = asyncio.ensure_future(self._run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True  # it costs milliseconds
 
     async def _run(self) -> None:
         try:

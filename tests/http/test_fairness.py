@@ -1,0 +1,127 @@
+"""No client delays the lone request of another: neither by pipelining, nor by large bodies, nor with pages.
+
+Found by `scripts/hostile`: a loop turn served all that had arrived from each client, which took seconds.
+"""
+
+import asyncio
+import socket
+import time
+
+from http_harness import QUICK, Routes, get, post, serve
+
+from tornado_gateway.http.limits import RunQueue
+from tornado_gateway.http.messages import Response
+from tornado_gateway.http.server import RECEIVE_BYTES
+
+__all__ = ["serve"]
+
+COUNT = 200
+
+
+class SlowRoutes(Routes):
+    """/slow keeps the loop busy, like a costly decision; `served` is the order of all requests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.served: list[bytes] = []
+        self.table[b"GET", b"/slow"] = self.busy
+        self.table[b"GET", b"/lone"] = self.lone
+
+    def busy(self, request):
+        self.served.append(request.path)
+        time.sleep(0.005)
+        return Response(200, b'"slow"')
+
+    def lone(self, request):
+        self.served.append(request.path)
+        return Response(200, b'"lone"')
+
+
+def position_of_lone_request(serve, *headers):
+    routes = SlowRoutes()
+    live = serve(find=routes.find)
+    lone = live.connect()
+    greedy = live.connect().send(get("/slow", *headers) * COUNT)
+    live.until(lambda: routes.served)
+    assert lone.send(get("/lone")).response().body == b'"lone"'
+    assert [greedy.response().status for _ in range(COUNT)] == [200] * COUNT
+    return routes.served.index(b"/lone")
+
+
+def test_a_lone_request_does_not_wait_for_pipelined_ones(serve):
+    """They arrive in one piece; without turns all of them are served first."""
+    assert position_of_lone_request(serve) < COUNT
+
+
+def test_a_lone_request_does_not_wait_for_many_slices(serve):
+    assert position_of_lone_request(serve, "X: " + "y" * 300) < COUNT
+
+
+def test_the_limit_of_a_body_is_asked_for_once(serve):
+    """A body of 1-byte chunks had it looked up for each of them: 10 ms of CPU time for each slice of 16 KB."""
+    asked = []
+    live = serve(limits=QUICK._replace(max_body_bytes=100), body_limit=lambda path: asked.append(path) or 10_000)
+    chunked = get("/echo", "Transfer-Encoding: chunked", method="POST") + b"1\r\nx\r\n" * 5000 + b"0\r\n\r\n"
+    assert live.ask(chunked).json["body"] == "x" * 5000
+    assert asked == [b"/echo"]
+    client = live.connect().send(chunked + post("/echo", b"x" * 10_001))
+    assert [client.response().status for _ in range(2)] == [200, 413]
+
+
+def test_the_steps_of_a_turn_end_when_one_was_costly_or_the_time_is_over():
+    order = []
+
+    def step(name, seconds, is_costly):
+        def run():
+            order.append(name)
+            time.sleep(seconds)
+            return is_costly
+
+        return run
+
+    async def run() -> None:
+        steps = RunQueue(turn_seconds=0.5)
+        for name, seconds, is_costly in [("a", 0, False), ("b", 0, True), ("c", 0.6, False), ("d", 0, False)]:
+            steps.add(step(name, seconds, is_costly))
+        while "d" not in order:
+            order.append("turn")
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert order == ["turn", "a", "b", "turn", "c", "turn", "d"]
+
+
+def test_a_step_that_fails_does_not_end_the_others():
+    done = []
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: done.append(context["exception"]))
+        steps = RunQueue()
+        steps.add(lambda: bool(1 / 0))
+        steps.add(lambda: bool(done.append("second")))
+        while "second" not in done:
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert isinstance(done[0], ZeroDivisionError)
+
+
+def test_the_kernel_keeps_little_for_a_client_that_must_wait(serve):
+    """A worker had 279 MB: 250 KB of each of many connections were read at once and then had to wait.
+
+    The kernel lets the buffer of a busy connection grow to 6 MB.
+    """
+    live = serve()
+    client = live.connect()
+    for _ in range(40):
+        assert client.send(post("/async?0", b"x" * 1_000_000)).response().status == 200
+    (connection,) = live.server.activity.clients
+    sock = connection.output.transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * RECEIVE_BYTES  # the kernel doubles it
+
+
+def test_a_head_with_too_many_lines_is_rejected_before_it_ends(serve):
+    """64 KB of short lines cost as much CPU time as 8,000 headers."""
+    live = serve(limits=QUICK._replace(max_headers=100, max_header_bytes=65536))
+    client = live.connect().send(get("/const")[:-2] + b"X: y\r\n" * 150)
+    assert client.response().status == 431

@@ -1,0 +1,108 @@
+"""The verdicts of scripts/hostile and scripts/soak. With LONG_TESTS=1 both run for a moment."""
+
+import itertools
+import os
+import random
+import re
+import subprocess
+import sys
+
+import hostile
+import pytest
+import soak
+from attacks import EVERYTHING, MIXED
+from hostile import Phase
+from length import IS_LONG
+from process import ROOT
+from steady_client import Sample
+from watch import MB, Reading, percentile
+
+
+def hostile_result(seconds=0.01, error="", memory=100 * MB, log_bytes=100, counts=None, general=()):
+    phase = Phase("flood", 0.0, 10.0, counts or {"200": 5, "503": 1}, memory)
+    samples = [Sample(number / 50, seconds, 0.0, error if number == 7 else "") for number in range(500)]
+    return hostile.Result([phase], samples, samples, log_bytes, list(general))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({}, None),
+        ({"seconds": 0.2}, "p99 of the well-behaved client is 200 ms"),
+        ({"error": "503"}, "1 requests of the well-behaved client failed, the first one: ['503']"),
+        ({"memory": 256 * MB}, "a worker had 256 MB"),
+        ({"log_bytes": 2 * MB}, "the log has 2.00 MB"),
+        ({"counts": {"200": 9, "500": 1}}, "responses with 500: {'flood': 1}"),
+        ({"general": ["tracebacks in the log"]}, "tracebacks in the log"),
+    ],
+)
+def test_the_verdict_about_a_gateway_under_attack(changes, fault):
+    result = hostile_result(**changes)
+    assert hostile.faults(result) == ([] if fault is None else [fault])
+    assert "| flood | 0 |" in hostile.table(result)
+
+
+def test_without_samples_there_is_no_verdict():
+    assert hostile.faults(hostile.Result()) == ["the well-behaved client got no response"]
+
+
+def readings(**growth):
+    """90 readings; each figure that is named grows by so much in the whole time."""
+    start = {"memory_bytes": 80 * MB, "descriptors": 100, "threads": 12, "data_bytes": 10 * MB}
+
+    def figures(number):
+        progress = max(0, number - 30) / 60
+        return {name: int(value + growth.get(name, 0) * progress) for name, value in start.items()}
+
+    return [Reading(number, **figures(number)) for number in range(90)]
+
+
+@pytest.mark.parametrize(
+    ("growth", "grows"),
+    [
+        ({}, []),
+        ({"memory_bytes": 5 * MB, "descriptors": 10, "data_bytes": 5 * MB}, []),
+        ({"memory_bytes": 20 * MB}, ["memory_bytes"]),
+        ({"descriptors": 40, "threads": 4}, ["descriptors", "threads"]),
+        ({"data_bytes": 20 * MB}, ["data_bytes"]),
+    ],
+)
+def test_the_verdict_about_growth(growth, grows):
+    result = soak.Result(readings(**growth), {"200": 1})
+    assert [fault.split()[0] for fault in soak.faults(result)] == grows
+    assert soak.table(result).count("\n") == 5
+
+
+def test_growth_of_the_first_third_is_a_warm_up():
+    cold = [Reading(0, 0, 0, 0, 0)] * 30
+    assert soak.faults(soak.Result(cold + readings()[:60], {"200": 1})) == []
+
+
+def test_other_faults_of_a_soak():
+    result = soak.Result(readings(), {"500": 2}, undelivered=3, general=["no"])
+    assert len(soak.faults(result)) == 4
+
+
+def test_percentiles():
+    assert percentile([], 0.99) == 0
+    assert percentile(list(range(100)), 0.99) == 99
+    assert percentile(list(range(1000)), 0.99) == 990
+
+
+@pytest.mark.parametrize("name", EVERYTHING | MIXED)
+def test_each_attack_makes_bytes(name):
+    attack = (EVERYTHING | MIXED)[name]
+    blocks = list(itertools.islice(attack.blocks(random.Random(name)), 2))
+    assert all(blocks) or name == "silent connections"
+
+
+@pytest.mark.skipif(not IS_LONG, reason="LONG_TESTS is not set")
+@pytest.mark.parametrize("script", ["hostile", "soak"])
+def test_a_run_of_a_moment_ends_with_a_verdict(script):
+    """It is too short for a verdict about times and growth."""
+    command = [sys.executable, ROOT / "tests" / "support" / f"{script}.py", "30"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=600)
+    assert result.returncode in (0, 1)
+    assert result.stdout.startswith("| ")
+    assert not re.search("with 500|tracebacks|accounting|not delivered|not ready", result.stdout)

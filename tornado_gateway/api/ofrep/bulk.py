@@ -1,0 +1,149 @@
+"""Several or all features of one visitor in one request: getFlags, and the common parts of bulk responses.
+
+A response has an ETag. Equal requests get equal responses as long as settings, location database and device rules are
+the same, so the ETag is made from these and a request that has it gets a 304 before anything is decided. If decisions
+depend on more (lists, aliases, sticky decisions), the ETag is made from the response instead.
+"""
+
+import asyncio
+import hashlib
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import orjson
+
+from tornado_gateway import core
+from tornado_gateway.api.ofrep.outcomes import with_details
+from tornado_gateway.environments.environment import Environment
+from tornado_gateway.environments.evaluation import with_address
+from tornado_gateway.environments.registry import Environments
+from tornado_gateway.errors import RequestError
+from tornado_gateway.http.fields import Fields, accepts_gzip, boolean, json_object, user_id
+from tornado_gateway.http.messages import JSON, Request, Response
+
+MAX_FEATURES = 1000
+SMALLEST_COMPRESSED_BYTES = 1024
+LARGEST_INLINE_BYTES = 16 * 1024  # compressed in 0.2 ms; larger bodies are compressed in a thread
+_GZIP = 16 + zlib.MAX_WBITS  # zlib's parameter for this format
+
+
+class Validator(NamedTuple):
+    """The inputs of an ETag that are known before the decisions. `etag` is None if they do not suffice."""
+
+    etag: bytes | None
+    is_known: bool  # to the client, whose copy is up to date
+
+
+class BulkApi:
+    """The endpoint getFlags."""
+
+    def __init__(self, environments: Environments) -> None:
+        self._environments = environments
+
+    async def get_flags(self, request: Request) -> Response:
+        environment = self._environments.of(request)
+        settings = environment.decision_settings()
+        fields = json_object(request.body)
+        has_impressions = boolean(fields, "impressions")
+        keys, has_details = _feature_keys(fields, settings), boolean(fields, "details")
+        context = with_address(core.context_from_json(fields, user_id(fields)))
+        validator = None if has_impressions else validate(request, environment, settings)
+        if validator is not None and validator.is_known:
+            return not_modified(validator.etag)
+        entries: list[bytes] = []
+        recorder = Recorder(environment, settings, context)
+
+        def add(decision: core.Decision) -> None:
+            environment.counts.decided(decision)
+            body = with_details(settings, decision) if has_details else decision.body
+            entries.append(b"%b:%b" % (orjson.dumps(decision.feature_key), body))
+            if has_impressions:
+                recorder.add(decision)
+
+        await environment.evaluator.decide_many(settings, keys, context, add, keeps=has_impressions)
+        recorder.append(request)
+        return await respond(request, b'{"flags":{%b}}' % b",".join(entries), validator)
+
+
+class Recorder:
+    """The events of several decisions, which are appended to the queue at once."""
+
+    def __init__(self, environment: Environment, settings: core.Settings, context: core.Context) -> None:
+        self._environment = environment
+        self._settings = settings
+        self._context = context
+        self._documents: list[bytes] = []
+        self._count = 0
+
+    def add(self, decision: core.Decision) -> None:
+        documents, count = self._environment.evaluator.event_documents(self._settings, self._context, decision)
+        if count:
+            self._documents.append(documents)
+            self._count += count
+
+    def append(self, request: Request) -> None:
+        """Append the events. The response waits until they are stored, if EVENT_ACK says so."""
+        if self._count:
+            events = self._environment.events
+            gate = events.append_impressions(b"\n".join(self._documents), self._count)
+            if events.durable:
+                request.gate = gate
+
+
+def validate(request: Request, environment: Environment, settings: core.Settings, *more: str) -> Validator:
+    """Return the ETag of the response to a request. The response depends on `more` as well."""
+    evaluator, snapshot = environment.evaluator, environment.mirror.current
+    if snapshot is None or not evaluator.is_pure(settings):
+        return Validator(None, False)
+    etag = _digest([snapshot.digest, evaluator.facts_version, request.path.decode("latin-1"), *more], request.body)
+    return Validator(etag, _is_known(request, etag))
+
+
+def not_modified(etag: bytes | None) -> Response:
+    return Response(304, headers=[(b"ETag", etag or b"")])
+
+
+async def respond(request: Request, body: bytes, validator: Validator | None) -> Response:
+    """Return the response, compressed if the client accepts that. Without a validator it has no ETag."""
+    headers = [(b"Vary", b"Accept-Encoding"), (b"Cache-Control", b"no-cache")]
+    if validator is not None:
+        etag = validator.etag or _digest([], body)
+        if validator.etag is None and _is_known(request, etag):
+            return not_modified(etag)
+        headers.append((b"ETag", etag))
+    is_large = len(body) > SMALLEST_COMPRESSED_BYTES
+    if is_large and accepts_gzip(request.list_header(b"accept-encoding").decode("latin-1")):
+        headers.append((b"Content-Encoding", b"gzip"))
+        body = _compress(body) if len(body) <= LARGEST_INLINE_BYTES else await asyncio.to_thread(_compress, body)
+    return Response(200, body, JSON, headers)
+
+
+def _feature_keys(fields: Fields, settings: core.Settings) -> Sequence[str]:
+    """Return the requested features, each once, in their order; without a request all, in that of the document."""
+    keys = fields.get("featureKeys")
+    if keys is None:
+        return list(settings.features)
+    if not isinstance(keys, list) or len(keys) > MAX_FEATURES or not all(isinstance(key, str) for key in keys):
+        raise RequestError(400, f"featureKeys must be a list of at most {MAX_FEATURES} texts")
+    return list(dict.fromkeys(keys))
+
+
+def _digest(texts: Sequence[str], body: bytes) -> bytes:
+    """Return a strong ETag of a list of texts and a body."""
+    digest = hashlib.blake2b(orjson.dumps(texts), digest_size=12)
+    digest.update(body)
+    return b'"%b"' % digest.hexdigest().encode()
+
+
+def _is_known(request: Request, etag: bytes) -> bool:
+    """Return whether If-None-Match lists the ETag. Weak marks and missing quotes are ignored, `*` matches nothing."""
+    given = request.list_header(b"if-none-match")
+    return bool(given) and any(
+        item.strip().removeprefix(b"W/").strip(b'"') == etag.strip(b'"') for item in given.split(b",")
+    )
+
+
+def _compress(body: bytes) -> bytes:
+    compressor = zlib.compressobj(level=1, wbits=_GZIP)
+    return compressor.compress(body) + compressor.flush()

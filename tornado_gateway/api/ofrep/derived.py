@@ -1,0 +1,29 @@
+"""Values that are made from the settings of an environment when they are first needed."""
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from tornado_gateway import core
+from tornado_gateway.environments.environment import Environment
+from tornado_gateway.environments.registry import Environments
+
+T = TypeVar("T")
+
+
+class Derived(Generic[T]):
+    """One value for each environment, made again by `make` when its settings have changed."""
+
+    def __init__(self, environments: Environments, make: Callable[[core.Settings], T]) -> None:
+        self._environments = environments
+        self._make = make
+        self._version = environments.version
+        self._values: dict[Environment, tuple[core.Settings, T]] = {}
+
+    def of(self, environment: Environment, settings: core.Settings) -> T:
+        known = self._values.get(environment)
+        if known is None or known[0] is not settings:
+            if self._version != self._environments.version:  # some environments may be gone
+                self._version = self._environments.version
+                self._values.clear()
+            known = self._values[environment] = settings, self._make(settings)
+        return known[1]

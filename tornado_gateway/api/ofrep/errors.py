@@ -1,0 +1,37 @@
+"""Errors in the shape of OFREP, always JSON objects (docs/openfeature.md)."""
+
+import re
+from urllib.parse import unquote_to_bytes
+
+import orjson
+
+from tornado_gateway.errors import RequestError
+from tornado_gateway.http.messages import Response
+
+RETRY_SECONDS = b"1"  # clients read whole seconds only
+GENERAL, PARSE_ERROR, INVALID_CONTEXT = "GENERAL", "PARSE_ERROR", "INVALID_CONTEXT"
+TARGETING_KEY_MISSING, FLAG_NOT_FOUND = "TARGETING_KEY_MISSING", "FLAG_NOT_FOUND"
+_ROOT = re.compile(b"/+ofrep/+v1/+evaluate/+flags/+")  # some clients double slashes
+
+
+class EvaluationError(RequestError):
+    """A request that gets an OFREP error. `code` is one of the protocol's."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(status, message)
+        self.code = code
+
+
+def ofrep_error(path: bytes, error: RequestError) -> Response:
+    """Return the response to a request to `path` that cannot be served."""
+    code = error.code if isinstance(error, EvaluationError) else GENERAL
+    key = flag_key(path)
+    body = {"errorCode": code, "errorDetails": str(error)}
+    headers = [*error.headers, *([(b"Retry-After", RETRY_SECONDS)] if error.status == 503 else [])]
+    return Response(error.status, orjson.dumps({"key": key, **body} if key else body), headers=headers)
+
+
+def flag_key(path: bytes) -> str:
+    """Return the flag key in a path: everything after the root, decoded once. A plus is a plus."""
+    root = _ROOT.search(path)
+    return "" if root is None else unquote_to_bytes(path[root.end() :]).decode("utf-8", "replace")

@@ -1,0 +1,168 @@
+"""The endpoints of OFREP: one flag, and all flags of a context (docs/openfeature.md)."""
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from tornado_gateway import core
+from tornado_gateway.api.ofrep import context
+from tornado_gateway.api.ofrep.bulk import Recorder, not_modified, respond, validate
+from tornado_gateway.api.ofrep.context import EvaluationRequest, StandIn
+from tornado_gateway.api.ofrep.derived import Derived
+from tornado_gateway.api.ofrep.errors import (
+    FLAG_NOT_FOUND,
+    GENERAL,
+    INVALID_CONTEXT,
+    EvaluationError,
+    flag_key,
+)
+from tornado_gateway.api.ofrep.exposures import RecentExposures
+from tornado_gateway.api.ofrep.flags import Flag, Flags, entry
+from tornado_gateway.environments.environment import Environment
+from tornado_gateway.environments.registry import Environments
+from tornado_gateway.errors import NotLoadedError
+from tornado_gateway.http.messages import Request, Response
+from tornado_gateway.tasks import wait_at_most
+
+NOT_FOUND = b'"errorCode":"FLAG_NOT_FOUND","errorDetails":"there is no feature with this key"'
+MAX_RESPONSES = 10_000  # that are remembered
+
+
+class Call(NamedTuple):
+    """An evaluation of one flag."""
+
+    environment: Environment
+    settings: core.Settings
+    key: str
+    flag: Flag
+    asked: EvaluationRequest
+
+
+class EvaluationApi:
+    """The two endpoints. A bulk evaluation waits up to `wait_seconds` for the first settings.
+
+    `announce` returns the part of a bulk response that names the stream of changes. `catch_up` waits for the settings
+    that a client has been told of.
+    """
+
+    def __init__(
+        self,
+        environments: Environments,
+        stand_in: StandIn,
+        announce: Callable[[Request, Environment], bytes],
+        catch_up: Callable[[Request, Environment], Awaitable[None]],
+        *,
+        wait_seconds: float,
+    ) -> None:
+        self._environments = environments
+        self._stand_in = stand_in
+        self._announce = announce
+        self._catch_up = catch_up
+        self._wait_seconds = wait_seconds
+        self._recent = RecentExposures()
+        self._flags = Derived(environments, Flags)
+        self._responses: dict[bytes, Response] = {}
+
+    # --- One flag ---
+
+    def evaluate(self, request: Request) -> Response | Awaitable[Response]:
+        key = flag_key(request.path)
+        if not key:  # clients send an empty key as the path of all flags with a slash
+            return self.evaluate_all(request)
+        environment = self._environments.of(request)
+        settings = environment.decision_settings()
+        asked = context.read(request.body, *self._stand_in(request))
+        flag = self._flags.of(environment, settings).find(key, asked.variable)
+        if flag is None:
+            raise EvaluationError(404, FLAG_NOT_FOUND, "there is no feature or variable with this key")
+        _check_id(settings, asked.context)
+        call = Call(environment, settings, key, flag, asked)
+        decision = environment.evaluator.decide(settings, flag.feature, asked.context)
+        return self._evaluate_with_io(request, call) if decision is None else self._response(request, call, decision)
+
+    async def _evaluate_with_io(self, request: Request, call: Call) -> Response:
+        evaluator, asked = call.environment.evaluator, call.asked
+        keeps = asked.impressions is not False
+        decision = await evaluator.decide_with_io(call.settings, call.flag.feature, asked.context, keeps=keeps)
+        return self._response(request, call, decision)
+
+    def _response(self, request: Request, call: Call, decision: core.Decision) -> Response:
+        call.environment.counts.decided(decision)
+        if decision.error is not None:
+            raise EvaluationError(400, GENERAL, decision.error)
+        ready = self._flags.of(call.environment, call.settings).ready(decision)
+        if call.asked.impressions is not False:
+            self._record(request, call, decision)
+        body = entry(call.key, ready.entries[call.flag.variable])
+        response = self._responses.get(body)
+        if response is None:
+            if len(self._responses) >= MAX_RESPONSES:
+                self._responses.clear()
+            response = self._responses[body] = Response(200, body)
+        return response
+
+    def _record(self, request: Request, call: Call, decision: core.Decision) -> None:
+        """Append the impressions that this visitor had not a moment ago."""
+        if decision.impressions:
+            self._recent.keep_new(decision)
+            if not decision.impressions:
+                return
+        environment = call.environment
+        documents, count = environment.evaluator.event_documents(call.settings, call.asked.context, decision)
+        if count:
+            gate = environment.events.append_impressions(documents, count)
+            if environment.events.durable:
+                request.gate = gate
+            self._recent.note_once_stored(gate, decision)
+
+    # --- All flags ---
+
+    async def evaluate_all(self, request: Request) -> Response:
+        environment = self._environments.of(request)
+        settings = await self._settings_for(request, environment)
+        announcement = self._announce(request, environment)
+        fallbacks = self._stand_in(request)
+        asked = context.read(request.body, *fallbacks)
+        _check_id(settings, asked.context)
+        validator = None
+        if asked.impressions is not True:
+            validator = validate(request, environment, settings, announcement.decode(), *map(str, fallbacks))
+            if validator.is_known:
+                return not_modified(validator.etag)
+        entries = await self._entries(request, environment, settings, asked)
+        return await respond(request, b'{"flags":[%b]%b}' % (b",".join(entries), announcement), validator)
+
+    async def _entries(
+        self, request: Request, environment: Environment, settings: core.Settings, asked: EvaluationRequest
+    ) -> list[bytes]:
+        """Return the entries of all flags in the order of the document, or of the requested features."""
+        flags, recorder = self._flags.of(environment, settings), Recorder(environment, settings, asked.context)
+        names = list(settings.features) if asked.features is None else asked.features
+        entries = [entry(name, NOT_FOUND) for name in names if name not in settings.features]
+
+        def add(decision: core.Decision) -> None:
+            environment.counts.decided(decision)
+            ready = flags.ready(decision)
+            entries.append(ready.bulk if asked.has_variables else entry(decision.feature_key, ready.entries[None]))
+            if asked.impressions:
+                recorder.add(decision)
+
+        known = [name for name in names if name in settings.features]
+        await environment.evaluator.decide_many(settings, known, asked.context, add, keeps=bool(asked.impressions))
+        recorder.append(request)
+        return entries
+
+    async def _settings_for(self, request: Request, environment: Environment) -> core.Settings:
+        """Return settings at least as new as those that the client has been told of, as far as they can be had.
+
+        Wait for the first ones: a web provider whose first request fails stays in error.
+        """
+        await self._catch_up(request, environment)
+        if environment.mirror.current is None and not await wait_at_most(environment.mirror.loaded, self._wait_seconds):
+            raise NotLoadedError
+        return environment.decision_settings()
+
+
+def _check_id(settings: core.Settings, visitor: core.Context) -> None:
+    problem = core.context_problem(settings, visitor)
+    if problem is not None:
+        raise EvaluationError(400, INVALID_CONTEXT, problem)

@@ -1,0 +1,215 @@
+"""Exposures: which impressions an `exposure` text names, and which were recorded a moment ago."""
+
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import orjson
+
+from tornado_gateway import core
+from tornado_gateway.api.ofrep.derived import Derived
+from tornado_gateway.core.holdouts import IN_HOLDOUT, NOT_IN_HOLDOUT, holdout_impression
+from tornado_gateway.core.types import Feature
+from tornado_gateway.environments.environment import Environment
+from tornado_gateway.environments.evaluation import with_address
+from tornado_gateway.environments.registry import Environments
+from tornado_gateway.errors import RequestError
+from tornado_gateway.gate import Gate
+from tornado_gateway.http.fields import json_object, user_id
+from tornado_gateway.http.messages import Request, Response
+
+MAX_EXPOSURES = 100  # texts of one request
+MAX_PAIRS = 1000  # of one request
+REPEAT_SECONDS = 60.0
+GENERATION_ENTRIES = 32_768
+
+Named = tuple[Any, ...]  # (campaign id, variation id), with the feature id for holdouts
+
+
+class Exposed(NamedTuple):
+    """The impressions that a request names. `needs_device`: a decision depends on it. `unknown` counts the others."""
+
+    impressions: list[core.Impression]
+    needs_device: bool
+    unknown: int
+
+
+class ExposureIndex:
+    """The impressions of one settings document, by the ids that `exposure` has."""
+
+    def __init__(self, settings: core.Settings) -> None:
+        self.settings = settings
+        self._known: dict[Named, tuple[core.Impression, bool]] = {}
+        for feature in settings.features.values():
+            for impression in _impressions(feature):
+                self._known.setdefault(name_of(impression), (impression, feature.needs_device))
+
+    def find(self, texts: object) -> "Exposed":
+        """Return the impressions that the texts name, each once.
+
+        Raise RequestError for anything but a list of such texts.
+        """
+        names = _names(texts)
+        found = [self._known[name] for name in names if name in self._known]
+        needs_device = any(needs for _, needs in found)
+        return Exposed([impression for impression, _ in found], needs_device, len(names) - len(found))
+
+
+class RecentExposures:
+    """Remembers impressions for at least a minute, in bounded memory: two generations, the older one is dropped.
+
+    One worker's own: a repeat at another worker is recorded again, which reports count once.
+    """
+
+    def __init__(self, seconds: float = REPEAT_SECONDS, entries: int = GENERATION_ENTRIES) -> None:
+        self._seconds = seconds
+        self._entries = entries
+        self._new: dict[Named, float] = {}
+        self._old: dict[Named, float] = {}
+        self._began = time.monotonic()
+
+    def keep_new(self, decision: core.Decision) -> None:
+        """Remove the impressions from a decision that its visitor had in the last seconds."""
+        now = time.monotonic()
+        if now - self._began > self._seconds or len(self._new) >= self._entries:
+            self._old, self._new, self._began = self._new, {}, now
+        places = [
+            place
+            for place, impression in enumerate(decision.impressions)
+            if now - self._last((decision.uuid, *name_of(impression))) > self._seconds
+        ]
+        if len(places) < len(decision.impressions):
+            decision.impressions = [decision.impressions[place] for place in places]
+            if (ids := decision.vwo_user_ids) is not None:
+                decision.vwo_user_ids = {new: ids[old] for new, old in enumerate(places) if old in ids}
+
+    def note(self, uuid: str | None, impressions: Sequence[core.Impression]) -> None:
+        """Remember impressions, which have been stored."""
+        now = time.monotonic()
+        for impression in impressions:
+            self._new[uuid, *name_of(impression)] = now
+
+    def note_once_stored(self, gate: Gate | None, decision: core.Decision) -> None:
+        """Remember the impressions of a decision when the gate of their events opens; at once without a gate."""
+        if gate is None:
+            self.note(decision.uuid, decision.impressions)
+        else:
+            gate.hold(_Stored(self, gate, decision))
+
+    def _last(self, name: Named) -> float:
+        at = self._new.get(name)
+        return self._old.get(name, -math.inf) if at is None else at
+
+
+class _Stored:
+    """Waits for a gate."""
+
+    def __init__(self, recent: RecentExposures, gate: Gate, decision: core.Decision) -> None:
+        self._recent = recent
+        self._gate = gate
+        self._decision = decision
+
+    def flush(self) -> None:
+        if self._gate.failure is None:
+            self._recent.note(self._decision.uuid, self._decision.impressions)
+
+
+def name_of(impression: core.Impression) -> Named:
+    if impression.feature_id is None:
+        return impression.campaign_id, impression.variation_id
+    return impression.campaign_id, impression.variation_id, impression.feature_id
+
+
+def _impressions(feature: Feature) -> list[core.Impression]:
+    """Return every impression that a decision about the feature can have."""
+    rules = (*feature.rollouts, *feature.experiments)
+    shown = [variation.impression for rule in rules for variation in rule.variations]
+    held_out = [
+        holdout_impression(holdout, feature.id, result == IN_HOLDOUT)
+        for holdout in feature.holdouts
+        for result in (IN_HOLDOUT, NOT_IN_HOLDOUT)
+    ]
+    return [*shown, *held_out, *(feature.impact or ())]
+
+
+def _names(texts: object) -> list[Named]:
+    if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_EXPOSURES:
+        raise _invalid()
+    names: dict[Named, None] = {}
+    for text in texts:
+        names.update(dict.fromkeys(_names_in(text)))
+    if len(names) > MAX_PAIRS:
+        raise _invalid()
+    return list(names)
+
+
+def _names_in(text: object) -> list[Named]:
+    try:
+        pairs = orjson.loads(text) if isinstance(text, str) else None
+    except orjson.JSONDecodeError:
+        pairs = None
+    if not isinstance(pairs, list) or not all(_is_name(pair) for pair in pairs):
+        raise _invalid()
+    return [tuple(pair) for pair in pairs]
+
+
+def _is_name(pair: object) -> bool:
+    return (
+        isinstance(pair, list)
+        and len(pair) in (2, 3)
+        and all(isinstance(item, int | float | str) and not isinstance(item, bool) for item in pair)
+    )
+
+
+def _invalid() -> RequestError:
+    return RequestError(
+        400, f"exposures must be a list of 1 to {MAX_EXPOSURES} texts from `exposure`, of at most {MAX_PAIRS} pairs"
+    )
+
+
+class ExposuresApi:
+    """The endpoint trackExposure, for clients that got their flags in bulk and call it when one is used."""
+
+    def __init__(self, environments: Environments, on_exposures: Callable[[str, int], None]) -> None:
+        self._environments = environments
+        self._on_exposures = on_exposures
+        self._indexes = Derived(environments, ExposureIndex)
+
+    def track_exposure(self, request: Request) -> Response | Awaitable[Response]:
+        environment = self._environments.of(request)
+        settings = environment.decision_settings()
+        fields = json_object(request.body)
+        exposed = self._indexes.of(environment, settings).find(fields.get("exposures"))
+        context = with_address(core.context_from_json(fields, user_id(fields)))
+        if (problem := core.context_problem(settings, context)) is not None:
+            raise RequestError(400, problem)
+        self._on_exposures("unknown", exposed.unknown)
+        self._on_exposures("recorded", len(exposed.impressions))
+        track = partial(_track, request, environment, settings, context, exposed)
+        if environment.evaluator.resolves_aliases:
+            return _after_alias(environment, context, track)
+        return track()
+
+
+async def _after_alias(environment: Environment, context: core.Context, respond: Callable[[], Response]) -> Response:
+    await environment.evaluator.resolve_alias(context)
+    return respond()
+
+
+def _track(
+    request: Request,
+    environment: Environment,
+    settings: core.Settings,
+    context: core.Context,
+    exposed: Exposed,
+) -> Response:
+    documents, count = environment.evaluator.exposure_documents(
+        settings, context, exposed.impressions, needs_device=exposed.needs_device
+    )
+    if count:
+        gate = environment.events.append_impressions(documents, count)
+        if environment.events.durable:
+            request.gate = gate
+    return Response(200, b'{"tracked":%d}' % count)

@@ -1,0 +1,160 @@
+"""Features and their variables as OFREP flags, with responses that are made once for each outcome.
+
+`<feature>` is a boolean flag, `<feature>.<variable>` the variable of the visitor's variation, and `<feature>.*` an
+object of all of them.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import orjson
+
+from tornado_gateway import core
+from tornado_gateway.api.ofrep.outcomes import Outcome, outcome_of
+from tornado_gateway.core.types import Feature
+
+SEPARATOR = "."
+ALL = "*"
+MAX_READY = 20_000  # outcomes whose responses are remembered, some KB each
+MAX_SPLITS = 64  # dots of a flag key that are tried
+
+Key = tuple[object, ...]
+
+
+class Flag(NamedTuple):
+    """A flag: a feature (`variable` None), one of its variables, or all of them (`ALL`)."""
+
+    feature: str
+    variable: str | None = None
+
+
+class Ready(NamedTuple):
+    """The entries of all flags of one feature for one outcome, as JSON objects without the braces around them.
+
+    `entries` are by the flag's variable; None is the feature itself. `bulk` is those of a bulk response, joined.
+    """
+
+    outcome: Outcome
+    values: Mapping[str, Any]
+    entries: dict[str | None, bytes]
+    bulk: bytes
+
+
+class Flags:
+    """The flags of one settings document."""
+
+    def __init__(self, settings: core.Settings) -> None:
+        self.settings = settings
+        self._variables: dict[str, tuple[str, ...]] = {}
+        self._ready: dict[Key, Ready] = {}
+
+    def find(self, key: str, variable: object = None) -> Flag | None:
+        """Return the flag of this key, None if there is none.
+
+        `variable` is the attribute `key` of the context: the vendor's providers name the variable of a feature so.
+        """
+        features = self.settings.features
+        feature = features.get(key)
+        if feature is not None:
+            return Flag(key, variable if isinstance(variable, str) and variable in self._names(feature) else None)
+        found = None
+        for at in _separators(key):
+            name, rest = key[:at], key[at + 1 :]
+            candidate = features.get(name)
+            if candidate is not None and (rest == ALL or rest in self._names(candidate)):
+                found = Flag(name, rest)
+        return found
+
+    def ready(self, decision: core.Decision) -> Ready:
+        """Return the entries for a decision, which depend on its outcome only."""
+        key: Key = (
+            decision.feature_key,
+            decision.reason,
+            decision.error,
+            decision.rollout,
+            decision.experiment,
+            tuple([(shown.campaign_id, shown.variation_id, shown.feature_id) for shown in decision.impressions]),
+        )
+        ready = self._ready.get(key)
+        if ready is None:
+            if len(self._ready) >= MAX_READY:
+                self._ready.clear()
+            ready = self._ready[key] = self._make(decision)
+        return ready
+
+    def _make(self, decision: core.Decision) -> Ready:
+        feature = self.settings.features[decision.feature_key]
+        outcome = outcome_of(self.settings, decision)
+        if decision.error is not None:
+            entries: dict[str | None, bytes] = {
+                None: b'"errorCode":"GENERAL","errorDetails":%b' % orjson.dumps(decision.error)
+            }
+            return Ready(outcome, {}, entries, entry(feature.key, entries[None]))
+        values = {variable["key"]: value_of(variable) for variable in decision.variables}
+        suffix = _suffix(outcome)
+        entries = {None: b'"value":%b,%b' % (b"true" if decision.enabled else b"false", suffix)}
+        missing = b'"reason":"DISABLED",%b' % suffix.partition(b",")[2]
+        for name in self._names(feature):
+            entries[name] = b'"value":%b,%b' % (orjson.dumps(values[name]), suffix) if name in values else missing
+        entries[ALL] = b'"value":%b,%b' % (orjson.dumps(values), suffix) if decision.enabled else missing
+        shown = [entry(feature.key, entries[None])]
+        shown += [entry(f"{feature.key}{SEPARATOR}{name}", entries[name]) for name in self._listed(feature)]
+        return Ready(outcome, values, entries, b",".join(shown))
+
+    def _names(self, feature: Feature) -> tuple[str, ...]:
+        """Return the keys of the feature's variables, in the order of their first mention."""
+        names = self._variables.get(feature.key)
+        if names is None:
+            rules = (*feature.rollouts, *feature.experiments)
+            variables = [one for rule in rules for variation in rule.variations for one in variation.variables]
+            names = tuple(dict.fromkeys(one["key"] for one in variables if isinstance(one.get("key"), str)))
+            self._variables[feature.key] = names
+        return names
+
+    def _listed(self, feature: Feature) -> list[str]:
+        """Return the variables whose flags have a name that is no other flag's."""
+        flags = {name: Flag(feature.key, name) for name in self._names(feature)}
+        return [name for name, flag in flags.items() if self.find(f"{feature.key}{SEPARATOR}{name}") == flag]
+
+
+def entry(key: str, content: bytes) -> bytes:
+    """Return a flag's entry as a JSON object."""
+    return b'{"key":%b,%b}' % (orjson.dumps(key), content)
+
+
+def value_of(variable: Mapping[str, Any]) -> Any:
+    """Return a variable's value as its type demands: clients reject a whole number for a double, and the reverse.
+
+    A value that does not fit its type stays as it is.
+    """
+    value, kind = variable.get("value"), variable.get("type")
+    if isinstance(value, bool):
+        return value
+    if kind == "double" and isinstance(value, int):
+        return float(value)
+    if kind == "integer" and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if kind == "json" and isinstance(value, str):
+        try:
+            return orjson.loads(value)
+        except orjson.JSONDecodeError:
+            return value
+    return value
+
+
+def _suffix(outcome: Outcome) -> bytes:
+    metadata = outcome.metadata()
+    shown: dict[str, Any] = {"reason": outcome.reason, "variant": outcome.variant}
+    if metadata:
+        shown["metadata"] = metadata
+    return orjson.dumps(shown)[1:-1]
+
+
+def _separators(key: str) -> list[int]:
+    """Return the places of the first separators, the first one last, because it is the one that counts."""
+    places: list[int] = []
+    at = key.find(SEPARATOR)
+    while at >= 0 and len(places) < MAX_SPLITS:
+        places.append(at)
+        at = key.find(SEPARATOR, at + 1)
+    return places[::-1]
