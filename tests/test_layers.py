@@ -118,7 +118,6 @@ def test_only_these_rooms_compare_accounts_or_keys():
     [
         ("key == self._sdk_key", True),
         ("given in (settings.account_id, '')", True),
-        ("raw != own.raw_key", True),
         ("query_text(query, b'sdkKey')", True),
         ("config.sdk_key is None", False),
         ("fields.keys() >= {'accountId'}", False),

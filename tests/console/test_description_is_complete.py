@@ -8,10 +8,13 @@ import orjson
 import pytest
 from described import check_described
 from process import ROOT, Gateway, sample_document
+from several import KEYS, KeyedVendor, gateway_of
 from vendor import Fault, Vendor
 
 from tornado_gateway import core
 from tornado_gateway.api.cors import MAX_AGE_SECONDS
+from tornado_gateway.api.ofrep.context import MAX_FEATURES
+from tornado_gateway.api.ofrep.exposures import REPEAT_SECONDS
 from tornado_gateway.api.router import OTHER_PREFIX
 from tornado_gateway.config import OPTIONS, Config
 from tornado_gateway.console.openapi import DOCUMENT
@@ -36,6 +39,7 @@ FOREIGN = {
     "/server-side/v2-pull get 200",
     "/openapi.json get 200",
     "RecentEvent/document",
+    "Evaluation/value",
     "Step/actual",
     "Step/node",
     "RuleVariable/value",
@@ -74,13 +78,15 @@ def gateway(tmp_path_factory):
 
 @pytest.mark.parametrize(("path", "method", "operation"), OPERATIONS, ids=IDS)
 def test_h4_each_field_of_a_response_is_described(gateway, path, method, operation):
-    query = {p["name"]: p["example"] for p in operation.get("parameters", ()) if "example" in p}
+    examples = [p for p in operation.get("parameters", ()) if "example" in p]
+    query = {p["name"]: p["example"] for p in examples if p["in"] == "query"}
+    target = path.format(**{p["name"]: p["example"] for p in examples if p["in"] == "path"})
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
     if path == "/admin/session" and method != "get":
         body = {"token": TOKEN}
     if path == "/admin/events/requeue":
         body = {"ids": []}  # the dead letter is for the other tests
-    status, kind, data = request(gateway, method, path, query, body)
+    status, kind, data = request(gateway, method, target, query, body)
     assert status == 200, data
     if kind.startswith("application/json") and data:
         check_described(path, method, status, orjson.loads(data))
@@ -115,6 +121,14 @@ def test_h4_fields_of_what_is_wrong_are_described(tmp_path):
                 status, _, data = request(gateway, "get", path, token="wrong")
                 assert status == 401
                 check_described(path, "get", status, orjson.loads(data))
+
+
+def test_h4_the_fields_of_environments_are_described(tmp_path):
+    with KeyedVendor() as vendor, gateway_of(tmp_path, vendor, ADMIN_TOKEN=TOKEN) as gateway:
+        vendor.wait_until(lambda: len(gateway.status().get("environments", ())) == len(KEYS), describe=gateway.status)
+        for path in ("/ready", "/status", "/admin/overview", "/admin/events"):
+            status, _, data = request(gateway, "get", path)
+            check_described(path, "get", status, orjson.loads(data))
 
 
 def open_objects(schema, place, seen):
@@ -195,7 +209,7 @@ def quantities():
     yield from (f"{FRESH_SECONDS / 60:.0f} minutes", f"{LONGEST_WAIT_SECONDS:.0f} s")
     yield f"{int(shortest)} to {int(longest)} small"
     yield f"Max-Age: {MAX_AGE_SECONDS}"
-    yield f"{MOST_NAMES} features"
+    yield from (f"{MOST_NAMES} features", f"{MAX_FEATURES} features", f"{REPEAT_SECONDS:.0f} s")
     for name in ("EVENT_QUEUE_LIMIT", "EVENT_QUEUE_BYTES"):
         (option,) = (option for option in OPTIONS if option.name == name)
         yield f"{option.default} {'events' if name.endswith('LIMIT') else 'bytes'}"

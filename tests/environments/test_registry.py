@@ -28,7 +28,7 @@ class Setting:
         queue = EventQueue(store.events, limit=10, chunk_events=10)
         queue.use_identity(Identity(account_id, sdk_key or ""))
         default = environments_of(self.mirror, queue, store, sdk_key=sdk_key).default
-        self.environments = Environments(default, needs_key=needs_key)
+        self.environments = Environments([default], needs_key=needs_key)
         if loaded:
             self.load("1", OWN)
 
@@ -129,7 +129,8 @@ def test_f5_a_required_key(make, query, is_enough, is_enough_for_lookups):
 )
 def test_f5_the_keys_of_a_batch(make, query, header, keys):
     headers = [] if header is None else [(b"Authorization", header)]
-    assert make().environments.batch_keys(Request(b"POST", b"/", query, headers)) == keys
+    scope = make().environments.scope_of(Request(b"POST", b"/", query, headers), has_header=True)
+    assert (scope.key, scope.fallback_key) == keys
 
 
 def test_settings_of_another_account_check_known_queries_again(make):

@@ -14,7 +14,6 @@ from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.usage import UsageStatistics
 from tornado_gateway.store.interfaces import Store
-from tornado_gateway.telemetry.waiting import Watch
 from tornado_gateway.upstream.client import DiscardingSink
 
 
@@ -34,9 +33,7 @@ def environment_of(
         "upstream": None,
         "flusher": Flusher(store.events, queue, DiscardingSink(), events_per_request=100, interval_seconds=60),
         "usage": UsageStatistics(DiscardingSink()),
-        "lists": ListChecks(no_member),
-        "evaluator": Evaluator(None, None),  # type: ignore[arg-type]  # for tests without location and device
-        "waiting": Watch(store.events, lambda: queue.counts.waiting, 60),
+        "evaluator": Evaluator(None, None, ListChecks(no_member)),  # type: ignore[arg-type]  # for tests without location and device
         "state": store.state,
         "documents": Documents(nothing, None),
         "load_device": lambda: None,

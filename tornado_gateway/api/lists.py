@@ -38,7 +38,8 @@ class ListsApi:
         if not raw or not list_id:
             raise RequestError(400, "attribute and listId are required")
         environment = self._environments.of_lookup(request, list_id, without_key=True)
-        member = environment is not None and await _is_member(environment.lists, list_id, raw)
+        lists = None if environment is None else environment.evaluator.lists
+        member = lists is not None and await _is_member(lists, list_id, raw)
         agent = request.header(b"user-agent") or b""
         return (SCRIPT_RESPONSES if agent.startswith(b"Dalvik/") or b"okhttp" in agent else RESPONSES)[member]
 

@@ -1,4 +1,4 @@
-"""GET /stream: tells clients that flags may have changed, as server-sent events (docs/openfeature.md).
+"""GET /stream: server-sent events that notify clients that flags may have changed (docs/openfeature.md).
 
 An event says that, never what: the client evaluates again, with a request that is authorized and about one visitor.
 One timer serves all streams, so that a stream costs a connection and an entry in a set.
@@ -141,7 +141,7 @@ class StreamsApi:
         return b',"eventStreams":%b' % orjson.dumps(streams)
 
     async def catch_up(self, request: Request, environment: Environment) -> None:
-        """Refresh the settings for a client that a worker or a gateway ahead of this one has told of newer ones."""
+        """Refresh the settings for a client that knows of newer ones, from a worker or a gateway ahead of this one."""
         announced = query_text(request.query, b"flagConfigEtag")
         if announced is not None and announced.encode() != environment.version():
             with contextlib.suppress(TimeoutError):

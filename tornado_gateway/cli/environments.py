@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import json
 import re
 import shutil
 import sys
@@ -13,6 +14,7 @@ from tornado_gateway.cli.data_owner import become_owner
 from tornado_gateway.cli.output import counted, print_columns, print_json
 from tornado_gateway.cli.stored_events import is_in_use, open_stored_events
 from tornado_gateway.config import Config, EnvironmentConfig, environments_of, mask
+from tornado_gateway.environments import client_tokens
 from tornado_gateway.errors import ConfigError, GatewayError
 from tornado_gateway.process.environments.stores import DIRECTORY, data_dir_of
 from tornado_gateway.process.redis_options import redis_options
@@ -138,3 +140,32 @@ async def _delete_keys(config: Config) -> None:
         await delete_namespace(link, config.namespace)
     finally:
         await link.close()
+
+
+# --- Client tokens ---
+
+
+def new_token(arguments: argparse.Namespace) -> int:
+    """Print a new token to stdout, once, and its block for TOKENS_FILE, which does not contain the token."""
+    if arguments.kind == client_tokens.BROWSER and not (arguments.origin and arguments.environment):
+        print("a browser token needs --origin and --environment", file=sys.stderr)
+        return 2
+    token = client_tokens.new_token(arguments.kind)
+    block = block_of(arguments, token)
+    print(f"Token, which is not shown again:\n\n{token}\n\nBlock for TOKENS_FILE:\n\n{block}")
+    return 0
+
+
+def block_of(arguments: argparse.Namespace, token: str) -> str:
+    """Return the TOML block of a token. JSON's texts and lists are valid TOML."""
+    rows: dict[str, object] = {
+        "id": arguments.id,
+        "hash": f"sha256:{client_tokens.digest_of(token.encode()).hex()}",
+        "kind": arguments.kind,
+        "environments": arguments.environment,
+        "scopes": arguments.scope,
+        "origins": arguments.origin,
+    }
+    lines = [f"{key} = {json.dumps(value)}" for key, value in rows.items() if value]
+    expires = [f"expires = {arguments.expires:%Y-%m-%dT%H:%M:%SZ}"] if arguments.expires else []
+    return "\n".join(["[[token]]", *lines, *expires])

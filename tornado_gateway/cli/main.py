@@ -255,9 +255,9 @@ def _events(arguments: argparse.Namespace) -> int:
 
 
 def _token_new(arguments: argparse.Namespace) -> int:
-    from tornado_gateway.cli import token
+    from tornado_gateway.cli import environments
 
-    return token.new(arguments)
+    return environments.new_token(arguments)
 
 
 def _geo_update(arguments: argparse.Namespace) -> int:

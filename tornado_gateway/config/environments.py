@@ -8,8 +8,7 @@ from typing import Any
 
 from tornado_gateway.config import kinds
 from tornado_gateway.config.kinds import Kind, Option
-from tornado_gateway.config.options import BY_NAME, Config
-from tornado_gateway.config.rules import contradictions
+from tornado_gateway.config.options import BY_NAME, Config, contradictions
 from tornado_gateway.config.values import Findings, Given, parsed, read_secret_files, why
 from tornado_gateway.errors import ConfigError
 

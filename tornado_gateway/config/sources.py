@@ -9,8 +9,7 @@ from typing import Any
 from tornado_gateway.config import kinds
 from tornado_gateway.config.environments import environments_of
 from tornado_gateway.config.kinds import Option, flag_of
-from tornado_gateway.config.options import BY_NAME, NAMES, OPTIONS, SECTIONS, Config
-from tornado_gateway.config.rules import contradictions
+from tornado_gateway.config.options import BY_NAME, NAMES, OPTIONS, SECTIONS, Config, contradictions
 from tornado_gateway.config.tokens import read_tokens
 from tornado_gateway.config.values import Findings, Given, parsed, read_secret_files, why
 from tornado_gateway.errors import ConfigError

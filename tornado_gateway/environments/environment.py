@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from tornado_gateway import core, logs
-from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.environments.access import Access
 from tornado_gateway.environments.evaluation import Evaluator
 from tornado_gateway.errors import DisabledError, NotLoadedError
@@ -16,7 +15,6 @@ from tornado_gateway.events.usage import UsageStatistics
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot
 from tornado_gateway.store.interfaces import Identity, StateStore
 from tornado_gateway.telemetry.environment_counts import EnvironmentCounts
-from tornado_gateway.telemetry.waiting import Watch
 from tornado_gateway.upstream.client import Dialect, Upstream
 
 FetchDialect = Callable[[Dialect], Awaitable[bytes]]
@@ -56,9 +54,7 @@ class Environment:
         events: EventQueue,
         flusher: Flusher,
         usage: UsageStatistics,
-        lists: ListChecks,
         evaluator: Evaluator,
-        waiting: Watch,
         state: StateStore,
         documents: Documents,
         load_device: Callable[[], object],
@@ -73,9 +69,7 @@ class Environment:
         self.events = events
         self.flusher = flusher
         self.usage = usage
-        self.lists = lists
         self.evaluator = evaluator
-        self.waiting = waiting
         self.state = state
         self.documents = documents
         self.has_counted = False  # the events that the store held at the start are in the counts
@@ -85,7 +79,6 @@ class Environment:
     def use_access(self, access: Access) -> None:
         """Let requests name it like this from now on. `Environments.replace` has to follow."""
         self.access = access
-        self.raw_key = (access.sdk_key or "").encode()  # as queries contain it
 
     async def start(self) -> None:
         """Start the queue, the settings, then delivery, because the path of stored events depends on the settings."""
@@ -95,12 +88,10 @@ class Environment:
         if self._loading_device is not None:
             await self._loading_device  # it holds the interpreter for longer than a visitor should wait
         await self.flusher.start()
-        self.waiting.start()
 
     async def stop(self) -> None:
         """Stop polling, commit the events in memory and flush once more. Works after a start that failed, too."""
         await self.mirror.stop()
-        await self.waiting.stop()
         await self.events.stop()
         seconds = self._options.flush_seconds
         await asyncio.gather(self.flusher.stop(seconds), self.usage.stop(seconds))

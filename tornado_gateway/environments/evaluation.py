@@ -91,7 +91,7 @@ class Evaluator:
         self._serials = itertools.count(random.getrandbits(32), SERIAL_STEP)
         self._location = location
         self._device = device
-        self._lists = lists
+        self.lists = lists
         self._aliases = aliases
         self._sticky = sticky
         self.slow_patterns = slow_patterns
@@ -163,9 +163,9 @@ class Evaluator:
         await self.resolve_alias(context)
         features = [settings.features.get(key) for key in feature_keys]
         checks = {check: None for feature in features if feature is not None for check in feature.list_checks}
-        if checks and self._lists is not None:
+        if checks and self.lists is not None:
             variables = (context.custom_variables or {}, context.variation_targeting_variables or {})
-            context.lists = await self._lists.gather(list(checks), variables)
+            context.lists = await self.lists.gather(list(checks), variables)
         if self._sticky is None:
             return Inputs(context)
         return Inputs(context, await self._sticky.load(context.user_id, _storage_keys(feature_keys, features)))

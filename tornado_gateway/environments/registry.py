@@ -179,8 +179,7 @@ class Environments:
         raw = raw_query_value(query, b"env")
         if raw is None:
             return None
-        only = self.first
-        return only.access.sdk_key if raw == only.raw_key else parameter_text(raw)
+        return parameter_text(raw)
 
     def _check(self, query: bytes, account_names: Sequence[bytes], key_names: Sequence[bytes], needs_key: bool) -> None:
         account_id = self._account_id()

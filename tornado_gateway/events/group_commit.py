@@ -12,7 +12,7 @@ from tornado_gateway.tasks import Periodic
 
 logger = logging.getLogger(__name__)
 
-Entry = tuple[int, bytes, str]  # number of events, their documents joined by newlines, query as in `NewChunk`
+Entry = tuple[int, bytes]  # number of events, their documents joined by newlines
 CHECKS = 4  # of a commit within its time
 
 
@@ -40,12 +40,12 @@ class Group:
     @property
     def count(self) -> int:
         """The number of events."""
-        return sum([count for count, _, _ in self.entries])
+        return sum([count for count, _ in self.entries])
 
     @property
     def size(self) -> int:
         """The number of bytes of their documents."""
-        return sum([len(documents) for _, documents, _ in self.entries])
+        return sum([len(documents) for _, documents in self.entries])
 
     def next(self) -> "Group":
         """Return an empty group with the same kind of gates."""

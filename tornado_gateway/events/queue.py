@@ -154,12 +154,12 @@ class EventQueue:
 
     # --- Accepting ---
 
-    def append(self, documents: bytes, count: int, query: str = "") -> Gate:
+    def append(self, documents: bytes, count: int) -> Gate:
         """Accept `count` event documents, joined by newlines. The gate opens when they are durable.
 
-        Raise QueueFullError if they cannot be accepted now. `query` as in `NewChunk`.
+        Raise QueueFullError if they cannot be accepted now.
         """
-        group = self._accept(documents, count, query)
+        group = self._accept(documents, count)
         if group is None:
             raise QueueFullError(self._rejection())
         return group.gate
@@ -170,7 +170,7 @@ class EventQueue:
         The gate opens when they are durable, or when it is certain that they will not be. None: they were rejected.
         With `decisions_need_store` (EVENT_QUEUE_FULL=refuse) the same as `append`.
         """
-        group = self._accept(documents, count, "")
+        group = self._accept(documents, count)
         if group is not None:
             return group.decisions
         if self._commits.pending.has_one_gate:
@@ -178,7 +178,7 @@ class EventQueue:
         self._log.warning("full", "impressions were rejected, decisions continue: %s", self._rejection())
         return None
 
-    def _accept(self, documents: bytes, count: int, query: str) -> Group | None:
+    def _accept(self, documents: bytes, count: int) -> Group | None:
         """Add events to the pending group. None: they were rejected."""
         counts = self.counts
         budget = self._budget
@@ -194,7 +194,7 @@ class EventQueue:
         entries = group.entries
         if not entries:
             commits.wanted.set()
-        entries.append((count, documents, query))
+        entries.append((count, documents))
         return group
 
     def _rejection(self) -> str:
@@ -334,10 +334,7 @@ def _chunks(group: Sequence[Entry], most_events: int, identity: Identity) -> lis
     chunks: list[NewChunk] = []
     bodies: list[bytes] = []
     events = size = 0
-    for count, body, query in group:
-        if query:
-            chunks.append(NewChunk(count, body, query, identity))
-            continue
+    for count, body in group:
         if bodies and (events + count > most_events or size + len(body) > REQUEST_BYTES):
             chunks.append(NewChunk(events, b"\n".join(bodies), "", identity))
             bodies, events, size = [], 0, 0

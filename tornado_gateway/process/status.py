@@ -159,7 +159,7 @@ def environment_record(served: Served, excess: str | None) -> WorkerRecord:
         "adopted": served.adoption.adopted,
         "settings": _settings_record(mirror),
         "events": {name: getattr(environment.events.counts, name) for name in EVENT_COUNTS},
-        "reading": asdict(environment.waiting.reading(not_stored or flush.error or flusher.retry_reason)),
+        "reading": asdict(served.waiting.reading(not_stored or flush.error or flusher.retry_reason)),
         "last_poll": {
             "at": poll.at,
             "age_seconds": poll.age_seconds(),

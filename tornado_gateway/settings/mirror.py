@@ -133,7 +133,7 @@ class SettingsMirror:
         await self._stored.release_lease()
 
     def forget(self) -> None:
-        """Free the settings of a removed environment: garbage collection never frees parts of cycles here."""
+        """Free the settings of a removed environment, because garbage collection never frees parts of cycles here."""
         if self.current is not None:
             self._replaced.release(self.current.settings)
             self.current = None

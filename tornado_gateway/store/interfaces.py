@@ -31,7 +31,8 @@ class NewChunk:
     """Event documents that are stored, claimed and settled together.
 
     `body` holds `count` JSON documents joined by newlines. A chunk with a `query` is one event that must reach upstream
-    alone, as `/events/t?<query>` (wire contract B.5, usage statistics); all others travel in batches.
+    alone, as `/events/t?<query>`; all others travel in batches. Only earlier versions stored such events
+    (usage statistics).
     """
 
     count: int

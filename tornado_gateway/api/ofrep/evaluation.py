@@ -41,7 +41,7 @@ class EvaluationApi:
     """The two endpoints. A bulk evaluation waits up to `wait_seconds` for the first settings.
 
     `announce` returns the part of a bulk response that names the stream of changes. `catch_up` waits for the settings
-    that a client has been told of.
+    that a client knows of.
     """
 
     def __init__(

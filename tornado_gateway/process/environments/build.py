@@ -71,6 +71,7 @@ class Builder:
         config, shared, store = self._config, self._shared, self.store
         upstream = self._build_upstream()
         events = build_queue(config, store)
+        self.watch = build_watch(config, store, events, shared.stuck_after_seconds)
         mirror = self._build_mirror(upstream)
         flusher = self._build_flusher(events, upstream)
         lists = ListChecks(_no_member if config.is_offline else upstream.check_attribute)
@@ -81,9 +82,7 @@ class Builder:
             events=events,
             flusher=flusher,
             usage=UsageStatistics(choose_sink(config, upstream), shared.observer.usage_finished),
-            lists=lists,
             evaluator=build_evaluator(config, shared, store.state, lists),
-            waiting=build_watch(config, store, events, shared.stuck_after_seconds),
             state=store.state,
             documents=Documents(
                 settings_source(config, upstream, pull=True), None if config.is_offline else upstream.fetch_settings
@@ -178,7 +177,7 @@ def build_queue(config: Config, store: Store) -> EventQueue:
     return events
 
 
-def build_evaluator(config: Config, shared: Shared, state: StateStore, lists: ListChecks) -> Evaluator:
+def build_evaluator(config: Config, shared: Shared, state: StateStore, lists: ListChecks | None) -> Evaluator:
     return Evaluator(
         shared.location,
         shared.device,

@@ -53,6 +53,7 @@ class Served:
         self.counts = builder.counts
         self.store = builder.store
         self.environment = builder.build()
+        self.waiting = builder.watch
         self.adoption = Adoption(self.store.events, self.environment, self._scoreboard, self._stopping)
 
     @property
@@ -78,6 +79,7 @@ class Served:
         return [
             *own,
             Part("environment", environment.start, environment.stop, STORE_REMEDY),
+            Part("waiting", self.waiting.start, self.waiting.stop),
             Part("adoption", adoption.start, adoption.stop),
         ]
 
@@ -113,7 +115,7 @@ class Served:
         environment.upstream.keys.replace(config.sdk_keys)
         environment.use_access(build_access(config))
         environment.events.use_limit(options.event_queue_limit)
-        environment.evaluator = build_evaluator(options, self._shared, self.store.state, environment.lists)
+        environment.evaluator = build_evaluator(options, self._shared, self.store.state, environment.evaluator.lists)
         environment.keys_changed()
 
     def drain(self, done: "DrainedSet") -> None:
