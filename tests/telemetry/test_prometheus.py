@@ -32,7 +32,8 @@ from tornado_gateway.telemetry.prometheus import About, Exposition
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
-ONLY_SOMETIMES = {"fme_redis_up", "fme_unidentified_total"}  # with Redis, and with ENVIRONMENTS_FILE
+# With Redis, and with ENVIRONMENTS_FILE
+ONLY_SOMETIMES = {"fme_redis_up", "fme_unidentified_total", "fme_sdk_key_requests_total"}
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
