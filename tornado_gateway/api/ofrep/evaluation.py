@@ -152,7 +152,7 @@ class EvaluationApi:
         return entries
 
     async def _settings_for(self, request: Request, environment: Environment) -> core.Settings:
-        """Return settings at least as new as those that the client has been told of, as far as they can be had.
+        """Return settings at least as new as those that the client knows of, as far as they can be had.
 
         Wait for the first ones: a web provider whose first request fails stays in error.
         """
