@@ -104,13 +104,24 @@ def test_a_killed_worker_explains_no_more_duplicates_than_it_had_in_flight():
 
 
 def test_counts_have_to_add_up():
-    counts = {"received": 10, "delivered": 5, "waiting": 1, "dead": 2, "rejected": 2, "discarded": 0, "lost": 0}
+    counts = {
+        "received": 10,
+        "delivered": 5,
+        "waiting": 1,
+        "dead": 2,
+        "rejected": 2,
+        "discarded": 0,
+        "lost": 0,
+        "unknown": 0,
+    }
     assert unbalanced(counts) is None
     assert "not the sum" in unbalanced(counts | {"lost": 1})
     after = counts | {"received": 13, "delivered": 8}
-    assert change_problems(counts, after, 3) == []
-    assert change_problems(counts, after, 4) != []
-    assert change_problems(counts, after | {"rejected": 3}, 3) != []
+    assert change_problems(counts, after, events=3, arrivals=3) == []
+    assert change_problems(counts, after, events=4, arrivals=4) != []
+    assert change_problems(counts, after | {"rejected": 3}, events=3, arrivals=3) != []
+    assert change_problems(counts, after | {"delivered": 9}, events=3, arrivals=4) == []  # one was stored twice
+    assert change_problems(counts, after | {"delivered": 9}, events=3, arrivals=3) != []
 
 
 @pytest.mark.skipif(not IS_LONG, reason="takes a minute or two: LONG_TESTS=1")

@@ -1,6 +1,7 @@
 """Log lines: their formats, their number, and that they never contain a secret."""
 
 import asyncio
+import io
 import json
 import logging
 import os
@@ -225,3 +226,21 @@ async def test_reasons_with_text_from_outside_cannot_fill_the_log(caplog):
     for number in range(10 * MAX_REASONS):
         log.error(str(number), "failed: %d", number)
     assert len(caplog.records) == MAX_REASONS
+
+
+async def test_lines_of_an_environment_begin_with_its_name(caplog):
+    """Its tasks have the name in their context; a throttled line has it too, although a request causes it."""
+    stream = io.StringIO()
+    logs.set_up("INFO", "json", stream=stream)
+    made = []
+
+    async def environment():
+        logs.begin_lines_with("staging")
+        made.append(ThrottledLog(logging.getLogger("x")))
+        await asyncio.create_task(asyncio.to_thread(logging.getLogger("x").info, "from a thread"))
+
+    await asyncio.create_task(environment())
+    made[0].error("reason", "from a request")
+    logging.getLogger("x").info("from elsewhere")
+    messages = [json.loads(line)["message"] for line in stream.getvalue().splitlines()]
+    assert messages == ["staging: from a thread", "staging: from a request", "from elsewhere"]

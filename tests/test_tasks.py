@@ -7,7 +7,7 @@ import pytest
 
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.http.certificates import Certificates
-from tornado_gateway.tasks import Periodic, end_tasks
+from tornado_gateway.tasks import Periodic, SharedLimit, end_tasks
 
 REAL_TIME = time.time
 
@@ -93,3 +93,104 @@ async def test_end_tasks_waits_for_tasks_that_clean_up():
     await end_tasks(*tasks, None)
     assert ended == [1, 1]
     await end_tasks(None)
+
+
+class User:
+    """Starts uses of a share, which last until `end`. `running` is the number of those that were let in."""
+
+    def __init__(self, limit):
+        self.share = limit.share()
+        self.running = 0
+        self._tasks, self._ends = [], []
+
+    def start(self, uses):
+        for _ in range(uses):
+            end = asyncio.get_running_loop().create_future()
+            self._ends.append(end)
+            self._tasks.append(asyncio.create_task(self._use(end)))
+
+    def end(self, uses, error=None):
+        """End the oldest uses, with an error if there is one."""
+        for end in self._ends[:uses]:
+            if error is None:
+                end.set_result(None)
+            else:
+                end.set_exception(error)
+        del self._ends[:uses]
+
+    async def _use(self, end):
+        async with self.share:
+            self.running += 1
+            try:
+                await end
+            finally:
+                self.running -= 1
+
+    async def close(self):
+        await end_tasks(*self._tasks)
+        for task in self._tasks:
+            if not task.cancelled():
+                task.exception()
+
+
+async def settled():
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_one_user_has_the_whole_limit():
+    user = User(SharedLimit(16))
+    user.start(20)
+    await settled()
+    assert user.running == 16
+    user.end(2)
+    await settled()
+    assert user.running == 16
+    await user.close()
+
+
+async def test_a_user_leaves_a_quarter_to_those_without_any():
+    limit = SharedLimit(16)
+    busy, late, later = User(limit), User(limit), User(limit)
+    busy.start(30)
+    await settled()
+    assert busy.running == 12
+    late.start(3)
+    later.start(3)
+    await settled()
+    assert (busy.running, late.running, later.running) == (12, 1, 1)
+    busy.end(8)
+    await settled()
+    assert (late.running, later.running) == (3, 3)  # those with the fewest first
+    assert busy.running + 6 <= 16
+    for user in (busy, late, later):
+        await user.close()
+
+
+async def test_users_that_fail_have_at_most_half_together():
+    limit = SharedLimit(16)
+    failing, healthy = [User(limit) for _ in range(4)], User(limit)
+    for user in failing:
+        user.start(1)
+        await settled()
+        user.end(1, OSError())
+        await settled()
+        user.start(10)
+    await settled()
+    assert sum(user.running for user in failing) == 8
+    healthy.start(8)
+    await settled()
+    assert healthy.running >= 4
+    for user in (*failing, healthy):
+        await user.close()
+
+
+async def test_a_cancelled_wait_takes_nothing():
+    limit = SharedLimit(1)
+    user = User(limit)
+    user.start(2)
+    await settled()
+    await user.close()
+    assert limit.share().uses == user.share.uses == 0
+    async with asyncio.timeout(60), limit.share():
+        pass

@@ -1,13 +1,15 @@
 """ENVIRONMENTS_FILE: environments as configurations with some options replaced, and every mistake at once."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tornado_gateway import config
-from tornado_gateway.config import Config, EnvironmentConfig, environments_of
+from tornado_gateway.config import Config, EnvironmentConfig, environments, environments_of
 from tornado_gateway.errors import ConfigError
 
+ROOT = Path(__file__).parents[2]
 KEY = "0123456789abcdef0123456789abcdef"
 PRODUCTION = f"""
 [[environment]]
@@ -196,3 +198,18 @@ def test_options_of_one_environment_are_not_those_of_the_gateway(name: str) -> N
 
 def test_a_mistake_in_the_options_and_one_in_the_file_are_listed_together() -> None:
     assert len(problems("[[environment]]\nname = 'a'\naccount_id = 1", PORT="x")) == 2
+
+
+def test_the_example_of_the_documentation_is_valid() -> None:
+    text = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
+    example = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[0]
+    for name in ("production", "staging", "staging-webhook"):
+        Path(name).write_text(f"secret-of-{name}-0123456789")
+    production, staging = loaded(example.replace("/run/secrets/", ""))
+    assert (production.is_default, staging.hosts) == (True, ("flags-staging.example.com",))
+
+
+def test_the_documentation_has_every_key_of_the_file() -> None:
+    text = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
+    rows = "".join(line for line in text.splitlines() if line.startswith("| `"))
+    assert {key for key in environments._KEYS if not key.endswith("_file") and f"`{key}`" not in rows} == set()

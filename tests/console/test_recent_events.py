@@ -12,13 +12,13 @@ def purchase(note):
 def test_recent_events_are_bounded_newest_first_and_whole():
     recent = RecentEvents()
     document = orjson.dumps(purchase("x"))
-    recent.note([(1, orjson.dumps(purchase(str(number))), "") for number in range(1000)])
+    recent.note([(1, orjson.dumps(purchase(str(number)))) for number in range(1000)])
     assert [event["document"]["d"]["event"]["props"]["note"] for event in recent.newest()[:2]] == ["999", "998"]
     assert len(recent.newest()) <= RECENT_ENTRIES
     many = RECENT_BYTES // len(document) + 50
-    recent.note([(many, b"\n".join([document] * many), "")])
+    recent.note([(many, b"\n".join([document] * many))])
     assert recent.newest()[0]["name"] == "purchase"
-    recent.note([(1, b"[1]", ""), (1, b"not json", ""), (1, b"{}", "")])
+    recent.note([(1, b"[1]"), (1, b"not json"), (1, b"{}")])
     assert recent.newest()[0]["name"] is None
 
 
@@ -36,7 +36,7 @@ def test_what_the_tail_costs_an_event():
         def __iter__(self):
             raise AssertionError("the whole group is read")
 
-    group = Group([(2, b"x" * 2 * RECENT_BYTES, "")] * 100 * RECENT_ENTRIES)
+    group = Group([(2, b"x" * 2 * RECENT_BYTES)] * 100 * RECENT_ENTRIES)
     recent = RecentEvents()
     recent.note(group)
     assert group.read == RECENT_ENTRIES

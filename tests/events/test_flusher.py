@@ -207,10 +207,10 @@ async def test_a_flush_of_everything_asks_the_store_and_not_only_the_counts(stor
 
 
 async def test_an_event_with_its_own_query_travels_alone(store, sink):
+    """An earlier version stored usage statistics in this form."""
+    await store.append([NewChunk(1, documents(1)), NewChunk(1, documents(2), "en=vwo_sdkUsageStats&a=8")])
     queue = await started_queue(store)
     flush = flusher_of(store, queue, sink)
-    queue.append(documents(1), 1)
-    queue.append(documents(2), 1, "en=vwo_sdkUsageStats&a=8")
     queue.append(documents(3), 1)
     await queue.stop()
     await flush.start()

@@ -91,6 +91,15 @@ def test_the_steps_of_a_turn_end_when_one_was_costly_or_the_time_is_over():
     assert order == ["turn", "a", "b", "turn", "c", "turn", "d"]
 
 
+def test_a_client_that_waits_for_its_turn_is_not_idle(serve):
+    """Its connection was half-closed after KEEP_ALIVE_SECONDS; writing the responses failed with a traceback."""
+    live = serve(limits=QUICK._replace(keep_alive_seconds=0.2))
+    add, client = live.server.activity.run_queue.add, live.connect()
+    live.call(lambda: [add(lambda: time.sleep(0.15) is None) for _ in range(8)])
+    client.send(get("/const") * 5)
+    assert [client.response().status for _ in range(5)] == [200] * 5
+
+
 def test_a_step_that_fails_does_not_end_the_others():
     done = []
 

@@ -185,13 +185,21 @@ def taken(vendor: Vendor) -> dict[tuple[str, str], int]:
 
 def new_events(setting: Setting, act: Any) -> tuple[HttpResponse, str | None]:
     """The response, and the environment under whose account and key the event was sent; None if it was rejected."""
-    counts = lambda: setting.gateway.status()["environments"]  # noqa: E731
-    total = lambda name: sum(one["events"][name] for one in counts())  # noqa: E731
-    before, sent, rejected = taken(setting.vendor), total("delivered"), total("rejected")
+
+    def total(name: str) -> int:
+        return sum(one["events"][name] for one in setting.gateway.status()["environments"])
+
+    def is_settled() -> bool:  # the events of earlier tests have arrived, and are counted
+        return total("received") == total("delivered") + total("rejected") and total("delivered") == sum(
+            taken(setting.vendor).values()
+        )
+
+    setting.vendor.wait_until(is_settled, SECONDS, setting.gateway.log)
+    before, rejected = taken(setting.vendor), total("rejected")
     response = act()
     if response.status == 200:
         setting.vendor.wait_until(
-            lambda: total("delivered") > sent or total("rejected") > rejected, SECONDS, setting.gateway.log
+            lambda: taken(setting.vendor) != before or total("rejected") > rejected, SECONDS, setting.gateway.log
         )
     new = [identity for identity, count in taken(setting.vendor).items() if count > before.get(identity, 0)]
     names = {(str(ACCOUNTS[name]), key): name for name, key in KEYS.items()}

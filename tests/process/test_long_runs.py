@@ -63,7 +63,7 @@ def readings(**growth):
         ({}, []),
         ({"memory_bytes": 5 * MB, "descriptors": 10, "data_bytes": 5 * MB}, []),
         ({"memory_bytes": 20 * MB}, ["memory_bytes"]),
-        ({"descriptors": 40, "threads": 4}, ["descriptors", "threads"]),
+        ({"descriptors": 40, "threads": 12}, ["descriptors", "threads"]),
         ({"data_bytes": 20 * MB}, ["data_bytes"]),
     ],
 )

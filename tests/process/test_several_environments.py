@@ -140,6 +140,47 @@ def test_environments_are_added_changed_and_removed_while_requests_run(tmp_path,
     )
 
 
+def test_an_environment_comes_back_while_its_events_wait(tmp_path, vendor):
+    """It goes on where it was: with the same counts, and nothing is sent twice."""
+    vendor.event_faults.append(Fault(503, times=10**6))
+    with gateway_of(tmp_path, vendor) as gateway:
+        until_all_ready(vendor, gateway)
+        assert {one.status for one in track(gateway, KEYS["other"], "first", 20).exchanges} == {200}
+        write(tmp_path / "data.toml", *three()[:2])
+        until_reloaded(vendor, gateway, "-other", workers=1)
+        vendor.wait_until(lambda: statuses(gateway)["other"].get("is_removed"), SECONDS, gateway.log)
+        write(tmp_path / "data.toml", *three())
+        until_reloaded(vendor, gateway, "+other", workers=1)
+        vendor.wait_until(lambda: "is_removed" not in statuses(gateway)["other"], SECONDS, gateway.log)
+        assert {one.status for one in track(gateway, KEYS["other"], "second", 10).exchanges} == {200}
+        vendor.environments[KEYS["other"]] = document(222, KEYS["other"], version=9)  # it polls again
+        vendor.wait_until(lambda: statuses(gateway)["other"]["settings"]["version"] == 9, SECONDS, gateway.log)
+        vendor.event_faults.clear()
+        everyone = visitors(222, "first", 20) | visitors(222, "second", 10)
+        vendor.wait_until(lambda: vendor.users_by_key() == {("222", KEYS["other"]): everyone}, SECONDS, gateway.log)
+        until_balanced(vendor, gateway, {"production": 0, "staging": 0, "other": 30})
+    assert len(vendor.events) == 30
+
+
+def test_a_restart_keeps_the_events_of_a_removed_environment(tmp_path, vendor):
+    """They are reported, and delivered when the environment is in the file again."""
+    vendor.event_faults.append(Fault(503, times=10**6))
+    with gateway_of(tmp_path, vendor, SHUTDOWN_SECONDS=1) as gateway:
+        until_all_ready(vendor, gateway)
+        assert {one.status for one in track(gateway, KEYS["other"], "kept", 20).exchanges} == {200}
+        write(tmp_path / "data.toml", *three()[:2])
+        until_reloaded(vendor, gateway, "-other", workers=1)
+        gateway.terminate()
+        gateway.start()
+        vendor.event_faults.clear()
+        path = "environments/222-other/events-0.db is of no environment in the file"
+        vendor.wait_until(lambda: path in gateway.log(), SECONDS, gateway.log)
+        assert vendor.users_by_key() == {}
+        write(tmp_path / "data.toml", *three())
+        expected = {("222", KEYS["other"]): visitors(222, "kept", 20)}
+        vendor.wait_until(lambda: vendor.users_by_key() == expected, SECONDS, gateway.log)
+
+
 def test_a_file_with_mistakes_changes_nothing(tmp_path, vendor):
     """Test 4: all mistakes are in the log, and the old environments stay."""
     with gateway_of(tmp_path, vendor) as gateway:

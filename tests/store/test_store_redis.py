@@ -21,6 +21,7 @@ from tornado_gateway.errors import StoreError
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import NewChunk
 from tornado_gateway.store.redis.events import open_redis
+from tornado_gateway.store.redis.link import PIPELINES, Links
 from tornado_gateway.store.redis.state import RECHECK_SECONDS
 from tornado_gateway.tasks import end_tasks
 
@@ -428,6 +429,32 @@ async def test_nobody_listens(own_server):
     with pytest.raises(StoreError, match=f"127.0.0.1:{own_server.port}"):
         await store.events.open()
     await store.state.close()
+
+
+# ---- Several environments --------------------------------------------------------------------------------------------
+
+
+async def test_environments_share_connections_and_get_their_own_messages(own_server):
+    """They are told of changes by messages: a check without one would come after an hour."""
+    options = redis_options(Config(redis_host="127.0.0.1", redis_port=own_server.port))
+    links = Links(options)
+    stores = [open_redis(options, str(number), "one", recheck_seconds=3600, links=links) for number in range(20)]
+    async with Opened(*stores):
+        waiting = [asyncio.create_task(store.state.wait_for_document("settings", 0)) for store in stores]
+        for store in stores:
+            await store.events.append(chunks(f"of {stores.index(store)}"))
+        assert [await claimed(store) for store in stores] == [[f"of {number}"] for number in range(20)]
+        connections = own_server.command("CLIENT", "LIST").splitlines()
+        assert len([line for line in connections if b"cmd=client" not in line]) <= PIPELINES + 2
+        for number in (3, 17):
+            await stores[number].state.save_document("settings", b"body")
+            assert (await asyncio.wait_for(waiting[number], SECONDS)).body == b"body"
+        assert not any(task.done() for task in waiting if waiting.index(task) not in (3, 17))
+        own_server.command("CLIENT", "KILL", "TYPE", "pubsub")  # all of them are subscribed again
+        await asyncio.sleep(0.1)
+        await until(lambda: stores[5].state.save_document("settings", b"later"))
+        assert (await asyncio.wait_for(waiting[5], SECONDS)).body == b"later"
+        await end_tasks(*waiting)
 
 
 # ---- Ways to connect -------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ in turns. From then on nothing may grow: the median of the last third is compare
 import argparse
 import itertools
 import json
+import logging
 import random
 import signal
 import statistics
@@ -33,11 +34,12 @@ FAILING_SECONDS = 6  # of each FAILURE_SECONDS
 READINGS = 180  # in the whole run
 DELIVERY_SECONDS = 120  # for the events that are left at the end
 # What the median of the last third may have more than that of the second: a share, and an amount. Memory: fragmentation
-# of the allocator. Descriptors: connections, which come and go. DATA_DIR: the WAL and pages that wait to be used again.
+# of the allocator. Descriptors: connections, which come and go. Threads: the pool for work beside the loop starts them
+# when they are needed, up to six in a worker. DATA_DIR: the WAL, and pages that wait to be used again.
 TOLERANCES = {
     "memory_bytes": (0.03, 3 * MB),
     "descriptors": (0.0, 10),
-    "threads": (0.0, 0),
+    "threads": (0.0, 2),
     "data_bytes": (0.05, 4 * MB),
 }
 OPTIONS = {
@@ -209,6 +211,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/soak", description="Watch a gateway under load for a long time.")
     parser.add_argument("seconds", type=float, nargs="?", default=900.0)
     options = parser.parse_args(arguments)
+    logging.getLogger("tornado").setLevel(logging.CRITICAL)  # the stand-in for the vendor gets odd requests, too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     result = run(options.seconds)
     print(table(result))

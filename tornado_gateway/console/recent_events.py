@@ -51,7 +51,7 @@ class RecentEvents:
     def note(self, group: Sequence[Entry]) -> None:
         """Remember committed entries. Costs 0.4 µs per commit and 0.06 µs per entry, after the responses."""
         now = time.time()
-        self._tail.extend([(now, body[:RECENT_BYTES]) for _, body, _ in group[-RECENT_ENTRIES:]])
+        self._tail.extend([(now, body[:RECENT_BYTES]) for _, body in group[-RECENT_ENTRIES:]])
         self._is_published = False
 
     def publish(self) -> None:

@@ -109,7 +109,8 @@ class Evaluator:
                 return None
             if (feature.needs_location or feature.needs_device) and not _has_own_facts(context):
                 self._set_facts(context, feature)
-        return self._noted(core.decide(settings, feature_key, context))
+        decision = core.decide(settings, feature_key, context)
+        return self._noted(decision) if decision.slow_patterns else decision
 
     async def decide_with_io(
         self, settings: core.Settings, feature_key: str, context: core.Context, *, keeps: bool = True

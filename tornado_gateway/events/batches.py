@@ -22,24 +22,21 @@ SPLIT_PIECES = 10  # a failed batch is cut into tenths: each level can cost a ti
 class Claim:
     """Chunks that this worker has claimed and that leave the store together.
 
-    `parts` are the requests that are still to succeed. `delivered` counts events; `dead` holds rejected events with
-    the reason. Its chunks keep their bodies only until then, because they can no longer be released.
+    `count` is the number of events. `parts` are the requests that are still to succeed. `delivered` counts events;
+    `dead` holds rejected events with the reason. If it is not settled at once after that, its chunks lose their bodies,
+    because they can no longer be released.
     """
 
-    __slots__ = ("chunks", "dead", "delivered", "parts")
+    __slots__ = ("chunks", "count", "dead", "delivered", "parts")
 
     def __init__(self, chunks: Sequence[Chunk]) -> None:
         self.chunks = list(chunks)
         self.delivered = 0
         self.dead: list[tuple[NewChunk, str]] = []
         body = b"\n".join([chunk.body for chunk in chunks])
-        whole = NewChunk(sum([chunk.count for chunk in chunks]), body, chunks[0].query, chunks[0].identity)
+        self.count = sum([chunk.count for chunk in chunks])
+        whole = NewChunk(self.count, body, chunks[0].query, chunks[0].identity)
         self.parts: set[Part] = {Part(self, whole)}
-
-    @property
-    def count(self) -> int:
-        """The number of events."""
-        return sum([chunk.count for chunk in self.chunks])
 
     @property
     def dead_count(self) -> int:
@@ -53,7 +50,7 @@ class Claim:
     @property
     def size(self) -> int:
         """The number of bytes of the stored chunks."""
-        return sum([chunk.size for chunk in self.chunks])
+        return sum([len(chunk.body) or chunk.dropped for chunk in self.chunks])
 
     def part_delivered(self, part: "Part") -> None:
         self._touch(part)
@@ -64,9 +61,13 @@ class Claim:
         self.dead.append((part.events, reason))
 
     def _touch(self, part: "Part") -> None:
-        if self.is_untouched:
-            self.chunks = [chunk.without_body() for chunk in self.chunks]
         self.parts.discard(part)
+        if self.parts and self.is_untouched:  # without parts it leaves the store at once
+            self.drop_bodies()
+
+    def drop_bodies(self) -> None:
+        """Free the memory of the chunks, which are no longer released but settled."""
+        self.chunks = [chunk.without_body() for chunk in self.chunks]
 
     def remaining(self) -> list[NewChunk]:
         """The events that are still to be delivered."""
@@ -153,16 +154,18 @@ def pack(chunks: Iterable[Chunk], most_events: int, most_bytes: int = REQUEST_BY
     A chunk with a query is sent alone, and one whose body is lost is not joined with others.
     """
     batches: list[list[Chunk]] = []
+    batch: list[Chunk] = []
     room = bytes_left = 0
     for chunk in chunks:
-        is_alone = bool(chunk.query) or not chunk.body
-        is_full = chunk.count > room or len(chunk.body) > bytes_left
-        if is_alone or is_full or chunk.identity != batches[-1][0].identity:
-            batches.append([])
+        size = len(chunk.body)
+        is_alone = bool(chunk.query) or not size
+        if is_alone or chunk.count > room or size > bytes_left or chunk.identity != batch[0].identity:
+            batch = []
+            batches.append(batch)
             room, bytes_left = most_events, most_bytes
-        batches[-1].append(chunk)
+        batch.append(chunk)
         room = 0 if is_alone else room - chunk.count
-        bytes_left -= len(chunk.body) + 1
+        bytes_left -= size + 1
     return batches
 
 

@@ -8,30 +8,32 @@ MAX_UNCOMMITTED_BYTES: Final = 32 * 1024 * 1024  # in memory: four batches of th
 class ByteBudget:
     """Bounds the events in memory, and those in the store up to `limit_bytes` (EVENT_QUEUE_BYTES).
 
-    `uncommitted` bytes are in memory. They may grow up to `most`, which the queue compares for each append. That is
-    negative while the budget `is_closed`, because a commit has stalled.
+    The group that is not yet being committed may have up to `most` bytes, which the queue compares for each append. It
+    is negative while the budget `is_closed`, because a commit has stalled.
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        self.uncommitted = 0
+        self.committing = 0
         self.stored = 0
         self.most = 0
         self.is_closed = False
         self._limit_bytes = limit_bytes
         self.set_stored(0)
 
-    @property
-    def waiting(self) -> int:
-        return self.uncommitted + self.stored
+    def begin(self, size: int) -> None:
+        """Count the bytes of a group whose commit begins."""
+        self.committing = size
+        self.most -= size
 
-    def commit(self, size: int) -> None:
-        """Count bytes as stored that were uncommitted."""
-        self.uncommitted -= size
-        self.set_stored(self.stored + size)
+    def end(self, *, is_stored: bool) -> None:
+        """End the commit, and accept events again."""
+        size, self.committing, self.is_closed = self.committing, 0, False
+        self.set_stored(self.stored + size if is_stored else self.stored)
 
-    def reject(self, size: int) -> None:
-        """Forget uncommitted bytes that will not be stored."""
-        self.uncommitted -= size
+    def close(self) -> None:
+        """Accept nothing until the commit ends."""
+        self.is_closed = True
+        self.set_stored(self.stored)
 
     def settle(self, size: int, left: int) -> None:
         """Forget stored bytes. No bytes are stored if no events are `left`, even if some were not counted before."""
@@ -39,9 +41,7 @@ class ByteBudget:
 
     def set_stored(self, size: int) -> None:
         self.stored = size
-        self.most = -1 if self.is_closed else min(MAX_UNCOMMITTED_BYTES, self._limit_bytes - size)
-
-    def close(self, *, is_closed: bool = True) -> None:
-        """Accept nothing from now on, or accept events again."""
-        self.is_closed = is_closed
-        self.set_stored(self.stored)
+        room = self._limit_bytes - size
+        if room > MAX_UNCOMMITTED_BYTES:
+            room = MAX_UNCOMMITTED_BYTES
+        self.most = -1 if self.is_closed else room - self.committing

@@ -333,6 +333,7 @@ class Flusher:
             await self._store.settle(claim.chunks, claim.dead, remaining)
         except StoreError as error:
             self._log.error("settle", "delivered events could not be removed from the store, retrying: %s", error)
+            claim.drop_bodies()
             self._claims.unsettled.append(claim)
             return
         self._claims.forget(claim)

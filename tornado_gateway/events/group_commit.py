@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from tornado_gateway.errors import StoreError
 from tornado_gateway.events.budget import ByteBudget
@@ -12,58 +12,66 @@ from tornado_gateway.tasks import Periodic
 
 logger = logging.getLogger(__name__)
 
-Entry = tuple[int, bytes, str]  # number of events, their documents joined by newlines, query as in `NewChunk`
+Entry = tuple[int, bytes]  # number of events, their documents joined by newlines
 CHECKS = 4  # of a commit within its time
 
 
 class Group:
     """Events that are committed together, and the gates that hold back the responses to their requests.
 
-    `gate` fails if the commit fails. `decisions` opens then as well: a decision does not depend on its impressions.
-    `checks` is the number of checks since the commit began. They measure its time, because a clock also counts the time
-    for which the process was suspended.
+    `count` is their number, `size` that of the bytes of their documents. `gate` fails if the commit fails. `decisions`
+    opens then as well: a decision does not depend on its impressions. With `one_gate` both are the same. `checks` is
+    the number of checks since the commit began. They measure its time, because a clock also counts the time for which
+    the process was suspended.
     """
 
-    __slots__ = ("checks", "decisions", "entries", "gate")
+    __slots__ = ("_gate", "checks", "count", "decisions", "entries", "size")
 
     def __init__(self, *, one_gate: bool) -> None:
         self.entries: list[Entry] = []
-        self.gate = Gate()
-        self.decisions = self.gate if one_gate else Gate()
+        self.count = 0
+        self.size = 0
+        self.decisions = Gate()
+        self._gate: Gate | None = self.decisions if one_gate else None
         self.checks = 0
+
+    @property
+    def gate(self) -> Gate:
+        """The gate of events. Most groups have only decisions, and need none."""
+        if self._gate is None:
+            self._gate = Gate()
+        return self._gate
 
     @property
     def has_one_gate(self) -> bool:
         """Whether decisions depend on their impressions."""
-        return self.decisions is self.gate
-
-    @property
-    def count(self) -> int:
-        """The number of events."""
-        return sum([count for count, _, _ in self.entries])
-
-    @property
-    def size(self) -> int:
-        """The number of bytes of their documents."""
-        return sum([len(documents) for _, documents, _ in self.entries])
+        return self.decisions is self._gate
 
     def next(self) -> "Group":
         """Return an empty group with the same kind of gates."""
-        return Group(one_gate=self.has_one_gate)
+        return Group(one_gate=self.decisions is self._gate)
+
+    def put_back(self, group: "Group") -> None:
+        """Add the events of an earlier group, which could not be stored. Their responses have left."""
+        self.entries[:0] = group.entries
+        self.count += group.count
+        self.size += group.size
 
     def open(self) -> None:
         """Release the responses, because the events are stored."""
-        self.gate.open()
-        self.decisions.open()  # without effect if both are one
+        self.decisions.open()
+        if self._gate is not None:
+            self._gate.open()  # without effect if both are one
 
     def release(self, failure: str) -> None:
         """Release the responses although the events are not stored."""
-        self.gate.fail(StoreError(failure))
+        if self._gate is not None:
+            self._gate.fail(StoreError(failure))
         self.decisions.open()
 
 
 class GroupCommit:
-    """Writes groups of events, one after the other, for the queue that fills `pending` and then sets `wanted`.
+    """Writes groups of events, one after the other, for the queue that fills `pending` and then calls `want`.
 
     Entries that arrive during a commit form the next group. `write` stores the entries of a group or raises StoreError.
     `stored` is called with each group that was stored, and has to open it. `rejected` is called with each group that
@@ -75,7 +83,7 @@ class GroupCommit:
 
     def __init__(
         self,
-        write: Callable[[Sequence[Entry]], Awaitable[None]],
+        write: Callable[[Group], Awaitable[None]],
         stored: Callable[[Group], None],
         rejected: Callable[[Group], None],
         budget: ByteBudget,
@@ -86,7 +94,6 @@ class GroupCommit:
         retry_seconds: float,
     ) -> None:
         self.pending = Group(one_gate=one_gate)
-        self.wanted = asyncio.Event()
         self.failure: str | None = None  # of the commit in progress or the last one
         self._write = write
         self._stored = stored
@@ -98,6 +105,7 @@ class GroupCommit:
         self._log = ThrottledLog(logger)
         self._committing: Group | None = None
         self._stopping = False
+        self._idle: asyncio.Future[None] | None = None  # done when there is something to do
         self._task: asyncio.Task[None] | None = None
         self._watch = Periodic(self._check_for_stall, commit_seconds / CHECKS)
 
@@ -109,10 +117,16 @@ class GroupCommit:
         """Commit the events that are pending. Call when nothing is added any more."""
         if self._task is not None:
             self._stopping = True
-            self.wanted.set()
+            self.want()
             await self._task
             self._task = None
         await self._watch.end()
+
+    def want(self) -> None:
+        """Commit the pending group in the next turn of the loop, or after the commit in progress."""
+        if self._idle is not None:
+            self._idle.set_result(None)
+            self._idle = None
 
     @property
     def uncommitted(self) -> int:
@@ -120,9 +134,11 @@ class GroupCommit:
         return self.pending.count + (self._committing.count if self._committing is not None else 0)
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            await self.wanted.wait()
-            self.wanted.clear()
+            if not self.pending.entries and not self._stopping:
+                self._idle = loop.create_future()
+                await self._idle
             if self.pending.entries:
                 await self._commit()
             if self._stopping:
@@ -131,16 +147,17 @@ class GroupCommit:
     async def _commit(self) -> None:
         group, self.pending = self.pending, self.pending.next()
         self._committing = group
-        failure: str | None = None
+        self._budget.begin(group.size)
+        is_stored, failure = False, ""
         try:
-            await self._write(group.entries)
+            await self._write(group)
+            is_stored = True
         except StoreError as error:
             failure = str(error)
         finally:
             self._committing = None
-            if self._budget.is_closed:
-                self._budget.close(is_closed=False)
-        if failure is not None:
+            self._budget.end(is_stored=is_stored)
+        if not is_stored:
             await self._not_stored(group, failure)
             return
         if self.failure is not None:
@@ -153,9 +170,8 @@ class GroupCommit:
         if self._durable:
             self._reject(group)
         else:
-            self.pending.entries[:0] = group.entries
+            self.pending.put_back(group)
             await asyncio.sleep(self._retry_seconds)
-            self.wanted.set()
 
     def _reject(self, group: Group) -> None:
         self._rejected(group)

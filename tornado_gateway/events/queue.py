@@ -154,12 +154,12 @@ class EventQueue:
 
     # --- Accepting ---
 
-    def append(self, documents: bytes, count: int, query: str = "") -> Gate:
+    def append(self, documents: bytes, count: int) -> Gate:
         """Accept `count` event documents, joined by newlines. The gate opens when they are durable.
 
-        Raise QueueFullError if they cannot be accepted now. `query` as in `NewChunk`.
+        Raise QueueFullError if they cannot be accepted now.
         """
-        group = self._accept(documents, count, query)
+        group = self._accept(documents, count)
         if group is None:
             raise QueueFullError(self._rejection())
         return group.gate
@@ -170,7 +170,7 @@ class EventQueue:
         The gate opens when they are durable, or when it is certain that they will not be. None: they were rejected.
         With `decisions_need_store` (EVENT_QUEUE_FULL=refuse) the same as `append`.
         """
-        group = self._accept(documents, count, "")
+        group = self._accept(documents, count)
         if group is not None:
             return group.decisions
         if self._commits.pending.has_one_gate:
@@ -178,29 +178,31 @@ class EventQueue:
         self._log.warning("full", "impressions were rejected, decisions continue: %s", self._rejection())
         return None
 
-    def _accept(self, documents: bytes, count: int, query: str) -> Group | None:
+    def _accept(self, documents: bytes, count: int) -> Group | None:
         """Add events to the pending group. None: they were rejected."""
         counts = self.counts
-        budget = self._budget
-        size = budget.uncommitted + len(documents)
-        counts.received += count
-        if counts.waiting + count > self._limit or size > budget.most:
-            counts.rejected += count
-            return None
-        counts.waiting += count
-        budget.uncommitted = size
         commits = self._commits
         group = commits.pending
+        waiting = counts.waiting + count
+        size = group.size + len(documents)
+        counts.received += count
+        if waiting > self._limit or size > self._budget.most:
+            counts.rejected += count
+            return None
+        counts.waiting = waiting
+        group.size = size
+        group.count += count
         entries = group.entries
         if not entries:
-            commits.wanted.set()
-        entries.append((count, documents, query))
+            commits.want()
+        entries.append((count, documents))
         return group
 
     def _rejection(self) -> str:
         if self._budget.is_closed:
             return f"events cannot be stored at the moment: {self.failure}"
-        waiting = f"{self.counts.waiting} events wait, {self._budget.waiting} bytes"
+        size = self._budget.stored + self._budget.committing + self._commits.pending.size
+        waiting = f"{self.counts.waiting} events wait, {size} bytes"
         return f"the event queue is full: {waiting} (EVENT_QUEUE_LIMIT, EVENT_QUEUE_BYTES)"
 
     def reject(self, count: int) -> None:
@@ -210,12 +212,11 @@ class EventQueue:
 
     # --- Storing ---
 
-    def _write(self, chunk_events: int, entries: Sequence[Entry]) -> Awaitable[None]:
-        return self._store.append(_chunks(entries, chunk_events, self.identity))
+    def _write(self, chunk_events: int, group: Group) -> Awaitable[None]:
+        return self._store.append(_chunks(group, chunk_events, self.identity))
 
     def _group_stored(self, group: Group) -> None:
         self.stored += group.count
-        self._budget.commit(group.size)
         group.open()
         for notify in self._subscribers.stored:
             notify()
@@ -223,10 +224,8 @@ class EventQueue:
             receive(group.entries)
 
     def _group_rejected(self, group: Group) -> None:
-        count = group.count
-        self._budget.reject(group.size)
-        self.counts.waiting -= count
-        self.counts.rejected += count
+        self.counts.waiting -= group.count
+        self.counts.rejected += group.count
 
     # --- Stored events ---
 
@@ -329,15 +328,19 @@ class EventQueue:
             notify()
 
 
-def _chunks(group: Sequence[Entry], most_events: int, identity: Identity) -> list[NewChunk]:
+def _chunks(group: Group, most_events: int, identity: Identity) -> list[NewChunk]:
     """Join a group into chunks, so that each fits into one request: at most `most_events`, and REQUEST_BYTES."""
+    entries = group.entries
+    if group.count <= most_events and group.size + len(entries) <= REQUEST_BYTES:  # nearly always: it is one chunk
+        return [NewChunk(group.count, b"\n".join([body for _, body in entries]), "", identity)]
+    return _several_chunks(entries, most_events, identity)
+
+
+def _several_chunks(entries: Sequence[Entry], most_events: int, identity: Identity) -> list[NewChunk]:
     chunks: list[NewChunk] = []
     bodies: list[bytes] = []
     events = size = 0
-    for count, body, query in group:
-        if query:
-            chunks.append(NewChunk(count, body, query, identity))
-            continue
+    for count, body in entries:
         if bodies and (events + count > most_events or size + len(body) > REQUEST_BYTES):
             chunks.append(NewChunk(events, b"\n".join(bodies), "", identity))
             bodies, events, size = [], 0, 0

@@ -20,8 +20,6 @@ from collections.abc import Awaitable
 from time import monotonic
 from typing import Any, final
 
-import httptools
-
 from tornado_gateway.gate import Gate
 from tornado_gateway.http.limits import MAX_QUEUED_BYTES, SHARE_SECONDS, WRITE_BYTES, RunQueue, ServerOptions
 from tornado_gateway.http.messages import CONTINUE, OVERLOADED, Handler, Request, Response, Streamed, respond_not_found
@@ -43,6 +41,7 @@ class Activity:
         self.orphans: set[Connection] = set()  # connections that the peer has closed, with requests in flight
         self.tasks: set[asyncio.Future[Any]] = set()
         self.run_queue = RunQueue()
+        self.pages = RunQueue()  # one in each turn, besides
         self.log = ThrottledLog(logger)
 
 
@@ -77,9 +76,8 @@ class Connection(asyncio.Protocol):
         self.has_served = False  # a request of the bytes that have just arrived
         self.is_queued = False  # in the run queue
         self.corked = self.blocked = False
-        # for the sweep of the server
         self.last_progress: tuple[int, list[tuple[bytes, bytes]], int] = (-1, self.reader.head_headers, 0)
-        self.since = 0.0
+        self.since = 0.0  # this and the last line are for the sweep of the server
 
     # --- Called by the transport ---
 
@@ -91,31 +89,21 @@ class Connection(asyncio.Protocol):
         self.tls = transport.get_extra_info("sslcontext") is not None
         if self.tls:  # as for plain connections; the default for TLS is eight times as much
             transport.set_write_buffer_limits(WRITE_BYTES)  # type: ignore[attr-defined]  # see above
-        clients = self.activity.clients
-        clients.add(self)
+        self.activity.clients.add(self)
         most = self.options.limits.max_connections
-        if most and len(clients) > most:
+        if most and len(self.activity.clients) > most:
             self.activity.log.error("connections", "too many connections: beyond %d, new ones get a 503", most)
             self.reject(OVERLOADED)
 
     def data_received(self, data: bytes) -> None:
         reader = self.reader
-        started = reader.phase
-        if started >= ENDED:
+        if reader.phase >= ENDED:
             return
-        if self.blocked or len(data) > self.options.limits.slice_bytes:
+        if self.blocked or len(data) > self.options.slice_bytes:
             self._hold_and_pump(data)
             return
         self.corked, self.has_served = True, False
-        failure: Exception | None = None
-        try:
-            reader.parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            failure = error  # handled below: in here it would become the context of the next failure
-        if failure is not None:
-            reader.resume(failure, data, started)
-        elif reader.phase or started:
-            reader.end_slice(data, started)
+        reader.read(data)
         self.corked = False
         if reader.phase or self.blocked or self.stopping:
             self.flush()
@@ -203,9 +191,8 @@ class Connection(asyncio.Protocol):
 
     def _continue(self) -> None:
         """Ask for a body that the client holds back, as soon as all earlier responses are out."""
-        reader = self.reader
-        if reader.phase == BODY and not self.queue and not self.waiting:
-            reader.expectation = NO_EXPECTATION
+        if not self.queue and not self.waiting:
+            self.reader.expectation = NO_EXPECTATION
             self.output.put(CONTINUE)
 
     def _block(self) -> None:
@@ -278,7 +265,7 @@ class Connection(asyncio.Protocol):
         if application is None:
             return respond_not_found
         context = PageContext(self.peer, "https" if self.tls else "http")
-        request.page = Page(self, context, request, application, self.activity.tasks, self.activity.run_queue)
+        request.page = Page(self, context, request, application, self.activity.tasks, self.activity.pages)
         self._enqueue(request)
         self.flush()
         return None
@@ -289,11 +276,11 @@ class Connection(asyncio.Protocol):
             self._block()
 
     def _hold(self, gate: Gate) -> None:
-        if self.gate is not gate and not gate.is_open:
+        if gate.is_open:
+            self.flush()
+        elif self.gate is not gate:
             self.gate = gate
             gate.hold(self)
-        elif gate.is_open:
-            self.flush()
 
     def _start_task(self, request: Request, response: Awaitable[Response] | Streamed) -> None:
         if isinstance(response, Streamed):
@@ -351,15 +338,19 @@ class Connection(asyncio.Protocol):
 
     def _end_turn(self) -> None:
         reader, output = self.reader, self.output
-        if reader.expectation == CONTINUE_DUE:
-            self._continue()
+        if reader.phase == BODY:
+            self._await_body()
         if output.pieces:
             output.write_out()
-        if reader.phase == BODY and self.is_starved():
-            self._block()
-            self.options.budget.wait(self.flush)
         if reader.phase >= ENDED or self.eof or output.transport is None:
             self._settle()
+
+    def _await_body(self) -> None:
+        if self.reader.expectation == CONTINUE_DUE:
+            self._continue()
+        if self.options.budget.is_exceeded():
+            self._block()
+            self.options.budget.wait(self.flush)
 
     def _send(self, request: Request, response: Response) -> None:
         plain = request.keep_alive and request.version == "1.1" and request.method != b"HEAD" and not self.stopping

@@ -33,6 +33,7 @@ _SURROGATE_BYTES = re.compile(
 _NOT_PRINTABLE = re.compile(r"[^ !#-\[\]-~]")  # quotes and backslashes included
 MAX_REPAIRS = 50_000  # surrogates per body, at most 50 ms; a body with more is not JSON
 MAX_ID_BYTES = 1024
+SHORT_ID = MAX_ID_BYTES // 4  # characters: no such id is too long
 MAX_VALUE_BYTES = 2048  # of a parameter that is forwarded
 MAX_HOPS = 32  # addresses of X-Forwarded-For that are read: a client can send 16,000
 MAX_DOCUMENT_BYTES = 256 * 1024  # of one event
@@ -48,7 +49,10 @@ _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 
 def json_object(body: bytes) -> Fields:
     """Return the body as a JSON object, whatever the content type says. If a key is repeated, the last value wins."""
-    fields = json_value(body)[0]
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        fields = json_value(body)[0]
     if type(fields) is not dict:
         raise RequestError(400, "the body must be a JSON object")
     if len(body) > HARMLESS_BYTES:
@@ -161,7 +165,7 @@ def user_id(fields: Fields) -> str:
     if value is None:
         value = fields.get("id")
     if type(value) is str and value and not value.isspace():
-        return limited_id("userId", value)
+        return value if len(value) <= SHORT_ID else limited_id("userId", value)
     if type(value) in (int, float):
         return orjson.dumps(value).decode()
     raise RequestError(400, "userId is required and must be a non-empty string")
@@ -169,7 +173,7 @@ def user_id(fields: Fields) -> str:
 
 def limited_id(name: str, value: str) -> str:
     """Return an id of a visitor, which is a key in the store: it has at most 1 KB."""
-    if len(value) > MAX_ID_BYTES // 4 and len(value.encode()) > MAX_ID_BYTES:
+    if len(value) > SHORT_ID and len(value.encode()) > MAX_ID_BYTES:
         raise RequestError(400, f"{name} must not be longer than {MAX_ID_BYTES} bytes")
     return value
 

@@ -1,4 +1,4 @@
-"""The limits and options that all connections of one server share."""
+"""The limits, the options and the state that all connections of one server share."""
 
 import asyncio
 from collections import deque
@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, final
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
-from tornado_gateway.http.messages import Handler, Request, Result
+from tornado_gateway.http.messages import Handler, Request, Result, split_target
 
 # The parser cannot be paused within one call, so it gets at most this much at once.
 SLICE_BYTES: Final = 16384
@@ -23,6 +23,9 @@ WRITE_SLICE_BYTES: Final = 131072
 MAX_QUEUED_BYTES: Final = 262144
 # A request in flight counts this many times its body against the budget of the server, as its parsed form does.
 PARSED_FACTOR: Final = 8
+# Of remembered heads: the bytes of one, and their number.
+HEAD_BYTES: Final = 2048
+MAX_HEADS: Final = 1000
 # Pipelined requests, large bodies and pages of all clients together get this much of each turn of the loop, and one
 # client this much before it is the turn of another. A lone request waits no longer than that, whatever others send.
 TURN_SECONDS: Final = 0.002
@@ -32,6 +35,9 @@ REST_SECONDS: Final = (
 )
 # Chunk sizes, extensions and trailers may take this many bytes for each byte of body (1-byte chunks take 5).
 CHUNK_OVERHEAD: Final = 8
+
+END_OF_HEAD: Final = b"\r\n\r\n"
+_VERSION: Final = b" HTTP/1.1"
 
 Guard = Callable[[Handler, Request], Result]
 
@@ -50,7 +56,7 @@ class Limits(NamedTuple):
     write_seconds: float = 30.0
     linger_seconds: float = 2.0
     drain_seconds: float = 1.0
-    max_bodies_bytes: int = 64 << 20  # of all clients together: unfinished bodies, and requests with large ones
+    max_bodies_bytes: int = 32 << 20  # of all clients together: unfinished bodies, and requests with large ones
     starved_seconds: float = 5.0  # that a body may wait for room in it
 
     @property
@@ -105,6 +111,45 @@ class Charge:
 
     def __del__(self) -> None:
         self._budget.add(-self._size)
+
+
+@final
+class Head:
+    """The parsed form of a head, for requests whose bodies have the same size."""
+
+    __slots__ = ("body_size", "headers", "method", "path", "query", "url")
+
+    def __init__(self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]], body_size: int) -> None:
+        self.method = method
+        self.url = url
+        self.path, self.query = split_target(url)
+        self.headers = headers
+        self.body_size = body_size
+
+
+@final
+class KnownHeads:
+    """Heads of complete HTTP/1.1 requests, because a client sends the same one again and again, with another body.
+
+    `by_bytes` has them without their empty line: a slice that is such a head, that line and a body of the same size is
+    one request.
+    """
+
+    def __init__(self) -> None:
+        self.by_bytes: dict[bytes, Head] = {}
+
+    def add(self, data: bytes, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]], body_size: int) -> None:
+        """Remember the head of a slice of complete requests, if that is one request and its body is not chunked.
+
+        Of several requests, the first head is followed by more than the last body; the same holds for chunks.
+        """
+        head, _, body = data.partition(END_OF_HEAD)
+        line = head.partition(b"\r\n")[0]
+        if len(body) != body_size or len(head) > HEAD_BYTES or line[-len(_VERSION) :] != _VERSION:
+            return
+        if len(self.by_bytes) >= MAX_HEADS:
+            self.by_bytes.clear()
+        self.by_bytes[head] = Head(method, url, headers, body_size)
 
 
 @final
@@ -181,8 +226,7 @@ class ServerOptions:
         self.fallback = fallback
         self.limits = limits
         # Read for each request: an attribute of a named tuple costs more in compiled code.
-        self.max_headers = limits.max_headers
-        self.max_body_bytes = limits.max_body_bytes
+        self.slice_bytes = limits.slice_bytes
         self.body_limit = body_limit
         self.on_response = on_response
         self.extra_header_lines = extra_header_lines or _no_lines
@@ -191,6 +235,7 @@ class ServerOptions:
         self.lenient = lenient
         self.proxy_trusts = proxy_trusts
         self.budget = Budget(limits.max_bodies_bytes)
+        self.heads = KnownHeads()
         self.page_lines = page_lines or _no_page_lines
-        initials = {name[:1] for name in (b"expect", *(self.echo_headers or ()))}
-        self.watched_initials = frozenset(b"".join(initials) + b"".join(initials).upper())
+        names = (b"host", b"expect", b"content-encoding", *(self.echo_headers or ()))
+        self.noted_sizes = frozenset(map(len, names))  # of the names of headers that the reader has to note

@@ -19,7 +19,7 @@ from typing import Any, Final, final
 import httptools
 
 from tornado_gateway.http import request_line
-from tornado_gateway.http.limits import CHUNK_OVERHEAD, PARSED_FACTOR, Charge, ServerOptions
+from tornado_gateway.http.limits import CHUNK_OVERHEAD, END_OF_HEAD, PARSED_FACTOR, Charge, ServerOptions
 from tornado_gateway.http.messages import (
     BAD_EXPECTATION,
     BAD_HOST,
@@ -52,9 +52,13 @@ EXPECTS_CONTINUE: Final = 1
 CONTINUE_DUE: Final = 2  # the client holds the body back until it gets 100 Continue
 UNKNOWN_EXPECTATION: Final = 3
 
-ENCODED: Final = 1000
+# Added to the number of Host headers (at most 128) by a header that response lines are for, and by one to act on.
+ECHOED: Final = 1_000
+MARKED: Final = 1_000_000
 
-_SLASH: Final = 47  # of ASCII
+# After so many slices without a known head, none is searched in the rest of the cycle: the heads of the client differ.
+SEARCHED_SLICES: Final = 8
+CYCLE_SLICES: Final = 160
 
 
 class _RejectedError(Exception):
@@ -101,8 +105,7 @@ class _Incomplete:
 class Reader:
     """Parses the bytes of one client. The parser calls the methods that begin with `on_`.
 
-    The owner feeds slices of at most `slice_bytes` to `parser` while `phase` is below ENDED, passes exceptions
-    to `resume`, and calls `end_slice` if the slice has not ended between two requests. Complete requests go to
+    The owner passes slices of at most `slice_bytes` to `read` while `phase` is below ENDED. Complete requests go to
     `deliver`. A `rejection` is the last response of the connection.
     """
 
@@ -113,6 +116,7 @@ class Reader:
         "fields",
         "head_headers",
         "incomplete",
+        "misses",
         "noted",
         "options",
         "parser",
@@ -121,7 +125,6 @@ class Reader:
         "rejection",
         "url",
         "version",
-        "wants_echo",
     )
 
     def __init__(self, options: ServerOptions, deliver: Callable[[Request], None]) -> None:
@@ -137,8 +140,8 @@ class Reader:
         self.fields = self.head_headers
         self.body: bytes | bytearray = b""
         self.expectation: int = NO_EXPECTATION
-        self.wants_echo = options.echo_headers is None
-        self.noted: int = 0  # the number of Host headers, and ENCODED for each Content-Encoding
+        self.noted: int = 0  # of its headers, see ECHOED
+        self.misses: int = 0  # slices since the last one with a known head
         self.incomplete = _Incomplete()
 
     # --- Callbacks of the parser ---
@@ -147,38 +150,32 @@ class Reader:
         self.phase, self.noted = HEAD, 0
         self.url = self.body = b""
         self.fields = self.head_headers = []
-        self.incomplete.max_body = self.options.max_body_bytes
+        self.incomplete.max_body = self.options.limits.max_body_bytes
 
     def on_url(self, url: bytes) -> None:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.fields.append((name, value))
-        size = len(name)
-        if size == 4 or size == 16:
-            self._note_head(name.lower(), value)
-        if name[0] in self.options.watched_initials:
+        if len(name) in self.options.noted_sizes:
             self._note(name.lower(), value)
-
-    def _note_head(self, name: bytes, value: bytes) -> None:
-        if self.fields is not self.head_headers:
-            return  # a trailer
-        if name == b"host":
-            self.noted += 1
-            if value not in VALID_HOSTS and not is_valid_host(value):
-                raise _RejectedError(BAD_HOST)
-        elif name == b"content-encoding":
-            self.noted += ENCODED
 
     def _note(self, name: bytes, value: bytes) -> None:
         """Note one of the few headers that matter before a handler asks for them."""
         if self.fields is not self.head_headers:
             return  # a trailer
         echo_headers = self.options.echo_headers
-        if name == b"expect":
+        if name == b"host":
+            self.noted += 1
+            if value not in VALID_HOSTS and not is_valid_host(value):
+                raise _RejectedError(BAD_HOST)
+        elif name == b"content-encoding":
+            self.noted += MARKED
+        elif name == b"expect":
+            self.noted += MARKED
             self.expectation = EXPECTS_CONTINUE if value.lower() == b"100-continue" else UNKNOWN_EXPECTATION
         elif echo_headers is not None and name in echo_headers:
-            self.wants_echo = True
+            self.noted += ECHOED
 
     def on_headers_complete(self) -> None:
         self.phase = BODY
@@ -187,12 +184,13 @@ class Reader:
             if self._head_size() > self.options.limits.max_header_bytes:
                 raise _RejectedError(HEAD_TOO_LARGE)
             self.incomplete.seen_bytes = 0
-        if len(self.fields) > self.options.max_headers:
+        if len(self.fields) > self.options.limits.max_headers:
             raise _RejectedError(HEAD_TOO_LARGE)
         if not self.version:
             self.version = self.parser.get_http_version()
-        if self.noted % ENCODED != 1:  # RFC 9112, 3.2: one, or none in HTTP/1.0
-            self._check_hosts()
+        hosts = self.noted % ECHOED
+        if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2: one, or none in HTTP/1.0
+            raise _RejectedError(BAD_HOST)
 
     def on_chunk_header(self) -> None:
         if self.fields is self.head_headers:
@@ -215,53 +213,29 @@ class Reader:
         parser = self.parser
         if parser.should_upgrade():
             return  # the parser raises HttpParserUpgrade next, see _without_upgrade
-        if self.expectation:
-            self._check_expectation()
-        if parser.should_keep_alive():
-            self.phase = IDLE
-            keep_alive = True
-            # Asking the parser costs a quarter of a microsecond. A client does not change its version; if a
-            # proxy does, the only effect is a needless or missing `Connection: keep-alive`.
-            version = self.version
-        else:
-            self.phase = ENDED
-            keep_alive = False
-            version = parser.get_http_version()
-            if version not in ("1.1", "1.0"):
-                raise _RejectedError(UNKNOWN_VERSION)
-        url = self.url
-        if url[0] == _SLASH:
-            path, _, query = url.partition(b"?")
-        else:
-            path, query = split_target(url)
-        body = self.body
-        if type(body) is not bytes:
-            body = bytes(body)
-        if self.noted >= ENCODED:
-            body = self._decoded(body)
+        if self.noted >= MARKED:
+            self._complete_marked()
+        keep_alive: bool = parser.should_keep_alive()
+        self.phase = IDLE if keep_alive else ENDED
+        # Asking the parser costs a quarter of a microsecond. A client does not change its version; if a proxy does, the
+        # only effect is a needless or missing `Connection: keep-alive`.
+        version = self.version if keep_alive else parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise _RejectedError(UNKNOWN_VERSION)
+        path, query = split_target(self.url)
+        body = bytes(self.body)
         request = Request(parser.get_method(), path, query, self.head_headers, body, self.peer, keep_alive, version)
         if self.incomplete.charge is not None:
             self._charge(request)
-        if self.wants_echo:
-            request.wants_echo = True
-            self.wants_echo = self.options.echo_headers is None
+        request.wants_echo = self._wants_echo()
         self.deliver(request)
 
     # --- Slices ---
 
     def read(self, data: bytes) -> None:
         """Read a slice completely, limits included."""
-        self._read_all([data])
-
-    def resume(self, error: Exception, data: bytes, started: int) -> None:
-        """Complete a slice in which the parser has stopped; `started` is the phase at its beginning."""
-        slices = self._restart(error, data, started)
-        self.end_slice(data, started)
-        self._read_all(slices)
-
-    def _read_all(self, slices: list[bytes]) -> None:
-        """Read slices, the last one first, as long as none ends the reading."""
-        while slices and self.phase < ENDED:
+        slices = [] if self.phase == IDLE and self._read_known(data) else [data]
+        while slices and self.phase < ENDED:  # the last one first
             data = slices.pop()
             started = self.phase
             try:
@@ -269,7 +243,30 @@ class Reader:
                     self.parser.feed_data(data)
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
                 slices += self._restart(error, data, started)
-            self.end_slice(data, started)
+            if started or self.phase:
+                self.end_slice(data, started)
+            elif not slices and self.noted == 1 and self.misses <= SEARCHED_SLICES:
+                self.options.heads.add(data, self.parser.get_method(), self.url, self.head_headers, len(self.body))
+
+    def _read_known(self, data: bytes) -> bool:
+        """Deliver a slice between two requests that is one with a known head. Return False for any other slice.
+
+        The parser is in its first state there, in which it would find the same request in the same bytes.
+        """
+        # `partition`, because `find` costs five times as much
+        head, end, body = data.partition(END_OF_HEAD) if self.misses < SEARCHED_SLICES else (b"", b"", b"")
+        known = self.options.heads.by_bytes.get(head)
+        if known is None or not end or len(body) != known.body_size:
+            self.misses = (self.misses + 1) % CYCLE_SLICES
+            return False
+        self.misses = 0
+        self.version = "1.1"
+        self.url = known.url
+        self.fields = self.head_headers = known.headers.copy()
+        request = Request(known.method, known.path, known.query, self.head_headers, body, self.peer)
+        request.wants_echo = self.options.echo_headers is None
+        self.deliver(request)
+        return True
 
     def _restart(self, error: Exception, data: bytes, started: int) -> list[bytes]:
         """Return the slices to be read next, the last one first, after the parser has stopped."""
@@ -333,13 +330,16 @@ class Reader:
         """Return the known parts of the request that has been rejected."""
         path, query = split_target(self.url) if self.url else (b"", b"")
         request = Request(b"", path, query, self.head_headers, b"", self.peer, False)
-        request.wants_echo = self.wants_echo
+        request.wants_echo = self._wants_echo()
         return request
+
+    def _wants_echo(self) -> bool:
+        return self.noted % MARKED >= ECHOED or self.options.echo_headers is None
 
     # --- Limits ---
 
     def _check_incomplete_body(self, size: int) -> None:
-        incomplete, max_body = self.incomplete, self.options.max_body_bytes
+        incomplete, max_body = self.incomplete, self.options.limits.max_body_bytes
         incomplete.remaining -= size
         if not incomplete.seen_bytes:
             announced = Request(b"", b"", b"", self.head_headers).header(b"content-length")
@@ -362,19 +362,18 @@ class Reader:
         if size > self.incomplete.max_body:
             raise _RejectedError(BODY_TOO_LARGE)
 
-    def _check_hosts(self) -> None:
-        if self.noted % ENCODED or self.parser.get_http_version() == "1.1":
-            raise _RejectedError(BAD_HOST)
-
-    def _decoded(self, body: bytes) -> bytes:
+    def _complete_marked(self) -> None:
+        """Check the expectation of a complete request, and decode its body."""
+        if self.expectation:
+            self._check_expectation()
         codings = Request(b"", b"", b"", self.head_headers).list_header(b"content-encoding")
-        most = self.options.max_body_bytes
+        most = self.options.limits.max_body_bytes
         if self.options.body_limit is not None:
             most = max(most, self.options.body_limit(split_target(self.url)[0]))
-        decoded = decompressed(body, codings.strip().lower(), most)
+        decoded = decompressed(bytes(self.body), codings.strip().lower(), most)
         if isinstance(decoded, Response):
             raise _RejectedError(decoded)
-        return decoded
+        self.body = decoded
 
     def _check_expectation(self) -> None:
         expectation, self.expectation = self.expectation, NO_EXPECTATION

@@ -310,7 +310,7 @@ def check_progress(connection: Connection, now: float) -> None:
         buffered += output.unacknowledged()
     phase = reader.phase + connection.is_lingering
     before, headers, buffered_before = connection.last_progress
-    responding = connection.queue and not buffered
+    responding = connection.is_queued or (connection.queue and not buffered)
     if before != phase or headers is not reader.head_headers or buffered_before != buffered or responding:
         connection.last_progress = (phase, reader.head_headers, buffered)
         connection.since = now

@@ -47,7 +47,7 @@ from tornado_gateway.process.environments.client_auth import Credentials
 from tornado_gateway.process.environments.reload import Reload, read_environments
 from tornado_gateway.process.environments.served import STORE_REMEDY, Served
 from tornado_gateway.process.environments.serving import Serving
-from tornado_gateway.process.environments.stores import Stores
+from tornado_gateway.process.environments.stores import Stores, data_dir_of, report_unknown
 from tornado_gateway.process.location_parts import location_parts
 from tornado_gateway.process.open_files import max_connections, open_files_limit
 from tornado_gateway.process.parent.sockets import PORT_REMEDY
@@ -143,9 +143,14 @@ class Assembly:
             return serving.first.parts()
         reload = Reload(self._config, serving)
         return [
-            Part("environments", serving.start, serving.stop, STORE_REMEDY),
+            Part("environments", self._start_environments, serving.stop, STORE_REMEDY),
             Part("reload", reload.start, reload.stop),
         ]
+
+    async def _start_environments(self) -> None:
+        await self.serving.start()
+        if self._slot.number == 0:  # once, not for each worker
+            report_unknown(self._config, {data_dir_of(one.config.config) for one in self.serving.all})
 
     def _certificate_parts(self) -> list[Part]:
         certificates = self._certificates

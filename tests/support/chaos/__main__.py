@@ -138,18 +138,21 @@ class Run:
         """Send events without any fault, and compare their number with the changes of the counts."""
         await asyncio.to_thread(self._lasting_count_problems)  # which are reported at the end
         before = _total(await self._counts())
-        sent = 0
+        sent: set[Key] = set()
         for number, gateway in enumerate(self.world.gateways):
             make = requests_of(f"{self._seed}-audit-{number}")
             load = Clients(gateway.port, lambda at, make=make: make(7 * at + 6), 4, AUDITED)  # batches
             await load.run()
             self._exchanges += load.exchanges
-            sent += len(sendings(load.exchanges))
+            sent |= sendings(load.exchanges).keys()
         counts = await self._until(
-            lambda counts: _total(counts)["delivered"] >= before["delivered"] + sent and not _total(counts)["waiting"],
+            lambda counts: (
+                _total(counts)["delivered"] >= before["delivered"] + len(sent) and not _total(counts)["waiting"]
+            ),
             "the events of the audit are not delivered",
         )
-        self.problems += change_problems(before, _total(counts), sent)
+        arrivals = sum(len(taken) for key, taken in (await self._evidence()).taken.items() if key in sent)
+        self.problems += change_problems(before, _total(counts), len(sent), arrivals)
 
     # --- Verdict ---
 
@@ -187,7 +190,10 @@ class Run:
             dead = len(shared) + len(own)
             for name, counts in (("/metrics", counts_of(gateway)), ("/status", gateway.status()["events"])):
                 if self._store == "embedded":
-                    found.append(unbalanced(counts))
+                    found += [
+                        unbalanced(counts),
+                        f"{counts['unknown']} events are unknown" if counts["unknown"] else None,
+                    ]
                 for key, value in (("waiting", 0), ("dead", dead), ("lost", 0), ("discarded", 0)):
                     if counts[key] != value:
                         found.append(f"{name} of gateway {gateway.port} has {counts[key]} {key}, expected {value}")
@@ -197,7 +203,7 @@ class Run:
 def _total(counts: list[dict[str, Any]]) -> dict[str, Any]:
     """The sums over all gateways; those of a shared Redis all show the same waiting and dead events."""
     total = {name: sum(each[name] for each in counts) for name in counts[0]}
-    return total | {name: max(each[name] for each in counts) for name in ("waiting", "dead")}
+    return total | {name: max(each[name] for each in counts) for name in ("waiting", "dead", "unknown")}
 
 
 def dead_events(gateway: Gateway) -> dict[str, list[Key]]:

@@ -95,7 +95,7 @@ def _peak_bytes(pid: int) -> int:
 def counts_of(gateway: Gateway) -> dict[str, Any]:
     """Return the counts of events in /metrics."""
     samples = samples_of(scrape(gateway)[0])
-    gauges = ("waiting", "dead")
+    gauges = ("waiting", "dead", "unknown")
     return {
         name: samples[f"fme_events_{name}" if name in gauges else f"fme_events_{name}_total", ()]
         for name in ("received", *ENDS)

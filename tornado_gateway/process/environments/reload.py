@@ -47,6 +47,7 @@ class Reload:
         self._seen: Signature = ()  # the file may have changed since this worker has read it, so it is read once more
         self._timer = Periodic(self.check, check_seconds, jitter=0.2)
         self._now: asyncio.Task[None] | None = None
+        self._is_wanted = False  # a SIGHUP came
         self._reloading = asyncio.Lock()
 
     def start(self) -> None:
@@ -63,26 +64,26 @@ class Reload:
     async def check(self) -> None:
         """Reload if the files have changed."""
         async with self._reloading:
-            signature = _signature(self._files)
-            if signature != self._seen:
-                self._seen = signature
+            if _signature(self._files) != self._seen:
                 await self._reload()
 
     def _reload_now(self) -> None:
+        self._is_wanted = True
         if self._now is None or self._now.done():
-            self._now = asyncio.create_task(self._reload_unconditionally())
+            self._now = asyncio.create_task(self._reload_while_wanted())
 
-    async def _reload_unconditionally(self) -> None:
-        async with self._reloading:
-            self._seen = _signature(self._files)
-            await self._reload()
+    async def _reload_while_wanted(self) -> None:
+        while self._is_wanted:
+            async with self._reloading:
+                self._is_wanted = False
+                await self._reload()
 
     async def _reload(self) -> None:
+        """Read the file. The signature is older than the content, so that no change is missed."""
+        self._files = await asyncio.to_thread(files_of, self._config)
+        self._seen = _signature(self._files)
         try:
-            environments = await asyncio.to_thread(environments_of, self._config)
-            self._files = await asyncio.to_thread(files_of, self._config)
-            self._seen = _signature(self._files)
-            await self._serving.change(environments)
+            await self._serving.change(await asyncio.to_thread(environments_of, self._config))
         except GatewayError as error:
             self.error = str(error)
             problems = error.problems if isinstance(error, ConfigError) else [str(error)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from tornado_gateway import logs
 from tornado_gateway.config.environments import EnvironmentConfig
-from tornado_gateway.errors import StoreError
+from tornado_gateway.errors import GatewayError, StoreError
 from tornado_gateway.process.adoption import Adoption
 from tornado_gateway.process.environments.access import build_access
 from tornado_gateway.process.environments.build import Builder, Shared, build_evaluator
@@ -135,7 +135,10 @@ class Served:
             await asyncio.sleep(DRAINED_SECONDS)
         logger.info("all events are delivered, the environment is closed")
         self._stopping.set()
-        await self._entered.aclose()
+        try:
+            await self._entered.aclose()
+        except (GatewayError, OSError) as error:
+            logger.error("the removed environment was closed with an error: %s", error)
         self.environment.mirror.forget()
         done.discard(self)
         if not done:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 
 from tornado_gateway.config.environments import EnvironmentConfig
 from tornado_gateway.environments.registry import Environments
@@ -65,7 +65,7 @@ class Serving:
 
     async def stop(self) -> None:
         async with self._changing:
-            await asyncio.gather(*(one.stop() for one in [*self.all, *self._drained]))
+            _raise_first(await _all(one.stop() for one in [*self.all, *self._drained]))
 
     async def change(self, configs: Sequence[EnvironmentConfig]) -> bool:
         """Serve these environments from now on. Return whether anything has changed.
@@ -109,8 +109,18 @@ class Serving:
 
 async def _start(served: Sequence[Served]) -> None:
     """Start all of them at the same time. If one fails, stop the others and raise its error."""
-    results = await asyncio.gather(*(one.start() for one in served), return_exceptions=True)
-    errors = [result for result in results if isinstance(result, BaseException)]
+    errors = await _all(one.start() for one in served)
     if errors:
-        await asyncio.gather(*(one.stop() for one in served))
+        await _all(one.stop() for one in served)
+    _raise_first(errors)
+
+
+async def _all(actions: Iterable[Coroutine[None, None, None]]) -> list[BaseException]:
+    """Wait for all of them. Return their errors."""
+    results = await asyncio.gather(*actions, return_exceptions=True)
+    return [result for result in results if result is not None]
+
+
+def _raise_first(errors: Sequence[BaseException]) -> None:
+    if errors:
         raise errors[0]

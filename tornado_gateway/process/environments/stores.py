@@ -4,6 +4,8 @@ Without ENVIRONMENTS_FILE both are the same. With it, each environment has a dir
 that neither a damaged file nor a full log concerns another one, and a namespace of its own in Redis.
 """
 
+import logging
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,8 @@ from tornado_gateway.store.sqlite.state import SqliteState
 if TYPE_CHECKING:
     from tornado_gateway.store.redis.link import Links
 
+logger = logging.getLogger(__name__)
+
 COMMON_NAMESPACE = "common"  # no account has this name
 DIRECTORY = "environments"  # in DATA_DIR
 
@@ -26,6 +30,14 @@ def data_dir_of(config: Config) -> Path:
     if config.environment_name is None:
         return config.data_dir
     return config.data_dir / DIRECTORY / f"{config.account_id}-{config.environment_name}"
+
+
+def report_unknown(config: Config, served: Collection[Path]) -> None:
+    """Log the directories of environments that are not in the file: their events are kept, but not delivered."""
+    directory = config.data_dir / DIRECTORY
+    for path in sorted(directory.glob("*-*/events-*.db")):
+        if path.parent not in served:
+            logger.warning("%s is of no environment in the file, its events are kept but not delivered", path)
 
 
 class Stores:
@@ -47,7 +59,10 @@ class Stores:
         It is one of so many, which share the memory for events.
         """
         directory = data_dir_of(config)
-        local = SqliteEvents(directory, config.store_sync, fresh_bytes=FRESH_BYTES // number)
+        # With Redis a machine shows one number of dead events: those in Redis, and all in its directory.
+        local = SqliteEvents(
+            directory, config.store_sync, fresh_bytes=FRESH_BYTES // number, counts_all_letters=config.uses_redis
+        )
         if not config.uses_redis:
             return Store(local, SqliteState(directory, config.store_sync, config.namespace))
         from tornado_gateway.store.redis.events import open_redis

@@ -1,6 +1,6 @@
 """Whether Redis keeps the events that it has acknowledged: its settings, and the detection of lost events."""
 
-import uuid
+import os
 from typing import Any
 
 from tornado_gateway.errors import StoreError
@@ -27,7 +27,7 @@ class Ledger:
     def argument(self, held: int) -> str:
         """Return the last argument of the scripts. `held` events are in memory, and are delivered from there."""
         waiting = max(0, self._waiting - held)
-        return f"{self._epoch} {self._sequence} {waiting} {self._dead} {uuid.uuid4().hex}"
+        return f"{self._epoch} {self._sequence} {waiting} {self._dead} {os.urandom(16).hex()}"
 
     def note(self, reply: list[Any]) -> None:
         epoch, sequence, waiting, dead, lost = reply

@@ -27,7 +27,7 @@ from tornado_gateway.store.redis.replies import (
     store_error,
     unwrapped,
 )
-from tornado_gateway.store.redis.topology import HEALTH_CHECK_SECONDS, Route, route_to
+from tornado_gateway.store.redis.topology import HEALTH_CHECK_SECONDS, Route, packing, route_to
 from tornado_gateway.tasks import end_tasks
 
 logger = logging.getLogger(__name__)
@@ -102,6 +102,8 @@ class Link:
         if self._client is None:
             self._client = self._route.client()
             self._client.response_callbacks.clear()  # replies stay in the form in which Redis sent them
+            pool = self._client.connection_pool
+            pool.connection_class = packing(pool.connection_class)  # type: ignore[arg-type]  # a class is hashable
             self._forget_failure()
         self._users += 1
 

@@ -48,16 +48,14 @@ def append(
     """Return the last id. Each statement hands over the interpreter's lock: one chunk needs no transaction."""
     space.claim(connection, size)
     now = time.time()
-    rows = [
-        (id_, now, chunk.count, chunk.query, chunk.body, *chunk.identity)
-        for id_, chunk in zip(ids.take(len(chunks)), chunks, strict=True)
-    ]
-    if len(rows) == 1 and not settled:
-        connection.execute(INSERT_CHUNK, rows[0])
-    else:
-        with transaction(connection):
-            delete(connection, settled)  # first: its pages are used again at once
-            connection.executemany(INSERT_CHUNK, rows)
+    if len(chunks) == 1 and not settled:
+        chunk = chunks[0]
+        ids.last += 1
+        connection.execute(INSERT_CHUNK, (ids.last, now, chunk.count, chunk.query, chunk.body, *chunk.identity))
+        return ids.last
+    with transaction(connection):
+        delete(connection, settled)  # first: its pages are used again at once
+        insert(connection, ids, [(now, chunk.count, chunk.query, chunk.body, *chunk.identity) for chunk in chunks])
     return ids.last
 
 

@@ -21,6 +21,9 @@ class Settled(NamedTuple):
     events: int
 
 
+_NOTHING = Settled([], 0)
+
+
 class PendingDeletions:
     """Settled chunks that are still in the file.
 
@@ -53,7 +56,7 @@ class PendingDeletions:
 
     def take_for_append(self) -> Settled:
         """Hand over the chunks that an append deletes. It reports its end to `appended` or `not_deleted`."""
-        return Settled([], 0) if self._is_alone else self._take()
+        return self._take() if self._pending.ids and not self._is_alone else _NOTHING
 
     def appended(self, settled: Settled) -> None:
         self.deleted_events += settled.events

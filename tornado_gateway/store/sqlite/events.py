@@ -149,7 +149,7 @@ class SqliteEvents:
     async def append(self, chunks: Sequence[NewChunk], seconds: float | None = None) -> None:
         """As promised by EventStore. Raise StoreError as well if the disk is nearly full."""
         settled = self._deletions.take_for_append()
-        size = sum(len(chunk.body) for chunk in chunks)
+        size = sum([len(chunk.body) for chunk in chunks])
         then = partial(self._appended, chunks, size, settled)
         await self._database.run(table.append, self._ids, self._space, chunks, size, settled.ids, then=then)
 
@@ -185,7 +185,7 @@ class SqliteEvents:
             await self._database.run(table.settle, *job, then=self._inserted)
         self._memory.forget(ids)
         if ids and not (dead or remaining):
-            self._deletions.add(ids, sum(chunk.count for chunk in chunks))
+            self._deletions.add(ids, sum([chunk.count for chunk in chunks]))
 
     def _inserted(self, _: object, error: BaseException | None) -> None:
         """Make the next claim read. Even a job that failed may have inserted chunks."""

@@ -6,6 +6,7 @@ import re
 from calendar import timegm
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from time import strptime
 from typing import Any
@@ -53,10 +54,10 @@ def write_report(copy: Path, rescued: int, damaged: int) -> None:
 
 
 def find_damaged_files(directory: Path) -> list[DamagedFile]:
-    """Return the files in `directory` that were moved aside, the newest first."""
+    """Return the files in DATA_DIR and its environments that were moved aside, the newest first."""
     found: list[tuple[float, Path, str]] = []
     with suppress(OSError):
-        for copy in directory.iterdir():
+        for copy in chain(directory.iterdir(), directory.glob("environments/*/*")):
             if match := _NAME.fullmatch(copy.name):
                 with suppress(ValueError):  # not a time
                     found.append((float(timegm(strptime(match[2], STAMP))), copy, match[1]))

@@ -1,0 +1,153 @@
+"""Heads that are read without the parser: the requests are the same as with it, whatever was read before."""
+
+import hypothesis
+import pytest
+from http_harness import get, post, serve
+from hypothesis import strategies as st
+
+from tornado_gateway.http import limits
+from tornado_gateway.http.limits import KnownHeads, ServerOptions
+from tornado_gateway.http.reader import CYCLE_SLICES, ENDED, SEARCHED_SLICES, Reader
+
+__all__ = ["serve"]
+
+HOST = b"Host: example\r\n"
+PLAIN = post("/echo", b"12345")
+CHUNKED = b"POST /echo HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
+# Its body is also the end of its bytes, as if a head with a larger size announced it.
+LIKE_A_PLAIN_BODY = CHUNKED + b"e\r\n" + b"\r\n0\r\n\r\n" * 2 + b"\r\n0\r\n\r\n"
+FIRST = b"GET /first HTTP/1.1\r\n" + HOST + b"\r\n"
+SLICES = [
+    PLAIN,
+    PLAIN[:-5] + b"abcde",
+    PLAIN[:-5] + b"\r\n\r\n\n",
+    PLAIN[:-5],
+    PLAIN[:-3],
+    b"345",
+    PLAIN + PLAIN,
+    PLAIN + b"GET /after HTTP/1.1\r\n" + HOST + b"\r\n",
+    PLAIN + b"\r\n",
+    b"\r\n",
+    b"\r\n\r\n",
+    b"\r\n" + PLAIN,
+    PLAIN.replace(b"/echo", b"/echo?a=1"),
+    PLAIN.replace(b"/echo", b"http://other/echo"),
+    PLAIN.replace(b"/echo", b"/echo?" + b"a" * 200),
+    PLAIN.replace(b"POST", b"PUT"),
+    PLAIN.replace(b"\r\n\r\n", b"\r\nX-Large: " + b"x" * 3000 + b"\r\n\r\n"),
+    PLAIN.replace(HOST, b"Host:  example \r\n"),
+    PLAIN.replace(HOST, b"X-Folded: a\r\n b\r\n" + HOST),
+    PLAIN.replace(HOST, b"X-Say: a\r\n" + HOST),
+    PLAIN.replace(HOST, b"Expect: 100-continue\r\n" + HOST),
+    PLAIN.replace(HOST, b"Content-Encoding: identity\r\n" + HOST),
+    PLAIN.replace(HOST, b"Connection: close\r\n" + HOST),
+    PLAIN.replace(HOST, b"Connection: Upgrade\r\nUpgrade: h2c\r\n" + HOST),
+    PLAIN.replace(HOST, b""),
+    PLAIN.replace(HOST, HOST + HOST),
+    PLAIN.replace(HOST, b"Host: a b\r\n"),
+    PLAIN.replace(b"HTTP/1.1", b"HTTP/1.0"),
+    PLAIN.replace(b"HTTP/1.1\r\n", b"HTTP/1.0\r\nX-Version: HTTP/1.1\r\nConnection: keep-alive\r\n"),
+    PLAIN.replace(b"\r\n", b"\n"),
+    b"GET /first HTTP/1.1\nHost: example\n\nGET /second HTTP/1.1\r\n" + HOST + b"\r\n",
+    FIRST,
+    b"HEAD /first HTTP/1.1\r\n" + HOST + b"\r\n",
+    FIRST[:-4],
+    FIRST[:-2],
+    b"\r\nX-More: 1\r\n\r\n",
+    LIKE_A_PLAIN_BODY,
+    LIKE_A_PLAIN_BODY[:-14] + b"GET / HTTP/1.1",
+    CHUNKED + b"0\r\n\r\n",
+    CHUNKED + b"0\r\nHost: b\r\n\r\n",
+    CHUNKED,
+    b"0\r\n\r\n",
+    b"Connection: close",
+    b"\0",
+]
+
+
+def is_known(known, data):
+    """Whether a slice is read without the parser."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    return head in known.by_bytes and known.by_bytes[head].body_size == len(body)
+
+
+def requests_in(slices, heads):
+    """The requests in the slices of one connection, and its last state; `heads()` are those known at each slice."""
+    options = ServerOptions(lambda method, path: None, extra_header_lines=lambda request: b"", echo_headers={b"x-say"})
+    found = []
+    reader = Reader(options, found.append)
+    for data in slices:
+        if reader.phase < ENDED:
+            options.heads = heads()
+            reader.read(data)
+    names = ("method", "path", "query", "headers", "body", "peer", "keep_alive", "wants_echo")
+    requests = [[getattr(request, name) for name in names] for request in found]
+    return requests, reader.phase, reader.rejection and reader.rejection.status
+
+
+@hypothesis.given(st.lists(st.lists(st.sampled_from(SLICES), max_size=6), min_size=1, max_size=3))
+@hypothesis.example([[PLAIN, PLAIN, PLAIN[:-5] + b"abcde"]])
+@hypothesis.example([[LIKE_A_PLAIN_BODY, LIKE_A_PLAIN_BODY[:-14] + b"GET / HTTP/1.1"]])
+@hypothesis.example([[FIRST, FIRST[:-4], b"\r\nX-More: 1\r\n\r\n"]])
+@hypothesis.settings(max_examples=400, deadline=None)
+def test_known_heads_change_no_request(connections):
+    known = KnownHeads()
+    for slices in connections:
+        assert requests_in(slices, lambda: known) == requests_in(slices, KnownHeads)
+
+
+@pytest.mark.parametrize("first", SLICES)
+@pytest.mark.parametrize("second", [*SLICES[:8], LIKE_A_PLAIN_BODY[:-14] + b"GET / HTTP/1.1"])
+def test_each_slice_twice_and_with_another_one(first, second):
+    known = KnownHeads()
+    for slices in ([first, first, second], [second, first]):
+        assert requests_in(slices, lambda: known) == requests_in(slices, KnownHeads)
+
+
+def test_a_known_head_is_used():
+    known = KnownHeads()
+    assert not is_known(known, PLAIN)
+    requests_in([PLAIN], lambda: known)
+    assert is_known(known, PLAIN[:-5] + b"other")
+    assert not is_known(known, PLAIN[:-1])
+    assert not is_known(known, PLAIN + b"6")
+
+
+def test_only_heads_of_http_1_1_are_known():
+    known = KnownHeads()
+    old = [data for data in SLICES if b"HTTP/1.0" in data]
+    assert len(old) == 2
+    for data in old:
+        requests_in([data], lambda: known)
+    assert not any(is_known(known, data) for data in old)
+
+
+def test_known_heads_are_bounded():
+    known = KnownHeads()
+    for number in range(limits.MAX_HEADS + 2):
+        requests_in([get(f"/{number}")], lambda: known)
+    assert not is_known(known, get("/0"))
+    assert is_known(known, get(f"/{limits.MAX_HEADS + 1}"))
+
+
+def test_heads_that_differ_are_searched_and_remembered_rarely():
+    known = KnownHeads()
+    slices = [get(f"/{number}") for number in range(2 * CYCLE_SLICES)] + [PLAIN] * CYCLE_SLICES
+    assert requests_in(slices, lambda: known) == requests_in(slices, KnownHeads)
+    remembered = [number for number in range(2 * CYCLE_SLICES) if is_known(known, get(f"/{number}"))]
+    assert len(remembered) < 3 * SEARCHED_SLICES
+    assert is_known(known, PLAIN)
+
+
+def test_a_connection_in_steady_use_is_not_idle(serve):
+    live = serve(limits=limits.Limits(keep_alive_seconds=0.4, drain_seconds=0.02, linger_seconds=0.5))
+    client = live.connect()
+    for _ in range(20):
+        assert client.send(PLAIN).response().json["body"] == "12345"
+        client.assert_silent(0.1)
+
+
+def test_all_responses_get_the_lines_that_are_for_all_requests(serve):
+    client = serve(extra_header_lines=lambda request: b"X-More: 1\r\n").connect()
+    for _ in range(3):
+        assert client.send(PLAIN).response().headers["x-more"] == "1"
