@@ -11,7 +11,7 @@ from raw_requests import MALFORMED
 from tornado_gateway.errors import RequestError, StoreError
 from tornado_gateway.gate import Gate
 from tornado_gateway.http.limits import ServerOptions
-from tornado_gateway.http.messages import Request, Response, json_error
+from tornado_gateway.http.messages import BODY_TOO_LARGE, Request, Response, json_error
 from tornado_gateway.http.server import Server
 
 serve = harness.serve
@@ -308,7 +308,7 @@ def test_tiny_chunks_are_no_attack(serve):
 
 def test_body_limit_of_a_path(serve):
     limits = QUICK._replace(max_body_bytes=10)
-    live = serve(limits=limits, body_limit=lambda path: 1000 if path == b"/large/echo" else 10)
+    live = serve(limits=limits, body_limit=lambda path: (1000 if path == b"/large/echo" else 10, BODY_TOO_LARGE))
     assert live.ask(post("/large/echo?a", b"x" * 1000)).status == 200
     assert live.ask(post("/large/echo", b"x" * 1001)).status == 413
     assert live.ask(post("/small/echo", b"x" * 11)).status == 413

@@ -10,7 +10,7 @@ import time
 from http_harness import QUICK, Routes, get, post, serve
 
 from tornado_gateway.http.limits import RunQueue
-from tornado_gateway.http.messages import Response
+from tornado_gateway.http.messages import BODY_TOO_LARGE, Response
 from tornado_gateway.http.server import RECEIVE_BYTES
 
 __all__ = ["serve"]
@@ -60,7 +60,10 @@ def test_a_lone_request_does_not_wait_for_many_slices(serve):
 def test_the_limit_of_a_body_is_asked_for_once(serve):
     """A body of 1-byte chunks had it looked up for each of them: 10 ms of CPU time for each slice of 16 KB."""
     asked = []
-    live = serve(limits=QUICK._replace(max_body_bytes=100), body_limit=lambda path: asked.append(path) or 10_000)
+    live = serve(
+        limits=QUICK._replace(max_body_bytes=100),
+        body_limit=lambda path: (asked.append(path) or 10_000, BODY_TOO_LARGE),
+    )
     chunked = get("/echo", "Transfer-Encoding: chunked", method="POST") + b"1\r\nx\r\n" * 5000 + b"0\r\n\r\n"
     assert live.ask(chunked).json["body"] == "x" * 5000
     assert asked == [b"/echo"]

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, final
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
-from tornado_gateway.http.messages import Handler, Request, Result, split_target
+from tornado_gateway.http.messages import BODY_TOO_LARGE, Handler, Request, Response, Result, split_target
 
 # The parser cannot be paused within one call, so it gets at most this much at once.
 SLICE_BYTES: Final = 16384
@@ -197,14 +197,15 @@ class ServerOptions:
     """The routes of one server, and their limits.
 
     `find(method, path)` returns the handler of a data route, or None. A request without handler goes to `fallback`, a
-    `tornado.web.Application`. `body_limit(path)` is called only for a body larger than `limits.max_body_bytes`, so it
-    can raise that limit but not lower it. `on_response(request, status)` is called once for each response; a request
-    that could not be parsed has an empty method. `extra_header_lines(request)` returns header lines that each response
-    of a data route, errors included, gets in addition; with `echo_headers`, names in lower case, it is called only for
-    requests that have one of these headers. `guard(handler, request)` responds to these requests and may call their
-    handler. `page_lines(request, status)` returns the lines of the application's responses. `lenient(path)`: whether a
-    query with spaces, tabs and bytes above 0x7F is accepted. `proxy_trusts(address)`: whether connections from an
-    address begin with a header of the PROXY protocol.
+    `tornado.web.Application`. `body_limit(path)` returns the largest size of a body and the response to larger ones; it
+    is called only for a body larger than `limits.max_body_bytes`, so it can raise that limit but not lower it.
+    `on_response(request, status)` is called once for each response; a request that could not be parsed has an empty
+    method. `extra_header_lines(request)` returns header lines that each response of a data route, errors included, gets
+    in addition; with `echo_headers`, names in lower case, it is called only for requests that have one of these
+    headers. `guard(handler, request)` responds to these requests and may call their handler. `page_lines(request,
+    status)` returns the lines of the application's responses. `lenient(path)`: whether a query with spaces, tabs and
+    bytes above 0x7F is accepted. `proxy_trusts(address)`: whether connections from an address begin with a header of
+    the PROXY protocol.
     """
 
     def __init__(
@@ -213,7 +214,7 @@ class ServerOptions:
         fallback: HTTPServerConnectionDelegate | None = None,
         *,
         limits: Limits = DEFAULT_LIMITS,
-        body_limit: Callable[[bytes], int] | None = None,
+        body_limit: Callable[[bytes], tuple[int, Response]] | None = None,
         on_response: Callable[[Request, int], object] | None = None,
         extra_header_lines: Callable[[Request], bytes] | None = None,
         guard: Guard = _unguarded,
@@ -227,7 +228,7 @@ class ServerOptions:
         self.limits = limits
         # Read for each request: an attribute of a named tuple costs more in compiled code.
         self.slice_bytes = limits.slice_bytes
-        self.body_limit = body_limit
+        self.body_limit = body_limit or (lambda path: (limits.max_body_bytes, BODY_TOO_LARGE))
         self.on_response = on_response
         self.extra_header_lines = extra_header_lines or _no_lines
         self.guard = guard

@@ -357,19 +357,16 @@ class Reader:
             raise _RejectedError(BODY_TOO_LARGE)
 
     def _check_body_size(self, size: int) -> None:
-        if self.options.body_limit is not None:
-            self.incomplete.max_body = self.options.body_limit(split_target(self.url)[0])
+        self.incomplete.max_body, rejection = self.options.body_limit(split_target(self.url)[0])
         if size > self.incomplete.max_body:
-            raise _RejectedError(BODY_TOO_LARGE)
+            raise _RejectedError(rejection)
 
     def _complete_marked(self) -> None:
         """Check the expectation of a complete request, and decode its body."""
         if self.expectation:
             self._check_expectation()
         codings = Request(b"", b"", b"", self.head_headers).list_header(b"content-encoding")
-        most = self.options.limits.max_body_bytes
-        if self.options.body_limit is not None:
-            most = max(most, self.options.body_limit(split_target(self.url)[0]))
+        most = max(self.options.limits.max_body_bytes, self.options.body_limit(split_target(self.url)[0])[0])
         decoded = decompressed(bytes(self.body), codings.strip().lower(), most)
         if isinstance(decoded, Response):
             raise _RejectedError(decoded)

@@ -38,6 +38,7 @@ from tornado_gateway.environments.registry import Environments
 from tornado_gateway.http.certificates import Certificates
 from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
+from tornado_gateway.http.messages import BODY_TOO_LARGE, Response
 from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
 from tornado_gateway.process.certificate_expiry import ExpiryReport
@@ -349,7 +350,9 @@ def build_certificates(config: Config) -> Certificates | None:
     return None
 
 
-def _body_limit(config: Config, router: Router, path: bytes) -> int:
+def _body_limit(config: Config, router: Router, path: bytes) -> tuple[int, Response]:
     if router.takes_batches(path):
-        return config.max_batch_bytes
-    return config.max_event_bytes if router.takes_events(path) else config.max_body_bytes
+        return config.max_batch_bytes, BODY_TOO_LARGE
+    if router.takes_events(path):
+        return config.max_event_bytes, BODY_TOO_LARGE
+    return config.max_body_bytes, router.shaped(path, BODY_TOO_LARGE)
