@@ -131,6 +131,7 @@ class Served:
 
     async def _drain(self, done: "DrainedSet") -> None:
         await self.environment.pause()
+        await asyncio.sleep(self.config.config.socket_timeout_seconds)  # for requests in progress, which may look up
         while await self._has_events():
             await asyncio.sleep(DRAINED_SECONDS)
         logger.info("all events are delivered, the environment is closed")
