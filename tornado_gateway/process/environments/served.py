@@ -123,8 +123,13 @@ class Served:
         done.add(self)
         self._draining = asyncio.get_running_loop().create_task(self._drain(done), context=self._context)
 
+    def keep(self) -> None:
+        """Do not stop when the events are delivered, because the environment came back: `resume` or `drain` follows."""
+        if self._draining is not None:
+            self._draining.cancel()
+
     async def resume(self) -> None:
-        """Serve again, because the environment came back while its events were being delivered."""
+        """Serve again after `keep`."""
         await end_tasks(self._draining)
         self._draining = None
         await self._in_context(self.environment.resume())
