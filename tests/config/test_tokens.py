@@ -42,6 +42,12 @@ def test_a_browser_token_without_scopes_has_those_that_are_allowed(file):
     assert read_tokens(file)[0].scopes == {"decide", "track"}
 
 
+def test_a_byte_order_mark_is_no_mistake(file):
+    """Editors on Windows write one."""
+    file.write_text(f'[[token]]\nid = "a"\nhash = "{HASH}"\n', encoding="utf-8-sig")
+    assert [row.id for row in read_tokens(file)] == ["a"]
+
+
 def test_an_empty_file_has_no_tokens(file):
     file.write_text("# none yet\n")
     assert read_tokens(file) == ()
@@ -51,6 +57,7 @@ def test_an_empty_file_has_no_tokens(file):
     ("text", "expected"),
     [
         ("[[token", "expected TOML"),
+        pytest.param("x = " + "[" * 5000, "expected TOML", id="deeply nested"),
         ('token = "x"', "[[token]] blocks only"),
         ("[tokens]", "[[token]] blocks only, got 'tokens'"),
         ('[[token]]\nid = "a b"\nhash = "' + HASH + '"', "id: expected at most 64"),

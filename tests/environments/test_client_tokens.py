@@ -12,7 +12,6 @@ from tornado_gateway.environments.client_tokens import (
     digest_of,
     hint_of,
     new_token,
-    presented_token,
 )
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.messages import Request, Response
@@ -169,5 +168,22 @@ def test_a_log_shows_the_start_of_a_token_and_nothing_of_other_secrets(caplog):
     ]
 
 
+PROXY = b"X-API-Key", b"a-key-of-the-proxy"
+
+
+def test_a_key_or_a_token_of_a_proxy_does_not_hide_the_token_of_the_client():
+    """Proxies have their own credentials in one header, so the client has to use the other one."""
+    checked = auth()
+    for _ in range(30):
+        assert status(checked, "decide", PROXY, bearer(SERVER)) == 200
+        assert status(checked, "decide", (b"X-API-Key", SERVER.encode()), bearer("a-token-of-the-proxy")) == 200
+        assert status(checked, "decide", PROXY, (b"Authorization", b"Basic abc")) in (401, 429)
+    assert status(checked, "decide", PROXY, bearer(OLD)) == 429
+
+
 def test_x_api_key_wins_over_authorization():
-    assert presented_token(request(bearer("one"), (b"X-API-Key", b"two"))) == b"two"
+    checked = auth()
+    both = request((b"X-API-Key", WEB.encode()), bearer(SERVER), (b"Origin", b"https://shop.example"))
+    checked.check(both, "decide")
+    assert both.client.id == "web"
+    assert status(checked, "sdk", (b"X-API-Key", WEB.encode()), bearer(SERVER)) == 403

@@ -244,6 +244,14 @@ def test_usage_statistics_of_the_vendors_account_are_always_accepted(make, query
         assert environments.of_usage_statistics(scope, key).access.name == name
 
 
+def test_a_key_in_a_header_is_the_key_of_events_without_one(make):
+    """CLIENT_KEY_REQUIRED accepts them, as it accepts other requests with such a header."""
+    setting = make()
+    for headers, key in (([("Authorization", BRAND)], BRAND), ([("X-API-Key", "of a proxy")], None), ([], None)):
+        scope = setting.environments.scope_of(request_of("", headers, "/events/t"))
+        assert scope.fallback_key == key
+
+
 # --- Tokens of several environments ---
 
 TOKEN = ClientToken("two", b"", environments=["staging", "production"])

@@ -75,6 +75,30 @@ async def test_stop_commits_what_is_in_memory(store):
     assert (await store.depth()).waiting == 1
 
 
+@pytest.mark.parametrize("durable", [True, False])
+async def test_a_stopped_queue_rejects_and_counts(store, durable):
+    """Requests that are in progress when an environment is removed would wait forever otherwise."""
+    queue = await started_queue(store, durable=durable)
+    await queue.stop()
+    assert queue.append_impressions(documents(1), 1) is None
+    with pytest.raises(QueueFullError, match="is closed"):
+        queue.append(documents(2), 1)
+    assert (queue.counts.rejected, queue.counts.waiting) == (2, 0)
+    assert_balanced(queue)
+
+
+async def test_events_that_arrive_during_the_last_commit_are_stored(store):
+    queue = await started_queue(store)
+    queue.append(documents(1), 1)
+    stopping = asyncio.create_task(queue.stop())
+    while queue._commits.pending.entries:
+        await asyncio.sleep(0)
+    gate = queue.append(documents(2), 1)
+    await stopping
+    assert gate.is_open
+    assert (await store.depth()).waiting == 2
+
+
 async def test_a_full_queue_refuses_and_counts(store):
     queue = await started_queue(store, limit=2)
     queue.append(documents(1, 2), 2)

@@ -64,3 +64,15 @@ async def test_changed_key_files_are_seen(tmp_path):
     key.write_text("e" * 33)
     await reload.check()
     assert serving.names == [["production", "two"]] * 2
+
+
+async def test_a_path_that_cannot_exist_is_a_mistake_and_no_error_of_the_gateway(tmp_path):
+    serving = SlowServing()
+    serving.may_end.set()
+    reload, file = reload_of(tmp_path, serving)
+    await reload.check()
+    file.write_text('[[environment]]\nname = "a"\naccount_id = 1\nsdk_key_file = "a\\u0000b"\n')
+    await reload.check()
+    assert "sdk_key_file" in reload.error
+    await reload.check()
+    assert serving.names == [["production"]]

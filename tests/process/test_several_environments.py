@@ -3,8 +3,10 @@
 import itertools
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from process import sample_document
 from redis_servers import RedisServer, needs_redis_server
 from several import (
     ACCOUNTS,
@@ -160,6 +162,29 @@ def test_an_environment_comes_back_while_its_events_wait(tmp_path, vendor):
         vendor.wait_until(lambda: vendor.users_by_key() == {("222", KEYS["other"]): everyone}, SECONDS, gateway.log)
         until_balanced(vendor, gateway, {"production": 0, "staging": 0, "other": 30})
     assert len(vendor.events) == 30
+
+
+def test_requests_in_progress_are_served_when_their_environment_is_removed(tmp_path, vendor):
+    """The decision waits for a list; its response and its event would wait for a store that is closed already."""
+    rule = {"or": [{"custom_variable": {"plan": "inlist(vip)"}}]}
+    campaigns = sample_document()["campaigns"]
+    campaigns[0]["segments"] = campaigns[0]["variations"][0]["segments"] = rule
+    vendor.environments[KEYS["staging"]] = document(111, KEYS["staging"], campaigns=campaigns)
+    vendor.lists["vip"] = {"gold"}
+    vendor.lookup_faults.append(Fault(200, delay_seconds=6))
+    body = {"featureKey": "new-checkout", "userId": "u-0", "customVariables": {"plan": "gold"}}
+    with gateway_of(tmp_path, vendor, SOCKET_TIMEOUT=20) as gateway, ThreadPoolExecutor() as pool:
+        until_all_ready(vendor, gateway)
+        target = f"/server-side/getFlag?sdkKey={KEYS['staging']}"
+        response = pool.submit(gateway.post, target, body)
+        vendor.wait_until(lambda: vendor.calls_to("/check-attribute"), SECONDS, gateway.log)
+        blocks = three()
+        write(tmp_path / "data.toml", blocks[0], blocks[2])
+        until_reloaded(vendor, gateway, "-staging", workers=1)
+        assert not response.done()
+        assert response.result(SECONDS)[0] == 200
+        expected = {("111", KEYS["staging"]): visitors(111, "u", 1)}
+        vendor.wait_until(lambda: vendor.users_by_key() == expected, SECONDS, gateway.log)
 
 
 def test_a_restart_keeps_the_events_of_a_removed_environment(tmp_path, vendor):

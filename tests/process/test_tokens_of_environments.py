@@ -1,5 +1,7 @@
 """Client tokens with several environments: a token names one of them, or restricts those that a request can name."""
 
+import http.client
+
 import pytest
 from exchanges import exchange
 from several import KEYS, KeyedVendor, gateway_of
@@ -81,3 +83,27 @@ def test_a_page_is_sent_to_the_stream_of_its_environment(gateway):
     assert "environment=staging" in target
     foreign = target.replace("environment=staging", "environment=production")
     assert exchange(gateway, "GET", foreign, None)[0] == 401
+
+
+def test_a_token_in_a_header_opens_the_stream_of_its_environment_only(gateway):
+    def opened(target, token):
+        """The status, and the version of the flags that the stream begins with."""
+        connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
+        try:
+            connection.request("GET", target, headers={"X-API-Key": token})
+            response = connection.getresponse()
+            return response.status, response.readline() + response.readline() if response.status == 200 else b""
+        finally:
+            connection.close()
+
+    assert opened("/stream?environment=production", ONE)[0] == 400
+    assert opened("/stream?environment=production", TWO)[0] == 403
+    assert opened(f"/stream?sdkKey={KEYS['production']}", TWO)[0] == 403
+    staging = opened("/stream?environment=staging", ONE)
+    assert staging[0] == 200
+    assert version_of(opened("/stream", ONE)) == version_of(staging)
+    assert version_of(opened("/stream?environment=production", ALL)) != version_of(staging)
+
+
+def version_of(opened):
+    return next(line for line in opened[1].splitlines() if line.startswith(b"id:"))

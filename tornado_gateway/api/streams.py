@@ -117,11 +117,13 @@ class StreamsApi:
         return self._by_address[address] < self._limits.connections / SHARE_OF_ADDRESS or _is_private(address)
 
     def open(self, request: Request) -> Response | EventStream:
+        if self._tickets is not None:
+            self._tickets.check_client(request)
         environment = self._environments.of(request)
         if not environment.access.decides:
             raise DisabledError
         if self._tickets is not None:
-            self._tickets.check(request, environment.access.name)
+            self._tickets.check_ticket(request, environment.access.name)
         if not self.has_room(request):
             retry = _retry(DRAIN_RETRY_MS if self._is_stopping else FULL_RETRY_MS)
             return Response(200, retry, b"text/event-stream", [(b"Cache-Control", b"no-cache")])

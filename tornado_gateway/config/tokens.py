@@ -68,10 +68,10 @@ def _blocks(path: Path) -> list[dict[str, Any]]:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             raise ConfigError([f"TOKENS_FILE ({path}): expected at most {MAX_FILE_BYTES} bytes, got more"])
-        document = tomllib.loads(content.decode())
+        document = tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError([f"TOKENS_FILE ({path}): expected a file that can be read ({error.strerror})"]) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError([f"TOKENS_FILE ({path}): expected TOML: {error}"]) from error
     blocks = document.pop("token", [])
     if document or not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):

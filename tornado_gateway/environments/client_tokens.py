@@ -94,11 +94,15 @@ class Tickets:
         key = query_text(request.query, b"sdkKey")
         return {} if key is None else {"sdkKey": key}
 
-    def check(self, request: Request, environment: str) -> None:
-        """Raise RequestError for a request without a ticket for this environment, or another credential."""
+    def check_client(self, request: Request) -> None:
+        """Raise RequestError for a request without a ticket or another credential. Note the token, as for others."""
+        if query_text(request.query, b"ticket") is None:
+            self._auth.check(request, DECIDE)
+
+    def check_ticket(self, request: Request, environment: str) -> None:
+        """Raise RequestError for a request with a ticket that is not for this environment."""
         ticket = query_text(request.query, b"ticket")
         if ticket is None:
-            self._auth.check(request, DECIDE)
             return
         name, _, given = ticket.rpartition(".")
         if not any(
@@ -144,13 +148,13 @@ class ClientAuth:
 
     def check(self, request: Request, scope: str) -> None:
         """Raise RequestError for a request without a suitable credential. Note the token of a suitable one."""
-        given = presented_token(request)
-        token = None if given is None else self._tokens.find(given)
+        given = presented_tokens(request)
+        token = next(filter(None, map(self._tokens.find, given)), None)
         if token is None:
             if self._has_sdk_key is not None and self._has_sdk_key(request):
                 return  # with all scopes
-            if given is not None:
-                self._count_failure(request, given)
+            if given:
+                self._count_failure(request, next(filter(None, map(hint_of, given)), ""))
             raise RequestError(401, "a client token is required", CHALLENGE)
         if scope not in token.scopes:
             raise RequestError(403, f"this token may not: {scope}")
@@ -161,21 +165,19 @@ class ClientAuth:
                 raise RequestError(403, f"this token may not be used {shown}")
         request.client = token
 
-    def _count_failure(self, request: Request, given: bytes) -> None:
+    def _count_failure(self, request: Request, hint: str) -> None:
         """Raise AttemptsError in a flood of failures; other clients of that address with a valid token pass."""
         address, now = self._address(request), time.monotonic()
         if wait_seconds := self._attempts.wait_seconds(address, now):
             raise AttemptsError(wait_seconds)
-        self._attempts.failed(self._row, address, now, hint_of(given))
+        self._attempts.failed(self._row, address, now, hint)
 
 
-def presented_token(request: Request) -> bytes | None:
-    """Return the value of `X-API-Key` or `Authorization: Bearer`, None if a request has neither."""
-    given = request.header(b"x-api-key")
-    if given is None:
-        scheme, _, rest = (request.header(b"authorization") or b"").partition(b" ")
-        given = rest.strip() if scheme.lower() == b"bearer" else None
-    return given[: MAX_TOKEN_BYTES + 1] or None if given else None
+def presented_tokens(request: Request) -> list[bytes]:
+    """Return the values of `X-API-Key` and `Authorization: Bearer`. One of them may be for a proxy."""
+    scheme, _, rest = (request.header(b"authorization") or b"").partition(b" ")
+    bearer = rest.strip() if scheme.lower() == b"bearer" else None
+    return [given[: MAX_TOKEN_BYTES + 1] for given in (request.header(b"x-api-key"), bearer) if given]
 
 
 def digest_of(token: bytes) -> bytes:

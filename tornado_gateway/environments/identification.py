@@ -113,6 +113,9 @@ class Identification:
         for parameter in KEY_PARAMETERS:
             if (key := query_text(request.query, parameter)) is not None:
                 return key
+        return self._key_of_headers(request)
+
+    def _key_of_headers(self, request: Request) -> str | None:
         values = [value for header in KEY_HEADERS if (value := request.header(header)) is not None]
         return next((bare(value).decode("latin-1") for value in values if bare(value) in self._by_raw_key), None)
 
@@ -306,7 +309,7 @@ class Identification:
         if claim is None and (own := self._of_account(request, _account(query))) is not None:
             claim = Claim(own, "account")
         counting = otherwise or self._environments[0] if claim is None else claim.environment
-        return Scope(counting, key, claim, otherwise, request)
+        return Scope(counting, key, claim, otherwise, request, fallback_key=self._key_of_headers(request))
 
     def of_event(self, scope: Scope, key: str | None) -> Environment | None:
         """Return the environment of an event, None if the key of the query or of the document is not served here.

@@ -141,7 +141,8 @@ class GroupCommit:
                 await self._idle
             if self.pending.entries:
                 await self._commit()
-            if self._stopping:
+            if self._stopping and not (self._durable and self.pending.entries):
+                self._budget.close()  # a request that is still in progress would wait for a commit that never comes
                 return
 
     async def _commit(self) -> None:

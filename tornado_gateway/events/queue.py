@@ -200,7 +200,7 @@ class EventQueue:
 
     def _rejection(self) -> str:
         if self._budget.is_closed:
-            return f"events cannot be stored at the moment: {self.failure}"
+            return f"events cannot be stored at the moment: {self.failure or 'the queue is closed'}"
         size = self._budget.stored + self._budget.committing + self._commits.pending.size
         waiting = f"{self.counts.waiting} events wait, {size} bytes"
         return f"the event queue is full: {waiting} (EVENT_QUEUE_LIMIT, EVENT_QUEUE_BYTES)"

@@ -103,7 +103,7 @@ def _signature(files: Sequence[Path]) -> Signature:
     for file in files:
         try:
             stat = file.stat()
-        except OSError:  # in the middle of a change, or gone; loading reports it
+        except (OSError, ValueError):  # in the middle of a change, gone, or no path; loading reports it
             continue
         seen.append((file, stat.st_mtime_ns, stat.st_size, stat.st_ino))
     return tuple(seen)

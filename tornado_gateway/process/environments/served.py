@@ -123,14 +123,20 @@ class Served:
         done.add(self)
         self._draining = asyncio.get_running_loop().create_task(self._drain(done), context=self._context)
 
+    def keep(self) -> None:
+        """Do not stop when the events are delivered, because the environment came back: `resume` or `drain` follows."""
+        if self._draining is not None:
+            self._draining.cancel()
+
     async def resume(self) -> None:
-        """Serve again, because the environment came back while its events were being delivered."""
+        """Serve again after `keep`."""
         await end_tasks(self._draining)
         self._draining = None
         await self._in_context(self.environment.resume())
 
     async def _drain(self, done: "DrainedSet") -> None:
         await self.environment.pause()
+        await asyncio.sleep(self.config.config.socket_timeout_seconds)  # for requests in progress, which may look up
         while await self._has_events():
             await asyncio.sleep(DRAINED_SECONDS)
         logger.info("all events are delivered, the environment is closed")

@@ -73,18 +73,30 @@ class Serving:
         Raise StartError, and change nothing, if a new one cannot start.
         """
         async with self._changing:
-            known = {one.identity: one for one in self.all}
-            drained = {one.identity: one for one in self._drained if one.can_resume}
-            wanted = [(config, (config.name, config.config.account_id)) for config in configs]
-            resumed = [drained[identity] for _, identity in wanted if identity not in known and identity in drained]
-            new = [self._make(config, len(configs)) for config, identity in wanted if identity not in known | drained]
-            for one in new:
-                self._connect(one)
-            await _start(new)
-            for one in resumed:
-                self._drained.discard(one)
-                await one.resume()
+            known = {one.identity for one in self.all}
+            wanted = {(config.name, config.config.account_id): config for config in configs}
+            returning = [one for one in self._drained if one.identity in wanted and one.identity not in known]
+            resumed = [one for one in returning if one.can_resume]
+            for one in resumed:  # before anything is awaited: its events may be delivered meanwhile, and it be closed
+                one.keep()
+            known |= {one.identity for one in resumed}
+            try:
+                await _all(one.stop() for one in returning if one not in resumed)  # they have the store of the new one
+                new = await self._started([config for identity, config in wanted.items() if identity not in known])
+                _raise_first(await _all(one.resume() for one in resumed))
+            except BaseException:
+                for one in resumed:
+                    one.drain(self._drained)
+                raise
+            self._drained.difference_update(resumed)
             return self._replace(configs, [*self.all, *resumed, *new])
+
+    async def _started(self, configs: Sequence[EnvironmentConfig]) -> list[Served]:
+        new = [self._make(config, len(self.all) + len(configs)) for config in configs]
+        for one in new:
+            self._connect(one)
+        await _start(new)
+        return new
 
     def _replace(self, configs: Sequence[EnvironmentConfig], candidates: Sequence[Served]) -> bool:
         by_identity = {one.identity: one for one in candidates}
