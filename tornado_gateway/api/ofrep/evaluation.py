@@ -102,17 +102,17 @@ class EvaluationApi:
 
     def _record(self, request: Request, call: Call, decision: core.Decision) -> None:
         """Append the impressions that this visitor had not a moment ago."""
+        environment = call.environment
         if decision.impressions:
-            self._recent.keep_new(decision)
+            self._recent.keep_new(environment.access.name, decision)
             if not decision.impressions:
                 return
-        environment = call.environment
         documents, count = environment.evaluator.event_documents(call.settings, call.asked.context, decision)
         if count:
             gate = environment.events.append_impressions(documents, count)
             if environment.events.durable:
                 request.gate = gate
-            self._recent.note_once_stored(gate, decision)
+            self._recent.note_once_stored(environment.access.name, gate, decision)
 
     # --- All flags ---
 

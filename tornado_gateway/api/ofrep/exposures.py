@@ -70,33 +70,34 @@ class RecentExposures:
         self._old: dict[Named, float] = {}
         self._began = time.monotonic()
 
-    def keep_new(self, decision: core.Decision) -> None:
-        """Remove the impressions from a decision that its visitor had in the last seconds."""
+    def keep_new(self, environment: str, decision: core.Decision) -> None:
+        """Remove the impressions from a decision that its visitor had in the last seconds in this environment.
+
+        Environments of one account have the same visitors, and may have the same campaigns.
+        """
         now = time.monotonic()
         if now - self._began > self._seconds or len(self._new) >= self._entries:
             self._old, self._new, self._began = self._new, {}, now
         places = [
             place
             for place, impression in enumerate(decision.impressions)
-            if now - self._last((decision.uuid, *name_of(impression))) > self._seconds
+            if now - self._last((environment, decision.uuid, *name_of(impression))) > self._seconds
         ]
         if len(places) < len(decision.impressions):
             decision.impressions = [decision.impressions[place] for place in places]
             if (ids := decision.vwo_user_ids) is not None:
                 decision.vwo_user_ids = {new: ids[old] for new, old in enumerate(places) if old in ids}
 
-    def note(self, uuid: str | None, impressions: Sequence[core.Impression]) -> None:
+    def note(self, environment: str, uuid: str | None, impressions: Sequence[core.Impression]) -> None:
         """Remember impressions, which have been stored."""
         now = time.monotonic()
         for impression in impressions:
-            self._new[uuid, *name_of(impression)] = now
+            self._new[environment, uuid, *name_of(impression)] = now
 
-    def note_once_stored(self, gate: Gate | None, decision: core.Decision) -> None:
-        """Remember the impressions of a decision when the gate of their events opens; at once without a gate."""
-        if gate is None:
-            self.note(decision.uuid, decision.impressions)
-        else:
-            gate.hold(_Stored(self, gate, decision))
+    def note_once_stored(self, environment: str, gate: Gate | None, decision: core.Decision) -> None:
+        """Remember the impressions of a decision when the gate of their events opens. None: they were rejected."""
+        if gate is not None:
+            gate.hold(_Stored(self, environment, gate, decision))
 
     def _last(self, name: Named) -> float:
         at = self._new.get(name)
@@ -106,14 +107,15 @@ class RecentExposures:
 class _Stored:
     """Waits for a gate."""
 
-    def __init__(self, recent: RecentExposures, gate: Gate, decision: core.Decision) -> None:
+    def __init__(self, recent: RecentExposures, environment: str, gate: Gate, decision: core.Decision) -> None:
         self._recent = recent
+        self._environment = environment
         self._gate = gate
         self._decision = decision
 
     def flush(self) -> None:
-        if self._gate.failure is None:
-            self._recent.note(self._decision.uuid, self._decision.impressions)
+        if not self._gate.is_lost:
+            self._recent.note(self._environment, self._decision.uuid, self._decision.impressions)
 
 
 def name_of(impression: core.Impression) -> Named:
