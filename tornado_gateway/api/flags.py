@@ -81,9 +81,14 @@ class FlagsApi:
         context: core.Context,
         is_detailed: bool,
     ) -> Response:
-        decision = await environment.evaluator.decide_with_io(settings, feature_key, context)
-        response = self._flag_response(request, environment, settings, context, decision)
-        return _detailed(settings, decision) if is_detailed else response
+        responses: list[Response] = []
+
+        def respond(decision: core.Decision) -> None:
+            response = self._flag_response(request, environment, settings, context, decision)
+            responses.append(_detailed(settings, decision) if is_detailed else response)
+
+        await environment.evaluator.decide_with_io(settings, feature_key, context, respond)
+        return responses[0]
 
     def _flag_response(
         self,

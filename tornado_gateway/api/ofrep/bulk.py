@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import orjson
@@ -61,8 +62,8 @@ class BulkApi:
             if has_impressions:
                 recorder.add(decision)
 
-        await environment.evaluator.decide_many(settings, keys, context, add, keeps=has_impressions)
-        recorder.append(request)
+        record = partial(recorder.append, request)
+        await environment.evaluator.decide_many(settings, keys, context, add, record, keeps=has_impressions)
         return await respond(request, b'{"flags":{%b}}' % b",".join(entries), validator)
 
 
