@@ -1,8 +1,12 @@
 """Which exposures count as recorded a moment ago: only those that were stored, in their own environment."""
 
+import re
+
 import pytest
-from process import sample_document
+from exchanges import exchange
+from process import Gateway, sample_document
 from several import KEYS, KeyedVendor, gateway_of
+from vendor import Fault, Vendor
 
 from tornado_gateway import core
 from tornado_gateway.api.ofrep.exposures import RecentExposures
@@ -59,3 +63,17 @@ def test_environments_of_one_account_have_their_own_exposures(tmp_path):
 def shown(vendor):
     events = [event["d"]["event"] for event in vendor.events]
     return {event["props"]["vwo_envKey"] for event in events if event["name"] == "vwo_variationShown"}
+
+
+def test_exposures_that_a_full_queue_rejects_are_not_reported_as_tracked(tmp_path):
+    """They are all that the request is for, so it gets a 503 like trackEvent; it was a 200 that said `tracked`."""
+    options = {"EVENT_QUEUE_LIMIT": 10, "EVENTS_PER_REQUEST": 10}
+    with Vendor(sample_document()) as vendor, Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
+        vendor.event_faults.append(Fault(status=503, times=10**9))
+        asked = {"userId": "u", "exposures": ["[[101,1],[102,1]]"]}
+        statuses = [gateway.post("/server-side/trackExposure", asked)[0] for _ in range(20)]
+        assert (statuses[0], statuses[-1]) == (200, 503)
+        recorded = re.search(
+            rb'fme_exposures_total\{result="recorded"\} (\d+)', exchange(gateway, "GET", "/metrics")[2]
+        )
+        assert int(recorded[1]) == 2 * statuses.count(200)

@@ -187,31 +187,31 @@ class ExposuresApi:
         context = with_address(core.context_from_json(fields, user_id(fields)))
         if (problem := core.context_problem(settings, context)) is not None:
             raise RequestError(400, problem)
-        self._on_exposures("unknown", exposed.unknown)
-        self._on_exposures("recorded", len(exposed.impressions))
-        track = partial(_track, request, environment, settings, context, exposed)
+        track = partial(self._track, request, environment, settings, context, exposed)
         if environment.evaluator.resolves_aliases:
             return _after_alias(environment, context, track)
         return track()
+
+    def _track(
+        self,
+        request: Request,
+        environment: Environment,
+        settings: core.Settings,
+        context: core.Context,
+        exposed: Exposed,
+    ) -> Response:
+        documents, count = environment.evaluator.exposure_documents(
+            settings, context, exposed.impressions, needs_device=exposed.needs_device
+        )
+        if count:
+            gate = environment.events.append(documents, count)  # the request is for nothing else, so it may get a 503
+            if environment.events.durable:
+                request.gate = gate
+        self._on_exposures("unknown", exposed.unknown)
+        self._on_exposures("recorded", count)
+        return Response(200, b'{"tracked":%d}' % count)
 
 
 async def _after_alias(environment: Environment, context: core.Context, respond: Callable[[], Response]) -> Response:
     await environment.evaluator.resolve_alias(context)
     return respond()
-
-
-def _track(
-    request: Request,
-    environment: Environment,
-    settings: core.Settings,
-    context: core.Context,
-    exposed: Exposed,
-) -> Response:
-    documents, count = environment.evaluator.exposure_documents(
-        settings, context, exposed.impressions, needs_device=exposed.needs_device
-    )
-    if count:
-        gate = environment.events.append_impressions(documents, count)
-        if environment.events.durable:
-            request.gate = gate
-    return Response(200, b'{"tracked":%d}' % count)
