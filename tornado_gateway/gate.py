@@ -16,13 +16,14 @@ class Holder(Protocol):
 class Gate:
     """Holds back the responses of many requests, on many connections, until one event.
 
-    `failure` is set before the gate opens if the event failed.
+    `failure` is set before the gate opens if the event failed and the responses depend on it; `is_lost` if it failed.
     """
 
-    __slots__ = ("_holders", "failure", "is_open")
+    __slots__ = ("_holders", "failure", "is_lost", "is_open")
 
     def __init__(self) -> None:
         self.is_open = False
+        self.is_lost = False
         self.failure: Exception | None = None
         self._holders: list[Holder] = []
 

@@ -12,6 +12,7 @@ from sdk.wire import ask
 from vendor import Vendor
 
 from tornado_gateway import core
+from tornado_gateway.api.ofrep.context import read as read_context
 
 SAMPLE = sample_document()
 FEATURES = [feature["key"] for feature in SAMPLE["features"]]
@@ -216,3 +217,20 @@ def test_a_large_response_is_compressed_if_the_client_accepts_it(gateway):
     assert answer.headers["content-encoding"] == "gzip"
     assert gzip.decompress(answer.body) == plain.body
     assert len(answer.body) < len(plain.body)
+
+
+def test_a_rejected_get_flag_records_nothing(gateway, vendor):
+    """The impression was appended before `details` was read, so a 400 counted as an exposure."""
+    asked = {"userId": "rejected", "featureKey": "new-checkout"}
+    assert exchange(gateway, "POST", "/server-side/getFlag", asked | {"details": "yes"})[0] == 400
+    gateway.post("/server-side/getFlag", asked | {"userId": "after-rejected"})
+    vendor.wait_until(lambda: impressions(vendor, "after-rejected"), 60, gateway.log)
+    assert impressions(vendor, "rejected") == []
+
+
+@pytest.mark.parametrize("given", [None, ""])
+def test_a_browser_that_sends_no_value_gets_the_values_of_its_connection(given):
+    """A page that names its unknown address as null or "" had none: location and device rules did not work."""
+    body = orjson.dumps({"context": {"targetingKey": "u", "ipAddress": given, "userAgent": given}})
+    asked = read_context(body, "192.0.2.1", "Mozilla/5.0")
+    assert (asked.context.ip_address, asked.context.user_agent) == ("192.0.2.1", "Mozilla/5.0")

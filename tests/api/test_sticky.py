@@ -5,7 +5,7 @@ import itertools
 import orjson
 import pytest
 from process import Gateway
-from vendor import Vendor
+from vendor import Fault, Vendor
 
 from tornado_gateway import core
 
@@ -69,3 +69,26 @@ def test_a_remembered_decision_survives_a_restart_and_sends_no_second_impression
         assert title(gateway, "visitor") == shown
         assert gateway.terminate() == 0
         assert impressions_of("visitor", vendor) == 2
+
+
+REQUESTS = {
+    "getFlag": ("/server-side/getFlag", {"featureKey": "f"}),
+    "getFlags": ("/server-side/getFlags", {"impressions": True}),
+    "OFREP": ("/ofrep/v1/evaluate/flags/f", {"context": {}}),
+    "OFREP, all flags": ("/ofrep/v1/evaluate/flags", {"context": {"fme": {"impressions": True}}}),
+}
+
+
+def test_a_decision_whose_impressions_were_rejected_is_not_remembered(tmp_path):
+    """A remembered decision sends no impression, so the repetition of a request with a 503 lost the exposure."""
+    options = {"ACCOUNT_ID": 5, "SDK_KEY": "k", "STICKY_DECISIONS": True, "EVENT_QUEUE_FULL": "refuse"}
+    options |= {"EVENT_QUEUE_LIMIT": 10, "EVENTS_PER_REQUEST": 10}
+    with Vendor(account([50, 50])) as vendor, Gateway.of_vendor(tmp_path / "d", vendor, **options) as gateway:
+        vendor.event_faults.append(Fault(status=503, times=10**9))
+        statuses = [gateway.post("/server-side/getFlag", {"featureKey": "f", "userId": f"u-{n}"})[0] for n in range(20)]
+        assert statuses[-1] == 503
+        for user, (path, body) in REQUESTS.items():
+            named = {"context": {**body["context"], "targetingKey": user}} if "context" in body else {"userId": user}
+            assert gateway.post(path, body | named)[0] == 503, user
+            _, flags = gateway.post("/server-side/getFlags", {"userId": user, "details": True})
+            assert "exposure" in flags["flags"]["f"]["details"], user

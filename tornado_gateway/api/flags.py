@@ -37,12 +37,13 @@ class FlagsApi:
         settings = environment.decision_settings()
         fields = json_object(request.body)
         feature_key = required_text(fields, "featureKey")
+        is_detailed = "details" in fields and has_details(fields)
         context = with_address(core.context_from_json(fields, user_id(fields)))
         decision = environment.evaluator.decide(settings, feature_key, context)
         if decision is None:
-            return self._get_flag_with_io(request, environment, settings, feature_key, context, has_details(fields))
+            return self._get_flag_with_io(request, environment, settings, feature_key, context, is_detailed)
         response = self._flag_response(request, environment, settings, context, decision)
-        return _detailed(settings, decision) if "details" in fields and has_details(fields) else response
+        return _detailed(settings, decision) if is_detailed else response
 
     def track_event(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
@@ -78,11 +79,16 @@ class FlagsApi:
         settings: core.Settings,
         feature_key: str,
         context: core.Context,
-        has_details: bool,
+        is_detailed: bool,
     ) -> Response:
-        decision = await environment.evaluator.decide_with_io(settings, feature_key, context)
-        response = self._flag_response(request, environment, settings, context, decision)
-        return _detailed(settings, decision) if has_details else response
+        responses: list[Response] = []
+
+        def respond(decision: core.Decision) -> None:
+            response = self._flag_response(request, environment, settings, context, decision)
+            responses.append(_detailed(settings, decision) if is_detailed else response)
+
+        await environment.evaluator.decide_with_io(settings, feature_key, context, respond)
+        return responses[0]
 
     def _flag_response(
         self,

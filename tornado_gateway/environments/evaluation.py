@@ -113,11 +113,21 @@ class Evaluator:
         return self._noted(decision) if decision.slow_patterns else decision
 
     async def decide_with_io(
-        self, settings: core.Settings, feature_key: str, context: core.Context, *, keeps: bool = True
+        self,
+        settings: core.Settings,
+        feature_key: str,
+        context: core.Context,
+        record: Callable[[core.Decision], object] = lambda decision: None,
+        *,
+        keeps: bool = True,
     ) -> core.Decision:
-        """Decide from all inputs, and keep the decision if decisions are sticky: see `decide_many`."""
+        """Decide from all inputs, and keep the decision if decisions are sticky: see `decide_many`.
+
+        `record` is called before that. If it raises, the decision is not kept.
+        """
         inputs = await self.gather(settings, [feature_key], context)
         decision = self.decide_from(settings, feature_key, inputs)
+        record(decision)
         if keeps:
             await self.keep(inputs, [decision])
         return decision
@@ -191,11 +201,13 @@ class Evaluator:
         feature_keys: Sequence[str],
         context: core.Context,
         each: Callable[[core.Decision], None],
+        record: Callable[[], None],
         *,
         keeps: bool,
     ) -> None:
         """Decide about each feature, and call `each` at once, because the context has the facts for one feature only.
 
+        `record` is called when all are decided. If it raises, no decision is kept.
         `keeps`: the decisions are exposures, so they are kept if decisions are sticky. A kept decision has no exposure
         any more, so a decision that was not recorded must not be kept. Other requests get their turn after every
         SLICE_FEATURES decisions.
@@ -208,6 +220,7 @@ class Evaluator:
             decisions.append(decision)
             if number % SLICE_FEATURES == 0:
                 await asyncio.sleep(0)
+        record()
         if keeps:
             await self.keep(inputs, decisions)
 

@@ -65,6 +65,7 @@ class Group:
 
     def release(self, failure: str) -> None:
         """Release the responses although the events are not stored."""
+        self.decisions.is_lost = True
         if self._gate is not None:
             self._gate.fail(StoreError(failure))
         self.decisions.open()

@@ -163,7 +163,7 @@ class Connection(asyncio.Protocol):
         self._end_turn()
 
     def _take_turn(self) -> bool:
-        """Start waiting requests and read held slices, for as long as there is room, but not for long."""
+        """Start waiting requests and read held slices, while there is room, but not for long."""
         end = monotonic() + SHARE_SECONDS
         self.is_queued, self.corked = False, True
         while self._can_advance():
@@ -176,12 +176,24 @@ class Connection(asyncio.Protocol):
         return False
 
     def _advance(self) -> None:
-        if self.waiting:
+        if self._is_ending():
+            self._drop_input()
+        elif self.waiting:
             self._serve(self.waiting.popleft())
-            return
-        self.reader.read(self.held.popleft())
-        if self.reader.phase >= ENDED:
-            self.held.clear()
+        else:
+            self.reader.read(self.held.popleft())
+            if self.reader.phase >= ENDED:
+                self.held.clear()
+
+    def _is_ending(self) -> bool:
+        """Whether a started response is the last one: an open stream, or a page that closes the connection."""
+        return bool(self.queue) and not self.queue[-1].keep_alive
+
+    def _drop_input(self) -> None:
+        """Read nothing more, and drop the requests that can get no response any more."""
+        self.reader.end()
+        self.held.clear()
+        self.waiting.clear()
 
     def reject(self, response: Response) -> None:
         """Read nothing more; `response` is the last one, after those of earlier requests."""
@@ -226,7 +238,7 @@ class Connection(asyncio.Protocol):
     # --- Serving ---
 
     def _deliver(self, request: Request) -> None:
-        if self.has_served:
+        if self.has_served or self._is_ending():
             self._block()
             self.waiting.append(request)
         else:
@@ -394,16 +406,12 @@ class Connection(asyncio.Protocol):
 
     def page_finished(self, request: Request) -> None:
         """Continue after the page at the head of the queue has been written completely."""
-        if not (self.queue and self.queue[0] is request):
-            return  # the client has gone
-        self.queue.popleft().charge = None
-        if not request.keep_alive:
-            # The handler may have decided so: requests pipelined behind it can get no response any more.
-            self.reader.end()
-            self.held.clear()
-            self.waiting.clear()
-            self.queue.clear()
-        self.flush()
+        if self.queue and self.queue[0] is request:  # else the client has gone
+            self.queue.popleft().charge = None
+            if not request.keep_alive:
+                self._drop_input()  # the handler may have decided so
+                self.queue.clear()
+            self.flush()
 
     # --- The end ---
 

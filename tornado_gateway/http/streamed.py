@@ -44,19 +44,20 @@ class PageConnection(Protocol):
 
 
 class EventStream(Streamed):
-    """A response that stays open for server-sent events. Its connection ends with it.
+    """A response that stays open for server-sent events. Its connection ends with it; one to HEAD ends at once.
 
     `first` is called once, when the turn of the request has come, and returns the first events; `closed` once, when the
     client has gone. A handler returns an object of this class.
     """
 
-    __slots__ = ("_closed", "_connection", "_first", "_request", "is_open")
+    __slots__ = ("_closed", "_connection", "_first", "_has_left", "_request", "is_open")
 
     def __init__(self, first: Callable[["EventStream"], bytes], closed: Callable[["EventStream"], None]) -> None:
         self._first = first
         self._closed = closed
         self._connection: PageConnection | None = None
         self._request: Request | None = None
+        self._has_left = False  # the client, before the turn of the request
         self.is_open = False
 
     def attach(self, connection: PageConnection, request: Request) -> None:
@@ -70,13 +71,17 @@ class EventStream(Streamed):
         connection, request = self._connection, self._request
         if self.is_open or connection is None or request is None:
             return
-        if connection.output.open_transport() is None:
+        if connection.output.open_transport() is None or self._has_left:
             self._connection = None
+            connection.page_finished(request)
             return
         self.is_open = True
         lines = connection.options.extra_header_lines(request) if request.wants_echo else b""
         connection.count(request, 200)  # now, because it may stay open for hours
-        connection.output.push(b"%b%b\r\n%b" % (EVENT_STREAM_HEAD, lines, self._first(self)))
+        is_head = request.method == b"HEAD"
+        connection.output.push(b"%b%b\r\n%b" % (EVENT_STREAM_HEAD, lines, b"" if is_head else self._first(self)))
+        if is_head:
+            self.end()
 
     def send(self, data: bytes) -> None:
         if self.is_open and self._connection is not None:
@@ -100,10 +105,10 @@ class EventStream(Streamed):
             self._connection.output.abort()
 
     def client_closed(self) -> None:
+        self._has_left = True
         if self.is_open:
             self._closed(self)
             self.end()
-        self._connection = None
 
 
 class PageContext(NamedTuple):

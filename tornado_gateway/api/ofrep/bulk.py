@@ -9,12 +9,13 @@ import asyncio
 import hashlib
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import orjson
 
 from tornado_gateway import core
-from tornado_gateway.api.ofrep.outcomes import with_details
+from tornado_gateway.api.ofrep.outcomes import encoded, with_details
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import with_address
 from tornado_gateway.environments.registry import Environments
@@ -57,12 +58,12 @@ class BulkApi:
         def add(decision: core.Decision) -> None:
             environment.counts.decided(decision)
             body = with_details(settings, decision) if has_details else decision.body
-            entries.append(b"%b:%b" % (orjson.dumps(decision.feature_key), body))
+            entries.append(b"%b:%b" % (encoded(decision.feature_key), body))
             if has_impressions:
                 recorder.add(decision)
 
-        await environment.evaluator.decide_many(settings, keys, context, add, keeps=has_impressions)
-        recorder.append(request)
+        record = partial(recorder.append, request)
+        await environment.evaluator.decide_many(settings, keys, context, add, record, keeps=has_impressions)
         return await respond(request, b'{"flags":{%b}}' % b",".join(entries), validator)
 
 

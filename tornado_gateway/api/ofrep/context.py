@@ -80,8 +80,8 @@ def read(body: bytes, address: str | None, user_agent: str | None) -> Evaluation
             custom[name] = value
     variables = described.get("customVariables")
     described["customVariables"] = {**custom, **variables} if isinstance(variables, dict) else custom
-    described.setdefault("ipAddress", address)
-    described.setdefault("userAgent", user_agent)
+    described["ipAddress"] = described.get("ipAddress") or address  # a page may name the unknown as null or ""
+    described["userAgent"] = described.get("userAgent") or user_agent
     return EvaluationRequest(
         with_address(core.context_from_json(described, user_id)),
         attributes.get("key"),

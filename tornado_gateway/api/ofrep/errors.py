@@ -3,8 +3,7 @@
 import re
 from urllib.parse import unquote_to_bytes
 
-import orjson
-
+from tornado_gateway.api.ofrep.outcomes import encoded
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.messages import Response
 
@@ -28,7 +27,7 @@ def ofrep_error(path: bytes, error: RequestError) -> Response:
     key = flag_key(path)
     body = {"errorCode": code, "errorDetails": str(error)}
     headers = [*error.headers, *([(b"Retry-After", RETRY_SECONDS)] if error.status == 503 else [])]
-    return Response(error.status, orjson.dumps({"key": key, **body} if key else body), headers=headers)
+    return Response(error.status, encoded({"key": key, **body} if key else body), headers=headers)
 
 
 def flag_key(path: bytes) -> str:

@@ -1,6 +1,7 @@
 """The endpoints of OFREP: one flag, and all flags of a context (docs/openfeature.md)."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import NamedTuple
 
 from tornado_gateway import core
@@ -82,8 +83,13 @@ class EvaluationApi:
     async def _evaluate_with_io(self, request: Request, call: Call) -> Response:
         evaluator, asked = call.environment.evaluator, call.asked
         keeps = asked.impressions is not False
-        decision = await evaluator.decide_with_io(call.settings, call.flag.feature, asked.context, keeps=keeps)
-        return self._response(request, call, decision)
+        responses: list[Response] = []
+
+        def respond(decision: core.Decision) -> None:
+            responses.append(self._response(request, call, decision))
+
+        await evaluator.decide_with_io(call.settings, call.flag.feature, asked.context, respond, keeps=keeps)
+        return responses[0]
 
     def _response(self, request: Request, call: Call, decision: core.Decision) -> Response:
         call.environment.counts.decided(decision)
@@ -102,17 +108,17 @@ class EvaluationApi:
 
     def _record(self, request: Request, call: Call, decision: core.Decision) -> None:
         """Append the impressions that this visitor had not a moment ago."""
+        environment = call.environment
         if decision.impressions:
-            self._recent.keep_new(decision)
+            self._recent.keep_new(environment.access.name, decision)
             if not decision.impressions:
                 return
-        environment = call.environment
         documents, count = environment.evaluator.event_documents(call.settings, call.asked.context, decision)
         if count:
             gate = environment.events.append_impressions(documents, count)
             if environment.events.durable:
                 request.gate = gate
-            self._recent.note_once_stored(gate, decision)
+            self._recent.note_once_stored(environment.access.name, gate, decision)
 
     # --- All flags ---
 
@@ -147,8 +153,8 @@ class EvaluationApi:
                 recorder.add(decision)
 
         known = [name for name in names if name in settings.features]
-        await environment.evaluator.decide_many(settings, known, asked.context, add, keeps=bool(asked.impressions))
-        recorder.append(request)
+        record, keeps = partial(recorder.append, request), bool(asked.impressions)
+        await environment.evaluator.decide_many(settings, known, asked.context, add, record, keeps=keeps)
         return entries
 
     async def _settings_for(self, request: Request, environment: Environment) -> core.Settings:

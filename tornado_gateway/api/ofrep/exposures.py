@@ -70,33 +70,34 @@ class RecentExposures:
         self._old: dict[Named, float] = {}
         self._began = time.monotonic()
 
-    def keep_new(self, decision: core.Decision) -> None:
-        """Remove the impressions from a decision that its visitor had in the last seconds."""
+    def keep_new(self, environment: str, decision: core.Decision) -> None:
+        """Remove the impressions from a decision that its visitor had in the last seconds in this environment.
+
+        Environments of one account have the same visitors, and may have the same campaigns.
+        """
         now = time.monotonic()
         if now - self._began > self._seconds or len(self._new) >= self._entries:
             self._old, self._new, self._began = self._new, {}, now
         places = [
             place
             for place, impression in enumerate(decision.impressions)
-            if now - self._last((decision.uuid, *name_of(impression))) > self._seconds
+            if now - self._last((environment, decision.uuid, *name_of(impression))) > self._seconds
         ]
         if len(places) < len(decision.impressions):
             decision.impressions = [decision.impressions[place] for place in places]
             if (ids := decision.vwo_user_ids) is not None:
                 decision.vwo_user_ids = {new: ids[old] for new, old in enumerate(places) if old in ids}
 
-    def note(self, uuid: str | None, impressions: Sequence[core.Impression]) -> None:
+    def note(self, environment: str, uuid: str | None, impressions: Sequence[core.Impression]) -> None:
         """Remember impressions, which have been stored."""
         now = time.monotonic()
         for impression in impressions:
-            self._new[uuid, *name_of(impression)] = now
+            self._new[environment, uuid, *name_of(impression)] = now
 
-    def note_once_stored(self, gate: Gate | None, decision: core.Decision) -> None:
-        """Remember the impressions of a decision when the gate of their events opens; at once without a gate."""
-        if gate is None:
-            self.note(decision.uuid, decision.impressions)
-        else:
-            gate.hold(_Stored(self, gate, decision))
+    def note_once_stored(self, environment: str, gate: Gate | None, decision: core.Decision) -> None:
+        """Remember the impressions of a decision when the gate of their events opens. None: they were rejected."""
+        if gate is not None:
+            gate.hold(_Stored(self, environment, gate, decision))
 
     def _last(self, name: Named) -> float:
         at = self._new.get(name)
@@ -106,14 +107,15 @@ class RecentExposures:
 class _Stored:
     """Waits for a gate."""
 
-    def __init__(self, recent: RecentExposures, gate: Gate, decision: core.Decision) -> None:
+    def __init__(self, recent: RecentExposures, environment: str, gate: Gate, decision: core.Decision) -> None:
         self._recent = recent
+        self._environment = environment
         self._gate = gate
         self._decision = decision
 
     def flush(self) -> None:
-        if self._gate.failure is None:
-            self._recent.note(self._decision.uuid, self._decision.impressions)
+        if not self._gate.is_lost:
+            self._recent.note(self._environment, self._decision.uuid, self._decision.impressions)
 
 
 def name_of(impression: core.Impression) -> Named:
@@ -185,31 +187,31 @@ class ExposuresApi:
         context = with_address(core.context_from_json(fields, user_id(fields)))
         if (problem := core.context_problem(settings, context)) is not None:
             raise RequestError(400, problem)
-        self._on_exposures("unknown", exposed.unknown)
-        self._on_exposures("recorded", len(exposed.impressions))
-        track = partial(_track, request, environment, settings, context, exposed)
+        track = partial(self._track, request, environment, settings, context, exposed)
         if environment.evaluator.resolves_aliases:
             return _after_alias(environment, context, track)
         return track()
+
+    def _track(
+        self,
+        request: Request,
+        environment: Environment,
+        settings: core.Settings,
+        context: core.Context,
+        exposed: Exposed,
+    ) -> Response:
+        documents, count = environment.evaluator.exposure_documents(
+            settings, context, exposed.impressions, needs_device=exposed.needs_device
+        )
+        if count:
+            gate = environment.events.append(documents, count)  # the request is for nothing else, so it may get a 503
+            if environment.events.durable:
+                request.gate = gate
+        self._on_exposures("unknown", exposed.unknown)
+        self._on_exposures("recorded", count)
+        return Response(200, b'{"tracked":%d}' % count)
 
 
 async def _after_alias(environment: Environment, context: core.Context, respond: Callable[[], Response]) -> Response:
     await environment.evaluator.resolve_alias(context)
     return respond()
-
-
-def _track(
-    request: Request,
-    environment: Environment,
-    settings: core.Settings,
-    context: core.Context,
-    exposed: Exposed,
-) -> Response:
-    documents, count = environment.evaluator.exposure_documents(
-        settings, context, exposed.impressions, needs_device=exposed.needs_device
-    )
-    if count:
-        gate = environment.events.append_impressions(documents, count)
-        if environment.events.durable:
-            request.gate = gate
-    return Response(200, b'{"tracked":%d}' % count)

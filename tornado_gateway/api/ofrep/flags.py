@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import orjson
 
 from tornado_gateway import core
-from tornado_gateway.api.ofrep.outcomes import Outcome, outcome_of
+from tornado_gateway.api.ofrep.outcomes import Outcome, encoded, outcome_of
 from tornado_gateway.core.types import Feature
 
 SEPARATOR = "."
 ALL = "*"
 MAX_READY = 20_000  # outcomes whose responses are remembered, some KB each
-LARGEST_INTEGER = 2.0**63
+LARGEST_FLOAT, LARGEST_INTEGER = 2**1023, 2**63  # larger values stay as they are
 MAX_SPLITS = 64  # dots of a flag key that are tried
 
 Key = tuple[object, ...]
@@ -87,7 +87,7 @@ class Flags:
         outcome = outcome_of(self.settings, decision)
         if decision.error is not None:
             entries: dict[str | None, bytes] = {
-                None: b'"errorCode":"GENERAL","errorDetails":%b' % orjson.dumps(decision.error)
+                None: b'"errorCode":"GENERAL","errorDetails":%b' % encoded(decision.error)
             }
             return Ready(outcome, entries, entry(feature.key, entries[None]))
         values = {variable["key"]: core.to_json(value_of(variable)).encode() for variable in decision.variables}
@@ -120,7 +120,7 @@ class Flags:
 
 def entry(key: str, content: bytes) -> bytes:
     """Return a flag's entry as a JSON object."""
-    return b'{"key":%b,%b}' % (orjson.dumps(key), content)
+    return b'{"key":%b,%b}' % (encoded(key), content)
 
 
 def value_of(variable: Mapping[str, Any]) -> Any:
@@ -131,7 +131,7 @@ def value_of(variable: Mapping[str, Any]) -> Any:
     value, kind = variable.get("value"), variable.get("type")
     if isinstance(value, bool):
         return value
-    if kind == "double" and isinstance(value, int):
+    if kind == "double" and isinstance(value, int) and abs(value) < LARGEST_FLOAT:
         return float(value)
     if kind == "integer" and isinstance(value, float) and value.is_integer() and abs(value) < LARGEST_INTEGER:
         return int(value)
@@ -155,7 +155,7 @@ def _suffix(outcome: Outcome) -> bytes:
     shown: dict[str, Any] = {"reason": outcome.reason, "variant": outcome.variant}
     if metadata:
         shown["metadata"] = metadata
-    return orjson.dumps(shown)[1:-1]
+    return encoded(shown)[1:-1]
 
 
 def _separators(key: str) -> list[int]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from tornado_gateway import core
+from tornado_gateway.core.event_templates import to_json
 from tornado_gateway.core.types import AB, Feature, Rule, RuleMatch
 
 STATIC, TARGETING_MATCH, SPLIT, DEFAULT = "STATIC", "TARGETING_MATCH", "SPLIT", "DEFAULT"
@@ -73,7 +74,15 @@ def outcome_of(settings: core.Settings, decision: core.Decision) -> Outcome:
 def with_details(settings: core.Settings, decision: core.Decision) -> bytes:
     """Return the body of getFlag, with `details`."""
     details = outcome_of(settings, decision).details(decision)
-    return b'%b,"details":%b}' % (decision.body[:-1], orjson.dumps(details))
+    return b'%b,"details":%b}' % (decision.body[:-1], encoded(details))
+
+
+def encoded(value: object) -> bytes:
+    """Return JSON; also for values of settings that orjson rejects: huge integers, lone surrogates."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return to_json(value).encode()
 
 
 def _reason_when_on(feature: Feature, decision: core.Decision) -> str:
@@ -112,7 +121,7 @@ def _rule_of(feature: Feature, passed: RuleMatch) -> Rule | None:
 def _exposure(decision: core.Decision) -> str | None:
     if not decision.impressions:
         return None
-    return orjson.dumps([exposure_of(impression) for impression in decision.impressions]).decode()
+    return encoded([exposure_of(impression) for impression in decision.impressions]).decode()
 
 
 def exposure_of(impression: core.Impression) -> list[Any]:

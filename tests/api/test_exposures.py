@@ -1,0 +1,79 @@
+"""Which exposures count as recorded a moment ago: only those that were stored, in their own environment."""
+
+import re
+
+import pytest
+from exchanges import exchange
+from process import Gateway, sample_document
+from several import KEYS, KeyedVendor, gateway_of
+from vendor import Fault, Vendor
+
+from tornado_gateway import core
+from tornado_gateway.api.ofrep.exposures import RecentExposures
+from tornado_gateway.events.group_commit import Group
+
+SETTINGS = core.compile_settings(sample_document())
+
+
+def decision():
+    return core.decide(SETTINGS, "new-checkout", core.context_from_json({}, "user-1"))
+
+
+def is_repeat(recent):
+    again = decision()
+    recent.keep_new("production", again)
+    return not again.impressions
+
+
+def test_stored_exposure_is_not_repeated():
+    recent, group = RecentExposures(), Group(one_gate=False)
+    recent.note_once_stored("production", group.decisions, decision())
+    assert not is_repeat(recent)
+    group.open()
+    assert is_repeat(recent)
+
+
+@pytest.mark.parametrize("one_gate", [False, True])
+def test_exposure_that_could_not_be_stored_is_recorded_again(one_gate):
+    """Decisions are released without a failure if their impressions are lost, so a lost one counted as recorded."""
+    recent, group = RecentExposures(), Group(one_gate=one_gate)
+    recent.note_once_stored("production", group.decisions, decision())
+    group.release("the disk is full")
+    assert not is_repeat(recent)
+
+
+def test_exposure_that_a_full_queue_rejected_is_recorded_again():
+    recent = RecentExposures()
+    recent.note_once_stored("production", None, decision())
+    assert not is_repeat(recent)
+
+
+def test_environments_of_one_account_have_their_own_exposures(tmp_path):
+    """Their visitors have the same uuids and their campaigns may have the same ids: staging swallowed production's."""
+    with KeyedVendor() as vendor, gateway_of(tmp_path, vendor) as gateway:
+        names = ("staging", "production")
+        vendor.wait_until(lambda: all(gateway.get(f"/ready?environment={name}")[0] == 200 for name in names), 60)
+        for name in names:
+            body = {"context": {"targetingKey": "user-1"}}
+            code, flag = gateway.post(f"/ofrep/v1/evaluate/flags/new-checkout?sdkKey={KEYS[name]}", body)
+            assert (code, "exposure" in flag["metadata"]) == (200, True)
+        vendor.wait_until(lambda: {KEYS[name] for name in names} <= shown(vendor), 60, gateway.log)
+
+
+def shown(vendor):
+    events = [event["d"]["event"] for event in vendor.events]
+    return {event["props"]["vwo_envKey"] for event in events if event["name"] == "vwo_variationShown"}
+
+
+def test_exposures_that_a_full_queue_rejects_are_not_reported_as_tracked(tmp_path):
+    """They are all that the request is for, so it gets a 503 like trackEvent; it was a 200 that said `tracked`."""
+    options = {"EVENT_QUEUE_LIMIT": 10, "EVENTS_PER_REQUEST": 10}
+    with Vendor(sample_document()) as vendor, Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
+        vendor.event_faults.append(Fault(status=503, times=10**9))
+        asked = {"userId": "u", "exposures": ["[[101,1],[102,1]]"]}
+        statuses = [gateway.post("/server-side/trackExposure", asked)[0] for _ in range(20)]
+        assert (statuses[0], statuses[-1]) == (200, 503)
+        recorded = re.search(
+            rb'fme_exposures_total\{result="recorded"\} (\d+)', exchange(gateway, "GET", "/metrics")[2]
+        )
+        assert int(recorded[1]) == 2 * statuses.count(200)
