@@ -10,6 +10,7 @@ from process import sample_document
 from tornado_gateway.api.cors import EnvironmentsCors
 from tornado_gateway.core import compile_settings
 from tornado_gateway.environments.access import Access
+from tornado_gateway.environments.client_tokens import ClientToken
 from tornado_gateway.environments.identification import KNOWN_REQUESTS, LONGEST_KNOWN
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError
@@ -51,14 +52,14 @@ class Setting:
             environments.append(environment_of(mirror, queue, store, access=access))
         self.environments = Environments(environments, is_from_file=True, on_unidentified=self.unidentified.append)
 
-    def of(self, query="", headers=(), path="/server-side/getFlag"):
-        return self.result(self.environments.of, request_of(query, headers, path))
+    def of(self, query="", headers=(), path="/server-side/getFlag", token=None):
+        return self.result(self.environments.of, request_of(query, headers, path, token))
 
-    def of_lookup(self, query="", headers=(), list_id=None):
-        return self.result(self.environments.of_lookup, request_of(query, headers), list_id)
+    def of_lookup(self, query="", headers=(), list_id=None, token=None):
+        return self.result(self.environments.of_lookup, request_of(query, headers, token=token), list_id)
 
-    def of_event(self, query="", headers=(), key=None):
-        request = request_of(query, headers, "/events/t")
+    def of_event(self, query="", headers=(), key=None, token=None):
+        request = request_of(query, headers, "/events/t", token)
         return self.result(lambda: self.environments.of_event(self.environments.scope_of(request), key))
 
     @staticmethod
@@ -73,8 +74,10 @@ class Setting:
         return None if environment is None else environment.access.name
 
 
-def request_of(query="", headers=(), path="/"):
-    return Request(b"POST", path.encode(), query.encode(), [(n.encode(), v.encode()) for n, v in headers])
+def request_of(query="", headers=(), path="/", token=None):
+    request = Request(b"POST", path.encode(), query.encode(), [(n.encode(), v.encode()) for n, v in headers])
+    request.client = token
+    return request
 
 
 async def made(directory, accesses, lists):
@@ -204,6 +207,9 @@ EVENTS = {
     "a document has precedence over the host": ("", [("Host", "staging.example")], BRAND, "brand", "brand"),
     "an unknown key in the query": ("a=1&env=unknown", [], STAGING, None, None),
     "an unknown key in the document": ("a=1", [], "unknown", None, None),
+    "an account of one and an unknown key in the document": ("a=2", [], "unknown", None, None),
+    "a name and an unknown key in the document": ("environment=staging", [], "unknown", None, None),
+    "a key in a header and an unknown key in the document": ("", [("Authorization", BRAND)], "unknown", None, None),
     "a known key in the query": (f"env={BRAND}", [], "unknown", "brand", "brand"),
     "query and document differ": (f"env={BRAND}", [], STAGING, *[two("brand", "env", "staging", "the event")] * 2),
     "account and document differ": ("a=2", [], STAGING, *[two("brand", "account", "staging", "the event")] * 2),
@@ -236,6 +242,42 @@ def test_usage_statistics_of_the_vendors_account_are_always_accepted(make, query
         environments = make(accesses).environments
         scope = environments.scope_of(request_of(query, path="/events/t"))
         assert environments.of_usage_statistics(scope, key).access.name == name
+
+
+# --- Tokens of several environments ---
+
+TOKEN = ClientToken("two", b"", environments=["staging", "production"])
+OTHERS = ClientToken("others", b"", environments=["brand", "staging"])
+NOT_ALLOWED = 403, "this token may not be used in environment brand"
+
+
+@pytest.mark.parametrize(
+    ("query", "token", "expected"),
+    [
+        ("a=2", TOKEN, NOT_ALLOWED),
+        (f"i={BRAND}", TOKEN, NOT_ALLOWED),
+        ("a=1", TOKEN, "production"),  # of both, the default one
+        ("a=1", OTHERS, "staging"),
+        ("", OTHERS, "brand"),
+    ],
+)
+def test_a_token_of_several_restricts_what_an_account_names(make, query, token, expected):
+    setting = make()
+    assert setting.of(query, token=token) == expected
+    assert setting.of_lookup(query, token=token) == expected
+    assert setting.of_event(query, token=token) == expected
+
+
+def test_a_token_of_several_restricts_what_an_event_names(make):
+    setting = make()
+    assert setting.of_event("", key=BRAND, token=TOKEN) == NOT_ALLOWED
+    assert setting.of_event("", key=STAGING, token=TOKEN) == "staging"
+
+
+def test_a_token_of_several_restricts_what_a_list_names(make):
+    setting = make(**LISTS)
+    assert setting.of_lookup("", list_id="gold", token=TOKEN) == "production"  # as for an unknown list
+    assert setting.of_lookup("", list_id="beta", token=TOKEN) == "staging"
 
 
 # --- Lists and aliases ---

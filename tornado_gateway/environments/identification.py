@@ -131,7 +131,8 @@ class Identification:
             self._count(self._key_of(request))
             return claim.environment
         account = _account(request.query)
-        found = self._of_account(account) or (None if list_id is None else self._of_list(request, account, list_id))
+        own = self._of_account(request, account)
+        found = own or (None if list_id is None else self._of_list(request, account, list_id))
         found = found or self._otherwise(request, account)
         if found is None:
             self._note(request)
@@ -151,7 +152,7 @@ class Identification:
             raise RequestError(400, WRONG_ACCOUNT)
         if claim is not None:
             return claim.environment
-        return self._of_account(account) or self._otherwise(request, account) or self._reject(request)
+        return self._of_account(request, account) or self._otherwise(request, account) or self._reject(request)
 
     def _carried(self, request: Request) -> bytes:
         """Return all that can change the result: the query, and the headers that name an environment."""
@@ -179,8 +180,8 @@ class Identification:
         """Return the environment that a key or a name in a request means. Raise RequestError 400 for several."""
         named = (*self._by_key_header(request), *self._by_key_parameter(request), *self._by_names(request))
         claim = _agreed([*self._by_token(request), *named])
-        if claim is not None and not _allows(token_of(request), claim.environment):
-            raise RequestError(403, f"this token may not be used in environment {claim.environment.access.name}")
+        if claim is not None:
+            _check_token(request, claim.environment)
         return claim
 
     def _by_token(self, request: Request) -> Iterator[Claim]:
@@ -223,12 +224,15 @@ class Identification:
                     raise RequestError(400, f"this gateway has no environment {printable(name, 32)}")
                 yield Claim(self._by_name[name], place)
 
-    def _of_account(self, account: str | None) -> Environment | None:
-        """Return the only environment of an account, None if there are several."""
+    def _of_account(self, request: Request, account: str | None) -> Environment | None:
+        """Return the only environment of an account that the request's token allows, None if there are several."""
         if account is None:
             return None
         own = [one for one in self._environments if one.access.account_id == account]
-        return own[0] if len(own) == 1 else None
+        allowed = [one for one in own if _allows(token_of(request), one)]
+        if own and not allowed:
+            _check_token(request, own[0])
+        return allowed[0] if len(allowed) == 1 else None
 
     def has_key(self, request: Request) -> bool:
         """Return whether a request has an SDK key. Raise RequestError 400 for a wrong one in its query."""
@@ -239,8 +243,9 @@ class Identification:
 
         Lists belong to accounts, so any environment of the account will do; that of the host is preferred.
         """
+        token = token_of(request)
         served = [one for one in self._environments if account is None or one.access.account_id == account]
-        mentioning = [one for one in served if list_id in self._lists_of(one)]
+        mentioning = [one for one in served if _allows(token, one) and list_id in self._lists_of(one)]
         if len({one.access.account_id for one in mentioning}) != 1:
             return None
         preferred = self._otherwise(request, account)
@@ -298,24 +303,29 @@ class Identification:
             return Scope(otherwise or self._environments[0], key, None, otherwise, request)
         claim = self._named(request)
         self._count(key if key is not None or claim is None else self._key_of(request))
-        if claim is None and (own := self._of_account(_account(query))) is not None:
+        if claim is None and (own := self._of_account(request, _account(query))) is not None:
             claim = Claim(own, "account")
         counting = otherwise or self._environments[0] if claim is None else claim.environment
         return Scope(counting, key, claim, otherwise, request)
 
     def of_event(self, scope: Scope, key: str | None) -> Environment | None:
-        """Return the environment of an event, None if the key of the query or of the document is not served here."""
+        """Return the environment of an event, None if the key of the query or of the document is not served here.
+
+        If the query has a key, that of the document may be unknown.
+        """
         if scope.key is not None and scope.named is None:
             return None
         own = None if key is None else self._by_key.get(key)
+        if own is None and key is not None and scope.key is None:
+            return None
         if scope.named is None:
             self._count(key)
         claims = [] if scope.named is None else [scope.named]
         agreed = _agreed(claims if own is None else [*claims, Claim(own, "the event")])
         if agreed is not None:
+            if scope.request is not None:
+                _check_token(scope.request, agreed.environment)
             return agreed.environment
-        if key is not None:
-            return None
         if scope.otherwise is None and scope.request is not None:
             self._reject(scope.request)
         return scope.otherwise
@@ -334,6 +344,12 @@ def token_of(request: Request) -> ClientToken | None:
 
 def _allows(token: ClientToken | None, environment: Environment) -> bool:
     return token is None or environment.access.name in token.environments
+
+
+def _check_token(request: Request, environment: Environment) -> None:
+    """Raise RequestError for a token of other environments."""
+    if not _allows(token_of(request), environment):
+        raise RequestError(403, f"this token may not be used in environment {environment.access.name}")
 
 
 def _agreed(claims: Sequence[Claim]) -> Claim | None:
