@@ -27,6 +27,7 @@ def gateway(vendor, tmp_path_factory):
         "WEBHOOK_TOKEN": "let-me-in-987654321",
         "MAXMIND_DB_PATH": GEOIP,
         "SOCKET_TIMEOUT": 30,
+        "STREAM_MAX_CONNECTIONS": 0,  # a stream ends at once
     }
     with Gateway.of_vendor(tmp_path_factory.mktemp("endpoints") / "data", vendor, **options) as gateway:
         yield gateway

@@ -53,7 +53,9 @@ PATHS = [(route.method, route.path) for route in ROUTES]
 def test_every_route_may_have_the_collection_prefix(gateway, method, path, prefix):
     body = b"" if method == "GET" else b"no JSON"
     plain, prefixed = (ask(gateway.port, method, target, body) for target in (path, prefix + path))
-    assert prefixed == plain
+    assert prefixed.status == plain.status
+    if path != "/stream":  # the time of the next attempt is random
+        assert prefixed == plain
     assert plain.status in (200, 400, 401)
 
 

@@ -1,5 +1,6 @@
 """The OFREP provider of OpenFeature's Python SDK, unmodified, against a gateway of the sample account."""
 
+import flags
 import orjson
 import pytest
 from openfeature import api
@@ -7,20 +8,18 @@ from openfeature.contrib.provider.ofrep import OFREPProvider
 from openfeature.evaluation_context import EvaluationContext
 from openfeature.exception import ErrorCode
 from openfeature.flag_evaluation import Reason
-from process import Gateway, sample_document
+from process import Gateway
 from vendor import Vendor
 
 from tornado_gateway import core
 
-SAMPLE = sample_document()
 VISITORS = 200
-DEFAULTS = {"boolean": True, "string": "default", "integer": -1, "double": -1.5, "json": {"default": True}}
 KINDS = {"boolean": "boolean", "string": "string", "integer": "integer", "double": "float", "json": "object"}
 
 
 @pytest.fixture(scope="module")
 def vendor():
-    with Vendor(SAMPLE) as vendor:
+    with Vendor(flags.SAMPLE) as vendor:
         yield vendor
 
 
@@ -38,39 +37,20 @@ def client(gateway):
     api.clear_providers()
 
 
-def visitor(number):
-    return {"plan": ("gold", "free")[number % 2], "country": ("DE", "US", "IN")[number % 3], "age": 18 + number % 50}
-
-
 def context(number, **attributes):
-    return EvaluationContext(f"user-{number}", visitor(number) | attributes)
+    return EvaluationContext(f"user-{number}", flags.visitor(number) | attributes)
 
 
-def types_of(feature_key):
-    """The variables of a feature and their types, over all variations."""
-    feature = next(feature for feature in SAMPLE["features"] if feature["key"] == feature_key)
-    ids = {rule["campaignId"] for rule in feature["rules"]}
-    campaigns = [campaign for campaign in SAMPLE["campaigns"] if campaign["id"] in ids]
-    variations = [variation for campaign in campaigns for variation in campaign["variations"]]
-    return {one["key"]: one["type"] for variation in variations for one in variation["variables"]}
-
-
-@pytest.mark.parametrize("feature_key", [feature["key"] for feature in SAMPLE["features"]])
+@pytest.mark.parametrize("feature_key", flags.FEATURES)
 def test_every_value_is_that_of_get_flag(gateway, client, feature_key):
-    types = types_of(feature_key)
     for number in range(VISITORS):
-        body = {"userId": f"user-{number}", "featureKey": feature_key, "customVariables": visitor(number)}
-        _, flag = gateway.post("/server-side/getFlag", body)
-        found = client.get_boolean_details(feature_key, not flag["isEnabled"], context(number))
-        assert (found.value, found.error_code) == (flag["isEnabled"], None)
-        values = {one["key"]: one["value"] for one in flag["variables"]}
-        for key, kind in types.items():
-            get = getattr(client, f"get_{KINDS[kind]}_details")
-            found = get(f"{feature_key}.{key}", DEFAULTS[kind], context(number))
+        for one in flags.expected(gateway, flags.context(number), feature_key):
+            get = getattr(client, f"get_{KINDS[one.type]}_details")
+            found = get(one.key, one.default, context(number))
             assert found.error_code is None
-            assert found.value == values.get(key, DEFAULTS[kind])
-            assert type(found.value) is type(DEFAULTS[kind])
-            assert (found.reason == Reason.DISABLED) == (key not in values)
+            assert found.value == one.value
+            assert type(found.value) is type(one.default)
+            assert (found.reason == Reason.DISABLED) == one.is_default
 
 
 def test_an_unknown_flag_and_a_missing_targeting_key_are_errors_with_their_codes(client):
@@ -87,7 +67,7 @@ def test_the_convention_of_the_vendors_provider_works(client):
 
 def test_a_flag_of_four_evaluations_is_one_exposure(gateway, client, vendor):
     def impressions(user):
-        uuid = core.visitor_uuid(str(SAMPLE["accountId"]), user)
+        uuid = core.visitor_uuid(str(flags.SAMPLE["accountId"]), user)
         own = [event["d"] for event in vendor.events if event["d"]["visId"] == uuid]
         return sorted(orjson.dumps([d["event"]["props"][name] for name in ("id", "variation")]) for d in own)
 

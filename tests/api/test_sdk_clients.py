@@ -146,7 +146,7 @@ def start_client(certificate, tmp_path_factory):
         chromium = clients.chromium()
         if chromium is None:
             pytest.skip("there is no Chromium here")
-        return clients.BrowserClient(chromium, sdk.package, log, folder / sdk.version, vendor.tls_port)
+        return clients.browser_client(chromium, sdk.package, log, folder / sdk.version, vendor.tls_port)
 
     return start
 

@@ -72,9 +72,13 @@ def serve(vendor, tmp_path):
 
         def serve(name="data", **options):
             given = {"POLLING_TIME": 200} | options
-            return stack.enter_context(Gateway.of_vendor(tmp_path / name, vendor, **given))
+            gateways.append(stack.enter_context(Gateway.of_vendor(tmp_path / name, vendor, **given)))
+            return gateways[-1]
 
+        gateways = []
         yield serve
+        for gateway in gateways:
+            assert "Traceback" not in gateway.log()
 
 
 def change(vendor, version):
@@ -155,16 +159,33 @@ def bulk(gateway, path="/ofrep/v1/evaluate/flags", **headers):
 
 def test_pages_are_told_of_the_stream_and_servers_are_not(serve):
     gateway = serve()
-    announced = {"type": "sse", "endpoint": {"requestUri": "/stream"}, "inactivityDelaySec": 30}
+    target = f"/stream?since={Stream(gateway.port).block()['id']}"
+    announced = {"type": "sse", "endpoint": {"requestUri": target}, "inactivityDelaySec": 30}
     assert bulk(gateway)[2]["eventStreams"] == [announced]
     _, headers, body = exchange(gateway, "POST", "/ofrep/v1/evaluate/flags", {"context": {"targetingKey": "u"}})
     assert "eventStreams" not in body
     assert headers["etag"] != bulk(gateway)[1]["etag"]
 
 
+def test_a_change_between_the_evaluation_and_the_stream_is_not_missed(serve, vendor):
+    gateway = serve(STREAM_KEEPALIVE_SECONDS=1)
+    _, headers, body = bulk(gateway)
+    change(vendor, 72)
+    vendor.wait_until(lambda: bulk(gateway)[1]["etag"] != headers["etag"])
+    stream = Stream(gateway.port, body["eventStreams"][0]["endpoint"]["requestUri"])
+    current = stream.block()["id"]
+    assert stream.block().get("id") == current
+    unchanged = Stream(gateway.port, bulk(gateway)[2]["eventStreams"][0]["endpoint"]["requestUri"])
+    assert unchanged.block()["id"] == current
+    assert unchanged.block() == {"": "k"}
+    resumed = Stream(gateway.port, body["eventStreams"][0]["endpoint"]["requestUri"], Last_Event_ID=current)
+    assert resumed.block()["id"] == current
+    assert resumed.block() == {"": "k"}
+
+
 def test_another_host_can_have_the_streams(serve):
     gateway = serve(STREAM_URL="https://streams.example")
-    assert bulk(gateway)[2]["eventStreams"][0]["url"] == "https://streams.example/stream"
+    assert bulk(gateway)[2]["eventStreams"][0]["url"].startswith("https://streams.example/stream?since=")
 
 
 def test_without_streams_none_is_announced(serve):
@@ -208,6 +229,19 @@ def test_a_client_that_does_not_read_loses_its_stream_and_others_do_not(serve, v
     vendor.wait_until(lambda: open_streams(gateway) == 1)
     change(vendor, 91)
     stream.event()
+
+
+def test_a_client_that_closes_its_half_ends_its_stream(serve, vendor):
+    """As browsers do; the requests behind the stream get no response."""
+    gateway = serve()
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=SECONDS) as half:
+        half.sendall(b"GET /stream HTTP/1.1\r\nHost: gateway\r\n\r\n" * 2)
+        vendor.wait_until(lambda: open_streams(gateway) == 1)
+        half.shutdown(socket.SHUT_WR)
+        received = b"".join(iter(lambda: half.recv(4096), b""))
+    assert received.count(b"HTTP/1.1 200 OK") == 1
+    vendor.wait_until(lambda: open_streams(gateway) == 0)
+    assert closed(gateway, "client") == 1
 
 
 def test_a_stop_ends_streams_first_with_the_time_of_the_next_connection(serve):

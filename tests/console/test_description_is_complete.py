@@ -67,6 +67,7 @@ def request(gateway, method, path, query=None, body=None, token=TOKEN):
 def gateway(tmp_path_factory):
     """A gateway with something in every part of its pages: events, a dead letter, a location database, problems."""
     options = {"ADMIN_TOKEN": TOKEN, "WEBHOOK_TOKEN": TOKEN, "MAXMIND_DB_PATH": GEOIP, "FLUSH_EVENTS_INTERVAL": "0.2"}
+    options["STREAM_MAX_CONNECTIONS"] = "0"  # a stream ends at once
     data_dir = tmp_path_factory.mktemp("gateway") / "data"
     with Vendor(sample_document()) as vendor, Gateway.of_vendor(data_dir, vendor, **options) as gateway:
         vendor.event_faults.append(Fault(400, times=10**6, refuses=lambda event: "bad" in str(event)))

@@ -189,7 +189,7 @@ def test_every_operation_says_how_it_goes_wrong(path, method, operation):
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory):
-    options = {"ADMIN_TOKEN": TOKEN, "WEBHOOK_TOKEN": TOKEN}
+    options = {"ADMIN_TOKEN": TOKEN, "WEBHOOK_TOKEN": TOKEN, "STREAM_MAX_CONNECTIONS": 0}  # a stream ends at once
     data_dir = tmp_path_factory.mktemp("gateway") / "data"
     with Vendor(sample_document()) as vendor, Gateway.of_vendor(data_dir, vendor, **options) as gateway:
         yield gateway

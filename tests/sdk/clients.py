@@ -101,20 +101,35 @@ def node_client(package: str, log: IO[bytes], vendor_tls_port: int, certificate:
     return ProcessClient(command, log, environment)
 
 
-class BrowserClient(Client):
-    """The SDK's browser bundle in a headless Chromium. Its page is of another origin than the gateway."""
+def openfeature_node_client(log: IO[bytes]) -> Client:
+    return ProcessClient(["node", str(HERE / "openfeature_node.mjs")], log)
 
-    def __init__(self, chromium: str, package: str, log: IO[bytes], profile: Path, vendor_tls_port: int) -> None:
+
+class PageClient(Client):
+    """A page in a headless Chromium. It is of another origin than the gateway.
+
+    `files` are those that it may load, by path. With `console`, the log has the lines of the page's console.
+    """
+
+    def __init__(
+        self,
+        chromium: str,
+        files: dict[str, Path],
+        log: IO[bytes],
+        profile: Path,
+        hosts: str = "",
+        console: bool = False,
+    ) -> None:
         self._commands: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._results: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._server = http.server.ThreadingHTTPServer(
-            ("127.0.0.1", 0), self._page_handler(PACKAGES / package / BUNDLE)
-        )
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._page_handler(files))
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.origin = f"http://127.0.0.1:{self._server.server_port}"
-        # Nothing but the machine itself can be reached, and the vendor's host is the stand-in.
-        hosts = f"MAP {VENDOR_HOST}:443 127.0.0.1:{vendor_tls_port}, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-        options = [f"--user-data-dir={profile}", f"--host-resolver-rules={hosts}"]
+        # Nothing but the machine itself can be reached, apart from `hosts`.
+        rules = f"{hosts}MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+        options = [f"--user-data-dir={profile}", f"--host-resolver-rules={rules}"]
+        if console:
+            options.append("--enable-logging=stderr")
         self._process = subprocess.Popen(
             [chromium, *CHROMIUM_FLAGS, *options, f"{self.origin}/"], stdout=log, stderr=log, start_new_session=True
         )
@@ -130,12 +145,7 @@ class BrowserClient(Client):
         self._server.shutdown()
         self._server.server_close()
 
-    def _page_handler(self, bundle: Path) -> type[http.server.BaseHTTPRequestHandler]:
-        files = {
-            "/": (HERE / "browser.html", "text/html"),
-            "/commands.mjs": (HERE / "commands.mjs", "text/javascript"),
-            "/sdk.js": (bundle, "text/javascript"),
-        }
+    def _page_handler(self, files: dict[str, Path]) -> type[http.server.BaseHTTPRequestHandler]:
         commands, results = self._commands, self._results
 
         class Page(http.server.BaseHTTPRequestHandler):
@@ -143,8 +153,8 @@ class BrowserClient(Client):
                 if self.path == "/command":
                     self._answer(json.dumps(commands.get()).encode(), "application/json")
                 elif self.path in files:
-                    file, content_type = files[self.path]
-                    self._answer(file.read_bytes(), content_type)
+                    content_type = "text/html" if self.path == "/" else "text/javascript"
+                    self._answer(files[self.path].read_bytes(), content_type)
                 else:
                     self.send_error(404)
 
@@ -163,6 +173,26 @@ class BrowserClient(Client):
                 pass
 
         return Page
+
+
+def browser_client(chromium: str, package: str, log: IO[bytes], profile: Path, vendor_tls_port: int) -> Client:
+    """The SDK's browser bundle. The vendor's host is the stand-in."""
+    files = {"/": HERE / "browser.html", "/commands.mjs": HERE / "commands.mjs", "/sdk.js": PACKAGES / package / BUNDLE}
+    hosts = f"MAP {VENDOR_HOST}:443 127.0.0.1:{vendor_tls_port}, "
+    return PageClient(chromium, files, log, profile, hosts)
+
+
+def openfeature_browser_client(chromium: str, log: IO[bytes], profile: Path) -> Client:
+    """OpenFeature's web provider, from the modules of its packages."""
+    packages = PACKAGES / "@openfeature"
+    files = {
+        "/": HERE / "openfeature.html",
+        "/commands.mjs": HERE / "commands.mjs",
+        "/openfeature_web.mjs": HERE / "openfeature_web.mjs",
+        **{f"/{name}.mjs": packages / name / "dist" / "esm" / "index.js" for name in ("core", "web-sdk")},
+        **{f"/{name}.mjs": packages / name / "index.esm.js" for name in ("ofrep-core", "ofrep-web-provider")},
+    }
+    return PageClient(chromium, files, log, profile, console=True)
 
 
 def chromium() -> str | None:

@@ -84,7 +84,7 @@ def test_no_label_is_a_visitor_a_feature_or_a_secret(gateway):
     text, _ = scrape(gateway)
     labels = {name for family in text_string_to_metric_families(text) for s in family.samples for name in s.labels}
     assert labels <= {
-        *("method", "route", "status", "outcome", "le", "call", "of", "result"),
+        *("method", "route", "status", "outcome", "le", "call", "of", "result", "reason"),
         *("version", "hash", "source", "python"),
         "feature",  # of slow patterns, which there are none of here
     }
@@ -250,7 +250,7 @@ def _goes_on_after(scrapes, kills):
 
 def test_gauges_of_a_worker_that_has_ended_are_not_shown():
     memory, board = new_counters(2), Scoreboard(2)
-    gauges = {"geo_built_at": 1.0, "degraded": 1.0, "redis_up": 0.0}
+    gauges = {"geo_built_at": 1.0, "degraded": 1.0, "redis_up": 0.0, "streams": 0.0}
     memory.write(0, CounterRow(1, gauges, [0] * LAYOUT.size))
     text, _ = Exposition(memory, board, About("1", 10), lambda: None).render()
     samples = samples_of(text.decode())

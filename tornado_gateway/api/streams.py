@@ -21,7 +21,7 @@ from tornado_gateway.environments.client_tokens import Tickets
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import DisabledError
-from tornado_gateway.http.fields import is_from_browser, query_text
+from tornado_gateway.http.fields import is_from_browser, query_text, raw_query_value
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.http.streamed import EventStream
 from tornado_gateway.tasks import Periodic
@@ -37,6 +37,7 @@ SHARE_OF_ADDRESS = 10  # one address has at most a tenth of the streams
 AGE_JITTER = 0.2
 INACTIVITY_SECONDS = 30  # after which a provider closes the stream of a hidden page
 KEEP_ALIVE = b": k\n\n"
+SINCE = b"since"  # query parameter: the version that the client has
 
 
 class StreamLimits(NamedTuple):
@@ -126,18 +127,22 @@ class StreamsApi:
         if not self.has_room(request):
             retry = _retry(DRAIN_RETRY_MS if self._is_stopping else FULL_RETRY_MS)
             return Response(200, retry, b"text/event-stream", [(b"Cache-Control", b"no-cache")])
-        opened = _Open(environment.access.name, self._address(request), request.header(b"last-event-id"))
+        known = request.header(b"last-event-id") or raw_query_value(request.query, SINCE)
+        opened = _Open(environment.access.name, self._address(request), known)
         opened.stream = EventStream(lambda stream: self._opened(stream, opened), self._client_closed)
         return opened.stream
 
     def announcement(self, request: Request, environment: Environment) -> bytes:
-        """Return the part of a bulk response that names the stream; only pages use it, and only while there is room."""
+        """Return the part of a bulk response that names the stream; only pages use it, and only while there is room.
+
+        The stream gets the version of the response, because the settings may change before it is open.
+        """
         if not is_from_browser(request) or not self.has_room(request):
             return b""
         query = {"environment": environment.access.name} if self._environments.is_from_file else {}
         if self._tickets is not None:
             query |= self._tickets.credential(request, environment.access.name)
-        target = f"/stream?{urlencode(query)}" if query else "/stream"
+        target = f"/stream?{urlencode({**query, SINCE.decode(): environment.version()})}"
         place = {"url": f"{self._limits.url}{target}"} if self._limits.url else {"endpoint": {"requestUri": target}}
         streams = [{"type": "sse", **place, "inactivityDelaySec": INACTIVITY_SECONDS}]
         return b',"eventStreams":%b' % orjson.dumps(streams)

@@ -113,7 +113,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Respond to the requests of a client that sends no more but may still read. TLS has no such half-close."""
         self.eof = True
-        for request in self.queue:
+        for request in tuple(self.queue):  # streams end, and leave it
             if request.page is not None:
                 request.page.client_closed()
         if self.tls:
