@@ -107,6 +107,15 @@ def test_tokens_are_replaced_without_a_restart_and_a_mistake_changes_nothing(ser
         assert flag(gateway, X_API_Key=NEXT_TOKEN) == 200
 
 
+def test_a_token_of_another_gateways_environment_is_a_mistake_also_when_the_file_is_read_again(serve):
+    """It would be served, because there is one environment only, and the next start would reject the file."""
+    with serve(CLIENT_AUTH="all") as gateway:
+        serve.file.write_text(block(NEXT_TOKEN, 'environments = ["staging"]'))
+        until(lambda: "got 'staging'" in gateway.log() or "was read again" in gateway.log())
+        assert flag(gateway, X_API_Key=NEXT_TOKEN) == 401
+        assert flag(gateway, X_API_Key=FILE_TOKEN) == 200
+
+
 def test_an_expired_token_is_like_an_unknown_one(serve):
     serve.file.write_text(block(FILE_TOKEN, "expires = 2020-01-01T00:00:00Z"))
     with serve(CLIENT_AUTH="decisions") as gateway:

@@ -213,3 +213,12 @@ def test_the_documentation_has_every_key_of_the_file() -> None:
     text = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
     rows = "".join(line for line in text.splitlines() if line.startswith("| `"))
     assert {key for key in environments._KEYS if not key.endswith("_file") and f"`{key}`" not in rows} == set()
+
+
+def test_an_empty_list_of_origins_is_no_way_to_allow_all():
+    """Nothing else is left out silently: CORS_ALLOWED_ORIGINS of the gateway, which is * by default, would apply."""
+    (problem,) = problems(PRODUCTION + "cors_allowed_origins = []\n")
+    assert problem.startswith("cors_allowed_origins (")
+    assert problem.endswith("got an empty list")
+    (environment,) = loaded(PRODUCTION + "hosts = []\nprevious_sdk_keys = []\n")
+    assert environment.hosts == environment.previous_sdk_keys == ()

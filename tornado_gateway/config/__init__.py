@@ -8,7 +8,7 @@ from tornado_gateway.config.kinds import Option, mask
 from tornado_gateway.config.options import OPTIONS, Account, Config, secrets_of
 from tornado_gateway.config.render import OptionRow, described, described_environments
 from tornado_gateway.config.sources import SERVICE_LINK, add_flags, given_flags, load
-from tornado_gateway.config.tokens import read_tokens
+from tornado_gateway.config.tokens import read_tokens, unknown_environments
 
 __all__ = [
     "OPTIONS",
@@ -27,4 +27,5 @@ __all__ = [
     "mask",
     "read_tokens",
     "secrets_of",
+    "unknown_environments",
 ]

@@ -171,6 +171,8 @@ def _given(block: Mapping[str, Any], source: str, directory: Path, findings: Fin
         elif (text := _as_text(value)) is None:
             row = _ROWS.get(name)
             findings.add(name, source, row.expected if row else "a path", "another type of value")
+        elif value == [] and name == "CORS_ALLOWED_ORIGINS":  # the gateway's option, mostly *, would apply
+            findings.add(name, source, _ROWS[name].expected, "an empty list")
         elif text.strip():
             yield name, Given(str(directory / text) if name == "SETTINGS_FILE" else text, source)
 

@@ -10,7 +10,7 @@ from tornado_gateway.config import kinds
 from tornado_gateway.config.environments import environments_of
 from tornado_gateway.config.kinds import Option, flag_of
 from tornado_gateway.config.options import BY_NAME, NAMES, OPTIONS, SECTIONS, Config, contradictions
-from tornado_gateway.config.tokens import read_tokens
+from tornado_gateway.config.tokens import read_tokens, unknown_environments
 from tornado_gateway.config.values import Findings, Given, parsed, read_secret_files, why
 from tornado_gateway.errors import ConfigError
 
@@ -67,12 +67,7 @@ def _check_files(config: Config, findings: Findings) -> None:
     except ConfigError as error:
         findings.problems += error.problems
         return
-    for token in tokens:
-        if unknown := set(token.environments) - names:
-            expected = f"names of environments ({', '.join(sorted(names)):.200})"
-            findings.problems.append(
-                f"TOKENS_FILE, token {token.id}: environments: expected {expected}, got {min(unknown)!r}"
-            )
+    findings.problems += unknown_environments(tokens, names)
 
 
 def _check_account(config: Config, findings: Findings) -> None:

@@ -12,7 +12,7 @@ expires = 2027-03-01T00:00:00Z
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +59,14 @@ def read_tokens(path: Path) -> tuple[TokenRow, ...]:
     if problems:
         raise ConfigError(problems)
     return tuple(rows)
+
+
+def unknown_environments(tokens: Iterable[TokenRow], names: Collection[str]) -> Iterator[str]:
+    """Yield a problem for each token that names an environment which is not one of these."""
+    for token in tokens:
+        if unknown := set(token.environments).difference(names):
+            expected = f"names of environments ({', '.join(sorted(names)):.200})"
+            yield f"TOKENS_FILE, token {token.id}: environments: expected {expected}, got {min(unknown)!r}"
 
 
 def _blocks(path: Path) -> list[dict[str, Any]]:

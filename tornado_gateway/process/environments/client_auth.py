@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tornado_gateway.api.router import Protect
 from tornado_gateway.api.routes import Route
-from tornado_gateway.config import Config, read_tokens
+from tornado_gateway.config import Config, read_tokens, unknown_environments
+from tornado_gateway.config.environments import DEFAULT_NAME
 from tornado_gateway.environments.client_tokens import ClientAuth, ClientToken, ClientTokens, Tickets, digest_of
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import ConfigError
@@ -26,6 +27,7 @@ class TokenFile:
         self.tokens = ClientTokens()
         self._from_options = [ClientToken("CLIENT_TOKENS", digest_of(t.encode())) for t in config.client_tokens]
         self._path = config.tokens_file
+        self._has_one_environment = config.environments_file is None
         self._watch = None if self._path is None else FileWatch(self._path)
         self._timer = Periodic(self.check, CHECK_SECONDS, jitter=0.2)
         self._use(self._path)
@@ -49,6 +51,9 @@ class TokenFile:
 
     def _use(self, path: Path | None) -> None:
         rows = () if path is None else read_tokens(path)
+        # With ENVIRONMENTS_FILE a token may be added before its environment; until then requests with it get 403.
+        if self._has_one_environment and (problems := list(unknown_environments(rows, [DEFAULT_NAME]))):
+            raise ConfigError(problems)
         self.tokens.replace([*self._from_options, *(ClientToken(*row) for row in rows)])
 
 
