@@ -66,6 +66,7 @@ def test_an_empty_file_has_no_tokens(file):
         ('[[token]]\nid = "a"\nhash = "fmes_secret"', "hash: expected sha256: and 64"),
         (SERVER + 'kind = "mobile"', "kind: expected server or browser"),
         (SERVER + 'scopes = ["admin"]', "scopes: expected a list of decide, track, sdk"),
+        (SERVER + "environments = []", "environments: expected a list of one or more names"),
         (SERVER + "scopes = []", "scopes: expected a list"),
         (SERVER + 'expires = "tomorrow"', "expires: expected a TOML date"),
         (SERVER + "rate = 5", "unknown key 'rate'"),

@@ -17,7 +17,8 @@ SETTINGS = "/server-side/v2-settings"
 def block(name, token, environments):
     listed = ", ".join(f'"{environment}"' for environment in environments)
     digest = digest_of(token.encode()).hex()
-    return f'[[token]]\nid = "{name}"\nhash = "sha256:{digest}"\nenvironments = [{listed}]\n'
+    restriction = f"environments = [{listed}]\n" if environments else ""
+    return f'[[token]]\nid = "{name}"\nhash = "sha256:{digest}"\n{restriction}'
 
 
 @pytest.fixture(scope="module")

@@ -150,6 +150,14 @@ def _parse_kind(value: object) -> str:
     return str(value)
 
 
+def _parse_environments(value: object) -> tuple[str, ...]:
+    """Return the names. An empty list is a mistake, because no list at all means all environments."""
+    names = _texts(value)
+    if not names:
+        raise ValueError(value)
+    return names
+
+
 def _parse_scopes(value: object) -> frozenset[str]:
     scopes = frozenset(_texts(value))
     if not scopes <= frozenset(SCOPES) or not scopes:
@@ -188,7 +196,7 @@ _FIELDS: dict[str, tuple[str, str, Callable[[object], object]]] = {  # key: fiel
     "id": ("id", "at most 64 letters, digits, dots, hyphens and underscores", _parse_id),
     "hash": ("digest", "sha256: and 64 hexadecimal digits", _parse_hash),
     "kind": ("kind", "server or browser", _parse_kind),
-    "environments": ("environments", "a list of names of environments", _texts),
+    "environments": ("environments", "a list of one or more names of environments", _parse_environments),
     "scopes": ("scopes", f"a list of {', '.join(SCOPES)}", _parse_scopes),
     "origins": (
         "origins",
