@@ -1,4 +1,4 @@
-"""Values that are made from the settings of an environment when they are first needed."""
+"""Values that are made from the settings of an environment when they are first needed, and bounded memories of them."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -27,3 +27,24 @@ class Derived(Generic[T]):
                 self._values.clear()
             known = self._values[environment] = settings, self._make(settings)
         return known[1]
+
+
+class Remembered(Generic[T]):
+    """Values by key, until they have more than `max_bytes` together; then all are forgotten."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._size = 0
+        self._values: dict[object, T] = {}
+
+    def get(self, key: object) -> T | None:
+        return self._values.get(key)
+
+    def add(self, key: object, value: T, size: int) -> T:
+        """Remember a value of `size` bytes, and return it."""
+        self._size += size
+        if self._size > self._max_bytes:
+            self._values.clear()
+            self._size = size
+        self._values[key] = value
+        return value

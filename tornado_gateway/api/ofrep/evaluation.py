@@ -8,7 +8,7 @@ from tornado_gateway import core
 from tornado_gateway.api.ofrep import context
 from tornado_gateway.api.ofrep.bulk import Recorder, not_modified, respond, validate
 from tornado_gateway.api.ofrep.context import EvaluationRequest, StandIn
-from tornado_gateway.api.ofrep.derived import Derived
+from tornado_gateway.api.ofrep.derived import Derived, Remembered
 from tornado_gateway.api.ofrep.errors import (
     FLAG_NOT_FOUND,
     GENERAL,
@@ -25,7 +25,7 @@ from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.tasks import wait_at_most
 
 NOT_FOUND = b'"errorCode":"FLAG_NOT_FOUND","errorDetails":"there is no feature with this key"'
-MAX_RESPONSES = 10_000  # that are remembered
+MAX_RESPONSES_BYTES = 8 * 1024 * 1024  # of those that are remembered
 
 
 class Call(NamedTuple):
@@ -61,7 +61,7 @@ class EvaluationApi:
         self._wait_seconds = wait_seconds
         self._recent = RecentExposures()
         self._flags = Derived(environments, Flags)
-        self._responses: dict[bytes, Response] = {}
+        self._responses: Remembered[Response] = Remembered(MAX_RESPONSES_BYTES)
 
     # --- One flag ---
 
@@ -101,9 +101,7 @@ class EvaluationApi:
         body = entry(call.key, ready.entries[call.flag.variable])
         response = self._responses.get(body)
         if response is None:
-            if len(self._responses) >= MAX_RESPONSES:
-                self._responses.clear()
-            response = self._responses[body] = Response(200, body)
+            response = self._responses.add(body, Response(200, body), 2 * len(body))
         return response
 
     def _record(self, request: Request, call: Call, decision: core.Decision) -> None:

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import orjson
 
 from tornado_gateway import core
+from tornado_gateway.api.ofrep.derived import Remembered
 from tornado_gateway.api.ofrep.outcomes import Outcome, encoded, outcome_of
 from tornado_gateway.core.types import Feature
 
 SEPARATOR = "."
 ALL = "*"
-MAX_READY = 20_000  # outcomes whose responses are remembered, some KB each
+MAX_READY_BYTES = 8 * 1024 * 1024  # of the entries of outcomes that are remembered
 LARGEST_FLOAT, LARGEST_INTEGER = 2**1023, 2**63  # larger values stay as they are
 MAX_SPLITS = 64  # dots of a flag key that are tried
 
@@ -46,7 +47,7 @@ class Flags:
     def __init__(self, settings: core.Settings) -> None:
         self.settings = settings
         self._variables: dict[str, tuple[str, ...]] = {}
-        self._ready: dict[Key, Ready] = {}
+        self._ready: Remembered[Ready] = Remembered(MAX_READY_BYTES)
 
     def find(self, key: str, variable: object = None) -> Flag | None:
         """Return the flag of this key, None if there is none.
@@ -77,9 +78,8 @@ class Flags:
         )
         ready = self._ready.get(key)
         if ready is None:
-            if len(self._ready) >= MAX_READY:
-                self._ready.clear()
-            ready = self._ready[key] = self._make(decision)
+            ready = self._make(decision)
+            self._ready.add(key, ready, 2 * len(ready.bulk))  # the entries have the same bytes once more
         return ready
 
     def _make(self, decision: core.Decision) -> Ready:
