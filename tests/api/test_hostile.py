@@ -190,7 +190,8 @@ def test_a_body_over_the_limit_is_refused_before_it_has_arrived(gateway, path):
     connection.putheader("Content-Length", str(limit + 1))
     connection.endheaders()  # and not one byte of the body
     answer = connection.getresponse()
-    assert (answer.status, orjson.loads(answer.read())["status"]) == (413, 0)
+    error = orjson.loads(answer.read())
+    assert (answer.status, error.get("errorCode", "GENERAL"), error.get("status", 0)) == (413, "GENERAL", 0)
     connection.close()
 
 
