@@ -151,6 +151,14 @@ def test_queries_that_never_repeat_take_no_memory_and_no_place_of_others(make):
     assert b"accountId=1" in setting.environments._known
 
 
+def test_long_queries_are_checked_and_take_no_memory(make):
+    """A thousand queries of 60 KB would take 60 MB in each worker."""
+    setting = make()
+    assert setting.accepts(b"a=1&r=" + b"x" * 60_000)
+    assert not setting.accepts(b"a=2&r=" + b"x" * 60_000)
+    assert max(map(len, setting.environments._known)) < 2000
+
+
 @pytest.mark.parametrize(
     ("sdk_key", "loaded", "key", "is_own"),
     [

@@ -71,3 +71,12 @@ def test_a_cache_that_begins_anew_takes_nothing_back():
     block = CACHE_LOOKUPS
     assert observer.counts[block.at("location", "hit")] == 8
     assert observer.counts[block.at("location", "miss")] == 4
+
+
+def test_long_paths_of_flags_are_counted_and_take_no_memory():
+    observer = Observer(new_counters())
+    for number in range(3):
+        path = b"/ofrep/v1/evaluate/flags/%d" % number + b"x" * 60_000
+        observer.responded(Request(b"POST", path, b"", []), 404)
+    assert count_of(observer, "POST", "/ofrep/v1/evaluate/flags/{key}", 404) == 3
+    assert len(observer._index) == 0

@@ -9,7 +9,14 @@ from collections.abc import Callable, Sequence
 
 from tornado_gateway import core
 from tornado_gateway.environments.environment import Environment
-from tornado_gateway.environments.identification import KEY_HEADERS, WRONG_ACCOUNT, Identification, Scope, bare
+from tornado_gateway.environments.identification import (
+    KEY_HEADERS,
+    LONGEST_KNOWN,
+    WRONG_ACCOUNT,
+    Identification,
+    Scope,
+    bare,
+)
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.fields import parameter_text, query_text, raw_query_value
 from tornado_gateway.http.messages import Request
@@ -75,6 +82,13 @@ class Environments:
         """Check every query again, because the settings may be of another account."""
         self._forget_queries()
 
+    def _remember(self, query: bytes) -> None:
+        """Remember a query that names no other account, unless it is so long that a thousand of them take memory."""
+        if len(query) <= LONGEST_KNOWN:
+            if len(self._known) >= KNOWN_QUERIES:  # some clients add a random parameter; others are known again soon
+                self._forget_queries()
+            self._known.add(query)
+
     def _forget_queries(self) -> None:
         self._known = set() if self.needs_key else {b""}
 
@@ -91,9 +105,7 @@ class Environments:
             return self._identification.of(request)
         if request.query not in self._known:
             self._check(request.query, ACCOUNT_PARAMETERS, KEY_PARAMETERS, self.needs_key)
-            if len(self._known) >= KNOWN_QUERIES:  # some clients add a random parameter; others are known again soon
-                self._forget_queries()
-            self._known.add(request.query)
+            self._remember(request.query)
         return self.first
 
     def of_lookup(

@@ -39,6 +39,7 @@ SAMPLE_EVERY = 16  # requests, on average
 BUSY_REQUESTS_PER_SECOND = 400  # below this rate every request is measured
 BEAT_SECONDS = 0.1  # interval between measurements of the loop's lag
 KNOWN_KEYS = 2048  # spellings of known routes that are cached
+LONGEST_PATH = 256  # bytes of one
 MAX_MEASURED = 10_000  # requests in flight whose start is remembered
 
 _ENABLED, _DISABLED = DECISIONS.at("enabled"), DECISIONS.at("disabled")
@@ -119,7 +120,8 @@ class Observer:
         shown = self._layout.requests.at(
             method if method in METHODS else OTHER, route, status if status in STATUSES else STATUSES[-1]
         )
-        if route != OTHER and method in METHODS:  # otherwise arbitrary paths would fill the cache
+        is_short = len(request.path) <= LONGEST_PATH  # a path can have the key of a flag, of any length
+        if is_short and route != OTHER and method in METHODS:  # otherwise arbitrary paths would fill the cache
             if len(self._index) >= KNOWN_KEYS:
                 self._index.clear()
             self._index[request.method, request.path, status] = shown
