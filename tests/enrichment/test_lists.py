@@ -50,3 +50,17 @@ async def test_c5_a_failure_is_kept_for_a_while():
     assert not await soon.is_member("l", "b")
     lists.fails = False
     assert await soon.is_member("l", "b")
+
+
+async def test_c5_long_values_are_checked_each_time_and_take_no_memory():
+    """A hundred thousand values of 60 KB would take gigabytes."""
+    lists = Lists()
+    lists.open.set()
+    checks = ListChecks(lists.check)
+    for number in range(3):
+        assert await checks.is_member("l", f"{number}" + "x" * 60_000)
+    assert await checks.is_member("l", "0" + "x" * 60_000)
+    assert await checks.is_member("l", "short")
+    assert await checks.is_member("l", "short")
+    assert len(lists.asked) == 5
+    assert list(checks._known) == [("l", "short")]

@@ -15,6 +15,7 @@ FRESH_SECONDS = 300.0
 FAILURE_SECONDS = 2.0  # until a check that failed is tried again
 MAX_WAITING = 64  # checks that wait for VWO; further ones get the last known result
 CACHED_MEMBERSHIPS = 100_000
+LONGEST_CACHED = 256  # characters of list id and value; longer ones are asked for each time
 
 Membership = tuple[str, str]  # list id, value as text
 Ask = Callable[[str, str], Awaitable[bool]]
@@ -65,6 +66,8 @@ class ListChecks:
         finally:
             del self._asking[key]
         self._known.pop(key, None)
+        if len(key[0]) + len(key[1]) > LONGEST_CACHED:
+            return member
         self._known[key] = (member, time.monotonic() + seconds)
         if len(self._known) > CACHED_MEMBERSHIPS:
             del self._known[next(iter(self._known))]
