@@ -406,6 +406,7 @@ class Connection(asyncio.Protocol):
 
     def page_finished(self, request: Request) -> None:
         """Continue after the page at the head of the queue has been written completely."""
+        request.page = None  # a cycle, which only a garbage collection would free
         if self.queue and self.queue[0] is request:  # else the client has gone
             self.queue.popleft().charge = None
             if not request.keep_alive:
