@@ -5,6 +5,7 @@ Found by `scripts/hostile`: each request was a job of the store's thread, and a 
 
 import asyncio
 import threading
+from itertools import pairwise
 
 import pytest
 
@@ -81,7 +82,7 @@ async def test_the_limit_holds_within_a_group(open_state):
 async def test_long_chains_and_odd_ids(open_state):
     state = await open_state()
     ids = [f"id-{number}" for number in range(MOST_STEPS)]
-    for alias, user in zip(ids, ids[1:], strict=False):
+    for alias, user in pairwise(ids):
         assert await state.set_alias(alias, user)
     odd = ["\0", "a\0b", 'quote"', "\\", "\ud7ff\U0010ffff", "", "é"]
     await asyncio.gather(*(state.set_alias(id_, f"user of {id_}") for id_ in odd))
