@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable
-from functools import partial
 from typing import Any
 
 import orjson
@@ -29,7 +28,9 @@ from tornado_gateway.http.fields import (
     is_from_browser,
     json_value,
     known_parameters,
+    repaired_value,
 )
+from tornado_gateway.http.limits import REST_SECONDS
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.settings.incremental_json import parse
@@ -91,6 +92,7 @@ class EventsApi:
         self._environments = environments
         self._client_address = client_address
         self._slice_events = slice_events
+        self._reading = asyncio.Lock()
         self._foreign = ThrottledLog(logger, 3600)
         self._malformed = ThrottledLog(logger)
 
@@ -127,10 +129,13 @@ class EventsApi:
         return self._take_document(request, json_value(request.body)[0])
 
     async def _take_large_batch(self, request: Request) -> Response:
-        """Read a large batch beside the loop and piece by piece, so that other requests are served meanwhile."""
-        if _has_too_many_parts(request.body):
-            raise RequestError(413, f"the batch has more than {MAX_PARTS} values")
-        response = self._take_document(request, await asyncio.to_thread(_parse_in_pieces, request.body))
+        """Read a large batch beside the loop and piece by piece, so that other requests are served meanwhile.
+
+        One is read at a time, because the loop waits for a piece of each thread that wants the interpreter's lock.
+        """
+        async with self._reading:
+            document = await asyncio.to_thread(_read_in_pieces, request.body)
+        response = self._take_document(request, document)
         return response if isinstance(response, Response) else await response
 
     def _take_document(self, request: Request, document: object) -> Response | Awaitable[Response]:
@@ -211,6 +216,22 @@ class EventsApi:
         return filled
 
 
+def _read_in_pieces(body: bytes) -> object:
+    if _has_too_many_parts(body):
+        raise RequestError(413, f"the batch has more than {MAX_PARTS} values")
+    try:
+        return parse(body, _rest)
+    except orjson.JSONDecodeError as error:
+        problem = str(error)
+    _rest()
+    return repaired_value(body, problem)[0]
+
+
+def _rest() -> None:
+    """Let the loop have the interpreter's lock, which a sleep of no time would take back at once."""
+    time.sleep(REST_SECONDS)
+
+
 def _has_too_many_parts(body: bytes) -> bool:
     """Whether a batch has so many values that reading them would take longer than other requests should wait."""
     parts = 0
@@ -219,14 +240,8 @@ def _has_too_many_parts(body: bytes) -> bool:
         parts += piece.count(b",") + piece.count(b"[") + piece.count(b"{")
         if parts > MAX_PARTS:
             return True
+        _rest()
     return False
-
-
-def _parse_in_pieces(body: bytes) -> object:
-    try:
-        return parse(body, partial(time.sleep, 0))
-    except orjson.JSONDecodeError:
-        return json_value(body)[0]
 
 
 def _clean_address(data: Fields) -> bool:
