@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 ACCEPTED = Response(200, b'{"success":true}')
 LARGE_BYTES = 262144
-MAX_PARTS = 400_000  # of a batch: 80 for each of 5,000 events
+MAX_PARTS = 400_000  # of a large body. In a batch: 80 for each of 5,000 events
 USAGE_STATS = "vwo_sdkUsageStats"
 # Parameters of wire contract A.4 that are forwarded with usage statistics, besides `en`.
 USAGE_PARAMETERS = tuple(b"a env eTime random p visitor_ua visitor_ip sn sv".split())
@@ -96,9 +96,16 @@ class EventsApi:
         self._foreign = ThrottledLog(logger, 3600)
         self._malformed = ThrottledLog(logger)
 
-    def take_event(self, request: Request) -> Response:
+    def take_event(self, request: Request) -> Response | Awaitable[Response]:
         """Accept one event document `{"d":{...}}`."""
-        document, body = json_value(request.body)
+        if len(request.body) > LARGE_BYTES:
+            return self._take_large_event(request)
+        return self._take_event(request, *json_value(request.body))
+
+    async def _take_large_event(self, request: Request) -> Response:
+        return self._take_event(request, *await self._read_large(request.body))
+
+    def _take_event(self, request: Request, document: Any, body: bytes) -> Response:
         scope = self._environments.scope_of(request)
         environment = self._environment_or_reason(document, scope)
         if isinstance(environment, str):
@@ -129,14 +136,16 @@ class EventsApi:
         return self._take_document(request, json_value(request.body)[0])
 
     async def _take_large_batch(self, request: Request) -> Response:
-        """Read a large batch beside the loop and piece by piece, so that other requests are served meanwhile.
+        response = self._take_document(request, (await self._read_large(request.body))[0])
+        return response if isinstance(response, Response) else await response
+
+    async def _read_large(self, body: bytes) -> tuple[Any, bytes]:
+        """Read a large body beside the loop and piece by piece, so that other requests are served meanwhile.
 
         One is read at a time, because the loop waits for a piece of each thread that wants the interpreter's lock.
         """
         async with self._reading:
-            document = await asyncio.to_thread(_read_in_pieces, request.body)
-        response = self._take_document(request, document)
-        return response if isinstance(response, Response) else await response
+            return await asyncio.to_thread(_read_in_pieces, body)
 
     def _take_document(self, request: Request, document: object) -> Response | Awaitable[Response]:
         scope = self._environments.scope_of(request, has_header=True)
@@ -216,15 +225,15 @@ class EventsApi:
         return filled
 
 
-def _read_in_pieces(body: bytes) -> object:
+def _read_in_pieces(body: bytes) -> tuple[Any, bytes]:
     if _has_too_many_parts(body):
-        raise RequestError(413, f"the batch has more than {MAX_PARTS} values")
+        raise RequestError(413, f"the body has more than {MAX_PARTS} values")
     try:
-        return parse(body, _rest)
+        return parse(body, _rest), body
     except orjson.JSONDecodeError as error:
         problem = str(error)
     _rest()
-    return repaired_value(body, problem)[0]
+    return repaired_value(body, problem)
 
 
 def _rest() -> None:
@@ -233,7 +242,7 @@ def _rest() -> None:
 
 
 def _has_too_many_parts(body: bytes) -> bool:
-    """Whether a batch has so many values that reading them would take longer than other requests should wait."""
+    """Whether a body has so many values that reading them would take longer than other requests should wait."""
     parts = 0
     for start in range(0, len(body), LARGE_BYTES):
         piece = body[start : start + LARGE_BYTES]
