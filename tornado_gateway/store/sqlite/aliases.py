@@ -53,10 +53,12 @@ class Grouped(Generic[Item, Result]):
 
     async def _run(self) -> None:
         waiting = self._waiting
-        while waiting:
-            group = [waiting.popleft() for _ in range(min(self._most, len(waiting)))]
-            await self._pass_on([item for item, _ in group], [done for _, done in group])
-        self._task = None
+        try:
+            while waiting:
+                group = [waiting.popleft() for _ in range(min(self._most, len(waiting)))]
+                await self._pass_on([item for item, _ in group], [done for _, done in group])
+        finally:
+            self._task = None
 
     async def _pass_on(self, items: list[Item], futures: Sequence["asyncio.Future[Result]"]) -> None:
         try:
