@@ -226,7 +226,7 @@ class Evaluator:
 
     def is_pure(self, settings: core.Settings) -> bool:
         """Return whether equal contexts always get equal decisions: nothing is looked up outside this process."""
-        return not self._uses_store and not any(feature.list_checks for feature in settings.features.values())
+        return not self._uses_store and not settings.has_list_checks
 
     @property
     def facts_version(self) -> str:

@@ -117,12 +117,20 @@ def _user_id(attributes: Fields) -> tuple[str, str]:
     raise EvaluationError(400, TARGETING_KEY_MISSING, "context.targetingKey is required")
 
 
-def _features(value: Any) -> tuple[str, ...] | None:
+def feature_keys(name: str, value: Any) -> tuple[str, ...] | None:
+    """Return the requested features, each once, in their order; None without a request. Raise RequestError."""
     if value is None:
         return None
-    if not isinstance(value, list) or len(value) > MAX_FEATURES or not all(isinstance(item, str) for item in value):
-        raise _invalid(f"context.{OPTIONS}.features", f"a list of at most {MAX_FEATURES} texts")
+    if not isinstance(value, list) or len(value) > MAX_FEATURES or not all(isinstance(key, str) for key in value):
+        raise RequestError(400, f"{name} must be a list of at most {MAX_FEATURES} texts")
     return tuple(dict.fromkeys(value))
+
+
+def _features(value: Any) -> tuple[str, ...] | None:
+    try:
+        return feature_keys(f"context.{OPTIONS}.features", value)
+    except RequestError as error:
+        raise EvaluationError(400, INVALID_CONTEXT, str(error)) from error
 
 
 def _boolean(options: Fields, name: str) -> bool | None:

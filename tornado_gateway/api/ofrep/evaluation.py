@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from tornado_gateway import core
 from tornado_gateway.api.ofrep import context
-from tornado_gateway.api.ofrep.bulk import Recorder, not_modified, respond, validate
+from tornado_gateway.api.ofrep.bulk import Recorder, Validator, not_modified, respond, validate
 from tornado_gateway.api.ofrep.context import EvaluationRequest, StandIn
 from tornado_gateway.api.ofrep.derived import Derived, Remembered
 from tornado_gateway.api.ofrep.errors import (
@@ -42,7 +42,7 @@ class EvaluationApi:
     """The two endpoints. A bulk evaluation waits up to `wait_seconds` for the first settings.
 
     `announce` returns the part of a bulk response that names the stream of changes. `catch_up` waits for the settings
-    that a client knows of.
+    that a client knows of; None: these are not newer.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class EvaluationApi:
         environments: Environments,
         stand_in: StandIn,
         announce: Callable[[Request, Environment], bytes],
-        catch_up: Callable[[Request, Environment], Awaitable[None]],
+        catch_up: Callable[[Request, Environment], Awaitable[None] | None],
         *,
         wait_seconds: float,
     ) -> None:
@@ -120,9 +120,26 @@ class EvaluationApi:
 
     # --- All flags ---
 
-    async def evaluate_all(self, request: Request) -> Response:
+    def evaluate_all(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
-        settings = await self._settings_for(request, environment)
+        newer = self._catch_up(request, environment)
+        if newer is None and environment.mirror.current is not None:
+            return self._evaluate_all(request, environment)
+        return self._evaluate_all_later(request, environment, newer)
+
+    async def _evaluate_all_later(
+        self, request: Request, environment: Environment, newer: Awaitable[None] | None
+    ) -> Response:
+        """Wait for newer settings, and for the first ones: a web provider whose first request fails stays in error."""
+        if newer is not None:
+            await newer
+        if environment.mirror.current is None and not await wait_at_most(environment.mirror.loaded, self._wait_seconds):
+            raise NotLoadedError
+        response = self._evaluate_all(request, environment)
+        return response if isinstance(response, Response) else await response
+
+    def _evaluate_all(self, request: Request, environment: Environment) -> Response | Awaitable[Response]:
+        settings = environment.decision_settings()
         announcement = self._announce(request, environment)
         fallbacks = self._stand_in(request)
         asked = context.read(request.body, *fallbacks)
@@ -132,6 +149,17 @@ class EvaluationApi:
             validator = validate(request, environment, settings, announcement.decode(), *map(str, fallbacks))
             if validator.is_known:
                 return not_modified(validator.etag)
+        return self._decide_all(request, environment, settings, asked, announcement, validator)
+
+    async def _decide_all(
+        self,
+        request: Request,
+        environment: Environment,
+        settings: core.Settings,
+        asked: EvaluationRequest,
+        announcement: bytes,
+        validator: Validator | None,
+    ) -> Response:
         entries = await self._entries(request, environment, settings, asked)
         return await respond(request, b'{"flags":[%b]%b}' % (b",".join(entries), announcement), validator)
 
@@ -154,16 +182,6 @@ class EvaluationApi:
         record, keeps = partial(recorder.append, request), bool(asked.impressions)
         await environment.evaluator.decide_many(settings, known, asked.context, add, record, keeps=keeps)
         return entries
-
-    async def _settings_for(self, request: Request, environment: Environment) -> core.Settings:
-        """Return settings at least as new as those that the client knows of, as far as they can be had.
-
-        Wait for the first ones: a web provider whose first request fails stays in error.
-        """
-        await self._catch_up(request, environment)
-        if environment.mirror.current is None and not await wait_at_most(environment.mirror.loaded, self._wait_seconds):
-            raise NotLoadedError
-        return environment.decision_settings()
 
 
 def _check_id(settings: core.Settings, visitor: core.Context) -> None:
