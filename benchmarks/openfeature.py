@@ -30,11 +30,11 @@ UNITS = Column("units", "units", ".2f")
 LIMIT = Column("limit", "at most", ".2f")
 NOTES = (
     "A unit is the CPU time of the constant response in the same build.",
-    "getFlag and OFREP single: 100 features, asked for in turn by visitors that are all new, so that each request stores "
-    "its impressions durably, and they are delivered. A repetition within 60 s stores none and costs less. OFREP single "
-    "may cost half a unit more than getFlag.",
-    f"Bulk: all {FEATURES} features, with OFREP their variables as well; no impressions, not compressed. Pure Python may "
-    "cost one unit for each feature.",
+    "getFlag and OFREP single: 100 features, asked for in turn by visitors that are all new, so that each request "
+    "stores its impressions durably, and they are delivered. A repetition within 60 s stores none and costs less. "
+    "OFREP single may cost half a unit more than getFlag.",
+    f"Bulk: all {FEATURES} features, with OFREP their variables as well; no impressions, not compressed. Pure Python "
+    "may cost one unit for each feature.",
     f"304: the flags of {VISITORS:,} visitors, in turn, are unchanged; at most two units.",
 )
 

@@ -8,7 +8,7 @@ from tornado_gateway import core
 from tornado_gateway.api.ofrep import context
 from tornado_gateway.api.ofrep.bulk import Recorder, Validator, not_modified, respond, validate
 from tornado_gateway.api.ofrep.context import EvaluationRequest, StandIn
-from tornado_gateway.api.ofrep.derived import Derived, Remembered
+from tornado_gateway.api.ofrep.derived import Derived
 from tornado_gateway.api.ofrep.errors import (
     FLAG_NOT_FOUND,
     GENERAL,
@@ -25,7 +25,6 @@ from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.tasks import wait_at_most
 
 NOT_FOUND = b'"errorCode":"FLAG_NOT_FOUND","errorDetails":"there is no feature with this key"'
-MAX_RESPONSES_BYTES = 8 * 1024 * 1024  # of those that are remembered
 
 
 class Call(NamedTuple):
@@ -33,7 +32,6 @@ class Call(NamedTuple):
 
     environment: Environment
     settings: core.Settings
-    key: str
     flag: Flag
     asked: EvaluationRequest
 
@@ -61,7 +59,6 @@ class EvaluationApi:
         self._wait_seconds = wait_seconds
         self._recent = RecentExposures()
         self._flags = Derived(environments, Flags)
-        self._responses: Remembered[Response] = Remembered(MAX_RESPONSES_BYTES)
 
     # --- One flag ---
 
@@ -76,7 +73,7 @@ class EvaluationApi:
         if flag is None:
             raise EvaluationError(404, FLAG_NOT_FOUND, "there is no feature or variable with this key")
         _check_id(settings, asked.context)
-        call = Call(environment, settings, key, flag, asked)
+        call = Call(environment, settings, flag, asked)
         decision = environment.evaluator.decide(settings, flag.feature, asked.context)
         return self._evaluate_with_io(request, call) if decision is None else self._response(request, call, decision)
 
@@ -95,13 +92,9 @@ class EvaluationApi:
         call.environment.counts.decided(decision)
         if decision.error is not None:
             raise EvaluationError(400, GENERAL, decision.error)
-        ready = self._flags.of(call.environment, call.settings).ready(decision)
+        response = self._flags.of(call.environment, call.settings).response(call.flag, decision)
         if call.asked.impressions is not False:
             self._record(request, call, decision)
-        body = entry(call.key, ready.entries[call.flag.variable])
-        response = self._responses.get(body)
-        if response is None:
-            response = self._responses.add(body, Response(200, body), 2 * len(body))
         return response
 
     def _record(self, request: Request, call: Call, decision: core.Decision) -> None:
