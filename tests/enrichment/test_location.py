@@ -484,7 +484,8 @@ def test_the_version_changes_with_the_content(tmp_path):
         replace(file, CONTENT)
     reader, second = LocationReader(path), LocationReader(other)
     assert reader.version == second.version
-    assert reader.open() and second.open()
+    assert reader.open()
+    assert second.open()
     before = reader.version
     assert before == second.version
     epoch = reader.build_epoch

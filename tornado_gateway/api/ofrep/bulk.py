@@ -20,6 +20,7 @@ from tornado_gateway.api.ofrep.outcomes import encoded, with_details
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import with_address
 from tornado_gateway.environments.registry import Environments
+from tornado_gateway.gate import Gate
 from tornado_gateway.http.fields import accepts_gzip, boolean, json_object, user_id
 from tornado_gateway.http.messages import JSON, Request, Response
 
@@ -103,13 +104,14 @@ class Recorder:
             self._documents.append(documents)
             self._count += count
 
-    def append(self, request: Request) -> None:
-        """Append the events. The response waits until they are stored, if EVENT_ACK says so."""
+    def append(self, request: Request) -> Gate | None:
+        """Append the events. The response waits until they are stored, if EVENT_ACK says so. Return the gate."""
         if self._count:
             events = self._environment.events
             gate = events.append_impressions(b"\n".join(self._documents), self._count)
             if events.durable:
                 request.gate = gate
+        return request.gate
 
 
 def validate(request: Request, environment: Environment, settings: core.Settings, *more: str) -> Validator:

@@ -21,6 +21,7 @@ from tornado_gateway.api.ofrep.flags import Flag, Flags, entry
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import NotLoadedError
+from tornado_gateway.gate import Gate
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.tasks import wait_at_most
 
@@ -82,8 +83,9 @@ class EvaluationApi:
         keeps = asked.impressions is not False
         responses: list[Response] = []
 
-        def respond(decision: core.Decision) -> None:
+        def respond(decision: core.Decision) -> Gate | None:
             responses.append(self._response(request, call, decision))
+            return request.gate
 
         await evaluator.decide_with_io(call.settings, call.flag.feature, asked.context, respond, keeps=keeps)
         return responses[0]

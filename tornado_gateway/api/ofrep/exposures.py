@@ -213,9 +213,7 @@ class ExposuresApi:
             settings, context, exposed.impressions, needs_device=exposed.needs_device
         )
         if count:
-            gate = environment.events.append(documents, count)  # the request is for nothing else, so it may get a 503
-            if environment.events.durable:
-                request.gate = gate
+            environment.append(request, documents, count)  # the request is for nothing else, so it may get a 503
         self._on_exposures("unknown", exposed.unknown)
         self._on_exposures("recorded", count)
         return Response(200, b'{"tracked":%d}' % count)

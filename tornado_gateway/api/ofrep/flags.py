@@ -94,13 +94,13 @@ class Flags:
                 None: b'"errorCode":"GENERAL","errorDetails":%b' % encoded(decision.error)
             }
             return Ready(entries, entry(feature.key, entries[None]))
-        values = {variable["key"]: core.to_json(value_of(variable)).encode() for variable in decision.variables}
+        values = {variable["key"]: encoded(value_of(variable)) for variable in decision.variables}
         suffix = _suffix(outcome_of(self._settings, decision))
         entries = {None: b'"value":%b,%b' % (b"true" if decision.enabled else b"false", suffix)}
         missing = b'"reason":"DISABLED",%b' % suffix.partition(b",")[2]
         for name in self._names(feature):
             entries[name] = b'"value":%b,%b' % (values[name], suffix) if name in values else missing
-        members = b",".join(b"%b:%b" % (orjson.dumps(name), value) for name, value in values.items())
+        members = b",".join(b"%b:%b" % (encoded(name), value) for name, value in values.items())
         entries[ALL] = b'"value":{%b},%b' % (members, suffix) if decision.enabled else missing
         shown = [entry(feature.key, entries[None])]
         shown += [entry(f"{feature.key}{SEPARATOR}{name}", entries[name]) for name in self._listed(feature)]
