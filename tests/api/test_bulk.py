@@ -4,33 +4,21 @@ import gzip
 import random
 import re
 
+import flags
 import orjson
 import pytest
 from exchanges import exchange
-from process import Gateway, sample_document
+from process import Gateway
 from sdk.wire import ask
-from vendor import Vendor
 
 from tornado_gateway import core
 from tornado_gateway.api.ofrep.context import read as read_context
 
-SAMPLE = sample_document()
-FEATURES = [feature["key"] for feature in SAMPLE["features"]]
+SAMPLE, FEATURES = flags.SAMPLE, flags.FEATURES
 BULK, GET_FLAGS = "/ofrep/v1/evaluate/flags", "/server-side/getFlags"
 
 
-@pytest.fixture(scope="module")
-def vendor():
-    with Vendor(SAMPLE) as vendor:
-        yield vendor
-
-
-@pytest.fixture(scope="module")
-def gateway(vendor, tmp_path_factory):
-    options = {"EVENTS_PER_REQUEST": 1, "POLLING_TIME": 200}
-    with Gateway.of_vendor(tmp_path_factory.mktemp("bulk") / "data", vendor, **options) as gateway:
-        yield gateway
-        assert "Traceback" not in gateway.log()
+vendor, gateway = flags.fixtures(EVENTS_PER_REQUEST=1, POLLING_TIME=200)
 
 
 def visitor(number):

@@ -20,7 +20,6 @@ from tornado_gateway.api.ofrep.exposures import RecentExposures
 from tornado_gateway.api.ofrep.flags import Flag, Flags, entry
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.registry import Environments
-from tornado_gateway.errors import NotLoadedError
 from tornado_gateway.gate import Gate
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.tasks import wait_at_most
@@ -128,8 +127,8 @@ class EvaluationApi:
         """Wait for newer settings, and for the first ones: a web provider whose first request fails stays in error."""
         if newer is not None:
             await newer
-        if environment.mirror.current is None and not await wait_at_most(environment.mirror.loaded, self._wait_seconds):
-            raise NotLoadedError
+        if environment.mirror.current is None:
+            await wait_at_most(environment.mirror.loaded, self._wait_seconds)
         response = self._evaluate_all(request, environment)
         return response if isinstance(response, Response) else await response
 
