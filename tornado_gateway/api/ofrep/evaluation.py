@@ -32,6 +32,7 @@ class Call(NamedTuple):
 
     environment: Environment
     settings: core.Settings
+    flags: Flags
     flag: Flag
     asked: EvaluationRequest
 
@@ -69,11 +70,12 @@ class EvaluationApi:
         environment = self._environments.of(request)
         settings = environment.decision_settings()
         asked = context.read(request.body, *self._stand_in(request))
-        flag = self._flags.of(environment, settings).find(key, asked.variable)
+        flags = self._flags.of(environment, settings)
+        flag = flags.find(key, asked.variable)
         if flag is None:
             raise EvaluationError(404, FLAG_NOT_FOUND, "there is no feature or variable with this key")
         _check_id(settings, asked.context)
-        call = Call(environment, settings, flag, asked)
+        call = Call(environment, settings, flags, flag, asked)
         decision = environment.evaluator.decide(settings, flag.feature, asked.context)
         return self._evaluate_with_io(request, call) if decision is None else self._response(request, call, decision)
 
@@ -93,7 +95,7 @@ class EvaluationApi:
         call.environment.counts.decided(decision)
         if decision.error is not None:
             raise EvaluationError(400, GENERAL, decision.error)
-        response = self._flags.of(call.environment, call.settings).response(call.flag, decision)
+        response = call.flags.response(call.flag, decision)
         if call.asked.impressions is not False:
             self._record(request, call, decision)
         return response

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +27,8 @@ GENERATION_ENTRIES = 32_768
 
 Named = tuple[Any, ...]  # (campaign id, variation id), with the feature id for holdouts
 Visitor = tuple[str, str | None]  # environment, uuid
-NOTHING: dict[Named, float] = {}
+Times = dict[core.Impression, float]  # by the monotonic clock
+NOTHING: Times = {}
 
 
 class Exposed(NamedTuple):
@@ -67,8 +68,8 @@ class RecentExposures:
     def __init__(self, seconds: float = REPEAT_SECONDS, entries: int = GENERATION_ENTRIES) -> None:
         self._seconds = seconds
         self._entries = entries
-        self._new: dict[Visitor, dict[Named, float]] = {}
-        self._old: dict[Visitor, dict[Named, float]] = {}
+        self._new: dict[Visitor, Times] = {}
+        self._old: dict[Visitor, Times] = {}
         self._noted = 0  # impressions in the newer one
         self._began = time.monotonic()
 
@@ -87,7 +88,7 @@ class RecentExposures:
         places = [
             place
             for place, impression in enumerate(decision.impressions)
-            if now - _last(name_of(impression), new, old) > self._seconds
+            if now - new.get(impression, old.get(impression, -math.inf)) > self._seconds
         ]
         if len(places) < len(decision.impressions):
             decision.impressions = [decision.impressions[place] for place in places]
@@ -100,11 +101,11 @@ class RecentExposures:
         self._noted += len(impressions)
         noted = self._new.setdefault((environment, uuid), {})
         for impression in impressions:
-            noted[name_of(impression)] = now
+            noted[impression] = now
 
     def note_once_stored(self, environment: str, gate: Gate | None, decision: core.Decision) -> None:
         """Remember the impressions of a decision when the gate of their events opens. None: they were rejected."""
-        if gate is not None:
+        if gate is not None and decision.impressions:
             gate.hold(_Stored(self, environment, gate, decision))
 
 
@@ -120,11 +121,6 @@ class _Stored:
     def flush(self) -> None:
         if not self._gate.is_lost:
             self._recent.note(self._environment, self._decision.uuid, self._decision.impressions)
-
-
-def _last(name: Named, new: Mapping[Named, float], old: Mapping[Named, float]) -> float:
-    at = new.get(name)
-    return old.get(name, -math.inf) if at is None else at
 
 
 def name_of(impression: core.Impression) -> Named:
