@@ -81,12 +81,12 @@ def open_streams(port: int, count: int) -> Iterator[None]:
 def measured(chosen: Effort) -> list[Row]:
     with gateway(account(FEATURES), STREAM_MAX_CONNECTIONS=STREAMS) as target:
         rate = _half_rate(target)
-        before = rss_megabytes(target.pid)
         rounds: dict[bool, list[Row]] = {False: [], True: []}
         sizes = []
         for number in range(chosen.rounds):
             for has_streams in (False, True):
                 say(f"  round {number + 1}, {'with' if has_streams else 'without'} streams")
+                before = rss_megabytes(target.pid)  # it grows with the load as well
                 with open_streams(target.port, STREAMS if has_streams else 0):
                     time.sleep(SETTLE_SECONDS)
                     if has_streams:
