@@ -48,6 +48,7 @@ FEATURES = 100
 STREAMS, RESTARTED_STREAMS = 5000, 1000
 MOST_MEGABYTES, MOST_SLOWDOWN, MOST_AWAY_SECONDS = 50.0, 1.10, 10.0
 REQUESTS_PER_SECOND = 200  # during the restart
+CONNECTIONS = 8  # of the client; a worker that ends closes those that are idle for a second
 SETTLE_SECONDS = 2.0
 PATIENCE_SECONDS = 90.0
 SOURCES = [f"127.0.0.{number}" for number in range(2, 12)]  # so that no address runs out of ports
@@ -170,7 +171,7 @@ class Asking:
     """A client that asks for a flag again and again."""
 
     def __init__(self, port: int) -> None:
-        self._client = Client(port)
+        self._client = Client(port, CONNECTIONS)
         self.requests = 0
         self.errors: list[str] = []
 
@@ -223,7 +224,7 @@ async def _restart(target: Target) -> list[Row]:
 
 def restarted() -> list[Row]:
     say("  rolling restart")
-    with gateway(SAMPLE, workers=2, cores=CORES) as target:
+    with gateway(SAMPLE, workers=2, cores=CORES, SHUTDOWN_SECONDS=30) as target:
         return asyncio.run(_restart(target))
 
 
