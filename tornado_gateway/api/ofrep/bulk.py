@@ -1,7 +1,7 @@
 """Several or all features of one visitor in one request: getFlags, and the common parts of bulk responses.
 
 A response has an ETag. Equal requests get equal responses as long as settings, location database and device rules are
-the same, so the ETag is made from these and a request that has it gets a 304 before anything is decided. If decisions
+the same, so the ETag is made from these, and a request that has it gets a 304 before its body is read. If decisions
 depend on more (lists, aliases, sticky decisions), the ETag is made from the response instead.
 """
 
@@ -54,15 +54,15 @@ class BulkApi:
     def get_flags(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
         settings = environment.decision_settings()
+        validator = validate(request, environment, settings)
+        if validator.is_known:
+            return not_modified(validator.etag)
         fields = json_object(request.body)
         has_impressions = boolean(fields, "impressions")
         keys, has_details = feature_keys("featureKeys", fields.get("featureKeys")), boolean(fields, "details")
         context = with_address(core.context_from_json(fields, user_id(fields)))
-        validator = None if has_impressions else validate(request, environment, settings)
-        if validator is not None and validator.is_known:
-            return not_modified(validator.etag)
         asked = Asked(tuple(settings.features) if keys is None else keys, context, has_impressions, has_details)
-        return self._decide_all(request, environment, settings, asked, validator)
+        return self._decide_all(request, environment, settings, asked, None if has_impressions else validator)
 
     async def _decide_all(
         self,

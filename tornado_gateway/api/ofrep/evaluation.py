@@ -138,14 +138,13 @@ class EvaluationApi:
         settings = environment.decision_settings()
         announcement = self._announce(request, environment)
         fallbacks = self._stand_in(request)
+        validator = validate(request, environment, settings, announcement.decode(), *map(str, fallbacks))
+        if validator.is_known:
+            return not_modified(validator.etag)
         asked = context.read(request.body, *fallbacks)
         _check_id(settings, asked.context)
-        validator = None
-        if asked.impressions is not True:
-            validator = validate(request, environment, settings, announcement.decode(), *map(str, fallbacks))
-            if validator.is_known:
-                return not_modified(validator.etag)
-        return self._decide_all(request, environment, settings, asked, announcement, validator)
+        given = None if asked.impressions is True else validator
+        return self._decide_all(request, environment, settings, asked, announcement, given)
 
     async def _decide_all(
         self,
