@@ -38,7 +38,7 @@ class EvaluationRequest(NamedTuple):
     """
 
     context: core.Context
-    variable: object
+    variable: Any
     features: tuple[str, ...] | None
     has_variables: bool
     impressions: bool | None
