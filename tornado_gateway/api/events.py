@@ -266,10 +266,7 @@ def _clean_address(data: Fields) -> bool:
 
 
 def _append(request: Request, environment: Environment, documents: bytes, count: int) -> Response:
-    events = environment.events
-    gate = events.append(documents, count)
-    if events.durable:
-        request.gate = gate
+    environment.append(request, documents, count)
     return ACCEPTED
 
 
