@@ -51,7 +51,7 @@ def interval(hits: int, of: int) -> tuple[float, float]:
 class Simulation:
     """Counts the decisions about any number of visitors, with settings and, if there are some, with changed settings.
 
-    Call `add` for each visitor. `report` can be called at any time.
+    Call `add` or `steps` for each visitor. `report` can be called at any time.
     """
 
     def __init__(self, settings: core.Settings, keys: Sequence[str], changed: core.Settings | None = None) -> None:
@@ -62,9 +62,15 @@ class Simulation:
         self._tallies = [Tally(settings, changed, key) for key in keys]
 
     def add(self, user_id: str, decide: Decide) -> None:
+        for _ in self.steps(user_id, decide):
+            pass
+
+    def steps(self, user_id: str, decide: Decide) -> Iterator[None]:
+        """Add a visitor, one feature in each step, so that a caller can give way to other work."""
         self.visitors += 1
         for tally in self._tallies:
             tally.add(user_id, decide)
+            yield
 
     def report(self) -> Json:
         return {

@@ -20,7 +20,9 @@ def add_insight(commands: Any, add_command: AddCommand) -> None:
 def _add_simulate(commands: Any, add_command: AddCommand) -> None:
     summary = "distribute features over many visitors, without sending events"
     simulate = add_command(commands, "simulate", _simulate, summary, has_json=True)
-    simulate.add_argument("--settings", type=Path, required=True, metavar="FILE", help="settings document")
+    source = simulate.add_mutually_exclusive_group(required=True)
+    source.add_argument("--settings", type=Path, metavar="FILE", help="settings document")
+    source.add_argument("--url", metavar="URL", help="URL of a running gateway, whose admin token is in ADMIN_TOKEN")
     simulate.add_argument("--feature", metavar="KEY", help="feature key [all features]")
     visitors = simulate.add_mutually_exclusive_group()
     visitors.add_argument(
@@ -37,7 +39,7 @@ def _add_simulate(commands: Any, add_command: AddCommand) -> None:
     )
     simulate.add_argument("--user-agent", metavar="TEXT", help="the user agent of all visitors")
     simulate.add_argument("--ip", metavar="ADDRESS", help="the IP address of all visitors")
-    simulate.add_argument("--maxmind-db-path", type=Path, metavar="PATH", help="GeoIP database, to locate the IP")
+    simulate.add_argument("--maxmind-db-path", type=Path, metavar="PATH", help="GeoIP database for --settings")
     simulate.add_argument(
         "--traffic", action="append", type=_traffic, default=[], metavar="RULE=50", help="what if: other traffic"
     )

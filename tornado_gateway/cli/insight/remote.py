@@ -2,6 +2,7 @@
 
 import http.client
 import ssl
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -56,26 +57,55 @@ class Remote:
         lines: list[str] = self._post("/admin/explain", fields, self._admin_token)["decisions"][0]["lines"]
         return lines
 
+    def simulate(self, fields: dict[str, Any], progress: Callable[[int, int], None]) -> dict[str, Any]:
+        """Return the result of POST /admin/simulate, which reports its progress in lines."""
+        response = self._respond("/admin/simulate", fields, self._admin_token)
+        try:
+            for line in response:
+                document = orjson.loads(line)
+                if "result" in document:
+                    result: dict[str, Any] = document["result"]
+                    return result
+                progress(document["progress"]["done"], document["progress"]["of"])
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise RemoteError(f"the response of {self._url} is incomplete: {error}") from error
+        raise RemoteError(f"the response of {self._url} is incomplete")
+
     def _flags(self, fields: dict[str, Any]) -> dict[str, Any]:
         flags: dict[str, Any] = self._post("/server-side/getFlags", fields, self._token)["flags"]
         return flags
 
     def _post(self, path: str, fields: dict[str, Any], token: str | None) -> Any:
+        response = self._respond(path, fields, token)
+        try:
+            return orjson.loads(response.read(MOST_BYTES))
+        except orjson.JSONDecodeError as error:
+            raise RemoteError(f"{self._url} is not a gateway: its response is not JSON") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise RemoteError(f"no response from {self._url}: {error or type(error).__name__}") from error
+
+    def _respond(self, path: str, fields: dict[str, Any], token: str | None) -> http.client.HTTPResponse:
+        """Return the response to a POST, whose body is not read yet. Raise RemoteError if the status is not 200."""
         headers = {"Content-Type": "application/json"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         try:
             self._connection.request("POST", self._prefix + path, orjson.dumps(fields), headers)
             response = self._connection.getresponse()
-            document = orjson.loads(response.read(MOST_BYTES))
-        except orjson.JSONDecodeError as error:
-            raise RemoteError(f"{self._url} is not a gateway: its response is not JSON") from error
+            if response.status == 200:
+                return response
+            reason = _reason(response.read(MOST_BYTES))
         except (OSError, http.client.HTTPException) as error:
             raise RemoteError(f"no response from {self._url}: {error or type(error).__name__}") from error
-        if response.status != 200:
-            reason = document.get("error", "") if isinstance(document, dict) else ""
-            raise RemoteError(f"{self._url}{path} returned {response.status}: {reason}")
-        return document
+        raise RemoteError(f"{self._url}{path} returned {response.status}{reason}")
+
+
+def _reason(body: bytes) -> str:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return ""
+    return f": {document['error']}" if isinstance(document, dict) and "error" in document else ""
 
 
 def _connection(scheme: str, host: str, port: int | None, seconds: float) -> http.client.HTTPConnection:

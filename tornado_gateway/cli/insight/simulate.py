@@ -1,6 +1,7 @@
 """The command `simulate`: how features are distributed over many visitors."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -10,7 +11,8 @@ from typing import Any
 import orjson
 
 from tornado_gateway import core
-from tornado_gateway.cli.output import bullets, counted, print_columns, print_json
+from tornado_gateway.cli.insight.remote import Remote, RemoteError
+from tornado_gateway.cli.output import Progress, bullets, counted, print_columns, print_json
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
@@ -27,10 +29,13 @@ STDIN = Path("-")
 def simulate(arguments: argparse.Namespace) -> int:
     try:
         ids = list(given_ids(arguments.ids)) if arguments.ids else list(generated_ids(arguments.visitors))
-        report = _simulated(arguments, ids)
+        report = _simulated(arguments, ids) if arguments.url is None else _remote(arguments, ids)
     except ChangeError as error:
         print(f"The simulation cannot be run:\n{bullets(error.problems)}", file=sys.stderr)
         return 2
+    except RemoteError as error:
+        print(error, file=sys.stderr)
+        return 1
     if arguments.json:
         print_json(report)
     else:
@@ -60,6 +65,20 @@ def _text(line: bytes, file: Path, number: int) -> str:
         return line.decode()
     except UnicodeDecodeError as error:
         raise ChangeError([f"{file} line {number}: not UTF-8"]) from error
+
+
+def _remote(arguments: argparse.Namespace, ids: Sequence[str]) -> dict[str, Any]:
+    """Let a running gateway simulate, with its settings, lists and stored decisions."""
+    fields: dict[str, Any] = {"customVariables": arguments.attributes}
+    fields |= {"ids": ids} if arguments.ids else {"visitors": arguments.visitors}
+    optional = {"featureKey": arguments.feature, "userAgent": arguments.user_agent, "ipAddress": arguments.ip}
+    fields |= {name: value for name, value in optional.items() if value is not None}
+    fields |= {"traffic": dict(arguments.traffic), "weights": dict(arguments.weights)}
+    progress = Progress("simulating", "visitors")
+    try:
+        return Remote(arguments.url, admin_token=os.environ.get("ADMIN_TOKEN")).simulate(fields, progress)
+    finally:
+        progress.close()
 
 
 def _simulated(arguments: argparse.Namespace, ids: Sequence[str]) -> dict[str, Any]:
