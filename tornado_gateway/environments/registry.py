@@ -100,8 +100,8 @@ class Environments:
         Without a file and before the first settings are loaded, only the configured account and key are known.
         """
         if self._identification is not None:
-            if self.needs_key and not self._identification.has_key(request):
-                raise RequestError(400, NO_KEY)
+            if self.needs_key:
+                _check_has_key(self._identification, request, KEY_PARAMETERS)
             return self._identification.of(request)
         if request.query not in self._known:
             self._check(request.query, ACCOUNT_PARAMETERS, KEY_PARAMETERS, self.needs_key)
@@ -118,8 +118,8 @@ class Environments:
         """
         query, needs_key = request.query, self.needs_key and not without_key
         if self._identification is not None:
-            if needs_key and not self._identification.has_key(request, LOOKUP_KEY_PARAMETERS):
-                raise RequestError(400, NO_KEY)
+            if needs_key:
+                _check_has_key(self._identification, request, LOOKUP_KEY_PARAMETERS)
             return self._identification.of_lookup(request, list_id)
         if needs_key or query.find(b"accountId=") >= 0 or query.find(b"sdkKey=") >= 0:
             self._check(query, LOOKUP_ACCOUNT_PARAMETERS, LOOKUP_KEY_PARAMETERS, needs_key)
@@ -216,3 +216,8 @@ class Environments:
         """Return the account of the settings, before they are loaded the configured one; "" if there is none."""
         snapshot = self.first.mirror.current
         return self.first.events.identity.account_id if snapshot is None else snapshot.settings.account_id
+
+
+def _check_has_key(identification: Identification, request: Request, parameters: Sequence[bytes]) -> None:
+    if not identification.has_key(request, parameters):
+        raise RequestError(400, NO_KEY)
