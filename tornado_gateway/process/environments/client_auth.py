@@ -66,12 +66,7 @@ class Credentials:
     """The credentials of clients in one worker. `protect` and `tickets` are None if none are required."""
 
     def __init__(
-        self,
-        config: Config,
-        environments: Environments,
-        address: Callable[[Request], str],
-        attempts: Attempts,
-        row: int,
+        self, config: Config, environments: Environments, address: Callable[[Request], str], attempts: Attempts, row: int
     ) -> None:
         self._file = TokenFile(config, environments)
         has_sdk_key = environments.has_key if config.sdk_key_auth else None
