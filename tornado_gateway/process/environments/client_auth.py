@@ -66,15 +66,19 @@ class Credentials:
     """The credentials of clients in one worker. `protect` and `tickets` are None if none are required."""
 
     def __init__(
-        self, config: Config, environments: Environments, address: Callable[[Request], str], attempts: Attempts, row: int
+        self,
+        config: Config,
+        environments: Environments,
+        address: Callable[[Request], str],
+        attempts: Attempts,
+        row: int,
     ) -> None:
         self._file = TokenFile(config, environments)
-        has_sdk_key = environments.has_key if config.sdk_key_auth else None
-        self._auth = ClientAuth(self._file.tokens, has_sdk_key, address, attempts, row)
+        has_key = environments.has_key if config.sdk_key_auth else None
+        self._auth = ClientAuth(self._file.tokens, has_key, address, attempts, row)
         self._only_decisions = config.client_auth == "decisions"
-        is_on = config.client_auth != "off"
-        self.protect: Protect | None = self._protect if is_on else None
-        self.tickets = Tickets(self._file.tokens, self._auth) if is_on else None
+        self.protect: Protect | None = None if config.client_auth == "off" else self._protect
+        self.tickets = None if self.protect is None else Tickets(self._file.tokens, self._auth)
         self.start, self.stop = self._file.start, self._file.stop
 
     def _protect(self, route: Route, handler: Handler) -> Handler:
