@@ -20,6 +20,7 @@ from tornado_gateway.environments.slow_patterns import SlowPatterns
 from tornado_gateway.errors import StoreError
 from tornado_gateway.gate import Gate, has_happened
 from tornado_gateway.http.fields import address_in
+from tornado_gateway.http.messages import Response
 from tornado_gateway.store.interfaces import StateStore
 
 logger = logging.getLogger(__name__)
@@ -254,6 +255,11 @@ class Evaluator:
         except StoreError:
             return
         context.user_id = found.get(context.user_id, context.user_id)
+
+    async def after_alias(self, context: core.Context, respond: Callable[[], Response]) -> Response:
+        """Return the response for the visitor for whom an alias stands."""
+        await self.resolve_alias(context)
+        return respond()
 
     def facts(self, inputs: Inputs) -> tuple[Facts | None, Facts | None]:
         """Return location and device of the visitor, whether a rule needs them or not."""
