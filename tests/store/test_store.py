@@ -228,10 +228,11 @@ async def test_a_pinned_version_stays_the_document_until_it_is_unpinned(store, o
     held = await other.state.save_document("s", b"c")
     assert (held.body, held.version, held.pin, held.latest) == (b"a", 4, pin, digest_of(b"c"))
     assert not await store.state.unpin_document("s", Pin(second, 1.0, "me"))
-    assert await other.state.unpin_document("s", pin)
+    assert await other.state.unpin_document("s", pin, "admin")
     assert not await store.state.unpin_document("s")
     document = await store.state.load_document("s")
     assert (document.body, document.version, document.pin, document.left_seconds) == (b"c", 5, None, None)
+    assert document.unpinned_by == "admin"
     await other.close()
 
 

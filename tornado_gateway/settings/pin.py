@@ -43,13 +43,14 @@ class Pinning:
             if stored.pin is not None:
                 self._begin(stored.pin, stored.left_seconds)
             elif before is not None:
-                logger.warning("settings are not pinned any more, the latest version %s is used", stored.latest)
+                by = f" by {stored.unpinned_by}" if stored.unpinned_by else ""
+                logger.error("settings were unpinned%s, the latest version %s is used", by, stored.latest)
         self.hold(stored.latest)
 
     def hold(self, latest: str) -> None:
         """Note the newest document from VWO, which is not used while there is a pin."""
         if latest != self.latest and self.pin is not None and latest != self.pin.digest:
-            logger.warning("settings %s from VWO were stored but not used: %s is pinned", latest, self.pin.digest)
+            logger.error("settings %s from VWO were stored but not used: %s is pinned", latest, self.pin.digest)
         self.latest = latest
 
     def forget(self) -> None:
@@ -73,9 +74,7 @@ class Pinning:
 
     def _begin(self, pin: Pin, left_seconds: float | None) -> None:
         self.pin = pin
-        until = "" if pin.until is None else f" until {_time(pin.until)}"
-        reason = f": {pin.reason}" if pin.reason else ""
-        logger.warning("settings were pinned to %s by %s at %s%s%s", pin.digest, pin.by, _time(pin.at), until, reason)
+        logger.error("settings were %s", pin)
         if left_seconds is not None and pin.seconds is not None:
             left_seconds = min(max(0.0, left_seconds), pin.seconds)
             self._ends_at = time.monotonic() + left_seconds
@@ -83,9 +82,5 @@ class Pinning:
 
     async def _wait(self, pin: Pin, seconds: float) -> None:
         await asyncio.sleep(seconds)
-        logger.warning("the time of the pin to %s is over", pin.digest)
+        logger.error("the time of the pin to %s is over", pin.digest)
         await self._ended(pin)
-
-
-def _time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -100,7 +100,7 @@ class StoredDocument:
 
     `latest` is the digest of the document that was saved last, "" if an earlier version of the gateway stored it. While
     there is a `pin`, `body` is the pinned document. `left_seconds` is the remaining time of the pin, None without an
-    end.
+    end. `unpinned_by` is the user who has removed the last pin, "" if it ended by itself.
     """
 
     body: bytes
@@ -109,6 +109,7 @@ class StoredDocument:
     latest: str = ""
     pin: Pin | None = None
     left_seconds: float | None = None
+    unpinned_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,7 @@ class StateStore(Protocol):
     async def pin_document(self, name: str, pin: Pin) -> StoredDocument | None:
         """Make the version of the pin the document until it is unpinned. Return None if the version is not kept."""
 
-    async def unpin_document(self, name: str, pin: Pin | None = None) -> bool:
+    async def unpin_document(self, name: str, pin: Pin | None = None, by: str = "") -> bool:
         """Make the latest version the document. Return False if there is no pin, or another one than the given one."""
 
     async def confirm_document(self, name: str, by: str = "") -> None:

@@ -5,6 +5,7 @@ bounds are a number and a size; the newest and the pinned version stay, whatever
 """
 
 import hashlib
+import time
 import zlib
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
@@ -56,6 +57,12 @@ class Pin:
     until: float | None = None
     seconds: float | None = None
 
+    def __str__(self) -> str:
+        """Return it in words, which follow "settings" and a verb."""
+        until = "" if self.until is None else f" until {utc(self.until)}"
+        reason = f" ({self.reason})" if self.reason else ""
+        return f"pinned to {self.digest} by {self.by} at {utc(self.at)}{until}{reason}"
+
     def encoded(self) -> bytes:
         return orjson.dumps(asdict(self))
 
@@ -63,6 +70,10 @@ class Pin:
     def decoded(cls, text: bytes | str) -> Self:
         fields: dict[str, Any] = orjson.loads(text)
         return cls(**fields)
+
+
+def utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def surplus(versions: Iterable[Version], keep: Collection[str], most: int, most_bytes: int) -> list[str]:

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS = 12.0  # until the lease of a killed process ends; a live one prolongs it four times in that time
 DECISION_SECONDS = 0.25  # that a decision waits for aliases and sticky decisions
 RECHECK_SECONDS = 3.0  # between two checks of a document without a message
-FIELDS = ("body", "version", "saved_at", "latest", "pin", "pin_ends")  # of a document
+FIELDS = ("body", "version", "saved_at", "latest", "pin", "pin_ends", "unpinned_by")  # of a document
 
 
 class RedisState:
@@ -79,13 +79,14 @@ class RedisState:
 
     async def load_document(self, name: str) -> StoredDocument | None:
         fields = await self._link.call("HMGET", self._key("document", name), *FIELDS)
-        body, version, saved_at, latest, pin, ends = fields
+        body, version, saved_at, latest, pin, ends, unpinned_by = fields
         if not version:
             return None
         pinned = None if pin is None else Pin.decoded(pin)
         left = None if pinned is None else pinned.seconds  # of a restored pin, which has no other time
         left = await self._left_seconds(ends) if ends else left
-        document = StoredDocument(body, int(version), float(saved_at), (latest or b"").decode(), pinned, left)
+        names = [(text or b"").decode() for text in (latest, unpinned_by)]
+        document = StoredDocument(body, int(version), float(saved_at), names[0], pinned, left, names[1])
         return self._seen(name, document)
 
     async def save_document(
@@ -131,14 +132,16 @@ class RedisState:
             return None
         return await self.load_document(name)
 
-    async def unpin_document(self, name: str, pin: Pin | None = None) -> bool:
+    async def unpin_document(self, name: str, pin: Pin | None = None, by: str = "") -> bool:
         """As promised by StateStore; begins again if another worker saves a document meanwhile."""
         expected, outcome = b"" if pin is None else pin.encoded(), -1
         while outcome < 0:
             latest = await self._link.call("HGET", self._key("document", name), "latest") or b""
             body = await self.load_version(name, latest.decode())  # None if Redis has lost it: the next poll saves it
             found = () if body is None else (body,)
-            outcome = await self._link.run(UNPIN_DOCUMENT, self._document_keys(name), name, expected, latest, *found)
+            outcome = await self._link.run(
+                UNPIN_DOCUMENT, self._document_keys(name), name, expected, latest, by, *found
+            )
         return bool(outcome)
 
     async def _left_seconds(self, ends: bytes) -> float:

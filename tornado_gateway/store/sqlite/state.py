@@ -46,7 +46,7 @@ FORMER_TABLES = {
 SAVE_DOCUMENT = """
 INSERT INTO documents (name, version, saved_at, body) VALUES (?1, 1, ?2, ?3)
 ON CONFLICT (name) DO UPDATE SET version = version + 1, saved_at = ?2,
-    body = CASE WHEN EXISTS (SELECT 1 FROM pins WHERE name = ?1) THEN body ELSE ?3 END
+    body = CASE WHEN EXISTS (SELECT 1 FROM pins WHERE name = ?1 AND pin IS NOT NULL) THEN body ELSE ?3 END
 RETURNING version
 """
 KEEP_VERSION = """
@@ -60,8 +60,13 @@ ORDER BY number DESC
 """
 LATEST = "SELECT digest, packed FROM versions WHERE name = ? ORDER BY number DESC LIMIT 1"
 LOAD_DOCUMENT = """
-SELECT body, version, saved_at, pin, ends, (SELECT digest FROM versions WHERE name = ?1 ORDER BY number DESC LIMIT 1)
+SELECT body, version, saved_at, pin, ends, coalesce(unpinned_by, ''),
+    (SELECT digest FROM versions WHERE name = ?1 ORDER BY number DESC LIMIT 1)
 FROM documents LEFT JOIN pins USING (name) WHERE name = ?1
+"""
+UNPIN = """
+UPDATE pins SET pin = NULL, ends = NULL, unpinned_by = ?3
+WHERE name = ?1 AND pin IS NOT NULL AND (?2 IS NULL OR pin = ?2)
 """
 REPLACE_BODY = "UPDATE documents SET version = version + 1, body = ? WHERE name = ?"
 NOTE_OWNER = "INSERT OR REPLACE INTO confirmations (name, owner) VALUES (?, ?)"
@@ -167,8 +172,8 @@ class SqliteState:
             return None
         return await self.load_document(name)
 
-    async def unpin_document(self, name: str, pin: Pin | None = None) -> bool:
-        return await self._database.run(_unpin_document, name, None if pin is None else pin.encoded())
+    async def unpin_document(self, name: str, pin: Pin | None = None, by: str = "") -> bool:
+        return await self._database.run(_unpin_document, name, None if pin is None else pin.encoded().decode(), by)
 
     async def confirm_document(self, name: str, by: str = "") -> None:
         await self._database.run(_confirm_document, name, time.time(), by)
@@ -187,10 +192,10 @@ class SqliteState:
         row = connection.execute(LOAD_DOCUMENT, (name,)).fetchone()
         if row is None:
             return None
-        body, version, saved_at, pin, ends, latest = row
+        body, version, saved_at, pin, ends, unpinned_by, latest = row
         left = None if ends is None else ends - self._reckoning.now()
         pinned = None if pin is None else Pin.decoded(pin)
-        return StoredDocument(body, version, saved_at, latest or "", pinned, left)
+        return StoredDocument(body, version, saved_at, latest or "", pinned, left, unpinned_by)
 
     def _load_document_unless(
         self, connection: sqlite3.Connection, name: str, known_version: int
@@ -263,7 +268,7 @@ def _save_document(
         connection.execute(NOTE_OWNER, (name, by))
         connection.execute(KEEP_VERSION, (name, digest, number, at, source, by, size, packed))
         row = connection.execute("SELECT pin FROM pins WHERE name = ?", (name,)).fetchone()
-        pinned = [] if row is None else [Pin.decoded(row[0]).digest]
+        pinned = [] if row is None or row[0] is None else [Pin.decoded(row[0]).digest]
         for old in surplus(_versions(connection, name), pinned, MOST_VERSIONS, MOST_BYTES):
             connection.execute("DELETE FROM versions WHERE name = ? AND digest = ?", (name, old))
 
@@ -281,15 +286,13 @@ def _pin_document(connection: sqlite3.Connection, name: str, body: bytes, pin: b
     with transaction(connection):
         is_stored = connection.execute(REPLACE_BODY, (body, name)).rowcount > 0
         if is_stored:
-            connection.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?)", (name, pin.decode(), ends))
+            connection.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?, '')", (name, pin.decode(), ends))
     return is_stored
 
 
-def _unpin_document(connection: sqlite3.Connection, name: str, pin: bytes | None) -> bool:
+def _unpin_document(connection: sqlite3.Connection, name: str, pin: str | None, by: str) -> bool:
     with transaction(connection):
-        given = None if pin is None else pin.decode()
-        query = "DELETE FROM pins WHERE name = ?1 AND (?2 IS NULL OR pin = ?2)"
-        was_pinned = connection.execute(query, (name, given)).rowcount > 0
+        was_pinned = connection.execute(UNPIN, (name, pin, by)).rowcount > 0
         latest = connection.execute(LATEST, (name,)).fetchone() if was_pinned else None
         if latest is not None:
             connection.execute(REPLACE_BODY, (unpacked(latest[1]), name))
