@@ -125,7 +125,7 @@ def test_a_pinned_version_is_used_by_all_workers_of_all_machines(tmp_path, machi
                 )
                 changed_at = time.monotonic()
                 vendor.settings = document("worse")
-                until(lambda: all(pin_of(one)["upstream_changed"] for one in gateways))
+                until(lambda: all(pin_of(one)["changed_since"] for one in gateways))
                 until(lambda: all(pin_of(one)["latest"] == digest_of(document("worse")) for one in gateways))
             assert not clients.failures
             assert "worse" not in clients.last

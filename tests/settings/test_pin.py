@@ -66,7 +66,7 @@ async def test_a_pin_ends_after_its_time_whatever_the_wall_clock_says(tmp_path, 
         worker.served = document(3)
         assert await worker.mirror.refresh()
         assert worker.version == 1
-        assert worker.mirror.pinning.record()["upstream_changed"]
+        assert worker.mirror.pinning.record()["changed_since"]
         await until(lambda: worker.version == 3)
         assert worker.mirror.pinning.pin is None
 

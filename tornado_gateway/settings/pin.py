@@ -27,7 +27,7 @@ class Pinning:
         self._waiting: asyncio.Task[None] | None = None
 
     @property
-    def has_upstream_changed(self) -> bool:
+    def has_changed_since(self) -> bool:
         """Whether the newest document from VWO is another one than the pinned version."""
         return self.pin is not None and self.latest not in ("", self.pin.digest)
 
@@ -69,7 +69,7 @@ class Pinning:
         if self.pin is None:
             return None
         shown = {name: getattr(self.pin, name) for name in ("at", "by", "reason", "until")}
-        about_latest = {"latest": self.latest or None, "upstream_changed": self.has_upstream_changed}
+        about_latest = {"latest": self.latest or None, "changed_since": self.has_changed_since}
         return {"version": self.pin.digest, **shown, "left_seconds": self.left_seconds(), **about_latest}
 
     def _begin(self, pin: Pin, left_seconds: float | None) -> None:
