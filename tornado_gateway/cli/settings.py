@@ -71,7 +71,7 @@ async def _open_history(config: Config) -> AsyncIterator[SettingsHistory]:
         await state.close()
 
 
-def _check(config: Config, document: bytes) -> None:
+async def _check(config: Config, document: bytes) -> None:
     compiled = compile_document(document, core.Sdk(config.sdk_name, __version__))
     check_account(config.account_id, compiled.settings)
 

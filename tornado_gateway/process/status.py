@@ -145,7 +145,7 @@ def pin_problem(served: Served) -> Problem | None:
     if pin is None:
         return None
     name = f" of {served.config.name}" if served.owns_store else ""
-    is_outdated = served.environment.mirror.pinning.has_upstream_changed
+    is_outdated = served.environment.mirror.pinning.has_changed_since
     changed = " VWO has published other settings since." if is_outdated else ""
     return Problem("settings-pinned", f"The settings{name} are {pin}.{changed}", at=pin.at)
 

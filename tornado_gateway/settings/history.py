@@ -5,8 +5,8 @@ Used by the console and by commands, which work on the store and not on a worker
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from tornado_gateway.core import SettingsError
@@ -20,7 +20,7 @@ LONGEST_PIN_SECONDS = 366 * 86_400.0
 LONGEST_REASON = 200  # characters
 LONGEST_NAME = 100  # characters of the user who pins
 
-Check = Callable[[bytes], object]  # raises SettingsError for a document that cannot be used
+Check = Callable[[bytes], Awaitable[object]]  # raises SettingsError for a document that cannot be used
 
 
 class Kept(NamedTuple):
@@ -69,7 +69,7 @@ class Kept(NamedTuple):
 
 
 class SettingsHistory:
-    """The versions of one document of a store. `check` is called, in a thread, with a document before it is pinned."""
+    """The versions of one document of a store. `check` is called with a document before it is pinned."""
 
     def __init__(self, state: StateStore, name: str, check: Check) -> None:
         self._state = state
@@ -81,7 +81,10 @@ class SettingsHistory:
         stored = await self._state.load_document(self._name)
         if stored is None:
             raise RequestError(404, "no settings are stored yet: start a gateway with this configuration first")
-        return Kept(await self._state.versions(self._name), stored, digest_of(stored.body))
+        return Kept(await self.versions(), stored, digest_of(stored.body))
+
+    async def versions(self) -> list[Version]:
+        return await self._state.versions(self._name)
 
     async def document(self, version: Version) -> bytes:
         body = await self._state.load_version(self._name, version.digest)
@@ -95,13 +98,14 @@ class SettingsHistory:
 
     async def pin(self, name: str, by: str, reason: str = "", seconds: float | None = None) -> Pin:
         """Pin a version for all workers. Raise RequestError if it is unknown or cannot be used."""
-        version = (await self.kept()).find(name)
+        kept = await self.kept()
+        version = kept.find(name)
         document = await self.document(version)
         try:
-            await asyncio.to_thread(self._check, document)
+            await self._check(document)
         except SettingsError as error:
             raise RequestError(409, f"version {version.digest} cannot be used: {error}") from error
-        pin = make_pin(version.digest, by, reason, seconds)
+        pin = replace(make_pin(version.digest, by, reason, seconds), latest=kept.stored.latest)
         if await self._state.pin_document(self._name, pin) is None:
             raise RequestError(404, f"version {version.digest} is not kept any more")
         return pin

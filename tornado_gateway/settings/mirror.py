@@ -139,7 +139,7 @@ class SettingsMirror:
     def forget(self) -> None:
         """Free the settings of a removed environment, because garbage collection never frees parts of cycles here."""
         if self.current is not None:
-            self._replaced.release(self.current.settings)
+            self.release(self.current.settings)
             self.current = None
         self._subscribers.clear()
 
@@ -242,7 +242,7 @@ class SettingsMirror:
         if self._rejected is not None and document == self._rejected[0]:
             raise self._rejected[1]
         try:
-            compiled = await self._compile(document)
+            compiled = await self.compile(document)
         except core.SettingsError as error:
             self._rejected = document, error
             raise
@@ -257,15 +257,22 @@ class SettingsMirror:
             self._use(compiled, document, 0 if stored is None else stored.version, self._origin.source)
             return
         self.pinning.hold(compiled.digest)
-        self._replaced.release(compiled.settings)
+        self.release(compiled.settings)
         if stored is not None:
             await self._apply(stored)
 
-    async def _compile(self, document: bytes) -> CompiledDocument:
-        """Compile in a thread, at a slow pace if there are settings to serve requests with meanwhile."""
+    async def compile(self, document: bytes) -> CompiledDocument:
+        """Compile in a thread, at a slow pace if there are settings to serve requests with meanwhile.
+
+        Raise SettingsError if the document cannot be used here.
+        """
         yield_point = throttled() if self.current else core.never_yield
         compile_here = partial(self._compile_checked, document, yield_point)
         return await asyncio.get_running_loop().run_in_executor(None, compile_here)
+
+    def release(self, settings: core.Settings) -> None:
+        """Free compiled settings gradually once no request uses them."""
+        self._replaced.release(settings)
 
     def _use(self, compiled: CompiledDocument, document: bytes, version: int, source: str) -> None:
         before = self.current
@@ -274,7 +281,7 @@ class SettingsMirror:
         change = describe_change(before.fingerprints if before else None, fingerprints)
         logger.info("settings %s from %s: %s", digest, source, change)
         if before is not None:
-            self._replaced.release(before.settings)
+            self.release(before.settings)
         for subscriber in self._subscribers:
             subscriber(self.current)
         self.loaded.set()
@@ -308,7 +315,7 @@ class SettingsMirror:
             self.current = replace(self.current, version=stored.version)
             return
         try:
-            compiled = await self._compile(stored.body)
+            compiled = await self.compile(stored.body)
         except core.SettingsError as error:
             logger.error("Stored settings could not be used: %s", error)
             return
@@ -330,7 +337,7 @@ class SettingsMirror:
     async def _load_bootstrap(self, path: Path) -> None:
         try:
             document = read_document(path)
-            compiled = await self._compile(document)
+            compiled = await self.compile(document)
         except (OSError, core.SettingsError) as error:
             logger.error("Settings file %s could not be used: %s", path, error)
             return

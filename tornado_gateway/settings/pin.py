@@ -28,8 +28,8 @@ class Pinning:
 
     @property
     def has_changed_since(self) -> bool:
-        """Whether the newest document from VWO is another one than the pinned version."""
-        return self.pin is not None and self.latest not in ("", self.pin.digest)
+        """Whether VWO has published another document since the version was pinned."""
+        return self.pin is not None and self.latest not in ("", self.pin.latest or self.pin.digest)
 
     def left_seconds(self) -> float | None:
         """Return the time until the pin ends, None without an end."""

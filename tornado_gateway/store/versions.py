@@ -47,7 +47,8 @@ class Version:
 class Pin:
     """A version that stays in use. `at` and `until` are in unix seconds, for people; `until` is None without an end.
 
-    `seconds` is its duration: the clock of the store decides when that is over.
+    `seconds` is its duration: the clock of the store decides when that is over. `latest` is the digest of the newest
+    document from VWO at that time.
     """
 
     digest: str
@@ -56,6 +57,7 @@ class Pin:
     reason: str = ""
     until: float | None = None
     seconds: float | None = None
+    latest: str = ""
 
     def __str__(self) -> str:
         """Return it in words, which follow "settings" and a verb."""
