@@ -326,6 +326,8 @@ def test_a_version_is_pinned_from_the_timeline_and_unpinned(open_page, tmp_path)
     with Vendor(settings_with("old")) as vendor, Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
         vendor.settings = orjson.dumps(settings_with("new"))
         page = open_page("/console#settings", at=gateway)
+        page.fill("#token", OPERATORS_TOKEN)
+        page.click("#sign-in-form .primary")
         expect(page.locator("#versions > li")).to_have_count(2)
         newest, former = page.locator("#versions > li").first, page.locator("#versions > li").last
         newest.locator("summary").click()
@@ -456,7 +458,7 @@ def test_nothing_is_wider_than_a_phone(open_page):
         outside = page.evaluate(
             "[...document.querySelectorAll('header button, header a, main *')].filter((e) => {"
             " const b = e.getBoundingClientRect();"
-            " return b.width && b.right > innerWidth + 1 && !e.closest('.scroll, pre, svg, .for-readers'); })"
+            " return b.width && b.right > innerWidth + 1 && !e.closest('.scroll, .tabs, pre, svg, .for-readers'); })"
             ".map((e) => e.outerHTML.slice(0, 80))"
         )
         assert outside == [], tab
