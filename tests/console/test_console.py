@@ -326,6 +326,7 @@ def test_a_version_is_pinned_from_the_timeline_and_unpinned(open_page, tmp_path)
     with Vendor(settings_with("old")) as vendor, Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
         vendor.settings = orjson.dumps(settings_with("new"))
         page = open_page("/console#settings", at=gateway)
+        page.watch.allowed = "401"  # before it signs in
         page.fill("#token", OPERATORS_TOKEN)
         page.click("#sign-in-form .primary")
         expect(page.locator("#versions > li")).to_have_count(2)

@@ -120,8 +120,8 @@ async function unpin() {
 async function change(path, body, done) {
   byId("pin-problem").textContent = byId("pin-done").textContent = "";
   try {
-    const answer = await post(path, body);
-    byId("pin-done").textContent = `${answer[done].slice(0, 8)} was ${done}. All workers follow within a second.`;
+    const outcome = await post(path, body);
+    byId("pin-done").textContent = `${outcome[done].slice(0, 8)} was ${done}. All workers follow within a second.`;
     closeForm();
     await onChanged();
   } catch (error) {
