@@ -47,7 +47,7 @@ FLAGS = [
     # Whatever a browser asks by itself (updates, autofill) does not leave this machine.
     "--host-resolver-rules=MAP gateway.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
-TABS = ["overview", "features", "explain", "events"]
+TABS = ["overview", "features", "explain", "events", "settings"]
 TOKEN = "correct-horse-battery"
 IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148 Safari/604.1"
 
@@ -314,6 +314,51 @@ def test_recent_events_can_be_paused_and_opened(open_page, gateway):
     expect(page.locator("#recent details[open]")).to_have_count(1)  # what was opened stays open
 
 
+def settings_with(headline):
+    settings = sample_document()
+    settings["campaigns"][0]["variations"][0]["variables"][0]["value"] = headline
+    return settings
+
+
+def test_a_version_is_pinned_from_the_timeline_and_unpinned(open_page, tmp_path):
+    """With an explanation by the former settings, and the pin in the head of the page."""
+    options = {"POLLING_TIME": "500", "ADMIN_TOKEN": OPERATORS_TOKEN}
+    with Vendor(settings_with("old")) as vendor, Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
+        vendor.settings = orjson.dumps(settings_with("new"))
+        page = open_page("/console#settings", at=gateway)
+        page.watch.allowed = "401"  # before it signs in
+        page.fill("#token", OPERATORS_TOKEN)
+        page.click("#sign-in-form .primary")
+        expect(page.locator("#versions > li")).to_have_count(2)
+        newest, former = page.locator("#versions > li").first, page.locator("#versions > li").last
+        newest.locator("summary").click()
+        expect(newest.locator("ul")).to_contain_text('variable headline of variation Everyone "old" -> "new"')
+        picture(page, "settings")
+        show(page, "explain")
+        page.fill("#explain-id", "user-1")
+        page.select_option("#explain-feature", "new-checkout")
+        page.select_option("#explain-version", index=1)
+        page.click("#explain-form .primary")
+        expect(page.locator(".decision-body").first).to_contain_text("old")
+        show(page, "settings")
+        former.get_by_role("button").click()
+        expect(page.locator("#pin-reason")).to_be_focused()
+        page.keyboard.type("checkout is broken")
+        page.select_option("#pin-seconds", "7200")
+        picture(page, "settings-pin")
+        assert faults(page) == []
+        page.click("#pin-form .primary")
+        expect(page.locator("#pin-badge")).to_be_visible()
+        expect(page.locator("#pin-hint")).to_contain_text("(checkout is broken)")
+        expect(page.locator("#state")).to_contain_text("pinned to")
+        expect(former).to_contain_text("in use")
+        picture(page, "settings-pinned")
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.click("#unpin")
+        expect(page.locator("#pin-badge")).to_be_hidden()
+        expect(page.locator("#pin-hint")).to_have_text("No version is pinned: the gateway follows VWO.")
+
+
 def test_features_read_as_rules_and_can_be_filtered(open_page):
     page = open_page("/console#features")
     expect(page.locator(".feature:visible")).to_have_count(11)
@@ -414,7 +459,7 @@ def test_nothing_is_wider_than_a_phone(open_page):
         outside = page.evaluate(
             "[...document.querySelectorAll('header button, header a, main *')].filter((e) => {"
             " const b = e.getBoundingClientRect();"
-            " return b.width && b.right > innerWidth + 1 && !e.closest('.scroll, pre, svg, .for-readers'); })"
+            " return b.width && b.right > innerWidth + 1 && !e.closest('.scroll, .tabs, pre, svg, .for-readers'); })"
             ".map((e) => e.outerHTML.slice(0, 80))"
         )
         assert outside == [], tab
@@ -437,7 +482,7 @@ def test_the_keyboard_is_enough(open_page):
     for key, tab in (
         ("ArrowRight", "features"),
         ("ArrowRight", "explain"),
-        ("End", "events"),
+        ("End", "settings"),
         ("ArrowRight", "overview"),
     ):
         page.keyboard.press(key)

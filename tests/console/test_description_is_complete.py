@@ -188,7 +188,7 @@ def test_h4_the_fields_of_a_visitor_are_those_that_are_read(name):
         "FlagRequest": {"featureKey"},
         "TrackRequest": {"eventName", "eventProperties"},
         "AttributeRequest": {"attributeKey", "attributeValue", "attributes"},
-        "ExplainRequest": {"featureKey"},
+        "ExplainRequest": {"featureKey", "version"},
     }
     described = set(DOCUMENT["components"]["schemas"][name]["properties"])
     assert described == fields.read | {"userId", "id"} | own[name]

@@ -19,10 +19,12 @@ from tornado_gateway.console.descriptions import describe_features
 from tornado_gateway.console.explain import Explainer
 from tornado_gateway.console.overview import History, Json, Status
 from tornado_gateway.console.recent_events import RecentEvents, dead_letters
+from tornado_gateway.console.settings_versions import FormerSettings, VersionInUse
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import NotLoadedError, RequestError, StoreError
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.fields import Fields, json_object
+from tornado_gateway.settings.history import SettingsHistory
 from tornado_gateway.settings.mirror import SettingsMirror, Snapshot
 from tornado_gateway.store.interfaces import EventStore
 
@@ -60,6 +62,7 @@ class Operated(NamedTuple):
     queue: EventQueue
     store: EventStore
     explainer: Explainer
+    history: SettingsHistory
 
     def snapshot(self) -> Snapshot:
         if self.mirror.current is None:
@@ -80,6 +83,7 @@ class AdminApi:
     latencies: Callable[[], list[int]]  # see `request_latencies`
     recent: RecentEvents = field(default_factory=RecentEvents)
     _history: History = field(init=False)
+    _former: FormerSettings = field(default_factory=FormerSettings)
     _described: dict[str | None, tuple[str, list[Json]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -116,6 +120,7 @@ class AdminApi:
             "location": self._location_health(now),
             "store": _store_health(operated),
             "samples": self._history.series(),
+            "settings_changes": await self._former.changes(name, operated.history, snapshot),
         }
 
     def features(self, name: str | None = None) -> Json:
@@ -133,11 +138,17 @@ class AdminApi:
         }
 
     async def explain(self, fields: Fields, name: str | None = None) -> Json:
-        """Raise RequestError for a visitor that getFlag would reject too."""
+        """Explain with the current settings, or with those of a former `version`.
+
+        Raise RequestError for a visitor that getFlag would reject too.
+        """
         operated = self.environment(name)
-        snapshot = operated.snapshot()
-        explanation = await operated.explainer.explain(snapshot.settings, fields)
-        return {"settings": {"version": snapshot.settings.version, "hash": snapshot.digest}, **explanation}
+        snapshot, version = operated.snapshot(), fields.get("version")
+        used = VersionInUse(snapshot.settings, snapshot.digest)
+        if version is not None:
+            used = await self._former.of_version(str(version), operated.history, operated.mirror, snapshot)
+        explanation = await operated.explainer.explain(used.settings, fields)
+        return {"settings": {"version": used.settings.version, "hash": used.digest}, **explanation}
 
     async def events(self, query: EventsQuery, name: str | None = None) -> Json:
         """Return the oldest dead letters and, unless they are requested completely, the newest events.
@@ -218,6 +229,10 @@ class AdminPage(Page):
 
     def fields(self) -> Fields:
         return json_object(self.request.body)
+
+    def user(self) -> str:
+        """Return the user of an authorized request, for records of changes."""
+        return self._auth.user(self.request)
 
     def environment(self) -> str | None:
         """Return the name of the environment that the query selects; None: the default one."""

@@ -27,6 +27,7 @@ from tornado_gateway.console.insight.simulator import SimulatePage, Simulator
 from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.console.overview import Status
 from tornado_gateway.console.probes import HealthPage, MetricsPage, ReadyPage, RootPage, StatusPage
+from tornado_gateway.console.settings_pages import DifferencesPage, PinPage, UnpinPage, VersionsPage
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError
 
@@ -37,7 +38,7 @@ POLICY = (
 HTML, CSS, SCRIPT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript"))
 STYLES = ("console", "docs")
 SCRIPTS = (
-    *("main", "session", "overview", "features", "explain", "steps", "events", "charts"),
+    *("main", "session", "overview", "features", "explain", "steps", "events", "charts", "settings"),
     *("docs", "dom", "theme"),
 )
 ASSETS = {  # file and type of each path
@@ -135,6 +136,10 @@ ROUTES = (
     PageRoute("/admin/simulate", SimulatePage, (*OPERATORS, "simulator")),
     PageRoute("/admin/events", EventsPage, OPERATORS),
     PageRoute("/admin/events/requeue", RequeuePage, OPERATORS),
+    PageRoute("/admin/settings/versions", VersionsPage, OPERATORS),
+    PageRoute("/admin/settings/diff", DifferencesPage, OPERATORS),
+    PageRoute("/admin/settings/pin", PinPage, OPERATORS),
+    PageRoute("/admin/settings/unpin", UnpinPage, OPERATORS),
     *(PageRoute(path, AssetPage, arguments={"file": file, "kind": kind}) for path, (file, kind) in ASSETS.items()),
 )
 LABELS = tuple(dict.fromkeys(route.label for route in ROUTES))

@@ -48,7 +48,7 @@ from tornado_gateway.process.environments.client_auth import Credentials
 from tornado_gateway.process.environments.reload import Reload, read_environments
 from tornado_gateway.process.environments.served import STORE_REMEDY, Served
 from tornado_gateway.process.environments.serving import Serving
-from tornado_gateway.process.environments.stores import Stores, data_dir_of, report_unknown
+from tornado_gateway.process.environments.stores import Stores, data_dir_of, report_unknown, settings_name
 from tornado_gateway.process.location_parts import location_parts
 from tornado_gateway.process.open_files import max_connections, open_files_limit
 from tornado_gateway.process.parent.sockets import PORT_REMEDY
@@ -56,6 +56,7 @@ from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import Part, explaining
 from tornado_gateway.process.publication import Publication
 from tornado_gateway.process.status import Problems, instance_status
+from tornado_gateway.settings.history import SettingsHistory
 from tornado_gateway.store.interfaces import StateStore
 from tornado_gateway.telemetry.attempts import TokenCheck
 from tornado_gateway.telemetry.counters import SharedCounters
@@ -252,7 +253,9 @@ class Assembly:
         if served is None:
             return None
         environment = served.environment
-        return Operated(environment.mirror, environment.events, served.store.events, Explainer(environment.evaluator))
+        name, mirror = settings_name(served.config.config), environment.mirror
+        history = SettingsHistory(served.store.state, name, mirror.compile)
+        return Operated(mirror, environment.events, served.store.events, Explainer(environment.evaluator), history)
 
     def _build_pages(self) -> HTTPServerConnectionDelegate:
         config = self._config

@@ -268,6 +268,12 @@ def _settings(views: Sequence[View]) -> Iterator[Metric]:
         for view in loaded:
             family.add_metric([*view.labels, *(str((view.settings or {})[name]) for name in names)], 1)
         yield family
+    description = "Whether a version of the settings is pinned."
+    yield _of_each(GaugeMetricFamily, "fme_settings_pinned", description, views, _is_pinned)
+
+
+def _is_pinned(view: View) -> float:
+    return float((view.settings or {}).get("pin") is not None)
 
 
 def _is_loaded(view: View) -> float:

@@ -6,8 +6,9 @@ import { chooseFeature, fillFeatureChoice, startExplain } from "./explain.js";
 import { refreshFeatures, startFeatures } from "./features.js";
 import { showOverview, showState, startOverview } from "./overview.js";
 import { enter, setState, startSession, watchSession } from "./session.js";
+import { fillVersionChoice, refreshSettings, showPin, startSettings } from "./settings.js";
 
-const TABS = ["overview", "features", "explain", "events"];
+const TABS = ["overview", "features", "explain", "events", "settings"];
 const OVERVIEW_MS = 1000;
 const EVENTS_MS = 2000;
 
@@ -102,8 +103,11 @@ async function refresh() {
     const overview = await ask("/admin/overview");
     showState(overview);
     showEnvironments(overview.status);
+    showPin(overview.status);
     if (shown === "overview") showOverview(overview);
     if (shown === "events") await refreshEvents();
+    if (shown === "settings") await refreshSettings();
+    if (shown === "explain") fillVersionChoice(overview);
     if (shown === "features" || shown === "explain") {
       const features = await refreshFeatures(overview);
       if (features !== null) fillFeatureChoice(features);
@@ -139,5 +143,6 @@ startOverview();
 startFeatures(explainFeature);
 startExplain();
 startEvents(refresh);
+startSettings(refresh);
 watchSession(() => show(tabOfAddress()), signedOut);
 startSession();

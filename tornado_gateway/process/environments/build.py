@@ -22,10 +22,9 @@ from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink
 from tornado_gateway.events.usage import UsageStatistics
 from tornado_gateway.process.environments.access import build_access
-from tornado_gateway.process.environments.stores import Stores
+from tornado_gateway.process.environments.stores import Stores, settings_name
 from tornado_gateway.settings.documents import read_document
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror
-from tornado_gateway.settings.stored import document_name
 from tornado_gateway.store.interfaces import Identity, StateStore, Store
 from tornado_gateway.tasks import SharedLimit
 from tornado_gateway.telemetry.environment_counts import EnvironmentCounts
@@ -116,9 +115,7 @@ class Builder:
         return SettingsMirror(
             self.store.state,
             settings_source(config, upstream),
-            name=document_name(
-                config.account.id or "file", config.environment_name or config.account.sdk_key, "server-1"
-            ),
+            name=settings_name(config),
             owner=shared.owner,
             source="file" if config.is_offline else "upstream",
             poll_seconds=config.poll_seconds,

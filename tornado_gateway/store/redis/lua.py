@@ -41,6 +41,8 @@ LEAVE = _load("leave")
 SAVE_DOCUMENT = _load("save_document")
 CONFIRM_DOCUMENT = _load("confirm_document")
 RESTORE_DOCUMENT = _load("restore_document")
+PIN_DOCUMENT = _load("pin_document")
+UNPIN_DOCUMENT = _load("unpin_document")
 
 ALIASES = _load("root_of", "aliases")
 SET_ALIAS = _load("root_of", "set_alias")

@@ -46,6 +46,11 @@ CREATE TABLE IF NOT EXISTS {schema}.documents (
     name TEXT PRIMARY KEY, version INTEGER NOT NULL, saved_at REAL NOT NULL, body BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS {schema}.confirmations (name TEXT PRIMARY KEY, owner TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS {schema}.versions (
+    name TEXT NOT NULL, digest TEXT NOT NULL, number INTEGER NOT NULL, first_at REAL NOT NULL, at REAL NOT NULL,
+    source TEXT NOT NULL, owner TEXT NOT NULL, size INTEGER NOT NULL, packed BLOB NOT NULL, PRIMARY KEY (name, digest)
+);
+CREATE TABLE IF NOT EXISTS {schema}.pins (name TEXT PRIMARY KEY, pin TEXT, ends REAL, unpinned_by TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS {schema}.user_aliases (
     namespace TEXT NOT NULL, alias_id TEXT NOT NULL, user_id TEXT NOT NULL, PRIMARY KEY (namespace, alias_id)
 ) WITHOUT ROWID;

@@ -9,6 +9,7 @@ import logging
 import os
 import sqlite3
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from tornado_gateway.store.sqlite.locks import try_lock
 from tornado_gateway.store.sqlite.repair.guard import Guard, GuardedFile
 from tornado_gateway.store.sqlite.schema import STATE, STATE_PRAGMAS, synchronous
 from tornado_gateway.store.sqlite.space import DiskSpace, shrink
+from tornado_gateway.store.versions import MOST_BYTES, MOST_VERSIONS, Pin, Version, digest_of, surplus, unpacked
 from tornado_gateway.tasks import Periodic
 
 logger = logging.getLogger(__name__)
 
 
-WATCH_SECONDS = 1.0
+WATCH_SECONDS = 0.5  # between two checks for a new document: all workers use a pinned one within a second
 SWEEP_SECONDS = 60.0
 SWEEP_RECORDS = 1000  # expired records that are deleted in one transaction
 SWEEP_PAUSE_SECONDS = 0.05  # between two transactions
@@ -42,8 +44,30 @@ FORMER_TABLES = {
 }
 SAVE_DOCUMENT = """
 INSERT INTO documents (name, version, saved_at, body) VALUES (?1, 1, ?2, ?3)
-ON CONFLICT (name) DO UPDATE SET version = version + 1, saved_at = ?2, body = ?3 RETURNING version
+ON CONFLICT (name) DO UPDATE SET version = version + 1, saved_at = ?2,
+    body = CASE WHEN EXISTS (SELECT 1 FROM pins WHERE name = ?1 AND pin IS NOT NULL) THEN body ELSE ?3 END
+RETURNING version
 """
+KEEP_VERSION = """
+INSERT INTO versions (name, digest, number, first_at, at, source, owner, size, packed)
+VALUES (?1, ?2, ?3, ?4, ?4, ?5, ?6, ?7, ?8)
+ON CONFLICT (name, digest) DO UPDATE SET number = ?3, at = ?4, source = ?5, owner = ?6
+"""
+VERSIONS = """
+SELECT digest, number, first_at, at, source, owner, size, length(packed) FROM versions WHERE name = ?
+ORDER BY number DESC
+"""
+LATEST = "SELECT digest, packed FROM versions WHERE name = ? ORDER BY number DESC LIMIT 1"
+LOAD_DOCUMENT = """
+SELECT body, version, saved_at, pin, ends, coalesce(unpinned_by, ''),
+    (SELECT digest FROM versions WHERE name = ?1 ORDER BY number DESC LIMIT 1)
+FROM documents LEFT JOIN pins USING (name) WHERE name = ?1
+"""
+UNPIN = """
+UPDATE pins SET pin = NULL, ends = NULL, unpinned_by = ?3
+WHERE name = ?1 AND pin IS NOT NULL AND (?2 IS NULL OR pin = ?2)
+"""
+REPLACE_BODY = "UPDATE documents SET version = version + 1, body = ? WHERE name = ?"
 NOTE_OWNER = "INSERT OR REPLACE INTO confirmations (name, owner) VALUES (?, ?)"
 FORGET_EXPIRED = """
 DELETE FROM decisions WHERE (namespace, user_id, key) IN
@@ -119,10 +143,36 @@ class SqliteState:
             os.close(self._leases.popitem()[1][1])
 
     async def load_document(self, name: str) -> StoredDocument | None:
-        return await self._database.run(_load_document, name)
+        return await self._database.run(self._load_document, name)
 
-    async def save_document(self, name: str, body: bytes, by: str = "") -> StoredDocument:
-        return await self._database.run(_save_document, name, body, time.time(), by)
+    async def save_document(
+        self, name: str, body: bytes, by: str = "", source: str = "", at: float | None = None
+    ) -> StoredDocument:
+        packed = await asyncio.to_thread(zlib.compress, body)
+        at = time.time() if at is None else at
+        kept = (digest_of(body), at, source, by, len(body), packed)
+        await self._database.run(_save_document, name, body, kept)
+        stored = await self.load_document(name)
+        if stored is None:
+            raise StoreError(f"{self._path} has lost the document {name}")
+        return stored
+
+    async def versions(self, name: str) -> list[Version]:
+        return await self._database.run(_versions, name)
+
+    async def load_version(self, name: str, digest: str) -> bytes | None:
+        packed = await self._database.run(_load_version, name, digest)
+        return None if packed is None else await asyncio.to_thread(unpacked, packed)
+
+    async def pin_document(self, name: str, pin: Pin) -> StoredDocument | None:
+        body = await self.load_version(name, pin.digest)
+        ends = None if pin.seconds is None else self._reckoning.now() + pin.seconds
+        if body is None or not await self._database.run(_pin_document, name, body, pin.encoded(), ends):
+            return None
+        return await self.load_document(name)
+
+    async def unpin_document(self, name: str, pin: Pin | None = None, by: str = "") -> bool:
+        return await self._database.run(_unpin_document, name, None if pin is None else pin.encoded().decode(), by)
 
     async def confirm_document(self, name: str, by: str = "") -> None:
         await self._database.run(_confirm_document, name, time.time(), by)
@@ -132,10 +182,26 @@ class SqliteState:
 
     async def wait_for_document(self, name: str, known_version: int) -> StoredDocument:
         while True:
-            stored = await self._database.run(_load_document_unless, name, known_version)
+            stored = await self._database.run(self._load_document_unless, name, known_version)
             if stored is not None:
                 return stored
             await asyncio.sleep(WATCH_SECONDS)
+
+    def _load_document(self, connection: sqlite3.Connection, name: str) -> StoredDocument | None:
+        row = connection.execute(LOAD_DOCUMENT, (name,)).fetchone()
+        if row is None:
+            return None
+        body, version, saved_at, pin, ends, unpinned_by, latest = row
+        left = None if ends is None else ends - self._reckoning.now()
+        pinned = None if pin is None else Pin.decoded(pin)
+        return StoredDocument(body, version, saved_at, latest or "", pinned, left, unpinned_by)
+
+    def _load_document_unless(
+        self, connection: sqlite3.Connection, name: str, known_version: int
+    ) -> StoredDocument | None:
+        """Return the document, if its version is another than the known one (checking costs one small row)."""
+        row = connection.execute("SELECT version FROM documents WHERE name = ?", (name,)).fetchone()
+        return self._load_document(connection, name) if row and row[0] != known_version else None
 
     async def acquire_lease(self, name: str, owner: str) -> bool:
         if name in self._leases:
@@ -172,27 +238,49 @@ class SqliteState:
         return name if name.startswith(SHARED) else f"{self._namespace}:{name}"
 
 
-def _load_document(connection: sqlite3.Connection, name: str) -> StoredDocument | None:
-    row = connection.execute("SELECT body, version, saved_at FROM documents WHERE name = ?", (name,)).fetchone()
-    return StoredDocument(*row) if row else None
-
-
-def _load_document_unless(connection: sqlite3.Connection, name: str, known_version: int) -> StoredDocument | None:
-    """Return the stored document, if its version is another than the known one (checking costs one small row)."""
-    row = connection.execute("SELECT version FROM documents WHERE name = ?", (name,)).fetchone()
-    return _load_document(connection, name) if row and row[0] != known_version else None
-
-
 def _last_confirmation(connection: sqlite3.Connection, name: str) -> Confirmation | None:
     row = connection.execute(LAST_CONFIRMATION, (name,)).fetchone()
     return Confirmation(*row) if row else None
 
 
-def _save_document(connection: sqlite3.Connection, name: str, body: bytes, now: float, by: str) -> StoredDocument:
+def _save_document(
+    connection: sqlite3.Connection, name: str, body: bytes, kept: tuple[str, float, str, str, int, bytes]
+) -> None:
+    digest, at, source, by, size, packed = kept
     with transaction(connection):
-        (version,) = connection.execute(SAVE_DOCUMENT, (name, now, body)).fetchone()
+        (number,) = connection.execute(SAVE_DOCUMENT, (name, at, body)).fetchone()
         connection.execute(NOTE_OWNER, (name, by))
-    return StoredDocument(body, version, now)
+        connection.execute(KEEP_VERSION, (name, digest, number, at, source, by, size, packed))
+        row = connection.execute("SELECT pin FROM pins WHERE name = ?", (name,)).fetchone()
+        pinned = [] if row is None or row[0] is None else [Pin.decoded(row[0]).digest]
+        for old in surplus(_versions(connection, name), pinned, MOST_VERSIONS, MOST_BYTES):
+            connection.execute("DELETE FROM versions WHERE name = ? AND digest = ?", (name, old))
+
+
+def _versions(connection: sqlite3.Connection, name: str) -> list[Version]:
+    return [Version(*row) for row in connection.execute(VERSIONS, (name,))]
+
+
+def _load_version(connection: sqlite3.Connection, name: str, digest: str) -> bytes | None:
+    row = connection.execute("SELECT packed FROM versions WHERE name = ? AND digest = ?", (name, digest)).fetchone()
+    return None if row is None else row[0]
+
+
+def _pin_document(connection: sqlite3.Connection, name: str, body: bytes, pin: bytes, ends: float | None) -> bool:
+    with transaction(connection):
+        is_stored = connection.execute(REPLACE_BODY, (body, name)).rowcount > 0
+        if is_stored:
+            connection.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?, '')", (name, pin.decode(), ends))
+    return is_stored
+
+
+def _unpin_document(connection: sqlite3.Connection, name: str, pin: str | None, by: str) -> bool:
+    with transaction(connection):
+        was_pinned = connection.execute(UNPIN, (name, pin, by)).rowcount > 0
+        latest = connection.execute(LATEST, (name,)).fetchone() if was_pinned else None
+        if latest is not None:
+            connection.execute(REPLACE_BODY, (unpacked(latest[1]), name))
+    return was_pinned
 
 
 def _confirm_document(connection: sqlite3.Connection, name: str, now: float, by: str) -> None:
