@@ -29,6 +29,7 @@ function show(name) {
     const button = byId(`tab-${other}`);
     button.setAttribute("aria-selected", String(other === name));
     button.tabIndex = other === name ? 0 : -1;
+    if (other === name) button.scrollIntoView({ block: "nearest", inline: "nearest" }); // on a phone the tabs scroll
     byId(other).hidden = other !== name;
   }
   if (isNew) scrollTo(0, 0);
