@@ -1,5 +1,6 @@
 // The operators' console: tabs, and keeping the one in view fresh.
 
+import { shownRange } from "./charts.js";
 import { ask, byId, h, reconcile, useEnvironment } from "./dom.js";
 import { refreshEvents, startEvents } from "./events.js";
 import { chooseFeature, fillFeatureChoice, startExplain } from "./explain.js";
@@ -100,7 +101,7 @@ async function refresh() {
   stopRefreshing();
   const shown = tab;
   try {
-    const overview = await ask("/admin/overview");
+    const overview = await ask(`/admin/overview?range=${shownRange()}`);
     showState(overview);
     showEnvironments(overview.status);
     if (shown === "overview") showOverview(overview);
@@ -136,7 +137,7 @@ document.addEventListener("keydown", shortcut);
 document.addEventListener("visibilitychange", () => document.hidden || tab === null || refresh());
 addEventListener("popstate", followAddress);
 addEventListener("hashchange", followAddress);
-startOverview();
+startOverview(refresh);
 startFeatures(explainFeature);
 startExplain();
 startEvents(refresh);
