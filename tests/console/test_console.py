@@ -175,6 +175,28 @@ def load_on(gateway, connections=4):
         thread.join()
 
 
+def cursors_follow(page):
+    """The cursor in one chart shows the time and the values of its moment in each of them, in the browser's zone."""
+    area = page.locator(".chart .u-over").first
+    box = area.bounding_box()
+    area.hover(position={"x": box["width"] - 3, "y": 30})
+    for at in page.locator(".chart .at").all():
+        expect(at).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
+    page.mouse.move(0, 0)
+    expect(page.locator(".chart .at").first).to_have_text("")
+
+
+# Whether each chart has pixels of the colour of its first line.
+DRAWN = """() => [...document.querySelectorAll(".chart")].map((chart) => {
+  const wanted = getComputedStyle(chart.querySelector(".swatch")).color.match(/[0-9]+/g).map(Number);
+  const canvas = chart.querySelector("canvas");
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  for (let at = 0; at < data.length; at += 4)
+    if (data[at + 3] === 255 && wanted.every((value, index) => Math.abs(value - data[at + index]) < 3)) return true;
+  return false;
+})"""
+
+
 def number(text):
     return float(text.replace(",", "").replace("K", "e3").replace("M", "e6"))
 
@@ -195,11 +217,42 @@ def test_the_overview_moves_under_load(open_page, gateway):
         picture(page, "overview")
         received = number(page.locator("#equation b").first.inner_text())
         expect(page.locator("#equation b").first).not_to_have_text(f"{received:,.0f}")
-        for path in page.locator(".chart .stroke").all():
-            expect(path).to_have_attribute("d", re.compile("L"))
+        assert page.evaluate(DRAWN) == [True] * 4
+        cursors_follow(page)
     parts = [number(part) for part in page.locator("#equation b").all_inner_texts()]
     assert parts[0] == sum(parts[1:]) > received
     expect(page.locator("#workers tr")).to_have_count(1)
+
+
+def test_the_range_of_all_charts_can_be_chosen_and_settings_changes_are_marked(open_page):
+    """The markers are those of the overview's document. Samples of a day have gaps, which stay gaps."""
+    asked = []
+    now = int(time.time())
+
+    def a_day(route):
+        asked.append(route.request.url.partition("range=")[2])
+        document = route.fetch().json()
+        if asked[-1] == "24h":
+            at = [now - 86_000 + 240 * row for row in range(359) if not 100 < row < 200]
+            numbers = {name: [row % 50 for row in range(len(at))] for name in document["samples"]}
+            document["samples"] = {**numbers, "at": at, "interval_seconds": 240}
+            document["markers"] = [{"at": now - 7200, "label": "promo-banner: traffic 20 % → 100 %"}]
+        route.fulfill(json=document)
+
+    page = open_page()
+    page.route("**/admin/overview?*", a_day)
+    expect(page.locator("#charts canvas")).to_have_count(4)
+    page.click("[data-range='24h']")
+    expect(page.locator("[data-range][aria-pressed='true']")).to_have_text("24 h")
+    expect(page.locator(".chart .legend-value").first).not_to_have_text("0")
+    area = page.locator(".chart .u-over").nth(2)
+    box = area.bounding_box()
+    area.hover(position={"x": box["width"] * 11 / 12, "y": 40})
+    expect(page.locator(".chart .marker")).to_have_count(4)
+    expect(page.locator(".chart .marker").first).to_have_text("promo-banner: traffic 20 % → 100 %")
+    picture(page, "overview-day")
+    assert "24h" in asked
+    page.unroute_all(behavior="wait")
 
 
 def test_explain_shows_the_rule_that_decided_and_sends_nothing(open_page, gateway, vendor):

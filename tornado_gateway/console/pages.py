@@ -36,10 +36,11 @@ POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 HTML, CSS, SCRIPT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript"))
-STYLES = ("console", "docs")
+STYLES = ("console", "docs", "uPlot.min")
 SCRIPTS = (
     *("main", "session", "overview", "features", "explain", "steps", "events", "charts", "settings"),
     *("docs", "dom", "theme"),
+    "uPlot.iife.min",  # 1.6.32, unchanged; see uPlot.LICENSE
 )
 ASSETS = {  # file and type of each path
     "/console": ("console.html", HTML),

@@ -29,7 +29,7 @@ from tornado_gateway.config import Config, EnvironmentConfig
 from tornado_gateway.console.admin_pages import AdminApi, Operated
 from tornado_gateway.console.auth import Auth, EndedSessions
 from tornado_gateway.console.explain import Explainer
-from tornado_gateway.console.overview import request_latencies
+from tornado_gateway.console.overview import History, request_latencies
 from tornado_gateway.console.pages import build_application
 from tornado_gateway.console.recent_events import RecentEvents
 from tornado_gateway.enrichment.device import DeviceReader
@@ -62,6 +62,7 @@ from tornado_gateway.telemetry.attempts import TokenCheck
 from tornado_gateway.telemetry.counters import SharedCounters
 from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.prometheus import About, Exposition
+from tornado_gateway.telemetry.series import Series
 from tornado_gateway.upstream.client import Connections
 
 TLS_REMEDY = "Correct the files of TLS_CERT_PATH and TLS_KEY_PATH, or unset both to serve without TLS."
@@ -240,12 +241,13 @@ class Assembly:
         )
 
     def _build_admin(self) -> AdminApi:
+        board = self._slot.scoreboard
         return AdminApi(
             self._operated,
             self._shared.location,
             self.status,
-            partial(request_latencies, self._memory),
-            RecentEvents(self._slot.scoreboard.recent, self._slot.row, self._config.sdk_key or ""),
+            History(self.status, partial(request_latencies, self._memory), Series(board.series, self._slot.row)),
+            RecentEvents(board.recent, self._slot.row, self._config.sdk_key or ""),
         )
 
     def _operated(self, name: str | None) -> Operated | None:

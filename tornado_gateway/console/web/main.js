@@ -1,5 +1,6 @@
 // The operators' console: tabs, and keeping the one in view fresh.
 
+import { shownRange } from "./charts.js";
 import { ask, byId, h, reconcile, useEnvironment } from "./dom.js";
 import { refreshEvents, startEvents } from "./events.js";
 import { chooseFeature, fillFeatureChoice, startExplain } from "./explain.js";
@@ -30,6 +31,7 @@ function show(name) {
     const button = byId(`tab-${other}`);
     button.setAttribute("aria-selected", String(other === name));
     button.tabIndex = other === name ? 0 : -1;
+    if (other === name) button.scrollIntoView({ block: "nearest", inline: "nearest" }); // on a phone the tabs scroll
     byId(other).hidden = other !== name;
   }
   if (isNew) scrollTo(0, 0);
@@ -100,7 +102,7 @@ async function refresh() {
   stopRefreshing();
   const shown = tab;
   try {
-    const overview = await ask("/admin/overview");
+    const overview = await ask(`/admin/overview?range=${shownRange()}`);
     showState(overview);
     showEnvironments(overview.status);
     showPin(overview.status);
@@ -139,7 +141,7 @@ document.addEventListener("keydown", shortcut);
 document.addEventListener("visibilitychange", () => document.hidden || tab === null || refresh());
 addEventListener("popstate", followAddress);
 addEventListener("hashchange", followAddress);
-startOverview();
+startOverview(refresh);
 startFeatures(explainFeature);
 startExplain();
 startEvents(refresh);
