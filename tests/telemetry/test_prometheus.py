@@ -42,7 +42,11 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory):
-    options = {"SETTINGS_FILE": SAMPLE_SETTINGS, "MAXMIND_DB_PATH": ROOT / "tests/data/geoip/GeoIP2-City-Test.mmdb"}
+    options = {
+        "SETTINGS_FILE": SAMPLE_SETTINGS,
+        "METRICS_BY_FEATURE": "true",
+        "MAXMIND_DB_PATH": ROOT / "tests/data/geoip/GeoIP2-City-Test.mmdb",
+    }
     with Gateway(tmp_path_factory.mktemp("metrics") / "data", WORKERS=2, **options) as running:
         # Slowly: at a higher rate latencies are sampled, and their count is an estimate.
         asyncio.run(Load(running.port, visitor_requests(1), connections=4, total=200, pause_seconds=0.03).run())

@@ -54,12 +54,14 @@ class EventsQuery:
 
 
 class Operated(NamedTuple):
-    """The parts of one environment that operators see."""
+    """The parts of one environment that operators see. `experiments` and `usage` return the bodies of their pages."""
 
     mirror: SettingsMirror
     queue: EventQueue
     store: EventStore
     explainer: Explainer
+    experiments: Callable[[], Awaitable[Json]]
+    usage: Callable[[], Json]
 
     def snapshot(self) -> Snapshot:
         if self.mirror.current is None:
@@ -131,6 +133,17 @@ class AdminApi:
             "settings": {"version": snapshot.settings.version, "hash": snapshot.digest},
             "features": described,
         }
+
+    def usage(self, name: str | None = None) -> Json:
+        """Return the use of each feature, and the requested keys that no feature has."""
+        return self.environment(name).usage()
+
+    async def experiments(self, name: str | None = None) -> Json:
+        """Return the reports of the experiments."""
+        operated = self.environment(name)
+        snapshot = operated.snapshot()
+        settings = {"version": snapshot.settings.version, "hash": snapshot.digest}
+        return {"settings": settings, **await operated.experiments()}
 
     async def explain(self, fields: Fields, name: str | None = None) -> Json:
         """Raise RequestError for a visitor that getFlag would reject too."""
@@ -281,6 +294,19 @@ class FeaturesPage(AdminPage):
 
     async def _features(self) -> Mapping[str, Any]:
         return self._admin.features(self.environment())
+
+
+class UsagePage(AdminPage):
+    async def get(self) -> None:
+        await self.respond(self._usage())
+
+    async def _usage(self) -> Mapping[str, Any]:
+        return self._admin.usage(self.environment())
+
+
+class ExperimentsPage(AdminPage):
+    async def get(self) -> None:
+        await self.respond(self._admin.experiments(self.environment()))
 
 
 class ExplainPage(AdminPage):

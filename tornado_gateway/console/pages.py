@@ -15,11 +15,13 @@ from tornado.web import Application, HTTPError
 from tornado_gateway.console.admin_pages import (
     AdminApi,
     EventsPage,
+    ExperimentsPage,
     ExplainPage,
     FeaturesPage,
     OverviewPage,
     RequeuePage,
     SessionPage,
+    UsagePage,
 )
 from tornado_gateway.console.auth import Auth, is_operators_path
 from tornado_gateway.console.base import Page
@@ -36,7 +38,7 @@ POLICY = (
 HTML, CSS, SCRIPT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript"))
 STYLES = ("console", "docs")
 SCRIPTS = (
-    *("main", "session", "overview", "features", "explain", "steps", "events", "charts"),
+    *("main", "session", "overview", "features", "usage", "experiments", "explain", "steps", "events", "charts"),
     *("docs", "dom", "theme"),
 )
 ASSETS = {  # file and type of each path
@@ -130,6 +132,8 @@ ROUTES = (
     PageRoute("/admin/session", SessionPage, OPERATORS),
     PageRoute("/admin/overview", OverviewPage, OPERATORS),
     PageRoute("/admin/features", FeaturesPage, OPERATORS),
+    PageRoute("/admin/usage", UsagePage, OPERATORS),
+    PageRoute("/admin/experiments", ExperimentsPage, OPERATORS),
     PageRoute("/admin/explain", ExplainPage, OPERATORS),
     PageRoute("/admin/events", EventsPage, OPERATORS),
     PageRoute("/admin/events/requeue", RequeuePage, OPERATORS),

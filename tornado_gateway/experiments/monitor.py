@@ -13,6 +13,7 @@ from tornado_gateway import core
 from tornado_gateway.errors import StoreError
 from tornado_gateway.experiments.exposures import Audience, Exposures
 from tornado_gateway.experiments.features import FeatureCounts, FeatureNews, merged, unknown_keys, usage_of
+from tornado_gateway.experiments.ratio import ALARM_P, LEAST_VISITORS
 from tornado_gateway.experiments.report import is_mismatched, report_of, sentence_of
 from tornado_gateway.experiments.sample import VisitorSample, pack, unpack
 from tornado_gateway.logs import ThrottledLog
@@ -182,7 +183,7 @@ class ExperimentMonitor:
 
     # --- Results ---
 
-    async def reports(self) -> list[Json]:
+    async def report(self) -> Json:
         """Return the report of each experiment, with the numbers that other workers have stored by now."""
         with suppress(StoreError):
             await self.merge(MOST_MERGED)
@@ -190,16 +191,16 @@ class ExperimentMonitor:
         for audience in self.exposures.audiences:
             reports.append(report_of(audience))
             await asyncio.sleep(0)  # each takes half a millisecond
-        return reports
+        return {"limits": {"p": ALARM_P, "visitors": LEAST_VISITORS}, "experiments": reports}
 
     def usage(self) -> dict[str, Json]:
         """Return the use of each feature of the settings."""
         now = time.time()
         return {key: usage_of(self._record, key, now) for key in self._known}
 
-    def unknown_keys(self) -> list[Json]:
-        """Return the requested keys that no feature has."""
-        return unknown_keys(self._record)
+    def usage_report(self) -> Json:
+        """Return the use of each feature, and the requested keys that no feature has."""
+        return {"features": self.usage(), "unknown_keys": unknown_keys(self._record)}
 
 
 def _differs(audience: Audience, version: int) -> bool:

@@ -29,6 +29,7 @@ _EMPTY: Final = 2**64 - 1
 _SWITCHED: Final = 0x80  # added to the code of the first variation
 _FULL_SHARE: Final = 0.9  # of the cells: beyond it, the slots estimate the number of visitors more precisely
 _IS_LITTLE: Final = sys.byteorder == "little"
+_ALL_FILLED = int.from_bytes(b"\xff" * CELLS, "little")  # not Final: mypyc fails at a literal of this size
 _FILLED: Final = bytes([0] + [255] * 255)
 
 
@@ -83,7 +84,7 @@ class VisitorSample:
     def merge(self, other: "VisitorSample") -> None:
         """Add the visitors of another sample. For a visitor, or a cell, that is in both, the other one was first."""
         own = int.from_bytes(self.cells, "little")
-        free = int.from_bytes(other.cells.translate(_FILLED), "little") ^ ((1 << 8 * CELLS) - 1)
+        free = int.from_bytes(other.cells.translate(_FILLED), "little") ^ (_ALL_FILLED)
         merged = int.from_bytes(other.cells, "little") | own & free
         self.cells = bytearray(merged.to_bytes(CELLS, "little"))
         own_slots, self.slots = self.slots, array("Q", other.slots)

@@ -2,12 +2,14 @@
 
 import { ask, byId, h, reconcile, useEnvironment } from "./dom.js";
 import { refreshEvents, startEvents } from "./events.js";
+import { refreshExperiments } from "./experiments.js";
 import { chooseFeature, fillFeatureChoice, startExplain } from "./explain.js";
 import { refreshFeatures, startFeatures } from "./features.js";
 import { showOverview, showState, startOverview } from "./overview.js";
 import { enter, setState, startSession, watchSession } from "./session.js";
+import { refreshUsage } from "./usage.js";
 
-const TABS = ["overview", "features", "explain", "events"];
+const TABS = ["overview", "features", "experiments", "explain", "events"];
 const OVERVIEW_MS = 1000;
 const EVENTS_MS = 2000;
 
@@ -104,9 +106,11 @@ async function refresh() {
     showEnvironments(overview.status);
     if (shown === "overview") showOverview(overview);
     if (shown === "events") await refreshEvents();
+    if (shown === "experiments") await refreshExperiments();
     if (shown === "features" || shown === "explain") {
       const features = await refreshFeatures(overview);
       if (features !== null) fillFeatureChoice(features);
+      if (shown === "features") await refreshUsage();
     }
   } catch (error) {
     if (error.status === 401 || error.status === 403) {
