@@ -33,7 +33,10 @@ from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
 # With Redis, and with ENVIRONMENTS_FILE
-ONLY_SOMETIMES = {"fme_redis_up", "fme_unidentified_total", "fme_sdk_key_requests_total"}
+ONLY_SOMETIMES = {
+    *("fme_redis_up", "fme_unidentified_total", "fme_sdk_key_requests_total"),
+    *("fme_feature_decisions_total", "fme_feature_exposures_total"),
+}
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -44,7 +47,6 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 def gateway(tmp_path_factory):
     options = {
         "SETTINGS_FILE": SAMPLE_SETTINGS,
-        "METRICS_BY_FEATURE": "true",
         "MAXMIND_DB_PATH": ROOT / "tests/data/geoip/GeoIP2-City-Test.mmdb",
     }
     with Gateway(tmp_path_factory.mktemp("metrics") / "data", WORKERS=2, **options) as running:

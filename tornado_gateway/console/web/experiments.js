@@ -1,6 +1,6 @@
 // The experiments: visitors, shares of the variations next to their weights, and the test of both.
 
-import { ask, byId, count, h, plural, replace } from "./dom.js";
+import { ask, byId, count, h, plural, reconcile } from "./dom.js";
 import { meter } from "./features.js";
 
 const PILLS = { mismatch: "bad", "as configured": "good", "too few visitors": "" };
@@ -13,8 +13,11 @@ export async function refreshExperiments() {
   byId("experiment-count").textContent = experiments.length
     ? `${plural(experiments.length, "experiment")}, ${wrong} with a sample ratio mismatch`
     : "No experiments: no feature has an A/B test with several variations.";
-  replace(byId("experiment-list"), sorted.map((each) => card(each, limits)));
+  reconcile(byId("experiment-list"), sorted, stateOf, (each) => card(each, limits));
 }
+
+/** A text that changes with everything that a card shows. */
+const stateOf = (experiment) => JSON.stringify(experiment);
 
 const isWrong = (experiment) => experiment.verdict === "mismatch";
 
