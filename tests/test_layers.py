@@ -18,6 +18,7 @@ LINES = (
     {"store"},
     {"settings", "events", "upstream", "enrichment", "telemetry", "experiments"},
     {"environments"},
+    {"insight"},
     {"api", "console"},
     {"process"},
     {"cli"},
@@ -39,6 +40,7 @@ LIBRARIES = {  # outside library: where it may be imported
     "tornado.httpclient": set(),  # curl is the client, which honours the proxies of the environment
     "tornado.ioloop": set(),  # its PeriodicCallback plans calls by the wall clock; tasks.py has one that does not
     "prometheus_client": {"telemetry/prometheus.py"},
+    "yaml": {"insight/cases.py"},
     "argparse": {"cli", "config/sources.py"},
 }
 COMPARES_ACCOUNTS = {"environments", "config", "upstream"}  # rooms

@@ -12,7 +12,7 @@ from tornado_gateway.cli.main import build_parser
 
 DOCUMENTS = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("getting-started", "operating", "environments")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("getting-started", "operating", "environments", "simulator")),
 ]
 
 # Commands that begin like this are not run, and why. Each has to occur.

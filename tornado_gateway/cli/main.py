@@ -12,9 +12,11 @@ import orjson
 
 from tornado_gateway import core
 from tornado_gateway.cli.client import Client, ClientError
+from tornado_gateway.cli.insight.parsers import add_insight
 from tornado_gateway.cli.output import bullets, print_columns, print_json
 from tornado_gateway.config import (
     Config,
+    ConfigError,
     add_flags,
     described,
     described_environments,
@@ -22,7 +24,6 @@ from tornado_gateway.config import (
     given_flags,
     load,
 )
-from tornado_gateway.errors import ConfigError
 from tornado_gateway.version import BUILD
 
 Command = Callable[[argparse.Namespace], int]
@@ -79,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_environments(commands)
     _add_facts(commands)
     _add_evaluate(commands)
+    add_insight(commands, _add_command)
     completion = _add_command(commands, "completion", _completion, "print a shell's completion script")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return parser

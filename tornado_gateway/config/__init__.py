@@ -9,12 +9,14 @@ from tornado_gateway.config.options import OPTIONS, Account, Config, secrets_of
 from tornado_gateway.config.render import OptionRow, described, described_environments
 from tornado_gateway.config.sources import SERVICE_LINK, add_flags, given_flags, load
 from tornado_gateway.config.tokens import read_tokens, unknown_environments
+from tornado_gateway.errors import ConfigError
 
 __all__ = [
     "OPTIONS",
     "SERVICE_LINK",
     "Account",
     "Config",
+    "ConfigError",
     "EnvironmentConfig",
     "Option",
     "OptionRow",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import orjson
 from tornado.web import HTTPError, RequestHandler
 
-from tornado_gateway.errors import AttemptsError, RequestError, reason_phrase
+from tornado_gateway.errors import RequestError, reason_phrase
 from tornado_gateway.http.messages import RETRY_SECONDS, Request
 from tornado_gateway.http.request_ids import log_failure
 
@@ -54,8 +54,8 @@ class Page(RequestHandler):
     def reject(self, error: RequestError) -> None:
         if error.status == 401:
             self.set_header("WWW-Authenticate", 'Bearer realm="operators"')
-        if isinstance(error, AttemptsError):
-            self.set_header("Retry-After", str(error.retry_after_seconds))
+        for name, value in error.headers:
+            self.set_header(name.decode(), value)
         self.set_status(error.status)
         self.finish(orjson.dumps({"status": 0, "error": str(error)}))
 

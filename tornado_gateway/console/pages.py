@@ -25,6 +25,7 @@ from tornado_gateway.console.admin_pages import (
 )
 from tornado_gateway.console.auth import Auth, is_operators_path
 from tornado_gateway.console.base import Page
+from tornado_gateway.console.insight.simulator import SimulatePage, Simulator
 from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.console.overview import Status
 from tornado_gateway.console.probes import HealthPage, MetricsPage, ReadyPage, RootPage, StatusPage
@@ -135,6 +136,7 @@ ROUTES = (
     PageRoute("/admin/usage", UsagePage, OPERATORS),
     PageRoute("/admin/experiments", ExperimentsPage, OPERATORS),
     PageRoute("/admin/explain", ExplainPage, OPERATORS),
+    PageRoute("/admin/simulate", SimulatePage, (*OPERATORS, "simulator")),
     PageRoute("/admin/events", EventsPage, OPERATORS),
     PageRoute("/admin/events/requeue", RequeuePage, OPERATORS),
     *(PageRoute(path, AssetPage, arguments={"file": file, "kind": kind}) for path, (file, kind) in ASSETS.items()),
@@ -163,6 +165,7 @@ def build_application(
         "is_stopping": is_stopping,
         "admin": admin,
         "auth": auth,
+        "simulator": Simulator(),
         "metrics": metrics,
     }
     return Application(

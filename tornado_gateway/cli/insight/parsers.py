@@ -1,0 +1,117 @@
+"""The options of these commands. The modules of the commands are imported when they run."""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+AddCommand = Callable[..., argparse.ArgumentParser]  # name, command, summary; see `main`
+MOST_VISITORS = 1_000_000
+
+
+def add_insight(commands: Any, add_command: AddCommand) -> None:
+    _add_simulate(commands, add_command)
+    _add_verify(commands, add_command)
+
+
+def _add_simulate(commands: Any, add_command: AddCommand) -> None:
+    summary = "distribute features over many visitors, without sending events"
+    simulate = add_command(commands, "simulate", _simulate, summary, has_json=True)
+    source = simulate.add_mutually_exclusive_group(required=True)
+    source.add_argument("--settings", type=Path, metavar="FILE", help="settings document")
+    source.add_argument("--url", metavar="URL", help="URL of a running gateway, whose admin token is in ADMIN_TOKEN")
+    simulate.add_argument("--feature", metavar="KEY", help="feature key [all features]")
+    visitors = simulate.add_mutually_exclusive_group()
+    visitors.add_argument(
+        "--visitors", type=_number, default=10_000, metavar="N", help="number of generated visitor IDs [10000]"
+    )
+    visitors.add_argument("--ids", type=Path, metavar="FILE", help="visitor IDs, one in each line (-: stdin)")
+    simulate.add_argument(
+        "--attribute",
+        action=_Attributes,
+        default={},
+        dest="attributes",
+        metavar="NAME=VALUE",
+        help="a custom variable of all visitors: a text, or a number or boolean in JSON",
+    )
+    simulate.add_argument("--user-agent", metavar="TEXT", help="the user agent of all visitors")
+    simulate.add_argument("--ip", metavar="ADDRESS", help="the IP address of all visitors")
+    simulate.add_argument("--maxmind-db-path", type=Path, metavar="PATH", help="GeoIP database for --settings")
+    simulate.add_argument(
+        "--traffic", action="append", type=_traffic, default=[], metavar="RULE=50", help="what if: other traffic"
+    )
+    simulate.add_argument(
+        "--weights", action="append", type=_weights, default=[], metavar="RULE=50/50", help="what if: other weights"
+    )
+
+
+def _add_verify(commands: Any, add_command: AddCommand) -> None:
+    summary = "compare decisions with the expected ones, without sending events"
+    verify = add_command(commands, "verify", _verify, summary)
+    verify.add_argument(
+        "--expect", type=Path, required=True, metavar="FILE", help="expected decisions, in YAML or JSON"
+    )
+    source = verify.add_mutually_exclusive_group(required=True)
+    source.add_argument("--settings", type=Path, metavar="FILE", help="settings document")
+    source.add_argument("--url", metavar="URL", help="URL of a running gateway (ADMIN_TOKEN: for explanations)")
+    verify.add_argument("--token", metavar="TOKEN", help="client token for --url, if the gateway requires one")
+    verify.add_argument("--maxmind-db-path", type=Path, metavar="PATH", help="GeoIP database for --settings")
+    verify.add_argument("--junit", type=Path, metavar="FILE", help="also write the results as JUnit XML")
+
+
+class _Attributes(argparse.Action):
+    """Collect `name=value` in a dictionary."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        name, equals, text = str(values).partition("=")
+        if not name or not equals:
+            raise argparse.ArgumentError(self, f"expected NAME=VALUE, got {values!r}")
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), name: _scalar(text)})
+
+
+def _scalar(text: str) -> object:
+    """Return the number, boolean or quoted text that the text is in JSON; otherwise the text."""
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+    return value if isinstance(value, str | int | float) else text
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MOST_VISITORS):
+        raise argparse.ArgumentTypeError(f"expected a number of visitors, 1 to {MOST_VISITORS}")
+    return int(text)
+
+
+def _traffic(text: str) -> tuple[str, float]:
+    name, shares = _weights(text)
+    if len(shares) > 1:
+        raise argparse.ArgumentTypeError(f"expected RULE=PERCENT, got {text!r}")
+    return name, shares[0]
+
+
+def _weights(text: str) -> tuple[str, list[float]]:
+    name, _, given = text.rpartition("=")
+    try:
+        shares = [float(share) for share in given.split("/")]
+    except ValueError:
+        shares = []
+    if not name or not shares or not all(map(math.isfinite, shares)):
+        raise argparse.ArgumentTypeError(f"expected RULE=PERCENT or RULE=PERCENT/PERCENT, got {text!r}")
+    return name, shares
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from tornado_gateway.cli.insight import simulate
+
+    return simulate.simulate(arguments)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from tornado_gateway.cli.insight import verify
+
+    return verify.verify(arguments)

@@ -1,0 +1,98 @@
+"""The command `verify`: compare decisions with expected ones, for continuous integration."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Collection
+
+import orjson
+
+from tornado_gateway import core
+from tornado_gateway.cli.insight.remote import Remote, RemoteError
+from tornado_gateway.cli.output import bullets, paint
+from tornado_gateway.enrichment.device import DeviceReader
+from tornado_gateway.enrichment.location import LocationReader
+from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
+from tornado_gateway.insight.cases import MOST_BYTES, Case, CasesError, read_cases
+from tornado_gateway.insight.verification import Actual, Verified, differences, junit
+from tornado_gateway.settings.documents import read_document
+
+Decide = Callable[[Case], Actual]
+Explain = Callable[[Case], list[str]]
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Return 0 if all cases pass, 1 if one fails, 2 if the file of cases cannot be used."""
+    try:
+        features, decide, explain = _source(arguments)
+        with arguments.expect.open("rb") as file:
+            cases = read_cases(file.read(MOST_BYTES + 1), features)
+        results = [_verified(case, decide, explain) for case in cases]
+    except CasesError as error:
+        print(f"{arguments.expect} cannot be used:\n{bullets(error.problems)}", file=sys.stderr)
+        return 2
+    except RemoteError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if arguments.junit is not None:
+        arguments.junit.write_text(junit(results, str(arguments.expect)), encoding="utf-8")
+    return _printed(results)
+
+
+def _source(arguments: argparse.Namespace) -> tuple[Collection[str], Decide, Explain]:
+    if arguments.url is None:
+        return _local(arguments)
+    remote = Remote(arguments.url, arguments.token, os.environ.get("ADMIN_TOKEN"))
+    return remote.features(), remote.decide, remote.explain
+
+
+def _local(arguments: argparse.Namespace) -> tuple[Collection[str], Decide, Explain]:
+    settings = core.compile_settings(orjson.loads(read_document(arguments.settings)))
+    location = LocationReader(arguments.maxmind_db_path)
+    if arguments.maxmind_db_path is not None:
+        location.open()
+    evaluator = Evaluator(location, DeviceReader())
+
+    def decide(case: Case) -> Actual:
+        return _actual(evaluator.decide_from(settings, case.feature, Inputs(_context(case))))
+
+    def explain(case: Case) -> list[str]:
+        trace = core.Trace()
+        traced = core.with_tracing(settings)
+        evaluator.decide_from(traced, case.feature, Inputs(_context(case)), trace)
+        return core.explain_lines(trace)
+
+    return settings.features.keys(), decide, explain
+
+
+def _context(case: Case) -> core.Context:
+    return with_address(
+        core.Context(
+            user_id=case.user,
+            custom_variables=case.variables,
+            variation_targeting_variables=case.targeting,
+            user_agent=case.user_agent,
+            ip_address=case.ip,
+        )
+    )
+
+
+def _actual(decision: core.Decision) -> Actual:
+    variation = decision.variation
+    shown = None if variation is None else {"id": variation.id, "name": variation.name}
+    return Actual(decision.enabled, shown, {item["key"]: item["value"] for item in decision.variables})
+
+
+def _verified(case: Case, decide: Decide, explain: Explain) -> Verified:
+    found = differences(case, decide(case))
+    return Verified(case, found, explain(case) if found else ())
+
+
+def _printed(results: list[Verified]) -> int:
+    failed = [result for result in results if result.differences]
+    for result in failed:
+        print(f"{paint('FAILED', 'red')} {result.case.place}: {result.case.title}")
+        print(*[f"  {line}" for line in result.differences], sep="\n")
+        print(*[f"    {line}" for line in result.explanation], sep="\n")
+    print(f"{len(results) - len(failed)} passed, {len(failed)} failed")
+    return 1 if failed else 0
