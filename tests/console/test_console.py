@@ -25,6 +25,7 @@ from redis_servers import RedisServer, needs_redis_server
 from several import KEYS, KeyedVendor, document, gateway_of, statuses, three
 from vendor import Fault, Vendor
 
+from tornado_gateway import core
 from tornado_gateway.console.auth import COOKIE, Auth
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -47,7 +48,7 @@ FLAGS = [
     # Whatever a browser asks by itself (updates, autofill) does not leave this machine.
     "--host-resolver-rules=MAP gateway.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
-TABS = ["overview", "features", "explain", "events", "settings"]
+TABS = ["overview", "features", "experiments", "explain", "events", "settings"]
 TOKEN = "correct-horse-battery"
 IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148 Safari/604.1"
 
@@ -534,6 +535,7 @@ def test_the_keyboard_is_enough(open_page):
     page.focus("#tab-overview")
     for key, tab in (
         ("ArrowRight", "features"),
+        ("ArrowRight", "experiments"),
         ("ArrowRight", "explain"),
         ("End", "settings"),
         ("ArrowRight", "overview"),
@@ -642,6 +644,45 @@ def test_h8_stuck_events_are_a_problem_on_the_overview(open_page, vendor, tmp_pa
         expect(delivery.locator(".pill.bad")).to_have_text("stuck")
         expect(delivery.locator("dd.bad")).to_contain_text("delivery reports no error")
         page.goto("about:blank")  # it must not ask a gateway that has ended
+
+
+def impressions(campaign, variations):
+    """A batch of an SDK: visitors with these variations."""
+    visitors = [core.visitor_uuid("1", f"visitor-{number}") for number in range(len(variations))]
+    shown = [{"vwo_envKey": sample_document()["sdkKey"], "id": campaign, "variation": each} for each in variations]
+    return [
+        {"d": {"msgId": f"{one}-1", "visId": one, "event": {"name": "vwo_variationShown", "props": props}}}
+        for one, props in zip(visitors, shown, strict=True)
+    ]
+
+
+def test_experiments_with_wrong_shares_come_first(open_page, guarded):
+    batch = {"ev": impressions(122, [1, 2] * 600) + impressions(102, [1, 1, 2] * 500)}
+    path = f"/server-side/batch-events-v2?a={sample_document()['accountId']}"
+    guarded.request("POST", path, orjson.dumps(batch), {"Authorization": sample_document()["sdkKey"]})
+    guarded.post("/server-side/getFlag", {"featureKey": "new-checkout", "userId": "user-1"})
+    guarded.post("/server-side/getFlag", {"featureKey": "no-such-feature", "userId": "user-1"})
+    page = open_page("/console#experiments", at=guarded)
+    page.watch.allowed = "401"
+    page.fill("#token", TOKEN)
+    page.press("#token", "Enter")
+    cards = page.locator("#experiment-list > article")
+    expect(page.locator("#experiment-count")).to_have_text("7 experiments, 1 with a sample ratio mismatch")
+    first = cards.first
+    expect(first.locator(".pill")).to_have_text("mismatch")
+    expect(first).to_contain_text("One step or two for members")
+    expect(first).to_contain_text("66.")
+    expect(first).to_contain_text("50 %")
+    expect(page.locator("[data-verdict='as configured']")).to_have_count(1)
+    expect(page.locator("[data-verdict='too few visitors']")).to_have_count(5)
+    assert faults(page) == []
+    picture(page, "experiments")
+    show(page, "features")
+    usage = page.locator("[data-usage='new-checkout']")
+    expect(usage).to_contain_text("1 decision: ", timeout=60_000)
+    expect(usage).to_contain_text("per minute")
+    expect(page.locator("#unknown-keys")).to_have_text("Requested keys that no feature has: no-such-feature (1)")
+    picture(page, "features-usage")
 
 
 # Who may

@@ -56,13 +56,15 @@ class EventsQuery:
 
 
 class Operated(NamedTuple):
-    """The parts of one environment that operators see."""
+    """The parts of one environment that operators see. `experiments` and `usage` return the bodies of their pages."""
 
     mirror: SettingsMirror
     queue: EventQueue
     store: EventStore
     explainer: Explainer
     history: SettingsHistory
+    experiments: Callable[[], Awaitable[Json]]
+    usage: Callable[[], Json]
 
     def snapshot(self) -> Snapshot:
         if self.mirror.current is None:
@@ -132,6 +134,17 @@ class AdminApi:
             "settings": {"version": snapshot.settings.version, "hash": snapshot.digest},
             "features": described,
         }
+
+    def usage(self, name: str | None = None) -> Json:
+        """Return the use of each feature, and the requested keys that no feature has."""
+        return self.environment(name).usage()
+
+    async def experiments(self, name: str | None = None) -> Json:
+        """Return the reports of the experiments."""
+        operated = self.environment(name)
+        snapshot = operated.snapshot()
+        settings = {"version": snapshot.settings.version, "hash": snapshot.digest}
+        return {"settings": settings, **await operated.experiments()}
 
     async def explain(self, fields: Fields, name: str | None = None) -> Json:
         """Explain with the current settings, or with those of a former `version`.
@@ -292,6 +305,19 @@ class FeaturesPage(AdminPage):
 
     async def _features(self) -> Mapping[str, Any]:
         return self._admin.features(self.environment())
+
+
+class UsagePage(AdminPage):
+    async def get(self) -> None:
+        await self.respond(self._usage())
+
+    async def _usage(self) -> Mapping[str, Any]:
+        return self._admin.usage(self.environment())
+
+
+class ExperimentsPage(AdminPage):
+    async def get(self) -> None:
+        await self.respond(self._admin.experiments(self.environment()))
 
 
 class ExplainPage(AdminPage):

@@ -45,6 +45,7 @@ from tornado_gateway.process.certificate_expiry import ExpiryReport
 from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.environments.build import FLUSH_SHARE, Shared
 from tornado_gateway.process.environments.client_auth import Credentials
+from tornado_gateway.process.environments.experiments import experiment_figures, mismatches
 from tornado_gateway.process.environments.reload import Reload, read_environments
 from tornado_gateway.process.environments.served import STORE_REMEDY, Served
 from tornado_gateway.process.environments.serving import Serving
@@ -254,15 +255,23 @@ class Assembly:
         served = self.serving.first if name is None else self.serving.named(name)
         if served is None:
             return None
-        environment = served.environment
+        environment, experiments = served.environment, served.environment.experiments
         name, mirror = settings_name(served.config.config), environment.mirror
-        history = SettingsHistory(served.store.state, name, mirror.compile)
-        return Operated(mirror, environment.events, served.store.events, Explainer(environment.evaluator), history)
+        return Operated(
+            mirror,
+            environment.events,
+            served.store.events,
+            Explainer(environment.evaluator),
+            SettingsHistory(served.store.state, name, mirror.compile),
+            experiments.report,
+            experiments.usage_report,
+        )
 
     def _build_pages(self) -> HTTPServerConnectionDelegate:
         config = self._config
         about = About(__version__, config.event_queue_limit)
-        exposition = Exposition(self._memory, self._slot.scoreboard, about, lambda: self.publication.publish())
+        figures = partial(experiment_figures, self.serving, by_feature=config.metrics_by_feature)
+        exposition = Exposition(self._memory, self._slot.scoreboard, about, lambda: self.publication.publish(), figures)
         return build_application(
             self.environments,
             self.status,
@@ -318,7 +327,10 @@ class Assembly:
         config = self._config
         cert, key = config.tls_cert_path, config.tls_key_path
         expiry = ExpiryReport(cert, key) if cert is not None and key is not None else None
-        return Problems(config.data_dir, self._shared.location, self._shared.slow_patterns, expiry)
+        reports = mismatches if self._slot.number == 0 else (lambda serving: ())  # once, not for each worker
+        return Problems(
+            config.data_dir, self._shared.location, self._shared.slow_patterns, expiry, partial(reports, self.serving)
+        )
 
 
 def build_shared(config: Config, observer: Observer, stuck_after_seconds: float | None) -> Shared:

@@ -3,13 +3,15 @@
 import { shownRange } from "./charts.js";
 import { ask, byId, h, reconcile, useEnvironment } from "./dom.js";
 import { refreshEvents, startEvents } from "./events.js";
+import { refreshExperiments } from "./experiments.js";
 import { chooseFeature, fillFeatureChoice, startExplain } from "./explain.js";
 import { refreshFeatures, startFeatures } from "./features.js";
 import { showOverview, showState, startOverview } from "./overview.js";
 import { enter, setState, startSession, watchSession } from "./session.js";
 import { fillVersionChoice, refreshSettings, showPin, startSettings } from "./settings.js";
+import { refreshUsage } from "./usage.js";
 
-const TABS = ["overview", "features", "explain", "events", "settings"];
+const TABS = ["overview", "features", "experiments", "explain", "events", "settings"];
 const OVERVIEW_MS = 1000;
 const EVENTS_MS = 2000;
 
@@ -110,9 +112,11 @@ async function refresh() {
     if (shown === "events") await refreshEvents();
     if (shown === "settings") await refreshSettings();
     if (shown === "explain") fillVersionChoice(overview);
+    if (shown === "experiments") await refreshExperiments();
     if (shown === "features" || shown === "explain") {
       const features = await refreshFeatures(overview);
       if (features !== null) fillFeatureChoice(features);
+      if (shown === "features") await refreshUsage();
     }
   } catch (error) {
     if (error.status === 401 || error.status === 403) {
