@@ -38,10 +38,10 @@ POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 HTML, CSS, SCRIPT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript"))
-STYLES = ("console", "docs", "uPlot.min")
+STYLES = ("console", "explain", "docs", "uPlot.min")
 SCRIPTS = (
     *("main", "session", "overview", "features", "usage", "experiments", "explain", "steps", "events", "charts"),
-    "settings",
+    *("settings", "share"),
     *("docs", "dom", "theme"),
     "uPlot.iife.min",  # 1.6.32, unchanged; see uPlot.LICENSE
 )
