@@ -417,6 +417,50 @@ def test_a_dead_letter_is_requeued_and_delivered(open_page, gateway, vendor):
     assert gateway.status()["events"]["dead"] == 0
 
 
+def test_dead_letters_are_grouped_edited_and_deleted(open_page, gateway, vendor):
+    fault = Fault(
+        400, times=10_000, refuses=lambda event: "refused" in orjson.dumps(event).decode(), text="no such goal"
+    )
+    vendor.event_faults.append(fault)
+    try:
+        for name, note in (("groupedBuy", "refused 1"), ("groupedBuy", "refused 2"), ("groupedView", "refused 3")):
+            event = {"d": {"visId": "X", "event": {"name": name, "props": {"note": note}}}}
+            assert gateway.post("/events/t", event)[0] == 200
+        gateway.wait_for_dead_letters(3)
+        page = open_page("/console#events")
+        groups = page.locator("#dead-groups > li")
+        expect(groups).to_have_count(2)
+        expect(groups.first).to_contain_text("groupedBuy")
+        expect(groups.first).to_contain_text("2 events")
+        expect(groups.first).to_contain_text("VWO: no such goal")
+        picture(page, "dead-letters")
+        with page.expect_download() as download:
+            page.click("#export-dead")
+        assert len(download.value.path().read_text().splitlines()) == 3
+        page.get_by_role("button", name="Delete group").first.click()
+        expect(groups).to_have_count(2)
+        page.get_by_role("button", name="Really delete 2 events?").click()
+        expect(page.locator("#events-done")).to_contain_text("2 events deleted")
+        expect(groups).to_have_count(1)
+        letter = page.locator("#dead-letters > li")
+        expect(letter).to_have_count(1)
+        letter.get_by_role("button", name="Edit").click()
+        area = letter.locator("textarea")
+        area.fill(area.input_value().replace("groupedView", "another"))
+        letter.get_by_role("button", name="Save").click()
+        expect(letter.locator(".problem")).to_contain_text("expected the name 'groupedView'")
+        area.fill(area.input_value().replace("another", "groupedView").replace("refused 3", "corrected"))
+        page.watch.allowed = "400"
+        letter.get_by_role("button", name="Save").click()
+        expect(page.locator("#events-done")).to_contain_text("1 event re-queued")
+        expect(letter).to_have_count(0)
+        expect(groups).to_have_count(0)
+    finally:
+        vendor.event_faults.clear()
+    vendor.wait_until(lambda: any("corrected" in orjson.dumps(event).decode() for event in vendor.events))
+    assert gateway.status()["events"]["dead"] == 0
+
+
 def test_recent_events_can_be_paused_and_opened(open_page, gateway):
     gateway.post("/server-side/getFlag", {"featureKey": "dark-mode", "userId": "first"})
     page = open_page("/console#events")

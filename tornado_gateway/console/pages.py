@@ -19,12 +19,12 @@ from tornado_gateway.console.admin_pages import (
     ExplainPage,
     FeaturesPage,
     OverviewPage,
-    RequeuePage,
     SessionPage,
     UsagePage,
 )
 from tornado_gateway.console.auth import Auth, is_operators_path
 from tornado_gateway.console.base import Page
+from tornado_gateway.console.dead_letter_pages import DiscardPage, EditPage, ExportPage, GroupsPage, RequeuePage
 from tornado_gateway.console.insight.simulator import SimulatePage, Simulator
 from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.console.overview import Status
@@ -41,7 +41,7 @@ HTML, CSS, SCRIPT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "
 STYLES = ("console", "explain", "docs", "uPlot.min")
 SCRIPTS = (
     *("main", "session", "overview", "features", "usage", "experiments", "explain", "steps", "events", "charts"),
-    *("settings", "share"),
+    *("settings", "share", "dead_letters"),
     *("docs", "dom", "theme"),
     "uPlot.iife.min",  # 1.6.32, unchanged; see uPlot.LICENSE
 )
@@ -141,7 +141,11 @@ ROUTES = (
     PageRoute("/admin/explain", ExplainPage, OPERATORS),
     PageRoute("/admin/simulate", SimulatePage, (*OPERATORS, "simulator")),
     PageRoute("/admin/events", EventsPage, OPERATORS),
+    PageRoute("/admin/events/groups", GroupsPage, OPERATORS),
+    PageRoute("/admin/events/export", ExportPage, OPERATORS),
     PageRoute("/admin/events/requeue", RequeuePage, OPERATORS),
+    PageRoute("/admin/events/edit", EditPage, OPERATORS),
+    PageRoute("/admin/events/discard", DiscardPage, OPERATORS),
     PageRoute("/admin/settings/versions", VersionsPage, OPERATORS),
     PageRoute("/admin/settings/diff", DifferencesPage, OPERATORS),
     PageRoute("/admin/settings/pin", PinPage, OPERATORS),

@@ -62,6 +62,9 @@ export function useEnvironment(name) {
   environment = name;
 }
 
+/** The path with the chosen environment. */
+export const environmentPath = (path) => ofEnvironment(path);
+
 function ofEnvironment(path) {
   if (!environment || !path.startsWith("/admin/")) return path;
   return `${path}${path.includes("?") ? "&" : "?"}environment=${encodeURIComponent(environment)}`;

@@ -32,7 +32,7 @@ export function openAddress() {
   byId("explain-form").requestSubmit();
 }
 
-/** Choose a value that the choice may not have yet. Return its option. */
+/** Choose a value, which becomes an option if it is none. Return its option. */
 function choose(select, value) {
   let option = [...select.options].find((known) => known.value === value);
   if (!option) {

@@ -151,7 +151,7 @@ async function textOf(form, fields) {
   return FORMS[form]({ url: location.origin, account: account.id, fields, context, needsKey });
 }
 
-/** Buttons that copy the explained decision. The text is shown too, because pages without TLS may not copy. */
+/** Buttons that copy the explained decision. The text is shown too, because browsers let only pages with TLS copy. */
 export function copyBar(fields) {
   const text = h("pre", { hidden: true, tabindex: "0", class: "copied-text", "aria-label": "Copied text" });
   const status = h("span", { class: "hint", role: "status" });
