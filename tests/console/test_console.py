@@ -47,7 +47,7 @@ FLAGS = [
     # Whatever a browser asks by itself (updates, autofill) does not leave this machine.
     "--host-resolver-rules=MAP gateway.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
-TABS = ["overview", "features", "explain", "events"]
+TABS = ["overview", "features", "explain", "simulator", "events"]
 TOKEN = "correct-horse-battery"
 IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148 Safari/604.1"
 
@@ -152,6 +152,8 @@ def fill_every_tab(page):
     page.fill("#explain-variables", '{"plan": "gold"}')
     page.click("#explain-form .primary")
     page.click(".decision summary:has-text('new-checkout')")
+    show(page, "simulator")
+    simulate(page, feature="new-checkout", weights="testingRule1=80/20")
     show(page, "events")
 
 
@@ -247,6 +249,36 @@ def test_explain_of_all_features(open_page):
     page.click(".decision summary:has-text('recommendations')")
     expect(page.locator(".decision[open]")).to_contain_text("Holdout: Without recommendations")
     picture(page, "explain-all")
+
+
+def test_the_simulator_shows_the_distribution_and_the_visitors_that_would_move(open_page, gateway):
+    page = open_page()
+    show(page, "simulator")
+    received = gateway.status()["events"]["received"]
+    simulate(page, feature="new-checkout", variables='{"plan": "gold"}', weights="testingRule1=80/20")
+    cells = page.locator("#simulation table").first.locator("tbody tr", has_text="One step").locator("td")
+    expect(cells.nth(5)).to_have_text("weight 50 %, traffic 100 %")
+    expect(page.locator("#simulation .share-bar .band")).to_have_count(6)
+    expect(page.locator("#simulation li")).to_have_text(re.compile(r"One step \(testingRule1\) → Two steps .*: \d+"))
+    assert gateway.status()["events"]["received"] == received
+    picture(page, "simulator")
+    simulate(page, weights="testingRule1", expected="#simulate-weights[aria-invalid=true]")
+    expect(page.locator("#simulate-problem")).to_contain_text("Expected a line such as testingRule1=80/20")
+    simulate(page, feature="", weights="102=10/90", number=100_000, expected="#simulate-cancel:visible")
+    expect(page.locator("#simulate-progress")).to_contain_text("of 100,000 visitors")
+    page.click("#simulate-cancel")
+    expect(page.locator("#simulate-problem")).to_have_text("cancelled")
+
+
+def simulate(page, feature=None, variables=None, weights=None, number=1000, expected="#simulation .simulated"):
+    if feature is not None:
+        page.locator("#simulate-feature", has_text="new-checkout").select_option(feature)
+    page.fill("#simulate-count", str(number))
+    page.fill("#simulate-variables", variables or "")
+    page.locator("#simulate-form details").evaluate("(details) => { details.open = true; }")
+    page.fill("#simulate-weights", weights or "")
+    page.click("#simulate-start")
+    expect(page.locator(expected).first).to_be_visible()
 
 
 @pytest.mark.parametrize(
@@ -414,7 +446,7 @@ def test_nothing_is_wider_than_a_phone(open_page):
         outside = page.evaluate(
             "[...document.querySelectorAll('header button, header a, main *')].filter((e) => {"
             " const b = e.getBoundingClientRect();"
-            " return b.width && b.right > innerWidth + 1 && !e.closest('.scroll, pre, svg, .for-readers'); })"
+            " return b.width && b.right > innerWidth + 1 && !e.closest('.scroll, .tabs, pre, svg, .for-readers'); })"
             ".map((e) => e.outerHTML.slice(0, 80))"
         )
         assert outside == [], tab

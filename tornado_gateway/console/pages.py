@@ -35,9 +35,9 @@ POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 HTML, CSS, SCRIPT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript"))
-STYLES = ("console", "docs")
+STYLES = ("console", "docs", "simulator")
 SCRIPTS = (
-    *("main", "session", "overview", "features", "explain", "steps", "events", "charts"),
+    *("main", "session", "overview", "features", "explain", "steps", "simulator", "events", "charts"),
     *("docs", "dom", "theme"),
 )
 ASSETS = {  # file and type of each path

@@ -67,17 +67,38 @@ function ofEnvironment(path) {
   return `${path}${path.includes("?") ? "&" : "?"}environment=${encodeURIComponent(environment)}`;
 }
 
-/** Return the JSON of a response. Throws RequestFailed with the error of the gateway. */
-export async function ask(path, options = {}) {
+async function respond(path, options) {
   let response;
   try {
     response = await fetch(ofEnvironment(path), { credentials: "same-origin", ...options });
-  } catch {
-    throw new RequestFailed(0, "the gateway does not respond");
+  } catch (error) {
+    throw new RequestFailed(0, error.name === "AbortError" ? "cancelled" : "the gateway does not respond");
   }
+  if (response.ok) return response;
   const body = await response.json().catch(() => ({}));
-  if (!response.ok) throw new RequestFailed(response.status, body.error ?? `status ${response.status}`);
-  return body;
+  throw new RequestFailed(response.status, body.error ?? `status ${response.status}`);
+}
+
+/** Return the JSON of a response. Throws RequestFailed with the error of the gateway. */
+export async function ask(path, options = {}) {
+  const response = await respond(path, options);
+  return response.json().catch(() => ({}));
+}
+
+/** Post, and call `each` with the JSON of each line of the response as it arrives. Throws RequestFailed. */
+export async function follow(path, body, signal, each) {
+  const response = await respond(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (let part = await reader.read(); !part.done; part = await reader.read()) {
+      const lines = (rest + part.value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) each(JSON.parse(line));
+    }
+  } catch (error) {
+    throw new RequestFailed(0, error.name === "AbortError" ? "cancelled" : "the response of the gateway is incomplete");
+  }
 }
 
 export const post = (path, body, method = "POST") =>

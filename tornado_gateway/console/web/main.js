@@ -6,8 +6,9 @@ import { chooseFeature, fillFeatureChoice, startExplain } from "./explain.js";
 import { refreshFeatures, startFeatures } from "./features.js";
 import { showOverview, showState, startOverview } from "./overview.js";
 import { enter, setState, startSession, watchSession } from "./session.js";
+import { fillSimulatedFeatures, startSimulator } from "./simulator.js";
 
-const TABS = ["overview", "features", "explain", "events"];
+const TABS = ["overview", "features", "explain", "simulator", "events"];
 const OVERVIEW_MS = 1000;
 const EVENTS_MS = 2000;
 
@@ -104,9 +105,12 @@ async function refresh() {
     showEnvironments(overview.status);
     if (shown === "overview") showOverview(overview);
     if (shown === "events") await refreshEvents();
-    if (shown === "features" || shown === "explain") {
+    if (shown === "features" || shown === "explain" || shown === "simulator") {
       const features = await refreshFeatures(overview);
-      if (features !== null) fillFeatureChoice(features);
+      if (features !== null) {
+        fillFeatureChoice(features);
+        fillSimulatedFeatures(features);
+      }
     }
   } catch (error) {
     if (error.status === 401 || error.status === 403) {
@@ -138,6 +142,7 @@ addEventListener("hashchange", followAddress);
 startOverview();
 startFeatures(explainFeature);
 startExplain();
+startSimulator();
 startEvents(refresh);
 watchSession(() => show(tabOfAddress()), signedOut);
 startSession();
