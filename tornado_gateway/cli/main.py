@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_environments(commands)
     _add_facts(commands)
     _add_evaluate(commands)
-    add_insight(commands, _add_command)
+    add_insight(commands, _add_command, _without_account)
     completion = _add_command(commands, "completion", _completion, "print a shell's completion script")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return parser

@@ -139,7 +139,7 @@ def _print_feature(feature: Mapping[str, Any], visitors: int) -> None:
 
 
 def _enabled(part: Mapping[str, Any], visitors: int) -> str:
-    return f"enabled for {part['enabled']} of {counted(visitors, 'visitor')} ({_share(part)})"
+    return f"enabled for {part['enabled']} of {counted(visitors, 'visitor')}: {_share(part)}"
 
 
 def _print_distribution(part: Mapping[str, Any]) -> None:
