@@ -8,8 +8,8 @@ import traceback
 
 from measure import UnavailableError, end_cleanly_when_told, say
 
-UNASKED = ("instructions",)  # only if they are named
-QUESTIONS = ("getflag", "events", "userdetails", "settings", "flush", "latency", "scale", "peers")
+UNASKED = ("instructions", "streams")  # only if they are named
+QUESTIONS = ("getflag", "events", "userdetails", "settings", "flush", "latency", "scale", "peers", "openfeature")
 
 
 def main() -> int:

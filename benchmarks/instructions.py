@@ -11,6 +11,7 @@ at the same moment, and their events are committed together.
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import accounts
+import openfeature
 from compare import built
 from measure import (
     COMPILED,
@@ -52,6 +54,7 @@ FEATURES = 100
 REQUESTS = 1280
 WARM_UP_REQUESTS = 320
 GROUPS = (1, 32)
+KNOWN_VISITORS = 64
 PERCENT = 3.0  # largest growth that passes
 START_SECONDS = 240.0
 QUIET_SECONDS = 1.0
@@ -155,9 +158,9 @@ def under_valgrind(folder: Path, *command: object, ready: Callable[[], bool], **
 # --- Requests ---
 
 
-def post(path: str, body: str) -> bytes:
+def post(path: str, body: str, *more: str) -> bytes:
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    return f"{head}\r\n\r\n{body}".encode()
+    return "\r\n".join((head, *more, "", body)).encode()
 
 
 def numbers() -> Iterator[int]:
@@ -168,7 +171,7 @@ def numbers() -> Iterator[int]:
         yield number
 
 
-def flags(*, is_located: bool = False) -> Requests:
+def flags(port: int, *, is_located: bool = False) -> Requests:
     agents = accounts.user_agents()
     with directory() as folder:
         networks = [line.split() for line in accounts.write_networks(folder / "networks").read_text().splitlines()]
@@ -182,7 +185,29 @@ def flags(*, is_located: bool = False) -> Requests:
         yield post("/server-side/getFlag", json.dumps(fields, separators=(",", ":")))
 
 
-def tracked() -> Requests:
+def evaluations(port: int) -> Requests:
+    """Of single flags, by OFREP. Each visitor is new, so each records its impressions."""
+    for number in numbers():
+        yield post(f"{openfeature.BULK}/feature-{number % FEATURES}", openfeature.bulk_body(number))
+
+
+def all_flags(port: int) -> Requests:
+    for number in numbers():
+        yield post(openfeature.GET_FLAGS, openfeature.flags_body(number))
+
+
+def all_evaluations(port: int) -> Requests:
+    for number in numbers():
+        yield post(openfeature.BULK, openfeature.bulk_body(number))
+
+
+def unchanged(port: int) -> Requests:
+    """Of all flags, by visitors that have them already."""
+    for etag, body in itertools.cycle(list(openfeature.known(port, KNOWN_VISITORS))):
+        yield post(openfeature.BULK, body, f"If-None-Match: {etag}")
+
+
+def tracked(port: int) -> Requests:
     for number in numbers():
         fields = {"eventName": "purchase", "userId": f"visitor-{number}"}
         properties = {"price": 49.5, "currency": "EUR"}
@@ -190,7 +215,7 @@ def tracked() -> Requests:
         yield post("/server-side/trackEvent", body)
 
 
-def sdk_events() -> Requests:
+def sdk_events(port: int) -> Requests:
     key = accounts.SDK_KEY
     path = (
         f"/events/t?en=vwo_variationShown&a={accounts.ACCOUNT_ID}&env={key}"
@@ -206,7 +231,7 @@ def sdk_events() -> Requests:
 
 class Case(NamedTuple):
     serve: Callable[[Build], AbstractContextManager[Counted]]
-    requests: Callable[[], Requests]
+    requests: Callable[[int], Requests]  # from the port
 
 
 CASES = {
@@ -218,6 +243,10 @@ CASES = {
         partial(flags, is_located=True),
     ),
     "Redis": Case(partial(gateway, kind=accounts.tested, uses_redis=True), flags),
+    "OFREP single": Case(partial(gateway, kind=accounts.tested), evaluations),
+    "getFlags of 100": Case(partial(gateway, kind=accounts.tested), all_flags),
+    "OFREP bulk of 100": Case(partial(gateway, kind=accounts.tested), all_evaluations),
+    "304": Case(partial(gateway, kind=accounts.tested), unchanged),
     "trackEvent": Case(partial(gateway, kind=accounts.tested), tracked),
     "/events/t": Case(partial(gateway, kind=accounts.tested), sdk_events),
 }
@@ -254,7 +283,7 @@ def read_response(connection: socket.socket) -> None:
     while b"\r\n\r\n" not in data:
         data += connection.recv(65536)
     head, _, body = data.partition(b"\r\n\r\n")
-    if not head.startswith(b"HTTP/1.1 200"):
+    if not head.startswith((b"HTTP/1.1 200", b"HTTP/1.1 304")):
         raise RuntimeError(f"unexpected response: {data!r}")
     found = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
     missing = int(found[1]) - len(body) if found else 0
@@ -313,7 +342,7 @@ def count_all(builds: Sequence[Build], names: Sequence[str]) -> Counts:
         for build in builds:
             with CASES[name].serve(build) as server:
                 say(f"  {name}, {build.name}")
-                requests = CASES[name].requests()
+                requests = CASES[name].requests(server.port)
                 counts[f"{name}, {build.name}"] = {
                     group: count_per_request(server, requests, group) for group in GROUPS
                 }

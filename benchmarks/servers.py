@@ -170,9 +170,9 @@ def simple(
         yield Target(running.pid, port)
 
 
-def constant() -> AbstractContextManager[Target]:
+def constant(**environment: object) -> AbstractContextManager[Target]:
     """Our own HTTP front with a constant answer."""
-    return simple(sys.executable, HERE / "constant.py")
+    return simple(sys.executable, HERE / "constant.py", **environment)
 
 
 def bare_tornado() -> AbstractContextManager[Target]:

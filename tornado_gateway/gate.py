@@ -3,6 +3,7 @@
 The queue of events opens or fails a gate; the connections whose responses wait for it hold it. Neither knows the other.
 """
 
+import asyncio
 from typing import Protocol
 
 
@@ -45,3 +46,25 @@ class Gate:
         if not self.is_open:
             self.failure = error
             self.open()
+
+
+class _Waiter:
+    """A coroutine that waits for a gate."""
+
+    def __init__(self) -> None:
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def flush(self) -> None:
+        if not self.opened.done():  # a cancelled request waits no longer
+            self.opened.set_result(None)
+
+
+async def has_happened(gate: Gate | None) -> bool:
+    """Wait for a gate. Return whether its event happened; without a gate there is none that could fail."""
+    if gate is None:
+        return True
+    if not gate.is_open:
+        waiter = _Waiter()
+        gate.hold(waiter)
+        await waiter.opened
+    return gate.failure is None and not gate.is_lost

@@ -17,19 +17,7 @@ from vendor import Fault, Vendor
 VISITORS = 12
 KINDS = {"boolean": "Boolean", "string": "String", "integer": "Number", "double": "Number", "json": "Object"}
 
-
-@pytest.fixture(scope="module")
-def vendor():
-    with Vendor(flags.SAMPLE) as vendor:
-        yield vendor
-
-
-@pytest.fixture(scope="module")
-def gateway(vendor, tmp_path_factory):
-    options = {"CORS_CONFIG_REQUIRED": "true", "POLLING_TIME": 200}
-    with Gateway.of_vendor(tmp_path_factory.mktemp("openfeature") / "data", vendor, **options) as gateway:
-        yield gateway
-        assert "Traceback" not in gateway.log()
+vendor, gateway = flags.fixtures(CORS_CONFIG_REQUIRED="true", POLLING_TIME=200)
 
 
 def base_url(gateway):

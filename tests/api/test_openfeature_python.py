@@ -8,26 +8,13 @@ from openfeature.contrib.provider.ofrep import OFREPProvider
 from openfeature.evaluation_context import EvaluationContext
 from openfeature.exception import ErrorCode
 from openfeature.flag_evaluation import Reason
-from process import Gateway
-from vendor import Vendor
 
 from tornado_gateway import core
 
 VISITORS = 200
 KINDS = {"boolean": "boolean", "string": "string", "integer": "integer", "double": "float", "json": "object"}
 
-
-@pytest.fixture(scope="module")
-def vendor():
-    with Vendor(flags.SAMPLE) as vendor:
-        yield vendor
-
-
-@pytest.fixture(scope="module")
-def gateway(vendor, tmp_path_factory):
-    with Gateway.of_vendor(tmp_path_factory.mktemp("openfeature") / "data", vendor, EVENTS_PER_REQUEST=1) as gateway:
-        yield gateway
-        assert "Traceback" not in gateway.log()
+vendor, gateway = flags.fixtures(EVENTS_PER_REQUEST=1)
 
 
 @pytest.fixture(scope="module")

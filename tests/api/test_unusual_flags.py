@@ -7,6 +7,7 @@ from process import sample_document
 from tornado_gateway import core
 from tornado_gateway.api.ofrep.exposures import ExposureIndex
 from tornado_gateway.api.ofrep.flags import Flags
+from tornado_gateway.api.ofrep.outcomes import outcome_of
 
 SURROGATE = "\ud800"
 
@@ -19,7 +20,7 @@ def ready(change):
             change(variation)
     settings = core.compile_settings(document)
     decision = core.decide(settings, "new-checkout", core.context_from_json({}, "user-1"))
-    return settings, Flags(settings).ready(decision)
+    return settings, Flags(settings).ready(decision), outcome_of(settings, decision)
 
 
 @pytest.mark.parametrize(
@@ -40,15 +41,15 @@ def test_values_that_few_writers_accept_are_no_failure(kind, value, expected):
     def change(variation):
         variation["variables"] = [{"id": 1, "key": "k", "type": kind, "value": value}]
 
-    _, made = ready(change)
+    _, made, _ = ready(change)
     assert made.entries["k"].startswith(expected)
     assert b'"key":"new-checkout.k"' in made.bulk
 
 
 def test_names_and_ids_that_few_writers_accept_are_no_failure():
-    settings, made = ready(lambda variation: variation.update(name=SURROGATE, id=2**70))
+    settings, made, outcome = ready(lambda variation: variation.update(name=SURROGATE, id=2**70))
     assert b'"variant":"\\ud800"' in made.bulk
-    assert ExposureIndex(settings).find([made.outcome.exposure]).unknown == 0
+    assert ExposureIndex(settings).find([outcome.exposure]).unknown == 0
 
 
 def test_large_whole_numbers_of_an_integer_stay_integers():

@@ -475,3 +475,21 @@ print("swaps", swaps, "lookups", sum(counts))
 
 def test_swaps_under_load_lose_no_lookup_and_no_process(tmp_path):
     assert "swaps" in run_python(SWAP_UNDER_LOAD, CITY, COUNTRY, tmp_path / "watched.mmdb")
+
+
+def test_the_version_changes_with_the_content(tmp_path):
+    """Bulk responses got a 304 after the change to a database that was built in the same second."""
+    path, other = tmp_path / "one.mmdb", tmp_path / "other.mmdb"
+    for file in (path, other):
+        replace(file, CONTENT)
+    reader, second = LocationReader(path), LocationReader(other)
+    assert reader.version == second.version
+    assert reader.open()
+    assert second.open()
+    before = reader.version
+    assert before == second.version
+    epoch = reader.build_epoch
+    replace(path, CONTENT.replace(b"England", b"Anglia!"))
+    assert reader.check()
+    assert reader.build_epoch == epoch
+    assert reader.version != before

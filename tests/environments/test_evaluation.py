@@ -1,5 +1,6 @@
 """Gathering the inputs of decisions, in memory and with IO, on a real store, location database and device reader."""
 
+import asyncio
 from pathlib import Path
 
 import orjson
@@ -12,6 +13,7 @@ from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.evaluation import Evaluator, Inputs, StickyDecisions
 from tornado_gateway.errors import StoreError, UpstreamError
+from tornado_gateway.events.group_commit import Group
 from tornado_gateway.store.sqlite.events import open_sqlite
 
 DATABASE = Path(__file__).parents[1] / "data" / "geoip" / "GeoIP2-City-Test.mmdb"
@@ -257,6 +259,25 @@ async def test_a_record_that_cannot_be_stored_does_not_stop_the_decision(sticky,
     assert "was not stored" in caplog.text
     state.failing = set()
     assert (await sticky.decide_with_io(split_account(0), "f", visitor())).reason != "stored"
+
+
+@pytest.mark.parametrize("ending", ["stored", "failed", "lost"])
+async def test_a_decision_is_kept_once_its_impressions_are_stored(sticky, state, ending):
+    """It was kept before the commit, which could fail: the repetition of a request with a 503 lost the exposure."""
+    group = Group(one_gate=ending == "failed")
+    deciding = asyncio.ensure_future(
+        sticky.decide_with_io(split_account(100), "f", visitor(), lambda decision: group.decisions)
+    )
+    while not state.calls:
+        await asyncio.sleep(0)
+    assert state.calls == ["load_records"]
+    if ending == "stored":
+        group.open()
+    else:
+        group.release("the disk is full")
+    assert (await deciding).enabled
+    again = await sticky.decide_with_io(split_account(100), "f", visitor())
+    assert bool(again.impressions) == (ending != "stored")
 
 
 async def test_the_record_of_a_feature_that_is_gone_is_asked_for(sticky, state):

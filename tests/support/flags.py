@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import pytest
 from process import Gateway, sample_document
+from vendor import Vendor
 
 SAMPLE = sample_document()
 FEATURES = [feature["key"] for feature in SAMPLE["features"]]
@@ -18,6 +20,23 @@ class Expected(NamedTuple):
     default: Any
     value: Any
     is_default: bool = False
+
+
+def fixtures(**options: object) -> tuple[Any, Any]:
+    """The fixtures `vendor` and `gateway` of a module: a gateway of the sample account with these options."""
+
+    @pytest.fixture(scope="module")
+    def vendor() -> Iterator[Vendor]:
+        with Vendor(SAMPLE) as vendor:
+            yield vendor
+
+    @pytest.fixture(scope="module")
+    def gateway(vendor: Vendor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+        with Gateway.of_vendor(tmp_path_factory.mktemp("flags") / "data", vendor, **options) as gateway:
+            yield gateway
+            assert "Traceback" not in gateway.log()
+
+    return vendor, gateway
 
 
 def visitor(number: int) -> dict[str, Any]:

@@ -29,10 +29,10 @@ class Sample(NamedTuple):
 
 
 class Client:
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, connections: int = CONNECTIONS) -> None:
         self._port = port
         self._idle: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter] | None] = asyncio.Queue()
-        for _ in range(CONNECTIONS):
+        for _ in range(connections):
             self._idle.put_nowait(None)
 
     async def ask(self, number: int) -> str:

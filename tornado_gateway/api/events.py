@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable
-from functools import partial
 from typing import Any
 
 import orjson
@@ -29,7 +28,9 @@ from tornado_gateway.http.fields import (
     is_from_browser,
     json_value,
     known_parameters,
+    repaired_value,
 )
+from tornado_gateway.http.limits import REST_SECONDS
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.settings.incremental_json import parse
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 ACCEPTED = Response(200, b'{"success":true}')
 LARGE_BYTES = 262144
-MAX_PARTS = 400_000  # of a batch: 80 for each of 5,000 events
+MAX_PARTS = 400_000  # of a large body. In a batch: 80 for each of 5,000 events
 USAGE_STATS = "vwo_sdkUsageStats"
 # Parameters of wire contract A.4 that are forwarded with usage statistics, besides `en`.
 USAGE_PARAMETERS = tuple(b"a env eTime random p visitor_ua visitor_ip sn sv".split())
@@ -91,12 +92,20 @@ class EventsApi:
         self._environments = environments
         self._client_address = client_address
         self._slice_events = slice_events
+        self._reading = asyncio.Lock()
         self._foreign = ThrottledLog(logger, 3600)
         self._malformed = ThrottledLog(logger)
 
-    def take_event(self, request: Request) -> Response:
+    def take_event(self, request: Request) -> Response | Awaitable[Response]:
         """Accept one event document `{"d":{...}}`."""
-        document, body = json_value(request.body)
+        if len(request.body) > LARGE_BYTES:
+            return self._take_large_event(request)
+        return self._take_event(request, *json_value(request.body))
+
+    async def _take_large_event(self, request: Request) -> Response:
+        return self._take_event(request, *await self._read_large(request.body))
+
+    def _take_event(self, request: Request, document: Any, body: bytes) -> Response:
         scope = self._environments.scope_of(request)
         environment = self._environment_or_reason(document, scope)
         if isinstance(environment, str):
@@ -127,11 +136,16 @@ class EventsApi:
         return self._take_document(request, json_value(request.body)[0])
 
     async def _take_large_batch(self, request: Request) -> Response:
-        """Read a large batch beside the loop and piece by piece, so that other requests are served meanwhile."""
-        if _has_too_many_parts(request.body):
-            raise RequestError(413, f"the batch has more than {MAX_PARTS} values")
-        response = self._take_document(request, await asyncio.to_thread(_parse_in_pieces, request.body))
+        response = self._take_document(request, (await self._read_large(request.body))[0])
         return response if isinstance(response, Response) else await response
+
+    async def _read_large(self, body: bytes) -> tuple[Any, bytes]:
+        """Read a large body beside the loop and piece by piece, so that other requests are served meanwhile.
+
+        One is read at a time, because the loop waits for a piece of each thread that wants the interpreter's lock.
+        """
+        async with self._reading:
+            return await asyncio.to_thread(_read_in_pieces, body)
 
     def _take_document(self, request: Request, document: object) -> Response | Awaitable[Response]:
         scope = self._environments.scope_of(request, has_header=True)
@@ -211,22 +225,32 @@ class EventsApi:
         return filled
 
 
+def _read_in_pieces(body: bytes) -> tuple[Any, bytes]:
+    if _has_too_many_parts(body):
+        raise RequestError(413, f"the body has more than {MAX_PARTS} values")
+    try:
+        return parse(body, _rest), body
+    except orjson.JSONDecodeError as error:
+        problem = str(error)
+    _rest()
+    return repaired_value(body, problem)
+
+
+def _rest() -> None:
+    """Let the loop have the interpreter's lock, which a sleep of no time would take back at once."""
+    time.sleep(REST_SECONDS)
+
+
 def _has_too_many_parts(body: bytes) -> bool:
-    """Whether a batch has so many values that reading them would take longer than other requests should wait."""
+    """Whether a body has so many values that reading them would take longer than other requests should wait."""
     parts = 0
     for start in range(0, len(body), LARGE_BYTES):
         piece = body[start : start + LARGE_BYTES]
         parts += piece.count(b",") + piece.count(b"[") + piece.count(b"{")
         if parts > MAX_PARTS:
             return True
+        _rest()
     return False
-
-
-def _parse_in_pieces(body: bytes) -> object:
-    try:
-        return parse(body, partial(time.sleep, 0))
-    except orjson.JSONDecodeError:
-        return json_value(body)[0]
 
 
 def _clean_address(data: Fields) -> bool:
@@ -242,10 +266,7 @@ def _clean_address(data: Fields) -> bool:
 
 
 def _append(request: Request, environment: Environment, documents: bytes, count: int) -> Response:
-    events = environment.events
-    gate = events.append(documents, count)
-    if events.durable:
-        request.gate = gate
+    environment.append(request, documents, count)
     return ACCEPTED
 
 

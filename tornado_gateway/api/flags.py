@@ -15,6 +15,7 @@ from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import with_address
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import DisabledError, NotLoadedError, RequestError
+from tornado_gateway.gate import Gate
 from tornado_gateway.http.fields import Fields, boolean, json_object, printable, required_text, user_id
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.settings.mirror import Snapshot
@@ -83,9 +84,10 @@ class FlagsApi:
     ) -> Response:
         responses: list[Response] = []
 
-        def respond(decision: core.Decision) -> None:
+        def respond(decision: core.Decision) -> Gate | None:
             response = self._flag_response(request, environment, settings, context, decision)
             responses.append(_detailed(settings, decision) if is_detailed else response)
+            return request.gate
 
         await environment.evaluator.decide_with_io(settings, feature_key, context, respond)
         return responses[0]
@@ -146,9 +148,7 @@ def _set(
 
 def _append_one(request: Request, environment: Environment, document: bytes) -> None:
     if document:  # the core returns none if nothing is to be sent for this visitor
-        gate = environment.events.append(document, 1)
-        if environment.events.durable:
-            request.gate = gate
+        environment.append(request, document, 1)
 
 
 def _attributes(fields: Fields) -> Fields:

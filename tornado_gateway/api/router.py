@@ -9,7 +9,7 @@ import orjson
 
 from tornado_gateway.api.cors import OPERATORS_PATHS, respond_to_preflight
 from tornado_gateway.api.endpoints import Endpoints
-from tornado_gateway.api.routes import KEY, ROUTES, TREES, Route
+from tornado_gateway.api.routes import ROUTES, TREES, Route
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.messages import Handler, Request, Response, Result, json_error
 from tornado_gateway.settings.mirror import Snapshot
@@ -95,10 +95,7 @@ class Router:
 
     def _route_path(self, path: bytes) -> bytes:
         """Return the path of the route of a request, if there is one."""
-        path = self._normal(path)
-        if path.startswith(TREES):
-            path = next(tree for tree in TREES if path.startswith(tree)) + KEY.encode()
-        return path
+        return _whole_tree(path) or _whole_tree(path := self._normal(path)) or path
 
     def _normal(self, path: bytes) -> bytes:
         """Return a path without an account's prefix and doubled slashes, which SDKs send (wire contract 0.8, 0.10)."""
@@ -107,6 +104,14 @@ class Router:
             return path[next(len(prefix) for prefix in self._prefixes if path.startswith(prefix)) - 1 :]
         other = OTHER_PREFIX.fullmatch(path)
         return other[1] if other and other[1] in self._sdk_paths and not path.startswith(OPERATORS_PATHS) else path
+
+
+def _whole_tree(path: bytes) -> bytes | None:
+    """Return the path of the route that stands for all paths like this one."""
+    for start, route_path in TREES.items():
+        if path.startswith(start):
+            return route_path
+    return None
 
 
 def _shaped(handler: Handler, shape: Callable[[bytes, RequestError], Response]) -> Handler:

@@ -65,6 +65,6 @@ ROUTES = (
     Route("GET", "/attributes/check", "lists.check_attribute", SDK),
 )
 LABELS_OF_TREES = {route.path.removesuffix(KEY): route.label for route in ROUTES if route.path.endswith(KEY)}
-TREES = tuple(tree.encode() for tree in LABELS_OF_TREES)
+TREES = {tree.encode(): f"{tree}{KEY}".encode() for tree in LABELS_OF_TREES}  # the path of the route, by its start
 DECISION_LABEL = ROUTES[0].label  # of the requests that are counted as decisions
 LABELS = tuple(dict.fromkeys(route.label for route in ROUTES))

@@ -147,13 +147,20 @@ class StreamsApi:
         streams = [{"type": "sse", **place, "inactivityDelaySec": INACTIVITY_SECONDS}]
         return b',"eventStreams":%b' % orjson.dumps(streams)
 
-    async def catch_up(self, request: Request, environment: Environment) -> None:
-        """Refresh the settings for a client that knows of newer ones, from a worker or a gateway ahead of this one."""
+    def catch_up(self, request: Request, environment: Environment) -> Awaitable[None] | None:
+        """Refresh the settings for a client that knows of newer ones, from a worker or a gateway ahead of this one.
+
+        Return None if the client knows of none.
+        """
         announced = query_text(request.query, b"flagConfigEtag")
-        if announced is not None and announced.encode() != environment.version():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._limits.wait_seconds):
-                    await self._refresh(environment)
+        if announced is None or announced.encode() == environment.version():
+            return None
+        return self._refreshed(environment)
+
+    async def _refreshed(self, environment: Environment) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.wait_seconds):
+                await self._refresh(environment)
 
     # --- One stream ---
 

@@ -150,6 +150,7 @@ class _Compiler:
             is_web_connected=bool(document.get("isWebConnectivityEnabled", True)),
             collection_prefix=prefix if isinstance(prefix, str) and prefix.strip() else None,
             features=MappingProxyType(dict(reversed(features.items()))),
+            has_list_checks=any(feature.list_checks for feature in features.values()),
             event_names=_event_names(document),
             sdk=self.sdk,
             identify=identity_of(self.account_id),

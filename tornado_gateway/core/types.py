@@ -260,6 +260,7 @@ class Settings:
     is_web_connected: bool
     collection_prefix: str | None
     features: Mapping[str, Feature]
+    has_list_checks: bool  # of any feature
     event_names: frozenset[str]
     sdk: Sdk
     identify: Callable[[str], str]

@@ -21,9 +21,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import maxminddb
-
-from tornado_gateway.enrichment.location_database import Location, LocationDatabase, open_checked
+from tornado_gateway.enrichment.location_database import Location, LocationDatabase, Opened, open_checked
 from tornado_gateway.enrichment.words import Words, digest_of, read_words
 from tornado_gateway.errors import LocationError
 from tornado_gateway.tasks import Periodic
@@ -113,7 +111,8 @@ class LocationReader:
     @property
     def version(self) -> str:
         """A text that changes with the locations that are found."""
-        return f"{self.build_epoch} {self._words_digest}"
+        database = self._database
+        return f"{database.digest if database else None} {self._words_digest}"
 
     def age_seconds(self, now: float) -> float | None:
         """Return the age of the data, None without a database."""
@@ -149,12 +148,12 @@ class LocationReader:
         with self._changing:
             try:
                 signature = _signature(path)
-                reader = self._open_copy(path, signature)
+                opened = self._open_copy(path, signature)
             except (LocationError, OSError) as error:
                 rejection = error if isinstance(error, LocationError) else LocationError(f"{path}: {error}")
                 self.error = str(rejection)
                 raise rejection from None
-            database = LocationDatabase(reader, self._words, self._cache_size)
+            database = LocationDatabase(opened, self._words, self._cache_size)
             self.path, self._seen, self.error = path, signature, None
             self._database = database
         logger.info("location database loaded: %s, built %s", database.database_type, time.ctime(database.build_epoch))
@@ -183,22 +182,22 @@ class LocationReader:
             self.error = str(error)
             return False
 
-    def _open_copy(self, path: Path, signature: Signature) -> maxminddb.Reader:
+    def _open_copy(self, path: Path, signature: Signature) -> Opened:
         if self._copy_directory is None:
             # A mapped file stays readable after its name is gone.
             with tempfile.TemporaryDirectory(prefix="location-") as directory:
                 return self._copy_and_open(path, Path(directory) / path.name, signature)
         copy = self._copy_directory / f".{path.name}.{'-'.join(f'{part:x}' for part in signature)}.copy"
-        reader = _open_present(copy, path)
-        if reader is None:
+        opened = _open_present(copy, path)
+        if opened is None:
             self._copy_directory.mkdir(parents=True, exist_ok=True)
-            reader = self._copy_and_open(path, copy, signature)
+            opened = self._copy_and_open(path, copy, signature)
         for older in self._copy_directory.glob(f".{path.name}.*.copy"):
             if older != copy:
                 older.unlink(missing_ok=True)
-        return reader
+        return opened
 
-    def _copy_and_open(self, path: Path, copy: Path, signature: Signature) -> maxminddb.Reader:
+    def _copy_and_open(self, path: Path, copy: Path, signature: Signature) -> Opened:
         _copy(path, copy, signature)
         if path == self.path:
             self._seen = signature  # a rejected file is not tried again before it changes
@@ -223,7 +222,7 @@ def _signature(path: Path) -> Signature:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _open_present(copy: Path, source: Path) -> maxminddb.Reader | None:
+def _open_present(copy: Path, source: Path) -> Opened | None:
     """Open a copy that another worker, or a previous run, has made. None if there is none."""
     if copy.exists():
         with suppress(LocationError):  # truncated because the machine went down

@@ -1,11 +1,12 @@
 """One open MaxMind database: checking a file before it is opened, and looking addresses up with a cache."""
 
+import hashlib
 import random
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_ntoa, inet_ntop, inet_pton
-from typing import Any
+from typing import Any, NamedTuple
 
 import maxminddb
 import orjson
@@ -33,8 +34,10 @@ class LocationDatabase:
     neighbours share an entry. Reading a record, with its names in eight languages, takes 5 µs and more.
     """
 
-    def __init__(self, reader: maxminddb.Reader, words: Words, cache_size: int) -> None:
+    def __init__(self, opened: "Opened", words: Words, cache_size: int) -> None:
+        reader = opened.reader
         metadata = reader.metadata()
+        self.digest = opened.digest
         self.database_type = metadata.database_type
         self.build_epoch = metadata.build_epoch
         self.asked = self.misses = self.corrupt = 0
@@ -101,7 +104,14 @@ def _english(place: Any) -> str | None:
 # --- Opening ---
 
 
-def open_checked(file: Path, shown: Path) -> maxminddb.Reader:
+class Opened(NamedTuple):
+    """A database and the digest of its file."""
+
+    reader: maxminddb.Reader
+    digest: str
+
+
+def open_checked(file: Path, shown: Path) -> Opened:
     """Open a private copy of a database after reading samples of all of it. Errors name `shown`."""
     try:
         if not file.stat().st_size:
@@ -112,7 +122,9 @@ def open_checked(file: Path, shown: Path) -> maxminddb.Reader:
             _check_metadata(metadata, shown)
             _check_tree(file, metadata, shown)
             _check_records(reader, metadata.ip_version, shown)
-        return maxminddb.open_database(file)
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+        return Opened(maxminddb.open_database(file), digest)
     except LocationError:
         raise
     except Exception as error:

@@ -12,6 +12,7 @@ from tornado_gateway.errors import DisabledError, NotLoadedError
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.usage import UsageStatistics
+from tornado_gateway.http.messages import Request
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot
 from tornado_gateway.store.interfaces import Identity, StateStore
 from tornado_gateway.telemetry.environment_counts import EnvironmentCounts
@@ -127,6 +128,15 @@ class Environment:
         if snapshot is None:
             raise NotLoadedError
         return snapshot.settings
+
+    def append(self, request: Request, documents: bytes, count: int) -> None:
+        """Accept events of a request, whose response waits until they are stored, if EVENT_ACK says so.
+
+        Raise QueueFullError if they cannot be accepted now.
+        """
+        gate = self.events.append(documents, count)
+        if self.events.durable:
+            request.gate = gate
 
     def settings_changed(self, snapshot: Snapshot) -> None:
         """Follow new settings: their key is a secret, and upstream expects their prefix in the paths of events."""

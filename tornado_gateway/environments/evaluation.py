@@ -18,6 +18,7 @@ from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.slow_patterns import SlowPatterns
 from tornado_gateway.errors import StoreError
+from tornado_gateway.gate import Gate, has_happened
 from tornado_gateway.http.fields import address_in
 from tornado_gateway.store.interfaces import StateStore
 
@@ -117,19 +118,19 @@ class Evaluator:
         settings: core.Settings,
         feature_key: str,
         context: core.Context,
-        record: Callable[[core.Decision], object] = lambda decision: None,
+        record: Callable[[core.Decision], Gate | None] = lambda decision: None,
         *,
         keeps: bool = True,
     ) -> core.Decision:
         """Decide from all inputs, and keep the decision if decisions are sticky: see `decide_many`.
 
-        `record` is called before that. If it raises, the decision is not kept.
+        `record` is called before that. If it raises, or the gate that it returns fails, the decision is not kept.
         """
         inputs = await self.gather(settings, [feature_key], context)
         decision = self.decide_from(settings, feature_key, inputs)
-        record(decision)
+        gate = record(decision)
         if keeps:
-            await self.keep(inputs, [decision])
+            await self._keep_once_recorded(gate, inputs, [decision])
         return decision
 
     def event_documents(
@@ -201,13 +202,13 @@ class Evaluator:
         feature_keys: Sequence[str],
         context: core.Context,
         each: Callable[[core.Decision], None],
-        record: Callable[[], None],
+        record: Callable[[], Gate | None],
         *,
         keeps: bool,
     ) -> None:
         """Decide about each feature, and call `each` at once, because the context has the facts for one feature only.
 
-        `record` is called when all are decided. If it raises, no decision is kept.
+        `record` is called when all are decided. If it raises, or the gate that it returns fails, no decision is kept.
         `keeps`: the decisions are exposures, so they are kept if decisions are sticky. A kept decision has no exposure
         any more, so a decision that was not recorded must not be kept. Other requests get their turn after every
         SLICE_FEATURES decisions.
@@ -220,18 +221,22 @@ class Evaluator:
             decisions.append(decision)
             if number % SLICE_FEATURES == 0:
                 await asyncio.sleep(0)
-        record()
+        gate = record()
         if keeps:
-            await self.keep(inputs, decisions)
+            await self._keep_once_recorded(gate, inputs, decisions)
 
     def is_pure(self, settings: core.Settings) -> bool:
         """Return whether equal contexts always get equal decisions: nothing is looked up outside this process."""
-        return not self._uses_store and not any(feature.list_checks for feature in settings.features.values())
+        return not self._uses_store and not settings.has_list_checks
 
     @property
     def facts_version(self) -> str:
         """A text that changes with the location database and the device rules."""
         return f"{self._location.version} {self._device.version}"
+
+    async def _keep_once_recorded(self, gate: Gate | None, inputs: Inputs, decisions: Sequence[core.Decision]) -> None:
+        if self._sticky is not None and await has_happened(gate):
+            await self.keep(inputs, decisions)
 
     async def keep(self, inputs: Inputs, decisions: Sequence[core.Decision]) -> None:
         """Store the decisions if they are sticky and the earlier ones could be loaded."""

@@ -80,8 +80,15 @@ def json_value(body: bytes) -> tuple[Any, bytes]:
     """
     try:
         return orjson.loads(body), body
-    except orjson.JSONDecodeError:
-        repaired = _without_lone_surrogates(body.removeprefix(BOM_UTF8))
+    except orjson.JSONDecodeError as error:
+        return repaired_value(body, str(error))
+
+
+def repaired_value(body: bytes, problem: str) -> tuple[Any, bytes]:
+    """Do the same for a body that could not be read because of this problem."""
+    repaired = _without_lone_surrogates(body.removeprefix(BOM_UTF8))
+    if repaired == body:  # reading it again would take as long, with the same result
+        raise RequestError(400, f"the body is not JSON: {problem}")
     try:
         return orjson.loads(repaired), repaired
     except orjson.JSONDecodeError as error:

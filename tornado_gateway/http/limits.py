@@ -8,6 +8,7 @@ from typing import Final, NamedTuple, final
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
+from tornado_gateway.http.codings import Unpacking
 from tornado_gateway.http.messages import BODY_TOO_LARGE, Handler, Request, Response, Result, split_target
 
 # The parser cannot be paused within one call, so it gets at most this much at once.
@@ -231,7 +232,7 @@ class ServerOptions:
         self.body_limit = body_limit or (lambda path: (limits.max_body_bytes, BODY_TOO_LARGE))
         self.on_response = on_response
         self.extra_header_lines = extra_header_lines or _no_lines
-        self.guard = guard
+        self.guard = Unpacking(guard).call
         self.echo_headers = echo_headers if extra_header_lines else ()
         self.lenient = lenient
         self.proxy_trusts = proxy_trusts

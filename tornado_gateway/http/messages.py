@@ -1,10 +1,9 @@
 """Requests and responses as values."""
 
 import re
-import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any, Protocol, final
+from typing import Any, NamedTuple, Protocol, final
 
 import orjson
 
@@ -30,6 +29,13 @@ class Page(Protocol):
 ErrorShape = Callable[[RequestError], "Response"]
 
 
+class Packed(NamedTuple):
+    """A body that is to be decoded from its content coding, to `most` bytes at most, before the handler is called."""
+
+    coding: bytes
+    most: int
+
+
 @final
 class Request:
     """One request, complete with its body. `headers` keep the client's order and spelling; `version` is "1.1" or "1.0".
@@ -48,6 +54,7 @@ class Request:
         "headers",
         "keep_alive",
         "method",
+        "packed",
         "page",
         "path",
         "peer",
@@ -84,6 +91,7 @@ class Request:
         self.response: Response | None = None
         self.page: Page | None = None
         self.charge: object | None = None  # held for as long as a request with a large body is
+        self.packed: Packed | None = None
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header, or None. `name` is in lower case."""
@@ -200,30 +208,6 @@ def is_valid_host(value: bytes) -> bool:
     if len(VALID_HOSTS) < MAX_HOSTS:
         VALID_HOSTS.add(value)
     return True
-
-
-_ZLIB = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}  # zlib's parameter for these formats
-_RAW_DEFLATE = -15  # as some clients send it, against RFC 9110
-
-
-def decompressed(body: bytes, coding: bytes, most: int) -> bytes | Response:
-    """Return a body of at most `most` bytes without its content coding, or the response that rejects it."""
-    if coding in (b"", b"identity"):
-        return body
-    if coding not in _ZLIB:
-        return UNKNOWN_ENCODING
-    try:
-        decoder = zlib.decompressobj(_ZLIB[coding])
-        try:
-            decoded = decoder.decompress(body, most + 1)
-        except zlib.error:
-            decoder = zlib.decompressobj(_RAW_DEFLATE if coding == b"deflate" else _ZLIB[coding])
-            decoded = decoder.decompress(body, most + 1)
-    except zlib.error:
-        return BAD_ENCODING
-    if len(decoded) > most:
-        return BODY_TOO_LARGE
-    return decoded if decoder.eof and not decoder.unused_data else BAD_ENCODING
 
 
 def respond_not_found(request: Request) -> Response:

@@ -19,6 +19,7 @@ from typing import Any, Final, final
 import httptools
 
 from tornado_gateway.http import request_line
+from tornado_gateway.http.codings import decompressed
 from tornado_gateway.http.limits import CHUNK_OVERHEAD, END_OF_HEAD, PARSED_FACTOR, Charge, ServerOptions
 from tornado_gateway.http.messages import (
     BAD_EXPECTATION,
@@ -31,9 +32,9 @@ from tornado_gateway.http.messages import (
     UNKNOWN_CODING,
     UNKNOWN_VERSION,
     VALID_HOSTS,
+    Packed,
     Request,
     Response,
-    decompressed,
     header_lines,
     is_valid_host,
     split_target,
@@ -213,8 +214,7 @@ class Reader:
         parser = self.parser
         if parser.should_upgrade():
             return  # the parser raises HttpParserUpgrade next, see _without_upgrade
-        if self.noted >= MARKED:
-            self._complete_marked()
+        packed = self._complete_marked() if self.noted >= MARKED else None
         keep_alive: bool = parser.should_keep_alive()
         self.phase = IDLE if keep_alive else ENDED
         # Asking the parser costs a quarter of a microsecond. A client does not change its version; if a proxy does, the
@@ -227,7 +227,8 @@ class Reader:
         request = Request(parser.get_method(), path, query, self.head_headers, body, self.peer, keep_alive, version)
         if self.incomplete.charge is not None:
             self._charge(request)
-        request.wants_echo = self._wants_echo()
+        request.packed = packed
+        request.wants_echo = packed is not None or self._wants_echo()
         self.deliver(request)
 
     # --- Slices ---
@@ -361,16 +362,19 @@ class Reader:
         if size > self.incomplete.max_body:
             raise _RejectedError(rejection)
 
-    def _complete_marked(self) -> None:
-        """Check the expectation of a complete request, and decode its body."""
+    def _complete_marked(self) -> Packed | None:
+        """Check the expectation of a complete request, and decode its body or describe it."""
         if self.expectation:
             self._check_expectation()
         codings = Request(b"", b"", b"", self.head_headers).list_header(b"content-encoding")
-        most = max(self.options.limits.max_body_bytes, self.options.body_limit(split_target(self.url)[0])[0])
-        decoded = decompressed(bytes(self.body), codings.strip().lower(), most)
+        at_once = self.options.limits.max_body_bytes
+        most = max(at_once, self.options.body_limit(split_target(self.url)[0])[0])
+        decoded = decompressed(self.body, codings.strip().lower(), at_once, most)
         if isinstance(decoded, Response):
             raise _RejectedError(decoded)
-        self.body = decoded
+        if isinstance(decoded, bytes):
+            self.body = decoded
+        return decoded if isinstance(decoded, Packed) else None
 
     def _check_expectation(self) -> None:
         expectation, self.expectation = self.expectation, NO_EXPECTATION

@@ -111,10 +111,12 @@ def _shaped(request: Request, error: RequestError) -> Response:
 
 def outcome(request: Request, task: asyncio.Future[Response]) -> Response:
     """Return the response of a handler's awaitable, even if it has failed."""
-    try:
-        response: object = task.result()
-    except (Exception, asyncio.CancelledError) as error:
+    if task.cancelled():
+        return CANCELLED
+    error = task.exception()  # not raised, because its traceback would refer to the task: a cycle with the request
+    if error is not None:
         return error_response(request, error)
+    response: object = task.result()
     if isinstance(response, Response):
         return response
     return error_response(request, TypeError(f"a handler must return a Response, not {response!r}"))

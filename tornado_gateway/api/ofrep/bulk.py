@@ -1,29 +1,29 @@
 """Several or all features of one visitor in one request: getFlags, and the common parts of bulk responses.
 
 A response has an ETag. Equal requests get equal responses as long as settings, location database and device rules are
-the same, so the ETag is made from these and a request that has it gets a 304 before anything is decided. If decisions
+the same, so the ETag is made from these, and a request that has it gets a 304 before its body is read. If decisions
 depend on more (lists, aliases, sticky decisions), the ETag is made from the response instead.
 """
 
 import asyncio
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import orjson
 
 from tornado_gateway import core
+from tornado_gateway.api.ofrep.context import feature_keys
 from tornado_gateway.api.ofrep.outcomes import encoded, with_details
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import with_address
 from tornado_gateway.environments.registry import Environments
-from tornado_gateway.errors import RequestError
-from tornado_gateway.http.fields import Fields, accepts_gzip, boolean, json_object, user_id
+from tornado_gateway.gate import Gate
+from tornado_gateway.http.fields import accepts_gzip, boolean, json_object, user_id
 from tornado_gateway.http.messages import JSON, Request, Response
 
-MAX_FEATURES = 1000
 SMALLEST_COMPRESSED_BYTES = 1024
 LARGEST_INLINE_BYTES = 16 * 1024  # compressed in 0.2 ms; larger bodies are compressed in a thread
 _GZIP = 16 + zlib.MAX_WBITS  # zlib's parameter for this format
@@ -36,34 +36,55 @@ class Validator(NamedTuple):
     is_known: bool  # to the client, whose copy is up to date
 
 
+class Asked(NamedTuple):
+    """A request for several features."""
+
+    keys: Sequence[str]
+    context: core.Context
+    has_impressions: bool
+    has_details: bool
+
+
 class BulkApi:
     """The endpoint getFlags."""
 
     def __init__(self, environments: Environments) -> None:
         self._environments = environments
 
-    async def get_flags(self, request: Request) -> Response:
+    def get_flags(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
         settings = environment.decision_settings()
+        validator = validate(request, environment, settings)
+        if validator.is_known:
+            return not_modified(validator.etag)
         fields = json_object(request.body)
         has_impressions = boolean(fields, "impressions")
-        keys, has_details = _feature_keys(fields, settings), boolean(fields, "details")
+        keys, has_details = feature_keys("featureKeys", fields.get("featureKeys")), boolean(fields, "details")
         context = with_address(core.context_from_json(fields, user_id(fields)))
-        validator = None if has_impressions else validate(request, environment, settings)
-        if validator is not None and validator.is_known:
-            return not_modified(validator.etag)
+        asked = Asked(tuple(settings.features) if keys is None else keys, context, has_impressions, has_details)
+        return self._decide_all(request, environment, settings, asked, None if has_impressions else validator)
+
+    async def _decide_all(
+        self,
+        request: Request,
+        environment: Environment,
+        settings: core.Settings,
+        asked: Asked,
+        validator: Validator | None,
+    ) -> Response:
         entries: list[bytes] = []
-        recorder = Recorder(environment, settings, context)
+        recorder = Recorder(environment, settings, asked.context)
 
         def add(decision: core.Decision) -> None:
             environment.counts.decided(decision)
-            body = with_details(settings, decision) if has_details else decision.body
+            body = with_details(settings, decision) if asked.has_details else decision.body
             entries.append(b"%b:%b" % (encoded(decision.feature_key), body))
-            if has_impressions:
+            if asked.has_impressions:
                 recorder.add(decision)
 
         record = partial(recorder.append, request)
-        await environment.evaluator.decide_many(settings, keys, context, add, record, keeps=has_impressions)
+        keeps = asked.has_impressions
+        await environment.evaluator.decide_many(settings, asked.keys, asked.context, add, record, keeps=keeps)
         return await respond(request, b'{"flags":{%b}}' % b",".join(entries), validator)
 
 
@@ -83,13 +104,14 @@ class Recorder:
             self._documents.append(documents)
             self._count += count
 
-    def append(self, request: Request) -> None:
-        """Append the events. The response waits until they are stored, if EVENT_ACK says so."""
+    def append(self, request: Request) -> Gate | None:
+        """Append the events. The response waits until they are stored, if EVENT_ACK says so. Return the gate."""
         if self._count:
             events = self._environment.events
             gate = events.append_impressions(b"\n".join(self._documents), self._count)
             if events.durable:
                 request.gate = gate
+        return request.gate
 
 
 def validate(request: Request, environment: Environment, settings: core.Settings, *more: str) -> Validator:
@@ -120,29 +142,21 @@ async def respond(request: Request, body: bytes, validator: Validator | None) ->
     return Response(200, body, JSON, headers)
 
 
-def _feature_keys(fields: Fields, settings: core.Settings) -> Sequence[str]:
-    """Return the requested features, each once, in their order; without a request all, in that of the document."""
-    keys = fields.get("featureKeys")
-    if keys is None:
-        return list(settings.features)
-    if not isinstance(keys, list) or len(keys) > MAX_FEATURES or not all(isinstance(key, str) for key in keys):
-        raise RequestError(400, f"featureKeys must be a list of at most {MAX_FEATURES} texts")
-    return list(dict.fromkeys(keys))
-
-
 def _digest(texts: Sequence[str], body: bytes) -> bytes:
-    """Return a strong ETag of a list of texts and a body."""
+    """Return an ETag of a list of texts and a body. It is weak, because compressed responses have the same."""
     digest = hashlib.blake2b(orjson.dumps(texts), digest_size=12)
     digest.update(body)
-    return b'"%b"' % digest.hexdigest().encode()
+    return b'W/"%b"' % digest.hexdigest().encode()
 
 
 def _is_known(request: Request, etag: bytes) -> bool:
     """Return whether If-None-Match lists the ETag. Weak marks and missing quotes are ignored, `*` matches nothing."""
     given = request.list_header(b"if-none-match")
-    return bool(given) and any(
-        item.strip().removeprefix(b"W/").strip(b'"') == etag.strip(b'"') for item in given.split(b",")
-    )
+    return given == etag or (bool(given) and any(_opaque(item) == _opaque(etag) for item in given.split(b",")))
+
+
+def _opaque(etag: bytes) -> bytes:
+    return etag.strip().removeprefix(b"W/").strip(b'"')
 
 
 def _compress(body: bytes) -> bytes:

@@ -14,6 +14,7 @@ from tornado_gateway.http.messages import Request
 
 IDS = ("targetingKey", "userId", "id")  # the vendor's own providers use the latter two
 OPTIONS = "fme"
+NO_OPTIONS: Fields = {}
 MAX_FEATURES = 1000
 _SPELLINGS = {  # other spellings of fields
     "user_agent": "userAgent",
@@ -21,13 +22,12 @@ _SPELLINGS = {  # other spellings of fields
     "variation_targeting_variables": "variationTargetingVariables",
     "custom_variables": "customVariables",
 }
-_FIELDS = frozenset(
-    (
-        *_SPELLINGS.values(),
-        *("bucketingSeed", "sessionId", "postSegmentationVariables", "platformVariables", "_vwo", "_wingify"),
-        *("useIdForWeb", "isDevMode"),
-    )
+_NAMES = (
+    *_SPELLINGS.values(),
+    *("bucketingSeed", "sessionId", "postSegmentationVariables", "platformVariables", "_vwo", "_wingify"),
+    *("useIdForWeb", "isDevMode"),
 )
+_FIELDS = {**_SPELLINGS, **{name: name for name in _NAMES}}  # of getFlag, by the attribute
 
 
 class EvaluationRequest(NamedTuple):
@@ -38,7 +38,7 @@ class EvaluationRequest(NamedTuple):
     """
 
     context: core.Context
-    variable: object
+    variable: Any
     features: tuple[str, ...] | None
     has_variables: bool
     impressions: bool | None
@@ -66,15 +66,15 @@ def read(body: bytes, address: str | None, user_agent: str | None) -> Evaluation
     attributes = _fields(body).get("context")
     if not isinstance(attributes, dict):
         raise _invalid("context", "an object")
-    options = attributes.get(OPTIONS, {})
+    options = attributes.get(OPTIONS, NO_OPTIONS)
     if not isinstance(options, dict):
         raise _invalid(f"context.{OPTIONS}", "an object")
     id_name, user_id = _user_id(attributes)
     described: Fields = {}
     custom: Fields = {}
     for name, value in attributes.items():
-        field = _SPELLINGS.get(name, name)
-        if field in _FIELDS:
+        field = _FIELDS.get(name)
+        if field is not None:
             described[field] = value
         elif name != id_name and name != OPTIONS and name != IDS[0]:
             custom[name] = value
@@ -82,8 +82,11 @@ def read(body: bytes, address: str | None, user_agent: str | None) -> Evaluation
     described["customVariables"] = {**custom, **variables} if isinstance(variables, dict) else custom
     described["ipAddress"] = described.get("ipAddress") or address  # a page may name the unknown as null or ""
     described["userAgent"] = described.get("userAgent") or user_agent
+    context = with_address(core.context_from_json(described, user_id))
+    if not options:
+        return EvaluationRequest(context, attributes.get("key"), None, True, None)
     return EvaluationRequest(
-        with_address(core.context_from_json(described, user_id)),
+        context,
         attributes.get("key"),
         _features(options.get("features")),
         _boolean(options, "variables") is not False,
@@ -117,12 +120,20 @@ def _user_id(attributes: Fields) -> tuple[str, str]:
     raise EvaluationError(400, TARGETING_KEY_MISSING, "context.targetingKey is required")
 
 
-def _features(value: Any) -> tuple[str, ...] | None:
+def feature_keys(name: str, value: Any) -> tuple[str, ...] | None:
+    """Return the requested features, each once, in their order; None without a request. Raise RequestError."""
     if value is None:
         return None
-    if not isinstance(value, list) or len(value) > MAX_FEATURES or not all(isinstance(item, str) for item in value):
-        raise _invalid(f"context.{OPTIONS}.features", f"a list of at most {MAX_FEATURES} texts")
+    if not isinstance(value, list) or len(value) > MAX_FEATURES or not all(isinstance(key, str) for key in value):
+        raise RequestError(400, f"{name} must be a list of at most {MAX_FEATURES} texts")
     return tuple(dict.fromkeys(value))
+
+
+def _features(value: Any) -> tuple[str, ...] | None:
+    try:
+        return feature_keys(f"context.{OPTIONS}.features", value)
+    except RequestError as error:
+        raise EvaluationError(400, INVALID_CONTEXT, str(error)) from error
 
 
 def _boolean(options: Fields, name: str) -> bool | None:

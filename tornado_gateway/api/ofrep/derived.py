@@ -9,6 +9,8 @@ from tornado_gateway.environments.registry import Environments
 
 T = TypeVar("T")
 
+ENTRY_BYTES = 512  # of the objects of one value, beside its bytes
+
 
 class Derived(Generic[T]):
     """One value for each environment, made again by `make` when its settings have changed."""
@@ -30,10 +32,14 @@ class Derived(Generic[T]):
 
 
 class Remembered(Generic[T]):
-    """Values by key, until they have more than `max_bytes` together; then all are forgotten."""
+    """Values by key, until they have more than `max_bytes` together; then all are forgotten.
 
-    def __init__(self, max_bytes: int) -> None:
+    Each value counts `entry_bytes` more than its size, so that many small ones are bounded, too.
+    """
+
+    def __init__(self, max_bytes: int, entry_bytes: int = ENTRY_BYTES) -> None:
         self._max_bytes = max_bytes
+        self._entry_bytes = entry_bytes
         self._size = 0
         self._values: dict[object, T] = {}
 
@@ -42,6 +48,7 @@ class Remembered(Generic[T]):
 
     def add(self, key: object, value: T, size: int) -> T:
         """Remember a value of `size` bytes, and return it."""
+        size += self._entry_bytes
         self._size += size
         if self._size > self._max_bytes:
             self._values.clear()

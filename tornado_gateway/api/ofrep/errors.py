@@ -33,4 +33,5 @@ def ofrep_error(path: bytes, error: RequestError) -> Response:
 def flag_key(path: bytes) -> str:
     """Return the flag key in a path: everything after the root, decoded once. A plus is a plus."""
     root = _ROOT.search(path)
-    return "" if root is None else unquote_to_bytes(path[root.end() :]).decode("utf-8", "replace")
+    key = b"" if root is None else path[root.end() :]
+    return (unquote_to_bytes(key) if b"%" in key else key).decode("utf-8", "replace")

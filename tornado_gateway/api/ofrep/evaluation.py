@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from tornado_gateway import core
 from tornado_gateway.api.ofrep import context
-from tornado_gateway.api.ofrep.bulk import Recorder, not_modified, respond, validate
+from tornado_gateway.api.ofrep.bulk import Recorder, Validator, not_modified, respond, validate
 from tornado_gateway.api.ofrep.context import EvaluationRequest, StandIn
-from tornado_gateway.api.ofrep.derived import Derived, Remembered
+from tornado_gateway.api.ofrep.derived import Derived
 from tornado_gateway.api.ofrep.errors import (
     FLAG_NOT_FOUND,
     GENERAL,
@@ -20,12 +20,11 @@ from tornado_gateway.api.ofrep.exposures import RecentExposures
 from tornado_gateway.api.ofrep.flags import Flag, Flags, entry
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.registry import Environments
-from tornado_gateway.errors import NotLoadedError
+from tornado_gateway.gate import Gate
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.tasks import wait_at_most
 
 NOT_FOUND = b'"errorCode":"FLAG_NOT_FOUND","errorDetails":"there is no feature with this key"'
-MAX_RESPONSES_BYTES = 8 * 1024 * 1024  # of those that are remembered
 
 
 class Call(NamedTuple):
@@ -33,7 +32,7 @@ class Call(NamedTuple):
 
     environment: Environment
     settings: core.Settings
-    key: str
+    flags: Flags
     flag: Flag
     asked: EvaluationRequest
 
@@ -42,7 +41,7 @@ class EvaluationApi:
     """The two endpoints. A bulk evaluation waits up to `wait_seconds` for the first settings.
 
     `announce` returns the part of a bulk response that names the stream of changes. `catch_up` waits for the settings
-    that a client knows of.
+    that a client knows of; None: these are not newer.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class EvaluationApi:
         environments: Environments,
         stand_in: StandIn,
         announce: Callable[[Request, Environment], bytes],
-        catch_up: Callable[[Request, Environment], Awaitable[None]],
+        catch_up: Callable[[Request, Environment], Awaitable[None] | None],
         *,
         wait_seconds: float,
     ) -> None:
@@ -61,7 +60,6 @@ class EvaluationApi:
         self._wait_seconds = wait_seconds
         self._recent = RecentExposures()
         self._flags = Derived(environments, Flags)
-        self._responses: Remembered[Response] = Remembered(MAX_RESPONSES_BYTES)
 
     # --- One flag ---
 
@@ -72,11 +70,12 @@ class EvaluationApi:
         environment = self._environments.of(request)
         settings = environment.decision_settings()
         asked = context.read(request.body, *self._stand_in(request))
-        flag = self._flags.of(environment, settings).find(key, asked.variable)
+        flags = self._flags.of(environment, settings)
+        flag = flags.find(key, asked.variable)
         if flag is None:
             raise EvaluationError(404, FLAG_NOT_FOUND, "there is no feature or variable with this key")
         _check_id(settings, asked.context)
-        call = Call(environment, settings, key, flag, asked)
+        call = Call(environment, settings, flags, flag, asked)
         decision = environment.evaluator.decide(settings, flag.feature, asked.context)
         return self._evaluate_with_io(request, call) if decision is None else self._response(request, call, decision)
 
@@ -85,8 +84,9 @@ class EvaluationApi:
         keeps = asked.impressions is not False
         responses: list[Response] = []
 
-        def respond(decision: core.Decision) -> None:
+        def respond(decision: core.Decision) -> Gate | None:
             responses.append(self._response(request, call, decision))
+            return request.gate
 
         await evaluator.decide_with_io(call.settings, call.flag.feature, asked.context, respond, keeps=keeps)
         return responses[0]
@@ -95,13 +95,9 @@ class EvaluationApi:
         call.environment.counts.decided(decision)
         if decision.error is not None:
             raise EvaluationError(400, GENERAL, decision.error)
-        ready = self._flags.of(call.environment, call.settings).ready(decision)
+        response = call.flags.response(call.flag, decision)
         if call.asked.impressions is not False:
             self._record(request, call, decision)
-        body = entry(call.key, ready.entries[call.flag.variable])
-        response = self._responses.get(body)
-        if response is None:
-            response = self._responses.add(body, Response(200, body), 2 * len(body))
         return response
 
     def _record(self, request: Request, call: Call, decision: core.Decision) -> None:
@@ -120,18 +116,45 @@ class EvaluationApi:
 
     # --- All flags ---
 
-    async def evaluate_all(self, request: Request) -> Response:
+    def evaluate_all(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
-        settings = await self._settings_for(request, environment)
+        newer = self._catch_up(request, environment)
+        if newer is None and environment.mirror.current is not None:
+            return self._evaluate_all(request, environment)
+        return self._evaluate_all_later(request, environment, newer)
+
+    async def _evaluate_all_later(
+        self, request: Request, environment: Environment, newer: Awaitable[None] | None
+    ) -> Response:
+        """Wait for newer settings, and for the first ones: a web provider whose first request fails stays in error."""
+        if newer is not None:
+            await newer
+        if environment.mirror.current is None:
+            await wait_at_most(environment.mirror.loaded, self._wait_seconds)
+        response = self._evaluate_all(request, environment)
+        return response if isinstance(response, Response) else await response
+
+    def _evaluate_all(self, request: Request, environment: Environment) -> Response | Awaitable[Response]:
+        settings = environment.decision_settings()
         announcement = self._announce(request, environment)
         fallbacks = self._stand_in(request)
+        validator = validate(request, environment, settings, announcement.decode(), *map(str, fallbacks))
+        if validator.is_known:
+            return not_modified(validator.etag)
         asked = context.read(request.body, *fallbacks)
         _check_id(settings, asked.context)
-        validator = None
-        if asked.impressions is not True:
-            validator = validate(request, environment, settings, announcement.decode(), *map(str, fallbacks))
-            if validator.is_known:
-                return not_modified(validator.etag)
+        given = None if asked.impressions is True else validator
+        return self._decide_all(request, environment, settings, asked, announcement, given)
+
+    async def _decide_all(
+        self,
+        request: Request,
+        environment: Environment,
+        settings: core.Settings,
+        asked: EvaluationRequest,
+        announcement: bytes,
+        validator: Validator | None,
+    ) -> Response:
         entries = await self._entries(request, environment, settings, asked)
         return await respond(request, b'{"flags":[%b]%b}' % (b",".join(entries), announcement), validator)
 
@@ -154,16 +177,6 @@ class EvaluationApi:
         record, keeps = partial(recorder.append, request), bool(asked.impressions)
         await environment.evaluator.decide_many(settings, known, asked.context, add, record, keeps=keeps)
         return entries
-
-    async def _settings_for(self, request: Request, environment: Environment) -> core.Settings:
-        """Return settings at least as new as those that the client knows of, as far as they can be had.
-
-        Wait for the first ones: a web provider whose first request fails stays in error.
-        """
-        await self._catch_up(request, environment)
-        if environment.mirror.current is None and not await wait_at_most(environment.mirror.loaded, self._wait_seconds):
-            raise NotLoadedError
-        return environment.decision_settings()
 
 
 def _check_id(settings: core.Settings, visitor: core.Context) -> None:

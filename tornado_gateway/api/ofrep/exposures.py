@@ -26,6 +26,9 @@ REPEAT_SECONDS = 60.0
 GENERATION_ENTRIES = 32_768
 
 Named = tuple[Any, ...]  # (campaign id, variation id), with the feature id for holdouts
+Visitor = tuple[str, str | None]  # environment, uuid
+Times = dict[core.Impression, float]  # by the monotonic clock
+NOTHING: Times = {}
 
 
 class Exposed(NamedTuple):
@@ -40,7 +43,6 @@ class ExposureIndex:
     """The impressions of one settings document, by the ids that `exposure` has."""
 
     def __init__(self, settings: core.Settings) -> None:
-        self.settings = settings
         self._known: dict[Named, tuple[core.Impression, bool]] = {}
         for feature in settings.features.values():
             for impression in _impressions(feature):
@@ -66,8 +68,9 @@ class RecentExposures:
     def __init__(self, seconds: float = REPEAT_SECONDS, entries: int = GENERATION_ENTRIES) -> None:
         self._seconds = seconds
         self._entries = entries
-        self._new: dict[Named, float] = {}
-        self._old: dict[Named, float] = {}
+        self._new: dict[Visitor, Times] = {}
+        self._old: dict[Visitor, Times] = {}
+        self._noted = 0  # impressions in the newer one
         self._began = time.monotonic()
 
     def keep_new(self, environment: str, decision: core.Decision) -> None:
@@ -76,12 +79,16 @@ class RecentExposures:
         Environments of one account have the same visitors, and may have the same campaigns.
         """
         now = time.monotonic()
-        if now - self._began > self._seconds or len(self._new) >= self._entries:
-            self._old, self._new, self._began = self._new, {}, now
+        if now - self._began > self._seconds or self._noted >= self._entries:
+            self._old, self._new, self._noted, self._began = self._new, {}, 0, now
+        visitor = environment, decision.uuid
+        new, old = self._new.get(visitor, NOTHING), self._old.get(visitor, NOTHING)
+        if new is NOTHING and old is NOTHING:
+            return
         places = [
             place
             for place, impression in enumerate(decision.impressions)
-            if now - self._last((environment, decision.uuid, *name_of(impression))) > self._seconds
+            if now - new.get(impression, old.get(impression, -math.inf)) > self._seconds
         ]
         if len(places) < len(decision.impressions):
             decision.impressions = [decision.impressions[place] for place in places]
@@ -91,17 +98,15 @@ class RecentExposures:
     def note(self, environment: str, uuid: str | None, impressions: Sequence[core.Impression]) -> None:
         """Remember impressions, which have been stored."""
         now = time.monotonic()
+        self._noted += len(impressions)
+        noted = self._new.setdefault((environment, uuid), {})
         for impression in impressions:
-            self._new[environment, uuid, *name_of(impression)] = now
+            noted[impression] = now
 
     def note_once_stored(self, environment: str, gate: Gate | None, decision: core.Decision) -> None:
         """Remember the impressions of a decision when the gate of their events opens. None: they were rejected."""
-        if gate is not None:
+        if gate is not None and decision.impressions:
             gate.hold(_Stored(self, environment, gate, decision))
-
-    def _last(self, name: Named) -> float:
-        at = self._new.get(name)
-        return self._old.get(name, -math.inf) if at is None else at
 
 
 class _Stored:
@@ -204,9 +209,7 @@ class ExposuresApi:
             settings, context, exposed.impressions, needs_device=exposed.needs_device
         )
         if count:
-            gate = environment.events.append(documents, count)  # the request is for nothing else, so it may get a 503
-            if environment.events.durable:
-                request.gate = gate
+            environment.append(request, documents, count)  # the request is for nothing else, so it may get a 503
         self._on_exposures("unknown", exposed.unknown)
         self._on_exposures("recorded", count)
         return Response(200, b'{"tracked":%d}' % count)

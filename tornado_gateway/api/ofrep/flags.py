@@ -13,10 +13,12 @@ from tornado_gateway import core
 from tornado_gateway.api.ofrep.derived import Remembered
 from tornado_gateway.api.ofrep.outcomes import Outcome, encoded, outcome_of
 from tornado_gateway.core.types import Feature
+from tornado_gateway.http.messages import Response
 
 SEPARATOR = "."
 ALL = "*"
 MAX_READY_BYTES = 8 * 1024 * 1024  # of the entries of outcomes that are remembered
+MAX_RESPONSES_BYTES = 8 * 1024 * 1024  # the same for responses with one flag
 LARGEST_FLOAT, LARGEST_INTEGER = 2**1023, 2**63  # larger values stay as they are
 MAX_SPLITS = 64  # dots of a flag key that are tried
 
@@ -24,8 +26,9 @@ Key = tuple[object, ...]
 
 
 class Flag(NamedTuple):
-    """A flag: a feature (`variable` None), one of its variables, or all of them (`ALL`)."""
+    """A flag by its key: a feature (`variable` None), one of its variables, or all of them (`ALL`)."""
 
+    key: str
     feature: str
     variable: str | None = None
 
@@ -36,7 +39,6 @@ class Ready(NamedTuple):
     `entries` are by the flag's variable; None is the feature itself. `bulk` is those of a bulk response, joined.
     """
 
-    outcome: Outcome
     entries: dict[str | None, bytes]
     bulk: bytes
 
@@ -45,37 +47,40 @@ class Flags:
     """The flags of one settings document."""
 
     def __init__(self, settings: core.Settings) -> None:
-        self.settings = settings
+        self._settings = settings
         self._variables: dict[str, tuple[str, ...]] = {}
         self._ready: Remembered[Ready] = Remembered(MAX_READY_BYTES)
+        self._responses: Remembered[Response] = Remembered(MAX_RESPONSES_BYTES)
 
     def find(self, key: str, variable: object = None) -> Flag | None:
         """Return the flag of this key, None if there is none.
 
         `variable` is the attribute `key` of the context: the vendor's providers name the variable of a feature so.
         """
-        features = self.settings.features
+        features = self._settings.features
         feature = features.get(key)
         if feature is not None:
-            return Flag(key, variable if isinstance(variable, str) and variable in self._names(feature) else None)
+            return Flag(key, key, variable if isinstance(variable, str) and variable in self._names(feature) else None)
         found = None
         for at in _separators(key):
             name, rest = key[:at], key[at + 1 :]
             candidate = features.get(name)
             if candidate is not None and (rest == ALL or rest in self._names(candidate)):
-                found = Flag(name, rest)
+                found = Flag(key, name, rest)
         return found
+
+    def response(self, flag: Flag, decision: core.Decision) -> Response:
+        """Return the response with one flag."""
+        key = flag, _outcome_key(decision)
+        response = self._responses.get(key)
+        if response is None:
+            body = entry(flag.key, self.ready(decision).entries[flag.variable])
+            response = self._responses.add(key, Response(200, body), 2 * len(body))
+        return response
 
     def ready(self, decision: core.Decision) -> Ready:
         """Return the entries for a decision, which depend on its outcome only."""
-        key: Key = (
-            decision.feature_key,
-            decision.reason,
-            decision.error,
-            decision.rollout,
-            decision.experiment,
-            tuple([(shown.campaign_id, shown.variation_id, shown.feature_id) for shown in decision.impressions]),
-        )
+        key = _outcome_key(decision)
         ready = self._ready.get(key)
         if ready is None:
             ready = self._make(decision)
@@ -83,24 +88,23 @@ class Flags:
         return ready
 
     def _make(self, decision: core.Decision) -> Ready:
-        feature = self.settings.features[decision.feature_key]
-        outcome = outcome_of(self.settings, decision)
+        feature = self._settings.features[decision.feature_key]
         if decision.error is not None:
             entries: dict[str | None, bytes] = {
                 None: b'"errorCode":"GENERAL","errorDetails":%b' % encoded(decision.error)
             }
-            return Ready(outcome, entries, entry(feature.key, entries[None]))
-        values = {variable["key"]: core.to_json(value_of(variable)).encode() for variable in decision.variables}
-        suffix = _suffix(outcome)
+            return Ready(entries, entry(feature.key, entries[None]))
+        values = {variable["key"]: encoded(value_of(variable)) for variable in decision.variables}
+        suffix = _suffix(outcome_of(self._settings, decision))
         entries = {None: b'"value":%b,%b' % (b"true" if decision.enabled else b"false", suffix)}
         missing = b'"reason":"DISABLED",%b' % suffix.partition(b",")[2]
         for name in self._names(feature):
             entries[name] = b'"value":%b,%b' % (values[name], suffix) if name in values else missing
-        members = b",".join(b"%b:%b" % (orjson.dumps(name), value) for name, value in values.items())
+        members = b",".join(b"%b:%b" % (encoded(name), value) for name, value in values.items())
         entries[ALL] = b'"value":{%b},%b' % (members, suffix) if decision.enabled else missing
         shown = [entry(feature.key, entries[None])]
         shown += [entry(f"{feature.key}{SEPARATOR}{name}", entries[name]) for name in self._listed(feature)]
-        return Ready(outcome, entries, b",".join(shown))
+        return Ready(entries, b",".join(shown))
 
     def _names(self, feature: Feature) -> tuple[str, ...]:
         """Return the keys of the feature's variables, in the order of their first mention."""
@@ -114,8 +118,21 @@ class Flags:
 
     def _listed(self, feature: Feature) -> list[str]:
         """Return the variables whose flags have a name that is no other flag's."""
-        flags = {name: Flag(feature.key, name) for name in self._names(feature)}
-        return [name for name, flag in flags.items() if self.find(f"{feature.key}{SEPARATOR}{name}") == flag]
+        keys = {name: f"{feature.key}{SEPARATOR}{name}" for name in self._names(feature)}
+        return [name for name, key in keys.items() if self.find(key) == Flag(key, feature.key, name)]
+
+
+def _outcome_key(decision: core.Decision) -> Key:
+    """Return the facts about a decision that its entries depend on."""
+    shown = [(one.campaign_id, one.variation_id, one.feature_id) for one in decision.impressions]
+    return (
+        decision.feature_key,
+        decision.reason,
+        decision.error,
+        decision.rollout,
+        decision.experiment,
+        tuple(shown),
+    )
 
 
 def entry(key: str, content: bytes) -> bytes:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import orjson
 
 from tornado_gateway import core
-from tornado_gateway.core.event_templates import to_json
 from tornado_gateway.core.types import AB, Feature, Rule, RuleMatch
 
 STATIC, TARGETING_MATCH, SPLIT, DEFAULT = "STATIC", "TARGETING_MATCH", "SPLIT", "DEFAULT"
@@ -82,7 +81,7 @@ def encoded(value: object) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError:
-        return to_json(value).encode()
+        return core.to_json(value).encode()
 
 
 def _reason_when_on(feature: Feature, decision: core.Decision) -> str:

@@ -19,6 +19,7 @@ from tornado_gateway.core.types import StickyRecord
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import MAX_ALIASES, SHARED, Confirmation, StoredDocument
 from tornado_gateway.store.reckoning import SYSTEM_CLOCK, Clock, Note, Reckoning
+from tornado_gateway.store.sqlite.aliases import SqliteAliases
 from tornado_gateway.store.sqlite.database import Database, transaction
 from tornado_gateway.store.sqlite.locks import try_lock
 from tornado_gateway.store.sqlite.repair.guard import Guard, GuardedFile
@@ -30,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 
 WATCH_SECONDS = 1.0
-MOST_STEPS = 64  # from an alias to its root
-UNCOUNTED_ALIASES = 1000
 SWEEP_SECONDS = 60.0
 SWEEP_RECORDS = 1000  # expired records that are deleted in one transaction
 SWEEP_PAUSE_SECONDS = 0.05  # between two transactions
@@ -72,12 +71,12 @@ class SqliteState:
         batch: int = SWEEP_RECORDS,
     ) -> None:
         self.max_aliases = MAX_ALIASES
-        self._alias_room = 0  # aliases that can be added until they are counted again
         self._path = directory / "state.db"
         self._namespace = namespace
         files = [GuardedFile(self._path, STATE, is_shared=True)]
         self._guard = Guard(files, f"{STATE_PRAGMAS} {synchronous(sync)}", DiskSpace(directory))
         self._database = Database()
+        self._aliases = SqliteAliases(self._database, namespace, lambda: self.max_aliases)
         self._reckoning = Reckoning(clock)
         self._batch = batch
         self._sweeping = Periodic(self._sweep, sweep_seconds, jitter=0.2)
@@ -156,25 +155,10 @@ class SqliteState:
             os.close(lock)
 
     async def set_alias(self, alias_id: str, user_id: str) -> bool:
-        return await self._database.run(self._store_alias, alias_id, user_id)
-
-    def _store_alias(self, connection: sqlite3.Connection, alias_id: str, user_id: str) -> bool:
-        """Counting all aliases is slow: there is room for some more until the next count."""
-        root = _root_of(connection, self._namespace, user_id)
-        if root == alias_id:
-            return False
-        if self._alias_room <= 0:
-            (count,) = connection.execute("SELECT count(*) FROM user_aliases").fetchone()
-            self._alias_room = min(UNCOUNTED_ALIASES, self.max_aliases - count)
-        if self._alias_room <= 0 and _user_of(connection, self._namespace, alias_id) is None:
-            return False
-        row = (self._namespace, alias_id, root)
-        connection.execute("INSERT OR REPLACE INTO user_aliases VALUES (?, ?, ?)", row)
-        self._alias_room -= 1
-        return True
+        return await self._aliases.set(alias_id, user_id)
 
     async def aliases(self, ids: Sequence[str]) -> dict[str, str]:
-        return await self._database.run(_aliases, self._namespace, ids)
+        return await self._aliases.find(ids)
 
     async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, StickyRecord]:
         return await self._database.run(_load_records, self._namespace, user_id, keys, self._reckoning.now())
@@ -220,25 +204,6 @@ def _confirm_document(connection: sqlite3.Connection, name: str, now: float, by:
 def _lease_path(directory: Path, name: str) -> Path:
     """Return the lock file of a lease, named after a hash because names contain paths and can be long."""
     return directory / f"lease-{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
-
-
-def _aliases(connection: sqlite3.Connection, namespace: str, ids: Sequence[str]) -> dict[str, str]:
-    roots = {id_: _root_of(connection, namespace, id_) for id_ in ids}
-    return {id_: root for id_, root in roots.items() if root != id_}
-
-
-def _root_of(connection: sqlite3.Connection, namespace: str, id_: str) -> str:
-    """Return the root of an id: the last one in its chain of aliases. A cycle, which version 0.1 could store, ends."""
-    seen = [id_]
-    while len(seen) <= MOST_STEPS and (user := _user_of(connection, namespace, seen[-1])) and user not in seen:
-        seen.append(user)
-    return seen[-1]
-
-
-def _user_of(connection: sqlite3.Connection, namespace: str, alias_id: str) -> str | None:
-    query = "SELECT user_id FROM user_aliases WHERE namespace = ? AND alias_id = ?"
-    row = connection.execute(query, (namespace, alias_id)).fetchone()
-    return row[0] if row else None
 
 
 def _load_records(

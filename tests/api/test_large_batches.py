@@ -1,0 +1,42 @@
+"""Large bodies of events are read one at a time: the loop waits for each thread with the interpreter's lock."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tornado_gateway.api.events import LARGE_BYTES, EventsApi
+from tornado_gateway.errors import RequestError
+from tornado_gateway.http.messages import Request
+
+INVALID = {"no JSON": b"x" * (LARGE_BYTES + 1), "cut": b'{"ev":[' + b'{"d":{}},' * LARGE_BYTES}
+
+
+class CountingExecutor(ThreadPoolExecutor):
+    """Counts the calls that are in progress at once. Only the loop uses it."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = self.now = self.most = 0
+
+    def submit(self, work, *args):
+        self.calls += 1
+        self.now += 1
+        self.most = max(self.most, self.now)
+        loop, future = asyncio.get_running_loop(), super().submit(work, *args)
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self.finished))
+        return future
+
+    def finished(self):
+        self.now -= 1
+
+
+@pytest.mark.parametrize("body", INVALID.values(), ids=INVALID)
+async def test_one_large_body_is_read_at_a_time(body):
+    executor = CountingExecutor()
+    asyncio.get_running_loop().set_default_executor(executor)
+    api = EventsApi(None, None, slice_events=100)
+    taken = [take(Request(b"POST", b"/", b"", [], body)) for take in (api.take_batch, api.take_event) for _ in range(3)]
+    results = await asyncio.gather(*taken, return_exceptions=True)
+    assert {type(result) for result in results} == {RequestError}
+    assert (executor.calls, executor.most) == (6, 1)
