@@ -132,7 +132,7 @@ ROUTES = (
     PageRoute("/admin/overview", OverviewPage, OPERATORS),
     PageRoute("/admin/features", FeaturesPage, OPERATORS),
     PageRoute("/admin/explain", ExplainPage, OPERATORS),
-    PageRoute("/admin/simulate", SimulatePage, (*OPERATORS, "simulator")),
+    PageRoute("/admin/simulate", SimulatePage, (*OPERATORS, "simulator", "is_stopping")),
     PageRoute("/admin/events", EventsPage, OPERATORS),
     PageRoute("/admin/events/requeue", RequeuePage, OPERATORS),
     *(PageRoute(path, AssetPage, arguments={"file": file, "kind": kind}) for path, (file, kind) in ASSETS.items()),

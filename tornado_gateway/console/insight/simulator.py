@@ -72,7 +72,7 @@ class Simulator:
             async for done in self._progress(evaluator, simulation, plan, is_wanted):
                 yield {"progress": {"done": done, "of": plan.visitors}}
             if is_wanted():
-                yield {"result": simulation.report()}
+                yield {"result": await self._report(simulation)}
         finally:
             self._is_running = False
             if changed is not None:
@@ -93,6 +93,13 @@ class Simulator:
             if time.monotonic() - reported >= self._progress_seconds:
                 reported = time.monotonic()
                 yield simulation.visitors
+
+    async def _report(self, simulation: Simulation) -> Json:
+        pace, features = Pace(self._work_seconds, self._rest_seconds), []
+        for feature in simulation.features():
+            features.append(feature)
+            await pace.give_way()
+        return {**simulation.head(), "features": features}
 
 
 class Pace:
@@ -185,13 +192,19 @@ def _percents(name: str, value: Any) -> list[float]:
 class SimulatePage(AdminPage):
     METHODS: ClassVar[tuple[str, ...]] = ("POST",)
 
-    def initialize(self, admin: AdminApi, auth: Auth, simulator: Simulator) -> None:  # type: ignore[override]
+    def initialize(  # type: ignore[override]
+        self, admin: AdminApi, auth: Auth, simulator: Simulator, is_stopping: Callable[[], bool]
+    ) -> None:
         super().initialize(admin, auth)
         self._simulator = simulator
+        self._is_stopping = is_stopping
         self._has_left = False
 
     def on_connection_close(self) -> None:
         self._has_left = True
+
+    def _is_wanted(self) -> bool:
+        return not self._has_left and not self._is_stopping()
 
     async def post(self) -> None:
         try:
@@ -202,9 +215,8 @@ class SimulatePage(AdminPage):
     async def _simulate(self) -> None:
         operated = self._admin.environment(self.environment())
         snapshot = operated.snapshot()
-        run = self._simulator.run(
-            operated.explainer.evaluator, snapshot.settings, self.fields(), lambda: not self._has_left
-        )
+        evaluator = operated.explainer.evaluator
+        run = self._simulator.run(evaluator, snapshot.settings, self.fields(), self._is_wanted)
         async with aclosing(run) as lines:  # type: ignore[type-var]
             async for line in lines:
                 self.set_header("Content-Type", "application/x-ndjson")
