@@ -69,6 +69,7 @@ def test_requests_are_served_during_a_simulation_and_its_client_can_leave(gatewa
     while (status := simulate(gateway, CHANGED | {"visitors": 1})[0]) == 429:
         assert time.monotonic() < deadline
     assert status == 200
+    assert '"ERROR"' not in gateway.log()
 
 
 def check_running(gateway, response):

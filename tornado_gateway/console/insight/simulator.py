@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import orjson
+from tornado.iostream import StreamClosedError
 
 from tornado_gateway import core
 from tornado_gateway.console.admin_pages import AdminApi, AdminPage
@@ -56,9 +57,12 @@ class Simulator:
         self._replaced = ReplacedSettings()
 
     async def run(
-        self, evaluator: Evaluator, settings: core.Settings, fields: Fields, is_wanted: Callable[[], bool]
+        self, evaluator: Evaluator, settings: core.Settings, fields: Fields, is_stopping: Callable[[], bool]
     ) -> AsyncIterator[Json]:
-        """Yield the progress, and the result at the end. Raise RequestError before that for an invalid request."""
+        """Yield the progress, and the result at the end, unless the gateway stops meanwhile.
+
+        Raise RequestError before that for an invalid request.
+        """
         plan = plan_of(settings, fields)
         if self._is_running:
             headers = [(b"Retry-After", b"%d" % RETRY_SECONDS)]
@@ -69,9 +73,9 @@ class Simulator:
             if plan.traffic or plan.weights:
                 changed = await _changed(settings, plan)
             simulation = Simulation(settings, plan.keys, changed)
-            async for done in self._progress(evaluator, simulation, plan, is_wanted):
+            async for done in self._progress(evaluator, simulation, plan, is_stopping):
                 yield {"progress": {"done": done, "of": plan.visitors}}
-            if is_wanted():
+            if not is_stopping():
                 yield {"result": await self._report(simulation)}
         finally:
             self._is_running = False
@@ -79,7 +83,7 @@ class Simulator:
                 self._replaced.release(changed)
 
     async def _progress(
-        self, evaluator: Evaluator, simulation: Simulation, plan: Plan, is_wanted: Callable[[], bool]
+        self, evaluator: Evaluator, simulation: Simulation, plan: Plan, is_stopping: Callable[[], bool]
     ) -> AsyncIterator[int]:
         """Decide about all visitors. Yield the number of those that are done from time to time."""
         pace, reported = Pace(self._work_seconds, self._rest_seconds), time.monotonic()
@@ -88,7 +92,7 @@ class Simulator:
             inputs = await evaluator.gather(simulation.settings, plan.keys, context)
             for _ in simulation.steps(user_id, partial(evaluator.decide_from, inputs=inputs)):
                 await pace.give_way()
-            if not is_wanted():
+            if is_stopping():
                 return
             if time.monotonic() - reported >= self._progress_seconds:
                 reported = time.monotonic()
@@ -198,25 +202,20 @@ class SimulatePage(AdminPage):
         super().initialize(admin, auth)
         self._simulator = simulator
         self._is_stopping = is_stopping
-        self._has_left = False
-
-    def on_connection_close(self) -> None:
-        self._has_left = True
-
-    def _is_wanted(self) -> bool:
-        return not self._has_left and not self._is_stopping()
 
     async def post(self) -> None:
         try:
             await self._simulate()
         except RequestError as error:
             self.reject(error)
+        except StreamClosedError:  # the client has left, which ends the simulation
+            pass
 
     async def _simulate(self) -> None:
         operated = self._admin.environment(self.environment())
         snapshot = operated.snapshot()
         evaluator = operated.explainer.evaluator
-        run = self._simulator.run(evaluator, snapshot.settings, self.fields(), self._is_wanted)
+        run = self._simulator.run(evaluator, snapshot.settings, self.fields(), self._is_stopping)
         async with aclosing(run) as lines:  # type: ignore[type-var]
             async for line in lines:
                 self.set_header("Content-Type", "application/x-ndjson")
