@@ -20,6 +20,7 @@ PARTS = {
     "tornado_gateway.front": [
         "gate",
         "http/[!_]*",
+        "experiments/[!_]*",
         "environments/[!_]*",
         "api/[!_]*",
         "api/ofrep/[!_]*",

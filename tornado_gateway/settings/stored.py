@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import Confirmation, StateStore, StoredDocument
+from tornado_gateway.store.versions import Pin, digest_of
 
 logger = logging.getLogger(__name__)
 
 LEASE_NAME = "poll"
+EARLIER = "earlier version"  # source of a document that was stored before versions were kept
 
 
 def document_name(account_id: str, sdk_key: str, dialect: str) -> str:
@@ -33,6 +35,7 @@ class StoredSettings:
         self._state = state
         self._name = name
         self._known: Confirmation | None = None  # the last one seen in the store
+        self._has_versions = False  # none is known yet
         self._checked = time.monotonic()  # when the store was last checked for a confirmation
 
     async def load(self) -> StoredDocument | None:
@@ -45,25 +48,46 @@ class StoredSettings:
             return None
         return stored
 
-    async def save(self, document: bytes, is_repeated: bool) -> int:
-        """Store the document. Return its version, or 0 if it could not be stored. Repeated failures are not logged."""
+    async def save(self, document: bytes, source: str, *, is_repeated: bool = False) -> StoredDocument | None:
+        """Store a document from upstream. Return the stored one, which is another one while a version is pinned.
+
+        Return None if the store failed. Repeated failures are not logged. `source` is the reason of the request.
+        """
         try:
             stored = await self._state.load_document(self._name)
-            if stored is None or stored.body != document:
-                stored = await self._state.save_document(self._name, document, self.owner)
-            else:
-                await self.confirm()
-            return stored.version
+            if stored is not None and digest_of(document) == (stored.latest or digest_of(stored.body)):
+                await self.confirm(document, source)
+                return stored
+            if stored is not None and not stored.latest:  # an earlier version of the gateway stored it
+                await self._state.save_document(self._name, stored.body, self.owner, EARLIER, stored.saved_at)
+            stored = await self._state.save_document(self._name, document, self.owner, source)
         except StoreError as error:
             level = logging.DEBUG if is_repeated else logging.ERROR
             logger.log(level, "Settings could not be stored, so a restart without VWO would have none: %s", error)
-            return 0
+            return None
+        self._has_versions = True
+        return stored
 
-    async def confirm(self) -> None:
+    async def confirm(self, document: bytes, source: str) -> None:
+        """Note that upstream still has this document, and keep it as the first version if there are none."""
         try:
+            if not self._has_versions:
+                stored = await self._state.load_document(self._name)
+                if stored is not None and not stored.latest:
+                    await self._state.save_document(self._name, document, self.owner, source)
+                self._has_versions = True
             await self._state.confirm_document(self._name, self.owner)
         except StoreError as error:
             logger.debug("Stored settings could not be confirmed: %s", error)
+
+    async def unpin(self, pin: Pin) -> bool:
+        """Remove a pin whose time is over, unless another worker has. Return False if the store failed."""
+        try:
+            await self._state.unpin_document(self._name, pin)
+        except StoreError as error:
+            logger.error("the pin could not be removed from the store, this worker ignores it: %s", error)
+            return False
+        return True
 
     async def new_confirmation(self) -> Seen | None:
         """Return the last confirmation if it has changed since the last call; raise StoreError if that is unknown."""
