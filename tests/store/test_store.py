@@ -14,7 +14,7 @@ from redis_servers import DEPLOYMENTS, needs_redis_server
 from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
 from tornado_gateway.process.redis_options import redis_options
-from tornado_gateway.store.interfaces import Chunk, NewChunk, Store
+from tornado_gateway.store.interfaces import NO_STATISTICS, Chunk, NewChunk, Store
 from tornado_gateway.store.redis.events import open_redis
 from tornado_gateway.store.redis.state import LEASE_SECONDS
 from tornado_gateway.store.sqlite.events import CHECKPOINT_BYTES, SqliteEvents, open_sqlite
@@ -368,6 +368,24 @@ async def test_records_are_kept_for_their_time(store):
             await asyncio.sleep(0.1)
     assert records == {"f": {"rolloutId": 1}}
     assert await store.state.load_records("other", ["f"]) == {}
+
+
+async def test_of_two_workers_that_replace_the_same_statistics_one_succeeds(store):
+    state = store.state
+    assert await state.load_statistics("a") == NO_STATISTICS
+    assert [await state.replace_statistics("a", body, 0) for body in (b"1", b"\x00\xff")] == [True, False]
+    assert await asyncio.gather(*(state.replace_statistics("a", body, 1) for body in (b"2", b"2"))) in (
+        [True, False],
+        [False, True],
+    )
+    assert await state.replace_statistics("b", b"3", 0)
+    assert await state.load_statistics("a") == (2, b"2")
+    assert await state.statistics_versions() == {"a": 2, "b": 1}
+    assert not await state.replace_statistics("c", b"4", 7)
+    await state.forget_statistics(["a", "unknown"])
+    await state.forget_statistics([])
+    assert await state.statistics_versions() == {"b": 1}
+    assert await state.load_statistics("a") == NO_STATISTICS
 
 
 async def test_a_closed_store_says_so(open_store):

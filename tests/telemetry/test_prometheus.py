@@ -33,7 +33,10 @@ from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
 # With Redis, and with ENVIRONMENTS_FILE
-ONLY_SOMETIMES = {"fme_redis_up", "fme_unidentified_total", "fme_sdk_key_requests_total"}
+ONLY_SOMETIMES = {
+    *("fme_redis_up", "fme_unidentified_total", "fme_sdk_key_requests_total"),
+    *("fme_feature_decisions_total", "fme_feature_exposures_total"),
+}
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -42,7 +45,10 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory):
-    options = {"SETTINGS_FILE": SAMPLE_SETTINGS, "MAXMIND_DB_PATH": ROOT / "tests/data/geoip/GeoIP2-City-Test.mmdb"}
+    options = {
+        "SETTINGS_FILE": SAMPLE_SETTINGS,
+        "MAXMIND_DB_PATH": ROOT / "tests/data/geoip/GeoIP2-City-Test.mmdb",
+    }
     with Gateway(tmp_path_factory.mktemp("metrics") / "data", WORKERS=2, **options) as running:
         # Slowly: at a higher rate latencies are sampled, and their count is an estimate.
         asyncio.run(Load(running.port, visitor_requests(1), connections=4, total=200, pause_seconds=0.03).run())

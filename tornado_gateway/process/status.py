@@ -1,7 +1,7 @@
 """The body of /status: the totals of all workers, and their records."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -108,15 +108,24 @@ def _as_listed(worker: WorkerRecord, reading: InstanceReading) -> WorkerRecord:
 
 
 class Problems:
-    """The problems that a worker knows, besides errors of delivery and settings."""
+    """The problems that a worker knows, besides errors of delivery and settings.
+
+    `mismatches` returns the sentences about experiments with a sample ratio mismatch.
+    """
 
     def __init__(
-        self, directory: Path, location: LocationReader, slow_patterns: SlowPatterns | None, expiry: ExpiryReport | None
+        self,
+        directory: Path,
+        location: LocationReader,
+        slow_patterns: SlowPatterns | None,
+        expiry: ExpiryReport | None,
+        mismatches: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self._damage = DamageWatch(directory)
         self._location = location
         self._slow_patterns = slow_patterns
         self._expiry = expiry
+        self._mismatches = mismatches
 
     def start(self) -> None:
         self._damage.start()
@@ -136,6 +145,7 @@ class Problems:
         found += [] if slow is None else slow.problems()
         found += [problem for one in served if (problem := pin_problem(one)) is not None]
         found += map(_problem_of, self._damage.files)
+        found += [Problem("sample-ratio", sentence) for sentence in self._mismatches()]
         return {"problems": published(found), "slow_patterns": {} if slow is None else dict(slow.counts)}
 
 

@@ -1,4 +1,4 @@
-"""Data that outlives a process: waiting events, settings documents, leases, aliases and sticky decisions.
+"""Data that outlives a process: waiting events, settings documents, leases, aliases, sticky decisions, statistics.
 
 Two interfaces, because each worker writes its own event log without waiting for other workers, while all of them share
 the state. `sqlite` is the embedded implementation, `redis` the distributed one; one test suite
@@ -110,6 +110,16 @@ class StoredDocument:
     pin: Pin | None = None
     left_seconds: float | None = None
     unpinned_by: str = ""
+
+
+class Statistics(NamedTuple):
+    """A record that workers merge their numbers into. `version` grows with every change; 0: there is none."""
+
+    version: int
+    body: bytes
+
+
+NO_STATISTICS = Statistics(0, b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +254,17 @@ class StateStore(Protocol):
 
     async def save_records(self, user_id: str, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
         """Keep sticky decisions by key, for `seconds` from now."""
+
+    async def statistics_versions(self) -> dict[str, int]:
+        """Return the version of each record of statistics."""
+
+    async def load_statistics(self, name: str) -> Statistics: ...
+
+    async def replace_statistics(self, name: str, body: bytes, version: int) -> bool:
+        """Store the next version of a record. Return False, and store nothing, if `version` is not the stored one."""
+
+    async def forget_statistics(self, names: Sequence[str]) -> None:
+        """Delete these records."""
 
 
 class Background(Protocol):

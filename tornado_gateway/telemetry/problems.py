@@ -39,6 +39,9 @@ REMEDIES = {
     " files `.damaged-<time>` when they are not needed any more.",
     "events-stuck": "Restart the gateway: waiting events stay stored and are sent after the start. If it happens again,"
     " report it with the log and /status.",
+    "sample-ratio": "Find the reason before you use the results of the experiment: redirects, errors or caches that"
+    " lose visitors of one variation, bots, whitelisted visitors of SDKs, an SDK that does not send its events. See"
+    " Experiments in docs/operating.md.",
     "settings-pinned": "If the cause of the pin is corrected in VWO, compare with `tornado-gateway settings diff"
     " current latest` and run `tornado-gateway settings unpin`.",
     "slow-pattern": "Simplify the regex in the VWO dashboard: avoid repetitions inside repetitions, such as `(a+)+`.",

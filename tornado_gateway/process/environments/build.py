@@ -21,6 +21,7 @@ from tornado_gateway.events.flusher import PARALLEL_REQUESTS, Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink
 from tornado_gateway.events.usage import UsageStatistics
+from tornado_gateway.experiments.monitor import ExperimentMonitor
 from tornado_gateway.process.environments.access import build_access
 from tornado_gateway.process.environments.stores import Stores, settings_name
 from tornado_gateway.settings.documents import read_document
@@ -61,10 +62,11 @@ class Builder:
         self._number = number
         self._environment = environment
         self._config = environment.config
-        self.counts = EnvironmentCounts(
-            shared.observer.decided, is_one_of_many=self._config.environment_name is not None
-        )
         self.store = shared.stores.of(environment.config, number)
+        self.experiments = ExperimentMonitor(self.store.state, shared.observer.decided)
+        self.counts = EnvironmentCounts(
+            self.experiments.features.decided, is_one_of_many=self._config.environment_name is not None
+        )
 
     def build(self) -> Environment:
         config, shared, store = self._config, self._shared, self.store
@@ -81,7 +83,7 @@ class Builder:
             events=events,
             flusher=flusher,
             usage=UsageStatistics(choose_sink(config, upstream), shared.observer.usage_finished),
-            evaluator=build_evaluator(config, shared, store.state, lists),
+            evaluator=build_evaluator(config, shared, store.state, lists, self.experiments),
             state=store.state,
             documents=Documents(
                 settings_source(config, upstream, pull=True), None if config.is_offline else upstream.fetch_settings
@@ -89,6 +91,7 @@ class Builder:
             load_device=shared.device.load,
             settings_seconds=config.socket_timeout_seconds,
             flush_seconds=config.shutdown_seconds * FLUSH_SHARE,
+            experiments=self.experiments,
             counts=self.counts,
         )
         mirror.subscribe(environment.settings_changed)
@@ -174,7 +177,9 @@ def build_queue(config: Config, store: Store) -> EventQueue:
     return events
 
 
-def build_evaluator(config: Config, shared: Shared, state: StateStore, lists: ListChecks | None) -> Evaluator:
+def build_evaluator(
+    config: Config, shared: Shared, state: StateStore, lists: ListChecks | None, experiments: ExperimentMonitor
+) -> Evaluator:
     return Evaluator(
         shared.location,
         shared.device,
@@ -182,6 +187,7 @@ def build_evaluator(config: Config, shared: Shared, state: StateStore, lists: Li
         aliases=state if config.aliasing_enabled else None,
         sticky=StickyDecisions(state, config.sticky_seconds) if config.sticky_decisions else None,
         slow_patterns=shared.slow_patterns,
+        on_shown=experiments.exposures.shown,
     )
 
 

@@ -50,6 +50,10 @@ SET_ALIAS = _load("root_of", "set_alias")
 ACQUIRE_LEASE = _load("acquire_lease")
 RELEASE_LEASE = _load("release_lease")
 
+LOAD_STATISTICS = _load("load_statistics")
+REPLACE_STATISTICS = _load("replace_statistics")
+FORGET_STATISTICS = _load("forget_statistics")
+
 COPY_ENTRIES = _load("copy_entries")
 DROP_ENTRIES = _load("drop_entries")
 DROP_IF_EMPTY = _load("drop_if_empty")

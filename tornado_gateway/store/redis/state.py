@@ -1,4 +1,4 @@
-"""Documents, leases, aliases and sticky decisions in Redis."""
+"""Documents, leases, aliases, sticky decisions and statistics in Redis."""
 
 import asyncio
 import logging
@@ -15,15 +15,24 @@ import orjson
 
 from tornado_gateway.core.types import StickyRecord
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.interfaces import MAX_ALIASES, Confirmation, StoredDocument
+from tornado_gateway.store.interfaces import (
+    MAX_ALIASES,
+    NO_STATISTICS,
+    Confirmation,
+    Statistics,
+    StoredDocument,
+)
 from tornado_gateway.store.redis.durability import risks
 from tornado_gateway.store.redis.link import Link, Value, prefix, within
 from tornado_gateway.store.redis.lua import (
     ACQUIRE_LEASE,
     ALIASES,
     CONFIRM_DOCUMENT,
+    FORGET_STATISTICS,
+    LOAD_STATISTICS,
     PIN_DOCUMENT,
     RELEASE_LEASE,
+    REPLACE_STATISTICS,
     RESTORE_DOCUMENT,
     SAVE_DOCUMENT,
     SET_ALIAS,
@@ -42,7 +51,7 @@ FIELDS = ("body", "version", "saved_at", "latest", "pin", "pin_ends", "unpinned_
 
 
 class RedisState:
-    """Documents, leases, aliases and sticky decisions of all instances.
+    """Documents, leases, aliases, sticky decisions and statistics of all instances.
 
     `open` does not wait for Redis, so that a gateway starts without it; each call fails if it cannot be reached.
     """
@@ -235,6 +244,24 @@ class RedisState:
             for key, record in records.items()
         ]
         await within(DECISION_SECONDS, asyncio.gather(*writes))
+
+    async def statistics_versions(self) -> dict[str, int]:
+        versions: list[bytes] = await self._link.call("HGETALL", self._key("statistics", "versions"))
+        return {name.decode(): int(version) for name, version in zip(versions[::2], versions[1::2], strict=True)}
+
+    async def load_statistics(self, name: str) -> Statistics:
+        version, body = await self._link.run(LOAD_STATISTICS, self._statistics_keys(), name)
+        return Statistics(int(version), body) if version and body is not None else NO_STATISTICS
+
+    async def replace_statistics(self, name: str, body: bytes, version: int) -> bool:
+        return bool(await self._link.run(REPLACE_STATISTICS, self._statistics_keys(), name, body, version))
+
+    async def forget_statistics(self, names: Sequence[str]) -> None:
+        if names:
+            await self._link.run(FORGET_STATISTICS, self._statistics_keys(), *names)
+
+    def _statistics_keys(self) -> tuple[str, str]:
+        return self._key("statistics", "versions"), self._key("statistics")
 
     def _key(self, *parts: str) -> str:
         return ":".join((self._prefix, *parts))

@@ -59,6 +59,10 @@ CREATE TABLE IF NOT EXISTS {schema}.decisions (
     PRIMARY KEY (namespace, user_id, key)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS {schema}.decisions_until ON decisions (until);
+CREATE TABLE IF NOT EXISTS {schema}.statistics (
+    namespace TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (namespace, name)
+);
 CREATE TABLE IF NOT EXISTS {schema}.reckoning (
     id INTEGER PRIMARY KEY, at REAL NOT NULL, uptime REAL NOT NULL, boot TEXT NOT NULL
 );

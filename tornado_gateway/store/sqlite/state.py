@@ -1,4 +1,4 @@
-"""State that all workers of a machine share: documents, leases, aliases and sticky decisions.
+"""State that all workers of a machine share: documents, leases, aliases, sticky decisions and statistics.
 
 A lease is a lock on a file `lease-<hash>.lock`, which ends with its process.
 """
@@ -18,7 +18,14 @@ import orjson
 
 from tornado_gateway.core.types import StickyRecord
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.interfaces import MAX_ALIASES, SHARED, Confirmation, StoredDocument
+from tornado_gateway.store.interfaces import (
+    MAX_ALIASES,
+    NO_STATISTICS,
+    SHARED,
+    Confirmation,
+    Statistics,
+    StoredDocument,
+)
 from tornado_gateway.store.reckoning import SYSTEM_CLOCK, Clock, Note, Reckoning
 from tornado_gateway.store.sqlite.aliases import SqliteAliases
 from tornado_gateway.store.sqlite.database import Database, transaction
@@ -73,13 +80,16 @@ FORGET_EXPIRED = """
 DELETE FROM decisions WHERE (namespace, user_id, key) IN
     (SELECT namespace, user_id, key FROM decisions WHERE until <= ? ORDER BY until LIMIT ?)
 """
+REPLACE_STATISTICS = """
+UPDATE statistics SET version = version + 1, body = ? WHERE namespace = ? AND name = ? AND version = ?
+"""
 LAST_CONFIRMATION = """
 SELECT saved_at, coalesce(owner, '') FROM documents LEFT JOIN confirmations USING (name) WHERE name = ?
 """
 
 
 class SqliteState:
-    """Documents, leases, aliases and sticky decisions of all workers of this machine.
+    """Documents, leases, aliases, sticky decisions and statistics of all workers of this machine.
 
     Environments that share the directory have a namespace each. Documents have none: their names identify them.
     """
@@ -234,6 +244,18 @@ class SqliteState:
         rows = [(*owner, key, until, orjson.dumps(record)) for key, record in records.items()]
         await self._database.run(_save_records, rows)
 
+    async def statistics_versions(self) -> dict[str, int]:
+        return await self._database.run(_statistics_versions, self._namespace)
+
+    async def load_statistics(self, name: str) -> Statistics:
+        return await self._database.run(_load_statistics, self._namespace, name)
+
+    async def replace_statistics(self, name: str, body: bytes, version: int) -> bool:
+        return await self._database.run(_replace_statistics, self._namespace, name, body, version)
+
+    async def forget_statistics(self, names: Sequence[str]) -> None:
+        await self._database.run(_forget_statistics, self._namespace, names)
+
     def _lease(self, name: str) -> str:
         return name if name.startswith(SHARED) else f"{self._namespace}:{name}"
 
@@ -305,6 +327,28 @@ def _load_records(
 def _save_records(connection: sqlite3.Connection, rows: Sequence[tuple[str, str, str, float, bytes]]) -> None:
     with transaction(connection):
         connection.executemany("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?)", rows)
+
+
+def _statistics_versions(connection: sqlite3.Connection, namespace: str) -> dict[str, int]:
+    return dict(connection.execute("SELECT name, version FROM statistics WHERE namespace = ?", (namespace,)))
+
+
+def _load_statistics(connection: sqlite3.Connection, namespace: str, name: str) -> Statistics:
+    query = "SELECT version, body FROM statistics WHERE namespace = ? AND name = ?"
+    row = connection.execute(query, (namespace, name)).fetchone()
+    return Statistics(*row) if row else NO_STATISTICS
+
+
+def _replace_statistics(connection: sqlite3.Connection, namespace: str, name: str, body: bytes, version: int) -> bool:
+    if version:
+        return connection.execute(REPLACE_STATISTICS, (body, namespace, name, version)).rowcount == 1
+    row = (namespace, name, body)
+    return connection.execute("INSERT OR IGNORE INTO statistics VALUES (?, ?, 1, ?)", row).rowcount == 1
+
+
+def _forget_statistics(connection: sqlite3.Connection, namespace: str, names: Sequence[str]) -> None:
+    rows = [(namespace, name) for name in names]
+    connection.executemany("DELETE FROM statistics WHERE namespace = ? AND name = ?", rows)
 
 
 def _resume(connection: sqlite3.Connection, reckoning: Reckoning) -> None:

@@ -1,0 +1,31 @@
+"""The experiments of all environments of a worker, for its problems and metrics."""
+
+from collections.abc import Mapping
+from itertools import islice
+
+from tornado_gateway.process.environments.serving import Serving
+from tornado_gateway.telemetry.prometheus import ExperimentFigures
+
+MOST_LABELLED = 500  # features of an environment
+
+
+def mismatches(serving: Serving) -> list[str]:
+    """Return a sentence for each experiment with a sample ratio mismatch."""
+    return [
+        f"{one.config.name}: {sentence}" if serving.is_from_file else sentence
+        for one in serving.all
+        for sentence in one.environment.experiments.mismatches
+    ]
+
+
+def experiment_figures(serving: Serving, *, by_feature: bool) -> Mapping[str, ExperimentFigures]:
+    """Return the numbers of each environment for the metrics, by its name; "" without ENVIRONMENTS_FILE."""
+    figures = {}
+    for one in serving.all:
+        experiments = one.environment.experiments
+        usage = dict(islice(experiments.usage().items(), MOST_LABELLED)) if by_feature else {}
+        decisions = {key: feature["decisions"] for key, feature in usage.items()}
+        exposures = {key: feature["exposures"] for key, feature in usage.items()}
+        name = one.config.name if serving.is_from_file else ""
+        figures[name] = ExperimentFigures(len(experiments.mismatches), decisions, exposures)
+    return figures
