@@ -3,7 +3,7 @@
 import pytest
 
 from tornado_gateway.process.counters import new_counters
-from tornado_gateway.telemetry.conditions import (
+from tornado_gateway.telemetry.judging.conditions import (
     OF_ENVIRONMENT,
     OF_INSTANCE,
     Facts,
@@ -11,9 +11,9 @@ from tornado_gateway.telemetry.conditions import (
     found_in_environment,
     found_in_instance,
 )
+from tornado_gateway.telemetry.judging.verdict import Verdict
 from tornado_gateway.telemetry.problems import CONDITIONS, verdict_of
 from tornado_gateway.telemetry.scoreboard import Scoreboard
-from tornado_gateway.telemetry.verdict import Verdict
 
 FACTS = [  # code, facts with the condition, facts just below it, words of the sentence
     ("no-settings", Facts(is_loaded=False), Facts(), "cannot be evaluated"),

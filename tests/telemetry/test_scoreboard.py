@@ -9,8 +9,8 @@ import pytest
 
 from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.status import instance_status
+from tornado_gateway.telemetry.judging.verdict import Verdict
 from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, ROW_BYTES, Scoreboard
-from tornado_gateway.telemetry.verdict import Verdict
 from tornado_gateway.telemetry.waiting import Reading
 
 

@@ -59,9 +59,9 @@ from tornado_gateway.process.status import Problems, instance_status
 from tornado_gateway.store.interfaces import StateStore
 from tornado_gateway.telemetry.attempts import TokenCheck
 from tornado_gateway.telemetry.counters import SharedCounters
+from tornado_gateway.telemetry.judging.verdict import Verdict
 from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.prometheus import About, Exposition
-from tornado_gateway.telemetry.verdict import Verdict
 from tornado_gateway.upstream.client import Connections
 
 TLS_REMEDY = "Correct the files of TLS_CERT_PATH and TLS_KEY_PATH, or unset both to serve without TLS."

@@ -13,9 +13,9 @@ from tornado_gateway.process.environments.served import Served
 from tornado_gateway.process.location_parts import location_problem
 from tornado_gateway.settings.mirror import LastPoll, SettingsMirror
 from tornado_gateway.store.sqlite.repair.reports import DamagedFile, DamageWatch
+from tornado_gateway.telemetry.judging.verdict import Verdict
 from tornado_gateway.telemetry.problems import REMEDIES, Problem, code_of_redis, code_of_upstream, published, verdict_of
 from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, InstanceReading, PartReading, Scoreboard, WorkerRecord
-from tornado_gateway.telemetry.verdict import Verdict
 
 MOST_SHOWN = 100  # problems, the most severe first
 

@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from tornado_gateway.telemetry.counters import CounterRow, SharedCounters
+from tornado_gateway.telemetry.judging.verdict import Problem, Verdict
 from tornado_gateway.telemetry.layout import (
     CACHE_LOOKUPS,
     DECISIONS,
@@ -37,7 +38,6 @@ from tornado_gateway.telemetry.layout import (
 )
 from tornado_gateway.telemetry.problems import CONDITIONS
 from tornado_gateway.telemetry.scoreboard import InstanceReading, PartReading, Scoreboard, WorkerRecord
-from tornado_gateway.telemetry.verdict import Problem, Verdict
 from tornado_gateway.telemetry.waiting import Merged
 
 

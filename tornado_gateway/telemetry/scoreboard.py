@@ -36,7 +36,7 @@ import orjson
 
 from tornado_gateway.telemetry import waiting
 from tornado_gateway.telemetry.attempts import Attempts
-from tornado_gateway.telemetry.judged import Judged
+from tornado_gateway.telemetry.judging.memory import Judged
 from tornado_gateway.telemetry.slots import WORD_BYTES, Slots, bytes_for
 from tornado_gateway.telemetry.turns import Turns
 from tornado_gateway.telemetry.waiting import Reading

@@ -7,7 +7,7 @@ from tornado_gateway.cli.doctor.remedies import FAIL, OK, WARN, Finding
 from tornado_gateway.config import Config
 from tornado_gateway.telemetry.problems import CRITICAL
 
-# Codes of conditions that the gateway judges by what it has in use; checks of files and servers look further.
+# Codes of conditions that the gateway judges from its own state; checks of files and servers look further.
 JUDGED_BY_GATEWAY = frozenset({"events-waiting", "events-dead", "events-stuck", "damaged-files"})
 
 

@@ -135,10 +135,10 @@ function showPanels({ at, status, queue, location: database, store, account }) {
   );
 }
 
-const UPSTREAM = /^(upstream-|key-)/;
+const OF_VWO = /^(key|upstream)-/;
 const AREAS = {
-  settings: [/^(no-settings|settings-)/, UPSTREAM],
-  delivery: [/^(events-|queue-)/, UPSTREAM],
+  settings: [/^(no-settings|settings-)/, OF_VWO],
+  delivery: [/^(events-|queue-)/, OF_VWO],
   store: [/^(redis-|store-|damaged-)/],
   location: [/^geo-/],
 };

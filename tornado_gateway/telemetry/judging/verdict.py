@@ -1,7 +1,7 @@
 """The verdict: all problems of the instance, each with its start, the same wherever it is read.
 
 Each worker judges when it samples /status, which it does every second, and when /status or the metrics are requested.
-What has to be remembered is in shared memory (`judged.py`), so it makes no difference which of them does it.
+What has to be remembered is in shared memory (`memory.py`), so it makes no difference which of them does it.
 """
 
 import math
@@ -11,9 +11,15 @@ from dataclasses import astuple
 from itertools import product
 from typing import Any, NamedTuple
 
-from tornado_gateway.telemetry.conditions import RECENT_SECONDS, Facts, Load, found_in_environment, found_in_instance
 from tornado_gateway.telemetry.counters import SharedCounters
-from tornado_gateway.telemetry.judged import Memory
+from tornado_gateway.telemetry.judging.conditions import (
+    RECENT_SECONDS,
+    Facts,
+    Load,
+    found_in_environment,
+    found_in_instance,
+)
+from tornado_gateway.telemetry.judging.memory import Memory
 from tornado_gateway.telemetry.layout import (
     DECISIONS,
     LAG_BUCKETS,

@@ -1,4 +1,4 @@
-"""When the conditions of an environment and of the whole instance are met: pure functions of what is known."""
+"""When the conditions of an environment and of the whole instance are met, as pure functions of facts."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
