@@ -588,7 +588,7 @@ def test_the_keyboard_is_enough(open_page):
     page.keyboard.press("Enter")
     expect(page.locator(".feature[open]")).to_have_count(1)
     page.focus("#tab-features")
-    page.keyboard.press("3")
+    page.keyboard.press("4")
     page.keyboard.press("Tab")
     expect(page.locator("#explain-feature")).to_be_focused()
     page.keyboard.press("Tab")

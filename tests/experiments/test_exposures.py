@@ -8,6 +8,7 @@ import pytest
 from core.documents import ab, holdout, one_feature, rollout, variation
 
 from tornado_gateway.core import Context, compile_settings, decide, visitor_uuid
+from tornado_gateway.errors import StoreError
 from tornado_gateway.experiments.features import (
     FORGET_SECONDS,
     LONGEST_KEY,
@@ -199,6 +200,45 @@ async def test_only_tests_with_several_weighted_variations_are_experiments(tmp_p
         assert [report["campaign"]["id"] for report in reports] == [22, 23]
         assert [each["weight"] for each in reports[0]["variations"]] == [75, 25, 0]
         assert {report["verdict"] for report in reports} == {"too few visitors"}
+
+
+async def test_the_number_of_samples_is_bounded(tmp_path):
+    settings = compile_settings(one_feature(*(ab(20 + number) for number in range(5))))
+    async with workers(tmp_path, 1, settings, most_experiments=3) as (monitor,):
+        reports = (await monitor.report())["experiments"]
+        assert [report["campaign"]["id"] for report in reports] == [20, 21, 22]
+        show(monitor, users(10), settings)
+        assert (await monitor.report())["experiments"][0]["sampled"] == 10
+
+
+class FailingState(SqliteState):
+    """Fails as long as `is_failing`."""
+
+    is_failing = True
+
+    async def replace_statistics(self, name, body, version):
+        if self.is_failing:
+            raise StoreError("no")
+        return await super().replace_statistics(name, body, version)
+
+
+async def test_numbers_wait_for_a_store_that_fails(tmp_path):
+    state = FailingState(tmp_path)
+    await state.open()
+    monitor = ExperimentMonitor(state)
+    monitor.use(SETTINGS)
+    for _ in range(2):
+        show(monitor, users(100))
+        monitor.features.decided(decide(SETTINGS, "unknown", Context("u", custom_variables={})))
+        assert (await one(monitor))["sampled"] == 100  # its own are known without the store
+        await monitor.stop()
+    state.is_failing = False
+    async with workers(tmp_path, 1) as (other,):
+        await monitor.stop()
+        assert (await one(other))["sampled"] == 100
+        assert other.usage()["f"]["decisions"]["enabled"] == 200
+        assert other.usage_report()["unknown_keys"][0]["requests"] == 2
+    await state.close()
 
 
 # --- Counts of features ---

@@ -11,6 +11,7 @@ import orjson
 
 from tornado_gateway import core
 from tornado_gateway.errors import StoreError
+from tornado_gateway.experiments.campaigns import MOST_EXPERIMENTS
 from tornado_gateway.experiments.exposures import Audience, Exposures
 from tornado_gateway.experiments.features import FeatureCounts, FeatureNews, merged, unknown_keys, usage_of
 from tornado_gateway.experiments.ratio import ALARM_P, LEAST_VISITORS
@@ -40,11 +41,12 @@ class ExperimentMonitor:
         state: StateStore,
         then: Callable[[core.Decision], None] = lambda decision: None,
         *,
+        most_experiments: int = MOST_EXPERIMENTS,
         merge_seconds: float = MERGE_SECONDS,
         forget_seconds: float = FORGET_SECONDS,
     ) -> None:
         self.features = FeatureCounts(then)
-        self.exposures = Exposures(self.features)
+        self.exposures = Exposures(self.features, most_experiments)
         self._mismatches: dict[str, str] = {}  # sentences, by the name of the sample
         self._state = state
         self._record: Json = {}  # of the features, as it was last read
@@ -85,6 +87,8 @@ class ExperimentMonitor:
 
     async def merge(self, most: int | None = None) -> None:
         """Exchange the samples with those in the store, at most so many that have changed. Raise StoreError."""
+        for audience in self.exposures.audiences:  # first: reports show these also if the store fails
+            audience.fold()
         async with self._merging:
             versions = await self._state.statistics_versions()
             await self._merge_features(versions.get(FEATURES, 0))
@@ -112,8 +116,6 @@ class ExperimentMonitor:
     def _next_audiences(self, versions: dict[str, int], most: int | None) -> list[Audience]:
         """Return the audiences that differ from their records, beginning with those that had to wait."""
         audiences = self.exposures.audiences
-        for audience in audiences:
-            audience.fold()
         start = self._turn % len(audiences) if audiences else 0
         changed = [
             place

@@ -61,6 +61,7 @@ from tornado_gateway.settings.history import SettingsHistory
 from tornado_gateway.store.interfaces import StateStore
 from tornado_gateway.telemetry.attempts import TokenCheck
 from tornado_gateway.telemetry.counters import SharedCounters
+from tornado_gateway.telemetry.judging.verdict import Verdict
 from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.prometheus import About, Exposition
 from tornado_gateway.telemetry.series import Series
@@ -89,6 +90,7 @@ class Assembly:
         self._config = config
         self._slot = slot
         self._memory = memory or new_counters(slot.scoreboard.rows)
+        self._verdict = Verdict(slot.scoreboard, self._memory)
         self.stopping = asyncio.Event()
         self._observer = Observer(self._memory, slot.row, slot.generation)
         self._shared = build_shared(config, self._observer, stuck_after_seconds)
@@ -163,7 +165,7 @@ class Assembly:
     def status(self) -> dict[str, Any]:
         """Return the body of /status, which is that of the whole instance for any worker."""
         self.publication.publish()
-        return instance_status(self._slot.scoreboard, __version__)
+        return instance_status(self._slot.scoreboard, __version__, self._verdict)
 
     # --- Routes and pages ---
 

@@ -14,26 +14,31 @@ from tornado_gateway.process.environments.served import Served
 from tornado_gateway.process.location_parts import location_problem
 from tornado_gateway.settings.mirror import LastPoll, SettingsMirror
 from tornado_gateway.store.sqlite.repair.reports import DamagedFile, DamageWatch
-from tornado_gateway.telemetry.problems import REMEDIES, Problem, code_of_redis, code_of_upstream, merged, published
+from tornado_gateway.telemetry.judging.verdict import Verdict
+from tornado_gateway.telemetry.problems import REMEDIES, Problem, code_of_redis, code_of_upstream, published, verdict_of
 from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, InstanceReading, PartReading, Scoreboard, WorkerRecord
+
+MOST_SHOWN = 100  # problems, the most severe first
 
 # Parts of a record that /status does not show for each worker.
 _INTERNAL = frozenset(
     {
         *("row", "generation", "adopted", "is_queue_shared", "last_poll", "reading"),
-        *("problems", "slow_patterns", "last_error_code", "environments"),
+        *("problems", "slow_patterns", "last_error_code", "errors", "queue_limit", "environments"),
     }
 )
 
 
-def instance_status(scoreboard: Scoreboard, version: str) -> dict[str, Any]:
+def instance_status(scoreboard: Scoreboard, version: str, verdict: Verdict) -> dict[str, Any]:
     """Return the body of /status. Where workers differ, the one with the newest information counts."""
     reading = scoreboard.read_all()
+    problems = verdict.problems(reading)
     status = {
         "version": version,
+        "verdict": verdict_of(problems),
         "uptime_seconds": round(time.monotonic() - scoreboard.started_at, 3),
         **_part_status(reading.workers, reading),
-        "problems": merged(problem for worker in reading.workers for problem in worker["problems"]),
+        "problems": problems[:MOST_SHOWN],
         "slow_patterns": reading.slow_patterns,
         "workers": [_as_listed(worker, reading) for worker in reading.workers],
     }
@@ -169,17 +174,21 @@ def environment_record(served: Served, excess: str | None) -> WorkerRecord:
     mirror, flusher = environment.mirror, environment.flusher
     not_stored = environment.events.failure or store_failure
     poll, flush = mirror.last_poll, flusher.last
-    errors = (
-        (environment.events.failure, None),
-        (store_failure, store_failure and code_of_redis(store_failure)),  # a local store reports none
-        (flush.error, _code_of(flush)),
-        (poll.error, _code_of(poll)),
-        (excess, None),
-        (flusher.notice, None),
-    )
-    error, code = next(((text, code) for text, code in errors if text), (None, None))
+    errors = [
+        (code, text)
+        for code, text in (
+            ("store-degraded", environment.events.failure),
+            (store_failure and code_of_redis(store_failure), store_failure),  # a local store reports none
+            (_code_of(flush, "store-degraded"), flush.error),
+            (_code_of(poll, "settings-unusable"), poll.error),
+            ("connections-full", excess),
+        )
+        if code and text
+    ]
+    code, error = next(iter(errors), (None, flusher.notice))
     return {
         "adopted": served.adoption.adopted,
+        "queue_limit": served.config.config.event_queue_limit,
         "settings": _settings_record(mirror),
         "events": {name: getattr(environment.events.counts, name) for name in EVENT_COUNTS},
         "reading": asdict(served.waiting.reading(not_stored or flush.error or flusher.retry_reason)),
@@ -191,13 +200,17 @@ def environment_record(served: Served, excess: str | None) -> WorkerRecord:
             "running_seconds": mirror.running_seconds(),
         },
         "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
+        "errors": errors,
         "last_error": error,
         "last_error_code": code,
     }
 
 
-def _code_of(last: LastFlush | LastPoll) -> str | None:
-    return None if last.error is None or last.status is None else code_of_upstream(last.status, last.error)
+def _code_of(last: LastFlush | LastPoll, otherwise: str) -> str | None:
+    """Return the code of an error; `otherwise` if it is not one of VWO."""
+    if last.error is None:
+        return None
+    return otherwise if last.status is None else code_of_upstream(last.status, last.error)
 
 
 def _settings_record(mirror: SettingsMirror) -> dict[str, Any]:

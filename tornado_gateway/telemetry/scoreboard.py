@@ -36,6 +36,7 @@ import orjson
 
 from tornado_gateway.telemetry import series, waiting
 from tornado_gateway.telemetry.attempts import Attempts
+from tornado_gateway.telemetry.judging.memory import Judged
 from tornado_gateway.telemetry.slots import WORD_BYTES, Slots, bytes_for
 from tornado_gateway.telemetry.turns import Turns
 from tornado_gateway.telemetry.waiting import Reading
@@ -97,6 +98,7 @@ class Scoreboard:
         self.webhook_attempts = Attempts(rows)
         self.client_attempts = Attempts(rows, of_address=20)
         self.pull_turns = Turns()
+        self.judged = Judged()
         recent_bytes = bytes_for(RECENT_BYTES)
         self.recent = Slots(mmap.mmap(-1, rows * recent_bytes), rows, recent_bytes)  # newest events of each worker
         series_bytes = bytes_for(series.SHARED_BYTES)

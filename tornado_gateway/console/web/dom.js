@@ -121,11 +121,12 @@ export function rate(value) {
   return value < 10 && value % 1 ? fine.format(value) : whole.format(value);
 }
 
-/** A count of the queue: "30", or "unknown since 12:00:01, last known 30" while the store cannot be read. */
+/** A count of the queue: "30", or "unknown, last known 30 (40 s ago)" while the store cannot be read. */
 export function queued(queue, name) {
   if (!queue.last_known) return count(queue[name]);
   const last = queue.last_known[name];
-  return `unknown since ${clock(queue.oldest_unknown_since)}, ${last === null ? "never read" : `last known ${count(last)}`}`;
+  if (last === null) return "unknown, never read";
+  return `unknown, last known ${count(last)} (${ago(queue.last_known.at, Date.now() / 1000)})`;
 }
 
 const UNITS = [
