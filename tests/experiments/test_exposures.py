@@ -54,7 +54,7 @@ def event(visitor, campaign, variation):
 
 
 def users(count, first=0):
-    return [f"user-{number}" for number in range(first, first + count)]
+    return [f"guest-{number}" for number in range(first, first + count)]
 
 
 async def one(monitor):
@@ -67,8 +67,8 @@ async def test_visitors_of_workers_and_sdks_are_merged_and_counted_once(tmp_path
         show(first, users(600))
         show(second, users(600, first=400))
         for number in range(900, 1200):  # of SDKs: some with the same visitors as ours
-            chosen = decide(SETTINGS, "f", Context(f"user-{number}", custom_variables={})).experiment
-            visitor = visitor_uuid("12345", f"user-{number}")
+            chosen = decide(SETTINGS, "f", Context(f"guest-{number}", custom_variables={})).experiment
+            visitor = visitor_uuid("12345", f"guest-{number}")
             second.exposures.shown_by_sdk(event(visitor, "20", str(chosen.variation_id)))
         await asyncio.gather(first.merge(), second.merge())
         for monitor in (first, second):
@@ -110,12 +110,12 @@ async def test_a_wrong_share_is_reported_in_words(tmp_path):
         report = await one(monitor)
         assert (report["verdict"], report["sequential_p"] < 0.0005, report["p"] < 0.0005) == ("mismatch", True, True)
         (sentence,) = monitor.mismatches
-        assert sentence.startswith("Experiment f_rule20 of feature f: the shares of the variations are 59.9 % / 40.1 %")
+        assert sentence.startswith("Experiment f_rule20 of feature f: the shares of the variations are 60.1 % / 39.9 %")
         assert " instead of 50.0 % / 50.0 % (" in sentence
 
 
 async def test_whitelisted_visitors_are_in_no_sample(tmp_path):
-    listed = variation(2, 50, {"or": [{"user": "user-1"}]})
+    listed = variation(2, 50, {"or": [{"user": "guest-1"}]})
     settings = compile_settings(one_feature(ab(variations=[variation(1, 50), listed], isForcedVariationEnabled=True)))
     async with workers(tmp_path, 1, settings) as (monitor,):
         show(monitor, users(100), settings)
@@ -132,18 +132,23 @@ async def test_whitelisted_visitors_are_in_no_sample(tmp_path):
         event("A" * 100, 20, 1),
         event(["A" * 32], 20, 1),
         event("A" * 32, 10**4000, 1),
+        event("A" * 20 + " " * 12, 20, 1),
+        event("A" * 16 + "é" * 16, 20, 1),
         event("A" * 32, {}, 1),
         event("A" * 32, 20, 3),
         event("A" * 32, 999, 1),
         {"event": {"props": None}},
         {"event": {}},
     ],
-    ids=range(11),
+    ids=range(13),
 )
 async def test_unusable_impressions_of_sdks_are_ignored(tmp_path, data):
     async with workers(tmp_path, 1) as (monitor,):
         monitor.exposures.shown_by_sdk(data)
         assert (await one(monitor))["sampled"] == 0
+        monitor.exposures.shown_by_sdk(data)
+        monitor.exposures.shown_by_sdk(event("A" * 32, 20, 1))  # nor do they affect others
+        assert (await one(monitor))["sampled"] == 1
 
 
 async def test_uuids_of_all_forms_are_the_same_visitor(tmp_path):

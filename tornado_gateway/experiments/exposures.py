@@ -12,9 +12,9 @@ from tornado_gateway.experiments.features import EXPOSURES, FeatureCounts
 from tornado_gateway.experiments.sample import DIGITS, VisitorSample
 
 MOST_NOTED = 256  # visitors that are not yet in the sample; adding so many takes 0.1 ms
-LONGEST_ID = 64  # characters of a visitor, campaign or variation in an event of an SDK
+LONGEST_ID = 64  # characters of a visitor in an event of an SDK
 
-_VISITOR = re.compile(r"[0-9A-Fa-f]{16,64}")
+_DIGITS = re.compile(r"[0-9A-Fa-f]{16}")
 
 
 class Audience:
@@ -25,8 +25,8 @@ class Audience:
     def __init__(self, experiment: Experiment, sample: VisitorSample | None = None) -> None:
         self.experiment = experiment
         self.sample = sample
-        self.visitors: list[str] = []
-        self.codes = bytearray()
+        self.visitors: list[str] = []  # noted, but not yet in the sample
+        self.codes: list[int] = []
 
     def note(self, visitor: str, code: int) -> None:
         self.visitors.append(visitor)
@@ -36,10 +36,17 @@ class Audience:
 
     def fold(self) -> None:
         """Add the noted visitors to the sample."""
-        if self.codes:
-            self.opened().add([visitor[-DIGITS:] for visitor in self.visitors], self.codes)
-            self.visitors.clear()
-            self.codes.clear()
+        if not self.codes:
+            return
+        digits = [visitor[-DIGITS:] for visitor in self.visitors]
+        sample = self.opened()
+        try:
+            sample.add(digits, self.codes)
+        except ValueError:  # an SDK has sent something else
+            valid = [place for place, text in enumerate(digits) if _DIGITS.fullmatch(text)]
+            sample.add([digits[place] for place in valid], [self.codes[place] for place in valid])
+        self.visitors.clear()
+        self.codes.clear()
 
     def opened(self) -> VisitorSample:
         """Return the sample, a new one if there is none."""
@@ -67,7 +74,7 @@ class Exposures:
         self._features = features
         self._most = most
         self._shown: dict[str, _Shown] = {}  # by the tail of the impression
-        self._named: dict[tuple[str, str], _Shown] = {}  # by campaign and variation, as texts
+        self._named: dict[tuple[str, str], _Shown] = {}  # by the ids of campaign and variation, as texts
 
     def use(self, settings: core.Settings) -> None:
         """Follow new settings. Experiments that have not changed keep their samples."""
@@ -92,34 +99,31 @@ class Exposures:
 
     def shown(self, decision: core.Decision) -> None:
         """Note the impressions of a decision. Whitelisted visitors are counted, but they are in no sample."""
-        visitor = decision.uuid
-        is_drawn = visitor is not None and decision.reason != "whitelisted"
+        visitor = None if decision.reason == "whitelisted" else decision.uuid
         for impression in decision.impressions:
             shown = self._shown.get(impression.tail)
             if shown is None:
                 continue
             shown.tally[EXPOSURES] += 1
             audience = shown.audience
-            if audience is not None and is_drawn and visitor is not None:
+            if audience is not None and visitor is not None:
                 audience.note(visitor, shown.code)
 
     def shown_by_sdk(self, data: dict[str, Any]) -> None:
         """Note the impression of an event `vwo_variationShown`, if the settings have its variation."""
-        props = data["event"].get("props")
+        props, visitor = data["event"].get("props"), data.get("visId")
         if not isinstance(props, dict):
             return
-        campaign, variation = _text(props.get("id")), _text(props.get("variation"))
-        shown = self._named.get((campaign, variation))
+        shown = self._named.get((_text(props.get("id")), _text(props.get("variation"))))
         if shown is None:
             return
         shown.tally[EXPOSURES] += 1
-        visitor = _text(data.get("visId")).replace("-", "")
-        if shown.audience is not None and _VISITOR.fullmatch(visitor[-DIGITS:]):
-            shown.audience.note(visitor, shown.code)
+        if shown.audience is not None and isinstance(visitor, str) and DIGITS <= len(visitor) <= LONGEST_ID:
+            shown.audience.note(visitor.replace("-", ""), shown.code)
 
 
 def _text(value: object) -> str:
-    """Return an id as text, empty for anything that is none."""
+    """Return an id as text, empty for anything that is none: SDKs send numbers or texts."""
     if isinstance(value, str):
-        return value if len(value) <= LONGEST_ID else ""
+        return value
     return str(value) if isinstance(value, int) and -(2**63) <= value < 2**63 else ""
