@@ -28,7 +28,9 @@ ASSEMBLIES = {
     "environments/environment.py": 13,  # the class that holds all parts of an environment
 }
 FIGURES = {
-    "files of a room": Figure(for_rooms(len), 12, {"ground floor": 8, "core": 20, "http": 13, "store/sqlite": 13, "telemetry": 14}),
+    "files of a room": Figure(
+        for_rooms(len), 12, {"ground floor": 8, "core": 20, "http": 13, "store/sqlite": 13, "telemetry": 14}
+    ),
     "lines of a module": Figure(for_modules(figures.lines_of), 450),
     "lines of a script of the console": Figure(figures.scripts(), 220),
     "attributes of a class": Figure(

@@ -5,6 +5,7 @@ import { ask, byId, h, reconcile, useEnvironment } from "./dom.js";
 import { refreshEvents, startEvents } from "./events.js";
 import { chooseFeature, fillFeatureChoice, startExplain } from "./explain.js";
 import { refreshFeatures, startFeatures } from "./features.js";
+import { followLive, reopen, startLive } from "./live.js";
 import { showOverview, showState, startOverview } from "./overview.js";
 import { enter, setState, startSession, watchSession } from "./session.js";
 
@@ -33,6 +34,7 @@ function show(name) {
     if (other === name) button.scrollIntoView({ block: "nearest", inline: "nearest" }); // on a phone the tabs scroll
     byId(other).hidden = other !== name;
   }
+  followLive(name === "events");
   if (isNew) scrollTo(0, 0);
   refresh();
 }
@@ -70,9 +72,12 @@ function shortcut(event) {
   }
 }
 
-function explainFeature(key) {
+function explainFeature(key, user = null) {
   choose("explain");
   chooseFeature(key);
+  if (user === null) return;
+  byId("explain-id").value = user;
+  byId("explain-form").requestSubmit();
 }
 
 // --- Environments ---
@@ -87,6 +92,7 @@ function showEnvironments({ environments = [] }) {
 
 function chooseEnvironment(event) {
   useEnvironment(event.target.value);
+  reopen();
   refresh();
 }
 
@@ -124,6 +130,7 @@ async function refresh() {
 }
 
 function signedOut() {
+  followLive(false);
   stopRefreshing();
   for (const name of TABS) byId(name).hidden = true;
 }
@@ -141,5 +148,6 @@ startOverview(refresh);
 startFeatures(explainFeature);
 startExplain();
 startEvents(refresh);
+startLive(explainFeature);
 watchSession(() => show(tabOfAddress()), signedOut);
 startSession();
