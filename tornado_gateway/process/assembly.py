@@ -29,6 +29,7 @@ from tornado_gateway.config import Config, EnvironmentConfig
 from tornado_gateway.console.admin_pages import AdminApi, Operated
 from tornado_gateway.console.auth import Auth, EndedSessions
 from tornado_gateway.console.explain import Explainer
+from tornado_gateway.console.insight.live_feed import LiveFeed
 from tornado_gateway.console.overview import History, request_latencies
 from tornado_gateway.console.pages import build_application
 from tornado_gateway.console.recent_events import RecentEvents
@@ -102,6 +103,7 @@ class Assembly:
         address, attempts = build_client_address(config), slot.scoreboard.client_attempts
         self._credentials = Credentials(config, self.environments, address, attempts, slot.row)
         self._admin = self._build_admin()
+        self._live = LiveFeed(slot.scoreboard, slot.row, self.environments)
         settings = self._build_settings_api()
         self._streams = self._build_streams(settings)
         self.server = self._build_server(settings)
@@ -132,6 +134,7 @@ class Assembly:
             Part("streams", self._streams.start, self._streams.stop),
             Part("lag measurement", self._observer.start, self._observer.stop),
             Part("history", self._admin.start, self._admin.stop),
+            Part("live stream", self._live.start, self._live.stop),
         ]
 
     def _common_state(self) -> StateStore:
@@ -179,6 +182,7 @@ class Assembly:
             mirror.subscribe(self.environments.settings_changed, router.settings_changed)
             mirror.subscribe(endpoints.flags.settings_changed)
             served.environment.events.subscribe(committed=self._admin.recent.note)
+            served.environment.events.subscribe(committed=partial(self._live.committed, served.environment))
 
         self.serving.connect(connect)
         return router
@@ -279,6 +283,7 @@ class Assembly:
             self.status,
             self.stopping.is_set,
             self._admin,
+            self._live,
             # `serve` has chosen the token before it started this worker. Without one, no request is authorized.
             Auth(
                 config.admin_token or secrets.token_urlsafe(),
