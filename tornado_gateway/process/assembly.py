@@ -103,7 +103,6 @@ class Assembly:
         address, attempts = build_client_address(config), slot.scoreboard.client_attempts
         self._credentials = Credentials(config, self.environments, address, attempts, slot.row)
         self._admin = self._build_admin()
-        self._live = LiveFeed(slot.scoreboard, slot.row, self.environments)
         settings = self._build_settings_api()
         self._streams = self._build_streams(settings)
         self.server = self._build_server(settings)
@@ -133,8 +132,7 @@ class Assembly:
             ),
             Part("streams", self._streams.start, self._streams.stop),
             Part("lag measurement", self._observer.start, self._observer.stop),
-            Part("history", self._admin.start, self._admin.stop),
-            Part("live stream", self._live.start, self._live.stop),
+            Part("console", self._admin.start, self._admin.stop),
         ]
 
     def _common_state(self) -> StateStore:
@@ -182,7 +180,7 @@ class Assembly:
             mirror.subscribe(self.environments.settings_changed, router.settings_changed)
             mirror.subscribe(endpoints.flags.settings_changed)
             served.environment.events.subscribe(committed=self._admin.recent.note)
-            served.environment.events.subscribe(committed=partial(self._live.committed, served.environment))
+            served.environment.events.subscribe(committed=partial(self._admin.live.committed, served.environment))
 
         self.serving.connect(connect)
         return router
@@ -254,6 +252,7 @@ class Assembly:
             self._shared.location,
             self.status,
             History(self.status, partial(request_latencies, self._memory), Series(board.series, self._slot.row)),
+            LiveFeed(board, self._slot.row, self.environments),
             RecentEvents(board.recent, self._slot.row, self._config.sdk_key or ""),
         )
 
@@ -283,7 +282,7 @@ class Assembly:
             self.status,
             self.stopping.is_set,
             self._admin,
-            self._live,
+            self._admin.live,
             # `serve` has chosen the token before it started this worker. Without one, no request is authorized.
             Auth(
                 config.admin_token or secrets.token_urlsafe(),
