@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import orjson
 import pytest
-from core.documents import ab, holdout, one_feature, rollout, variation
+from core.documents import ab, document, feature, holdout, one_feature, rollout, rule, variation
 
 from tornado_gateway.core import Context, compile_settings, decide, visitor_uuid
 from tornado_gateway.errors import StoreError
@@ -36,7 +36,7 @@ async def workers(directory, count=2, settings=SETTINGS, **options):
             await state.open()
             stack.push_async_callback(state.close)
             monitor = ExperimentMonitor(state, **options)
-            monitor.use(settings)
+            await monitor.follow(settings)
             found.append(monitor)
         yield found
 
@@ -166,21 +166,37 @@ async def test_an_experiment_starts_again_when_weights_or_traffic_change(tmp_pat
     async with workers(tmp_path, 1) as (monitor,):
         show(monitor, users(100))
         await monitor.merge()
-        monitor.use(compile_settings(one_feature(rollout(weight=50), ab(key="renamed"))))
+        await monitor.follow(compile_settings(one_feature(rollout(weight=50), ab(key="renamed"))))
         assert (await one(monitor))["sampled"] == 100  # nothing of the experiment has changed
-        monitor.use(other)
+        await monitor.follow(other)
         assert (await one(monitor))["sampled"] == 0
-        monitor.use(SETTINGS)
+        await monitor.follow(SETTINGS)
         assert (await one(monitor))["sampled"] == 100  # taken back in time
+
+
+async def test_no_visitor_is_lost_while_new_settings_are_followed(tmp_path):
+    async with workers(tmp_path, 1) as (monitor,):
+        show(monitor, users(10))
+        features = [feature(number, key="f" if number == 60 else f"g{number}") for number in range(1, 121)]
+        features[59]["rules"] = [rule(ab())]
+        settings = compile_settings(document(features, [ab(name="renamed")]))
+        monitor.settings_changed(settings)
+        steps = 0
+        while (await one(monitor))["campaign"]["name"] != "renamed":
+            show(monitor, users(10, first=10 * steps))
+            steps += 1
+            await asyncio.sleep(0)
+        show(monitor, users(10, first=90), settings)
+        assert (await one(monitor))["sampled"] == 10 * max(steps, 1) + 10
 
 
 async def test_samples_of_removed_experiments_are_deleted(tmp_path):
     async with workers(tmp_path, 1, forget_seconds=0.0) as (monitor,):
         show(monitor, users(100))
         await monitor.merge()
-        monitor.use(compile_settings(one_feature(rollout())))
+        await monitor.follow(compile_settings(one_feature(rollout())))
         assert (await monitor.report())["experiments"] == []
-        monitor.use(SETTINGS)
+        await monitor.follow(SETTINGS)
         assert (await one(monitor))["sampled"] == 0
 
 
@@ -231,7 +247,7 @@ async def test_numbers_wait_for_a_store_that_fails(tmp_path):
     state = FailingState(tmp_path)
     await state.open()
     monitor = ExperimentMonitor(state)
-    monitor.use(SETTINGS)
+    await monitor.follow(SETTINGS)
     for _ in range(2):
         show(monitor, users(100))
         monitor.features.decided(decide(SETTINGS, "unknown", Context("u", custom_variables={})))
