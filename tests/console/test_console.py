@@ -886,7 +886,7 @@ def test_the_browser_asks_no_other_host(launch, gateway, tmp_path):
     # The browser also asks its maker by itself, but then no page is the initiator.
     asked = [event["params"] for event in orjson.loads(log.read_bytes())["events"] if "url" in event.get("params", {})]
     urls = {request["url"] for request in asked if request.get("initiator") == origin}
-    assert f"{origin}/admin/overview" in urls
+    assert f"{origin}/admin/overview?range=5m" in urls
     assert [url for url in urls if not url.startswith((f"{origin}/", "data:"))] == []
 
 
