@@ -100,8 +100,11 @@ WRONG = {
         "settings": None,
         "events": {"received": 12_345, "delivered": 5, "waiting": None, "dead": None, "last_known": {"waiting": 3}},
         "last_flush": {"at": 990.0, "error": "VWO returned 500\x1b[2J"},
-        "last_error": "VWO returned 500\x1b[2J",
-        "problems": [{"code": f"p{number}", "message": f"problem {number} " + "x" * 300} for number in range(9)],
+        "verdict": "critical",
+        "problems": [
+            {"severity": "critical", "environment": "shop", "message": f"problem {number} " + "x" * 300}
+            for number in range(9)
+        ],
         "workers": [{"slot": slot, "pid": 10**7 + slot, "state": "starting"} for slot in range(64)],
     },
     "account": {"id": None, "features": 0},
@@ -123,7 +126,8 @@ def test_a_frame_fits_and_shows_faults(width, height):
             "no settings",
             "waiting unknown",
             "VWO returned 500?[2J",
-            "and 5 more",
+            "critical: shop: problem 4",
+            "and 4 more",
             "redis, down",
             "1 min 33 s",
         ):

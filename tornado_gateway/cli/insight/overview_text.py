@@ -12,10 +12,12 @@ RATES = (
     ("Events received/s", "received"),
     ("Events delivered/s", "delivered"),
 )
-ACCOUNTS = ("received", "delivered", "waiting", "dead", "rejected", "discarded", "lost")
+ACCOUNTS = ("received", "delivered", "waiting", "dead")
+RARE_ACCOUNTS = ("rejected", "discarded", "lost", "unknown")  # shown if there are any
 BAD_COUNTS = ("dead", "discarded", "lost")
 UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 MOST_PROBLEMS = 5
+COLOURS = {"critical": "red", "warning": "yellow"}
 _LEVELS = " ▁▂▃▄▅▆▇█"
 _LABEL = 20  # characters
 
@@ -36,7 +38,7 @@ def frame(overview: Overview, width: int, height: int) -> list[Line]:
         _problems(overview["status"]),
         _workers(overview["status"]["workers"]),
     ]
-    lines = [line for part in parts if part for line in (*part, Line(""))]
+    lines = [line for part in parts for line in (*part, Line(""))][:-1]
     return [Line(_printable(line.text)[:width], line.colour) for line in lines[:height]]
 
 
@@ -63,17 +65,23 @@ def _rates(samples: Mapping[str, Sequence[float | None]], width: int) -> list[Li
 def _state(overview: Overview) -> list[Line]:
     status, store = overview["status"], overview["store"]
     events, settings, flush = status["events"], status["settings"] or {}, status["last_flush"] or {}
-    counts = ", ".join(f"{name} {_number(events[name])}" for name in ACCOUNTS if name in events)
     is_bad = any(events.get(name) for name in BAD_COUNTS) or events.get("last_known") is not None
+    rare = [name for name in RARE_ACCOUNTS if events.get(name)]
     version, age = settings.get("version"), settings.get("age_seconds")
     confirmed = "" if age is None else f", confirmed {duration(age)} ago"
+    confirmed += ", pinned" if settings.get("pin") else ""
     flushed = f"last flush {duration(overview['at'] - flush['at'])} ago" if flush.get("at") else "no flush yet"
     return [
-        _fact("Events", counts, "red" if is_bad else None),
+        _fact("Events", _counts(events, ACCOUNTS), "red" if is_bad else None),
+        *([_fact("", _counts(events, rare), "red" if is_bad else None)] if rare else []),
         _fact("Settings", "none" if version is None else f"version {version}{confirmed}", "red" * (version is None)),
         _fact("Delivery", flush["error"] if flush.get("error") else flushed, "red" * bool(flush.get("error"))),
         _fact("Store", f"{store['kind']}, {'up' if store['is_up'] else 'down'}", "red" * (not store["is_up"])),
     ]
+
+
+def _counts(events: Mapping[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {_number(events[name])}" for name in names)
 
 
 def _fact(name: str, value: str, colour: str | None) -> Line:
@@ -81,12 +89,16 @@ def _fact(name: str, value: str, colour: str | None) -> Line:
 
 
 def _problems(status: Mapping[str, Any]) -> list[Line]:
-    messages = [status["last_error"]] if status.get("last_error") else []
-    messages += [problem.get("message") or problem.get("code") or "" for problem in status["problems"]]
-    if not messages:
+    problems = status["problems"]
+    if not problems:
         return [Line("No problems", "green")]
-    more = [Line(f"  and {len(messages) - MOST_PROBLEMS} more")] if len(messages) > MOST_PROBLEMS else []
-    return [Line("Problems", "red"), *(Line(f"  {message}", "red") for message in messages[:MOST_PROBLEMS]), *more]
+    more = [Line(f"  and {len(problems) - MOST_PROBLEMS} more")] if len(problems) > MOST_PROBLEMS else []
+    return [Line(f"Problems ({status['verdict']})", "bold"), *map(_problem, problems[:MOST_PROBLEMS]), *more]
+
+
+def _problem(problem: Mapping[str, Any]) -> Line:
+    place = f"{problem['environment']}: " if problem.get("environment") else ""
+    return Line(f"  {problem['severity']}: {place}{problem['message']}", COLOURS.get(problem["severity"]))
 
 
 def _workers(workers: Sequence[Mapping[str, Any]]) -> list[Line]:
