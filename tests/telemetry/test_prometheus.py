@@ -86,7 +86,7 @@ def test_no_label_is_a_visitor_a_feature_or_a_secret(gateway):
     labels = {name for family in text_string_to_metric_families(text) for s in family.samples for name in s.labels}
     assert labels <= {
         *("method", "route", "status", "outcome", "le", "call", "of", "result", "reason"),
-        *("version", "hash", "source", "python"),
+        *("version", "hash", "source", "python", "code", "severity"),
         "feature",  # of slow patterns, which there are none of here
     }
     assert "new-checkout" not in text
