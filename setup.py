@@ -17,7 +17,15 @@ from setuptools import setup
 # libraries in C. Each list becomes one library; they are built at the same time.
 PARTS = {
     "tornado_gateway.core": ["core/[!_]*"],
-    "tornado_gateway.front": ["gate", "http/[!_]*", "environments/[!_]*", "api/[!_]*", "events/[!_]*"],
+    "tornado_gateway.front": [
+        "gate",
+        "http/[!_]*",
+        "experiments/[!_]*",
+        "environments/[!_]*",
+        "api/[!_]*",
+        "api/ofrep/[!_]*",
+        "events/[!_]*",
+    ],
 }
 LIBRARIES = [
     (sorted(str(path) for part in parts for path in Path("tornado_gateway").glob(f"{part}.py")), name)

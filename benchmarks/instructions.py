@@ -59,6 +59,7 @@ PERCENT = 3.0  # largest growth that passes
 START_SECONDS = 240.0
 QUIET_SECONDS = 1.0
 IDLE_SECONDS = 4.0
+KEY_QUERY = f"?accountId={accounts.ACCOUNT_ID}&sdkKey={accounts.SDK_KEY}"  # of thin SDKs
 NOTES = (
     "User-space instructions of the process that responds, with all its threads, until the last full batch of events "
     "has been delivered; system calls are not included.",
@@ -104,12 +105,12 @@ class Counted(NamedTuple):
 
 @contextlib.contextmanager
 def gateway(
-    build: Build, kind: Callable[..., Any], *, uses_redis: bool = False, **options: object
+    build: Build, kind: Callable[..., Any], *, uses_redis: bool = False, environments: int = 0, **options: object
 ) -> Iterator[Counted]:
     with directory() as folder, vendor() as vendor_port, contextlib.ExitStack() as stack:
         if uses_redis:
             options |= {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": stack.enter_context(redis())}
-        (folder / "settings.json").write_text(json.dumps(accounts.account(FEATURES, kind)))
+        options |= settings_options(folder, accounts.account(FEATURES, kind), environments)
         (folder / "sitecustomize.py").write_text(SLOW_DOWN)
         port = free_port()
         options |= {
@@ -118,7 +119,6 @@ def gateway(
             "WORKERS": 1,
             "DECISION_REQUIRED": "true",
             "DATA_DIR": folder / "data",
-            "SETTINGS_FILE": folder / "settings.json",
             "UPSTREAM_URL": f"http://127.0.0.1:{vendor_port}",
             "EVENT_QUEUE_LIMIT": 100_000_000,
             "SHUTDOWN_SECONDS": 2,
@@ -133,6 +133,21 @@ def gateway(
         ready = answers(f"http://127.0.0.1:{port}/ready")
         with under_valgrind(folder, *command, ready=ready, **options) as pid:
             yield Counted(family_of(pid)[-1], port, vendor_port, folder)
+
+
+def settings_options(folder: Path, document: dict[str, Any], environments: int) -> dict[str, object]:
+    """Write the settings, for each of so many environments in a file, or for the only one without a file."""
+    blocks = []
+    for number in range(max(1, environments)):
+        key = f"{accounts.SDK_KEY[:-3]}{number:03}" if number else accounts.SDK_KEY
+        file = f"settings{number or ''}.json"
+        (folder / file).write_text(json.dumps(document | {"sdkKey": key}))
+        block = f'[[environment]]\nname = "environment-{number}"\naccount_id = {accounts.ACCOUNT_ID}\n'
+        blocks.append(f'{block}sdk_key = "{key}"\nsettings_file = "{file}"\n')
+    if not environments:
+        return {"SETTINGS_FILE": folder / "settings.json"}
+    (folder / "environments.toml").write_text("\n".join(blocks))
+    return {"ENVIRONMENTS_FILE": folder / "environments.toml"}
 
 
 @contextlib.contextmanager
@@ -171,7 +186,7 @@ def numbers() -> Iterator[int]:
         yield number
 
 
-def flags(port: int, *, is_located: bool = False) -> Requests:
+def flags(port: int, *, is_located: bool = False, query: str = "") -> Requests:
     agents = accounts.user_agents()
     with directory() as folder:
         networks = [line.split() for line in accounts.write_networks(folder / "networks").read_text().splitlines()]
@@ -182,7 +197,7 @@ def flags(port: int, *, is_located: bool = False) -> Requests:
             fields["ipAddress"] = ".".join(map(str, address.to_bytes(4, "big")))
             fields["userAgent"] = agents[number % len(agents)]
         fields["customVariables"] = {"plan": "none" if number % 2 else "gold", "age": 33}
-        yield post("/server-side/getFlag", json.dumps(fields, separators=(",", ":")))
+        yield post(f"/server-side/getFlag{query}", json.dumps(fields, separators=(",", ":")))
 
 
 def evaluations(port: int) -> Requests:
@@ -238,6 +253,10 @@ CASES = {
     "constant": Case(constant, flags),
     "plain": Case(partial(gateway, kind=accounts.plain), flags),
     "main": Case(partial(gateway, kind=accounts.tested), flags),
+    "main, key in the query": Case(partial(gateway, kind=accounts.tested), partial(flags, query=KEY_QUERY)),
+    "main, three environments": Case(
+        partial(gateway, kind=accounts.tested, environments=3), partial(flags, query=KEY_QUERY)
+    ),
     "located": Case(
         partial(gateway, kind=accounts.enriched, MAXMIND_DB_PATH=accounts.LOCATION_DATABASE),
         partial(flags, is_located=True),

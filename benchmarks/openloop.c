@@ -1,7 +1,8 @@
 /* An open-loop load, single-threaded: requests leave at a fixed rate, whatever the server does.
 
-       openloop PORT RATE SECONDS FEATURES CONNECTIONS FIRST_VISITOR > samples
+       openloop PORT RATE SECONDS FEATURES CONNECTIONS FIRST_VISITOR [QUERY...] > samples
 
+   With queries, such as ?sdkKey=..., requests have them in turn.
    Waits until the next request is due or an answer is there, whichever comes first. Writes for each answer three
    doubles: when the request was meant to leave (seconds since the start), how long after that its answer was there, and
    how late it left although a connection was free, both in seconds. Says on standard error when it started (monotonic
@@ -54,15 +55,17 @@ static int connected(int port)
     return sock;
 }
 
-static void ask(int connection, long number, int features, unsigned long long visitor)
+static void ask(int connection, long number, long feature, unsigned long long visitor, const char *query)
 {
     char body[256], request[512];
     int size = snprintf(body, sizeof body,
                         "{\"featureKey\":\"feature-%ld\",\"userId\":\"visitor-%llu\","
                         "\"customVariables\":{\"plan\":\"%s\",\"age\":33}}",
-                        number % features, visitor + (unsigned long long)number, number % 2 ? "none" : "gold");
+                        feature, visitor + (unsigned long long)number, number % 2 ? "none" : "gold");
     size = snprintf(request, sizeof request,
-                    "POST /server-side/getFlag HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%s", size, body);
+                    "POST /server-side/getFlag%s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%s", query, size,
+                    body);
+    if (size >= (int)sizeof request) fail("a query is too long");
     if (send(sockets[connection], request, (size_t)size, MSG_NOSIGNAL) != size) fail("send");
 }
 
@@ -82,10 +85,13 @@ static int take_idle(int connections)
 
 int main(int argc, char **argv)
 {
-    if (argc != 7) return fputs("usage: openloop PORT RATE SECONDS FEATURES CONNECTIONS FIRST_VISITOR\n", stderr), 2;
+    if (argc < 7) {
+        return fputs("usage: openloop PORT RATE SECONDS FEATURES CONNECTIONS FIRST_VISITOR [QUERY...]\n", stderr), 2;
+    }
     int port = atoi(argv[1]), features = atoi(argv[4]), connections = atoi(argv[5]);
     double rate = atof(argv[2]), seconds = atof(argv[3]);
     unsigned long long visitor = strtoull(argv[6], NULL, 10);
+    long queries = argc > 7 ? argc - 7 : 1;
     if (connections < 1 || connections > MOST_CONNECTIONS || features < 1 || rate <= 0) {
         return fprintf(stderr, "openloop: 1 to %d connections, a feature and a rate\n", MOST_CONNECTIONS), 2;
     }
@@ -109,7 +115,7 @@ int main(int argc, char **argv)
             int connection = take_idle(connections);
             asked[connection].due = due;
             asked[connection].late = time - ready;
-            ask(connection, sent, features, visitor);
+            ask(connection, sent, sent / queries % features, visitor, argc > 7 ? argv[7 + sent % queries] : "");
         }
         if (time > end) break;
         double patience = sent < count && idle_count ? due - time : 1.0;

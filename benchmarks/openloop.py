@@ -38,11 +38,16 @@ class Samples:
     errors: int
 
 
-def run(port: int, *, rate: float, seconds: float, features: int, connections: int = 64) -> Row:
-    """Send everything, wait for all answers. Raises UnavailableError where the generator cannot be compiled."""
+def run(
+    port: int, *, rate: float, seconds: float, features: int, connections: int = 64, queries: Sequence[str] = ()
+) -> Row:
+    """Send everything, with each query in turn, and wait for all answers.
+
+    Raises UnavailableError where the generator cannot be compiled.
+    """
     first_visitor = time.time_ns() // 1000 % 10**10 * 1000
     numbers = (port, rate, seconds, features, connections, first_visitor)
-    command = ["taskset", "-c", str(LOAD_CORE), str(_program()), *map(str, numbers)]
+    command = ["taskset", "-c", str(LOAD_CORE), str(_program()), *map(str, numbers), *queries]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the generator of the load failed: {done.stderr.decode()}")

@@ -2,18 +2,22 @@
 
     python benchmarks/vendor.py PORT [--settings FILE] [--changing] [--unleash FILE]
 
-With --changing every request for settings gets another version of the document. /count tells what has arrived.
+With --changing every request for settings gets another version of the document. The document has the SDK key of
+the request. /count tells what has arrived, also for each key.
 """
 
 import argparse
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import orjson
 import uvloop
+from accounts import SDK_KEY
 
+from tornado_gateway.http.fields import query_text
 from tornado_gateway.http.limits import Limits, ServerOptions
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.http.server import Server
@@ -28,7 +32,7 @@ class Vendor:
         self._settings = settings
         self._unleash = unleash
         self._is_changing = is_changing
-        self._events = 0
+        self._events: Counter[str] = Counter()  # by SDK key
         self._requests = 0
         self._last_at = 0.0
         self._settings_at: list[float] = []
@@ -45,17 +49,20 @@ class Vendor:
         if self._is_changing:
             version = b'"version":%d' % len(self._settings_at)
             return Response(200, self._settings.replace(b'"version":1', version, 1))
-        return Response(200, self._settings)
+        key = (query_text(request.query, b"i") or SDK_KEY).encode()
+        return Response(200, self._settings.replace(SDK_KEY.encode(), key))
 
     def take(self, request: Request) -> Response:
         """Every event has one message id, whoever wrote it."""
-        self._events += request.body.count(b'"msgId"')
+        key = query_text(request.query, b"env") or ""
+        self._events[key] += request.body.count(b'"msgId"')
         self._requests += 1
         self._last_at = time.monotonic()
         return TAKEN
 
     def count(self, request: Request) -> Response:
-        counts = {"events": self._events, "requests": self._requests, "last_at": self._last_at}
+        counts = {"events": self._events.total(), "by_key": self._events}
+        counts |= {"requests": self._requests, "last_at": self._last_at}
         return Response(200, orjson.dumps(counts | {"now": time.monotonic(), "settings_at": self._settings_at}))
 
 

@@ -16,7 +16,7 @@ LINES = (
     {"errors", "logs", "gate", "backoff", "tasks", "version"},
     {"core", "http", "config"},
     {"store"},
-    {"settings", "events", "upstream", "enrichment", "telemetry"},
+    {"settings", "events", "upstream", "enrichment", "telemetry", "experiments"},
     {"environments"},
     {"insight"},
     {"api", "console"},

@@ -64,16 +64,19 @@ class Periodic:
             logger.exception("a periodic call failed, retrying in %g s", self._seconds)
 
 
+Signature = tuple[tuple[int, int, int] | None, ...]  # of files
+
+
 class FileWatch:
     """Tells whether files have changed. Links are followed: certbot and Kubernetes replace them."""
 
     def __init__(self, *paths: Path) -> None:
         self._paths = paths
-        self._seen = _signature(paths)
+        self._seen = signature(paths)
 
     def has_changed(self) -> bool:
         """Return whether a file has changed since the last call, or since the watch was created."""
-        before, self._seen = self._seen, _signature(self._paths)
+        before, self._seen = self._seen, signature(self._paths)
         return self._seen != before
 
 
@@ -96,7 +99,8 @@ async def end_tasks(*tasks: asyncio.Task[Any] | None) -> None:
         await asyncio.wait(started)
 
 
-def _signature(paths: Iterable[Path]) -> tuple[tuple[int, int, int] | None, ...]:
+def signature(paths: Iterable[Path]) -> Signature:
+    """Return values that change with the files."""
     return tuple(_signature_of(path) for path in paths)
 
 
@@ -104,7 +108,7 @@ def _signature_of(path: Path) -> tuple[int, int, int] | None:
     """Return values that change with the file; None if there is none, as in the middle of a replacement."""
     try:
         stat = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no path
         return None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 

@@ -126,3 +126,11 @@ def test_an_unknown_environment_is_named(file):
     file.write_text(BROWSER)
     with pytest.raises(ConfigError, match=r"expected names of environments .default., got 'production'"):
         load({}, {"ACCOUNT_ID": "1", "SDK_KEY": "k" * 32, "TOKENS_FILE": str(file)})
+
+
+def test_a_token_may_name_an_environment_that_is_not_in_the_file(file, tmp_path):
+    file.write_text(BROWSER)
+    environments = tmp_path / "environments.toml"
+    environments.write_text(f'[[environment]]\nname = "staging"\naccount_id = 1\nsdk_key = "{"s" * 32}"\n')
+    config = load({}, {"ENVIRONMENTS_FILE": str(environments), "TOKENS_FILE": str(file)})
+    assert config.tokens_file == file

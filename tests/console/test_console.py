@@ -25,6 +25,7 @@ from redis_servers import RedisServer, needs_redis_server
 from several import KEYS, KeyedVendor, document, gateway_of, statuses, three
 from vendor import Fault, Vendor
 
+from tornado_gateway import core
 from tornado_gateway.console.auth import COOKIE, Auth
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -47,7 +48,7 @@ FLAGS = [
     # Whatever a browser asks by itself (updates, autofill) does not leave this machine.
     "--host-resolver-rules=MAP gateway.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
-TABS = ["overview", "features", "explain", "events"]
+TABS = ["overview", "features", "experiments", "explain", "events", "settings"]
 TOKEN = "correct-horse-battery"
 IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148 Safari/604.1"
 
@@ -175,6 +176,28 @@ def load_on(gateway, connections=4):
         thread.join()
 
 
+def cursors_follow(page):
+    """The cursor in one chart shows the time and the values of its moment in each of them, in the browser's zone."""
+    area = page.locator(".chart .u-over").first
+    box = area.bounding_box()
+    area.hover(position={"x": box["width"] - 3, "y": 30})
+    for at in page.locator(".chart .at").all():
+        expect(at).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
+    page.mouse.move(0, 0)
+    expect(page.locator(".chart .at").first).to_have_text("")
+
+
+# Whether each chart has pixels of the colour of its first line.
+DRAWN = """() => [...document.querySelectorAll(".chart")].map((chart) => {
+  const wanted = getComputedStyle(chart.querySelector(".swatch")).color.match(/[0-9]+/g).map(Number);
+  const canvas = chart.querySelector("canvas");
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  for (let at = 0; at < data.length; at += 4)
+    if (data[at + 3] === 255 && wanted.every((value, index) => Math.abs(value - data[at + index]) < 3)) return true;
+  return false;
+})"""
+
+
 def number(text):
     return float(text.replace(",", "").replace("K", "e3").replace("M", "e6"))
 
@@ -195,11 +218,42 @@ def test_the_overview_moves_under_load(open_page, gateway):
         picture(page, "overview")
         received = number(page.locator("#equation b").first.inner_text())
         expect(page.locator("#equation b").first).not_to_have_text(f"{received:,.0f}")
-        for path in page.locator(".chart .stroke").all():
-            expect(path).to_have_attribute("d", re.compile("L"))
+        assert page.evaluate(DRAWN) == [True] * 4
+        cursors_follow(page)
     parts = [number(part) for part in page.locator("#equation b").all_inner_texts()]
     assert parts[0] == sum(parts[1:]) > received
     expect(page.locator("#workers tr")).to_have_count(1)
+
+
+def test_the_range_of_all_charts_can_be_chosen_and_settings_changes_are_marked(open_page):
+    """The markers are those of the overview's document. Samples of a day have gaps, which stay gaps."""
+    asked = []
+    now = int(time.time())
+
+    def a_day(route):
+        asked.append(route.request.url.partition("range=")[2])
+        document = route.fetch().json()
+        if asked[-1] == "24h":
+            at = [now - 86_000 + 240 * row for row in range(359) if not 100 < row < 200]
+            numbers = {name: [row % 50 for row in range(len(at))] for name in document["samples"]}
+            document["samples"] = {**numbers, "at": at, "interval_seconds": 240}
+            document["markers"] = [{"at": now - 7200, "label": "promo-banner: traffic 20 % → 100 %"}]
+        route.fulfill(json=document)
+
+    page = open_page()
+    page.route("**/admin/overview?*", a_day)
+    expect(page.locator("#charts canvas")).to_have_count(4)
+    page.click("[data-range='24h']")
+    expect(page.locator("[data-range][aria-pressed='true']")).to_have_text("24 h")
+    expect(page.locator(".chart .legend-value").first).not_to_have_text("0")
+    area = page.locator(".chart .u-over").nth(2)
+    box = area.bounding_box()
+    area.hover(position={"x": box["width"] * 11 / 12, "y": 40})
+    expect(page.locator(".chart .marker")).to_have_count(4)
+    expect(page.locator(".chart .marker").first).to_have_text("promo-banner: traffic 20 % → 100 %")
+    picture(page, "overview-day")
+    assert "24h" in asked
+    page.unroute_all(behavior="wait")
 
 
 def test_explain_shows_the_rule_that_decided_and_sends_nothing(open_page, gateway, vendor):
@@ -314,6 +368,51 @@ def test_recent_events_can_be_paused_and_opened(open_page, gateway):
     expect(page.locator("#recent details[open]")).to_have_count(1)  # what was opened stays open
 
 
+def settings_with(headline):
+    settings = sample_document()
+    settings["campaigns"][0]["variations"][0]["variables"][0]["value"] = headline
+    return settings
+
+
+def test_a_version_is_pinned_from_the_timeline_and_unpinned(open_page, tmp_path):
+    """With an explanation by the former settings, and the pin in the head of the page."""
+    options = {"POLLING_TIME": "500", "ADMIN_TOKEN": OPERATORS_TOKEN}
+    with Vendor(settings_with("old")) as vendor, Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
+        vendor.settings = orjson.dumps(settings_with("new"))
+        page = open_page("/console#settings", at=gateway)
+        page.watch.allowed = "401"  # before it signs in
+        page.fill("#token", OPERATORS_TOKEN)
+        page.click("#sign-in-form .primary")
+        expect(page.locator("#versions > li")).to_have_count(2)
+        newest, former = page.locator("#versions > li").first, page.locator("#versions > li").last
+        newest.locator("summary").click()
+        expect(newest.locator("ul")).to_contain_text('variable headline of variation Everyone "old" -> "new"')
+        picture(page, "settings")
+        show(page, "explain")
+        page.fill("#explain-id", "user-1")
+        page.select_option("#explain-feature", "new-checkout")
+        page.select_option("#explain-version", index=1)
+        page.click("#explain-form .primary")
+        expect(page.locator(".decision-body").first).to_contain_text("old")
+        show(page, "settings")
+        former.get_by_role("button").click()
+        expect(page.locator("#pin-reason")).to_be_focused()
+        page.keyboard.type("checkout is broken")
+        page.select_option("#pin-seconds", "7200")
+        picture(page, "settings-pin")
+        assert faults(page) == []
+        page.click("#pin-form .primary")
+        expect(page.locator("#pin-badge")).to_be_visible()
+        expect(page.locator("#pin-hint")).to_contain_text("(checkout is broken)")
+        expect(page.locator("#state")).to_contain_text("pinned to")
+        expect(former).to_contain_text("in use")
+        picture(page, "settings-pinned")
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.click("#unpin")
+        expect(page.locator("#pin-badge")).to_be_hidden()
+        expect(page.locator("#pin-hint")).to_have_text("No version is pinned: the gateway follows VWO.")
+
+
 def test_features_read_as_rules_and_can_be_filtered(open_page):
     page = open_page("/console#features")
     expect(page.locator(".feature:visible")).to_have_count(11)
@@ -419,7 +518,7 @@ def test_nothing_is_wider_than_a_phone(open_page):
         outside = page.evaluate(
             "[...document.querySelectorAll('header button, header a, main *')].filter((e) => {"
             " const b = e.getBoundingClientRect();"
-            " return b.width && b.right > innerWidth + 1 && !e.closest('.scroll, pre, svg, .for-readers'); })"
+            " return b.width && b.right > innerWidth + 1 && !e.closest('.scroll, .tabs, pre, svg, .for-readers'); })"
             ".map((e) => e.outerHTML.slice(0, 80))"
         )
         assert outside == [], tab
@@ -441,8 +540,9 @@ def test_the_keyboard_is_enough(open_page):
     page.focus("#tab-overview")
     for key, tab in (
         ("ArrowRight", "features"),
+        ("ArrowRight", "experiments"),
         ("ArrowRight", "explain"),
-        ("End", "events"),
+        ("End", "settings"),
         ("ArrowRight", "overview"),
     ):
         page.keyboard.press(key)
@@ -461,7 +561,7 @@ def test_the_keyboard_is_enough(open_page):
     page.keyboard.press("Enter")
     expect(page.locator(".feature[open]")).to_have_count(1)
     page.focus("#tab-features")
-    page.keyboard.press("3")
+    page.keyboard.press("4")
     page.keyboard.press("Tab")
     expect(page.locator("#explain-feature")).to_be_focused()
     page.keyboard.press("Tab")
@@ -549,6 +649,45 @@ def test_h8_stuck_events_are_a_problem_on_the_overview(open_page, vendor, tmp_pa
         expect(delivery.locator(".pill.bad")).to_have_text("stuck")
         expect(delivery.locator("dd.bad")).to_contain_text("delivery reports no error")
         page.goto("about:blank")  # it must not ask a gateway that has ended
+
+
+def impressions(campaign, variations):
+    """A batch of an SDK: visitors with these variations."""
+    visitors = [core.visitor_uuid("1", f"visitor-{number}") for number in range(len(variations))]
+    shown = [{"vwo_envKey": sample_document()["sdkKey"], "id": campaign, "variation": each} for each in variations]
+    return [
+        {"d": {"msgId": f"{one}-1", "visId": one, "event": {"name": "vwo_variationShown", "props": props}}}
+        for one, props in zip(visitors, shown, strict=True)
+    ]
+
+
+def test_experiments_with_wrong_shares_come_first(open_page, guarded):
+    batch = {"ev": impressions(122, [1, 2] * 600) + impressions(102, [1, 1, 2] * 500)}
+    path = f"/server-side/batch-events-v2?a={sample_document()['accountId']}"
+    guarded.request("POST", path, orjson.dumps(batch), {"Authorization": sample_document()["sdkKey"]})
+    guarded.post("/server-side/getFlag", {"featureKey": "new-checkout", "userId": "user-1"})
+    guarded.post("/server-side/getFlag", {"featureKey": "no-such-feature", "userId": "user-1"})
+    page = open_page("/console#experiments", at=guarded)
+    page.watch.allowed = "401"
+    page.fill("#token", TOKEN)
+    page.press("#token", "Enter")
+    cards = page.locator("#experiment-list > article")
+    expect(page.locator("#experiment-count")).to_have_text("7 experiments, 1 with a sample ratio mismatch")
+    first = cards.first
+    expect(first.locator(".pill")).to_have_text("mismatch")
+    expect(first).to_contain_text("One step or two for members")
+    expect(first).to_contain_text("66.")
+    expect(first).to_contain_text("50 %")
+    expect(page.locator("[data-verdict='as configured']")).to_have_count(1)
+    expect(page.locator("[data-verdict='too few visitors']")).to_have_count(5)
+    assert faults(page) == []
+    picture(page, "experiments")
+    show(page, "features")
+    usage = page.locator("[data-usage='new-checkout']")
+    expect(usage).to_contain_text("1 decision: ", timeout=60_000)
+    expect(usage).to_contain_text("per minute")
+    expect(page.locator("#unknown-keys")).to_have_text("Requested keys that no feature has: no-such-feature (1)")
+    picture(page, "features-usage")
 
 
 # Who may

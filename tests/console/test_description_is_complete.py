@@ -1,6 +1,7 @@
 """Row H4: fields, limits and request fields in the API description and docs/endpoints.md are those of the code."""
 
 import http.client
+import math
 import re
 from urllib.parse import urlencode
 
@@ -21,8 +22,11 @@ from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.console.recent_events import RESPONSE_BYTES, SHOWN_BYTES
 from tornado_gateway.enrichment.lists import FRESH_SECONDS
 from tornado_gateway.environments.slow_patterns import MOST_NAMES
+from tornado_gateway.experiments.features import STALE_SECONDS
+from tornado_gateway.experiments.monitor import MERGE_SECONDS
 from tornado_gateway.http.fields import MAX_DIGITS, MAX_DOCUMENT_BYTES, MAX_ID_BYTES, MAX_LEVELS, MAX_TEXT_BYTES
 from tornado_gateway.telemetry.attempts import FAILURES, FAILURES_OF_ADDRESS, PERIOD_SECONDS
+from tornado_gateway.telemetry.series import RINGS
 from tornado_gateway.telemetry.turns import LONGEST_WAIT_SECONDS
 
 ENDPOINTS = (ROOT / "docs" / "endpoints.md").read_text()
@@ -188,7 +192,7 @@ def test_h4_the_fields_of_a_visitor_are_those_that_are_read(name):
         "FlagRequest": {"featureKey"},
         "TrackRequest": {"eventName", "eventProperties"},
         "AttributeRequest": {"attributeKey", "attributeValue", "attributes"},
-        "ExplainRequest": {"featureKey"},
+        "ExplainRequest": {"featureKey", "version"},
     }
     described = set(DOCUMENT["components"]["schemas"][name]["properties"])
     assert described == fields.read | {"userId", "id"} | own[name]
@@ -208,9 +212,11 @@ def quantities():
     yield from (f"{SHOWN_BYTES >> 10} KB", f"{SHOWN_BYTES} bytes")
     yield from (f"{FAILURES_OF_ADDRESS} wrong tokens", f"{FAILURES_OF_ADDRESS} from", f"{FAILURES} in total")
     yield from (f"{FRESH_SECONDS / 60:.0f} minutes", f"{LONGEST_WAIT_SECONDS:.0f} s")
+    yield from (f"{RINGS['1h'][0]} s", f"{math.prod(RINGS['24h']) // 3600} hours")
     yield f"{int(shortest)} to {int(longest)} small"
     yield f"Max-Age: {MAX_AGE_SECONDS}"
     yield from (f"{MOST_NAMES} features", f"{MAX_FEATURES} features", f"{REPEAT_SECONDS:.0f} s")
+    yield from (f"{STALE_SECONDS / 86_400:.0f} days", f"{MERGE_SECONDS:.0f} seconds")
     for name in ("EVENT_QUEUE_LIMIT", "EVENT_QUEUE_BYTES"):
         (option,) = (option for option in OPTIONS if option.name == name)
         yield f"{option.default} {'events' if name.endswith('LIMIT') else 'bytes'}"

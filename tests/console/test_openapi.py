@@ -20,11 +20,12 @@ from tornado_gateway.config import OPTIONS, Config
 from tornado_gateway.console.admin_pages import SHOWN_LETTERS
 from tornado_gateway.console.auth import COOKIE, SESSION_SECONDS
 from tornado_gateway.console.openapi import DOCUMENT
-from tornado_gateway.console.overview import SAMPLE_SECONDS, SAMPLES
+from tornado_gateway.console.overview import SAMPLE_SECONDS
 from tornado_gateway.console.pages import ROUTES as PAGES
 from tornado_gateway.console.recent_events import SHOWN_BYTES
 from tornado_gateway.enrichment.lists import FRESH_SECONDS
 from tornado_gateway.telemetry.attempts import FAILURES, FAILURES_OF_ADDRESS
+from tornado_gateway.telemetry.series import RINGS
 
 OPERATIONS = [
     (path, method, operation) for path, item in DOCUMENT["paths"].items() for method, operation in item.items()
@@ -140,7 +141,7 @@ def test_limits_and_names_are_those_of_the_code():
     assert f"{queue_limit} events wait" in orjson.dumps(DOCUMENT["components"]["responses"]["NotAccepted"]).decode()
 
 
-DURATIONS = {1: "once a second", 300: "five minutes", 12 * 3600: "twelve hours"}
+DURATIONS = {1: "once a second", 300: "five minutes", 3600: "one hour", 12 * 3600: "twelve hours", 86400: "24 hours"}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ DURATIONS = {1: "once a second", 300: "five minutes", 12 * 3600: "twelve hours"}
         ("get", "/server-side/v2-pull", PULL_PAUSE_SECONDS),
         ("get", "/check-attribute", FRESH_SECONDS),
         ("post", "/admin/session", SESSION_SECONDS),
-        ("get", "/admin/overview", SAMPLES * SAMPLE_SECONDS),
+        *(("get", "/admin/overview", every * rows * SAMPLE_SECONDS) for every, rows in RINGS.values()),
     ],
 )
 def test_durations_are_those_of_the_code(method, path, seconds):

@@ -4,8 +4,10 @@ import time
 
 import pytest
 
-from tornado_gateway.console.overview import History, quantile_ms
+from tornado_gateway.console.overview import History
 from tornado_gateway.telemetry.layout import REQUEST_BUCKETS
+from tornado_gateway.telemetry.scoreboard import Scoreboard
+from tornado_gateway.telemetry.series import GAUGES, PUBLISHED, RATES, RINGS, SHARED_BYTES, Sample, Series, quantile_ms
 
 
 def test_the_overview_samples_rates_and_gauges():
@@ -44,3 +46,41 @@ def test_a_quantile_lies_in_its_bucket():
     assert 2.5 < quantile_ms(counts, 0.995) <= 5
     assert quantile_ms([0] * len(counts), 0.5) is None
     assert quantile_ms([*[0] * len(REQUEST_BUCKETS), 3], 0.5) == REQUEST_BUCKETS[-1] * 1000
+
+
+def sample(second, waiting=0):
+    """The counters after so many seconds with 100 requests, all of them shorter than 0.5 ms."""
+    values = {**dict.fromkeys(RATES, 100 * second), **dict.fromkeys(GAUGES, 0), "waiting": waiting}
+    return Sample(1000.0 + second, values, [0, 100 * second, *[0] * (len(REQUEST_BUCKETS) - 1)])
+
+
+def test_a_day_of_samples_is_kept_in_bounded_rings():
+    """A spike of one second is visible in each of them: gauges are the highest of their interval."""
+    series = Series()
+    spike = 90_000 - 100
+    for second in range(90_001):
+        series.add(sample(second, waiting=7 if second == spike else None))
+    for name, (every, rows) in RINGS.items():
+        columns = series.columns(name)
+        assert len(columns["at"]) == rows
+        assert columns["interval_seconds"] == every
+        assert columns["at"][-1] - columns["at"][0] == every * (rows - 1)
+        assert set(columns["requests"]) == {100.0}
+        assert 0.25 < columns["p50_ms"][-1] < 0.5
+        assert [value for value in columns["waiting"] if value is not None] == [7]
+
+
+def test_a_worker_that_replaces_another_continues_the_long_rings():
+    shared = Scoreboard(2).series
+    assert shared.capacity >= SHARED_BYTES
+    first = Series(shared, 0)
+    for second in range(5000):
+        first.add(sample(second))
+    first.publish()
+    Series(shared, 1).publish()
+    later = Series(shared, 0)
+    later.adopt()
+    for name in PUBLISHED:
+        assert later.columns(name) == first.columns(name)
+    assert len(later.columns("1h")["at"]) == RINGS["1h"][1]
+    assert later.columns("5m")["at"] == []

@@ -33,6 +33,7 @@ EXCEPTIONS = {
     "tornado-gateway environments": "needs a file: run by tests/cli/test_environments.py",
     "tornado-gateway config --environments-file": "needs a file: run by tests/cli/test_environments.py",
     "tornado-gateway doctor --environments-file": "needs a file: run by tests/cli/test_environments.py",
+    "tornado-gateway settings": "needs settings that have changed: run by tests/cli/test_settings.py",
     "systemd-analyze": "run by test_install.py",
 }
 

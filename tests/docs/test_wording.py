@@ -111,7 +111,11 @@ PATHS = sorted(
         *ROOT.glob("docs/**/*.md"),
         *PACKAGE.rglob("*.py"),
         *PACKAGE.rglob("*.lua"),
-        *(path for path in (PACKAGE / "console" / "web").iterdir() if path.suffix in (".js", ".html")),
+        *(
+            path
+            for path in (PACKAGE / "console" / "web").iterdir()
+            if path.suffix in (".js", ".html") and path.name != "uPlot.iife.min.js"
+        ),
         PACKAGE / "console" / "openapi.json",
         *ROOT.glob("conf/*.env"),
         *ROOT.glob("conf/*.yaml"),

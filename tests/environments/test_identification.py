@@ -174,8 +174,13 @@ def test_contradictions_are_rejected(make, case):
     setting = make()
     assert setting.of(query, headers) == expected
     assert setting.of(query, headers) == expected
-    assert setting.of_lookup(query, headers) == expected
     assert setting.of_event(query, headers) == expected
+
+
+@pytest.mark.parametrize("case", [case for case, (query, *_) in CONTRADICTIONS.items() if "i=" not in query])
+def test_contradictions_of_lookups_are_rejected(make, case):
+    query, headers, expected = CONTRADICTIONS[case]
+    assert make().of_lookup(query, headers) == expected
 
 
 def test_requests_without_an_environment_are_counted_and_logged_once_an_hour(make, caplog):
@@ -262,10 +267,10 @@ NOT_ALLOWED = 403, "this token may not be used in environment brand"
 @pytest.mark.parametrize(
     ("query", "token", "expected"),
     [
-        ("a=2", TOKEN, NOT_ALLOWED),
-        (f"i={BRAND}", TOKEN, NOT_ALLOWED),
-        ("a=1", TOKEN, "production"),  # of both, the default one
-        ("a=1", OTHERS, "staging"),
+        ("accountId=2", TOKEN, NOT_ALLOWED),
+        (f"sdkKey={BRAND}", TOKEN, NOT_ALLOWED),
+        ("accountId=1", TOKEN, "production"),  # of both, the default one
+        ("accountId=1", OTHERS, "staging"),
         ("", OTHERS, "brand"),
     ],
 )
@@ -298,6 +303,8 @@ LOOKUPS = {
     "account of two": ("accountId=1", [], "production", None),
     "unknown account": ("accountId=7", [], None, None),
     "unknown key": ("sdkKey=unknown", [], (400, WRONG), (400, WRONG)),
+    "values of a visitor that are not escaped": ("attribute=x&i=1&env=2&a=3", [], "production", None),
+    "such values beside a key": (f"sdkKey={STAGING}&attribute=x&i=1&env=2&a=3", [], "staging", "staging"),
 }
 
 

@@ -8,7 +8,7 @@ from several import KEYS, KeyedVendor, gateway_of
 
 from tornado_gateway.environments.client_tokens import digest_of, new_token
 
-ONE, TWO, ALL = (new_token("server") for _ in range(3))
+ONE, TWO, ALL, REMOVED = (new_token("server") for _ in range(4))
 PAGE = "https://shop.example"
 FLAG = {"userId": "u", "featureKey": "new-checkout"}
 SETTINGS = "/server-side/v2-settings"
@@ -25,7 +25,8 @@ def block(name, token, environments):
 def gateway(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tokens")
     file = directory / "tokens.toml"
-    file.write_text(block("one", ONE, ["staging"]) + block("two", TWO, ["staging", "other"]) + block("all", ALL, []))
+    blocks = [block("one", ONE, ["staging"]), block("two", TWO, ["staging", "other"]), block("all", ALL, [])]
+    file.write_text("".join([*blocks, block("old", REMOVED, ["removed"])]))
     options = {"CLIENT_AUTH": "all", "TOKENS_FILE": file, "CORS_CONFIG_REQUIRED": "true"}
     with KeyedVendor() as vendor, gateway_of(directory, vendor, **options) as gateway:
         vendor.wait_until(lambda: exchange(gateway, "GET", "/ready?environment=other", None)[0] == 200)
@@ -49,6 +50,11 @@ def test_a_token_of_one_environment_and_another_name_contradict_each_other(gatew
     status, error = served(gateway, ONE, X_FME_Environment="production")
     assert (status, "two environments" in error) == (400, True)
     assert served(gateway, ONE, f"{SETTINGS}?i={KEYS['other']}")[0] == 400
+
+
+def test_a_token_of_a_removed_environment_is_logged_and_rejected(gateway):
+    assert served(gateway, REMOVED) == (403, "the environments of this token are not served")
+    assert "TOKENS_FILE, token old: environments: expected names of environments" in gateway.log()
 
 
 def test_a_token_of_several_restricts_the_environments_of_a_request(gateway):

@@ -14,11 +14,12 @@ from redis_servers import DEPLOYMENTS, needs_redis_server
 from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
 from tornado_gateway.process.redis_options import redis_options
-from tornado_gateway.store.interfaces import Chunk, NewChunk, Store
+from tornado_gateway.store.interfaces import NO_STATISTICS, Chunk, NewChunk, Store
 from tornado_gateway.store.redis.events import open_redis
 from tornado_gateway.store.redis.state import LEASE_SECONDS
 from tornado_gateway.store.sqlite.events import CHECKPOINT_BYTES, SqliteEvents, open_sqlite
 from tornado_gateway.store.sqlite.state import SqliteState
+from tornado_gateway.store.versions import MOST_BYTES, MOST_VERSIONS, Pin, digest_of
 
 IMPLEMENTATIONS = ["sqlite", *(pytest.param(name, marks=needs_redis_server) for name in DEPLOYMENTS)]
 
@@ -179,6 +180,84 @@ async def test_a_change_of_a_document_is_noticed(store, open_store):
     await other.close()
 
 
+# Versions of a document, and the pin
+
+
+async def saved(store, *bodies):
+    return [(await store.state.save_document("s", body, "one", "poll")).latest for body in bodies]
+
+
+async def test_versions_are_kept_with_their_times_and_sources(store, open_store):
+    other = open_store()
+    await other.open()
+    assert await store.state.versions("s") == []
+    a, b, again = await saved(store, b"a" * 1000, b"b", b"a" * 1000)
+    assert again == a
+    newest, older = await other.state.versions("s")
+    assert (newest.digest, newest.number, newest.source, newest.by, newest.size) == (a, 3, "poll", "one", 1000)
+    assert newest.first_at <= older.at <= newest.at
+    assert newest.packed_size < 100
+    assert (older.digest, older.number) == (b, 2)
+    assert await other.state.load_version("s", b) == b"b"
+    assert await other.state.load_version("s", "0" * 16) is None
+    assert (await other.state.load_document("s")).latest == a
+    await other.close()
+
+
+async def test_the_number_and_the_bytes_of_versions_are_limited(store):
+    first, *_ = await saved(store, *(b"%d" % number for number in range(MOST_VERSIONS)))
+    await store.state.pin_document("s", Pin(first, 1.0, "me"))
+    await saved(store, *(b"%d" % number for number in range(MOST_VERSIONS, MOST_VERSIONS + 3)))
+    kept = [one.digest for one in await store.state.versions("s")]
+    assert len(kept) in (MOST_VERSIONS, MOST_VERSIONS + 1)
+    assert kept[-1] == first  # the pinned one
+    (large,) = await saved(store, random.Random(1).randbytes(MOST_BYTES))
+    assert [one.digest for one in await store.state.versions("s")] == [large, first]
+
+
+async def test_a_pinned_version_stays_the_document_until_it_is_unpinned(store, open_store):
+    other = open_store()
+    await other.open()
+    first, second = await saved(store, b"a", b"b")
+    waiting = asyncio.ensure_future(other.state.wait_for_document("s", 2))
+    pin = Pin(first, 1000.5, "root@host", "checkout is broken", 4600.5, 3600.0)
+    pinned = await store.state.pin_document("s", pin)
+    assert (pinned.body, pinned.version, pinned.pin, pinned.latest) == (b"a", 3, pin, second)
+    assert 3500 < pinned.left_seconds <= 3600
+    assert (await asyncio.wait_for(waiting, 60)).pin == pin
+    held = await other.state.save_document("s", b"c")
+    assert (held.body, held.version, held.pin, held.latest) == (b"a", 4, pin, digest_of(b"c"))
+    assert not await store.state.unpin_document("s", Pin(second, 1.0, "me"))
+    assert await other.state.unpin_document("s", pin, "admin")
+    assert not await store.state.unpin_document("s")
+    document = await store.state.load_document("s")
+    assert (document.body, document.version, document.pin, document.left_seconds) == (b"c", 5, None, None)
+    assert document.unpinned_by == "admin"
+    await other.close()
+
+
+async def test_a_pin_outlives_all_workers_and_ends_by_the_clock_of_the_store(open_store):
+    store = open_store()
+    await store.open()
+    (first,) = await saved(store, b"a")
+    await store.state.pin_document("s", Pin(first, 1.0, "me", seconds=0.001))
+    await store.close()
+    again = open_store()
+    await again.open()
+    document = await again.state.load_document("s")
+    assert document.pin.by == "me"
+    await asyncio.sleep(0.01)
+    assert (await again.state.load_document("s")).left_seconds < 0
+    await again.close()
+
+
+async def test_only_a_version_that_is_kept_can_be_pinned(store):
+    assert await store.state.pin_document("s", Pin("0" * 16, 1.0, "me")) is None
+    await saved(store, b"a")
+    assert await store.state.pin_document("s", Pin("0" * 16, 1.0, "me")) is None
+    assert (await store.state.load_document("s")).version == 1
+
+
 async def test_a_lease_has_one_holder_until_it_is_released(store, open_store):
     other = open_store()
     await other.open()
@@ -289,6 +368,24 @@ async def test_records_are_kept_for_their_time(store):
             await asyncio.sleep(0.1)
     assert records == {"f": {"rolloutId": 1}}
     assert await store.state.load_records("other", ["f"]) == {}
+
+
+async def test_of_two_workers_that_replace_the_same_statistics_one_succeeds(store):
+    state = store.state
+    assert await state.load_statistics("a") == NO_STATISTICS
+    assert [await state.replace_statistics("a", body, 0) for body in (b"1", b"\x00\xff")] == [True, False]
+    assert await asyncio.gather(*(state.replace_statistics("a", body, 1) for body in (b"2", b"2"))) in (
+        [True, False],
+        [False, True],
+    )
+    assert await state.replace_statistics("b", b"3", 0)
+    assert await state.load_statistics("a") == (2, b"2")
+    assert await state.statistics_versions() == {"a": 2, "b": 1}
+    assert not await state.replace_statistics("c", b"4", 7)
+    await state.forget_statistics(["a", "unknown"])
+    await state.forget_statistics([])
+    assert await state.statistics_versions() == {"b": 1}
+    assert await state.load_statistics("a") == NO_STATISTICS
 
 
 async def test_a_closed_store_says_so(open_store):

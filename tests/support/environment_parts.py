@@ -13,6 +13,7 @@ from tornado_gateway.errors import UpstreamError
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.usage import UsageStatistics
+from tornado_gateway.experiments.monitor import ExperimentMonitor
 from tornado_gateway.store.interfaces import Store
 from tornado_gateway.upstream.client import DiscardingSink
 
@@ -35,6 +36,7 @@ def environment_of(
         "usage": UsageStatistics(DiscardingSink()),
         "evaluator": Evaluator(None, None, ListChecks(no_member)),  # type: ignore[arg-type]  # for tests without location and device
         "state": store.state,
+        "experiments": ExperimentMonitor(store.state),
         "documents": Documents(nothing, None),
         "load_device": lambda: None,
         "settings_seconds": 5.0,

@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from tornado_gateway.core.event_templates import SHOWN
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.identification import Scope
 from tornado_gateway.environments.registry import Environments
@@ -116,6 +117,7 @@ class EventsApi:
         if data["event"]["name"] == USAGE_STATS:  # filed under the vendor's account: sent alone, with its query
             environment.usage.append(_usage_query(request.query), body)
             return ACCEPTED
+        _note_impression(environment, data)
         is_changed = _clean_address(data)
         if is_from_browser(request) or request.query.find(b"dh=1") >= 0:
             is_changed |= self._fill_visitor(request, data)
@@ -176,6 +178,7 @@ class EventsApi:
             reason = _reason_too_large(event, document) if document else TOO_DEEP
             if document and reason is None:
                 batch.add(environment, document)
+                _note_impression(environment, event["d"])
             else:
                 batch.reject(reason or TOO_DEEP)
 
@@ -263,6 +266,11 @@ def _clean_address(data: Fields) -> bool:
         return False
     data["visitor_ip"] = address or ""
     return True
+
+
+def _note_impression(environment: Environment, data: Fields) -> None:
+    if data["event"]["name"] == SHOWN:
+        environment.experiments.exposures.shown_by_sdk(data)
 
 
 def _append(request: Request, environment: Environment, documents: bytes, count: int) -> Response:

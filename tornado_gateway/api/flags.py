@@ -4,7 +4,7 @@ This runs for every request of every visitor: no IO unless a decision needs it, 
 the settings alone.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from functools import partial
 
 import orjson
@@ -56,7 +56,8 @@ class FlagsApi:
             raise RequestError(400, "eventProperties: expected an object")
         context = with_address(core.context_from_json(fields, user_id(fields)))
         track = partial(_track, request, environment, settings, fields, context)
-        return _after_alias(environment, context, track) if environment.evaluator.resolves_aliases else track()
+        evaluator = environment.evaluator
+        return evaluator.after_alias(context, track) if evaluator.resolves_aliases else track()
 
     def set_attribute(self, request: Request) -> Response | Awaitable[Response]:
         """Return 200 and an empty body always, as documented, once settings are loaded. A header names the fault."""
@@ -71,7 +72,8 @@ class FlagsApi:
         except RequestError as error:
             return Response(200, b"", None, [(b"Warning", f'199 - "{printable(str(error))}"'.encode())])
         store = partial(_set, request, environment, settings, attributes, context)
-        return _after_alias(environment, context, store) if environment.evaluator.resolves_aliases else store()
+        evaluator = environment.evaluator
+        return evaluator.after_alias(context, store) if evaluator.resolves_aliases else store()
 
     async def _get_flag_with_io(
         self,
@@ -120,11 +122,6 @@ def has_details(fields: Fields) -> bool:
 
 def _detailed(settings: core.Settings, decision: core.Decision) -> Response:
     return Response(200, with_details(settings, decision))
-
-
-async def _after_alias(environment: Environment, context: core.Context, respond: Callable[[], Response]) -> Response:
-    await environment.evaluator.resolve_alias(context)
-    return respond()
 
 
 def _track(

@@ -117,7 +117,7 @@ class SettingsApi:
             return json_error(error.status, str(error), [(b"Retry-After", b"%d" % error.retry_after_seconds)])
         if environment is None:
             return json_error(401, "The token does not match WEBHOOK_TOKEN.")
-        refreshed = await _refresh(self._served_of(environment))
+        refreshed = await _refresh(self._served_of(environment), "webhook")
         return Response(200, orjson.dumps({"refreshed": refreshed}))
 
     def _served_of(self, environment: Environment) -> _Served:
@@ -134,7 +134,8 @@ class SettingsApi:
             return self._settings_when_loaded(request, served)
         if request.query:
             dialect, fetch = _dialect(request.query), served.environment.documents.fetch_dialect
-            if dialect != MAIN and fetch is not None:
+            is_pinned = served.environment.mirror.pinning.pin is not None  # of which there is no other dialect
+            if dialect != MAIN and fetch is not None and not is_pinned:
                 return self._settings_in(dialect, fetch, request, served)
         return _choose(request, main)
 
@@ -143,7 +144,7 @@ class SettingsApi:
             wait_seconds = self._turns.take(name=served.environment.access.name)
             if wait_seconds is not None:  # otherwise many workers wait, and the current document has to do
                 await asyncio.sleep(wait_seconds)
-                await _refresh(served)
+                await _refresh(served, "pull")
         finally:
             served.pulling = None
 
@@ -184,9 +185,9 @@ class SettingsApi:
         return served.others.get(dialect)
 
 
-async def _refresh(served: _Served) -> bool:
+async def _refresh(served: _Served, cause: str) -> bool:
     served.make_stale()
-    return await served.environment.mirror.pull(served.environment.documents.pull)
+    return await served.environment.mirror.pull(served.environment.documents.pull, cause)
 
 
 def _responses(document: SettingsDocument) -> _Responses:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -27,6 +28,10 @@ from tornado_gateway.config import (
 from tornado_gateway.version import BUILD
 
 Command = Callable[[argparse.Namespace], int]
+
+ENVIRONMENT_HELP = "environment of ENVIRONMENTS_FILE (default: its default)"
+UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
+VERSION_HELP = "number or digest of the list, or current, latest or previous"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     console_url = _add_command(commands, "console-url", _console_url, "print a link that signs in to the console")
     add_flags(console_url)
     _add_events(commands)
+    _add_settings(commands)
     _add_tokens(commands)
     _add_environments(commands)
     _add_facts(commands)
@@ -113,9 +119,28 @@ def _add_events(commands: Any) -> None:
     for parser in (listed, export):
         parser.add_argument("--show-keys", action="store_true", help="show SDK keys in events, which are masked")
     for parser in (status, listed, requeue, export):
-        parser.add_argument(
-            "--environment", metavar="NAME", help="environment of ENVIRONMENTS_FILE (default: its default)"
-        )
+        parser.add_argument("--environment", metavar="NAME", help=ENVIRONMENT_HELP)
+        add_flags(parser)
+
+
+def _add_settings(commands: Any) -> None:
+    actions = _add_group(commands, "settings", "versions of the settings, and the emergency brake")
+    listed = _add_command(actions, "list", _settings, "list the stored versions", has_json=True)
+    show = _add_command(actions, "show", _settings, "show a version", has_json=True)
+    show.add_argument("version", metavar="VERSION", help=VERSION_HELP)
+    show.add_argument("--show-keys", action="store_true", help="show the SDK key in --json, which is masked")
+    diff = _add_command(actions, "diff", _settings, "show the differences of two versions in words", has_json=True)
+    diff.add_argument("before", nargs="?", default="previous", metavar="FROM", help=f"{VERSION_HELP} [previous]")
+    diff.add_argument("after", nargs="?", default="current", metavar="TO", help=f"{VERSION_HELP} [current]")
+    pin = _add_command(actions, "pin", _settings, "keep all workers at a version", has_json=True)
+    pin.add_argument("version", metavar="VERSION", help=VERSION_HELP)
+    pin.add_argument("--for", type=_duration, dest="seconds", metavar="TIME", help="duration, such as 30min or 2h")
+    pin.add_argument("--reason", default="", metavar="TEXT", help="reason, shown wherever the pin is")
+    unpin = _add_command(actions, "unpin", _settings, "return to the latest version", has_json=True)
+    for parser in (pin, unpin):
+        parser.add_argument("--by", metavar="NAME", help="name for the log [the user of the system]")
+    for parser in (listed, show, diff, pin, unpin):
+        parser.add_argument("--environment", metavar="NAME", help=ENVIRONMENT_HELP)
         add_flags(parser)
 
 
@@ -256,6 +281,12 @@ def _events(arguments: argparse.Namespace) -> int:
     return events.events(_configuration(arguments), arguments)
 
 
+def _settings(arguments: argparse.Namespace) -> int:
+    from tornado_gateway.cli import settings
+
+    return settings.settings(_configuration(arguments), arguments)
+
+
 def _token_new(arguments: argparse.Namespace) -> int:
     from tornado_gateway.cli import environments
 
@@ -294,6 +325,14 @@ def _time(text: str) -> datetime:
     except ValueError as error:
         raise argparse.ArgumentTypeError("expected a time such as 2027-03-01T12:00Z") from error
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+def _duration(text: str) -> float:
+    """Parse a duration such as 30min or 2h. Return seconds."""
+    match = re.fullmatch(r"(\d{1,9})(s|m|min|h|d)", text, re.ASCII)
+    if match is None:
+        raise argparse.ArgumentTypeError("expected a number with a unit, such as 30min, 2h or 1d")
+    return float(match[1]) * UNITS[match[2]]
 
 
 def _json_object(text: str) -> dict[str, Any]:

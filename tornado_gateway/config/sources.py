@@ -67,7 +67,8 @@ def _check_files(config: Config, findings: Findings) -> None:
     except ConfigError as error:
         findings.problems += error.problems
         return
-    findings.problems += unknown_environments(tokens, names)
+    if config.environments_file is None:  # with a file, tokens of environments that are not in it are only logged
+        findings.problems += unknown_environments(tokens, names)
 
 
 def _check_account(config: Config, findings: Findings) -> None:

@@ -55,6 +55,13 @@ class OptionValues:
         "Enable the decision endpoints getFlag, trackEvent and setAttribute. When off, they return 403.",
     )
 
+    metrics_by_feature: bool = option(
+        _SERVER,
+        kinds.boolean,
+        "false",
+        "Add metrics about each feature, labelled with its key: decisions by outcome, and exposures. At most 500"
+        " features of an environment.",
+    )
     max_connections: int = option(
         _SERVER, kinds.whole(0), "0", "Clients of each worker; more get a 503. 0 is the limit of open files minus 256."
     )

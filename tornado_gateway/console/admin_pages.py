@@ -17,12 +17,14 @@ from tornado_gateway.console.auth import SESSION_SECONDS, Auth
 from tornado_gateway.console.base import Page
 from tornado_gateway.console.descriptions import describe_features
 from tornado_gateway.console.explain import Explainer
-from tornado_gateway.console.overview import History, Json, Status
+from tornado_gateway.console.overview import SHORTEST, History, Json, Status
 from tornado_gateway.console.recent_events import RecentEvents, dead_letters
+from tornado_gateway.console.settings_versions import FormerSettings, VersionInUse
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import NotLoadedError, RequestError, StoreError
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.fields import Fields, json_object
+from tornado_gateway.settings.history import SettingsHistory
 from tornado_gateway.settings.mirror import SettingsMirror, Snapshot
 from tornado_gateway.store.interfaces import EventStore
 
@@ -54,12 +56,15 @@ class EventsQuery:
 
 
 class Operated(NamedTuple):
-    """The parts of one environment that operators see."""
+    """The parts of one environment that operators see. `experiments` and `usage` return the bodies of their pages."""
 
     mirror: SettingsMirror
     queue: EventQueue
     store: EventStore
     explainer: Explainer
+    history: SettingsHistory
+    experiments: Callable[[], Awaitable[Json]]
+    usage: Callable[[], Json]
 
     def snapshot(self) -> Snapshot:
         if self.mirror.current is None:
@@ -77,21 +82,18 @@ class AdminApi:
     operated: Callable[[str | None], Operated | None]
     location: LocationReader
     status: Status
-    latencies: Callable[[], list[int]]  # see `request_latencies`
+    history: History
     recent: RecentEvents = field(default_factory=RecentEvents)
-    _history: History = field(init=False)
+    _former: FormerSettings = field(default_factory=FormerSettings)
     _described: dict[str | None, tuple[str, list[Json]]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._history = History(self.status, self.latencies)
-
     def start(self) -> None:
-        self._history.start()
+        self.history.start()
         self.recent.start()
 
     def stop(self) -> None:
         self.recent.stop()
-        self._history.stop()
+        self.history.stop()
 
     def environment(self, name: str | None) -> Operated:
         found = self.operated(name)
@@ -99,7 +101,7 @@ class AdminApi:
             raise RequestError(404, f"there is no environment {name!r:.50}")
         return found
 
-    async def overview(self, name: str | None = None) -> Json:
+    async def overview(self, name: str | None = None, span: str = SHORTEST) -> Json:
         now = time.time()
         operated = self.environment(name)
         snapshot = operated.mirror.current
@@ -115,7 +117,8 @@ class AdminApi:
             "queue": _queue(status),
             "location": self._location_health(now),
             "store": _store_health(operated),
-            "samples": self._history.series(),
+            "samples": self.history.series(span),
+            "settings_changes": await self._former.changes(name, operated.history, snapshot),
         }
 
     def features(self, name: str | None = None) -> Json:
@@ -132,12 +135,29 @@ class AdminApi:
             "features": described,
         }
 
-    async def explain(self, fields: Fields, name: str | None = None) -> Json:
-        """Raise RequestError for a visitor that getFlag would reject too."""
+    def usage(self, name: str | None = None) -> Json:
+        """Return the use of each feature, and the requested keys that no feature has."""
+        return self.environment(name).usage()
+
+    async def experiments(self, name: str | None = None) -> Json:
+        """Return the reports of the experiments."""
         operated = self.environment(name)
         snapshot = operated.snapshot()
-        explanation = await operated.explainer.explain(snapshot.settings, fields)
-        return {"settings": {"version": snapshot.settings.version, "hash": snapshot.digest}, **explanation}
+        settings = {"version": snapshot.settings.version, "hash": snapshot.digest}
+        return {"settings": settings, **await operated.experiments()}
+
+    async def explain(self, fields: Fields, name: str | None = None) -> Json:
+        """Explain with the current settings, or with those of a former `version`.
+
+        Raise RequestError for a visitor that getFlag would reject too.
+        """
+        operated = self.environment(name)
+        snapshot, version = operated.snapshot(), fields.get("version")
+        used = VersionInUse(snapshot.settings, snapshot.digest)
+        if version is not None:
+            used = await self._former.of_version(str(version), operated.history, operated.mirror, snapshot)
+        explanation = await operated.explainer.explain(used.settings, fields)
+        return {"settings": {"version": used.settings.version, "hash": used.digest}, **explanation}
 
     async def events(self, query: EventsQuery, name: str | None = None) -> Json:
         """Return the oldest dead letters and, unless they are requested completely, the newest events.
@@ -219,6 +239,10 @@ class AdminPage(Page):
     def fields(self) -> Fields:
         return json_object(self.request.body)
 
+    def user(self) -> str:
+        """Return the user of an authorized request, for records of changes."""
+        return self._auth.user(self.request)
+
     def environment(self) -> str | None:
         """Return the name of the environment that the query selects; None: the default one."""
         return self.get_query_argument("environment", None)
@@ -272,7 +296,7 @@ class SessionPage(AdminPage):
 
 class OverviewPage(AdminPage):
     async def get(self) -> None:
-        await self.respond(self._admin.overview(self.environment()))
+        await self.respond(self._admin.overview(self.environment(), self.get_query_argument("range", SHORTEST)))
 
 
 class FeaturesPage(AdminPage):
@@ -281,6 +305,19 @@ class FeaturesPage(AdminPage):
 
     async def _features(self) -> Mapping[str, Any]:
         return self._admin.features(self.environment())
+
+
+class UsagePage(AdminPage):
+    async def get(self) -> None:
+        await self.respond(self._usage())
+
+    async def _usage(self) -> Mapping[str, Any]:
+        return self._admin.usage(self.environment())
+
+
+class ExperimentsPage(AdminPage):
+    async def get(self) -> None:
+        await self.respond(self._admin.experiments(self.environment()))
 
 
 class ExplainPage(AdminPage):

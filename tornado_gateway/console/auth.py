@@ -99,6 +99,11 @@ class Auth:
         if not await self._has_session(request, now) and not self._has_token(request):
             raise RequestError(401, NO_TOKEN)
 
+    def user(self, request: HTTPServerRequest) -> str:
+        """Return the credential and the address of an authorized request, for records of changes."""
+        credential = "a console session" if self._signed(request) is not None else "the admin token"
+        return f"{credential} at {self._address(request)}"
+
     def check_change(self, request: HTTPServerRequest) -> None:
         """Reject a request that another site's page may have sent."""
         if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":

@@ -1,25 +1,21 @@
 """The numbers of the overview: sampled once a second from /status, so they cover the whole instance."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
+from tornado_gateway.errors import RequestError
 from tornado_gateway.tasks import Periodic
 from tornado_gateway.telemetry.counters import SharedCounters
 from tornado_gateway.telemetry.layout import REQUEST_BUCKETS
+from tornado_gateway.telemetry.series import RINGS, Sample, Series
 
 Status = Callable[[], Mapping[str, Any]]
 Json = dict[str, Any]
 
 SAMPLE_SECONDS = 1.0
-SAMPLES = 300
-
-RATES = ("requests", "decisions", "received", "delivered", "rejected", "lost")
-GAUGES = ("waiting", "dead", "lag_ms")
-QUANTILES = {"p50_ms": 0.5, "p99_ms": 0.99}  # of the latency in each second
+SHORTEST = "5m"
+PUBLISH_SAMPLES = 10
 
 
 def request_latencies(memory: SharedCounters) -> list[int]:
@@ -32,42 +28,21 @@ def request_latencies(memory: SharedCounters) -> list[int]:
     ]
 
 
-def quantile_ms(counts: Sequence[int], quantile: float) -> float | None:
-    """Return a quantile of the counts in REQUEST_BUCKETS, interpolated within a bucket; None without requests."""
-    rank = quantile * sum(counts)
-    if not rank:
-        return None
-    lower = 0.0
-    for count, upper in zip(counts, REQUEST_BUCKETS, strict=False):
-        if rank <= count:
-            return round((lower + (upper - lower) * rank / count) * 1000, 3)
-        rank -= count
-        lower = upper
-    return REQUEST_BUCKETS[-1] * 1000
-
-
-@dataclass(slots=True)
-class Sample:
-    """The counters at one moment; None: unknown."""
-
-    at: float
-    values: dict[str, float | None]
-    latencies: list[int]
-
-
 class History:
-    """A ring of one sample per second, and the rates between them."""
+    """Takes one sample per second for the series of the charts."""
 
-    def __init__(self, status: Status, latencies: Callable[[], list[int]]) -> None:
+    def __init__(self, status: Status, latencies: Callable[[], list[int]], series: Series | None = None) -> None:
         self._status = status
         self._latencies = latencies
-        self._ring: deque[Sample] = deque(maxlen=SAMPLES + 1)
+        self._series = series or Series()
+        self._samples = 0
         self._by_worker: dict[int, Mapping[str, int]] = {}
         self._totals = {"requests": 0, "decisions": 0}
         self._due: float | None = None
         self._timer = Periodic(self.sample, SAMPLE_SECONDS)
 
     def start(self) -> None:
+        self._series.adopt()
         self.sample()
         self._timer.start()
 
@@ -83,19 +58,16 @@ class History:
         events = status["events"]
         counted = {name: events[name] for name in ("received", "delivered", "rejected", "lost", "waiting", "dead")}
         values = {**self._totals, **counted, "lag_ms": round(lag_ms, 2)}
-        self._ring.append(Sample(time.time(), values, self._latencies()))
+        self._series.add(Sample(time.time(), values, self._latencies()))
+        self._samples += 1
+        if self._samples % PUBLISH_SAMPLES == 0:
+            self._series.publish()
 
-    def series(self) -> Json:
-        """Return columns: the end of each second, the rates and latencies in it, and the gauges at its end."""
-        samples = list(self._ring)
-        pairs = list(pairwise(samples))
-        return {
-            "interval_seconds": SAMPLE_SECONDS,
-            "at": [round(later.at, 3) for _, later in pairs],
-            **{name: [_rate(name, *pair) for pair in pairs] for name in RATES},
-            **{name: [later.values[name] for _, later in pairs] for name in GAUGES},
-            **{name: [_latency(quantile, *pair) for pair in pairs] for name, quantile in QUANTILES.items()},
-        }
+    def series(self, name: str = SHORTEST) -> Json:
+        """Return the columns of one of RINGS."""
+        if name not in RINGS:
+            raise RequestError(400, f"range: expected {', '.join(RINGS)}")
+        return self._series.columns(name)
 
     def _count_requests(self, workers: Sequence[Mapping[str, Any]]) -> None:
         """Add the requests of all workers since the last sample. The counts of ended workers stay."""
@@ -105,13 +77,3 @@ class History:
             self._totals["requests"] += count["total"] - before.get("total", 0)
             self._totals["decisions"] += count["decisions"] - before.get("decisions", 0)
         self._by_worker = counts
-
-
-def _latency(quantile: float, before: Sample, after: Sample) -> float | None:
-    counts = [max(0, late - early) for early, late in zip(before.latencies, after.latencies, strict=True)]
-    return quantile_ms(counts, quantile)
-
-
-def _rate(name: str, before: Sample, after: Sample) -> float:
-    seconds = max(after.at - before.at, 0.001)
-    return round(max(0.0, (after.values[name] or 0) - (before.values[name] or 0)) / seconds, 2)

@@ -15,11 +15,13 @@ from tornado.web import Application, HTTPError
 from tornado_gateway.console.admin_pages import (
     AdminApi,
     EventsPage,
+    ExperimentsPage,
     ExplainPage,
     FeaturesPage,
     OverviewPage,
     RequeuePage,
     SessionPage,
+    UsagePage,
 )
 from tornado_gateway.console.auth import Auth, is_operators_path
 from tornado_gateway.console.base import Page
@@ -27,6 +29,7 @@ from tornado_gateway.console.insight.simulator import SimulatePage, Simulator
 from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.console.overview import Status
 from tornado_gateway.console.probes import HealthPage, MetricsPage, ReadyPage, RootPage, StatusPage
+from tornado_gateway.console.settings_pages import DifferencesPage, PinPage, UnpinPage, VersionsPage
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError
 
@@ -35,10 +38,12 @@ POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 HTML, CSS, SCRIPT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript"))
-STYLES = ("console", "docs")
+STYLES = ("console", "docs", "uPlot.min")
 SCRIPTS = (
-    *("main", "session", "overview", "features", "explain", "steps", "events", "charts"),
+    *("main", "session", "overview", "features", "usage", "experiments", "explain", "steps", "events", "charts"),
+    "settings",
     *("docs", "dom", "theme"),
+    "uPlot.iife.min",  # 1.6.32, unchanged; see uPlot.LICENSE
 )
 ASSETS = {  # file and type of each path
     "/console": ("console.html", HTML),
@@ -131,10 +136,16 @@ ROUTES = (
     PageRoute("/admin/session", SessionPage, OPERATORS),
     PageRoute("/admin/overview", OverviewPage, OPERATORS),
     PageRoute("/admin/features", FeaturesPage, OPERATORS),
+    PageRoute("/admin/usage", UsagePage, OPERATORS),
+    PageRoute("/admin/experiments", ExperimentsPage, OPERATORS),
     PageRoute("/admin/explain", ExplainPage, OPERATORS),
     PageRoute("/admin/simulate", SimulatePage, (*OPERATORS, "simulator")),
     PageRoute("/admin/events", EventsPage, OPERATORS),
     PageRoute("/admin/events/requeue", RequeuePage, OPERATORS),
+    PageRoute("/admin/settings/versions", VersionsPage, OPERATORS),
+    PageRoute("/admin/settings/diff", DifferencesPage, OPERATORS),
+    PageRoute("/admin/settings/pin", PinPage, OPERATORS),
+    PageRoute("/admin/settings/unpin", UnpinPage, OPERATORS),
     *(PageRoute(path, AssetPage, arguments={"file": file, "kind": kind}) for path, (file, kind) in ASSETS.items()),
 )
 LABELS = tuple(dict.fromkeys(route.label for route in ROUTES))

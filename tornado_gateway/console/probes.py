@@ -52,7 +52,10 @@ class ReadyPage(Page):
             self._not_ready(f"no settings yet: {missing.last_poll.error or 'the first request is in flight'}")
         else:
             ages = [age for mirror in mirrors if (age := mirror.age_seconds()) is not None]
-            self.write_json({"status": "ready", "settings_age_seconds": max(ages, default=None)})
+            is_pinned = any(mirror.pinning.pin is not None for mirror in mirrors)
+            self.write_json(
+                {"status": "ready", "settings_age_seconds": max(ages, default=None), "settings_pinned": is_pinned}
+            )
 
     def _not_ready(self, reason: str) -> None:
         self.write_json({"status": "not ready", "reason": reason}, 503)

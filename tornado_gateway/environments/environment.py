@@ -12,6 +12,7 @@ from tornado_gateway.errors import DisabledError, NotLoadedError
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.usage import UsageStatistics
+from tornado_gateway.experiments.monitor import ExperimentMonitor
 from tornado_gateway.http.messages import Request
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot
 from tornado_gateway.store.interfaces import Identity, StateStore
@@ -61,6 +62,7 @@ class Environment:
         load_device: Callable[[], object],
         settings_seconds: float,
         flush_seconds: float,
+        experiments: ExperimentMonitor,
         counts: EnvironmentCounts | None = None,
     ) -> None:
         self.use_access(access)
@@ -73,6 +75,7 @@ class Environment:
         self.evaluator = evaluator
         self.state = state
         self.documents = documents
+        self.experiments = experiments
         self.has_counted = False  # the events that the store held at the start are in the counts
         self._loading_device: asyncio.Future[object] | None = None
         self._options = _Options(load_device, settings_seconds, flush_seconds)
@@ -144,6 +147,7 @@ class Environment:
         logs.hide(settings.sdk_key)
         self.upstream.use_collection_prefix(settings.collection_prefix)
         self._use_accepted_key(settings)
+        self.experiments.use(settings)
         if any(feature.needs_device for feature in settings.features.values()):
             self._loading_device = asyncio.get_running_loop().run_in_executor(None, self._options.load_device)
 

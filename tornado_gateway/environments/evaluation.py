@@ -20,6 +20,7 @@ from tornado_gateway.environments.slow_patterns import SlowPatterns
 from tornado_gateway.errors import StoreError
 from tornado_gateway.gate import Gate, has_happened
 from tornado_gateway.http.fields import address_in
+from tornado_gateway.http.messages import Response
 from tornado_gateway.store.interfaces import StateStore
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ class Evaluator:
     """Gathers the inputs of decisions, decides, and builds the documents of their events.
 
     Location and device are in memory; `lists`, `aliases` and `sticky` require IO. Each of these is None if it is off.
-    `slow_patterns` counts the patterns that exceeded their time, if it is given.
+    `slow_patterns` counts the patterns that exceeded their time, if it is given. `on_shown` is called with each
+    decision whose impressions are recorded.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Evaluator:
         aliases: StateStore | None = None,
         sticky: StickyDecisions | None = None,
         slow_patterns: SlowPatterns | None = None,
+        on_shown: Callable[[core.Decision], None] | None = None,
     ) -> None:
         self.resolves_aliases = aliases is not None
         # Numbers of events, which make their ids unique. They start at random, because other processes count as well.
@@ -96,6 +99,7 @@ class Evaluator:
         self._aliases = aliases
         self._sticky = sticky
         self.slow_patterns = slow_patterns
+        self._on_shown = on_shown
         self._uses_store = aliases is not None or sticky is not None
 
     # --- One decision ---
@@ -137,7 +141,11 @@ class Evaluator:
         self, settings: core.Settings, context: core.Context, decision: core.Decision
     ) -> tuple[bytes, int]:
         """Return the documents of a decision's events, joined by newlines, and their number."""
-        return core.event_documents(settings, context, decision, time.time_ns() // 1_000_000, next(self._serials))
+        now_ms, serial = time.time_ns() // 1_000_000, next(self._serials)
+        documents, count = core.event_documents(settings, context, decision, now_ms, serial)
+        if count and self._on_shown is not None:
+            self._on_shown(decision)
+        return documents, count
 
     def exposure_documents(
         self,
@@ -254,6 +262,11 @@ class Evaluator:
         except StoreError:
             return
         context.user_id = found.get(context.user_id, context.user_id)
+
+    async def after_alias(self, context: core.Context, respond: Callable[[], Response]) -> Response:
+        """Return the response for the visitor for whom an alias stands."""
+        await self.resolve_alias(context)
+        return respond()
 
     def facts(self, inputs: Inputs) -> tuple[Facts | None, Facts | None]:
         """Return location and device of the visitor, whether a rule needs them or not."""

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 ACCOUNT_PARAMETERS = (b"accountId", b"a")
 KEY_PARAMETERS = (b"sdkKey", b"i", b"env")
+# Values of visitors are in queries of lookups, and some SDKs do not escape them, so that `a` can be a part of one.
+LOOKUP_ACCOUNT_PARAMETERS, LOOKUP_KEY_PARAMETERS = ACCOUNT_PARAMETERS[:1], KEY_PARAMETERS[:1]
 NAME_PARAMETER, NAME_HEADER = b"environment", b"x-fme-environment"
 KEY_HEADERS = (b"authorization", b"x-api-key")
 BEARER = b"bearer "
@@ -108,9 +110,9 @@ class Identification:
             found.tally[found.place] += 1
         return found.environment
 
-    def _key_of(self, request: Request) -> str | None:
+    def _key_of(self, request: Request, parameters: Sequence[bytes] = KEY_PARAMETERS) -> str | None:
         """Return the SDK key in the query or in a header."""
-        for parameter in KEY_PARAMETERS:
+        for parameter in parameters:
             if (key := query_text(request.query, parameter)) is not None:
                 return key
         return self._key_of_headers(request)
@@ -129,11 +131,11 @@ class Identification:
 
     def of_lookup(self, request: Request, list_id: str | None) -> Environment | None:
         """Return the environment of a request for an alias or a list, None if it names none."""
-        claim = self._named(request)
+        claim = self._named(request, LOOKUP_KEY_PARAMETERS)
         if claim is not None:
-            self._count(self._key_of(request))
+            self._count(self._key_of(request, LOOKUP_KEY_PARAMETERS))
             return claim.environment
-        account = _account(request.query)
+        account = _account(request.query, LOOKUP_ACCOUNT_PARAMETERS)
         own = self._of_account(request, account)
         found = own or (None if list_id is None else self._of_list(request, account, list_id))
         found = found or self._otherwise(request, account)
@@ -179,10 +181,10 @@ class Identification:
 
     # --- The places, in the order in which they decide ---
 
-    def _named(self, request: Request) -> Claim | None:
+    def _named(self, request: Request, parameters: Sequence[bytes] = KEY_PARAMETERS) -> Claim | None:
         """Return the environment that a key or a name in a request means. Raise RequestError 400 for several."""
-        named = (*self._by_key_header(request), *self._by_key_parameter(request), *self._by_names(request))
-        claim = _agreed([*self._by_token(request), *named])
+        keys = (*self._by_key_header(request), *self._by_key_parameter(request, parameters))
+        claim = _agreed([*self._by_token(request), *keys, *self._by_names(request)])
         if claim is not None:
             _check_token(request, claim.environment)
         return claim
@@ -207,8 +209,8 @@ class Identification:
             if value is not None and (owner := self._by_raw_key.get(bare(value))) is not None:
                 yield Claim(owner, SHOWN[header])
 
-    def _by_key_parameter(self, request: Request) -> Iterator[Claim]:
-        for parameter in KEY_PARAMETERS:
+    def _by_key_parameter(self, request: Request, parameters: Sequence[bytes]) -> Iterator[Claim]:
+        for parameter in parameters:
             key = query_text(request.query, parameter)
             if key is not None:
                 if key not in self._by_key:
@@ -237,9 +239,9 @@ class Identification:
             _check_token(request, own[0])
         return allowed[0] if len(allowed) == 1 else None
 
-    def has_key(self, request: Request) -> bool:
+    def has_key(self, request: Request, parameters: Sequence[bytes] = KEY_PARAMETERS) -> bool:
         """Return whether a request has an SDK key. Raise RequestError 400 for a wrong one in its query."""
-        return any(True for _ in (*self._by_key_header(request), *self._by_key_parameter(request)))
+        return any(True for _ in (*self._by_key_header(request), *self._by_key_parameter(request, parameters)))
 
     def _of_list(self, request: Request, account: str | None, list_id: str) -> Environment | None:
         """Return an environment whose settings mention a list; None if several accounts do.
@@ -368,9 +370,9 @@ def _agreed(claims: Sequence[Claim]) -> Claim | None:
     return claims[0] if claims else None
 
 
-def _account(query: bytes) -> str | None:
+def _account(query: bytes, parameters: Sequence[bytes] = ACCOUNT_PARAMETERS) -> str | None:
     """Return the account in a query, None if there is none."""
-    for parameter in ACCOUNT_PARAMETERS:
+    for parameter in parameters:
         account = query_text(query, parameter)
         if account is not None:
             return account

@@ -10,8 +10,12 @@ from collections.abc import Callable, Sequence
 from tornado_gateway import core
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.identification import (
+    ACCOUNT_PARAMETERS,
     KEY_HEADERS,
+    KEY_PARAMETERS,
     LONGEST_KNOWN,
+    LOOKUP_ACCOUNT_PARAMETERS,
+    LOOKUP_KEY_PARAMETERS,
     WRONG_ACCOUNT,
     Identification,
     Scope,
@@ -22,10 +26,6 @@ from tornado_gateway.http.fields import parameter_text, query_text, raw_query_va
 from tornado_gateway.http.messages import Request
 from tornado_gateway.settings.mirror import Snapshot
 
-ACCOUNT_PARAMETERS = (b"accountId", b"a")
-KEY_PARAMETERS = (b"sdkKey", b"i", b"env")
-# Values of visitors are in queries of lookups, and some SDKs do not escape them, so that `a` can be a part of one.
-LOOKUP_PARAMETERS = (b"accountId",), (b"sdkKey",)
 KNOWN_QUERIES = 1000  # checked query strings that are remembered
 NO_KEY = "the SDK key is required in the query, as sdkKey, i or env (CLIENT_KEY_REQUIRED)"
 
@@ -100,8 +100,8 @@ class Environments:
         Without a file and before the first settings are loaded, only the configured account and key are known.
         """
         if self._identification is not None:
-            if self.needs_key and not self._identification.has_key(request):
-                raise RequestError(400, NO_KEY)
+            if self.needs_key:
+                _check_has_key(self._identification, request, KEY_PARAMETERS)
             return self._identification.of(request)
         if request.query not in self._known:
             self._check(request.query, ACCOUNT_PARAMETERS, KEY_PARAMETERS, self.needs_key)
@@ -118,11 +118,11 @@ class Environments:
         """
         query, needs_key = request.query, self.needs_key and not without_key
         if self._identification is not None:
-            if needs_key and not self._identification.has_key(request):
-                raise RequestError(400, NO_KEY)
+            if needs_key:
+                _check_has_key(self._identification, request, LOOKUP_KEY_PARAMETERS)
             return self._identification.of_lookup(request, list_id)
         if needs_key or query.find(b"accountId=") >= 0 or query.find(b"sdkKey=") >= 0:
-            self._check(query, *LOOKUP_PARAMETERS, needs_key)
+            self._check(query, LOOKUP_ACCOUNT_PARAMETERS, LOOKUP_KEY_PARAMETERS, needs_key)
         return self.first
 
     def of_webhook(self, token: str) -> Environment | None:
@@ -216,3 +216,8 @@ class Environments:
         """Return the account of the settings, before they are loaded the configured one; "" if there is none."""
         snapshot = self.first.mirror.current
         return self.first.events.identity.account_id if snapshot is None else snapshot.settings.account_id
+
+
+def _check_has_key(identification: Identification, request: Request, parameters: Sequence[bytes]) -> None:
+    if not identification.has_key(request, parameters):
+        raise RequestError(400, NO_KEY)

@@ -29,7 +29,7 @@ from tornado_gateway.config import Config, EnvironmentConfig
 from tornado_gateway.console.admin_pages import AdminApi, Operated
 from tornado_gateway.console.auth import Auth, EndedSessions
 from tornado_gateway.console.explain import Explainer
-from tornado_gateway.console.overview import request_latencies
+from tornado_gateway.console.overview import History, request_latencies
 from tornado_gateway.console.pages import build_application
 from tornado_gateway.console.recent_events import RecentEvents
 from tornado_gateway.enrichment.device import DeviceReader
@@ -45,10 +45,11 @@ from tornado_gateway.process.certificate_expiry import ExpiryReport
 from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.environments.build import FLUSH_SHARE, Shared
 from tornado_gateway.process.environments.client_auth import Credentials
+from tornado_gateway.process.environments.experiments import experiment_figures, mismatches
 from tornado_gateway.process.environments.reload import Reload, read_environments
 from tornado_gateway.process.environments.served import STORE_REMEDY, Served
 from tornado_gateway.process.environments.serving import Serving
-from tornado_gateway.process.environments.stores import Stores, data_dir_of, report_unknown
+from tornado_gateway.process.environments.stores import Stores, data_dir_of, report_unknown, settings_name
 from tornado_gateway.process.location_parts import location_parts
 from tornado_gateway.process.open_files import max_connections, open_files_limit
 from tornado_gateway.process.parent.sockets import PORT_REMEDY
@@ -56,12 +57,14 @@ from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import Part, explaining
 from tornado_gateway.process.publication import Publication
 from tornado_gateway.process.status import Problems, instance_status
+from tornado_gateway.settings.history import SettingsHistory
 from tornado_gateway.store.interfaces import StateStore
 from tornado_gateway.telemetry.attempts import TokenCheck
 from tornado_gateway.telemetry.counters import SharedCounters
 from tornado_gateway.telemetry.judging.verdict import Verdict
 from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.prometheus import About, Exposition
+from tornado_gateway.telemetry.series import Series
 from tornado_gateway.upstream.client import Connections
 
 TLS_REMEDY = "Correct the files of TLS_CERT_PATH and TLS_KEY_PATH, or unset both to serve without TLS."
@@ -241,25 +244,36 @@ class Assembly:
         )
 
     def _build_admin(self) -> AdminApi:
+        board = self._slot.scoreboard
         return AdminApi(
             self._operated,
             self._shared.location,
             self.status,
-            partial(request_latencies, self._memory),
-            RecentEvents(self._slot.scoreboard.recent, self._slot.row, self._config.sdk_key or ""),
+            History(self.status, partial(request_latencies, self._memory), Series(board.series, self._slot.row)),
+            RecentEvents(board.recent, self._slot.row, self._config.sdk_key or ""),
         )
 
     def _operated(self, name: str | None) -> Operated | None:
         served = self.serving.first if name is None else self.serving.named(name)
         if served is None:
             return None
-        environment = served.environment
-        return Operated(environment.mirror, environment.events, served.store.events, Explainer(environment.evaluator))
+        environment, experiments = served.environment, served.environment.experiments
+        name, mirror = settings_name(served.config.config), environment.mirror
+        return Operated(
+            mirror,
+            environment.events,
+            served.store.events,
+            Explainer(environment.evaluator),
+            SettingsHistory(served.store.state, name, mirror.compile),
+            experiments.report,
+            experiments.usage_report,
+        )
 
     def _build_pages(self) -> HTTPServerConnectionDelegate:
         config = self._config
         about = About(__version__, config.event_queue_limit)
-        exposition = Exposition(self._memory, self._slot.scoreboard, about, lambda: self.publication.publish())
+        figures = partial(experiment_figures, self.serving, by_feature=config.metrics_by_feature)
+        exposition = Exposition(self._memory, self._slot.scoreboard, about, lambda: self.publication.publish(), figures)
         return build_application(
             self.environments,
             self.status,
@@ -315,7 +329,10 @@ class Assembly:
         config = self._config
         cert, key = config.tls_cert_path, config.tls_key_path
         expiry = ExpiryReport(cert, key) if cert is not None and key is not None else None
-        return Problems(config.data_dir, self._shared.location, self._shared.slow_patterns, expiry)
+        reports = mismatches if self._slot.number == 0 else (lambda serving: ())  # once, not for each worker
+        return Problems(
+            config.data_dir, self._shared.location, self._shared.slow_patterns, expiry, partial(reports, self.serving)
+        )
 
 
 def build_shared(config: Config, observer: Observer, stuck_after_seconds: float | None) -> Shared:

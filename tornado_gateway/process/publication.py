@@ -90,7 +90,7 @@ class Publication:
             **self._traffic(),
             **environment_record(self._serving.first, self._excess()),
             **self._environments(),
-            **self.problems.record(),
+            **self.problems.record(self._serving.all),
         }
 
     def _environments(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The body of /status: the totals of all workers, and their records."""
 
 import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -112,15 +113,24 @@ def _as_listed(worker: WorkerRecord, reading: InstanceReading) -> WorkerRecord:
 
 
 class Problems:
-    """The problems that a worker knows, besides errors of delivery and settings."""
+    """The problems that a worker knows, besides errors of delivery and settings.
+
+    `mismatches` returns those about experiments with a sample ratio mismatch.
+    """
 
     def __init__(
-        self, directory: Path, location: LocationReader, slow_patterns: SlowPatterns | None, expiry: ExpiryReport | None
+        self,
+        directory: Path,
+        location: LocationReader,
+        slow_patterns: SlowPatterns | None,
+        expiry: ExpiryReport | None,
+        mismatches: Callable[[], Iterable[Problem]] = tuple,
     ) -> None:
         self._damage = DamageWatch(directory)
         self._location = location
         self._slow_patterns = slow_patterns
         self._expiry = expiry
+        self._mismatches = mismatches
 
     def start(self) -> None:
         self._damage.start()
@@ -132,14 +142,27 @@ class Problems:
         if self._expiry is not None:
             self._expiry.stop()
 
-    def record(self) -> WorkerRecord:
-        """Return the part of the record with the problems."""
+    def record(self, served: Sequence[Served]) -> WorkerRecord:
+        """Return the part of the record with the problems, those of the environments included."""
         location, slow = location_problem(self._location), self._slow_patterns
         expiry = None if self._expiry is None else self._expiry.problem
         found = [problem for problem in (location, expiry) if problem is not None]
         found += [] if slow is None else slow.problems()
+        found += [problem for one in served if (problem := pin_problem(one)) is not None]
         found += map(_problem_of, self._damage.files)
+        found += self._mismatches()
         return {"problems": published(found), "slow_patterns": {} if slow is None else dict(slow.counts)}
+
+
+def pin_problem(served: Served) -> Problem | None:
+    """Return the problem that settings are pinned: the gateway does not follow VWO."""
+    pin = served.environment.mirror.pinning.pin
+    if pin is None:
+        return None
+    name = served.config.name if served.owns_store else None
+    is_outdated = served.environment.mirror.pinning.has_changed_since
+    changed = " VWO has published other settings since." if is_outdated else ""
+    return Problem("settings-pinned", f"The settings are {pin}.{changed}", at=pin.at, environment=name, subject="")
 
 
 def _problem_of(file: DamagedFile) -> Problem:
@@ -198,4 +221,5 @@ def _settings_record(mirror: SettingsMirror) -> dict[str, Any]:
         "age_seconds": mirror.age_seconds(),
         "hash": snapshot.digest if snapshot else None,
         "source": snapshot.source if snapshot else None,
+        "pin": mirror.pinning.record(),
     }

@@ -1,7 +1,6 @@
 """The compilation of a settings document: everything that takes time and depends on the document alone."""
 
 import gc
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +13,7 @@ from tornado_gateway.core import YieldPoint, never_yield
 from tornado_gateway.settings import incremental_json
 from tornado_gateway.settings.documents import SettingsDocument, prepare_document
 from tornado_gateway.settings.pacing import empty_gradually
+from tornado_gateway.store.versions import digest_of
 
 SHOWN_CHANGES = 20  # maximum number of features named in a log line
 
@@ -39,7 +39,7 @@ def compile_document(document: bytes, sdk: core.Sdk, yield_point: YieldPoint = n
             read_again = partial(orjson.loads, document)
             compiled = CompiledDocument(
                 core.compile_settings(parsed, sdk=sdk, yield_point=yield_point, read_again=read_again),
-                hashlib.sha256(document).hexdigest()[:16],
+                digest_of(document),
                 prepare_document(document, parsed, yield_point),
                 fingerprints_of(parsed, yield_point),
             )

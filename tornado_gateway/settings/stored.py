@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import Confirmation, StateStore, StoredDocument
+from tornado_gateway.store.versions import Pin, digest_of
 
 logger = logging.getLogger(__name__)
 
 LEASE_NAME = "poll"
+EARLIER = "earlier version"  # source of a document that was stored before versions were kept
 
 
 def document_name(account_id: str, sdk_key: str, dialect: str) -> str:
@@ -45,25 +47,46 @@ class StoredSettings:
             return None
         return stored
 
-    async def save(self, document: bytes, is_repeated: bool) -> int:
-        """Store the document. Return its version, or 0 if it could not be stored. Repeated failures are not logged."""
+    async def save(self, document: bytes, source: str, *, is_repeated: bool = False) -> StoredDocument | None:
+        """Store a document from upstream. Return the stored one, which is another one while a version is pinned.
+
+        Return None if the store failed. Repeated failures are not logged. `source` is the reason of the request.
+        """
         try:
             stored = await self._state.load_document(self._name)
-            if stored is None or stored.body != document:
-                stored = await self._state.save_document(self._name, document, self.owner)
-            else:
-                await self.confirm()
-            return stored.version
+            if stored is not None and _is_latest(document, stored):
+                await self.confirm(document, source)
+                return stored
+            if stored is not None and not stored.latest:  # an earlier version of the gateway stored it
+                await self._state.save_document(self._name, stored.body, self.owner, EARLIER, stored.saved_at)
+            return await self._state.save_document(self._name, document, self.owner, source)
         except StoreError as error:
             level = logging.DEBUG if is_repeated else logging.ERROR
             logger.log(level, "Settings could not be stored, so a restart without VWO would have none: %s", error)
-            return 0
+            return None
 
-    async def confirm(self) -> None:
+    async def confirm(self, document: bytes, source: str) -> None:
+        """Note that upstream still has this document.
+
+        It is kept as a version if it is none: an earlier version of the gateway stored it, or Redis lost its data.
+        """
         try:
-            await self._state.confirm_document(self._name, self.owner)
+            digest, versions = digest_of(document), await self._state.versions(self._name)
+            if any(version.digest == digest for version in versions):
+                await self._state.confirm_document(self._name, self.owner)
+            else:
+                await self._state.save_document(self._name, document, self.owner, source)
         except StoreError as error:
             logger.debug("Stored settings could not be confirmed: %s", error)
+
+    async def unpin(self, pin: Pin) -> bool:
+        """Remove a pin whose time is over, unless another worker has. Return False if the store failed."""
+        try:
+            await self._state.unpin_document(self._name, pin)
+        except StoreError as error:
+            logger.error("the pin could not be removed from the store, this worker ignores it: %s", error)
+            return False
+        return True
 
     async def new_confirmation(self) -> Seen | None:
         """Return the last confirmation if it has changed since the last call; raise StoreError if that is unknown."""
@@ -84,3 +107,7 @@ class StoredSettings:
             await self._state.release_lease(LEASE_NAME, self.owner)
         except StoreError as error:
             logger.info("Poll lease could not be released, it will expire: %s", error)
+
+
+def _is_latest(document: bytes, stored: StoredDocument) -> bool:
+    return document == stored.body if stored.pin is None else digest_of(document) == stored.latest

@@ -1,4 +1,4 @@
-"""Data that outlives a process: waiting events, settings documents, leases, aliases and sticky decisions.
+"""Data that outlives a process: waiting events, settings documents, leases, aliases, sticky decisions, statistics.
 
 Two interfaces, because each worker writes its own event log without waiting for other workers, while all of them share
 the state. `sqlite` is the embedded implementation, `redis` the distributed one; one test suite
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from tornado_gateway.core.types import StickyRecord
+from tornado_gateway.store.versions import Pin, Version
 
 CLAIM_BYTES = 4 * 1024 * 1024  # largest size of the bodies in one claim, except for a single larger chunk
 MAX_ALIASES = 1_000_000  # of a namespace, so that clients cannot fill the store
@@ -95,11 +96,30 @@ class Depth:
 
 @dataclass(frozen=True, slots=True)
 class StoredDocument:
-    """A settings document; `version` grows with every change, `saved_at` is when it was last saved or confirmed."""
+    """A settings document; `version` grows with every change, `saved_at` is when it was last saved or confirmed.
+
+    `latest` is the digest of the document that was saved last, "" if an earlier version of the gateway stored it. While
+    there is a `pin`, `body` is the pinned document. `left_seconds` is the remaining time of the pin, None without an
+    end. `unpinned_by` is the user who has removed the last pin, "" if it ended by itself.
+    """
 
     body: bytes
     version: int
     saved_at: float
+    latest: str = ""
+    pin: Pin | None = None
+    left_seconds: float | None = None
+    unpinned_by: str = ""
+
+
+class Statistics(NamedTuple):
+    """A record that workers merge their numbers into. `version` grows with every change; 0: there is none."""
+
+    version: int
+    body: bytes
+
+
+NO_STATISTICS = Statistics(0, b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +202,26 @@ class StateStore(Protocol):
 
     async def load_document(self, name: str) -> StoredDocument | None: ...
 
-    async def save_document(self, name: str, body: bytes, by: str = "") -> StoredDocument:
-        """Store the document under the next version. `by` names the process that fetched it."""
+    async def save_document(
+        self, name: str, body: bytes, by: str = "", source: str = "", at: float | None = None
+    ) -> StoredDocument:
+        """Store the document under the next version, and keep it among the versions, in one step.
+
+        While a version is pinned, that one stays the document. Return the document as it is stored now. `by` names the
+        process that fetched it, `source` the reason, `at` the time if that is not now.
+        """
+
+    async def versions(self, name: str) -> list[Version]:
+        """Return the versions that are kept, the newest first: the last ones, within MOST_VERSIONS and MOST_BYTES."""
+
+    async def load_version(self, name: str, digest: str) -> bytes | None:
+        """Return the document of a version, None if it is not kept."""
+
+    async def pin_document(self, name: str, pin: Pin) -> StoredDocument | None:
+        """Make the version of the pin the document until it is unpinned. Return None if the version is not kept."""
+
+    async def unpin_document(self, name: str, pin: Pin | None = None, by: str = "") -> bool:
+        """Make the latest version the document. Return False if there is no pin, or another one than the given one."""
 
     async def confirm_document(self, name: str, by: str = "") -> None:
         """Note that the stored document is still the one that upstream has, and the process that checked this."""
@@ -216,6 +254,17 @@ class StateStore(Protocol):
 
     async def save_records(self, user_id: str, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
         """Keep sticky decisions by key, for `seconds` from now."""
+
+    async def statistics_versions(self) -> dict[str, int]:
+        """Return the version of each record of statistics."""
+
+    async def load_statistics(self, name: str) -> Statistics: ...
+
+    async def replace_statistics(self, name: str, body: bytes, version: int) -> bool:
+        """Store the next version of a record. Return False, and store nothing, if `version` is not the stored one."""
+
+    async def forget_statistics(self, names: Sequence[str]) -> None:
+        """Delete these records."""
 
 
 class Background(Protocol):

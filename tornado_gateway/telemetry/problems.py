@@ -97,6 +97,17 @@ CONDITIONS = {
         "Restart the gateway: waiting events stay stored and are sent after the start. If it happens again,"
         " report it with the log and /status.",
     ),
+    "settings-pinned": Condition(
+        WARNING,
+        "If the cause of the pin is corrected in VWO, compare with `tornado-gateway settings diff current latest`"
+        " and run `tornado-gateway settings unpin`.",
+    ),
+    "sample-ratio": Condition(
+        WARNING,
+        "Find the reason before you use the results of the experiment: redirects, errors or caches that lose visitors"
+        " of one variation, bots, whitelisted visitors of SDKs, an SDK that does not send its events. See Experiments"
+        " in docs/operating.md.",
+    ),
     "slow-pattern": Condition(
         WARNING,
         "Simplify the regex in the VWO dashboard: avoid repetitions inside repetitions, such as `(a+)+`.",
@@ -187,7 +198,10 @@ REMEDIES = {code: condition.remedy for code, condition in CONDITIONS.items()}
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem in words. `code` is a key of REMEDIES; `at` is in unix seconds."""
+    """A problem in words. `code` is a key of CONDITIONS; `at` is in unix seconds.
+
+    `subject` distinguishes several problems of one code; None: the file or, without one, the message.
+    """
 
     code: str
     message: str
@@ -195,6 +209,8 @@ class Problem:
     at: float | None = None
     rescued_rows: int | None = None  # of a damaged file
     damaged_rows: int | None = None
+    environment: str | None = None  # with ENVIRONMENTS_FILE
+    subject: str | None = None
 
 
 _NO_FILE = {"file": None, "at": None, "rescued_rows": None, "damaged_rows": None}
@@ -211,6 +227,7 @@ def as_shown(problem: Mapping[str, Any], environment: str | None, since: float) 
     code = problem["code"]
     severity, remedy = CONDITIONS[code]
     shown = {**_NO_FILE, **problem, "environment": environment, "since": since}
+    shown.pop("subject", None)
     return shown | {"severity": severity, "remedy": remedy, "runbook": runbook(code)}
 
 

@@ -49,16 +49,33 @@ class About:
     queue_limit: int  # of each worker
 
 
+class ExperimentFigures(NamedTuple):
+    """The numbers of one environment. The others are by feature, and empty without METRICS_BY_FEATURE."""
+
+    mismatched: int
+    decisions: Mapping[str, Mapping[str, int]]
+    exposures: Mapping[str, int]
+
+
 class Exposition(Collector):
-    """The metrics of the whole instance as text. `refresh` publishes this worker's newest numbers."""
+    """The metrics of the whole instance as text. `refresh` publishes this worker's newest numbers.
+
+    `experiments` returns those of the experiments by the name of the environment, "" without ENVIRONMENTS_FILE.
+    """
 
     def __init__(
-        self, memory: SharedCounters, scoreboard: Scoreboard, about: About, refresh: Callable[[], object]
+        self,
+        memory: SharedCounters,
+        scoreboard: Scoreboard,
+        about: About,
+        refresh: Callable[[], object],
+        experiments: Callable[[], Mapping[str, ExperimentFigures]] = dict,
     ) -> None:
         self._memory = memory
         self._scoreboard = scoreboard
         self._about = about
         self._refresh = refresh
+        self._experiments = experiments
         self._verdict = Verdict(scoreboard, memory)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -89,6 +106,7 @@ class Exposition(Collector):
         yield from _settings(views)
         yield from _facts(counts, gauges)
         yield _slow_patterns(reading.slow_patterns)
+        yield from _experiments(self._experiments())
         yield from _stores(gauges)
         yield _gauge("fme_streams", "Open streams of changes.", sum(row["streams"] for row in gauges))
         yield from self._processes(counts, workers)
@@ -272,6 +290,12 @@ def _settings(views: Sequence[View]) -> Iterator[Metric]:
         for view in loaded:
             family.add_metric([*view.labels, *(str((view.settings or {})[name]) for name in names)], 1)
         yield family
+    description = "Whether a version of the settings is pinned."
+    yield _of_each(GaugeMetricFamily, "fme_settings_pinned", description, views, _is_pinned)
+
+
+def _is_pinned(view: View) -> float:
+    return float((view.settings or {}).get("pin") is not None)
 
 
 def _is_loaded(view: View) -> float:
@@ -303,6 +327,25 @@ def _slow_patterns(counts: Mapping[str, int]) -> Metric:
     for feature, count in {"other": 0, **counts}.items():
         family.add_metric([feature], count)
     return family
+
+
+def _experiments(figures: Mapping[str, ExperimentFigures]) -> Iterator[Metric]:
+    names = {name: (name,) if name else () for name in figures}
+    own = ("environment",) if any(figures) else ()
+    mismatched = GaugeMetricFamily(
+        "fme_experiments_mismatched", "Experiments with a sample ratio mismatch.", labels=own
+    )
+    decisions = CounterMetricFamily("fme_feature_decisions", "Decisions.", labels=(*own, "feature", "outcome"))
+    exposures = CounterMetricFamily("fme_feature_exposures", "Impressions.", labels=(*own, "feature"))
+    for name, figure in figures.items():
+        mismatched.add_metric(names[name], figure.mismatched)
+        for feature, outcomes in figure.decisions.items():
+            for outcome, count in outcomes.items():
+                decisions.add_metric((*names[name], feature, outcome), count)
+        for feature, count in figure.exposures.items():
+            exposures.add_metric((*names[name], feature), count)
+    yield mismatched
+    yield from (family for family in (decisions, exposures) if family.samples)
 
 
 def _problems(problems: Sequence[Problem]) -> Metric:

@@ -34,7 +34,7 @@ from typing import Any
 
 import orjson
 
-from tornado_gateway.telemetry import waiting
+from tornado_gateway.telemetry import series, waiting
 from tornado_gateway.telemetry.attempts import Attempts
 from tornado_gateway.telemetry.judging.memory import Judged
 from tornado_gateway.telemetry.slots import WORD_BYTES, Slots, bytes_for
@@ -101,6 +101,8 @@ class Scoreboard:
         self.judged = Judged()
         recent_bytes = bytes_for(RECENT_BYTES)
         self.recent = Slots(mmap.mmap(-1, rows * recent_bytes), rows, recent_bytes)  # newest events of each worker
+        series_bytes = bytes_for(series.SHARED_BYTES)
+        self.series = Slots(mmap.mmap(-1, rows * series_bytes), rows, series_bytes)  # behind the charts of each worker
         records_bytes = (rows + 1) * ROW_BYTES  # the last row is for the totals
         memory = mmap.mmap(-1, records_bytes + rows * WORD_BYTES)
         self._slots = Slots(memory, rows + 1, ROW_BYTES)

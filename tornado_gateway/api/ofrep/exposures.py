@@ -194,7 +194,7 @@ class ExposuresApi:
             raise RequestError(400, problem)
         track = partial(self._track, request, environment, settings, context, exposed)
         if environment.evaluator.resolves_aliases:
-            return _after_alias(environment, context, track)
+            return environment.evaluator.after_alias(context, track)
         return track()
 
     def _track(
@@ -213,8 +213,3 @@ class ExposuresApi:
         self._on_exposures("unknown", exposed.unknown)
         self._on_exposures("recorded", count)
         return Response(200, b'{"tracked":%d}' % count)
-
-
-async def _after_alias(environment: Environment, context: core.Context, respond: Callable[[], Response]) -> Response:
-    await environment.evaluator.resolve_alias(context)
-    return respond()

@@ -26,7 +26,7 @@ export function chooseFeature(key) {
 /** The body of the request; throws with the field that is wrong. */
 function visitor() {
   const fields = { id: byId("explain-id").value.trim() };
-  const texts = { featureKey: "explain-feature", ipAddress: "explain-ip", userAgent: "explain-agent", bucketingSeed: "explain-seed" };
+  const texts = { featureKey: "explain-feature", version: "explain-version", ipAddress: "explain-ip", userAgent: "explain-agent", bucketingSeed: "explain-seed" };
   for (const [name, id] of Object.entries(texts)) if (byId(id).value.trim()) fields[name] = byId(id).value.trim();
   if (!fields.id) throw Object.assign(new Error("Enter a user ID."), { field: byId("explain-id") });
   for (const area of document.querySelectorAll("textarea[data-json]")) {
@@ -65,7 +65,7 @@ async function explain(event) {
   result.setAttribute("aria-busy", "false");
 }
 
-function showExplanation({ visitor: who, decisions }) {
+function showExplanation({ settings, visitor: who, decisions }) {
   const isOne = decisions.length === 1;
   const on = decisions.filter((decision) => decision.enabled).length;
   replace(
@@ -77,6 +77,7 @@ function showExplanation({ visitor: who, decisions }) {
       fact("Visitor", who.uuid),
       fact("Location", place(who.location, LOCATION_FACTS)),
       fact("Device", place(who.device, DEVICE_FACTS)),
+      fact("Settings", settings.hash),
       isOne ? null : fact("Enabled", `${on} of ${decisions.length}`),
     ),
     decisions.map((decision) => decisionCard(decision, isOne)),

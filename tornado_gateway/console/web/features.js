@@ -57,6 +57,7 @@ const featureCard = (feature) => {
       {},
       h("code", {}, h("b", {}, feature.key)),
       h("span", { class: "name" }, feature.name),
+      h("span", { class: "hint", "data-usage": feature.key }),
       feature.status === "ON" ? null : h("span", { class: "pill warn" }, feature.status),
       h(
         "span",

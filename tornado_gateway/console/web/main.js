@@ -1,13 +1,17 @@
 // The operators' console: tabs, and keeping the one in view fresh.
 
+import { shownRange } from "./charts.js";
 import { ask, byId, h, reconcile, useEnvironment } from "./dom.js";
 import { refreshEvents, startEvents } from "./events.js";
+import { refreshExperiments } from "./experiments.js";
 import { chooseFeature, fillFeatureChoice, startExplain } from "./explain.js";
 import { refreshFeatures, startFeatures } from "./features.js";
 import { showOverview, showState, startOverview } from "./overview.js";
 import { enter, setState, startSession, watchSession } from "./session.js";
+import { fillVersionChoice, refreshSettings, showPin, startSettings } from "./settings.js";
+import { refreshUsage } from "./usage.js";
 
-const TABS = ["overview", "features", "explain", "events"];
+const TABS = ["overview", "features", "experiments", "explain", "events", "settings"];
 const OVERVIEW_MS = 1000;
 const EVENTS_MS = 2000;
 
@@ -29,6 +33,7 @@ function show(name) {
     const button = byId(`tab-${other}`);
     button.setAttribute("aria-selected", String(other === name));
     button.tabIndex = other === name ? 0 : -1;
+    if (other === name) button.scrollIntoView({ block: "nearest", inline: "nearest" }); // on a phone the tabs scroll
     byId(other).hidden = other !== name;
   }
   if (isNew) scrollTo(0, 0);
@@ -99,14 +104,19 @@ async function refresh() {
   stopRefreshing();
   const shown = tab;
   try {
-    const overview = await ask("/admin/overview");
+    const overview = await ask(`/admin/overview?range=${shownRange()}`);
     showState(overview);
     showEnvironments(overview.status);
+    showPin(overview.status);
     if (shown === "overview") showOverview(overview);
     if (shown === "events") await refreshEvents();
+    if (shown === "settings") await refreshSettings();
+    if (shown === "explain") fillVersionChoice(overview);
+    if (shown === "experiments") await refreshExperiments();
     if (shown === "features" || shown === "explain") {
       const features = await refreshFeatures(overview);
       if (features !== null) fillFeatureChoice(features);
+      if (shown === "features") await refreshUsage();
     }
   } catch (error) {
     if (error.status === 401 || error.status === 403) {
@@ -135,9 +145,10 @@ document.addEventListener("keydown", shortcut);
 document.addEventListener("visibilitychange", () => document.hidden || tab === null || refresh());
 addEventListener("popstate", followAddress);
 addEventListener("hashchange", followAddress);
-startOverview();
+startOverview(refresh);
 startFeatures(explainFeature);
 startExplain();
 startEvents(refresh);
+startSettings(refresh);
 watchSession(() => show(tabOfAddress()), signedOut);
 startSession();

@@ -1,6 +1,6 @@
 // The overview: charts, the event flow, and the state of settings, delivery, store and workers.
 
-import { chart } from "./charts.js";
+import { chart, rangeButtons, useMarkers } from "./charts.js";
 import { ago, byId, count, duration, h, moment, plural, queued, replace } from "./dom.js";
 import { setState } from "./session.js";
 
@@ -22,33 +22,35 @@ const headline = ([first, ...others]) => (others.length ? `${named(first)} · ${
 const named = ({ environment, message }) => (environment ? `${environment}: ${message}` : message);
 
 const charts = [
-  chart("Requests", "per second", [
+  chart("Requests", "per second", "/s", [
     { name: "requests", label: "requests", tone: "accent" },
     { name: "decisions", label: "decisions", tone: "second" },
   ]),
-  chart("Events received", "per second", [
+  chart("Events received", "per second", "/s", [
     { name: "received", label: "received", tone: "accent" },
     { name: "delivered", label: "delivered", tone: "good" },
     { name: "rejected", label: "rejected", tone: "warn" },
     { name: "lost", label: "lost", tone: "bad" },
   ]),
-  chart("Events waiting", "in the queue", [
+  chart("Events waiting", "in the queue", "", [
     { name: "waiting", label: "waiting", tone: "second" },
     { name: "dead", label: "dead", tone: "bad" },
   ]),
-  chart("Latency", "ms, median", [
+  chart("Latency", "ms, median", " ms", [
     { name: "p50_ms", label: "median", tone: "accent" },
     { name: "p99_ms", label: "p99", tone: "second" },
     { name: "lag_ms", label: "loop lag", tone: "warn" },
   ]),
 ];
 
-export function startOverview() {
-  replace(byId("charts"), charts.map((each) => each.element));
+/** `refresh` is called after another range has been chosen. */
+export function startOverview(refresh) {
+  replace(byId("charts"), rangeButtons(refresh), charts.map((each) => each.element));
 }
 
 export function showOverview(overview) {
-  for (const each of charts) each.draw(overview.samples);
+  useMarkers(overview.markers);
+  for (const each of charts) each.draw(overview.samples, overview.at);
   showLedger(overview.status.events);
   showProblems(overview);
   showPanels(overview);
@@ -93,7 +95,7 @@ const problemItem = (problem, at) =>
       h("span", { class: `pill ${TONES[problem.severity]}` }, problem.severity),
       " ",
       h("b", {}, named(problem)),
-      h("p", { class: "hint" }, problem.remedy),
+      h("p", { class: "hint" }, problem.remedy.split("`").map((text, index) => (index % 2 ? h("code", {}, text) : text))),
       h("p", { class: "hint" }, `since ${moment(problem.since)} (${duration(at - problem.since)}) · `, h("code", {}, problem.runbook)),
     ),
   );

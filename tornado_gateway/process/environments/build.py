@@ -21,11 +21,12 @@ from tornado_gateway.events.flusher import PARALLEL_REQUESTS, Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink
 from tornado_gateway.events.usage import UsageStatistics
+from tornado_gateway.experiments.campaigns import MOST_EXPERIMENTS
+from tornado_gateway.experiments.monitor import ExperimentMonitor
 from tornado_gateway.process.environments.access import build_access
-from tornado_gateway.process.environments.stores import Stores
+from tornado_gateway.process.environments.stores import Stores, settings_name
 from tornado_gateway.settings.documents import read_document
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror
-from tornado_gateway.settings.stored import document_name
 from tornado_gateway.store.interfaces import Identity, StateStore, Store
 from tornado_gateway.tasks import SharedLimit
 from tornado_gateway.telemetry.environment_counts import EnvironmentCounts
@@ -36,6 +37,8 @@ from tornado_gateway.upstream.keys import REJECTED_SECONDS, Keys
 
 COMMIT_SECONDS = 5.0  # a commit that takes longer, besides the time-outs of Redis, is reported as stalled
 SMALLEST_SHARE_BYTES = 512 * 1024  # of the memory for claimed events, for one of many environments
+EXPERIMENTS_OF_ALL = 512  # of all environments together, whose samples take 32 MB, but each may have a few
+FEWEST_EXPERIMENTS = 4
 FLUSH_SHARE = 0.5  # maximum share of SHUTDOWN_SECONDS for the last flush
 
 
@@ -62,10 +65,14 @@ class Builder:
         self._number = number
         self._environment = environment
         self._config = environment.config
-        self.counts = EnvironmentCounts(
-            shared.observer.decided, is_one_of_many=self._config.environment_name is not None
-        )
         self.store = shared.stores.of(environment.config, number)
+        most_experiments = max(FEWEST_EXPERIMENTS, min(MOST_EXPERIMENTS, EXPERIMENTS_OF_ALL // number))
+        self.experiments = ExperimentMonitor(
+            self.store.state, shared.observer.decided, most_experiments=most_experiments
+        )
+        self.counts = EnvironmentCounts(
+            self.experiments.features.decided, is_one_of_many=self._config.environment_name is not None
+        )
 
     def build(self) -> Environment:
         config, shared, store = self._config, self._shared, self.store
@@ -82,7 +89,7 @@ class Builder:
             events=events,
             flusher=flusher,
             usage=UsageStatistics(choose_sink(config, upstream), shared.observer.usage_finished),
-            evaluator=build_evaluator(config, shared, store.state, lists),
+            evaluator=build_evaluator(config, shared, store.state, lists, self.experiments),
             state=store.state,
             documents=Documents(
                 settings_source(config, upstream, pull=True), None if config.is_offline else upstream.fetch_settings
@@ -90,6 +97,7 @@ class Builder:
             load_device=shared.device.load,
             settings_seconds=config.socket_timeout_seconds,
             flush_seconds=config.shutdown_seconds * FLUSH_SHARE,
+            experiments=self.experiments,
             counts=self.counts,
         )
         mirror.subscribe(environment.settings_changed)
@@ -116,9 +124,7 @@ class Builder:
         return SettingsMirror(
             self.store.state,
             settings_source(config, upstream),
-            name=document_name(
-                config.account.id or "file", config.environment_name or config.account.sdk_key, "server-1"
-            ),
+            name=settings_name(config),
             owner=shared.owner,
             source="file" if config.is_offline else "upstream",
             poll_seconds=config.poll_seconds,
@@ -177,7 +183,9 @@ def build_queue(config: Config, store: Store) -> EventQueue:
     return events
 
 
-def build_evaluator(config: Config, shared: Shared, state: StateStore, lists: ListChecks | None) -> Evaluator:
+def build_evaluator(
+    config: Config, shared: Shared, state: StateStore, lists: ListChecks | None, experiments: ExperimentMonitor
+) -> Evaluator:
     return Evaluator(
         shared.location,
         shared.device,
@@ -185,6 +193,7 @@ def build_evaluator(config: Config, shared: Shared, state: StateStore, lists: Li
         aliases=state if config.aliasing_enabled else None,
         sticky=StickyDecisions(state, config.sticky_seconds) if config.sticky_decisions else None,
         slow_patterns=shared.slow_patterns,
+        on_shown=experiments.exposures.shown,
     )
 
 

@@ -23,7 +23,8 @@ CHECK_SECONDS = 5.0
 class TokenFile:
     """Keeps `tokens` like the options and TOKENS_FILE, which is read again when it changes."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, environments: Environments) -> None:
+        self._environments = environments
         self.tokens = ClientTokens()
         self._from_options = [ClientToken("CLIENT_TOKENS", digest_of(t.encode())) for t in config.client_tokens]
         self._path = config.tokens_file
@@ -51,9 +52,13 @@ class TokenFile:
 
     def _use(self, path: Path | None) -> None:
         rows = () if path is None else read_tokens(path)
-        # With ENVIRONMENTS_FILE a token may be added before its environment; until then requests with it get 403.
-        if self._has_one_environment and (problems := list(unknown_environments(rows, [DEFAULT_NAME]))):
+        names = [DEFAULT_NAME] if self._has_one_environment else [one.access.name for one in self._environments.all]
+        problems = list(unknown_environments(rows, names))
+        if problems and self._has_one_environment:
             raise ConfigError(problems)
+        # With ENVIRONMENTS_FILE a token may be added before its environment, and stay after it.
+        for problem in problems:
+            logger.warning("a token names an environment that is not served, requests with it get 403: %s", problem)
         self.tokens.replace([*self._from_options, *(ClientToken(*row) for row in rows)])
 
 
@@ -68,13 +73,12 @@ class Credentials:
         attempts: Attempts,
         row: int,
     ) -> None:
-        self._file = TokenFile(config)
-        has_sdk_key = environments.has_key if config.sdk_key_auth else None
-        self._auth = ClientAuth(self._file.tokens, has_sdk_key, address, attempts, row)
+        self._file = TokenFile(config, environments)
+        has_key = environments.has_key if config.sdk_key_auth else None
+        self._auth = ClientAuth(self._file.tokens, has_key, address, attempts, row)
         self._only_decisions = config.client_auth == "decisions"
-        is_on = config.client_auth != "off"
-        self.protect: Protect | None = self._protect if is_on else None
-        self.tickets = Tickets(self._file.tokens, self._auth) if is_on else None
+        self.protect: Protect | None = None if config.client_auth == "off" else self._protect
+        self.tickets = None if self.protect is None else Tickets(self._file.tokens, self._auth)
         self.start, self.stop = self._file.start, self._file.stop
 
     def _protect(self, route: Route, handler: Handler) -> Handler:

@@ -8,19 +8,16 @@ import asyncio
 import logging
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 
 from tornado_gateway.config import Config
 from tornado_gateway.config.environments import EnvironmentConfig, environments_of, files_of
 from tornado_gateway.errors import ConfigError, GatewayError
 from tornado_gateway.process.environments.serving import Serving
-from tornado_gateway.tasks import Periodic
+from tornado_gateway.tasks import Periodic, Signature, signature
 
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 3.0
-
-Signature = tuple[tuple[Path, int, int, int], ...]
 
 
 def read_environments(
@@ -64,7 +61,7 @@ class Reload:
     async def check(self) -> None:
         """Reload if the files have changed."""
         async with self._reloading:
-            if _signature(self._files) != self._seen:
+            if signature(self._files) != self._seen:
                 await self._reload()
 
     def _reload_now(self) -> None:
@@ -81,7 +78,7 @@ class Reload:
     async def _reload(self) -> None:
         """Read the file. The signature is older than the content, so that no change is missed."""
         self._files = await asyncio.to_thread(files_of, self._config)
-        self._seen = _signature(self._files)
+        self._seen = signature(self._files)
         try:
             await self._serving.change(await asyncio.to_thread(environments_of, self._config))
         except GatewayError as error:
@@ -95,15 +92,3 @@ class Reload:
 def _log_problems(problems: Sequence[str]) -> None:
     for problem in problems:
         logger.error("the changed environments were rejected, the old ones remain in use: %s", problem)
-
-
-def _signature(files: Sequence[Path]) -> Signature:
-    """Return values that change with the files. Links are followed: Kubernetes changes them to renew a file."""
-    seen = []
-    for file in files:
-        try:
-            stat = file.stat()
-        except (OSError, ValueError):  # in the middle of a change, gone, or no path; loading reports it
-            continue
-        seen.append((file, stat.st_mtime_ns, stat.st_size, stat.st_ino))
-    return tuple(seen)

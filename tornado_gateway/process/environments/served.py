@@ -78,6 +78,7 @@ class Served:
         own = [Part("store", store.open, store.close, STORE_REMEDY)] if self.owns_store else []
         return [
             *own,
+            Part("experiments", environment.experiments.start, environment.experiments.stop),
             Part("environment", environment.start, environment.stop, STORE_REMEDY),
             Part("waiting", self.waiting.start, self.waiting.stop),
             Part("adoption", adoption.start, adoption.stop),
@@ -115,7 +116,9 @@ class Served:
         environment.upstream.keys.replace(config.sdk_keys)
         environment.use_access(build_access(config))
         environment.events.use_limit(options.event_queue_limit)
-        environment.evaluator = build_evaluator(options, self._shared, self.store.state, environment.evaluator.lists)
+        environment.evaluator = build_evaluator(
+            options, self._shared, self.store.state, environment.evaluator.lists, environment.experiments
+        )
         environment.keys_changed()
 
     def drain(self, done: "DrainedSet") -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tornado_gateway.config import Config
 from tornado_gateway.process.redis_options import redis_options
+from tornado_gateway.settings.stored import document_name
 from tornado_gateway.store.interfaces import StateStore, Store
 from tornado_gateway.store.sqlite.events import FRESH_BYTES, SqliteEvents
 from tornado_gateway.store.sqlite.state import SqliteState
@@ -30,6 +31,11 @@ def data_dir_of(config: Config) -> Path:
     if config.environment_name is None:
         return config.data_dir
     return config.data_dir / DIRECTORY / f"{config.account_id}-{config.environment_name}"
+
+
+def settings_name(config: Config) -> str:
+    """Return the name of the settings of an environment in its store."""
+    return document_name(config.account.id or "file", config.environment_name or config.account.sdk_key, "server-1")
 
 
 def report_unknown(config: Config, served: Collection[Path]) -> None:

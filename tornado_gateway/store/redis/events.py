@@ -7,7 +7,10 @@ A namespace belongs to one account and environment (STORE_NAMESPACE); its prefix
                    whether Redis has lost data
     …:dead         stream of permanently rejected events (also r, the reason)
     …:consumers    sorted set: the time (the server's ms) until which each consumer counts as alive; 0: it left
-    …:document:…   hash with body, version, saved_at, by; its name is published on …:changes
+    …:document:…   hash with body, version, saved_at, by, latest, unpinned_by, and pin, pin_ends while a version is
+                   pinned; its name is published on …:changes
+    …:versions:…   hash of the kept versions of a document: number and facts by digest
+    …:bodies:…     hash of their compressed documents by digest
     …:lease:…      owner; expires after seconds unless its live owner prolongs it
     …:aliases      hash
     …:record:…     one sticky decision, with expiry

@@ -41,12 +41,18 @@ LEAVE = _load("leave")
 SAVE_DOCUMENT = _load("save_document")
 CONFIRM_DOCUMENT = _load("confirm_document")
 RESTORE_DOCUMENT = _load("restore_document")
+PIN_DOCUMENT = _load("pin_document")
+UNPIN_DOCUMENT = _load("unpin_document")
 
 ALIASES = _load("root_of", "aliases")
 SET_ALIAS = _load("root_of", "set_alias")
 
 ACQUIRE_LEASE = _load("acquire_lease")
 RELEASE_LEASE = _load("release_lease")
+
+LOAD_STATISTICS = _load("load_statistics")
+REPLACE_STATISTICS = _load("replace_statistics")
+FORGET_STATISTICS = _load("forget_statistics")
 
 COPY_ENTRIES = _load("copy_entries")
 DROP_ENTRIES = _load("drop_entries")

@@ -1,30 +1,45 @@
-"""Documents, leases, aliases and sticky decisions in Redis."""
+"""Documents, leases, aliases, sticky decisions and statistics in Redis."""
 
 import asyncio
 import logging
 import random
+import sys
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, replace
 from typing import Any
 
 import orjson
 
 from tornado_gateway.core.types import StickyRecord
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.interfaces import MAX_ALIASES, Confirmation, StoredDocument
+from tornado_gateway.store.interfaces import (
+    MAX_ALIASES,
+    NO_STATISTICS,
+    Confirmation,
+    Statistics,
+    StoredDocument,
+)
 from tornado_gateway.store.redis.durability import risks
-from tornado_gateway.store.redis.link import Link, prefix, within
+from tornado_gateway.store.redis.link import Link, Value, prefix, within
 from tornado_gateway.store.redis.lua import (
     ACQUIRE_LEASE,
     ALIASES,
     CONFIRM_DOCUMENT,
+    FORGET_STATISTICS,
+    LOAD_STATISTICS,
+    PIN_DOCUMENT,
     RELEASE_LEASE,
+    REPLACE_STATISTICS,
     RESTORE_DOCUMENT,
     SAVE_DOCUMENT,
     SET_ALIAS,
+    UNPIN_DOCUMENT,
 )
 from tornado_gateway.store.redis.replies import ForbiddenError
+from tornado_gateway.store.versions import MOST_BYTES, MOST_VERSIONS, Pin, Version, digest_of, surplus, unpacked
 from tornado_gateway.tasks import end_tasks, wait_at_most
 
 logger = logging.getLogger(__name__)
@@ -32,10 +47,11 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS = 12.0  # until the lease of a killed process ends; a live one prolongs it four times in that time
 DECISION_SECONDS = 0.25  # that a decision waits for aliases and sticky decisions
 RECHECK_SECONDS = 3.0  # between two checks of a document without a message
+FIELDS = ("body", "version", "saved_at", "latest", "pin", "pin_ends", "unpinned_by")  # of a document
 
 
 class RedisState:
-    """Documents, leases, aliases and sticky decisions of all instances.
+    """Documents, leases, aliases, sticky decisions and statistics of all instances.
 
     `open` does not wait for Redis, so that a gateway starts without it; each call fails if it cannot be reached.
     """
@@ -71,17 +87,79 @@ class RedisState:
         self._notify()
 
     async def load_document(self, name: str) -> StoredDocument | None:
-        body, version, saved_at = await self._link.call(
-            "HMGET", self._key("document", name), "body", "version", "saved_at"
-        )
-        return self._seen(name, StoredDocument(body, int(version), float(saved_at))) if version else None
+        fields = await self._link.call("HMGET", self._key("document", name), *FIELDS)
+        body, version, saved_at, latest, pin, ends, unpinned_by = fields
+        if not version:
+            return None
+        pinned = None if pin is None else Pin.decoded(pin)
+        left = None if pinned is None else pinned.seconds  # of a restored pin, which has no other time
+        left = await self._left_seconds(ends) if ends else left
+        names = [(text or b"").decode() for text in (latest, unpinned_by)]
+        document = StoredDocument(body, int(version), float(saved_at), names[0], pinned, left, names[1])
+        return self._seen(name, document)
 
-    async def save_document(self, name: str, body: bytes, by: str = "") -> StoredDocument:
-        now = time.time()
+    async def save_document(
+        self, name: str, body: bytes, by: str = "", source: str = "", at: float | None = None
+    ) -> StoredDocument:
+        at = time.time() if at is None else at
         seen = self._last_seen[name].version if name in self._last_seen else 0
-        keys = (self._key("document", name), self._channel)
-        version = await self._link.run(SAVE_DOCUMENT, keys, seen, repr(now), body, name, by)
-        return self._seen(name, StoredDocument(body, version, now))
+        keys = (*self._document_keys(name), self._key("versions", name), self._key("bodies", name))
+        digest, packed = digest_of(body), await asyncio.to_thread(zlib.compress, body)
+        facts, old = await self._facts(name, Version(digest, 0, at, at, source, by, len(body), len(packed)))
+        arguments: list[Value] = [seen, repr(at), body, name, by, digest, facts, packed, *old]
+        version, is_pinned = await self._link.run(SAVE_DOCUMENT, keys, *arguments)
+        stored = await self.load_document(name) if is_pinned else None
+        return stored or self._seen(name, StoredDocument(body, version, at, digest))
+
+    async def _facts(self, name: str, new: Version) -> tuple[bytes, list[str]]:
+        """Return a new version as it is stored, and the digests of older ones for which there is no room then.
+
+        If two workers save at the same time, the next one makes room.
+        """
+        known, pin = await self.versions(name), await self._link.call("HGET", self._key("document", name), "pin")
+        facts = {key: value for key, value in asdict(new).items() if key not in ("digest", "number")}
+        facts["first_at"] = next((one.first_at for one in known if one.digest == new.digest), new.first_at)
+        kept = [one for one in known if one.digest != new.digest] + [replace(new, number=sys.maxsize)]
+        pinned = [] if pin is None else [Pin.decoded(pin).digest]
+        return orjson.dumps(facts), surplus(kept, pinned, MOST_VERSIONS, MOST_BYTES)
+
+    async def versions(self, name: str) -> list[Version]:
+        fields = await self._link.call("HGETALL", self._key("versions", name))
+        found = [_version(digest, facts) for digest, facts in zip(fields[::2], fields[1::2], strict=True)]
+        return sorted(found, key=lambda one: one.number, reverse=True)
+
+    async def load_version(self, name: str, digest: str) -> bytes | None:
+        packed = await self._link.call("HGET", self._key("bodies", name), digest)
+        return None if packed is None else await asyncio.to_thread(unpacked, packed)
+
+    async def pin_document(self, name: str, pin: Pin) -> StoredDocument | None:
+        body = await self.load_version(name, pin.digest)
+        milliseconds = "" if pin.seconds is None else _milliseconds(pin.seconds)
+        if body is None or not await self._link.run(
+            PIN_DOCUMENT, self._document_keys(name), name, body, pin.encoded(), milliseconds
+        ):
+            return None
+        return await self.load_document(name)
+
+    async def unpin_document(self, name: str, pin: Pin | None = None, by: str = "") -> bool:
+        """As promised by StateStore; begins again if another worker saves a document meanwhile."""
+        expected, outcome = b"" if pin is None else pin.encoded(), -1
+        while outcome < 0:
+            latest = await self._link.call("HGET", self._key("document", name), "latest") or b""
+            body = await self.load_version(name, latest.decode())  # None if Redis has lost it: the next poll saves it
+            found = () if body is None else (body,)
+            outcome = await self._link.run(
+                UNPIN_DOCUMENT, self._document_keys(name), name, expected, latest, by, *found
+            )
+        return bool(outcome)
+
+    async def _left_seconds(self, ends: bytes) -> float:
+        """Return the time until the end of a pin, in the server's milliseconds."""
+        seconds, microseconds = await self._link.call("TIME")
+        return (int(ends) - int(seconds) * 1000 - int(microseconds) // 1000) / 1000
+
+    def _document_keys(self, name: str) -> tuple[str, str]:
+        return self._key("document", name), self._channel
 
     async def confirm_document(self, name: str, by: str = "") -> None:
         await self._link.run(CONFIRM_DOCUMENT, (self._key("document", name),), repr(time.time()), by)
@@ -167,6 +245,24 @@ class RedisState:
         ]
         await within(DECISION_SECONDS, asyncio.gather(*writes))
 
+    async def statistics_versions(self) -> dict[str, int]:
+        versions: list[bytes] = await self._link.call("HGETALL", self._key("statistics", "versions"))
+        return {name.decode(): int(version) for name, version in zip(versions[::2], versions[1::2], strict=True)}
+
+    async def load_statistics(self, name: str) -> Statistics:
+        version, body = await self._link.run(LOAD_STATISTICS, self._statistics_keys(), name)
+        return Statistics(int(version), body) if version and body is not None else NO_STATISTICS
+
+    async def replace_statistics(self, name: str, body: bytes, version: int) -> bool:
+        return bool(await self._link.run(REPLACE_STATISTICS, self._statistics_keys(), name, body, version))
+
+    async def forget_statistics(self, names: Sequence[str]) -> None:
+        if names:
+            await self._link.run(FORGET_STATISTICS, self._statistics_keys(), *names)
+
+    def _statistics_keys(self) -> tuple[str, str]:
+        return self._key("statistics", "versions"), self._key("statistics")
+
     def _key(self, *parts: str) -> str:
         return ":".join((self._prefix, *parts))
 
@@ -182,13 +278,14 @@ class RedisState:
     async def _load_unless(self, name: str, known_version: int) -> StoredDocument | None:
         version = await self._link.call("HGET", self._key("document", name), "version")
         if version is None and name in self._last_seen:
-            seen = self._last_seen[name]
-            keys = (self._key("document", name), self._channel)
-            if await self._link.run(RESTORE_DOCUMENT, keys, seen.version, repr(seen.saved_at), seen.body, name):
-                logger.error("Redis lost the document %s, it was stored again", name)
+            await self._put_back(name, self._last_seen[name])
         if version is None or int(version) == known_version:
             return None
         return await self.load_document(name)
+
+    async def _put_back(self, name: str, seen: StoredDocument) -> None:
+        if await self._link.run(RESTORE_DOCUMENT, self._document_keys(name), *_restored(seen, name)):
+            logger.error("Redis lost the document %s, it was stored again", name)
 
     async def can_notify(self) -> bool:
         """Return whether Redis passes messages on. Without that right (ACL), readers recognise changes later."""
@@ -209,6 +306,17 @@ class RedisState:
     def _notify(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+def _version(digest: bytes, stored: bytes) -> Version:
+    number, facts = stored.split(b" ", 1)
+    return Version(digest=digest.decode(), number=int(number), **orjson.loads(facts))
+
+
+def _restored(seen: StoredDocument, name: str) -> list[Value]:
+    """Return the arguments that restore a document and its pin, which lasts as long as it did when it was seen."""
+    document: list[Value] = [seen.version, repr(seen.saved_at), seen.body, name, seen.latest]
+    return document if seen.pin is None else [*document, seen.pin.encoded(), ""]
 
 
 def _milliseconds(seconds: float) -> int:

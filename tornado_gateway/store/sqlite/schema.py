@@ -46,6 +46,11 @@ CREATE TABLE IF NOT EXISTS {schema}.documents (
     name TEXT PRIMARY KEY, version INTEGER NOT NULL, saved_at REAL NOT NULL, body BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS {schema}.confirmations (name TEXT PRIMARY KEY, owner TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS {schema}.versions (
+    name TEXT NOT NULL, digest TEXT NOT NULL, number INTEGER NOT NULL, first_at REAL NOT NULL, at REAL NOT NULL,
+    source TEXT NOT NULL, owner TEXT NOT NULL, size INTEGER NOT NULL, packed BLOB NOT NULL, PRIMARY KEY (name, digest)
+);
+CREATE TABLE IF NOT EXISTS {schema}.pins (name TEXT PRIMARY KEY, pin TEXT, ends REAL, unpinned_by TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS {schema}.user_aliases (
     namespace TEXT NOT NULL, alias_id TEXT NOT NULL, user_id TEXT NOT NULL, PRIMARY KEY (namespace, alias_id)
 ) WITHOUT ROWID;
@@ -54,6 +59,10 @@ CREATE TABLE IF NOT EXISTS {schema}.decisions (
     PRIMARY KEY (namespace, user_id, key)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS {schema}.decisions_until ON decisions (until);
+CREATE TABLE IF NOT EXISTS {schema}.statistics (
+    namespace TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (namespace, name)
+);
 CREATE TABLE IF NOT EXISTS {schema}.reckoning (
     id INTEGER PRIMARY KEY, at REAL NOT NULL, uptime REAL NOT NULL, boot TEXT NOT NULL
 );

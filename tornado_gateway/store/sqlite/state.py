@@ -1,4 +1,4 @@
-"""State that all workers of a machine share: documents, leases, aliases and sticky decisions.
+"""State that all workers of a machine share: documents, leases, aliases, sticky decisions and statistics.
 
 A lease is a lock on a file `lease-<hash>.lock`, which ends with its process.
 """
@@ -9,6 +9,7 @@ import logging
 import os
 import sqlite3
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,14 @@ import orjson
 
 from tornado_gateway.core.types import StickyRecord
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.interfaces import MAX_ALIASES, SHARED, Confirmation, StoredDocument
+from tornado_gateway.store.interfaces import (
+    MAX_ALIASES,
+    NO_STATISTICS,
+    SHARED,
+    Confirmation,
+    Statistics,
+    StoredDocument,
+)
 from tornado_gateway.store.reckoning import SYSTEM_CLOCK, Clock, Note, Reckoning
 from tornado_gateway.store.sqlite.aliases import SqliteAliases
 from tornado_gateway.store.sqlite.database import Database, transaction
@@ -25,12 +33,13 @@ from tornado_gateway.store.sqlite.locks import try_lock
 from tornado_gateway.store.sqlite.repair.guard import Guard, GuardedFile
 from tornado_gateway.store.sqlite.schema import STATE, STATE_PRAGMAS, synchronous
 from tornado_gateway.store.sqlite.space import DiskSpace, shrink
+from tornado_gateway.store.versions import MOST_BYTES, MOST_VERSIONS, Pin, Version, digest_of, surplus, unpacked
 from tornado_gateway.tasks import Periodic
 
 logger = logging.getLogger(__name__)
 
 
-WATCH_SECONDS = 1.0
+WATCH_SECONDS = 0.5  # between two checks for a new document: all workers use a pinned one within a second
 SWEEP_SECONDS = 60.0
 SWEEP_RECORDS = 1000  # expired records that are deleted in one transaction
 SWEEP_PAUSE_SECONDS = 0.05  # between two transactions
@@ -42,12 +51,37 @@ FORMER_TABLES = {
 }
 SAVE_DOCUMENT = """
 INSERT INTO documents (name, version, saved_at, body) VALUES (?1, 1, ?2, ?3)
-ON CONFLICT (name) DO UPDATE SET version = version + 1, saved_at = ?2, body = ?3 RETURNING version
+ON CONFLICT (name) DO UPDATE SET version = version + 1, saved_at = ?2,
+    body = CASE WHEN EXISTS (SELECT 1 FROM pins WHERE name = ?1 AND pin IS NOT NULL) THEN body ELSE ?3 END
+RETURNING version
 """
+KEEP_VERSION = """
+INSERT INTO versions (name, digest, number, first_at, at, source, owner, size, packed)
+VALUES (?1, ?2, ?3, ?4, ?4, ?5, ?6, ?7, ?8)
+ON CONFLICT (name, digest) DO UPDATE SET number = ?3, at = ?4, source = ?5, owner = ?6
+"""
+VERSIONS = """
+SELECT digest, number, first_at, at, source, owner, size, length(packed) FROM versions WHERE name = ?
+ORDER BY number DESC
+"""
+LATEST = "SELECT digest, packed FROM versions WHERE name = ? ORDER BY number DESC LIMIT 1"
+LOAD_DOCUMENT = """
+SELECT body, version, saved_at, pin, ends, coalesce(unpinned_by, ''),
+    (SELECT digest FROM versions WHERE name = ?1 ORDER BY number DESC LIMIT 1)
+FROM documents LEFT JOIN pins USING (name) WHERE name = ?1
+"""
+UNPIN = """
+UPDATE pins SET pin = NULL, ends = NULL, unpinned_by = ?3
+WHERE name = ?1 AND pin IS NOT NULL AND (?2 IS NULL OR pin = ?2)
+"""
+REPLACE_BODY = "UPDATE documents SET version = version + 1, body = ? WHERE name = ?"
 NOTE_OWNER = "INSERT OR REPLACE INTO confirmations (name, owner) VALUES (?, ?)"
 FORGET_EXPIRED = """
 DELETE FROM decisions WHERE (namespace, user_id, key) IN
     (SELECT namespace, user_id, key FROM decisions WHERE until <= ? ORDER BY until LIMIT ?)
+"""
+REPLACE_STATISTICS = """
+UPDATE statistics SET version = version + 1, body = ? WHERE namespace = ? AND name = ? AND version = ?
 """
 LAST_CONFIRMATION = """
 SELECT saved_at, coalesce(owner, '') FROM documents LEFT JOIN confirmations USING (name) WHERE name = ?
@@ -55,7 +89,7 @@ SELECT saved_at, coalesce(owner, '') FROM documents LEFT JOIN confirmations USIN
 
 
 class SqliteState:
-    """Documents, leases, aliases and sticky decisions of all workers of this machine.
+    """Documents, leases, aliases, sticky decisions and statistics of all workers of this machine.
 
     Environments that share the directory have a namespace each. Documents have none: their names identify them.
     """
@@ -119,10 +153,36 @@ class SqliteState:
             os.close(self._leases.popitem()[1][1])
 
     async def load_document(self, name: str) -> StoredDocument | None:
-        return await self._database.run(_load_document, name)
+        return await self._database.run(self._load_document, name)
 
-    async def save_document(self, name: str, body: bytes, by: str = "") -> StoredDocument:
-        return await self._database.run(_save_document, name, body, time.time(), by)
+    async def save_document(
+        self, name: str, body: bytes, by: str = "", source: str = "", at: float | None = None
+    ) -> StoredDocument:
+        packed = await asyncio.to_thread(zlib.compress, body)
+        at = time.time() if at is None else at
+        kept = (digest_of(body), at, source, by, len(body), packed)
+        await self._database.run(_save_document, name, body, kept)
+        stored = await self.load_document(name)
+        if stored is None:
+            raise StoreError(f"{self._path} has lost the document {name}")
+        return stored
+
+    async def versions(self, name: str) -> list[Version]:
+        return await self._database.run(_versions, name)
+
+    async def load_version(self, name: str, digest: str) -> bytes | None:
+        packed = await self._database.run(_load_version, name, digest)
+        return None if packed is None else await asyncio.to_thread(unpacked, packed)
+
+    async def pin_document(self, name: str, pin: Pin) -> StoredDocument | None:
+        body = await self.load_version(name, pin.digest)
+        ends = None if pin.seconds is None else self._reckoning.now() + pin.seconds
+        if body is None or not await self._database.run(_pin_document, name, body, pin.encoded(), ends):
+            return None
+        return await self.load_document(name)
+
+    async def unpin_document(self, name: str, pin: Pin | None = None, by: str = "") -> bool:
+        return await self._database.run(_unpin_document, name, None if pin is None else pin.encoded().decode(), by)
 
     async def confirm_document(self, name: str, by: str = "") -> None:
         await self._database.run(_confirm_document, name, time.time(), by)
@@ -132,10 +192,26 @@ class SqliteState:
 
     async def wait_for_document(self, name: str, known_version: int) -> StoredDocument:
         while True:
-            stored = await self._database.run(_load_document_unless, name, known_version)
+            stored = await self._database.run(self._load_document_unless, name, known_version)
             if stored is not None:
                 return stored
             await asyncio.sleep(WATCH_SECONDS)
+
+    def _load_document(self, connection: sqlite3.Connection, name: str) -> StoredDocument | None:
+        row = connection.execute(LOAD_DOCUMENT, (name,)).fetchone()
+        if row is None:
+            return None
+        body, version, saved_at, pin, ends, unpinned_by, latest = row
+        left = None if ends is None else ends - self._reckoning.now()
+        pinned = None if pin is None else Pin.decoded(pin)
+        return StoredDocument(body, version, saved_at, latest or "", pinned, left, unpinned_by)
+
+    def _load_document_unless(
+        self, connection: sqlite3.Connection, name: str, known_version: int
+    ) -> StoredDocument | None:
+        """Return the document, if its version is another than the known one (checking costs one small row)."""
+        row = connection.execute("SELECT version FROM documents WHERE name = ?", (name,)).fetchone()
+        return self._load_document(connection, name) if row and row[0] != known_version else None
 
     async def acquire_lease(self, name: str, owner: str) -> bool:
         if name in self._leases:
@@ -168,19 +244,20 @@ class SqliteState:
         rows = [(*owner, key, until, orjson.dumps(record)) for key, record in records.items()]
         await self._database.run(_save_records, rows)
 
+    async def statistics_versions(self) -> dict[str, int]:
+        return await self._database.run(_statistics_versions, self._namespace)
+
+    async def load_statistics(self, name: str) -> Statistics:
+        return await self._database.run(_load_statistics, self._namespace, name)
+
+    async def replace_statistics(self, name: str, body: bytes, version: int) -> bool:
+        return await self._database.run(_replace_statistics, self._namespace, name, body, version)
+
+    async def forget_statistics(self, names: Sequence[str]) -> None:
+        await self._database.run(_forget_statistics, self._namespace, names)
+
     def _lease(self, name: str) -> str:
         return name if name.startswith(SHARED) else f"{self._namespace}:{name}"
-
-
-def _load_document(connection: sqlite3.Connection, name: str) -> StoredDocument | None:
-    row = connection.execute("SELECT body, version, saved_at FROM documents WHERE name = ?", (name,)).fetchone()
-    return StoredDocument(*row) if row else None
-
-
-def _load_document_unless(connection: sqlite3.Connection, name: str, known_version: int) -> StoredDocument | None:
-    """Return the stored document, if its version is another than the known one (checking costs one small row)."""
-    row = connection.execute("SELECT version FROM documents WHERE name = ?", (name,)).fetchone()
-    return _load_document(connection, name) if row and row[0] != known_version else None
 
 
 def _last_confirmation(connection: sqlite3.Connection, name: str) -> Confirmation | None:
@@ -188,11 +265,44 @@ def _last_confirmation(connection: sqlite3.Connection, name: str) -> Confirmatio
     return Confirmation(*row) if row else None
 
 
-def _save_document(connection: sqlite3.Connection, name: str, body: bytes, now: float, by: str) -> StoredDocument:
+def _save_document(
+    connection: sqlite3.Connection, name: str, body: bytes, kept: tuple[str, float, str, str, int, bytes]
+) -> None:
+    digest, at, source, by, size, packed = kept
     with transaction(connection):
-        (version,) = connection.execute(SAVE_DOCUMENT, (name, now, body)).fetchone()
+        (number,) = connection.execute(SAVE_DOCUMENT, (name, at, body)).fetchone()
         connection.execute(NOTE_OWNER, (name, by))
-    return StoredDocument(body, version, now)
+        connection.execute(KEEP_VERSION, (name, digest, number, at, source, by, size, packed))
+        row = connection.execute("SELECT pin FROM pins WHERE name = ?", (name,)).fetchone()
+        pinned = [] if row is None or row[0] is None else [Pin.decoded(row[0]).digest]
+        for old in surplus(_versions(connection, name), pinned, MOST_VERSIONS, MOST_BYTES):
+            connection.execute("DELETE FROM versions WHERE name = ? AND digest = ?", (name, old))
+
+
+def _versions(connection: sqlite3.Connection, name: str) -> list[Version]:
+    return [Version(*row) for row in connection.execute(VERSIONS, (name,))]
+
+
+def _load_version(connection: sqlite3.Connection, name: str, digest: str) -> bytes | None:
+    row = connection.execute("SELECT packed FROM versions WHERE name = ? AND digest = ?", (name, digest)).fetchone()
+    return None if row is None else row[0]
+
+
+def _pin_document(connection: sqlite3.Connection, name: str, body: bytes, pin: bytes, ends: float | None) -> bool:
+    with transaction(connection):
+        is_stored = connection.execute(REPLACE_BODY, (body, name)).rowcount > 0
+        if is_stored:
+            connection.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?, '')", (name, pin.decode(), ends))
+    return is_stored
+
+
+def _unpin_document(connection: sqlite3.Connection, name: str, pin: str | None, by: str) -> bool:
+    with transaction(connection):
+        was_pinned = connection.execute(UNPIN, (name, pin, by)).rowcount > 0
+        latest = connection.execute(LATEST, (name,)).fetchone() if was_pinned else None
+        if latest is not None:
+            connection.execute(REPLACE_BODY, (unpacked(latest[1]), name))
+    return was_pinned
 
 
 def _confirm_document(connection: sqlite3.Connection, name: str, now: float, by: str) -> None:
@@ -217,6 +327,28 @@ def _load_records(
 def _save_records(connection: sqlite3.Connection, rows: Sequence[tuple[str, str, str, float, bytes]]) -> None:
     with transaction(connection):
         connection.executemany("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?)", rows)
+
+
+def _statistics_versions(connection: sqlite3.Connection, namespace: str) -> dict[str, int]:
+    return dict(connection.execute("SELECT name, version FROM statistics WHERE namespace = ?", (namespace,)))
+
+
+def _load_statistics(connection: sqlite3.Connection, namespace: str, name: str) -> Statistics:
+    query = "SELECT version, body FROM statistics WHERE namespace = ? AND name = ?"
+    row = connection.execute(query, (namespace, name)).fetchone()
+    return Statistics(*row) if row else NO_STATISTICS
+
+
+def _replace_statistics(connection: sqlite3.Connection, namespace: str, name: str, body: bytes, version: int) -> bool:
+    if version:
+        return connection.execute(REPLACE_STATISTICS, (body, namespace, name, version)).rowcount == 1
+    row = (namespace, name, body)
+    return connection.execute("INSERT OR IGNORE INTO statistics VALUES (?, ?, 1, ?)", row).rowcount == 1
+
+
+def _forget_statistics(connection: sqlite3.Connection, namespace: str, names: Sequence[str]) -> None:
+    rows = [(namespace, name) for name in names]
+    connection.executemany("DELETE FROM statistics WHERE namespace = ? AND name = ?", rows)
 
 
 def _resume(connection: sqlite3.Connection, reckoning: Reckoning) -> None:
