@@ -95,7 +95,7 @@ const problemItem = (problem, at) =>
       h("span", { class: `pill ${TONES[problem.severity]}` }, problem.severity),
       " ",
       h("b", {}, named(problem)),
-      h("p", { class: "hint" }, problem.remedy),
+      h("p", { class: "hint" }, problem.remedy.split("`").map((text, index) => (index % 2 ? h("code", {}, text) : text))),
       h("p", { class: "hint" }, `since ${moment(problem.since)} (${duration(at - problem.since)}) · `, h("code", {}, problem.runbook)),
     ),
   );
