@@ -1,7 +1,6 @@
 """The command `simulate`: how features are distributed over many visitors."""
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -76,7 +75,7 @@ def _remote(arguments: argparse.Namespace, ids: Sequence[str]) -> dict[str, Any]
     fields |= {"traffic": dict(arguments.traffic), "weights": dict(arguments.weights)}
     progress = Progress("simulating", "visitors")
     try:
-        return Remote(arguments.url, admin_token=os.environ.get("ADMIN_TOKEN")).simulate(fields, progress)
+        return Remote(arguments.url, admin_token=arguments.admin_token).simulate(fields, progress)
     finally:
         progress.close()
 

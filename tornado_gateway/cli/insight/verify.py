@@ -1,7 +1,6 @@
 """The command `verify`: compare decisions with expected ones, for continuous integration."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Collection
 
@@ -41,7 +40,7 @@ def verify(arguments: argparse.Namespace) -> int:
 def _source(arguments: argparse.Namespace) -> tuple[Collection[str], Decide, Explain]:
     if arguments.url is None:
         return _local(arguments)
-    remote = Remote(arguments.url, arguments.token, os.environ.get("ADMIN_TOKEN"))
+    remote = Remote(arguments.url, arguments.token, arguments.admin_token)
     return remote.features(), remote.decide, remote.explain
 
 
