@@ -95,6 +95,7 @@ class AdminApi:
         self.recent.start()
 
     def stop(self) -> None:
+        self._former.stop()
         self.recent.stop()
         self.live.stop()
         self.history.stop()
@@ -122,7 +123,7 @@ class AdminApi:
             "location": self._location_health(now),
             "store": _store_health(operated),
             "samples": self.history.series(span),
-            "settings_changes": await self._former.changes(name, operated.history, snapshot),
+            "markers": self._former.markers(name, operated.history, snapshot),
         }
 
     def features(self, name: str | None = None) -> Json:

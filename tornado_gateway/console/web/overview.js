@@ -49,7 +49,7 @@ export function startOverview(refresh) {
 }
 
 export function showOverview(overview) {
-  useMarkers(overview.settings_changes.map(({ at, version }) => ({ at, label: `settings ${version.slice(0, 8)}` })));
+  useMarkers(overview.markers);
   for (const each of charts) each.draw(overview.samples, overview.at);
   showLedger(overview.status.events);
   showProblems(overview);
