@@ -485,11 +485,16 @@ def test_h1_numbers_of_a_paused_redis_are_unknown(open_page, tmp_path):
             expect(equation).to_contain_text("? waiting +? dead")
             expect(equation).to_contain_text("1 unknown")
             panels = page.locator("#panels")
-            expect(panels).to_contain_text(re.compile(r"Dead letters\s*unknown since [\d:]+, last known 0"))
+            expect(panels).to_contain_text(re.compile(r"Dead letters\s*unknown, last known 0 \(\d+ s ago\)"))
             expect(page.locator("#dead-badge")).to_have_text("?")
+            expect(page.locator("#problem-list")).to_contain_text("dead events are unknown, last known")
+            expect(page.locator("#problem-list")).to_contain_text("docs/operating.md#redis-unreachable")
+            expect(page.locator("#state")).to_have_class("state warn")
+            for name in ("Delivery", "Store"):
+                expect(panels.locator(".panel", has_text=name).locator(".pill.good")).to_have_count(0)
             picture(page, "unknown")
             show(page, "events")
-            expect(page.locator("#dead-hint")).to_contain_text("Dead events: unknown since")
+            expect(page.locator("#dead-hint")).to_contain_text("Dead events: unknown, last known 0")
             redis.resume()
             expect(page.locator("#dead-hint")).to_contain_text("No dead letters")
             show(page, "overview")
@@ -648,16 +653,132 @@ def test_axe_finds_no_serious_fault(open_page, guarded, scheme, width):
     assert faults(locked) == []
 
 
+LOOKS = [(1280, "light"), (1280, "dark"), (360, "light"), (360, "dark")]
+
+
+def crowded_document():
+    """200 features; the names of one, its campaign and its variation have 300 characters without a space."""
+    document = sample_document()
+    base, long = document["features"], "x" * 300
+    document["features"] += [{**base[n % 3], "id": 1000 + n, "key": f"feature-{n:03}"} for n in range(200 - len(base))]
+    first, campaign = base[0], next(one for one in document["campaigns"] if one["id"] == 102)
+    document["features"].insert(1, {**first, "id": 3000, "key": f"key-{long}", "name": f"name-{long}"})
+    campaign["name"] = campaign["variations"][0]["name"] = long
+    return document
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+    """A gateway on Redis with many features, dead letters and long names; with its vendor and its Redis."""
+    with Vendor(crowded_document()) as vendor, RedisServer(tmp_path_factory.mktemp("redis")) as redis:
+        vendor.event_faults.append(Fault(400, times=10**6, refuses=lambda event: "refused" in str(event)))
+        options = {
+            "REDIS_HOST": "127.0.0.1",
+            "REDIS_PORT": redis.port,
+            "SOCKET_TIMEOUT": 1,
+            "FLUSH_EVENTS_INTERVAL": 0.5,
+        }
+        with Gateway.of_vendor(tmp_path_factory.mktemp("crowded") / "data", vendor, **options) as own:
+            for name in (f"refused-{'y' * 300}", "refused"):
+                own.post("/events/t", {"d": {"visId": "z" * 300, "event": {"name": name}}})
+            own.wait_for_dead_letters(2)
+            yield own, vendor, redis
+
+
+def look_at(page, name, *tabs):
+    """Take a picture of each tab. It is as wide as the window, and axe finds nothing."""
+    for tab in tabs:
+        show(page, tab)
+        page.wait_for_timeout(600)
+        picture(page, f"{name}-{tab}", full_page=tab != "features")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), tab
+        assert faults(page, "moderate") == [], tab
+
+
+@needs_redis_server
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+def test_each_tab_is_legible_with_many_features_long_names_and_load(open_page, crowded, width, scheme):
+    own, _, _ = crowded
+    page = signed_in(open_page, own, width=width, height=780, color_scheme=scheme)
+    with load_on(own, connections=2):
+        show(page, "features")
+        page.locator("summary:has-text('key-xxx')").click()
+        show(page, "explain")
+        page.select_option("#explain-feature", f"key-{'x' * 300}")
+        page.fill("#explain-id", "w" * 300)
+        page.click("#explain-form .primary")
+        page.click(".decision summary")
+        show(page, "events")
+        page.click("#live-toggle")
+        expect(page.locator("#live-rows .live-row").nth(20)).to_be_visible()
+        look_at(page, f"crowded-{width}-{scheme}", *TABS)
+
+
+@needs_redis_server
+@pytest.mark.parametrize(("width", "scheme"), LOOKS[::3])
+def test_faults_are_legible(open_page, crowded, width, scheme):
+    own, vendor, redis = crowded
+    page = signed_in(open_page, own, width=width, height=780, color_scheme=scheme)
+    vendor.event_faults.appendleft(Fault(503, times=10**6))
+    own.post("/server-side/trackEvent", {"eventName": "purchase", "userId": "user-1"})
+    expect(page.locator("#panels")).to_contain_text("503")
+    look_at(page, f"vendor-down-{width}-{scheme}", "overview")
+    redis.pause()
+    try:
+        expect(page.locator("#equation")).to_contain_text("? waiting")
+        look_at(page, f"redis-paused-{width}-{scheme}", "overview", "events")
+    finally:
+        redis.resume()
+        vendor.event_faults.popleft()
+    expect(page.locator("#equation")).not_to_contain_text("? waiting")
+
+
+def signed_in(open_page, gateway, **options):
+    page = open_page(at=gateway, **options)
+    page.watch.allowed = "401|503"  # before signing in, and while Redis is paused
+    page.fill("#token", gateway.admin_token)
+    page.click("#sign-in-form .primary")
+    expect(page.locator("#overview")).to_be_visible()
+    return page
+
+
+def test_decisions_are_watched_live_and_explained(open_page, gateway):
+    page = open_page("/console#events")
+    page.fill("#live-user", "watched")
+    page.select_option("#live-outcome", "enabled")
+    page.click("#live-toggle")
+    rows = page.locator("#live-rows button.live-row")
+
+    def has_come():
+        gateway.post("/server-side/getFlag", {"featureKey": "dark-mode", "userId": "other"})
+        gateway.post("/server-side/getFlag", {"featureKey": "new-checkout", "userId": "watched-1"})
+        page.wait_for_timeout(200)
+        return rows.count() > 0
+
+    assert any(has_come() for _ in range(100))
+    expect(rows.first).to_contain_text("new-checkout")
+    expect(page.locator("#live-rows")).not_to_contain_text("other")
+    page.click("#live-toggle")
+    expect(page.locator("#live-hint")).to_have_text("Paused.")
+    shown = rows.count()
+    gateway.post("/server-side/getFlag", {"featureKey": "new-checkout", "userId": "watched-2"})
+    page.wait_for_timeout(1000)
+    assert rows.count() == shown
+    rows.first.click()
+    expect(page.locator("#explanation")).to_contain_text("new-checkout")
+    expect(page.locator("#explain-id")).to_have_value("watched-1")
+
+
 AXE = Path(axe.__file__).with_name("axe.min.js")
 
 
-def faults(page):
+def faults(page, *impacts):
     page.evaluate(AXE.read_text() + "; undefined")  # by the driver, because the page's policy lets no other script in
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     return [
         (fault["id"], [node["html"][:120] for node in fault["nodes"][:3]])
         for fault in found["violations"]
-        if fault["impact"] in ("serious", "critical")
+        if fault["impact"] in ("serious", "critical", *impacts)
     ]
 
 

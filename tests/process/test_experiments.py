@@ -134,7 +134,9 @@ def test_each_environment_has_its_experiments(tmp_path):
             assert status == 200
             assert [one["verdict"] for one in body["experiments"]].count("mismatch") == mismatched
         vendor.wait_until(lambda: problems(gateway) == ["sample-ratio"], SECONDS, gateway.status)
-        assert gateway.status()["problems"][0]["message"].startswith("staging: Experiment ")
+        (problem,) = gateway.status()["problems"]
+        assert problem["message"].startswith("Experiment ")
+        assert problem["environment"] == "staging"
         samples = samples_of(scrape(gateway)[0])
         for name, mismatched in expected.items():
             assert samples["fme_experiments_mismatched", (("environment", name),)] == mismatched

@@ -11,7 +11,7 @@ from tornado_gateway.telemetry.judging.conditions import (
     found_in_environment,
     found_in_instance,
 )
-from tornado_gateway.telemetry.judging.verdict import Verdict
+from tornado_gateway.telemetry.judging.verdict import KEPT_SECONDS, Verdict
 from tornado_gateway.telemetry.problems import CONDITIONS, verdict_of
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
@@ -110,6 +110,13 @@ def test_a_problem_has_one_start_for_all_workers_and_a_new_one_when_it_returns()
     assert (again["since"], again["severity"]) == (first["since"], "warning")
     published(instance.board)
     published(instance.board, row=1)
+    assert instance.problems() == []
+    published(instance.board, errors=[("upstream-failing", "status 503")])
+    assert instance.problems()[0]["since"] == first["since"], "it was gone for a moment only"
+    published(instance.board)
+    with instance.board.judged.changing() as memory:
+        for entry in memory["since"].values():
+            entry[1] -= KEPT_SECONDS
     assert instance.problems() == []
     published(instance.board, errors=[("upstream-failing", "status 503")])
     assert instance.problems()[0]["since"] > first["since"]

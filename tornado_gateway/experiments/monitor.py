@@ -19,7 +19,7 @@ from tornado_gateway.experiments.report import is_mismatched, report_of, sentenc
 from tornado_gateway.experiments.sample import VisitorSample, pack, unpack
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import StateStore
-from tornado_gateway.tasks import Periodic
+from tornado_gateway.tasks import Periodic, end_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class ExperimentMonitor:
         self._record: Json = {}  # of the features, as it was last read
         self._record_version = 0
         self._known: Sequence[str] = ()  # features of the settings
+        self._following: asyncio.Task[None] | None = None
         self._turn = 0  # the audience that is merged next
         self._forget_seconds = forget_seconds
         self._absent: dict[str, float] = {}  # since when the settings lack the experiment of a sample
@@ -59,17 +60,25 @@ class ExperimentMonitor:
         self._log = ThrottledLog(logger)
         self._timer = Periodic(self._merge_regularly, merge_seconds, jitter=0.2)
 
-    def use(self, settings: core.Settings) -> None:
+    def settings_changed(self, settings: core.Settings) -> None:
+        """Follow new settings, in steps between which requests are served."""
+        if self._following is not None:
+            self._following.cancel()
+        self._following = asyncio.get_running_loop().create_task(self.follow(settings))
+
+    async def follow(self, settings: core.Settings) -> None:
         """Follow new settings."""
         self._known = list(settings.features)
         self.features.use(settings)
-        self.exposures.use(settings)
+        for _ in self.exposures.follow(settings):
+            await asyncio.sleep(0)
 
     def start(self) -> None:
         self._timer.start()
 
     async def stop(self) -> None:
         """Stop, and merge once more."""
+        await end_tasks(self._following)
         await self._timer.end()
         try:
             async with asyncio.timeout(STOP_SECONDS):

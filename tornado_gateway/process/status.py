@@ -115,7 +115,7 @@ def _as_listed(worker: WorkerRecord, reading: InstanceReading) -> WorkerRecord:
 class Problems:
     """The problems that a worker knows, besides errors of delivery and settings.
 
-    `mismatches` returns the sentences about experiments with a sample ratio mismatch.
+    `mismatches` returns those about experiments with a sample ratio mismatch.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Problems:
         location: LocationReader,
         slow_patterns: SlowPatterns | None,
         expiry: ExpiryReport | None,
-        mismatches: Callable[[], Iterable[str]] = tuple,
+        mismatches: Callable[[], Iterable[Problem]] = tuple,
     ) -> None:
         self._damage = DamageWatch(directory)
         self._location = location
@@ -150,7 +150,7 @@ class Problems:
         found += [] if slow is None else slow.problems()
         found += [problem for one in served if (problem := pin_problem(one)) is not None]
         found += map(_problem_of, self._damage.files)
-        found += [Problem("sample-ratio", sentence) for sentence in self._mismatches()]
+        found += self._mismatches()
         return {"problems": published(found), "slow_patterns": {} if slow is None else dict(slow.counts)}
 
 
@@ -159,10 +159,10 @@ def pin_problem(served: Served) -> Problem | None:
     pin = served.environment.mirror.pinning.pin
     if pin is None:
         return None
-    name = f" of {served.config.name}" if served.owns_store else ""
+    name = served.config.name if served.owns_store else None
     is_outdated = served.environment.mirror.pinning.has_changed_since
     changed = " VWO has published other settings since." if is_outdated else ""
-    return Problem("settings-pinned", f"The settings{name} are {pin}.{changed}", at=pin.at)
+    return Problem("settings-pinned", f"The settings are {pin}.{changed}", at=pin.at, environment=name, subject="")
 
 
 def _problem_of(file: DamagedFile) -> Problem:

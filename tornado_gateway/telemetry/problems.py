@@ -198,7 +198,10 @@ REMEDIES = {code: condition.remedy for code, condition in CONDITIONS.items()}
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem in words. `code` is a key of REMEDIES; `at` is in unix seconds."""
+    """A problem in words. `code` is a key of CONDITIONS; `at` is in unix seconds.
+
+    `subject` distinguishes several problems of one code; None: the file or, without one, the message.
+    """
 
     code: str
     message: str
@@ -206,6 +209,8 @@ class Problem:
     at: float | None = None
     rescued_rows: int | None = None  # of a damaged file
     damaged_rows: int | None = None
+    environment: str | None = None  # with ENVIRONMENTS_FILE
+    subject: str | None = None
 
 
 _NO_FILE = {"file": None, "at": None, "rescued_rows": None, "damaged_rows": None}
@@ -222,6 +227,7 @@ def as_shown(problem: Mapping[str, Any], environment: str | None, since: float) 
     code = problem["code"]
     severity, remedy = CONDITIONS[code]
     shown = {**_NO_FILE, **problem, "environment": environment, "since": since}
+    shown.pop("subject", None)
     return shown | {"severity": severity, "remedy": remedy, "runbook": runbook(code)}
 
 

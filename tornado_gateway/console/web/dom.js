@@ -62,7 +62,8 @@ export function useEnvironment(name) {
   environment = name;
 }
 
-function ofEnvironment(path) {
+/** The address of an admin path, about the chosen environment. */
+export function addressOf(path) {
   if (!environment || !path.startsWith("/admin/")) return path;
   return `${path}${path.includes("?") ? "&" : "?"}environment=${encodeURIComponent(environment)}`;
 }
@@ -70,7 +71,7 @@ function ofEnvironment(path) {
 async function respond(path, options) {
   let response;
   try {
-    response = await fetch(ofEnvironment(path), { credentials: "same-origin", ...options });
+    response = await fetch(addressOf(path), { credentials: "same-origin", ...options });
   } catch (error) {
     throw new RequestFailed(0, error.name === "AbortError" ? "cancelled" : "the gateway does not respond");
   }

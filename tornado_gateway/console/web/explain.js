@@ -19,7 +19,10 @@ export function fillFeatureChoice(features) {
 
 /** Select a feature; the user ID is next. */
 export function chooseFeature(key) {
-  byId("explain-feature").value = key;
+  const choice = byId("explain-feature");
+  const isKnown = [...choice.options].some((option) => option.value === key);
+  if (!isKnown) choice.append(h("option", { value: key }, key)); // the features have not been loaded yet
+  choice.value = key;
   byId("explain-id").focus();
 }
 

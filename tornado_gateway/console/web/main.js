@@ -6,6 +6,7 @@ import { refreshEvents, startEvents } from "./events.js";
 import { refreshExperiments } from "./experiments.js";
 import { chooseFeature, fillFeatureChoice, startExplain } from "./explain.js";
 import { refreshFeatures, startFeatures } from "./features.js";
+import { followLive, reopen, startLive } from "./live.js";
 import { showOverview, showState, startOverview } from "./overview.js";
 import { enter, setState, startSession, watchSession } from "./session.js";
 import { fillVersionChoice, refreshSettings, showPin, startSettings } from "./settings.js";
@@ -37,6 +38,7 @@ function show(name) {
     if (other === name) button.scrollIntoView({ block: "nearest", inline: "nearest" }); // on a phone the tabs scroll
     byId(other).hidden = other !== name;
   }
+  followLive(name === "events");
   if (isNew) scrollTo(0, 0);
   refresh();
 }
@@ -74,9 +76,12 @@ function shortcut(event) {
   }
 }
 
-function explainFeature(key) {
+function explainFeature(key, user = null) {
   choose("explain");
   chooseFeature(key);
+  if (user === null) return;
+  byId("explain-id").value = user;
+  byId("explain-form").requestSubmit();
 }
 
 // --- Environments ---
@@ -91,6 +96,7 @@ function showEnvironments({ environments = [] }) {
 
 function chooseEnvironment(event) {
   useEnvironment(event.target.value);
+  reopen();
   refresh();
 }
 
@@ -136,6 +142,7 @@ async function refresh() {
 }
 
 function signedOut() {
+  followLive(false);
   stopRefreshing();
   for (const name of TABS) byId(name).hidden = true;
 }
@@ -155,5 +162,6 @@ startExplain();
 startSimulator();
 startEvents(refresh);
 startSettings(refresh);
+startLive(explainFeature);
 watchSession(() => show(tabOfAddress()), signedOut);
 startSession();

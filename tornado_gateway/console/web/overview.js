@@ -49,7 +49,7 @@ export function startOverview(refresh) {
 }
 
 export function showOverview(overview) {
-  useMarkers(overview.markers);
+  useMarkers(overview.settings_changes.map(({ at, version }) => ({ at, label: `settings ${version.slice(0, 8)}` })));
   for (const each of charts) each.draw(overview.samples, overview.at);
   showLedger(overview.status.events);
   showProblems(overview);
@@ -95,7 +95,7 @@ const problemItem = (problem, at) =>
       h("span", { class: `pill ${TONES[problem.severity]}` }, problem.severity),
       " ",
       h("b", {}, named(problem)),
-      h("p", { class: "hint" }, problem.remedy),
+      h("p", { class: "hint" }, problem.remedy.split("`").map((text, index) => (index % 2 ? h("code", {}, text) : text))),
       h("p", { class: "hint" }, `since ${moment(problem.since)} (${duration(at - problem.since)}) · `, h("code", {}, problem.runbook)),
     ),
   );

@@ -20,7 +20,8 @@ class Judged:
     """One document, changed by one process at a time. Create it before forking.
 
     `last` and `rises` have the last value of each counter, and the time of its last increase on the monotonic clock;
-    `samples` the load of the last minutes; `since` the start of each problem, in Unix seconds.
+    `samples` the load of the last minutes; `since` the start of each problem, in Unix seconds, and the
+    last time when it was found.
     """
 
     def __init__(self) -> None:

@@ -35,6 +35,7 @@ from tornado_gateway.telemetry.scoreboard import InstanceReading, PartReading, S
 SAMPLE_SECONDS = 10.0  # between two samples of the load
 WINDOW_SECONDS = 300.0
 MOST_PROBLEMS = 500
+KEPT_SECONDS = 15.0
 SLOW_SECONDS = 0.1  # of a decision
 LATE_SECONDS = 0.05  # of a timer
 OF_WHOLE_WORKERS = ("connections-full",)  # codes of errors that belong to no environment
@@ -67,9 +68,7 @@ class Verdict:
         """Return all problems, the most severe and the oldest first."""
         with self._scoreboard.judged.changing() as memory:
             found = self._found(reading, memory)
-            now = time.time()
-            since = {key: memory["since"].get(key, now) for key in found}
-            memory["since"] = since
+            since = _starts(memory, found)
         shown = [as_shown(one.problem, one.environment, since[key]) for key, one in found.items()]
         return sorted(shown, key=lambda one: (-SEVERITIES.index(one["severity"]), one["since"]))
 
@@ -110,6 +109,16 @@ class Verdict:
         return load, counts[DECISIONS.at("error")]
 
 
+def _starts(memory: Memory, found: Iterable[str]) -> dict[str, float]:
+    """Return the start of each problem. One that is missing shortly, as while a worker is replaced, keeps it."""
+    now, moment = time.time(), time.monotonic()
+    known = {key: entry for key, entry in memory["since"].items() if moment - entry[1] < KEPT_SECONDS}
+    current = {key: [known[key][0] if key in known else now, moment] for key in found}
+    gone = sorted((item for item in known.items() if item[0] not in current), key=lambda item: -item[1][1])
+    memory["since"] = {**dict(gone[:MOST_PROBLEMS]), **current}
+    return {key: start for key, (start, _) in current.items()}
+
+
 def _requests(layout: Layout, lowest_status: int = 0) -> list[int]:
     """Return the indices of the counters of requests for data."""
     statuses = [status for status in STATUSES if isinstance(status, int) and status >= lowest_status]
@@ -127,7 +136,9 @@ def _of_instance(reading: InstanceReading, load: Load) -> Iterator[Found]:
         yield Found(None, {"code": code, "message": message})
     for worker in reading.workers:
         for problem in worker["problems"]:
-            yield Found(None, problem, problem["file"] or problem["message"])
+            subject = problem["subject"]
+            subject = problem["file"] or problem["message"] if subject is None else subject
+            yield Found(problem["environment"], problem, subject)
         if reading.environments:
             yield from _errors(None, [error for error in worker.get("errors", ()) if error[0] in OF_WHOLE_WORKERS])
 
