@@ -147,6 +147,17 @@ def test_all_mistakes_of_a_file_are_listed(verify):
         ("cases: [{feature: dark-mode, user: u, variables: &a {a: *a}, expect: {enabled: true}}]", "expected at most"),
         ("a: &a0 [x, x]\n" + "".join(f"b{n}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(40)), "expected at most"),
         ("[" * 5000, "nested too deeply"),
+        ("cases: [{feature: dark-mode, user: \x00}]", "not YAML"),
+        ("cases: [{feature: !!python/object:os.system x}]", "line 1: not YAML: could not determine a constructor"),
+        (
+            "cases: [{feature: dark-mode, user: " + "9" * 40 + ", expect: {enabled: true}}]",
+            "user: expected a text or a",
+        ),
+        (
+            'cases: [{feature: dark-mode, user: "\\uD800", expect: {enabled: true}}]',
+            "user: expected a text or a number",
+        ),
+        ("cases: [{feature: dark-mode, user: u, variables: {[1]: 2}, expect: {}}]", "not YAML: found unhashable key"),
         (orjson.dumps({"cases": [1]}).decode(), "case 1 (line 1): expected feature, user and expect, got 1"),
     ],
 )
@@ -157,7 +168,14 @@ def test_a_file_without_cases(verify, text, message):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "ftp://gateway", "http://127.0.0.1:port"])
+def test_settings_that_are_not_json_are_named(verify, tmp_path):
+    (tmp_path / "settings.json").write_text("{")
+    result = verify(PASSING, source=("--settings", tmp_path / "settings.json"))
+    assert result.returncode == 1
+    assert "the settings document is not JSON" in result.stderr
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "ftp://gateway", "http://127.0.0.1:port", "http://["])
 def test_a_url_without_a_gateway(verify, url):
     result = verify(PASSING, source=("--url", url.format(port=free_port())))
     assert result.returncode == 1

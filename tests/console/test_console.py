@@ -48,7 +48,7 @@ FLAGS = [
     # Whatever a browser asks by itself (updates, autofill) does not leave this machine.
     "--host-resolver-rules=MAP gateway.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
-TABS = ["overview", "features", "experiments", "explain", "events", "settings"]
+TABS = ["overview", "features", "experiments", "explain", "simulator", "events", "settings"]
 TOKEN = "correct-horse-battery"
 IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148 Safari/604.1"
 
@@ -153,6 +153,8 @@ def fill_every_tab(page):
     page.fill("#explain-variables", '{"plan": "gold"}')
     page.click("#explain-form .primary")
     page.click(".decision summary:has-text('new-checkout')")
+    show(page, "simulator")
+    simulate(page, feature="new-checkout", weights="testingRule1=80/20")
     show(page, "events")
 
 
@@ -301,6 +303,36 @@ def test_explain_of_all_features(open_page):
     page.click(".decision summary:has-text('recommendations')")
     expect(page.locator(".decision[open]")).to_contain_text("Holdout: Without recommendations")
     picture(page, "explain-all")
+
+
+def test_the_simulator_shows_the_distribution_and_the_visitors_that_would_move(open_page, gateway):
+    page = open_page()
+    show(page, "simulator")
+    received = gateway.status()["events"]["received"]
+    simulate(page, feature="new-checkout", variables='{"plan": "gold"}', weights="testingRule1=80/20")
+    cells = page.locator("#simulation table").first.locator("tbody tr", has_text="One step").locator("td")
+    expect(cells.nth(5)).to_have_text("weight 50 %, traffic 100 %")
+    expect(page.locator("#simulation .share-bar .band")).to_have_count(6)
+    expect(page.locator("#simulation li")).to_have_text(re.compile(r"One step \(testingRule1\) → Two steps .*: \d+"))
+    assert gateway.status()["events"]["received"] == received
+    picture(page, "simulator")
+    simulate(page, weights="testingRule1", expected="#simulate-weights[aria-invalid=true]")
+    expect(page.locator("#simulate-problem")).to_contain_text("Expected a line such as testingRule1=80/20")
+    simulate(page, feature="", weights="102=10/90", number=100_000, expected="#simulate-cancel:visible")
+    expect(page.locator("#simulate-progress")).to_contain_text("of 100,000 visitors")
+    page.click("#simulate-cancel")
+    expect(page.locator("#simulate-problem")).to_have_text("cancelled")
+
+
+def simulate(page, feature=None, variables=None, weights=None, number=1000, expected="#simulation .simulated"):
+    if feature is not None:
+        page.locator("#simulate-feature", has_text="new-checkout").select_option(feature)
+    page.fill("#simulate-count", str(number))
+    page.fill("#simulate-variables", variables or "")
+    page.locator("#simulate-form details").evaluate("(details) => { details.open = true; }")
+    page.fill("#simulate-weights", weights or "")
+    page.click("#simulate-start")
+    expect(page.locator(expected).first).to_be_visible()
 
 
 @pytest.mark.parametrize(
@@ -562,11 +594,16 @@ def test_h1_numbers_of_a_paused_redis_are_unknown(open_page, tmp_path):
             expect(equation).to_contain_text("? waiting +? dead")
             expect(equation).to_contain_text("1 unknown")
             panels = page.locator("#panels")
-            expect(panels).to_contain_text(re.compile(r"Dead letters\s*unknown since [\d:]+, last known 0"))
+            expect(panels).to_contain_text(re.compile(r"Dead letters\s*unknown, last known 0 \(\d+ s ago\)"))
             expect(page.locator("#dead-badge")).to_have_text("?")
+            expect(page.locator("#problem-list")).to_contain_text("dead events are unknown, last known")
+            expect(page.locator("#problem-list")).to_contain_text("docs/operating.md#redis-unreachable")
+            expect(page.locator("#state")).to_have_class("state warn")
+            for name in ("Delivery", "Store"):
+                expect(panels.locator(".panel", has_text=name).locator(".pill.good")).to_have_count(0)
             picture(page, "unknown")
             show(page, "events")
-            expect(page.locator("#dead-hint")).to_contain_text("Dead events: unknown since")
+            expect(page.locator("#dead-hint")).to_contain_text("Dead events: unknown, last known 0")
             redis.resume()
             expect(page.locator("#dead-hint")).to_contain_text("No dead letters")
             show(page, "overview")
@@ -665,7 +702,7 @@ def test_the_keyboard_is_enough(open_page):
     page.keyboard.press("Enter")
     expect(page.locator(".feature[open]")).to_have_count(1)
     page.focus("#tab-features")
-    page.keyboard.press("3")
+    page.keyboard.press("4")
     page.keyboard.press("Tab")
     expect(page.locator("#explain-feature")).to_be_focused()
     page.keyboard.press("Tab")
@@ -725,16 +762,132 @@ def test_axe_finds_no_serious_fault(open_page, guarded, scheme, width):
     assert faults(locked) == []
 
 
+LOOKS = [(1280, "light"), (1280, "dark"), (360, "light"), (360, "dark")]
+
+
+def crowded_document():
+    """200 features; the names of one, its campaign and its variation have 300 characters without a space."""
+    document = sample_document()
+    base, long = document["features"], "x" * 300
+    document["features"] += [{**base[n % 3], "id": 1000 + n, "key": f"feature-{n:03}"} for n in range(200 - len(base))]
+    first, campaign = base[0], next(one for one in document["campaigns"] if one["id"] == 102)
+    document["features"].insert(1, {**first, "id": 3000, "key": f"key-{long}", "name": f"name-{long}"})
+    campaign["name"] = campaign["variations"][0]["name"] = long
+    return document
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+    """A gateway on Redis with many features, dead letters and long names; with its vendor and its Redis."""
+    with Vendor(crowded_document()) as vendor, RedisServer(tmp_path_factory.mktemp("redis")) as redis:
+        vendor.event_faults.append(Fault(400, times=10**6, refuses=lambda event: "refused" in str(event)))
+        options = {
+            "REDIS_HOST": "127.0.0.1",
+            "REDIS_PORT": redis.port,
+            "SOCKET_TIMEOUT": 1,
+            "FLUSH_EVENTS_INTERVAL": 0.5,
+        }
+        with Gateway.of_vendor(tmp_path_factory.mktemp("crowded") / "data", vendor, **options) as own:
+            for name in (f"refused-{'y' * 300}", "refused"):
+                own.post("/events/t", {"d": {"visId": "z" * 300, "event": {"name": name}}})
+            own.wait_for_dead_letters(2)
+            yield own, vendor, redis
+
+
+def look_at(page, name, *tabs):
+    """Take a picture of each tab. It is as wide as the window, and axe finds nothing."""
+    for tab in tabs:
+        show(page, tab)
+        page.wait_for_timeout(600)
+        picture(page, f"{name}-{tab}", full_page=tab != "features")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), tab
+        assert faults(page, "moderate") == [], tab
+
+
+@needs_redis_server
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+def test_each_tab_is_legible_with_many_features_long_names_and_load(open_page, crowded, width, scheme):
+    own, _, _ = crowded
+    page = signed_in(open_page, own, width=width, height=780, color_scheme=scheme)
+    with load_on(own, connections=2):
+        show(page, "features")
+        page.locator("summary:has-text('key-xxx')").click()
+        show(page, "explain")
+        page.select_option("#explain-feature", f"key-{'x' * 300}")
+        page.fill("#explain-id", "w" * 300)
+        page.click("#explain-form .primary")
+        page.click(".decision summary")
+        show(page, "events")
+        page.click("#live-toggle")
+        expect(page.locator("#live-rows .live-row").nth(20)).to_be_visible()
+        look_at(page, f"crowded-{width}-{scheme}", *TABS)
+
+
+@needs_redis_server
+@pytest.mark.parametrize(("width", "scheme"), LOOKS[::3])
+def test_faults_are_legible(open_page, crowded, width, scheme):
+    own, vendor, redis = crowded
+    page = signed_in(open_page, own, width=width, height=780, color_scheme=scheme)
+    vendor.event_faults.appendleft(Fault(503, times=10**6))
+    own.post("/server-side/trackEvent", {"eventName": "purchase", "userId": "user-1"})
+    expect(page.locator("#panels")).to_contain_text("503")
+    look_at(page, f"vendor-down-{width}-{scheme}", "overview")
+    redis.pause()
+    try:
+        expect(page.locator("#equation")).to_contain_text("? waiting")
+        look_at(page, f"redis-paused-{width}-{scheme}", "overview", "events")
+    finally:
+        redis.resume()
+        vendor.event_faults.popleft()
+    expect(page.locator("#equation")).not_to_contain_text("? waiting")
+
+
+def signed_in(open_page, gateway, **options):
+    page = open_page(at=gateway, **options)
+    page.watch.allowed = "401|503"  # before signing in, and while Redis is paused
+    page.fill("#token", gateway.admin_token)
+    page.click("#sign-in-form .primary")
+    expect(page.locator("#overview")).to_be_visible()
+    return page
+
+
+def test_decisions_are_watched_live_and_explained(open_page, gateway):
+    page = open_page("/console#events")
+    page.fill("#live-user", "watched")
+    page.select_option("#live-outcome", "enabled")
+    page.click("#live-toggle")
+    rows = page.locator("#live-rows button.live-row")
+
+    def has_come():
+        gateway.post("/server-side/getFlag", {"featureKey": "dark-mode", "userId": "other"})
+        gateway.post("/server-side/getFlag", {"featureKey": "new-checkout", "userId": "watched-1"})
+        page.wait_for_timeout(200)
+        return rows.count() > 0
+
+    assert any(has_come() for _ in range(100))
+    expect(rows.first).to_contain_text("new-checkout")
+    expect(page.locator("#live-rows")).not_to_contain_text("other")
+    page.click("#live-toggle")
+    expect(page.locator("#live-hint")).to_have_text("Paused.")
+    shown = rows.count()
+    gateway.post("/server-side/getFlag", {"featureKey": "new-checkout", "userId": "watched-2"})
+    page.wait_for_timeout(1000)
+    assert rows.count() == shown
+    rows.first.click()
+    expect(page.locator("#explanation")).to_contain_text("new-checkout")
+    expect(page.locator("#explain-id")).to_have_value("watched-1")
+
+
 AXE = Path(axe.__file__).with_name("axe.min.js")
 
 
-def faults(page):
+def faults(page, *impacts):
     page.evaluate(AXE.read_text() + "; undefined")  # by the driver, because the page's policy lets no other script in
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     return [
         (fault["id"], [node["html"][:120] for node in fault["nodes"][:3]])
         for fault in found["violations"]
-        if fault["impact"] in ("serious", "critical")
+        if fault["impact"] in ("serious", "critical", *impacts)
     ]
 
 
@@ -963,7 +1116,7 @@ def test_the_browser_asks_no_other_host(launch, gateway, tmp_path):
     # The browser also asks its maker by itself, but then no page is the initiator.
     asked = [event["params"] for event in orjson.loads(log.read_bytes())["events"] if "url" in event.get("params", {})]
     urls = {request["url"] for request in asked if request.get("initiator") == origin}
-    assert f"{origin}/admin/overview" in urls
+    assert f"{origin}/admin/overview?range=5m" in urls
     assert [url for url in urls if not url.startswith((f"{origin}/", "data:"))] == []
 
 

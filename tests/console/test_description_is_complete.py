@@ -19,6 +19,7 @@ from tornado_gateway.api.ofrep.exposures import REPEAT_SECONDS
 from tornado_gateway.api.router import OTHER_PREFIX
 from tornado_gateway.config import OPTIONS, Config
 from tornado_gateway.console.dead_letters import EDITED_BYTES
+from tornado_gateway.console.insight.live import MAX_SECONDS
 from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.console.recent_events import RESPONSE_BYTES, SHOWN_BYTES
 from tornado_gateway.enrichment.lists import FRESH_SECONDS
@@ -217,6 +218,7 @@ def quantities():
     yield from (f"{FAILURES_OF_ADDRESS} wrong tokens", f"{FAILURES_OF_ADDRESS} from", f"{FAILURES} in total")
     yield from (f"{FRESH_SECONDS / 60:.0f} minutes", f"{LONGEST_WAIT_SECONDS:.0f} s")
     yield from (f"{RINGS['1h'][0]} s", f"{math.prod(RINGS['24h']) // 3600} hours")
+    yield f"{MAX_SECONDS / 60:.0f} minutes"
     yield f"{int(shortest)} to {int(longest)} small"
     yield f"Max-Age: {MAX_AGE_SECONDS}"
     yield from (f"{MOST_NAMES} features", f"{MAX_FEATURES} features", f"{REPEAT_SECONDS:.0f} s")

@@ -54,6 +54,10 @@ def headline(gateway, **fields):
     return explained["decisions"][0]["variables"][0]["value"], explained["settings"]["hash"]
 
 
+def markers(gateway):
+    return [(one["version"], one["label"]) for one in ask(gateway, "GET", "/admin/overview")[1]["markers"]]
+
+
 def test_versions_and_their_differences(gateway):
     _, listed = ask(gateway, "GET", "/admin/settings/versions")
     assert [(one["digest"], one["source"]) for one in listed["versions"]] == [
@@ -66,8 +70,11 @@ def test_versions_and_their_differences(gateway):
     assert found["changes"] == [{"subject": "new-checkout", "texts": [expected]}]
     _, none = ask(gateway, "GET", "/admin/settings/diff?from=current&to=latest")
     assert none["changes"] == []
-    _, overview = ask(gateway, "GET", "/admin/overview")
-    assert [one["version"] for one in overview["settings_changes"]] == [digest_of(OLD), digest_of(NEW)]
+    until(lambda: markers(gateway))
+    assert markers(gateway) == [
+        (digest_of(OLD), f"settings {digest_of(OLD)[:8]}"),
+        (digest_of(NEW), f"new-checkout: {expected}"[:79] + "…"),
+    ]
 
 
 def test_a_decision_of_former_settings_is_explained(gateway):

@@ -8,7 +8,11 @@ import orjson
 import pytest
 from commands import run
 from exchanges import exchange
-from process import SAMPLE_SETTINGS, Gateway
+from process import SAMPLE_SETTINGS, Gateway, sample_document
+
+from tornado_gateway.console.insight.simulator import plan_of
+from tornado_gateway.core import compile_settings
+from tornado_gateway.errors import RequestError
 
 PATH = "/admin/simulate"
 LONG = {"visitors": 100_000, "traffic": {"102": 50}}  # takes half a minute at least
@@ -69,6 +73,7 @@ def test_requests_are_served_during_a_simulation_and_its_client_can_leave(gatewa
     while (status := simulate(gateway, CHANGED | {"visitors": 1})[0]) == 429:
         assert time.monotonic() < deadline
     assert status == 200
+    assert '"ERROR"' not in gateway.log()
 
 
 def check_running(gateway, response):
@@ -101,6 +106,15 @@ def test_an_invalid_request_is_named(gateway, body, message):
     status, _, response = simulate(gateway, body)
     assert status == 400
     assert message in response["error"]
+
+
+def test_the_number_of_decisions_is_bounded():
+    document = sample_document()
+    copies = [{**feature, "key": f"{feature['key']}-2", "id": feature["id"] + 100} for feature in document["features"]]
+    settings = compile_settings({**document, "features": document["features"] + copies})
+    assert plan_of(settings, {"visitors": 100_000}).visitors == 100_000
+    with pytest.raises(RequestError, match="these are 4400000 decisions, at most 4000000 are permitted"):
+        plan_of(settings, {"visitors": 100_000, "traffic": {"101": 50}})
 
 
 def test_it_needs_the_token(gateway):

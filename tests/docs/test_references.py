@@ -67,9 +67,11 @@ def references(text):
 
 
 def anchors(path):
-    """Return the anchors of a document's headings, as GitHub forms them."""
-    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    """Return the anchors of a document's headings, as GitHub forms them, and those that it names."""
+    text = path.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    formed = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return formed | set(re.findall(r'<a id="([^"]+)"></a>', text))
 
 
 def broken(target, anchor):

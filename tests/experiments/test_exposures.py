@@ -5,9 +5,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import orjson
 import pytest
-from core.documents import ab, holdout, one_feature, rollout, variation
+from core.documents import ab, document, feature, holdout, one_feature, rollout, rule, variation
 
 from tornado_gateway.core import Context, compile_settings, decide, visitor_uuid
+from tornado_gateway.errors import StoreError
 from tornado_gateway.experiments.features import (
     FORGET_SECONDS,
     LONGEST_KEY,
@@ -35,7 +36,7 @@ async def workers(directory, count=2, settings=SETTINGS, **options):
             await state.open()
             stack.push_async_callback(state.close)
             monitor = ExperimentMonitor(state, **options)
-            monitor.use(settings)
+            await monitor.follow(settings)
             found.append(monitor)
         yield found
 
@@ -53,7 +54,7 @@ def event(visitor, campaign, variation):
 
 
 def users(count, first=0):
-    return [f"user-{number}" for number in range(first, first + count)]
+    return [f"guest-{number}" for number in range(first, first + count)]
 
 
 async def one(monitor):
@@ -66,8 +67,8 @@ async def test_visitors_of_workers_and_sdks_are_merged_and_counted_once(tmp_path
         show(first, users(600))
         show(second, users(600, first=400))
         for number in range(900, 1200):  # of SDKs: some with the same visitors as ours
-            chosen = decide(SETTINGS, "f", Context(f"user-{number}", custom_variables={})).experiment
-            visitor = visitor_uuid("12345", f"user-{number}")
+            chosen = decide(SETTINGS, "f", Context(f"guest-{number}", custom_variables={})).experiment
+            visitor = visitor_uuid("12345", f"guest-{number}")
             second.exposures.shown_by_sdk(event(visitor, "20", str(chosen.variation_id)))
         await asyncio.gather(first.merge(), second.merge())
         for monitor in (first, second):
@@ -109,12 +110,12 @@ async def test_a_wrong_share_is_reported_in_words(tmp_path):
         report = await one(monitor)
         assert (report["verdict"], report["sequential_p"] < 0.0005, report["p"] < 0.0005) == ("mismatch", True, True)
         (sentence,) = monitor.mismatches
-        assert sentence.startswith("Experiment f_rule20 of feature f: the shares of the variations are 59.9 % / 40.1 %")
+        assert sentence.startswith("Experiment f_rule20 of feature f: the shares of the variations are 60.1 % / 39.9 %")
         assert " instead of 50.0 % / 50.0 % (" in sentence
 
 
 async def test_whitelisted_visitors_are_in_no_sample(tmp_path):
-    listed = variation(2, 50, {"or": [{"user": "user-1"}]})
+    listed = variation(2, 50, {"or": [{"user": "guest-1"}]})
     settings = compile_settings(one_feature(ab(variations=[variation(1, 50), listed], isForcedVariationEnabled=True)))
     async with workers(tmp_path, 1, settings) as (monitor,):
         show(monitor, users(100), settings)
@@ -131,18 +132,23 @@ async def test_whitelisted_visitors_are_in_no_sample(tmp_path):
         event("A" * 100, 20, 1),
         event(["A" * 32], 20, 1),
         event("A" * 32, 10**4000, 1),
+        event("A" * 20 + " " * 12, 20, 1),
+        event("A" * 16 + "é" * 16, 20, 1),
         event("A" * 32, {}, 1),
         event("A" * 32, 20, 3),
         event("A" * 32, 999, 1),
         {"event": {"props": None}},
         {"event": {}},
     ],
-    ids=range(11),
+    ids=range(13),
 )
 async def test_unusable_impressions_of_sdks_are_ignored(tmp_path, data):
     async with workers(tmp_path, 1) as (monitor,):
         monitor.exposures.shown_by_sdk(data)
         assert (await one(monitor))["sampled"] == 0
+        monitor.exposures.shown_by_sdk(data)
+        monitor.exposures.shown_by_sdk(event("A" * 32, 20, 1))  # nor do they affect others
+        assert (await one(monitor))["sampled"] == 1
 
 
 async def test_uuids_of_all_forms_are_the_same_visitor(tmp_path):
@@ -160,21 +166,37 @@ async def test_an_experiment_starts_again_when_weights_or_traffic_change(tmp_pat
     async with workers(tmp_path, 1) as (monitor,):
         show(monitor, users(100))
         await monitor.merge()
-        monitor.use(compile_settings(one_feature(rollout(weight=50), ab(key="renamed"))))
+        await monitor.follow(compile_settings(one_feature(rollout(weight=50), ab(key="renamed"))))
         assert (await one(monitor))["sampled"] == 100  # nothing of the experiment has changed
-        monitor.use(other)
+        await monitor.follow(other)
         assert (await one(monitor))["sampled"] == 0
-        monitor.use(SETTINGS)
+        await monitor.follow(SETTINGS)
         assert (await one(monitor))["sampled"] == 100  # taken back in time
+
+
+async def test_no_visitor_is_lost_while_new_settings_are_followed(tmp_path):
+    async with workers(tmp_path, 1) as (monitor,):
+        show(monitor, users(10))
+        features = [feature(number, key="f" if number == 60 else f"g{number}") for number in range(1, 121)]
+        features[59]["rules"] = [rule(ab())]
+        settings = compile_settings(document(features, [ab(name="renamed")]))
+        monitor.settings_changed(settings)
+        steps = 0
+        while (await one(monitor))["campaign"]["name"] != "renamed":
+            show(monitor, users(10, first=10 * steps))
+            steps += 1
+            await asyncio.sleep(0)
+        show(monitor, users(10, first=90), settings)
+        assert (await one(monitor))["sampled"] == 10 * max(steps, 1) + 10
 
 
 async def test_samples_of_removed_experiments_are_deleted(tmp_path):
     async with workers(tmp_path, 1, forget_seconds=0.0) as (monitor,):
         show(monitor, users(100))
         await monitor.merge()
-        monitor.use(compile_settings(one_feature(rollout())))
+        await monitor.follow(compile_settings(one_feature(rollout())))
         assert (await monitor.report())["experiments"] == []
-        monitor.use(SETTINGS)
+        await monitor.follow(SETTINGS)
         assert (await one(monitor))["sampled"] == 0
 
 
@@ -199,6 +221,45 @@ async def test_only_tests_with_several_weighted_variations_are_experiments(tmp_p
         assert [report["campaign"]["id"] for report in reports] == [22, 23]
         assert [each["weight"] for each in reports[0]["variations"]] == [75, 25, 0]
         assert {report["verdict"] for report in reports} == {"too few visitors"}
+
+
+async def test_the_number_of_samples_is_bounded(tmp_path):
+    settings = compile_settings(one_feature(*(ab(20 + number) for number in range(5))))
+    async with workers(tmp_path, 1, settings, most_experiments=3) as (monitor,):
+        reports = (await monitor.report())["experiments"]
+        assert [report["campaign"]["id"] for report in reports] == [20, 21, 22]
+        show(monitor, users(10), settings)
+        assert (await monitor.report())["experiments"][0]["sampled"] == 10
+
+
+class FailingState(SqliteState):
+    """Fails as long as `is_failing`."""
+
+    is_failing = True
+
+    async def replace_statistics(self, name, body, version):
+        if self.is_failing:
+            raise StoreError("no")
+        return await super().replace_statistics(name, body, version)
+
+
+async def test_numbers_wait_for_a_store_that_fails(tmp_path):
+    state = FailingState(tmp_path)
+    await state.open()
+    monitor = ExperimentMonitor(state)
+    await monitor.follow(SETTINGS)
+    for _ in range(2):
+        show(monitor, users(100))
+        monitor.features.decided(decide(SETTINGS, "unknown", Context("u", custom_variables={})))
+        assert (await one(monitor))["sampled"] == 100  # its own are known without the store
+        await monitor.stop()
+    state.is_failing = False
+    async with workers(tmp_path, 1) as (other,):
+        await monitor.stop()
+        assert (await one(other))["sampled"] == 100
+        assert other.usage()["f"]["decisions"]["enabled"] == 200
+        assert other.usage_report()["unknown_keys"][0]["requests"] == 2
+    await state.close()
 
 
 # --- Counts of features ---

@@ -9,6 +9,7 @@ from described import check_described
 from metrics import samples_of, scrape
 from process import Gateway, sample_document
 from redis_servers import RedisServer, needs_redis_server
+from several import ACCOUNTS, KEYS, KeyedVendor, gateway_of, statuses
 from vendor import Vendor
 
 from tornado_gateway import core
@@ -65,11 +66,11 @@ def usage(gateway):
     return body
 
 
-def impression(user, variation):
+def impression(user, variation, key=None, campaign=CAMPAIGN):
     """What a server SDK sends."""
-    key = sample_document()["sdkKey"]
+    key = key or sample_document()["sdkKey"]
     visitor = core.visitor_uuid(str(sample_document()["accountId"]), user)
-    props = {"vwo_envKey": key, "id": CAMPAIGN, "variation": variation, "isFirst": 1}
+    props = {"vwo_envKey": key, "id": campaign, "variation": variation, "isFirst": 1}
     event = {"name": "vwo_variationShown", "time": 1_700_000_000_000, "props": props}
     return {"d": {"msgId": f"{visitor}-1", "visId": visitor, "sessionId": 1_700_000_000, "event": event}}
 
@@ -119,6 +120,26 @@ def test_visitors_of_all_workers_survive_a_killed_one(tmp_path, options):
         assert gateway.terminate() == 0
         gateway.start("/ready")
         assert experiment(gateway)["visitors"] == distinct
+
+
+def test_each_environment_has_its_experiments(tmp_path):
+    with KeyedVendor() as vendor, gateway_of(tmp_path, vendor, ADMIN_TOKEN="correct-horse-battery") as gateway:
+        vendor.wait_until(lambda: all(part["settings"] for part in statuses(gateway).values()), SECONDS, gateway.log)
+        events = [impression(f"sdk-{number}", 1, KEYS["staging"], 102) for number in range(1_200)]
+        path, headers = f"/server-side/batch-events-v2?a={ACCOUNTS['staging']}", {"Authorization": KEYS["staging"]}
+        assert gateway.request("POST", path, orjson.dumps({"ev": events}), headers)[0] == 200
+        expected = {"production": 0, "staging": 1, "other": 0}
+        for name, mismatched in expected.items():
+            status, body = gateway.get(f"/admin/experiments?environment={name}", gateway.admin_headers)
+            assert status == 200
+            assert [one["verdict"] for one in body["experiments"]].count("mismatch") == mismatched
+        vendor.wait_until(lambda: problems(gateway) == ["sample-ratio"], SECONDS, gateway.status)
+        (problem,) = gateway.status()["problems"]
+        assert problem["message"].startswith("Experiment ")
+        assert problem["environment"] == "staging"
+        samples = samples_of(scrape(gateway)[0])
+        for name, mismatched in expected.items():
+            assert samples["fme_experiments_mismatched", (("environment", name),)] == mismatched
 
 
 def problems(gateway):

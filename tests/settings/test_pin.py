@@ -119,6 +119,12 @@ async def test_a_store_of_an_earlier_version_gets_its_first_version_with_the_nex
         state = worker.store.state
         assert await worker.mirror.refresh()
         assert [one.digest for one in await state.versions("n")] == [digest_of(document(1))]
+        await worker.pin(1)
+        await until(lambda: worker.mirror.pinning.pin is not None)
+        await state._database.run(lambda connection: connection.execute("DELETE FROM versions") and None)
+        assert await worker.mirror.refresh()  # as after data loss while a version is pinned
+        assert [one.digest for one in await state.versions("n")] == [digest_of(document(1))]
+        await state.unpin_document("n")
         await state._database.run(lambda connection: connection.execute("DELETE FROM versions") and None)
     async with Worker(tmp_path, document(2)) as worker:
         await until(lambda: worker.version == 2)

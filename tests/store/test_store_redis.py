@@ -23,6 +23,7 @@ from tornado_gateway.store.interfaces import NewChunk
 from tornado_gateway.store.redis.events import open_redis
 from tornado_gateway.store.redis.link import PIPELINES, Links
 from tornado_gateway.store.redis.state import RECHECK_SECONDS
+from tornado_gateway.store.versions import Pin
 from tornado_gateway.tasks import end_tasks
 
 pytestmark = needs_redis_server
@@ -285,6 +286,22 @@ async def test_a_document_that_redis_has_lost_is_put_back_by_who_watches_it(own_
         assert not waiting.done()
         await one.state.save_document("s", b"2")
         assert (await asyncio.wait_for(waiting, SECONDS)).version == 2
+
+
+async def test_a_pin_is_put_back_with_its_document(own_server):
+    async with Opened(store_on(own_server.port, recheck_seconds=0.1)) as store:
+        saved = await store.state.save_document("s", b"1")
+        pin = Pin(saved.latest, 1.0, "me", seconds=3600)
+        pinned = await store.state.pin_document("s", pin)
+        waiting = asyncio.create_task(store.state.wait_for_document("s", pinned.version))
+        own_server.kill()
+        own_server.start()
+        found = await until(lambda: store.state.load_document("s"))
+        assert (found.body, found.pin, found.latest, found.left_seconds) == (b"1", pin, saved.latest, 3600)
+        assert (await store.state.save_document("s", b"2")).body == b"1"
+        assert (await asyncio.wait_for(waiting, SECONDS)).pin == pin
+        assert await store.state.unpin_document("s")
+        assert (await store.state.load_document("s")).body == b"2"
 
 
 async def test_changes_are_announced_also_after_a_broken_connection(server):

@@ -28,6 +28,7 @@ from tornado_gateway.process.counters import LAYOUT, new_counters
 from tornado_gateway.telemetry.counters import CounterRow
 from tornado_gateway.telemetry.layout import OTHER
 from tornado_gateway.telemetry.observer import Observer
+from tornado_gateway.telemetry.problems import CONDITIONS, runbook
 from tornado_gateway.telemetry.prometheus import About, Exposition
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
@@ -90,7 +91,7 @@ def test_no_label_is_a_visitor_a_feature_or_a_secret(gateway):
     text, _ = scrape(gateway)
     labels = {name for family in text_string_to_metric_families(text) for s in family.samples for name in s.labels}
     assert labels <= {
-        *("method", "route", "status", "outcome", "le", "call", "of", "result", "reason"),
+        *("method", "route", "status", "outcome", "le", "call", "of", "result", "reason", "code", "severity"),
         *("version", "hash", "source", "python"),
         "feature",  # of slow patterns, which there are none of here
     }
@@ -149,7 +150,7 @@ def test_alerts_ask_for_metrics_that_exist(known_names):
     for alert in alerts():
         assert set(alert) <= {"alert", "expr", "for", "labels", "annotations"}
         assert names_in(alert["expr"]) <= known_names, alert["alert"]
-        assert alert["labels"]["severity"] in ("warning", "critical")
+        assert "fme_problem" in alert["expr"] or alert["labels"]["severity"] in ("warning", "critical")
         assert alert["annotations"]["summary"]
 
 
@@ -157,8 +158,34 @@ def test_each_alert_has_a_section_in_the_runbook_and_no_section_is_without_one()
     part = OPERATING.partition("\n## Alerts\n")[2].partition("\n## ")[0]
     sections = re.findall(r"^### (\w+)$\n\n(.{80,}?)(?=^### |\Z)", part, re.MULTILINE | re.DOTALL)
     assert [alert["alert"] for alert in alerts()] == [name for name, _ in sections]
+    anchors = anchors_of(OPERATING)
     for alert in alerts():
-        assert alert["annotations"]["runbook"] == f"docs/operating.md#{alert['alert'].lower()}"
+        page, _, anchor = alert["annotations"]["runbook"].partition("#")
+        assert page == "docs/operating.md"
+        assert anchor in (alert["alert"].lower(), *CONDITIONS)
+        assert anchor in anchors
+        if anchor in CONDITIONS:
+            assert alert["labels"]["severity"] == CONDITIONS[anchor].severity
+            assert f'<a id="{anchor}"></a>\n\n### {alert["alert"]}\n' in part
+
+
+def anchors_of(text):
+    headings = [title.lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+    return [*headings, *re.findall(r'<a id="([^"]+)"></a>', text)]
+
+
+@pytest.mark.parametrize("code", CONDITIONS)
+def test_each_condition_has_one_anchor_in_the_runbook(code):
+    page, _, anchor = runbook(code).partition("#")
+    assert page == "docs/operating.md"
+    assert anchors_of(OPERATING).count(anchor) == 1
+
+
+def test_each_condition_has_an_alert():
+    alerted = {alert["annotations"]["runbook"].partition("#")[2] for alert in alerts()} & set(CONDITIONS)
+    (general,) = [alert for alert in alerts() if alert["alert"] == "GatewayProblem"]
+    excepted = re.search(r'code!~"([^"]+)"', general["expr"])[1].split("|")
+    assert set(excepted) == alerted
 
 
 def dashboard():

@@ -7,7 +7,9 @@ from dataclasses import asdict
 
 import pytest
 
+from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.status import instance_status
+from tornado_gateway.telemetry.judging.verdict import Verdict
 from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, ROW_BYTES, Scoreboard
 from tornado_gateway.telemetry.waiting import Reading
 
@@ -40,6 +42,10 @@ def record(row, generation, adopted=0, **events):
     }
 
 
+def shown(board, version):
+    return instance_status(board, version, Verdict(board, new_counters(board.rows)))
+
+
 def sums(board):
     events = board.read_all().events
     assert events["received"] == sum(events[name] for name in EVENT_COUNTS[1:])
@@ -66,7 +72,7 @@ def test_nothing_is_published_at_first():
     board = Scoreboard(3)
     assert board.read_all().workers == []
     assert board.read_all().events == counts()
-    assert instance_status(board, "1")["workers"] == []
+    assert shown(board, "1")["workers"] == []
 
 
 def test_the_last_record_of_each_place_counts():
@@ -261,7 +267,7 @@ def test_the_status_takes_what_differs_from_the_worker_that_knows_best():
     flushed = {"at": 8.0, "events": 2, "error": None}
     poll = {"at": 9.0, "error": None}
     board.publish(2, record(2, 3) | {"settings": polled, "last_poll": poll, "last_flush": flushed})
-    status = instance_status(board, "1.2")
+    status = shown(board, "1.2")
     assert status["version"] == "1.2"
     assert status["settings"] == polled
     assert status["last_poll"] == poll | {"running_seconds": None}
@@ -284,7 +290,7 @@ def status_of(*records):
     board = Scoreboard(len(records))
     for one in records:
         board.publish(one["row"], one)
-    return instance_status(board, "1")
+    return shown(board, "1")
 
 
 def still_for(seconds):
@@ -341,14 +347,14 @@ def test_h8_what_an_ended_worker_left_behind_can_be_stuck():
     board = Scoreboard(2)
     reading = {"oldest_at": 400.0, "still_since": still_for(61), "still_until": still_for(61)}
     board.publish(0, holding(0, 1, 4, **reading))
-    assert instance_status(board, "1")["stuck"] is None
+    assert shown(board, "1")["stuck"] is None
     board.publish(1, holding(1, 2, 0))
     board.retire(0, 1)
-    status = instance_status(board, "1")
+    status = shown(board, "1")
     assert status["events"]["oldest_at"] == 400.0
     assert status["stuck"]["events"] == 4
     board.publish(1, holding(1, 2, 0) | {"adopted": board.retirements})
-    assert instance_status(board, "1")["stuck"] is None
+    assert shown(board, "1")["stuck"] is None
 
 
 def test_h7_a_store_that_cannot_be_read_is_unknown_since_its_last_reading():

@@ -103,6 +103,8 @@ class FlagsApi:
         decision: core.Decision,
     ) -> Response:
         environment.counts.decided(decision)
+        if environment.counts.watch is not None:
+            environment.counts.watch(context.user_id, decision)
         documents, count = environment.evaluator.event_documents(settings, context, decision)
         if count:
             events = environment.events

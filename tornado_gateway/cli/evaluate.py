@@ -16,12 +16,12 @@ from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
 from tornado_gateway.environments.registry import check_account
-from tornado_gateway.settings.compilation import compile_document
+from tornado_gateway.settings.compilation import compile_document, parse
 from tornado_gateway.settings.documents import read_document
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    document = orjson.loads(read_document(arguments.settings))
+    document = parse(read_document(arguments.settings), core.never_yield)
     settings = core.compile_settings(document, traced=arguments.explain)
     location = LocationReader(arguments.maxmind_db_path)
     if arguments.ip and _needs_location(settings.features.get(arguments.feature)):

@@ -1,8 +1,10 @@
 """The command line: its parser, and the short commands. Longer commands have modules of their own."""
 
 import argparse
+import getpass
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and not hasattr(known, "env_file"):  # for commands with options, `load` reports unknown ones
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     known.rest = rest
+    known.admin_token = os.environ.get("ADMIN_TOKEN")  # for commands that ask a gateway by its URL
     try:
         code = int(known.command(known))
         sys.stdout.flush()
@@ -86,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_environments(commands)
     _add_facts(commands)
     _add_evaluate(commands)
-    add_insight(commands, _add_command)
+    add_insight(commands, _add_command, _without_account)
     completion = _add_command(commands, "completion", _completion, "print a shell's completion script")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return parser
@@ -287,7 +290,17 @@ def _events(arguments: argparse.Namespace) -> int:
 def _settings(arguments: argparse.Namespace) -> int:
     from tornado_gateway.cli import settings
 
+    arguments.user = _user()  # before the change to the owner of DATA_DIR
     return settings.settings(_configuration(arguments), arguments)
+
+
+def _user() -> str:
+    """Return the user who runs the command, for the audit; under sudo the one who called it."""
+    try:
+        name = os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a number without a name, as in containers
+        name = f"uid {os.getuid()}"
+    return f"{name}@{socket.gethostname()}"[:100]
 
 
 def _token_new(arguments: argparse.Namespace) -> int:

@@ -5,9 +5,7 @@ They work on the store, also while a gateway runs: its workers follow the store.
 
 import argparse
 import asyncio
-import getpass
 import os
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,18 +32,9 @@ _Action = Callable[[SettingsHistory, argparse.Namespace], Awaitable[None]]
 
 
 def settings(config: Config, arguments: argparse.Namespace) -> int:
-    arguments.user = _user()  # before the change to the owner of DATA_DIR
     become_owner(config.data_dir)
     action = {"list": _list, "show": _show, "diff": _diff, "pin": _pin, "unpin": _unpin}[arguments.action]
     return asyncio.run(_with_history(selected(config, arguments.environment), arguments, action))
-
-
-def _user() -> str:
-    try:
-        name = os.environ.get("SUDO_USER") or getpass.getuser()
-    except (KeyError, OSError):  # a number without a name, as in containers
-        name = f"uid {os.getuid()}"
-    return f"{name}@{socket.gethostname()}"[:100]
 
 
 async def _with_history(config: Config, arguments: argparse.Namespace, action: _Action) -> int:

@@ -17,6 +17,7 @@ from tornado_gateway.console.auth import SESSION_SECONDS, Auth
 from tornado_gateway.console.base import Page
 from tornado_gateway.console.descriptions import describe_features
 from tornado_gateway.console.explain import Explainer
+from tornado_gateway.console.insight.live_feed import LiveFeed
 from tornado_gateway.console.overview import SHORTEST, History, Json, Status
 from tornado_gateway.console.recent_events import RecentEvents, dead_letters
 from tornado_gateway.console.settings_versions import FormerSettings, VersionInUse
@@ -74,7 +75,7 @@ class Operated(NamedTuple):
 
 @dataclass(slots=True)
 class AdminApi:
-    """The data of the endpoints, one method for each. `start` and `stop` are for the samples.
+    """The data of the endpoints, one method for each. `start` and `stop` are for the samples and the live stream.
 
     `operated` returns the environment of a name (None: the default one), or None if there is no such environment.
     """
@@ -83,16 +84,20 @@ class AdminApi:
     location: LocationReader
     status: Status
     history: History
+    live: LiveFeed
     recent: RecentEvents = field(default_factory=RecentEvents)
     _former: FormerSettings = field(default_factory=FormerSettings)
     _described: dict[str | None, tuple[str, list[Json]]] = field(default_factory=dict)
 
     def start(self) -> None:
         self.history.start()
+        self.live.start()
         self.recent.start()
 
     def stop(self) -> None:
+        self._former.stop()
         self.recent.stop()
+        self.live.stop()
         self.history.stop()
 
     def environment(self, name: str | None) -> Operated:
@@ -118,7 +123,7 @@ class AdminApi:
             "location": self._location_health(now),
             "store": _store_health(operated),
             "samples": self.history.series(span),
-            "settings_changes": await self._former.changes(name, operated.history, snapshot),
+            "markers": self._former.markers(name, operated.history, snapshot),
         }
 
     def features(self, name: str | None = None) -> Json:

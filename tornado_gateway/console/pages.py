@@ -25,6 +25,8 @@ from tornado_gateway.console.admin_pages import (
 from tornado_gateway.console.auth import Auth, is_operators_path
 from tornado_gateway.console.base import Page
 from tornado_gateway.console.dead_letter_pages import DiscardPage, EditPage, ExportPage, GroupsPage, RequeuePage
+from tornado_gateway.console.insight.live import LivePage
+from tornado_gateway.console.insight.live_feed import LiveFeed
 from tornado_gateway.console.insight.simulator import SimulatePage, Simulator
 from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.console.overview import Status
@@ -37,17 +39,18 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-HTML, CSS, SCRIPT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript"))
-STYLES = ("console", "explain", "docs", "uPlot.min")
+HTML, CSS, SCRIPT, TEXT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript", "plain"))
+STYLES = ("console", "explain", "docs", "simulator", "uPlot.min")
 SCRIPTS = (
-    *("main", "session", "overview", "features", "usage", "experiments", "explain", "steps", "events", "charts"),
-    *("settings", "share", "dead_letters"),
+    *("main", "session", "overview", "features", "usage", "experiments", "explain", "steps", "events", "live"),
+    *("charts", "settings", "simulator", "share", "dead_letters"),
     *("docs", "dom", "theme"),
     "uPlot.iife.min",  # 1.6.32, unchanged; see uPlot.LICENSE
 )
 ASSETS = {  # file and type of each path
     "/console": ("console.html", HTML),
     "/docs": ("docs.html", HTML),
+    "/web/uPlot.LICENSE": ("uPlot.LICENSE", TEXT),
     **{f"/web/{name}.css": (f"{name}.css", CSS) for name in STYLES},
     **{f"/web/{name}.js": (f"{name}.js", SCRIPT) for name in SCRIPTS},
 }
@@ -139,7 +142,7 @@ ROUTES = (
     PageRoute("/admin/usage", UsagePage, OPERATORS),
     PageRoute("/admin/experiments", ExperimentsPage, OPERATORS),
     PageRoute("/admin/explain", ExplainPage, OPERATORS),
-    PageRoute("/admin/simulate", SimulatePage, (*OPERATORS, "simulator")),
+    PageRoute("/admin/simulate", SimulatePage, (*OPERATORS, "simulator", "is_stopping")),
     PageRoute("/admin/events", EventsPage, OPERATORS),
     PageRoute("/admin/events/groups", GroupsPage, OPERATORS),
     PageRoute("/admin/events/export", ExportPage, OPERATORS),
@@ -150,6 +153,7 @@ ROUTES = (
     PageRoute("/admin/settings/diff", DifferencesPage, OPERATORS),
     PageRoute("/admin/settings/pin", PinPage, OPERATORS),
     PageRoute("/admin/settings/unpin", UnpinPage, OPERATORS),
+    PageRoute("/admin/live", LivePage, (*OPERATORS, "live", "is_stopping")),
     *(PageRoute(path, AssetPage, arguments={"file": file, "kind": kind}) for path, (file, kind) in ASSETS.items()),
 )
 LABELS = tuple(dict.fromkeys(route.label for route in ROUTES))
@@ -160,6 +164,7 @@ def build_application(
     status: Status,
     is_stopping: Callable[[], bool],
     admin: AdminApi,
+    live: LiveFeed,
     auth: Auth,
     metrics: Callable[[str], tuple[bytes, str]],
     *,
@@ -175,6 +180,7 @@ def build_application(
         "status": status,
         "is_stopping": is_stopping,
         "admin": admin,
+        "live": live,
         "auth": auth,
         "simulator": Simulator(),
         "metrics": metrics,

@@ -1,16 +1,20 @@
 """The data of the endpoints for former settings: changes for the charts, and decisions of a former version."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 from tornado_gateway import core
 from tornado_gateway.console.overview import Json
 from tornado_gateway.errors import RequestError, StoreError
+from tornado_gateway.settings.differences import Change
 from tornado_gateway.settings.history import SettingsHistory
 from tornado_gateway.settings.mirror import SettingsMirror, Snapshot
 
-READ_SECONDS = 0.5  # that the overview waits for the store
+MOST_LABELS = 5  # versions whose differences are labels
+LONGEST_LABEL = 80  # characters
 
 
 class VersionInUse(NamedTuple):
@@ -21,27 +25,34 @@ class VersionInUse(NamedTuple):
 
 
 class FormerSettings:
-    """Remembers the changes of each environment, and the last former version that was compiled."""
+    """Remembers the markers of each environment, and the last former version that was compiled."""
 
     def __init__(self) -> None:
-        self._changes: dict[str | None, tuple[int, list[Json]]] = {}  # by environment: the stored version, the changes
+        self._markers: dict[str | None, tuple[int, list[Json]]] = {}  # by environment: the stored version, the markers
+        self._reading: dict[str | None, asyncio.Task[None]] = {}
         self._compiled: tuple[SettingsMirror, VersionInUse] | None = None
         self._compiling = asyncio.Lock()
 
-    async def changes(self, name: str | None, history: SettingsHistory, snapshot: Snapshot | None) -> list[Json]:
-        """Return the time and the digest of each version that is kept, the oldest first, for markers in charts.
+    def stop(self) -> None:
+        for task in self._reading.values():
+            task.cancel()
 
-        They are read when the settings have changed. If the store fails, they are those of before.
+    def markers(self, name: str | None, history: SettingsHistory, snapshot: Snapshot | None) -> list[Json]:
+        """Return the times of the versions that are kept, the oldest first, for charts.
+
+        They are read in the background when the settings have changed, and the result is in later calls.
         """
-        version, known = self._changes.get(name, (-1, []))
-        if snapshot is None or snapshot.version == version:
-            return known
-        with suppress(StoreError, TimeoutError):
-            async with asyncio.timeout(READ_SECONDS):
-                versions = await history.versions()
-            known = [{"at": one.at, "version": one.digest} for one in reversed(versions)]
-            self._changes[name] = snapshot.version, known
+        version, known = self._markers.get(name, (-1, []))
+        if snapshot is not None and snapshot.version != version and name not in self._reading:
+            reading = asyncio.create_task(self._read(name, history, snapshot.version))
+            self._reading[name] = reading
+            reading.add_done_callback(lambda _: self._reading.pop(name, None))
         return known
+
+    async def _read(self, name: str | None, history: SettingsHistory, version: int) -> None:
+        labels = {one["at"]: one["label"] for one in self._markers.get(name, (-1, []))[1]}
+        with suppress(StoreError, RequestError):
+            self._markers[name] = version, await _markers(history, labels)
 
     async def of_version(
         self, name: str, history: SettingsHistory, mirror: SettingsMirror, current: Snapshot
@@ -68,3 +79,21 @@ class FormerSettings:
             before, known = self._compiled
             before.release(known.settings)
         self._compiled = mirror, compiled
+
+
+async def _markers(history: SettingsHistory, known: Mapping[float, str]) -> list[Json]:
+    """Return the markers. The labels of the newest ones are their differences; `known` are labels by time."""
+    versions = await history.versions()
+    labels = dict(known)
+    for version, before in islice(pairwise(versions), MOST_LABELS):
+        if version.at not in labels:
+            labels[version.at] = _label(await history.differences(before, version))
+    return [
+        {"at": one.at, "version": one.digest, "label": labels.get(one.at, f"settings {one.digest[:8]}")}
+        for one in reversed(versions)
+    ]
+
+
+def _label(changes: Sequence[Change]) -> str:
+    text = "; ".join(map(str, changes)) or "no differences"
+    return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"

@@ -147,7 +147,7 @@ class Environment:
         logs.hide(settings.sdk_key)
         self.upstream.use_collection_prefix(settings.collection_prefix)
         self._use_accepted_key(settings)
-        self.experiments.use(settings)
+        self.experiments.settings_changed(settings)
         if any(feature.needs_device for feature in settings.features.values()):
             self._loading_device = asyncio.get_running_loop().run_in_executor(None, self._options.load_device)
 

@@ -9,7 +9,7 @@ from tornado_gateway.core.bucketing import VARIATION_BUCKETS
 from tornado_gateway.core.types import AB, Feature, Id, Rule, Variation
 from tornado_gateway.experiments.sample import MOST_CODES
 
-MOST_EXPERIMENTS = 256  # of an environment, so that their samples have 16 MB in each worker
+MOST_EXPERIMENTS = 256  # of an environment: their samples take 16 MB in each worker
 
 
 class ExperimentVariation(NamedTuple):
@@ -33,11 +33,11 @@ class Experiment(NamedTuple):
     sample: str
 
 
-def experiments_of(settings: core.Settings) -> list[Experiment]:
-    """Return the experiments in the order of the features, each campaign once, at most MOST_EXPERIMENTS."""
+def experiments_of(settings: core.Settings, most: int) -> list[Experiment]:
+    """Return the experiments in the order of the features, each campaign once, at most so many."""
     found: dict[Id, Experiment] = {}
     for feature, rule in _rules(settings):
-        if len(found) >= MOST_EXPERIMENTS:
+        if len(found) >= most:
             break
         found.setdefault(rule.campaign.id, _experiment(feature, rule))
     return list(found.values())

@@ -11,6 +11,7 @@ import orjson
 
 from tornado_gateway import core
 from tornado_gateway.errors import StoreError
+from tornado_gateway.experiments.campaigns import MOST_EXPERIMENTS
 from tornado_gateway.experiments.exposures import Audience, Exposures
 from tornado_gateway.experiments.features import FeatureCounts, FeatureNews, merged, unknown_keys, usage_of
 from tornado_gateway.experiments.ratio import ALARM_P, LEAST_VISITORS
@@ -18,7 +19,7 @@ from tornado_gateway.experiments.report import is_mismatched, report_of, sentenc
 from tornado_gateway.experiments.sample import VisitorSample, pack, unpack
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import StateStore
-from tornado_gateway.tasks import Periodic
+from tornado_gateway.tasks import Periodic, end_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -40,16 +41,18 @@ class ExperimentMonitor:
         state: StateStore,
         then: Callable[[core.Decision], None] = lambda decision: None,
         *,
+        most_experiments: int = MOST_EXPERIMENTS,
         merge_seconds: float = MERGE_SECONDS,
         forget_seconds: float = FORGET_SECONDS,
     ) -> None:
         self.features = FeatureCounts(then)
-        self.exposures = Exposures(self.features)
+        self.exposures = Exposures(self.features, most_experiments)
         self._mismatches: dict[str, str] = {}  # sentences, by the name of the sample
         self._state = state
         self._record: Json = {}  # of the features, as it was last read
         self._record_version = 0
         self._known: Sequence[str] = ()  # features of the settings
+        self._following: asyncio.Task[None] | None = None
         self._turn = 0  # the audience that is merged next
         self._forget_seconds = forget_seconds
         self._absent: dict[str, float] = {}  # since when the settings lack the experiment of a sample
@@ -57,17 +60,25 @@ class ExperimentMonitor:
         self._log = ThrottledLog(logger)
         self._timer = Periodic(self._merge_regularly, merge_seconds, jitter=0.2)
 
-    def use(self, settings: core.Settings) -> None:
+    def settings_changed(self, settings: core.Settings) -> None:
+        """Follow new settings, in steps between which requests are served."""
+        if self._following is not None:
+            self._following.cancel()
+        self._following = asyncio.get_running_loop().create_task(self.follow(settings))
+
+    async def follow(self, settings: core.Settings) -> None:
         """Follow new settings."""
         self._known = list(settings.features)
         self.features.use(settings)
-        self.exposures.use(settings)
+        for _ in self.exposures.follow(settings):
+            await asyncio.sleep(0)
 
     def start(self) -> None:
         self._timer.start()
 
     async def stop(self) -> None:
         """Stop, and merge once more."""
+        await end_tasks(self._following)
         await self._timer.end()
         try:
             async with asyncio.timeout(STOP_SECONDS):
@@ -85,6 +96,8 @@ class ExperimentMonitor:
 
     async def merge(self, most: int | None = None) -> None:
         """Exchange the samples with those in the store, at most so many that have changed. Raise StoreError."""
+        for audience in self.exposures.audiences:  # first: reports show these also if the store fails
+            audience.fold()
         async with self._merging:
             versions = await self._state.statistics_versions()
             await self._merge_features(versions.get(FEATURES, 0))
@@ -112,8 +125,6 @@ class ExperimentMonitor:
     def _next_audiences(self, versions: dict[str, int], most: int | None) -> list[Audience]:
         """Return the audiences that differ from their records, beginning with those that had to wait."""
         audiences = self.exposures.audiences
-        for audience in audiences:
-            audience.fold()
         start = self._turn % len(audiences) if audiences else 0
         changed = [
             place

@@ -24,8 +24,8 @@ SIZE_BYTES: Final = CELLS + SLOTS * SLOT_BYTES
 MOST_CODES: Final = 127  # variations of an experiment; the codes begin with 1
 DIGITS: Final = 16  # of the uuid: the first of these holds the variant, so it is not random
 
-_RESTS: Final = 2**48
-_EMPTY: Final = 2**64 - 1
+_RESTS: Final = 2**32
+_EMPTY: Final = 2**41 - 1  # larger than any visitor
 _SWITCHED: Final = 0x80  # added to the code of the first variation
 _FULL_SHARE: Final = 0.9  # of the cells: beyond it, the slots estimate the number of visitors more precisely
 _IS_LITTLE: Final = sys.byteorder == "little"
@@ -49,22 +49,24 @@ class VisitorSample:
 
     # --- Recording ---
 
-    def add(self, digits: Sequence[str], codes: bytes | bytearray) -> None:
+    def add(self, digits: Sequence[str], codes: Sequence[int]) -> None:
         """Add visitors, as the last DIGITS hexadecimal digits of their uuids, and the codes of their variations.
 
         They come in the order of their visits: if those of one variation came first, it would get more of the cells.
+        Raise ValueError, and add none, if a text is not DIGITS hexadecimal digits.
         """
-        hashes = array("Q", bytes.fromhex("".join(digits)))
+        hashes = array("I", bytes.fromhex("".join(digits)))  # two for each visitor: for its place, and the rest
+        if len(hashes) != 2 * len(codes):
+            raise ValueError
         if _IS_LITTLE:
             hashes.byteswap()
         cells, slots = self.cells, self.slots
-        for number, code in zip(hashes, codes, strict=True):
-            cell = number % CELLS
+        for place, rest, code in zip(hashes[::2], hashes[1::2], codes, strict=True):
+            cell = place % CELLS
             if not cells[cell]:
                 cells[cell] = code
                 self.has_news = True
-            slot = number % SLOTS
-            rest = number // SLOTS % _RESTS
+            slot = place % SLOTS
             kept = slots[slot]
             if rest <= kept >> 8:
                 self._use(slot, rest << 8 | code, kept)

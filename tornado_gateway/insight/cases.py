@@ -63,19 +63,21 @@ class Kind(NamedTuple):
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and _is_json(value)
 
 
 def _is_id(value: Any) -> bool:
-    return _is_text(value) or type(value) in (int, float)
+    return _is_text(value) or (type(value) in (int, float) and math.isfinite(value) and _is_json(value))
 
 
 def _is_json_object(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
+    return isinstance(value, dict) and _is_json(value)
+
+
+def _is_json(value: Any) -> bool:
     try:
         orjson.dumps(value, option=orjson.OPT_PASSTHROUGH_DATETIME)
-    except TypeError:  # dates, binary values and sets of YAML, keys that are not texts
+    except TypeError:  # dates, binary values and sets of YAML, keys that are not texts, half of a character
         return False
     return True
 
@@ -156,8 +158,8 @@ def read_cases(text: bytes, features: Collection[str] | None) -> list[Case]:
     """Return the cases of a file. Raise CasesError with all its mistakes."""
     if len(text) > MOST_BYTES:
         raise CasesError([f"expected at most {MOST_BYTES} bytes, got {len(text)}"])
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if _size(root, {}) > MOST_NODES:
             raise CasesError([f"expected at most {MOST_NODES} values, those of each alias counted again"])
@@ -168,8 +170,6 @@ def read_cases(text: bytes, features: Collection[str] | None) -> list[Case]:
         raise CasesError(["the file is nested too deeply"]) from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise CasesError([_reason(error)]) from error
-    finally:
-        loader.dispose()
     if reader.problems:
         raise CasesError(reader.problems)
     return [case for case in cases if case is not None]

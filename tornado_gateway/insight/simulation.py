@@ -73,12 +73,15 @@ class Simulation:
             yield
 
     def report(self) -> Json:
-        return {
-            "visitors": self.visitors,
-            "band": BAND,
-            "settings": {"version": self.settings.version},
-            "features": [tally.report() for tally in self._tallies],
-        }
+        return {**self.head(), "features": list(self.features())}
+
+    def head(self) -> Json:
+        """Return the report without the features."""
+        return {"visitors": self.visitors, "band": BAND, "settings": {"version": self.settings.version}}
+
+    def features(self) -> Iterator[Json]:
+        """Return the reports of the features, which a caller with other work makes one by one."""
+        return (tally.report() for tally in self._tallies)
 
 
 class Tally:

@@ -14,6 +14,7 @@ Document = dict[str, Any]
 Change = Callable[[Document], Document]  # of a campaign of the document
 
 ALL = 100  # percent
+SHOWN = 200  # characters of a name in a message
 ROUNDING = 0.01  # by which the weights of thirds miss 100
 
 
@@ -72,10 +73,10 @@ def _found(rules: Sequence[Rule], name: str) -> Rule:
     found = [rule for rule in rules if name in (rule.rule_key, rule.campaign.key, str(rule.campaign.id))]
     if not found:
         names = [text for rule in rules for text in (rule.rule_key, rule.campaign.key)]
-        raise ValueError(f"unknown rule {name}{suggested(name, names)}")
+        raise ValueError(f"unknown rule {name[:SHOWN]}{suggested(name, names)}")
     if len({rule.campaign.id for rule in found}) > 1:
         keys = ", ".join(rule.campaign.key for rule in found[:5])
-        raise ValueError(f"several rules are named {name}: use the key of the campaign ({keys}, ...)")
+        raise ValueError(f"several rules are named {name[:SHOWN]}: use the key of the campaign ({keys}, ...)")
     return found[0]
 
 

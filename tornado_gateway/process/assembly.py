@@ -29,6 +29,7 @@ from tornado_gateway.config import Config, EnvironmentConfig
 from tornado_gateway.console.admin_pages import AdminApi, Operated
 from tornado_gateway.console.auth import Auth, EndedSessions
 from tornado_gateway.console.explain import Explainer
+from tornado_gateway.console.insight.live_feed import LiveFeed
 from tornado_gateway.console.overview import History, request_latencies
 from tornado_gateway.console.pages import build_application
 from tornado_gateway.console.recent_events import RecentEvents
@@ -61,6 +62,7 @@ from tornado_gateway.settings.history import SettingsHistory
 from tornado_gateway.store.interfaces import StateStore
 from tornado_gateway.telemetry.attempts import TokenCheck
 from tornado_gateway.telemetry.counters import SharedCounters
+from tornado_gateway.telemetry.judging.verdict import Verdict
 from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.prometheus import About, Exposition
 from tornado_gateway.telemetry.series import Series
@@ -89,6 +91,7 @@ class Assembly:
         self._config = config
         self._slot = slot
         self._memory = memory or new_counters(slot.scoreboard.rows)
+        self._verdict = Verdict(slot.scoreboard, self._memory)
         self.stopping = asyncio.Event()
         self._observer = Observer(self._memory, slot.row, slot.generation)
         self._shared = build_shared(config, self._observer, stuck_after_seconds)
@@ -129,7 +132,7 @@ class Assembly:
             ),
             Part("streams", self._streams.start, self._streams.stop),
             Part("lag measurement", self._observer.start, self._observer.stop),
-            Part("history", self._admin.start, self._admin.stop),
+            Part("console", self._admin.start, self._admin.stop),
         ]
 
     def _common_state(self) -> StateStore:
@@ -163,7 +166,7 @@ class Assembly:
     def status(self) -> dict[str, Any]:
         """Return the body of /status, which is that of the whole instance for any worker."""
         self.publication.publish()
-        return instance_status(self._slot.scoreboard, __version__)
+        return instance_status(self._slot.scoreboard, __version__, self._verdict)
 
     # --- Routes and pages ---
 
@@ -177,6 +180,7 @@ class Assembly:
             mirror.subscribe(self.environments.settings_changed, router.settings_changed)
             mirror.subscribe(endpoints.flags.settings_changed)
             served.environment.events.subscribe(committed=self._admin.recent.note)
+            served.environment.events.subscribe(committed=partial(self._admin.live.committed, served.environment))
 
         self.serving.connect(connect)
         return router
@@ -248,6 +252,7 @@ class Assembly:
             self._shared.location,
             self.status,
             History(self.status, partial(request_latencies, self._memory), Series(board.series, self._slot.row)),
+            LiveFeed(board, self._slot.row, self.environments),
             RecentEvents(board.recent, self._slot.row, self._config.sdk_key or ""),
         )
 
@@ -277,6 +282,7 @@ class Assembly:
             self.status,
             self.stopping.is_set,
             self._admin,
+            self._admin.live,
             # `serve` has chosen the token before it started this worker. Without one, no request is authorized.
             Auth(
                 config.admin_token or secrets.token_urlsafe(),

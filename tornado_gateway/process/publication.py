@@ -126,7 +126,6 @@ def _part(served: Served) -> dict[str, Any]:
     config = served.config.config
     return {
         "account_id": config.account_id,
-        "queue_limit": config.event_queue_limit,
         "is_removed": served.is_draining,
         "counts": served.counts.as_record(),
         **environment_record(served, None),

@@ -14,26 +14,31 @@ from tornado_gateway.process.environments.served import Served
 from tornado_gateway.process.location_parts import location_problem
 from tornado_gateway.settings.mirror import LastPoll, SettingsMirror
 from tornado_gateway.store.sqlite.repair.reports import DamagedFile, DamageWatch
-from tornado_gateway.telemetry.problems import REMEDIES, Problem, code_of_redis, code_of_upstream, merged, published
+from tornado_gateway.telemetry.judging.verdict import Verdict
+from tornado_gateway.telemetry.problems import REMEDIES, Problem, code_of_redis, code_of_upstream, published, verdict_of
 from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, InstanceReading, PartReading, Scoreboard, WorkerRecord
+
+MOST_SHOWN = 100  # problems, the most severe first
 
 # Parts of a record that /status does not show for each worker.
 _INTERNAL = frozenset(
     {
         *("row", "generation", "adopted", "is_queue_shared", "last_poll", "reading"),
-        *("problems", "slow_patterns", "last_error_code", "environments"),
+        *("problems", "slow_patterns", "last_error_code", "errors", "queue_limit", "environments"),
     }
 )
 
 
-def instance_status(scoreboard: Scoreboard, version: str) -> dict[str, Any]:
+def instance_status(scoreboard: Scoreboard, version: str, verdict: Verdict) -> dict[str, Any]:
     """Return the body of /status. Where workers differ, the one with the newest information counts."""
     reading = scoreboard.read_all()
+    problems = verdict.problems(reading)
     status = {
         "version": version,
+        "verdict": verdict_of(problems),
         "uptime_seconds": round(time.monotonic() - scoreboard.started_at, 3),
         **_part_status(reading.workers, reading),
-        "problems": merged(problem for worker in reading.workers for problem in worker["problems"]),
+        "problems": problems[:MOST_SHOWN],
         "slow_patterns": reading.slow_patterns,
         "workers": [_as_listed(worker, reading) for worker in reading.workers],
     }
@@ -110,7 +115,7 @@ def _as_listed(worker: WorkerRecord, reading: InstanceReading) -> WorkerRecord:
 class Problems:
     """The problems that a worker knows, besides errors of delivery and settings.
 
-    `mismatches` returns the sentences about experiments with a sample ratio mismatch.
+    `mismatches` returns those about experiments with a sample ratio mismatch.
     """
 
     def __init__(
@@ -119,7 +124,7 @@ class Problems:
         location: LocationReader,
         slow_patterns: SlowPatterns | None,
         expiry: ExpiryReport | None,
-        mismatches: Callable[[], Iterable[str]] = tuple,
+        mismatches: Callable[[], Iterable[Problem]] = tuple,
     ) -> None:
         self._damage = DamageWatch(directory)
         self._location = location
@@ -145,7 +150,7 @@ class Problems:
         found += [] if slow is None else slow.problems()
         found += [problem for one in served if (problem := pin_problem(one)) is not None]
         found += map(_problem_of, self._damage.files)
-        found += [Problem("sample-ratio", sentence) for sentence in self._mismatches()]
+        found += self._mismatches()
         return {"problems": published(found), "slow_patterns": {} if slow is None else dict(slow.counts)}
 
 
@@ -154,10 +159,10 @@ def pin_problem(served: Served) -> Problem | None:
     pin = served.environment.mirror.pinning.pin
     if pin is None:
         return None
-    name = f" of {served.config.name}" if served.owns_store else ""
+    name = served.config.name if served.owns_store else None
     is_outdated = served.environment.mirror.pinning.has_changed_since
     changed = " VWO has published other settings since." if is_outdated else ""
-    return Problem("settings-pinned", f"The settings{name} are {pin}.{changed}", at=pin.at)
+    return Problem("settings-pinned", f"The settings are {pin}.{changed}", at=pin.at, environment=name, subject="")
 
 
 def _problem_of(file: DamagedFile) -> Problem:
@@ -169,17 +174,21 @@ def environment_record(served: Served, excess: str | None) -> WorkerRecord:
     mirror, flusher = environment.mirror, environment.flusher
     not_stored = environment.events.failure or store_failure
     poll, flush = mirror.last_poll, flusher.last
-    errors = (
-        (environment.events.failure, None),
-        (store_failure, store_failure and code_of_redis(store_failure)),  # a local store reports none
-        (flush.error, _code_of(flush)),
-        (poll.error, _code_of(poll)),
-        (excess, None),
-        (flusher.notice, None),
-    )
-    error, code = next(((text, code) for text, code in errors if text), (None, None))
+    errors = [
+        (code, text)
+        for code, text in (
+            ("store-degraded", environment.events.failure),
+            (store_failure and code_of_redis(store_failure), store_failure),  # a local store reports none
+            (_code_of(flush, "store-degraded"), flush.error),
+            (_code_of(poll, "settings-unusable"), poll.error),
+            ("connections-full", excess),
+        )
+        if code and text
+    ]
+    code, error = next(iter(errors), (None, flusher.notice))
     return {
         "adopted": served.adoption.adopted,
+        "queue_limit": served.config.config.event_queue_limit,
         "settings": _settings_record(mirror),
         "events": {name: getattr(environment.events.counts, name) for name in EVENT_COUNTS},
         "reading": asdict(served.waiting.reading(not_stored or flush.error or flusher.retry_reason)),
@@ -191,13 +200,17 @@ def environment_record(served: Served, excess: str | None) -> WorkerRecord:
             "running_seconds": mirror.running_seconds(),
         },
         "last_flush": {"at": flush.at, "events": flush.events, "error": flush.error},
+        "errors": errors,
         "last_error": error,
         "last_error_code": code,
     }
 
 
-def _code_of(last: LastFlush | LastPoll) -> str | None:
-    return None if last.error is None or last.status is None else code_of_upstream(last.status, last.error)
+def _code_of(last: LastFlush | LastPoll, otherwise: str) -> str | None:
+    """Return the code of an error; `otherwise` if it is not one of VWO."""
+    if last.error is None:
+        return None
+    return otherwise if last.status is None else code_of_upstream(last.status, last.error)
 
 
 def _settings_record(mirror: SettingsMirror) -> dict[str, Any]:

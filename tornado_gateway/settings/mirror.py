@@ -16,7 +16,7 @@ from tornado_gateway import core
 from tornado_gateway.errors import GatewayError, UpstreamError
 from tornado_gateway.settings.compilation import CompiledDocument, Fingerprints, compile_document, describe_change
 from tornado_gateway.settings.documents import SettingsDocument, read_document
-from tornado_gateway.settings.pacing import ReplacedSettings, throttled
+from tornado_gateway.settings.pacing import REST_SECONDS, URGENT_REST_SECONDS, ReplacedSettings, throttled
 from tornado_gateway.settings.pin import Pinning
 from tornado_gateway.settings.polling import Poller, Refreshes
 from tornado_gateway.settings.stored import StoredSettings
@@ -261,12 +261,12 @@ class SettingsMirror:
         if stored is not None:
             await self._apply(stored)
 
-    async def compile(self, document: bytes) -> CompiledDocument:
+    async def compile(self, document: bytes, rest_seconds: float = REST_SECONDS) -> CompiledDocument:
         """Compile in a thread, at a slow pace if there are settings to serve requests with meanwhile.
 
         Raise SettingsError if the document cannot be used here.
         """
-        yield_point = throttled() if self.current else core.never_yield
+        yield_point = throttled(rest_seconds) if self.current else core.never_yield
         compile_here = partial(self._compile_checked, document, yield_point)
         return await asyncio.get_running_loop().run_in_executor(None, compile_here)
 
@@ -315,7 +315,7 @@ class SettingsMirror:
             self.current = replace(self.current, version=stored.version)
             return
         try:
-            compiled = await self.compile(stored.body)
+            compiled = await self.compile(stored.body, REST_SECONDS if stored.pin is None else URGENT_REST_SECONDS)
         except core.SettingsError as error:
             logger.error("Stored settings could not be used: %s", error)
             return

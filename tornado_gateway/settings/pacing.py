@@ -15,12 +15,13 @@ from tornado_gateway.core import YieldPoint
 # Periods of a thread that computes. A loop at half of its maximal rate needs this much rest when the machine is slow
 # for a while: with half of the rest, requests queued up during a refresh.
 WORK_SECONDS, REST_SECONDS = 0.0005, 0.003
+URGENT_REST_SECONDS = 0.0005  # for a pinned version: requests wait a little, and all use it within a second
 PIECE_BYTES = 32 * 1024  # of JSON between two yield points: 0.1 to 0.3 ms of work
 PARTS_AT_ONCE = 20  # parts of settings, each of some dozen objects: 0.1 ms of work
 PARTS_SECONDS = 0.002
 
 
-def throttled() -> YieldPoint:
+def throttled(rest_seconds: float = REST_SECONDS) -> YieldPoint:
     """Return a yield point for a thread that computes: it leaves the interpreter to the loop for most of the time.
 
     The loop takes the interpreter's lock for each of its callbacks. Without pauses of the thread it would get the lock
@@ -31,7 +32,7 @@ def throttled() -> YieldPoint:
     def pause() -> None:
         nonlocal worked_since
         if time.monotonic() - worked_since > WORK_SECONDS:
-            time.sleep(REST_SECONDS)
+            time.sleep(rest_seconds)
             worked_since = time.monotonic()
 
     return pause

@@ -35,7 +35,6 @@ class StoredSettings:
         self._state = state
         self._name = name
         self._known: Confirmation | None = None  # the last one seen in the store
-        self._has_versions = False  # none is known yet
         self._checked = time.monotonic()  # when the store was last checked for a confirmation
 
     async def load(self) -> StoredDocument | None:
@@ -55,28 +54,28 @@ class StoredSettings:
         """
         try:
             stored = await self._state.load_document(self._name)
-            if stored is not None and digest_of(document) == (stored.latest or digest_of(stored.body)):
+            if stored is not None and _is_latest(document, stored):
                 await self.confirm(document, source)
                 return stored
             if stored is not None and not stored.latest:  # an earlier version of the gateway stored it
                 await self._state.save_document(self._name, stored.body, self.owner, EARLIER, stored.saved_at)
-            stored = await self._state.save_document(self._name, document, self.owner, source)
+            return await self._state.save_document(self._name, document, self.owner, source)
         except StoreError as error:
             level = logging.DEBUG if is_repeated else logging.ERROR
             logger.log(level, "Settings could not be stored, so a restart without VWO would have none: %s", error)
             return None
-        self._has_versions = True
-        return stored
 
     async def confirm(self, document: bytes, source: str) -> None:
-        """Note that upstream still has this document, and keep it as the first version if there are none."""
+        """Note that upstream still has this document.
+
+        It is kept as a version if it is none: an earlier version of the gateway stored it, or Redis lost its data.
+        """
         try:
-            if not self._has_versions:
-                stored = await self._state.load_document(self._name)
-                if stored is not None and not stored.latest:
-                    await self._state.save_document(self._name, document, self.owner, source)
-                self._has_versions = True
-            await self._state.confirm_document(self._name, self.owner)
+            digest, versions = digest_of(document), await self._state.versions(self._name)
+            if any(version.digest == digest for version in versions):
+                await self._state.confirm_document(self._name, self.owner)
+            else:
+                await self._state.save_document(self._name, document, self.owner, source)
         except StoreError as error:
             logger.debug("Stored settings could not be confirmed: %s", error)
 
@@ -108,3 +107,7 @@ class StoredSettings:
             await self._state.release_lease(LEASE_NAME, self.owner)
         except StoreError as error:
             logger.info("Poll lease could not be released, it will expire: %s", error)
+
+
+def _is_latest(document: bytes, stored: StoredDocument) -> bool:
+    return document == stored.body if stored.pin is None else digest_of(document) == stored.latest

@@ -17,7 +17,8 @@ KEYS = ("current", "previous")  # SDK keys that requests name
 class EnvironmentCounts:
     """Its methods are hooks that other rooms call. `decided` is called with each decision of getFlag.
 
-    Decisions are counted here if the environment `is_one_of_many`; `on_decision` counts them anyway.
+    Decisions are counted here if the environment `is_one_of_many`; `on_decision` counts them anyway. `watch` is called
+    with the user and the decision while a console watches decisions, otherwise it is None.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class EnvironmentCounts:
         *,
         is_one_of_many: bool = False,
     ) -> None:
+        self.watch: Callable[[str, core.Decision], None] | None = None
         self.decided = self._decided if is_one_of_many else on_decision
         self.keys = [0] * len(KEYS)
         self._on_decision = on_decision

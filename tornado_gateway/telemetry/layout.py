@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 OTHER = "other"
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)
-STATUSES = (200, 204, 304, 400, 401, 403, 404, 405, 408, 413, 415, 417, 429, 431, 500, 501, 503, 505, OTHER)
+STATUSES = (200, 204, 304, 400, 401, 403, 404, 405, 408, 409, 413, 415, 417, 429, 431, 500, 501, 503, 505, OTHER)
 STREAM_ENDS = ("client", "age", "slow", "removed", "drain")  # why streams of changes have ended
 EXPOSURES = ("recorded", "unknown")  # that clients name
 OUTCOMES = ("enabled", "disabled", "not_found", "error")  # of decisions

@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from tornado_gateway.telemetry.counters import CounterRow, SharedCounters
+from tornado_gateway.telemetry.judging.verdict import Problem, Verdict
 from tornado_gateway.telemetry.layout import (
     CACHE_LOOKUPS,
     DECISIONS,
@@ -35,6 +36,7 @@ from tornado_gateway.telemetry.layout import (
     Histogram,
     Layout,
 )
+from tornado_gateway.telemetry.problems import CONDITIONS
 from tornado_gateway.telemetry.scoreboard import InstanceReading, PartReading, Scoreboard, WorkerRecord
 from tornado_gateway.telemetry.waiting import Merged
 
@@ -74,6 +76,7 @@ class Exposition(Collector):
         self._about = about
         self._refresh = refresh
         self._experiments = experiments
+        self._verdict = Verdict(scoreboard, memory)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -107,6 +110,7 @@ class Exposition(Collector):
         yield from _stores(gauges)
         yield _gauge("fme_streams", "Open streams of changes.", sum(row["streams"] for row in gauges))
         yield from self._processes(counts, workers)
+        yield _problems(self._verdict.problems(reading))
 
     def _read(self) -> tuple[InstanceReading, dict[str, dict[str, int]]]:
         reading = self._scoreboard.read_all()
@@ -342,6 +346,18 @@ def _experiments(figures: Mapping[str, ExperimentFigures]) -> Iterator[Metric]:
             exposures.add_metric((*names[name], feature), count)
     yield mismatched
     yield from (family for family in (decisions, exposures) if family.samples)
+
+
+def _problems(problems: Sequence[Problem]) -> Metric:
+    """Return 1 or 0 for each condition. Problems of an environment of ENVIRONMENTS_FILE have its name."""
+    found = {(problem["code"], problem["environment"] or "") for problem in problems}
+    with_zeros = {**dict.fromkeys(((code, "") for code in CONDITIONS), 0), **dict.fromkeys(sorted(found), 1)}
+    has_names = any(environment for _, environment in found)
+    labels = ["code", "severity", *(["environment"] if has_names else [])]
+    family = GaugeMetricFamily("fme_problem", "Whether a condition is a problem now.", labels=labels)
+    for (code, environment), value in with_zeros.items():
+        family.add_metric([code, CONDITIONS[code].severity, *([environment] if has_names else [])], value)
+    return family
 
 
 def _stores(gauges: list[dict[str, float]]) -> Iterator[Metric]:

@@ -36,6 +36,7 @@ import orjson
 
 from tornado_gateway.telemetry import series, waiting
 from tornado_gateway.telemetry.attempts import Attempts
+from tornado_gateway.telemetry.judging.memory import Judged
 from tornado_gateway.telemetry.slots import WORD_BYTES, Slots, bytes_for
 from tornado_gateway.telemetry.turns import Turns
 from tornado_gateway.telemetry.waiting import Reading
@@ -44,6 +45,8 @@ WorkerRecord = dict[str, Any]
 
 ROW_BYTES = 1 << 20  # of address space: only written pages take memory. 200 environments need 200 KB
 RECENT_BYTES = 1 << 18
+WATCHED_BYTES = 1 << 14  # the filters of the live streams of one worker
+FOUND_BYTES = 1 << 17  # the matches that a worker has found for the live streams of all workers
 MOST_NAMES = 100  # features whose slow patterns are counted by name
 OTHER = "other"
 FINAL_COUNTS = ("delivered", "rejected", "discarded", "lost")
@@ -97,10 +100,14 @@ class Scoreboard:
         self.webhook_attempts = Attempts(rows)
         self.client_attempts = Attempts(rows, of_address=20)
         self.pull_turns = Turns()
+        self.judged = Judged()
         recent_bytes = bytes_for(RECENT_BYTES)
         self.recent = Slots(mmap.mmap(-1, rows * recent_bytes), rows, recent_bytes)  # newest events of each worker
         series_bytes = bytes_for(series.SHARED_BYTES)
         self.series = Slots(mmap.mmap(-1, rows * series_bytes), rows, series_bytes)  # behind the charts of each worker
+        watched_bytes, found_bytes = bytes_for(WATCHED_BYTES), bytes_for(FOUND_BYTES)
+        self.watched = Slots(mmap.mmap(-1, rows * watched_bytes), rows, watched_bytes)
+        self.found = Slots(mmap.mmap(-1, rows * found_bytes), rows, found_bytes)
         records_bytes = (rows + 1) * ROW_BYTES  # the last row is for the totals
         memory = mmap.mmap(-1, records_bytes + rows * WORD_BYTES)
         self._slots = Slots(memory, rows + 1, ROW_BYTES)

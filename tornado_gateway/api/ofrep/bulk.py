@@ -77,6 +77,8 @@ class BulkApi:
 
         def add(decision: core.Decision) -> None:
             environment.counts.decided(decision)
+            if environment.counts.watch is not None:
+                environment.counts.watch(asked.context.user_id, decision)
             body = with_details(settings, decision) if asked.has_details else decision.body
             entries.append(b"%b:%b" % (encoded(decision.feature_key), body))
             if asked.has_impressions:

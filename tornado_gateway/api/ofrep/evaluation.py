@@ -92,7 +92,10 @@ class EvaluationApi:
         return responses[0]
 
     def _response(self, request: Request, call: Call, decision: core.Decision) -> Response:
-        call.environment.counts.decided(decision)
+        counts = call.environment.counts
+        counts.decided(decision)
+        if counts.watch is not None:
+            counts.watch(call.asked.context.user_id, decision)
         if decision.error is not None:
             raise EvaluationError(400, GENERAL, decision.error)
         response = call.flags.response(call.flag, decision)
@@ -168,6 +171,8 @@ class EvaluationApi:
 
         def add(decision: core.Decision) -> None:
             environment.counts.decided(decision)
+            if environment.counts.watch is not None:
+                environment.counts.watch(asked.context.user_id, decision)
             ready = flags.ready(decision)
             entries.append(ready.bulk if asked.has_variables else entry(decision.feature_key, ready.entries[None]))
             if asked.impressions:

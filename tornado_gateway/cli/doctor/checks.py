@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from tornado_gateway import core
+from tornado_gateway.cli.doctor.gateway import ask_gateway
 from tornado_gateway.cli.doctor.machine import (
     Machine,
     check_certificate,
@@ -34,7 +35,18 @@ def finding_of_configuration(problem: str) -> Finding:
 
 
 async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIterator[Finding]:
-    """Yield all findings, each as soon as it is known."""
+    """Yield all findings, each as soon as it is known: first the problems of the gateway, if one runs."""
+    reported = await asyncio.to_thread(ask_gateway, config)
+    for finding in () if reported is None else reported.findings():
+        yield finding
+    async for finding in _checks(config, machine):
+        settled = finding if reported is None else reported.settle(finding)
+        if settled is not None:
+            yield settled
+
+
+async def _checks(config: Config, machine: Machine) -> AsyncIterator[Finding]:
+    """Yield the findings of the doctor's own checks."""
     yield Finding("configuration", OK, OK, "valid")
     environments = environments_of(config)
     documents: list[core.Settings] = []

@@ -11,8 +11,6 @@ REMEDIES = {
     "configuration": "Correct the option named above. `tornado-gateway config` shows the source of each value.",
     "key-previous": "Create the key in VWO, or correct sdk_key in ENVIRONMENTS_FILE. Settings and events keep using the"
     " previous key meanwhile.",
-    "settings-unusable": "Fix the item named above in the VWO dashboard, or in SETTINGS_FILE. A running gateway keeps"
-    " the last good settings.",
     "collector-unreachable": "Check COLLECT_URL from this machine: name, firewall, route. Meanwhile, events wait.",
     "clock": "Set the clock with NTP (`timedatectl set-ntp true`): event times and TLS certificates depend on it.",
     "redis-loses": "Set `maxmemory-policy noeviction` and `appendonly yes` in redis.conf: Redis stores events that were"
@@ -32,10 +30,6 @@ REMEDIES = {
     " Every connection needs one.",
     "port-taken": "Find the program that uses the port with `ss -ltnp`. Stop it, or choose another PORT.",
     "port-forbidden": "Ports below 1024 need CAP_NET_BIND_SERVICE; HOST must be an address of this machine.",
-    "events-waiting": "Events are not being delivered. See the upstream findings, and last_flush in /status for the"
-    " reason.",
-    "events-dead": "Find the reason with `tornado-gateway events list`, then run `tornado-gateway events requeue` or"
-    " `tornado-gateway events export`.",
     "events-unreadable": "If a gateway runs, give this command its HOST, PORT and ADMIN_TOKEN; if none does, check"
     " the files in DATA_DIR.",
 }

@@ -3,18 +3,28 @@
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from tornado_gateway.config import Config, add_flags
+
+Configuration = Callable[[argparse.Namespace], Config]
 AddCommand = Callable[..., argparse.ArgumentParser]  # name, command, summary; see `main`
 MOST_VISITORS = 1_000_000
 
 
-def add_insight(commands: Any, add_command: AddCommand) -> None:
+def add_insight(commands: Any, add_command: AddCommand, configuration: Configuration) -> None:
+    """Add the commands. `configuration` reads that of the running gateway from the arguments."""
     _add_simulate(commands, add_command)
     _add_verify(commands, add_command)
+    top = add_command(commands, "top", partial(_top, configuration), "show the overview of the running gateway")
+    top.add_argument("--once", action="store_true", help="print one frame")
+    top.add_argument("--interval", type=_seconds, default=1.0, metavar="SECONDS", help="between two frames [1]")
+    top.add_argument("--environment", metavar="NAME", help="environment of ENVIRONMENTS_FILE (default: its default)")
+    add_flags(top)
 
 
 def _add_simulate(commands: Any, add_command: AddCommand) -> None:
@@ -81,6 +91,16 @@ def _scalar(text: str) -> object:
     return value if isinstance(value, str | int | float) else text
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.2 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError("expected seconds, 0.2 to 3600")
+    return seconds
+
+
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MOST_VISITORS):
         raise argparse.ArgumentTypeError(f"expected a number of visitors, 1 to {MOST_VISITORS}")
@@ -115,3 +135,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     from tornado_gateway.cli.insight import verify
 
     return verify.verify(arguments)
+
+
+def _top(configuration: Configuration, arguments: argparse.Namespace) -> int:
+    from tornado_gateway.cli.insight import top
+
+    return top.top(configuration(arguments), arguments)

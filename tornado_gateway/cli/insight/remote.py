@@ -26,17 +26,17 @@ class Remote:
     def __init__(
         self, url: str, token: str | None = None, admin_token: str | None = None, timeout_seconds: float = 10.0
     ) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise RemoteError(f"--url: expected http://HOST:PORT or https://HOST, got {url}")
         self._url = url.rstrip("/")
-        self._prefix = parts.path.rstrip("/")
         self._token = token
         self._admin_token = admin_token
         try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError(f"expected http://HOST:PORT or https://HOST, got {url}")
             self._connection = _connection(parts.scheme, parts.hostname, parts.port, timeout_seconds)
         except ValueError as error:
             raise RemoteError(f"--url: {error}") from error
+        self._prefix = parts.path.rstrip("/")
 
     def features(self) -> list[str]:
         """Return the keys of all features."""
@@ -97,6 +97,8 @@ class Remote:
             reason = _reason(response.read(MOST_BYTES))
         except (OSError, http.client.HTTPException) as error:
             raise RemoteError(f"no response from {self._url}: {error or type(error).__name__}") from error
+        except ValueError as error:  # a token or a path with characters that a request cannot have
+            raise RemoteError(f"the request to {self._url} cannot be made: a token or the URL is invalid") from error
         raise RemoteError(f"{self._url}{path} returned {response.status}{reason}")
 
 

@@ -1,14 +1,11 @@
 """The command `simulate`: how features are distributed over many visitors."""
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from tornado_gateway import core
 from tornado_gateway.cli.insight.remote import Remote, RemoteError
@@ -19,10 +16,12 @@ from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_addr
 from tornado_gateway.insight.simulation import BAND, Simulation, generated_ids
 from tornado_gateway.insight.suggestions import suggested
 from tornado_gateway.insight.what_if import ChangeError, changed_settings
+from tornado_gateway.settings.compilation import parse
 from tornado_gateway.settings.documents import read_document
 
 MOST_VISITORS = 1_000_000
 MOST_ID_BYTES = 1024  # as in requests
+PROGRESS_VISITORS = 1000
 STDIN = Path("-")
 
 
@@ -47,10 +46,10 @@ def given_ids(file: Path) -> Iterable[str]:
     """Return the ids in a file or in stdin, one in each line, each once. Raise ChangeError for those that cannot be."""
     with sys.stdin.buffer if file == STDIN else file.open("rb") as lines:
         ids: dict[str, None] = {}
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(iter(partial(lines.readline, 2 * MOST_ID_BYTES), b""), 1):
             text = line.strip()
             if len(text) > MOST_ID_BYTES:
-                raise ChangeError([f"{file} line {number}: an ID has at most {MOST_ID_BYTES} bytes, got {len(text)}"])
+                raise ChangeError([f"{file} line {number}: an ID has at most {MOST_ID_BYTES} bytes, found more"])
             if text:
                 ids[_text(text, file, number)] = None
             if len(ids) > MOST_VISITORS:
@@ -76,13 +75,13 @@ def _remote(arguments: argparse.Namespace, ids: Sequence[str]) -> dict[str, Any]
     fields |= {"traffic": dict(arguments.traffic), "weights": dict(arguments.weights)}
     progress = Progress("simulating", "visitors")
     try:
-        return Remote(arguments.url, admin_token=os.environ.get("ADMIN_TOKEN")).simulate(fields, progress)
+        return Remote(arguments.url, admin_token=arguments.admin_token).simulate(fields, progress)
     finally:
         progress.close()
 
 
 def _simulated(arguments: argparse.Namespace, ids: Sequence[str]) -> dict[str, Any]:
-    settings = core.compile_settings(orjson.loads(read_document(arguments.settings)))
+    settings = core.compile_settings(parse(read_document(arguments.settings), core.never_yield))
     keys = list(settings.features) if arguments.feature is None else [arguments.feature]
     if arguments.feature is not None and arguments.feature not in settings.features:
         raise ChangeError([f"unknown feature {arguments.feature}{suggested(arguments.feature, settings.features)}"])
@@ -91,8 +90,12 @@ def _simulated(arguments: argparse.Namespace, ids: Sequence[str]) -> dict[str, A
         changed = changed_settings(settings, keys, dict(arguments.traffic), dict(arguments.weights))
     simulation = Simulation(settings, keys, changed)
     evaluator = _evaluator(arguments, settings, keys)
-    for user_id in ids:
+    progress = Progress("simulating", "visitors")
+    for number, user_id in enumerate(ids, 1):
         simulation.add(user_id, partial(evaluator.decide_from, inputs=Inputs(_context(user_id, arguments))))
+        if number % PROGRESS_VISITORS == 0:
+            progress(number, len(ids))
+    progress.close()
     return simulation.report()
 
 
@@ -139,7 +142,7 @@ def _print_feature(feature: Mapping[str, Any], visitors: int) -> None:
 
 
 def _enabled(part: Mapping[str, Any], visitors: int) -> str:
-    return f"enabled for {part['enabled']} of {counted(visitors, 'visitor')} ({_share(part)})"
+    return f"enabled for {part['enabled']} of {counted(visitors, 'visitor')}: {_share(part)}"
 
 
 def _print_distribution(part: Mapping[str, Any]) -> None:

@@ -1,11 +1,8 @@
 """The command `verify`: compare decisions with expected ones, for continuous integration."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Collection
-
-import orjson
 
 from tornado_gateway import core
 from tornado_gateway.cli.insight.remote import Remote, RemoteError
@@ -15,6 +12,7 @@ from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
 from tornado_gateway.insight.cases import MOST_BYTES, Case, CasesError, read_cases
 from tornado_gateway.insight.verification import Actual, Verified, differences, junit
+from tornado_gateway.settings.compilation import parse
 from tornado_gateway.settings.documents import read_document
 
 Decide = Callable[[Case], Actual]
@@ -42,12 +40,12 @@ def verify(arguments: argparse.Namespace) -> int:
 def _source(arguments: argparse.Namespace) -> tuple[Collection[str], Decide, Explain]:
     if arguments.url is None:
         return _local(arguments)
-    remote = Remote(arguments.url, arguments.token, os.environ.get("ADMIN_TOKEN"))
+    remote = Remote(arguments.url, arguments.token, arguments.admin_token)
     return remote.features(), remote.decide, remote.explain
 
 
 def _local(arguments: argparse.Namespace) -> tuple[Collection[str], Decide, Explain]:
-    settings = core.compile_settings(orjson.loads(read_document(arguments.settings)))
+    settings = core.compile_settings(parse(read_document(arguments.settings), core.never_yield))
     location = LocationReader(arguments.maxmind_db_path)
     if arguments.maxmind_db_path is not None:
         location.open()

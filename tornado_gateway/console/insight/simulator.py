@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import orjson
+from tornado.iostream import StreamClosedError
 
 from tornado_gateway import core
 from tornado_gateway.console.admin_pages import AdminApi, AdminPage
@@ -56,9 +57,12 @@ class Simulator:
         self._replaced = ReplacedSettings()
 
     async def run(
-        self, evaluator: Evaluator, settings: core.Settings, fields: Fields, is_wanted: Callable[[], bool]
+        self, evaluator: Evaluator, settings: core.Settings, fields: Fields, is_stopping: Callable[[], bool]
     ) -> AsyncIterator[Json]:
-        """Yield the progress, and the result at the end. Raise RequestError before that for an invalid request."""
+        """Yield the progress, and the result at the end, unless the gateway stops meanwhile.
+
+        Raise RequestError before that for an invalid request.
+        """
         plan = plan_of(settings, fields)
         if self._is_running:
             headers = [(b"Retry-After", b"%d" % RETRY_SECONDS)]
@@ -69,17 +73,17 @@ class Simulator:
             if plan.traffic or plan.weights:
                 changed = await _changed(settings, plan)
             simulation = Simulation(settings, plan.keys, changed)
-            async for done in self._progress(evaluator, simulation, plan, is_wanted):
+            async for done in self._progress(evaluator, simulation, plan, is_stopping):
                 yield {"progress": {"done": done, "of": plan.visitors}}
-            if is_wanted():
-                yield {"result": simulation.report()}
+            if not is_stopping():
+                yield {"result": await self._report(simulation)}
         finally:
             self._is_running = False
             if changed is not None:
                 self._replaced.release(changed)
 
     async def _progress(
-        self, evaluator: Evaluator, simulation: Simulation, plan: Plan, is_wanted: Callable[[], bool]
+        self, evaluator: Evaluator, simulation: Simulation, plan: Plan, is_stopping: Callable[[], bool]
     ) -> AsyncIterator[int]:
         """Decide about all visitors. Yield the number of those that are done from time to time."""
         pace, reported = Pace(self._work_seconds, self._rest_seconds), time.monotonic()
@@ -88,11 +92,18 @@ class Simulator:
             inputs = await evaluator.gather(simulation.settings, plan.keys, context)
             for _ in simulation.steps(user_id, partial(evaluator.decide_from, inputs=inputs)):
                 await pace.give_way()
-            if not is_wanted():
+            if is_stopping():
                 return
             if time.monotonic() - reported >= self._progress_seconds:
                 reported = time.monotonic()
                 yield simulation.visitors
+
+    async def _report(self, simulation: Simulation) -> Json:
+        pace, features = Pace(self._work_seconds, self._rest_seconds), []
+        for feature in simulation.features():
+            features.append(feature)
+            await pace.give_way()
+        return {**simulation.head(), "features": features}
 
 
 class Pace:
@@ -185,26 +196,26 @@ def _percents(name: str, value: Any) -> list[float]:
 class SimulatePage(AdminPage):
     METHODS: ClassVar[tuple[str, ...]] = ("POST",)
 
-    def initialize(self, admin: AdminApi, auth: Auth, simulator: Simulator) -> None:  # type: ignore[override]
+    def initialize(  # type: ignore[override]
+        self, admin: AdminApi, auth: Auth, simulator: Simulator, is_stopping: Callable[[], bool]
+    ) -> None:
         super().initialize(admin, auth)
         self._simulator = simulator
-        self._has_left = False
-
-    def on_connection_close(self) -> None:
-        self._has_left = True
+        self._is_stopping = is_stopping
 
     async def post(self) -> None:
         try:
             await self._simulate()
         except RequestError as error:
             self.reject(error)
+        except StreamClosedError:  # the client has left, which ends the simulation
+            pass
 
     async def _simulate(self) -> None:
         operated = self._admin.environment(self.environment())
         snapshot = operated.snapshot()
-        run = self._simulator.run(
-            operated.explainer.evaluator, snapshot.settings, self.fields(), lambda: not self._has_left
-        )
+        evaluator = operated.explainer.evaluator
+        run = self._simulator.run(evaluator, snapshot.settings, self.fields(), self._is_stopping)
         async with aclosing(run) as lines:  # type: ignore[type-var]
             async for line in lines:
                 self.set_header("Content-Type", "application/x-ndjson")

@@ -1,6 +1,6 @@
 // Dead letters by event and reason, and what can be done with them: re-queue, edit, delete, export.
 
-import { ask, byId, clock, environmentPath, h, moment, plural, post, reconcile } from "./dom.js";
+import { addressOf, ask, byId, clock, h, moment, plural, post, reconcile } from "./dom.js";
 
 let onChanged = null;
 let shownFor = ""; // the letters for which the groups were read
@@ -14,7 +14,7 @@ export function startDeadLetters(changed) {
 /** Read the groups again if there are other letters than before. */
 export async function refreshGroups(depth, letters) {
   byId("export-dead").hidden = byId("requeue-all").hidden = !letters.length;
-  byId("export-dead").href = environmentPath("/admin/events/export");
+  byId("export-dead").href = addressOf("/admin/events/export");
   const now = JSON.stringify([depth.dead, letters[0]?.id, letters.at(-1)?.id]);
   if (now === shownFor) return;
   const { groups, complete } = letters.length ? await ask("/admin/events/groups") : { groups: [], complete: true };

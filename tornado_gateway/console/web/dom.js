@@ -62,25 +62,44 @@ export function useEnvironment(name) {
   environment = name;
 }
 
-/** The path with the chosen environment. */
-export const environmentPath = (path) => ofEnvironment(path);
-
-function ofEnvironment(path) {
+/** The address of an admin path, about the chosen environment. */
+export function addressOf(path) {
   if (!environment || !path.startsWith("/admin/")) return path;
   return `${path}${path.includes("?") ? "&" : "?"}environment=${encodeURIComponent(environment)}`;
 }
 
-/** Return the JSON of a response. Throws RequestFailed with the error of the gateway. */
-export async function ask(path, options = {}) {
+async function respond(path, options) {
   let response;
   try {
-    response = await fetch(ofEnvironment(path), { credentials: "same-origin", ...options });
-  } catch {
-    throw new RequestFailed(0, "the gateway does not respond");
+    response = await fetch(addressOf(path), { credentials: "same-origin", ...options });
+  } catch (error) {
+    throw new RequestFailed(0, error.name === "AbortError" ? "cancelled" : "the gateway does not respond");
   }
+  if (response.ok) return response;
   const body = await response.json().catch(() => ({}));
-  if (!response.ok) throw new RequestFailed(response.status, body.error ?? `status ${response.status}`);
-  return body;
+  throw new RequestFailed(response.status, body.error ?? `status ${response.status}`);
+}
+
+/** Return the JSON of a response. Throws RequestFailed with the error of the gateway. */
+export async function ask(path, options = {}) {
+  const response = await respond(path, options);
+  return response.json().catch(() => ({}));
+}
+
+/** Post, and call `each` with the JSON of each line of the response as it arrives. Throws RequestFailed. */
+export async function follow(path, body, signal, each) {
+  const response = await respond(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (let part = await reader.read(); !part.done; part = await reader.read()) {
+      const lines = (rest + part.value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) each(JSON.parse(line));
+    }
+  } catch (error) {
+    throw new RequestFailed(0, error.name === "AbortError" ? "cancelled" : "the response of the gateway is incomplete");
+  }
 }
 
 export const post = (path, body, method = "POST") =>
@@ -103,11 +122,12 @@ export function rate(value) {
   return value < 10 && value % 1 ? fine.format(value) : whole.format(value);
 }
 
-/** A count of the queue: "30", or "unknown since 12:00:01, last known 30" while the store cannot be read. */
+/** A count of the queue: "30", or "unknown, last known 30 (40 s ago)" while the store cannot be read. */
 export function queued(queue, name) {
   if (!queue.last_known) return count(queue[name]);
   const last = queue.last_known[name];
-  return `unknown since ${clock(queue.oldest_unknown_since)}, ${last === null ? "never read" : `last known ${count(last)}`}`;
+  if (last === null) return "unknown, never read";
+  return `unknown, last known ${count(last)} (${ago(queue.last_known.at, Date.now() / 1000)})`;
 }
 
 const UNITS = [

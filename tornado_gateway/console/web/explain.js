@@ -3,7 +3,7 @@
 import { byId, h, post, replace, useEnvironment } from "./dom.js";
 import { variables } from "./features.js";
 import { enter } from "./session.js";
-import { addressOf, copyBar, fieldsOf } from "./share.js";
+import { linkOf, copyBar, fieldsOf } from "./share.js";
 import { REASONS, stepItem } from "./steps.js";
 
 const INPUTS = { id: "explain-id", featureKey: "explain-feature", version: "explain-version", ipAddress: "explain-ip", userAgent: "explain-agent", bucketingSeed: "explain-seed" };
@@ -55,7 +55,10 @@ export function fillFeatureChoice(features) {
 
 /** Select a feature; the user ID is next. */
 export function chooseFeature(key) {
-  byId("explain-feature").value = key;
+  const choice = byId("explain-feature");
+  const isKnown = [...choice.options].some((option) => option.value === key);
+  if (!isKnown) choice.append(h("option", { value: key }, key)); // the features have not been loaded yet
+  choice.value = key;
   byId("explain-id").focus();
 }
 
@@ -91,7 +94,7 @@ async function explain(event) {
   result.setAttribute("aria-busy", "true");
   try {
     const fields = visitor();
-    opened = addressOf(fields);
+    opened = linkOf(fields);
     history.replaceState(null, "", opened);
     showExplanation(await post("/admin/explain", fields), fields);
   } catch (error) {

@@ -6,12 +6,14 @@ import { refreshEvents, startEvents } from "./events.js";
 import { refreshExperiments } from "./experiments.js";
 import { chooseFeature, fillFeatureChoice, openAddress, startExplain } from "./explain.js";
 import { refreshFeatures, startFeatures } from "./features.js";
+import { followLive, reopen, startLive } from "./live.js";
 import { showOverview, showState, startOverview } from "./overview.js";
 import { enter, setState, startSession, watchSession } from "./session.js";
 import { fillVersionChoice, refreshSettings, showPin, startSettings } from "./settings.js";
+import { fillSimulatedFeatures, startSimulator } from "./simulator.js";
 import { refreshUsage } from "./usage.js";
 
-const TABS = ["overview", "features", "experiments", "explain", "events", "settings"];
+const TABS = ["overview", "features", "experiments", "explain", "simulator", "events", "settings"];
 const OVERVIEW_MS = 1000;
 const EVENTS_MS = 2000;
 
@@ -38,6 +40,7 @@ function show(name) {
     if (other === name) button.scrollIntoView({ block: "nearest", inline: "nearest" }); // on a phone the tabs scroll
     byId(other).hidden = other !== name;
   }
+  followLive(name === "events");
   if (isNew) scrollTo(0, 0);
   if (name === "explain") openAddress();
   refresh();
@@ -76,9 +79,12 @@ function shortcut(event) {
   }
 }
 
-function explainFeature(key) {
+function explainFeature(key, user = null) {
   choose("explain");
   chooseFeature(key);
+  if (user === null) return;
+  byId("explain-id").value = user;
+  byId("explain-form").requestSubmit();
 }
 
 // --- Environments ---
@@ -93,6 +99,7 @@ function showEnvironments({ environments = [] }) {
 
 function chooseEnvironment(event) {
   useEnvironment(event.target.value);
+  reopen();
   refresh();
 }
 
@@ -116,9 +123,12 @@ async function refresh() {
     if (shown === "settings") await refreshSettings();
     if (shown === "explain") fillVersionChoice(overview);
     if (shown === "experiments") await refreshExperiments();
-    if (shown === "features" || shown === "explain") {
+    if (shown === "features" || shown === "explain" || shown === "simulator") {
       const features = await refreshFeatures(overview);
-      if (features !== null) fillFeatureChoice(features);
+      if (features !== null) {
+        fillFeatureChoice(features);
+        fillSimulatedFeatures(features);
+      }
       if (shown === "features") await refreshUsage();
     }
   } catch (error) {
@@ -135,6 +145,7 @@ async function refresh() {
 }
 
 function signedOut() {
+  followLive(false);
   stopRefreshing();
   for (const name of TABS) byId(name).hidden = true;
 }
@@ -151,7 +162,9 @@ addEventListener("hashchange", followAddress);
 startOverview(refresh);
 startFeatures(explainFeature);
 startExplain();
+startSimulator();
 startEvents(refresh);
 startSettings(refresh);
+startLive(explainFeature);
 watchSession(() => show(tabOfAddress()), signedOut);
 startSession();

@@ -6,20 +6,20 @@ import { setState } from "./session.js";
 
 /** The head of the page. */
 export function showState({ status, account, queue }) {
-  const settings = status.settings;
-  const version = settings?.version ?? null;
+  const version = status.settings?.version ?? "–";
   const badge = byId("dead-badge");
   badge.hidden = queue.dead === 0;
   badge.textContent = queue.dead === null ? "?" : count(queue.dead);
   badge.title = `dead events: ${queued(queue, "dead")}`;
-  if (status.stuck) setState("bad", status.stuck.message);
-  else if (version === null) setState("warn", "no settings yet");
-  else if (status.last_error) setState("warn", `account ${account.id} · ${status.last_error}`);
-  else if (status.problems.length) setState("warn", `account ${account.id} · ${headline(status.problems)}`);
-  else setState("good", `account ${account.id} · settings version ${version} · ${plural(account.features, "feature")}`);
+  const about = [`account ${account.id ?? "–"}`, `settings version ${version}`, plural(account.features, "feature")];
+  setState(TONES[status.verdict], status.problems.length ? headline(status.problems) : about.join(" · "));
 }
 
-const headline = ([first, ...others]) => (others.length ? `${first.message} · ${others.length} more` : first.message);
+const TONES = { ok: "good", warning: "warn", critical: "bad" };
+
+const headline = ([first, ...others]) => (others.length ? `${named(first)} · ${others.length} more` : named(first));
+
+const named = ({ environment, message }) => (environment ? `${environment}: ${message}` : message);
 
 const charts = [
   chart("Requests", "per second", "/s", [
@@ -52,7 +52,7 @@ export function showOverview(overview) {
   useMarkers(overview.markers);
   for (const each of charts) each.draw(overview.samples, overview.at);
   showLedger(overview.status.events);
-  showProblems(overview.status);
+  showProblems(overview);
   showPanels(overview);
   showWorkers(overview);
 }
@@ -80,18 +80,32 @@ function showLedger(events) {
   );
 }
 
-function showProblems({ last_error: error, last_error_remedy: remedy, problems }) {
-  const shown = [...(error ? [{ message: error, remedy }] : []), ...problems];
-  byId("problems").hidden = !shown.length;
-  const item = ({ message, remedy }) => h("li", {}, h("div", {}, h("b", {}, message), remedy ? h("p", { class: "hint" }, remedy) : null));
-  replace(byId("problem-list"), shown.map(item));
+function showProblems({ at, status: { problems } }) {
+  byId("problems").hidden = !problems.length;
+  replace(byId("problem-list"), problems.map((problem) => problemItem(problem, at)));
 }
+
+const problemItem = (problem, at) =>
+  h(
+    "li",
+    {},
+    h(
+      "div",
+      {},
+      h("span", { class: `pill ${TONES[problem.severity]}` }, problem.severity),
+      " ",
+      h("b", {}, named(problem)),
+      h("p", { class: "hint" }, problem.remedy.split("`").map((text, index) => (index % 2 ? h("code", {}, text) : text))),
+      h("p", { class: "hint" }, `since ${moment(problem.since)} (${duration(at - problem.since)}) · `, h("code", {}, problem.runbook)),
+    ),
+  );
 
 function showPanels({ at, status, queue, location: database, store, account }) {
   const { settings, last_poll: poll, last_flush: flush } = status;
+  const pill = (area, word) => pillOf(status, area, word);
   replace(
     byId("panels"),
-    panel("Settings", settings?.version === null ? ["none yet", "warn"] : ["loaded", "good"], [
+    panel("Settings", pill("settings", "loaded"), [
       ["Account", account.id ?? "–"],
       ["Version", settings?.version ?? "–"],
       ["Hash", settings?.hash ?? "–"],
@@ -99,7 +113,7 @@ function showPanels({ at, status, queue, location: database, store, account }) {
       ["Source", settings?.source ?? "–"],
       poll?.error ? ["Poll", poll.error, "bad"] : ["Last poll", ago(poll?.at, at)],
     ]),
-    panel("Delivery", delivery(status), [
+    panel("Delivery", pill("delivery", "working"), [
       ...(status.stuck ? [["Problem", status.stuck.message, "bad"]] : []),
       ["Last flush", ago(flush?.at, at)],
       flush?.error ? ["Error", flush.error, "bad"] : ["Events in last flush", count(flush?.events ?? 0)],
@@ -107,14 +121,14 @@ function showPanels({ at, status, queue, location: database, store, account }) {
       ...(queue.last_known ? [["Waiting", queued(queue, "waiting"), "bad"]] : []),
       ["Dead letters", queued(queue, "dead"), queue.last_known ? "bad" : null],
     ]),
-    panel("Store", store.is_up ? ["up", "good"] : ["down", "bad"], [
+    panel("Store", pill("store", "up"), [
       ["Kind", store.kind === "redis" ? "Redis" : "embedded (SQLite)"],
       store.error ? ["Error", store.error, "bad"] : ["Writes", "ok"],
       ["Workers", count(status.workers.length)],
       ["Up for", duration(status.uptime_seconds)],
       ["Release", status.version],
     ]),
-    panel("Location", locationState(database, status.problems), [
+    panel("Location", pill("location", database.available ? "loaded" : "none"), [
       ["Database", database.type ?? "not configured"],
       ["Built", database.built_at ? moment(database.built_at).slice(0, 10) : "–"],
       ["Age", duration(database.age_seconds)],
@@ -123,13 +137,24 @@ function showPanels({ at, status, queue, location: database, store, account }) {
   );
 }
 
-function locationState({ available }, problems) {
-  if (problems.some(({ code }) => code.startsWith("geo-"))) return ["problem", "warn"];
-  return available ? ["loaded", "good"] : ["none", ""];
-}
+const OF_VWO = /^(key|upstream)-/;
+const AREAS = {
+  settings: [/^(no-settings|settings-)/, OF_VWO],
+  delivery: [/^(events-|queue-)/, OF_VWO],
+  store: [/^(redis-|store-|damaged-)/],
+  location: [/^geo-/],
+};
+const WORDS = { "no-settings": "none yet", "events-stuck": "stuck", "events-unknown": "unknown", "geo-old": "old" };
 
-const delivery = ({ stuck, last_flush: flush }) =>
-  stuck ? ["stuck", "bad"] : flush?.error ? ["failing", "bad"] : ["working", "good"];
+/** The word and the tone of a panel: those of the first problem of its area, which is the most severe one. */
+function pillOf({ problems }, area, word) {
+  const name = byId("environment").value || null;
+  const concerns = ({ code, environment }) =>
+    AREAS[area].some((pattern) => pattern.test(code)) && (environment === null || name === null || environment === name);
+  const first = problems.find(concerns);
+  if (first) return [WORDS[first.code] ?? "problem", TONES[first.severity]];
+  return [word, word === "none" ? "" : "good"];
+}
 
 function oldest({ oldest_at: since, oldest_unknown_since: unknown }, at) {
   const age = since ? duration(at - since) : unknown ? "unknown" : "–";

@@ -28,10 +28,10 @@ export async function refreshSettings() {
 }
 
 /** Offer the former versions in the form of Explain. */
-export function fillVersionChoice({ settings_changes: changes, status }) {
+export function fillVersionChoice({ markers, status }) {
   const choice = byId("explain-version");
   const before = choice.value;
-  const former = changes.filter(({ version }) => version !== status.settings?.hash).reverse();
+  const former = markers.filter(({ version }) => version !== status.settings?.hash).reverse();
   const option = ({ at, version }) => h("option", { value: version }, `stored ${moment(at)} (${version.slice(0, 8)})`);
   replace(choice, h("option", { value: "" }, "current"), former.map(option));
   choice.value = former.some(({ version }) => version === before) ? before : "";

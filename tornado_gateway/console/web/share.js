@@ -9,7 +9,7 @@ const SDK_FIELDS = ["id", "customVariables", "userAgent", "ipAddress", "variatio
 // --- The address. It has fields of the form only, never a token.
 
 /** The part of the address after #, for these fields. */
-export function addressOf(fields) {
+export function linkOf(fields) {
   const parameters = new URLSearchParams();
   for (const name of FIELDS) if (fields[name]) parameters.set(name, fields[name]);
   for (const name of JSON_FIELDS) if (fields[name]) parameters.set(name, JSON.stringify(fields[name]));
@@ -143,7 +143,7 @@ const NOTES = {
 
 /** The text of a form; a link needs no feature, the others do. */
 async function textOf(form, fields) {
-  if (form === "link") return `${location.origin}/console${addressOf(fields)}`;
+  if (form === "link") return `${location.origin}/console${linkOf(fields)}`;
   const { account } = await ask("/admin/overview");
   const given = SDK_FIELDS.filter((name) => fields[name] !== undefined);
   const context = Object.fromEntries(given.map((name) => [name, fields[name]]));

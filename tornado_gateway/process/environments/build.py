@@ -21,6 +21,7 @@ from tornado_gateway.events.flusher import PARALLEL_REQUESTS, Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink
 from tornado_gateway.events.usage import UsageStatistics
+from tornado_gateway.experiments.campaigns import MOST_EXPERIMENTS
 from tornado_gateway.experiments.monitor import ExperimentMonitor
 from tornado_gateway.process.environments.access import build_access
 from tornado_gateway.process.environments.stores import Stores, settings_name
@@ -36,6 +37,8 @@ from tornado_gateway.upstream.keys import REJECTED_SECONDS, Keys
 
 COMMIT_SECONDS = 5.0  # a commit that takes longer, besides the time-outs of Redis, is reported as stalled
 SMALLEST_SHARE_BYTES = 512 * 1024  # of the memory for claimed events, for one of many environments
+EXPERIMENTS_OF_ALL = 512  # of all environments together, whose samples take 32 MB, but each may have a few
+FEWEST_EXPERIMENTS = 4
 FLUSH_SHARE = 0.5  # maximum share of SHUTDOWN_SECONDS for the last flush
 
 
@@ -63,7 +66,10 @@ class Builder:
         self._environment = environment
         self._config = environment.config
         self.store = shared.stores.of(environment.config, number)
-        self.experiments = ExperimentMonitor(self.store.state, shared.observer.decided)
+        most_experiments = max(FEWEST_EXPERIMENTS, min(MOST_EXPERIMENTS, EXPERIMENTS_OF_ALL // number))
+        self.experiments = ExperimentMonitor(
+            self.store.state, shared.observer.decided, most_experiments=most_experiments
+        )
         self.counts = EnvironmentCounts(
             self.experiments.features.decided, is_one_of_many=self._config.environment_name is not None
         )

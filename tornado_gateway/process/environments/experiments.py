@@ -4,15 +4,21 @@ from collections.abc import Mapping
 from itertools import islice
 
 from tornado_gateway.process.environments.serving import Serving
+from tornado_gateway.telemetry.problems import Problem
 from tornado_gateway.telemetry.prometheus import ExperimentFigures
 
 MOST_LABELLED = 500  # features of an environment
 
 
-def mismatches(serving: Serving) -> list[str]:
-    """Return a sentence for each experiment with a sample ratio mismatch."""
+def mismatches(serving: Serving) -> list[Problem]:
+    """Return a problem for each experiment with a sample ratio mismatch."""
     return [
-        f"{one.config.name}: {sentence}" if serving.is_from_file else sentence
+        Problem(
+            "sample-ratio",
+            sentence,
+            environment=one.config.name if serving.is_from_file else None,
+            subject=sentence.partition(":")[0],  # the experiment and its feature; the shares vary
+        )
         for one in serving.all
         for sentence in one.environment.experiments.mismatches
     ]
