@@ -143,6 +143,11 @@ def test_a_pinned_version_is_used_by_all_workers_of_all_machines(tmp_path, machi
             assert all("settings were unpinned by you" in one.log() for one in gateways)
 
 
+def pin_problem(gateway):
+    (problem,) = (one for one in gateway.status()["problems"] if one["code"] == "settings-pinned")
+    return problem
+
+
 def check_reports(gateways):
     good = digest_of(document("good"))
     for gateway in gateways:
@@ -151,9 +156,8 @@ def check_reports(gateways):
         _, ready = gateway.get("/ready")
         assert (ready["status"], ready["settings_pinned"]) == ("ready", True)
         assert "fme_settings_pinned 1.0" in text_of(gateway, "/metrics")
-        (problem,) = (one for one in gateway.status()["problems"] if one["code"] == "settings-pinned")
-        assert "by me" in problem["message"]
-        assert problem["message"].endswith("VWO has published other settings since.")
+        until(lambda gateway=gateway: "VWO has published other settings since." in pin_problem(gateway)["message"])
+        assert "by me" in pin_problem(gateway)["message"]
         assert f"settings were pinned to {good} by me" in gateway.log()
         _, served = gateway.get("/server-side/v2-settings?platform=client")
         assert served["campaigns"][0]["variations"][0]["variables"][0]["value"] == "good"
