@@ -99,7 +99,7 @@ class UpstreamError(GatewayError):
 
     `status` is its HTTP status, 0 if there was none (network error, time-out); `retry_after_seconds` is the pause that
     it requested. `cause` is the reason alone if there was no response, such as "Could not resolve host"; `is_timeout`
-    if there was no progress for too long.
+    if there was no progress for too long. `response` is the beginning of the body.
     """
 
     def __init__(
@@ -109,8 +109,10 @@ class UpstreamError(GatewayError):
         retry_after_seconds: float = 0.0,
         cause: str = "",
         is_timeout: bool = False,
+        response: bytes = b"",
     ) -> None:
         super().__init__(message)
+        self.response = response
         self.status = status
         self.retry_after_seconds = retry_after_seconds
         self.cause = cause

@@ -27,6 +27,21 @@ def test_dead_letters_are_requeued_by_id_and_all_together(graveyard):
     assert (status["waiting"], status["dead"]) == (4, 0)
 
 
+def test_dead_letters_are_grouped_and_deleted(graveyard):
+    groups = orjson.loads(run("events", "groups", "--json", **graveyard).stdout)
+    assert groups["complete"]
+    assert [(one["events"], one["reason"]) for one in groups["groups"]] == [(2, "answered 402"), (1, "answered 401")]
+    assert run("events", "groups", **graveyard).stdout.splitlines()[0].split() == ["EVENTS", "EVENT", "LAST", "REASON"]
+    assert run("events", "delete", **graveyard).returncode == 2
+    first = orjson.loads(run("events", "list", "--json", **graveyard).stdout)[0]["id"]
+    assert run("events", "delete", str(first), **graveyard).stdout == "Deleted 2 events.\n"
+    assert run("events", "delete", str(first), **graveyard).returncode == 1
+    assert orjson.loads(run("events", "delete", "--all", "--json", **graveyard).stdout) == {"discarded": 1}
+    assert run("events", "groups", **graveyard).stdout == "No dead letters.\n"
+    status = orjson.loads(run("events", "status", "--json", **graveyard).stdout)
+    assert (status["waiting"], status["dead"]) == (1, 0)
+
+
 def test_dead_events_are_exported_one_by_one_and_stay(graveyard, tmp_path):
     to_stdout = run("events", "export", **graveyard).stdout
     result = run("events", "export", str(tmp_path / "dead.jsonl"), **graveyard)
@@ -61,6 +76,9 @@ def test_events_of_a_running_gateway_are_asked_for_over_http(tmp_path):
             assert "404" in letter["reason"]
             exported = orjson.loads(run("events", "export", **known).stdout)
             assert exported["event"]["d"]["event"]["name"] == "purchase"
+            groups = orjson.loads(run("events", "groups", "--json", **known).stdout)["groups"]
+            assert [(one["event"], one["events"]) for one in groups] == [("purchase", 1)]
+            assert run("events", "delete", "999999", **known).returncode == 1
             requeued = run("events", "requeue", str(letter["id"]), "--json", **known)
             assert orjson.loads(requeued.stdout) == {"requeued": 1}
             vendor.wait_until(lambda: any(map(is_purchase, vendor.events)))

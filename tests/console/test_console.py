@@ -353,6 +353,71 @@ def test_a_mistake_in_the_form_is_named_and_focused(open_page, field, text, mess
     expect(page.locator(field)).to_have_attribute("aria-invalid", "true")
 
 
+def test_a_link_fills_the_form_and_explains(open_page, gateway):
+    page = open_page("/console#explain")
+    page.select_option("#explain-feature", "new-checkout")
+    page.fill("#explain-id", "user-1 & co")
+    page.fill("#explain-variables", '{"plan": "gold"}')
+    page.click("#explain-form .primary")
+    expect(page.locator(".decision")).to_have_count(1)
+    assert re.fullmatch(r"#explain&featureKey=new-checkout&id=user-1.*", page.evaluate("location.hash"))
+    assert "token" not in page.url
+    page.get_by_role("button", name="Link").click()
+    link = page.locator(".copied-text").inner_text()
+    assert link == page.url
+    other = open_page(link.removeprefix(f"http://127.0.0.1:{gateway.port}"))
+    expect(other.locator(".decision")).to_have_count(1)
+    expect(other.locator(".visitor")).to_contain_text("user-1 & co")
+    expect(other.locator("#explain-feature")).to_have_value("new-checkout")
+    expect(other.locator("#explain-variables")).to_have_value('{"plan":"gold"}')
+    other.evaluate("location.hash = '#explain&featureKey=new-chekout&id=user-2&ipAddress=300.1.1.1'")
+    expect(other.locator(".decision")).to_contain_text("Did you mean new-checkout?")
+    expect(other.locator(".visitor")).to_contain_text("The IP address “300.1.1.1” is invalid")
+    expect(other.locator("#explain-variables")).to_have_value("")
+
+
+def test_two_visitors_are_compared_and_the_smallest_change_is_named(open_page):
+    page = open_page("/console#explain&featureKey=dark-mode&id=user-1")
+    expect(page.locator(".decision .change")).to_contain_text("raise the traffic of rolloutRule1 from 30 % to 80 %")
+    page.get_by_role("button", name="Compare with another visitor").click()
+    page.fill("#explain-id", "user-2")
+    page.click("#explain-form .primary")
+    sides = page.locator(".beside > div")
+    expect(sides).to_have_count(2)
+    expect(sides.nth(0).locator(".visitor")).to_contain_text("user-1")
+    expect(sides.nth(1).locator(".visitor")).to_contain_text("user-2")
+    picture(page, "explain-compared")
+    page.get_by_role("button", name="End the comparison").click()
+    expect(page.locator(".decision")).to_have_count(1)
+    expect(page.locator(".visitor")).to_contain_text("user-2")
+
+
+def test_an_explained_decision_is_copied_for_other_tools(open_page, gateway, vendor, tmp_path):
+    page = open_page("/console#explain&featureKey=new-checkout&id=o'hara&customVariables=%7B%22plan%22%3A%22gold%22%7D")
+    texts = {}
+    for form in ("Curl", "Command", "Node", "Python", "Go", "PHP", "Java"):
+        page.get_by_role("button", name=form, exact=True).click()
+        shown = page.locator(".copied-text")
+        expect(shown).not_to_have_text(texts[next(reversed(texts))] if texts else "")
+        texts[form] = shown.inner_text()
+    url = f"http://127.0.0.1:{gateway.port}"
+    flag = subprocess.run(["bash", "-c", texts["Curl"]], capture_output=True, check=True).stdout
+    expected = {"featureKey": "new-checkout", "userId": "o'hara", "customVariables": {"plan": "gold"}}
+    assert orjson.loads(flag) == gateway.post("/server-side/getFlag", expected)[1]
+    (tmp_path / "settings.json").write_bytes(orjson.dumps(sample_document()))
+    command = texts["Command"].replace("tornado-gateway", f"{sys.executable} -m tornado_gateway")
+    decided = subprocess.run(["bash", "-c", command], capture_output=True, check=True, cwd=tmp_path).stdout
+    assert orjson.loads(decided.splitlines()[0])["isEnabled"] == orjson.loads(flag)["isEnabled"]
+    python = compile(texts["Python"], "snippet", "exec")
+    assert {"o'hara", "new-checkout"} <= {item for item in python.co_consts if isinstance(item, str)}
+    assert "'o\\'hara'" in texts["PHP"]
+    assert 'map[string]interface{}{"plan": "gold"}' in texts["Go"]
+    assert 'context.setId("o\'hara");' in texts["Java"]
+    for form in ("Node", "Python", "Go", "PHP", "Java"):
+        assert url in texts[form], form
+        assert sample_document()["accountId"] is None or str(sample_document()["accountId"]) in texts[form], form
+
+
 def test_a_dead_letter_is_requeued_and_delivered(open_page, gateway, vendor):
     vendor.event_faults.append(
         Fault(400, times=10_000, refuses=lambda event: "refused" in orjson.dumps(event).decode())
@@ -381,6 +446,50 @@ def test_a_dead_letter_is_requeued_and_delivered(open_page, gateway, vendor):
     expect(letters).to_have_count(0)
     vendor.wait_until(lambda: [e["d"]["event"]["name"] for e in vendor.events[before:]].count("refusedPurchase") == 2)
     expect(page.locator("#dead-badge")).to_be_hidden()
+    assert gateway.status()["events"]["dead"] == 0
+
+
+def test_dead_letters_are_grouped_edited_and_deleted(open_page, gateway, vendor):
+    fault = Fault(
+        400, times=10_000, refuses=lambda event: "refused" in orjson.dumps(event).decode(), text="no such goal"
+    )
+    vendor.event_faults.append(fault)
+    try:
+        for name, note in (("groupedBuy", "refused 1"), ("groupedBuy", "refused 2"), ("groupedView", "refused 3")):
+            event = {"d": {"visId": "X", "event": {"name": name, "props": {"note": note}}}}
+            assert gateway.post("/events/t", event)[0] == 200
+        gateway.wait_for_dead_letters(3)
+        page = open_page("/console#events")
+        groups = page.locator("#dead-groups > li")
+        expect(groups).to_have_count(2)
+        expect(groups.first).to_contain_text("groupedBuy")
+        expect(groups.first).to_contain_text("2 events")
+        expect(groups.first).to_contain_text("VWO: no such goal")
+        picture(page, "dead-letters")
+        with page.expect_download() as download:
+            page.click("#export-dead")
+        assert len(download.value.path().read_text().splitlines()) == 3
+        page.get_by_role("button", name="Delete group").first.click()
+        expect(groups).to_have_count(2)
+        page.get_by_role("button", name="Really delete 2 events?").click()
+        expect(page.locator("#events-done")).to_contain_text("2 events deleted")
+        expect(groups).to_have_count(1)
+        letter = page.locator("#dead-letters > li")
+        expect(letter).to_have_count(1)
+        letter.get_by_role("button", name="Edit").click()
+        area = letter.locator("textarea")
+        area.fill(area.input_value().replace("groupedView", "another"))
+        letter.get_by_role("button", name="Save").click()
+        expect(letter.locator(".problem")).to_contain_text("expected the name 'groupedView'")
+        area.fill(area.input_value().replace("another", "groupedView").replace("refused 3", "corrected"))
+        page.watch.allowed = "400"
+        letter.get_by_role("button", name="Save").click()
+        expect(page.locator("#events-done")).to_contain_text("1 event re-queued")
+        expect(letter).to_have_count(0)
+        expect(groups).to_have_count(0)
+    finally:
+        vendor.event_faults.clear()
+    vendor.wait_until(lambda: any("corrected" in orjson.dumps(event).decode() for event in vendor.events))
     assert gateway.status()["events"]["dead"] == 0
 
 

@@ -10,6 +10,7 @@ from tornado_gateway.errors import QueueFullError, StoreError
 from tornado_gateway.events.batches import REQUEST_BYTES
 from tornado_gateway.events.budget import MAX_UNCOMMITTED_BYTES
 from tornado_gateway.events.queue import EventQueue
+from tornado_gateway.store.interfaces import NewChunk
 from tornado_gateway.store.sqlite.events import open_sqlite
 
 
@@ -117,6 +118,45 @@ async def test_counts_go_on_after_a_restart(store):
     again = await started_queue(store)
     assert (again.counts.received, again.counts.waiting) == (3, 3)
     await again.stop()
+
+
+async def bury(store, queue, *names):
+    """Make events dead letters, as the flusher does."""
+    await opened(queue.append(documents(*names), len(names)))
+    claimed = await store.claim(len(names))
+    dead = [(NewChunk(1, documents(name)), "400") for name in names]
+    await store.settle(claimed, dead)
+    queue.record_settled(0, len(names), claimed[0].size)
+    return await store.dead_letters()
+
+
+async def test_discarded_dead_letters_of_two_workers_are_counted_once(tmp_path):
+    stores = [open_sqlite(tmp_path / "two") for _ in range(2)]
+    for each in stores:
+        await each.open()
+    queues = [await started_queue(each.events) for each in stores]
+    for each, queue in zip(stores, queues, strict=True):
+        letters = await bury(each.events, queue, 1, 2, 3)
+    one, two = queues[0].counts, queues[1].counts
+    assert await queues[1].discard([letters[0].id, letters[1].id, letters[3].id]) == 3
+    await until(lambda: (one.dead, two.dead) == (1, 2))  # the other worker notices it
+    assert (one.received + two.received, one.discarded + two.discarded) == (6, 3)
+    assert await queues[1].requeue([letters[2].id]) == 1
+    await until(lambda: (one.dead, two.dead, two.waiting) == (0, 2, 1))
+    assert one.received + two.received == 6
+    for each, queue in zip(stores, queues, strict=True):
+        assert_balanced(queue)
+        await queue.stop()
+        await each.close()
+
+
+async def test_dead_letters_expire_after_their_time(store):
+    queue = await started_queue(store, dead_letter_seconds=0.5)
+    await bury(store, queue, 1, 2)
+    await until(lambda: (queue.counts.dead, queue.counts.discarded) == (0, 2))
+    assert await store.dead_letters() == []
+    assert_balanced(queue)
+    await queue.stop()
 
 
 class FullDisk:

@@ -5,6 +5,7 @@ import functools
 import itertools
 import random
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -139,6 +140,49 @@ async def test_dead_letters_can_be_queued_again(store):
     assert await store.events.requeue() == 2
     assert await bodies_claimed(store, 9) == ["a", "c"]
     assert (await store.events.depth()).dead == 0
+
+
+async def buried(store, *bodies, count=1, reason="no"):
+    """The dead letters of these bodies."""
+    await store.events.append(chunks(*bodies, count=count))
+    claimed = await store.events.claim(count * len(bodies))
+    await store.events.settle(claimed, dead=[(NewChunk(chunk.count, chunk.body), reason) for chunk in claimed])
+    return await store.events.dead_letters()
+
+
+async def test_dead_letters_can_be_discarded(store):
+    letters = await buried(store, "a", "b", "c", count=2)
+    assert await store.events.discard_dead_letters([letters[1].id, "no-such", 999_999, "5-5"]) == 2
+    assert [letter.body for letter in await store.events.dead_letters()] == [b"a", b"c"]
+    assert await store.events.discard_dead_letters([letters[1].id]) == 0
+    assert (await store.events.depth()).dead == 4
+
+
+async def test_old_dead_letters_expire(store):
+    before = time.time() - 5
+    letters = await buried(store, *"abc")
+    assert await store.events.expire_dead_letters(before) == 0
+    assert await store.events.expire_dead_letters(letters[-1].at + 1) == 3
+    assert ((await store.events.depth()).dead, await store.events.dead_letters()) == (0, [])
+
+
+async def test_the_response_of_upstream_is_kept_beside_the_reason(store):
+    (letter,) = await buried(store, "a", reason="400 bad\nno such goal\nhelp")
+    assert (letter.reason, letter.response) == ("400 bad", "no such goal\nhelp")
+
+
+async def test_a_dead_letter_of_one_event_is_queued_again_with_another_body(store):
+    letter, *_ = await buried(store, "a", "b")
+    assert await store.events.requeue_edited(letter.id, b"edited") == 1
+    assert await store.events.requeue_edited(letter.id, b"edited") == 0
+    assert await store.events.requeue_edited("no-such", b"edited") == 0
+    (claimed,) = await store.events.claim(9)
+    assert (claimed.body, claimed.count, claimed.identity) == (b"edited", 1, letter.identity)
+    depth = await store.events.depth()
+    assert (depth.waiting, depth.dead) == (1, 1)
+    await store.events.settle([claimed])
+    *_, pair = await buried(store, "x\ny", count=2)
+    assert await store.events.requeue_edited(pair.id, b"edited") == 0
 
 
 async def test_documents_have_growing_versions_seen_by_all(store, open_store):

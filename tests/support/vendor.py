@@ -25,6 +25,7 @@ class Fault:
     delay_seconds: float = 0.0
     close: bool = False
     headers: dict[str, str] = field(default_factory=dict)
+    text: str | None = None  # the body, instead of JSON
     refuses: Any = None  # predicate of an event; only requests that hold such an event meet the fault
     takes: bool = (
         False  # the events are taken before the delay, so that a client that gets no response sends them again
@@ -204,7 +205,7 @@ class _Handler(RequestHandler):
         for name, value in fault.headers.items():
             self.set_header(name, value)
         with contextlib.suppress(StreamClosedError):  # the client has given up
-            await self.finish({"error": "injected"})
+            await self.finish({"error": "injected"} if fault.text is None else fault.text)
         return True
 
 

@@ -19,6 +19,8 @@ from tornado_gateway.cli.stored_events import Letter, StoredEvents, open_stored_
 from tornado_gateway.config import Config
 from tornado_gateway.errors import GatewayError
 
+NEEDS_IDS = "Give the IDs of dead letters (see `tornado-gateway events list`), or --all."
+
 _Action = Callable[[StoredEvents, argparse.Namespace], Awaitable[int]]
 
 
@@ -29,6 +31,8 @@ def events(config: Config, arguments: argparse.Namespace) -> int:
         "list": _events_list,
         "requeue": _events_requeue,
         "export": _events_export,
+        "groups": _events_groups,
+        "delete": _events_delete,
     }[arguments.action]
     return asyncio.run(_with_stored_events(selected(config, arguments.environment), arguments, action))
 
@@ -88,9 +92,36 @@ async def _events_list(stored: StoredEvents, arguments: argparse.Namespace) -> i
     return 0
 
 
+async def _events_groups(stored: StoredEvents, arguments: argparse.Namespace) -> int:
+    found = await stored.groups()
+    if arguments.json:
+        print_json(found)
+        return 0
+    if not found["complete"]:
+        print("Only the oldest dead letters are counted.", file=sys.stderr)
+    rows = [(str(one["events"]), one["event"], _at(one["last_at"]), one["reason"]) for one in found["groups"]]
+    if rows:
+        print_columns([("EVENTS", "EVENT", "LAST", "REASON"), *rows])
+    else:
+        print("No dead letters.")
+    return 0
+
+
+async def _events_delete(stored: StoredEvents, arguments: argparse.Namespace) -> int:
+    if not arguments.ids and not arguments.all:
+        print(NEEDS_IDS, file=sys.stderr)
+        return 2
+    discarded = await stored.discard(None if arguments.all else arguments.ids)
+    if arguments.json:
+        print_json({"discarded": discarded})
+    else:
+        print(f"Deleted {counted(discarded, 'event')}.")
+    return 0 if discarded or arguments.all else 1
+
+
 async def _events_requeue(stored: StoredEvents, arguments: argparse.Namespace) -> int:
     if not arguments.ids and not arguments.all:
-        print("Give the IDs of dead letters (see `tornado-gateway events list`), or --all.", file=sys.stderr)
+        print(NEEDS_IDS, file=sys.stderr)
         return 2
     moved = await stored.requeue(None if arguments.all else arguments.ids)
     if arguments.json:
@@ -108,7 +139,7 @@ async def _events_export(stored: StoredEvents, arguments: argparse.Namespace) ->
     done = 0
     with _output(arguments.file) as file:
         for letter in letters:
-            about = {"id": letter.id, "reason": letter.reason, "at": letter.at}
+            about = {"id": letter.id, "reason": letter.reason, "response": letter.response, "at": letter.at}
             for line in letter.body.splitlines():
                 file.write(orjson.dumps({**about, "event": orjson.Fragment(line)}).decode() + "\n")
                 done += 1

@@ -115,13 +115,16 @@ def _add_events(commands: Any) -> None:
     status = _add_command(actions, "status", _events, "count waiting and dead events", has_json=True)
     listed = _add_command(actions, "list", _events, "list dead letters with their reasons", has_json=True)
     requeue = _add_command(actions, "requeue", _events, "send dead letters once more", has_json=True)
-    requeue.add_argument("ids", nargs="*", metavar="ID", help="IDs of dead letters")
-    requeue.add_argument("--all", action="store_true", help="every dead letter")
+    groups = _add_command(actions, "groups", _events, "count dead letters by event and reason", has_json=True)
+    delete = _add_command(actions, "delete", _events, "delete dead letters", has_json=True)
+    for parser in (requeue, delete):
+        parser.add_argument("ids", nargs="*", metavar="ID", help="IDs of dead letters")
+        parser.add_argument("--all", action="store_true", help="every dead letter")
     export = _add_command(actions, "export", _events, "write the events of the dead letters as JSON lines")
     export.add_argument("file", nargs="?", type=Path, metavar="FILE", help="output file (default: stdout)")
     for parser in (listed, export):
         parser.add_argument("--show-keys", action="store_true", help="show SDK keys in events, which are masked")
-    for parser in (status, listed, requeue, export):
+    for parser in (status, listed, requeue, groups, delete, export):
         parser.add_argument("--environment", metavar="NAME", help=ENVIRONMENT_HELP)
         add_flags(parser)
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from tornado_gateway.cli.client import Client
 from tornado_gateway.config import Config
+from tornado_gateway.console.dead_letters import all_letters, groups_of
 from tornado_gateway.console.recent_events import letter_json
 from tornado_gateway.errors import StoreError
 from tornado_gateway.process.environments.stores import data_dir_of
@@ -33,6 +34,7 @@ class Letter:
     reason: str
     at: float
     body: str
+    response: str = ""  # the beginning of VWO's
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,12 @@ class StoredEvents(Protocol):
 
     async def requeue(self, ids: Sequence[str] | None) -> int:
         """Move dead letters (None: all) back into the queue. Return the number of events moved."""
+
+    async def discard(self, ids: Sequence[str] | None) -> int:
+        """Delete dead letters (None: all). Return the number of events deleted."""
+
+    async def groups(self) -> dict[str, Any]:
+        """Return the dead letters by event and reason, as GET /admin/events/groups does."""
 
 
 class _FromGateway:
@@ -85,12 +93,22 @@ class _FromGateway:
         while True:
             dead += page["dead"]
             if page["next"] is None:
-                return [Letter(d["id"], d["count"], d["reason"], d["at"], d["body"]) for d in dead]
+                return [Letter(d["id"], d["count"], d["reason"], d["at"], d["body"], d["response"]) for d in dead]
             page = self._client.get(f"{path}&first={page['next']}")
 
     async def requeue(self, ids: Sequence[str] | None) -> int:
+        return int(self._post("requeue", ids)["requeued"])
+
+    async def discard(self, ids: Sequence[str] | None) -> int:
+        return int(self._post("discard", ids)["discarded"])
+
+    async def groups(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._client.get(f"/admin/events/groups{self._selected.replace('&', '?')}")
+        return found
+
+    def _post(self, action: str, ids: Sequence[str] | None) -> Any:
         body = {"ids": None if ids is None else [_stored_id(id_) for id_ in ids]}
-        return int(self._client.post(f"/admin/events/requeue{self._selected.replace('&', '?')}", body)["requeued"])
+        return self._client.post(f"/admin/events/{action}{self._selected.replace('&', '?')}", body)
 
 
 class _FromStore:
@@ -108,6 +126,13 @@ class _FromStore:
     async def requeue(self, ids: Sequence[str] | None) -> int:
         return await self._events.requeue(None if ids is None else [_stored_id(id_) for id_ in ids])
 
+    async def discard(self, ids: Sequence[str] | None) -> int:
+        chosen = [letter.id async for letter in all_letters(self._events)] if ids is None else map(_stored_id, ids)
+        return await self._events.discard_dead_letters(list(chosen))
+
+    async def groups(self) -> dict[str, Any]:
+        return await groups_of(self._events)
+
 
 class _NoEvents:
     """A DATA_DIR in which no gateway has stored events yet."""
@@ -123,6 +148,12 @@ class _NoEvents:
 
     async def requeue(self, ids: Sequence[str] | None) -> int:
         return 0
+
+    async def discard(self, ids: Sequence[str] | None) -> int:
+        return 0
+
+    async def groups(self) -> dict[str, Any]:
+        return {"groups": [], "complete": True}
 
 
 @asynccontextmanager
@@ -175,7 +206,7 @@ def _is_locked(path: Path) -> bool:
 
 def _letter(dead: DeadLetter, shows_keys: bool) -> Letter:
     shown = letter_json(dead, is_complete=True, shows_keys=shows_keys)
-    return Letter(dead.id, dead.count, dead.reason, dead.at, shown["body"])
+    return Letter(dead.id, dead.count, dead.reason, dead.at, shown["body"], dead.response)
 
 
 def _stored_id(text: str) -> int | str:

@@ -224,6 +224,13 @@ class OptionValues:
         "Maximum number of dead letters per worker (with Redis: of the account). Beyond it, the oldest are discarded.",
         unit="events",
     )
+    dead_letter_days: int = option(
+        _EVENTS,
+        kinds.whole(0, 3650),
+        "0",
+        "Age at which dead letters are discarded. 0: never.",
+        unit="days",
+    )
 
     data_dir: Path = option(
         _STORE,

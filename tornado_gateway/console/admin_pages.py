@@ -7,7 +7,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -176,10 +176,6 @@ class AdminApi:
         recent = [] if query.is_complete else self.recent.newest()
         depth = _queue(of_environment(self.status(), name))
         return {"depth": depth, "dead": letters, "next": next_id, "recent": recent}
-
-    async def requeue(self, ids: Sequence[int | str] | None, name: str | None = None) -> Json:
-        """Put dead letters back into the queue."""
-        return {"requeued": await self.environment(name).queue.requeue(ids)}
 
     def _location_health(self, now: float) -> Json:
         reader = self.location
@@ -355,16 +351,3 @@ class EventsPage(AdminPage):
         if value and not re.fullmatch(pattern, value, re.ASCII):
             raise RequestError(400, f"{name}: expected {expected}")
         return value
-
-
-class RequeuePage(AdminPage):
-    METHODS: ClassVar[tuple[str, ...]] = ("POST",)
-
-    async def post(self) -> None:
-        await self.respond(self._requeue())
-
-    async def _requeue(self) -> Mapping[str, Any]:
-        ids = self.fields().get("ids")
-        if ids is not None and not (isinstance(ids, list) and all(type(id_) in (int, str) for id_ in ids)):
-            raise RequestError(400, "ids: expected a list of ids of dead letters, or null for all")
-        return await self._admin.requeue(ids, self.environment())

@@ -19,12 +19,12 @@ from tornado_gateway.console.admin_pages import (
     ExplainPage,
     FeaturesPage,
     OverviewPage,
-    RequeuePage,
     SessionPage,
     UsagePage,
 )
 from tornado_gateway.console.auth import Auth, is_operators_path
 from tornado_gateway.console.base import Page
+from tornado_gateway.console.dead_letter_pages import DiscardPage, EditPage, ExportPage, GroupsPage, RequeuePage
 from tornado_gateway.console.insight.live import LivePage
 from tornado_gateway.console.insight.live_feed import LiveFeed
 from tornado_gateway.console.insight.simulator import SimulatePage, Simulator
@@ -40,10 +40,10 @@ POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 HTML, CSS, SCRIPT, TEXT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript", "plain"))
-STYLES = ("console", "docs", "simulator", "uPlot.min")
+STYLES = ("console", "explain", "docs", "simulator", "uPlot.min")
 SCRIPTS = (
     *("main", "session", "overview", "features", "usage", "experiments", "explain", "steps", "events", "live"),
-    *("charts", "settings", "simulator"),
+    *("charts", "settings", "simulator", "share", "dead_letters"),
     *("docs", "dom", "theme"),
     "uPlot.iife.min",  # 1.6.32, unchanged; see uPlot.LICENSE
 )
@@ -144,7 +144,11 @@ ROUTES = (
     PageRoute("/admin/explain", ExplainPage, OPERATORS),
     PageRoute("/admin/simulate", SimulatePage, (*OPERATORS, "simulator", "is_stopping")),
     PageRoute("/admin/events", EventsPage, OPERATORS),
+    PageRoute("/admin/events/groups", GroupsPage, OPERATORS),
+    PageRoute("/admin/events/export", ExportPage, OPERATORS),
     PageRoute("/admin/events/requeue", RequeuePage, OPERATORS),
+    PageRoute("/admin/events/edit", EditPage, OPERATORS),
+    PageRoute("/admin/events/discard", DiscardPage, OPERATORS),
     PageRoute("/admin/settings/versions", VersionsPage, OPERATORS),
     PageRoute("/admin/settings/diff", DifferencesPage, OPERATORS),
     PageRoute("/admin/settings/pin", PinPage, OPERATORS),

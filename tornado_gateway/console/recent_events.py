@@ -23,6 +23,7 @@ SHOWN_BYTES = 4096  # of a document in a list
 RESPONSE_BYTES = 900_000  # of dead letters; the response stays below 1 MB with the recent events
 READ_BYTES = 16 << 20  # of dead letters that are read for one response
 PORTION = 8  # dead letters that are read at once
+MASK = b"****"
 LONGEST_TEXT = 200  # characters of an event's name or visitor
 
 _KEY = re.compile(rb'("(?:vwo_envKey|vwo_fs_environment|env|envKey|sdkKey)"\s*:\s*")([^"\\]{1,200})(?=")')
@@ -123,7 +124,13 @@ def without_keys(body: bytes, secret: str) -> bytes:
 
 
 def _masked(key: bytes) -> bytes:
-    return key if key.startswith(b"****") else b"****" + (key[-4:] if len(key) >= 8 else b"")
+    return key if key.startswith(MASK) else MASK + (key[-4:] if len(key) >= 8 else b"")
+
+
+def key_masks(body: bytes, secret: str) -> dict[bytes, bytes]:
+    """Return the SDK keys that `without_keys` masks, by their masks."""
+    keys = {match[2] for match in _KEY.finditer(body)} | ({secret.encode()} if secret else set())
+    return {_masked(key): key for key in keys}
 
 
 def letter_json(letter: DeadLetter, *, is_complete: bool, shows_keys: bool) -> Json:
@@ -132,6 +139,7 @@ def letter_json(letter: DeadLetter, *, is_complete: bool, shows_keys: bool) -> J
         "id": letter.id,
         "count": letter.count,
         "reason": letter.reason,
+        "response": letter.response,
         "at": letter.at,
         "bytes": len(letter.body),
         "body": (body if is_complete else body[:SHOWN_BYTES]).decode("utf-8", "replace"),

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 CLAIMED_BATCHES = 4  # batches in one claim
 PARALLEL_REQUESTS = 16  # concurrent requests of one worker, for all environments together
+RESPONSE_BYTES = 300  # of VWO's response that a dead letter keeps
 SETTLE_RETRY_SECONDS = 1.0  # after the store failed to settle a claim
 
 
@@ -322,7 +323,8 @@ class Flusher:
         """Make events that fail while others succeed dead letters."""
         reason, count = str(error), part.events.count
         self._log.error(reason, "VWO rejected %d events permanently, they are dead letters now: %s", count, reason)
-        self._claims.died(part, reason)
+        response = _excerpt(error.response, part.events.identity.sdk_key)
+        self._claims.died(part, f"{reason}\n{response}" if response else reason)
 
     # --- Settling ---
 
@@ -354,3 +356,10 @@ class Flusher:
             except StoreError as error:
                 logger.error("claimed events could not be returned to the store: %s", error)
         self._claims.drop_parts()
+
+
+def _excerpt(response: bytes, sdk_key: str) -> str:
+    """Return the beginning of a response as one line without the SDK key, which error pages may repeat."""
+    text = response.decode("utf-8", "replace")
+    text = " ".join(text.replace(sdk_key, "****").split() if sdk_key else text.split())
+    return text.encode()[:RESPONSE_BYTES].decode("utf-8", "ignore")

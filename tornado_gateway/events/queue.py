@@ -4,6 +4,7 @@ At any time received = delivered + waiting + dead + rejected + discarded + lost.
 """
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from tornado_gateway.tasks import Periodic
 logger = logging.getLogger(__name__)
 
 DEFAULT_LIMIT_BYTES = 1024 * 1024 * 1024
+EXPIRY_SECONDS = 600.0  # interval between looks for dead letters that are too old
 RECOUNT_SECONDS = 1.0  # interval between reads of the number of waiting events in a shared store
 
 
@@ -27,8 +29,9 @@ RECOUNT_SECONDS = 1.0  # interval between reads of the number of waiting events 
 class EventCounts:
     """received = delivered + waiting + dead + rejected + discarded + lost.
 
-    `rejected` events were never stored. `discarded` ones were dead letters beyond DEAD_LETTER_LIMIT, or events of a
-    gateway without an account. `lost` ones were stored, and the store has lost them.
+    `rejected` events were never stored. `discarded` ones were dead letters beyond DEAD_LETTER_LIMIT or
+    DEAD_LETTER_DAYS, or deleted ones, or events of a gateway without an account. `lost` ones were stored, and
+    the store has lost them.
     """
 
     received: int = 0
@@ -38,6 +41,22 @@ class EventCounts:
     rejected: int = 0
     discarded: int = 0
     lost: int = 0
+
+
+@dataclass(slots=True)
+class _Kept:
+    """The dead letters that are kept: at most `limit` events, for `seconds` (0: without an end)."""
+
+    limit: int
+    seconds: float
+    due_at: float = 0.0
+
+    def is_due(self, now: float) -> bool:
+        """Return whether to look for old letters now, which is then the next time after EXPIRY_SECONDS."""
+        if not self.seconds or now < self.due_at:
+            return False
+        self.due_at = now + min(EXPIRY_SECONDS, self.seconds)
+        return True
 
 
 class _Subscribers:
@@ -70,6 +89,7 @@ class EventQueue:
         limit_bytes: int = DEFAULT_LIMIT_BYTES,
         chunk_events: int,
         dead_letter_limit: int = 100_000,
+        dead_letter_seconds: float = 0.0,
         durable: bool = True,
         shared: bool = False,
         decisions_need_store: bool = False,
@@ -83,12 +103,12 @@ class EventQueue:
         self.own_identities: tuple[Identity, ...] = (NO_IDENTITY,)  # of this environment, with previous SDK keys
         self._store = store
         self._limit = limit
-        self._dead_letter_limit = dead_letter_limit
+        self._kept = _Kept(dead_letter_limit, dead_letter_seconds)
         self._shared = shared
         self._budget = ByteBudget(limit_bytes)
         self._log = ThrottledLog(logger)
         self._subscribers = _Subscribers()
-        self._seen = (0, 0)  # `lost` and `repairs` of the store, as far as they are in the counts
+        self._seen = (0, 0, 0)  # `lost`, `repairs` and `letters_version` of the store, as they are in the counts
         self._recounting = Periodic(self._recount, RECOUNT_SECONDS, jitter=0.2)
         self._commits = GroupCommit(
             partial(self._write, chunk_events),
@@ -134,7 +154,7 @@ class EventQueue:
         return self._commits.failure
 
     async def start(self) -> None:
-        self._seen = (self._store.lost, self._store.repairs)
+        self._seen = self._now_seen()
         self._recounting.start(at_once=self._shared)
         if not self._shared:
             depth = await self._store.depth()
@@ -245,15 +265,22 @@ class EventQueue:
 
         Raise QueueFullError, or StoreError.
         """
+        moved = await self._store.requeue(ids, self._check_room())
+        await self._note_requeued(moved)
+        return moved
+
+    def _check_room(self) -> int:
+        """Return the number of events that fit into the queue. Raise QueueFullError if none does."""
         room = self._limit - self.counts.waiting
         if room <= 0 or self._budget.most <= 0:
             raise QueueFullError(self._rejection())
-        moved = await self._store.requeue(ids, room)
+        return room
+
+    async def _note_requeued(self, moved: int) -> None:
         if self._shared:
             self._record_requeued(moved)
         else:
             await self.recount_after_adoption()
-        return moved
 
     def _record_requeued(self, moved: int) -> None:
         self.stored += moved
@@ -263,17 +290,56 @@ class EventQueue:
 
     async def trim_dead_letters(self) -> None:
         """Discard the oldest dead letters beyond the limit. Best effort: the next dead letter tries again."""
-        if not self._shared and self.counts.dead <= self._dead_letter_limit:
+        if not self._shared and self.counts.dead <= self._kept.limit:
             return
         try:
-            discarded = await self._store.trim_dead_letters(self._dead_letter_limit)
+            discarded = await self._store.trim_dead_letters(self._kept.limit)
         except StoreError as error:
             logger.debug("dead letters could not be discarded, they are kept until the next one: %s", error)
             return
-        self.counts.dead -= discarded
-        self.counts.discarded += discarded
+        self._count_discarded(discarded)
         if discarded:
             self._log.warning("discarded", "the oldest %d dead letters were discarded (DEAD_LETTER_LIMIT)", discarded)
+
+    async def _expire_dead_letters(self) -> None:
+        """Discard dead letters that are too old, if it is time to look for them. Best effort: the next time is soon."""
+        now = time.time()
+        if not self._kept.is_due(now):
+            return
+        try:
+            discarded = await self._store.expire_dead_letters(now - self._kept.seconds)
+        except StoreError as error:
+            logger.debug("old dead letters could not be discarded, they are kept until the next time: %s", error)
+            return
+        self._count_discarded(discarded)
+        if discarded:
+            logger.warning("%d dead letters were discarded because of their age (DEAD_LETTER_DAYS)", discarded)
+
+    def _count_discarded(self, events: int) -> None:
+        self.counts.dead -= events
+        self.counts.discarded += events
+
+    async def discard(self, ids: Sequence[int | str]) -> int:
+        """Delete dead letters. Return the number of events. Raise StoreError."""
+        discarded = await self._store.discard_dead_letters(ids)
+        if self._shared:
+            self._count_discarded(discarded)
+            return discarded
+        # They may be those of other workers, where they count as received: here they do now, there no more.
+        self.counts.discarded += discarded
+        self.counts.received += discarded
+        await self.recount_after_adoption()
+        return discarded
+
+    async def requeue_edited(self, id_: int | str, body: bytes) -> int:
+        """Move a dead letter of one event back into the queue with this body, as `requeue` does."""
+        self._check_room()
+        moved = await self._store.requeue_edited(id_, body)
+        await self._note_requeued(moved)
+        return moved
+
+    def _now_seen(self) -> tuple[int, int, int]:
+        return self._store.lost, self._store.repairs, self._store.letters_version
 
     async def recount_after_adoption(self) -> None:
         """Count as received the events that the store has obtained from elsewhere, such as the log of a dead worker.
@@ -284,7 +350,7 @@ class EventQueue:
         if self._shared:
             await self._recount()
             return
-        repairs = self._store.repairs
+        _, repairs, version = self._now_seen()
         depth = await self._store.depth()
         waiting, dead = depth.waiting - self.stored, depth.dead - self.counts.dead
         self.stored += waiting
@@ -292,7 +358,7 @@ class EventQueue:
         self.counts.dead += dead
         missing = -min(0, waiting) - (min(0, dead) if repairs != self._seen[1] else 0)
         self.counts.received += waiting + dead + missing
-        self._seen = (self._seen[0], repairs)
+        self._seen = (self._seen[0], repairs, version)
         self._budget.set_stored(depth.waiting_bytes)
         self._count_lost(missing)
         if waiting > 0:
@@ -310,16 +376,17 @@ class EventQueue:
 
     async def _recount(self) -> None:
         """Count lost events, and ask a shared store for its number of waiting events."""
+        await self._expire_dead_letters()
         try:
             if not self._shared:
-                if self._store.repairs != self._seen[1]:
+                if self._now_seen()[1:] != self._seen[1:]:
                     await self.recount_after_adoption()
                 return
             depth = await self._store.depth()
         except StoreError as error:
             logger.debug("the waiting events could not be counted: %s", error)
             return
-        lost, self._seen = self._store.lost - self._seen[0], (self._store.lost, self._store.repairs)
+        lost, self._seen = self._store.lost - self._seen[0], self._now_seen()
         self._count_lost(lost)
         self.stored = depth.waiting
         self.counts.waiting = depth.waiting + self._commits.uncommitted

@@ -6,9 +6,14 @@ from collections.abc import Collection
 MOST_COMPARED = 1000  # names, which takes some 10 ms
 
 
+def nearest(name: str, names: Collection[str]) -> str | None:
+    """Return the name that is most similar, None if there is none."""
+    if len(names) > MOST_COMPARED:
+        return None
+    return next(iter(difflib.get_close_matches(name[:100], names, n=1)), None)
+
+
 def suggested(name: str, names: Collection[str]) -> str:
     """Return `. Did you mean ...?`, or nothing if no name is similar."""
-    if len(names) > MOST_COMPARED:
-        return ""
-    near = difflib.get_close_matches(name[:100], names, n=1)
-    return f". Did you mean {near[0]}?" if near else ""
+    near = nearest(name, names)
+    return f". Did you mean {near}?" if near is not None else ""

@@ -266,7 +266,7 @@ class Assembly:
             mirror,
             environment.events,
             served.store.events,
-            Explainer(environment.evaluator),
+            Explainer(environment.evaluator, self._shared.location),
             SettingsHistory(served.store.state, name, mirror.compile),
             experiments.report,
             experiments.usage_report,

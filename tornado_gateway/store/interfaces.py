@@ -68,7 +68,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Events that upstream rejected permanently. `at` is in unix seconds."""
+    """Events that upstream rejected permanently. `at` is in unix seconds, `response` the beginning of upstream's.
+
+    Stores keep the reason and the response as one text: the reason is its first line. See `read_letter`.
+    """
 
     id: int | str
     count: int
@@ -77,6 +80,15 @@ class DeadLetter:
     reason: str
     at: float
     identity: Identity = NO_IDENTITY
+    response: str = ""
+
+
+def read_letter(
+    id_: int | str, count: int, body: bytes, query: str, text: str, at: float, identity: Identity
+) -> DeadLetter:
+    """Return the letter of these columns of a store."""
+    reason, _, response = text.partition("\n")
+    return DeadLetter(id_, count, body, query, reason, at, identity, response)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +147,12 @@ class EventStore(Protocol):
 
     `lost` is the number of stored events that the store has lost and counted. `repairs` grows when events may be
     missing that it cannot count: the numbers of `depth` are true again, and the difference to those of the caller is
-    lost.
+    lost. `letters_version` changes when another process has changed dead letters, perhaps those that `depth` counts.
     """
 
     failure: str | None
     repairs: int
+    letters_version: int
 
     @property
     def lost(self) -> int: ...
@@ -168,6 +181,8 @@ class EventStore(Protocol):
     ) -> None:
         """Remove claimed chunks; in the same step keep rejected parts, with the reason, and parts still to send.
 
+        Lines after the first one of the reason are upstream's response.
+
         If StoreError is raised the chunks still belong to the caller, which has to release them. If there is nothing to
         keep, this may return before the chunks are deleted: after a crash a few of them are sent again.
         """
@@ -181,6 +196,21 @@ class EventStore(Protocol):
         """Move dead letters (None: all) back into the queue, in portions, together at most `max_events`.
 
         Return the number of events moved. Raise StoreError only if nothing was moved.
+        """
+
+    async def requeue_edited(self, id_: int | str, body: bytes) -> int:
+        """Move a dead letter of one event back into the queue with this body.
+
+        Return the number of events moved: 0 if the letter is gone, or has several events.
+        """
+
+    async def discard_dead_letters(self, ids: Sequence[int | str]) -> int:
+        """Delete dead letters, of any log. Return the number of events discarded."""
+
+    async def expire_dead_letters(self, before: float) -> int:
+        """Delete the dead letters from before this time, of those that `depth` counts here.
+
+        Return the number of events discarded.
         """
 
     async def trim_dead_letters(self, max_events: int) -> int:

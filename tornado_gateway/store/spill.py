@@ -43,6 +43,7 @@ class SpillingEvents:
 
     def __init__(self, primary: EventStore, local: EventStore, *, patience_seconds: float = 10.0) -> None:
         self.repairs = 0  # those of the local log are not counted: it holds events only while the primary fails
+        self.letters_version = 0
         self.failure: str | None = None  # why the primary store is not used at the moment
         self._primary = primary
         self._local = local
@@ -173,8 +174,7 @@ class SpillingEvents:
         primary = None if ids is None else [id_ for id_ in ids if not _is_local(id_)]
         moved = 0
         if primary is None or primary:
-            if not self._primary_is_open:
-                raise StoreError(self.failure or "the store is closed")
+            self._check_primary()
             moved += await self._ask_long(self._primary.requeue, primary, max_events)
         if local is None or local:
             left = None if max_events is None else max_events - moved
@@ -186,6 +186,35 @@ class SpillingEvents:
                 logger.error("requeued %d dead events, those of the local store stay dead: %s", moved, error)
             self._wanted.set()
         return moved
+
+    async def requeue_edited(self, id_: int | str, body: bytes) -> int:
+        if _is_local(id_):
+            moved = await self._local.requeue_edited(_local_id(id_), body)
+            self._wanted.set()
+            return moved
+        self._check_primary()
+        return await self._ask_long(self._primary.requeue_edited, id_, body)
+
+    async def discard_dead_letters(self, ids: Sequence[int | str]) -> int:
+        """As promised by EventStore, first of the primary store: if it fails, nothing is discarded."""
+        discarded = 0
+        if primary := [id_ for id_ in ids if not _is_local(id_)]:
+            self._check_primary()
+            discarded = await self._ask_long(self._primary.discard_dead_letters, primary)
+        if local := [_local_id(id_) for id_ in ids if _is_local(id_)]:
+            discarded += await self._local.discard_dead_letters(local)
+        return discarded
+
+    async def expire_dead_letters(self, before: float) -> int:
+        discarded = await self._local.expire_dead_letters(before)
+        if self._primary_is_open:
+            with suppress(StoreError):
+                discarded += await self._ask_long(self._primary.expire_dead_letters, before)
+        return discarded
+
+    def _check_primary(self) -> None:
+        if not self._primary_is_open:
+            raise StoreError(self.failure or "the store is closed")
 
     async def trim_dead_letters(self, max_events: int) -> int:
         """As promised by EventStore; each of the two stores keeps as many."""

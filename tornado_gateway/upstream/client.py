@@ -31,6 +31,7 @@ MAX_SETTINGS_REQUESTS = 8
 MAX_LOOKUPS = 32
 LONGEST_PATIENCE_SECONDS = 60.0
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
+KEPT_BYTES = 1000  # of the response to a failed request, for dead letters
 JSON_HEADERS = {"Content-Type": "application/json"}
 
 
@@ -265,7 +266,8 @@ class Upstream:
             response = error.response
         self._check(purpose, response)
         if _is_web_page(response):
-            raise UpstreamError(f"{purpose}: VWO returned a web page ({response.status})", response.status)
+            message = f"{purpose}: VWO returned a web page ({response.status})"
+            raise UpstreamError(message, response.status, response=response.body[:KEPT_BYTES])
         patience.succeeded(time.monotonic() - began)
 
     async def _fetch(self, purpose: str, pool: CurlPool, url: str, body: bytes | None = None) -> bytes:
@@ -288,7 +290,8 @@ class Upstream:
         if 200 <= response.status < 300:
             return
         message = f"{purpose}: VWO returned {response.status} {response.reason}"
-        raise UpstreamError(message, response.status, _retry_after_seconds(response.headers))
+        pause = _retry_after_seconds(response.headers)
+        raise UpstreamError(message, response.status, pause, response=response.body[:KEPT_BYTES])
 
 
 def _retry_after_seconds(headers: Mapping[str, str]) -> float:

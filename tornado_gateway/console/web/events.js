@@ -1,26 +1,27 @@
 // Dead letters and recent events.
 
-import { ask, byId, clock, h, moment, plural, post, queued, reconcile, replace } from "./dom.js";
+import { letterActions, refreshGroups, responseLine, startDeadLetters } from "./dead_letters.js";
+import { ask, byId, clock, h, moment, plural, queued, reconcile, replace } from "./dom.js";
 
 const LISTED_BYTES = 4096; // of the body of a letter in the list
 
 let isPaused = false;
-let onRequeued = null;
 
 /** `refresh` is called after dead letters have been re-queued. */
 export function startEvents(refresh) {
-  onRequeued = refresh;
-  byId("requeue-all").addEventListener("click", (event) => requeue(null, event.target));
+  startDeadLetters(refresh);
   byId("pause").addEventListener("click", pause);
 }
 
 export async function refreshEvents() {
-  if (!isPaused) showEvents(await ask("/admin/events"));
+  if (isPaused) return;
+  const events = await ask("/admin/events");
+  showEvents(events);
+  await refreshGroups(events.depth, events.dead);
 }
 
 function showEvents({ depth, dead, next, recent }) {
   byId("dead-hint").textContent = deadHint(depth, dead.length > 0, next !== null);
-  byId("requeue-all").hidden = !dead.length;
   reconcile(byId("dead-letters"), dead, (letter) => `${letter.id}@${letter.at}`, letterItem);
   byId("recent-hint").textContent = depth.last_known ? `Events waiting: ${queued(depth, "waiting")}` : `${plural(depth.waiting, "event")} waiting`;
   if (!recent.length) replace(byId("recent"), h("li", { "data-key": "none", class: "hint" }, "None since the gateway started."));
@@ -30,7 +31,7 @@ function showEvents({ depth, dead, next, recent }) {
 function deadHint(depth, hasSome, hasMore) {
   if (depth.last_known) return `Dead events: ${queued(depth, "dead")}. The store cannot be read.`;
   if (!hasSome) return "No dead letters. Events that VWO rejects permanently appear here.";
-  return `VWO rejected these events permanently. Fix the cause, then re-queue them.${hasMore ? " Only the oldest are shown." : ""}`;
+  return `VWO rejected these events permanently. Fix the cause, then re-queue them, edit them, or delete them.${hasMore ? " Only the oldest are shown." : ""}`;
 }
 
 const eventKey = (event) => `${event.at}${event.name}${event.document?.d?.msgId ?? event.bytes}${event.campaign}${event.variation}`;
@@ -45,10 +46,11 @@ const letterItem = (letter) =>
         letter.count > 1 ? h("span", {}, plural(letter.count, "event")) : null,
         h("span", { class: "time" }, moment(letter.at)),
         h("span", { class: "reason" }, letter.reason),
+        responseLine(letter.response),
       ],
       async () => (await complete(letter)).split("\n").map(pretty).join("\n"),
     ),
-    h("button", { type: "button", onclick: (event) => requeue([letter.id], event.target) }, "Re-queue"),
+    letterActions(letter, () => complete(letter)),
   );
 
 const eventItem = (event) =>
@@ -102,20 +104,6 @@ function pretty(line) {
   } catch {
     return line;
   }
-}
-
-async function requeue(ids, button) {
-  button.disabled = true;
-  byId("events-problem").textContent = "";
-  try {
-    const { requeued } = await post("/admin/events/requeue", { ids });
-    byId("events-done").textContent = `${plural(requeued, "event")} re-queued at ${clock(Date.now() / 1000)}.`;
-    await onRequeued();
-    byId("tab-events").focus();
-  } catch (error) {
-    byId("events-problem").textContent = error.message;
-  }
-  button.disabled = false;
 }
 
 function pause(event) {

@@ -1,20 +1,56 @@
 // Explaining decisions: the form, and the result with the path to each decision.
 
-import { byId, h, post, replace } from "./dom.js";
+import { byId, h, post, replace, useEnvironment } from "./dom.js";
 import { variables } from "./features.js";
 import { enter } from "./session.js";
+import { linkOf, copyBar, fieldsOf } from "./share.js";
 import { REASONS, stepItem } from "./steps.js";
+
+const INPUTS = { id: "explain-id", featureKey: "explain-feature", version: "explain-version", ipAddress: "explain-ip", userAgent: "explain-agent", bucketingSeed: "explain-seed" };
+
+let opened = ""; // the address of the explanation in view
+let kept = null; // an explanation that stays beside later ones
 
 export function startExplain() {
   byId("explain-form").addEventListener("submit", explain);
+}
+
+/** Fill the form with the fields of the address, if it has any, and explain. */
+export function openAddress() {
+  const fields = fieldsOf(location.hash);
+  if (fields === null || location.hash === opened) return;
+  opened = location.hash;
+  if (fields.environment) {
+    choose(byId("environment"), fields.environment).dataset.key = fields.environment;
+    useEnvironment(fields.environment);
+  }
+  for (const [name, id] of Object.entries(INPUTS)) {
+    if (byId(id).tagName === "SELECT") choose(byId(id), fields[name] ?? "");
+    else byId(id).value = fields[name] ?? "";
+  }
+  for (const area of document.querySelectorAll("textarea[data-json]")) area.value = fields[area.dataset.json] ?? "";
+  byId("explain-form").requestSubmit();
+}
+
+/** Choose a value, which becomes an option if it is none. Return its option. */
+function choose(select, value) {
+  let option = [...select.options].find((known) => known.value === value);
+  if (!option) {
+    option = h("option", { value, "data-linked": "true" }, value);
+    select.append(option);
+  }
+  select.value = value;
+  return option;
 }
 
 /** Offer these features in the form. */
 export function fillFeatureChoice(features) {
   const choice = byId("explain-feature");
   const before = choice.value;
+  const isLinked = choice.selectedOptions[0]?.dataset.linked;
   replace(choice, h("option", { value: "" }, "All features"), features.map((feature) => h("option", { value: feature.key }, feature.key)));
-  choice.value = features.some((feature) => feature.key === before) ? before : "";
+  if (isLinked) choose(choice, before);
+  else choice.value = features.some((feature) => feature.key === before) ? before : "";
 }
 
 /** Select a feature; the user ID is next. */
@@ -28,9 +64,8 @@ export function chooseFeature(key) {
 
 /** The body of the request; throws with the field that is wrong. */
 function visitor() {
-  const fields = { id: byId("explain-id").value.trim() };
-  const texts = { featureKey: "explain-feature", version: "explain-version", ipAddress: "explain-ip", userAgent: "explain-agent", bucketingSeed: "explain-seed" };
-  for (const [name, id] of Object.entries(texts)) if (byId(id).value.trim()) fields[name] = byId(id).value.trim();
+  const fields = { id: "" };
+  for (const [name, id] of Object.entries(INPUTS)) if (byId(id).value.trim()) fields[name] = byId(id).value.trim();
   if (!fields.id) throw Object.assign(new Error("Enter a user ID."), { field: byId("explain-id") });
   for (const area of document.querySelectorAll("textarea[data-json]")) {
     if (area.value.trim()) fields[area.dataset.json] = jsonObject(area);
@@ -58,7 +93,10 @@ async function explain(event) {
   problem.textContent = "";
   result.setAttribute("aria-busy", "true");
   try {
-    showExplanation(await post("/admin/explain", visitor()));
+    const fields = visitor();
+    opened = linkOf(fields);
+    history.replaceState(null, "", opened);
+    showExplanation(await post("/admin/explain", fields), fields);
   } catch (error) {
     problem.textContent = error.message;
     error.field?.setAttribute("aria-invalid", "true");
@@ -68,11 +106,33 @@ async function explain(event) {
   result.setAttribute("aria-busy", "false");
 }
 
-function showExplanation({ settings, visitor: who, decisions }) {
+function showExplanation(explanation, fields) {
+  const result = byId("explanation");
+  if (kept === null) {
+    replace(result, shown(explanation));
+    const keep = (event) => {
+      kept = shown(explanation);
+      event.target.replaceWith(h("p", { class: "hint" }, "Explain another visitor to see both side by side."));
+    };
+    result.append(h("div", { class: "card" }, copyBar(fields), h("button", { type: "button", onclick: keep }, "Compare with another visitor")));
+    return;
+  }
+  const end = () => {
+    kept = null;
+    showExplanation(explanation, fields);
+  };
+  replace(
+    result,
+    h("div", { class: "beside" }, h("div", {}, kept), h("div", {}, shown(explanation))),
+    h("div", { class: "card" }, copyBar(fields), h("button", { type: "button", onclick: end }, "End the comparison")),
+  );
+}
+
+/** The elements of one explanation. */
+function shown({ settings, visitor: who, decisions }) {
   const isOne = decisions.length === 1;
   const on = decisions.filter((decision) => decision.enabled).length;
-  replace(
-    byId("explanation"),
+  return [
     h(
       "p",
       { class: "visitor card" },
@@ -82,9 +142,10 @@ function showExplanation({ settings, visitor: who, decisions }) {
       fact("Device", place(who.device, DEVICE_FACTS)),
       fact("Settings", settings.hash),
       isOne ? null : fact("Enabled", `${on} of ${decisions.length}`),
+      who.notes.map((note) => h("span", { class: "note" }, note)),
     ),
     decisions.map((decision) => decisionCard(decision, isOne)),
-  );
+  ];
 }
 
 const fact = (name, value) => h("span", {}, `${name} `, h("b", {}, value ?? "–"));
@@ -122,6 +183,8 @@ const decisionCard = (decision, isOpen) => {
 
 const decisionBody = (decision) => [
   decision.error ? h("p", { class: "problem" }, decision.error) : null,
+  decision.did_you_mean ? h("p", { class: "note" }, `There is no feature ${decision.feature_key}. Did you mean ${decision.did_you_mean}?`) : null,
+  decision.change ? h("p", { class: "change" }, decision.change.found ? `It would be on with this change: ${decision.change.text}.` : decision.change.text) : null,
   decision.variables.length ? h("div", {}, h("h4", {}, "Variables"), variables(decision.variables)) : null,
   h("div", {}, h("h4", {}, "Path"), h("ul", { class: "path" }, decision.steps.map((step) => stepItem(step, decision)))),
   h(

@@ -4,7 +4,7 @@ import { shownRange } from "./charts.js";
 import { ask, byId, h, reconcile, useEnvironment } from "./dom.js";
 import { refreshEvents, startEvents } from "./events.js";
 import { refreshExperiments } from "./experiments.js";
-import { chooseFeature, fillFeatureChoice, startExplain } from "./explain.js";
+import { chooseFeature, fillFeatureChoice, openAddress, startExplain } from "./explain.js";
 import { refreshFeatures, startFeatures } from "./features.js";
 import { followLive, reopen, startLive } from "./live.js";
 import { showOverview, showState, startOverview } from "./overview.js";
@@ -22,9 +22,11 @@ let timer = 0;
 
 // --- Tabs ---
 
+const nameInAddress = () => location.hash.slice(1).split("&")[0];
+
 /** The tab that the address names; other names, such as that of the skip link, change nothing. */
 const tabOfAddress = () => {
-  const name = location.hash.slice(1);
+  const name = nameInAddress();
   return TABS.includes(name) ? name : (tab ?? TABS[0]);
 };
 
@@ -40,11 +42,12 @@ function show(name) {
   }
   followLive(name === "events");
   if (isNew) scrollTo(0, 0);
+  if (name === "explain") openAddress();
   refresh();
 }
 
 function choose(name) {
-  if (location.hash !== `#${name}`) history.pushState(null, "", `#${name}`);
+  if (nameInAddress() !== name) history.pushState(null, "", `#${name}`);
   if (byId("sign-in").hidden) show(name);
 }
 

@@ -174,6 +174,7 @@ def build_queue(config: Config, store: Store) -> EventQueue:
         limit_bytes=config.event_queue_bytes,
         chunk_events=config.events_per_request,
         dead_letter_limit=config.dead_letter_limit,
+        dead_letter_seconds=config.dead_letter_days * 86_400.0,
         durable=config.event_ack == "durable",
         shared=config.uses_redis,
         decisions_need_store=config.event_queue_full == "refuse",

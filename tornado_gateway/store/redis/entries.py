@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tornado_gateway.store.interfaces import Chunk, DeadLetter, Identity, NewChunk
+from tornado_gateway.store.interfaces import Chunk, DeadLetter, Identity, NewChunk, read_letter
 from tornado_gateway.store.redis.link import Value
 
 PAGE = 100  # entries in one reply of Redis
@@ -22,7 +22,7 @@ def letter_of(entry_id: bytes, fields: Sequence[bytes]) -> DeadLetter:
     count, query, body, reason, account, key = (*fields[1::2], b"", b"")[:6]
     identity = Identity(account.decode(), key.decode())
     at = stored_at(entry_id)
-    return DeadLetter(entry_id.decode(), int(count), body, query.decode(), reason.decode(), at, identity)
+    return read_letter(entry_id.decode(), int(count), body, query.decode(), reason.decode(), at, identity)
 
 
 def order_of(entry_id: str) -> tuple[int, int]:

@@ -33,7 +33,7 @@ from tornado_gateway.store.redis.consumer import GROUP, Consumer
 from tornado_gateway.store.redis.durability import Ledger, risks
 from tornado_gateway.store.redis.entries import PAGE, arguments_of, letter_of, stored_at
 from tornado_gateway.store.redis.link import Link, Links, TimelyScripts, Value, prefix
-from tornado_gateway.store.redis.lua import APPEND, DEPTH, REQUEUE, SETTLE, TRIM
+from tornado_gateway.store.redis.lua import APPEND, DEPTH, DISCARD, REQUEUE, SETTLE, TRIM
 from tornado_gateway.store.redis.options import RedisOptions
 from tornado_gateway.store.redis.state import RECHECK_SECONDS, RedisState
 
@@ -72,6 +72,7 @@ class RedisEvents:
     def __init__(self, link: Link, namespace: str, owner: str, *, alive_seconds: float = ALIVE_SECONDS) -> None:
         self.failure: str | None = None
         self.repairs = 0
+        self.letters_version = 0  # it stays: all processes share one number of dead events
         self._link = link
         self._ledger = Ledger()
         self._scripts = TimelyScripts(link)
@@ -162,8 +163,7 @@ class RedisEvents:
             last = await self._link.call("XREVRANGE", self._keys[2], "+", "-", "COUNT", 1)
             ranges = [("-", last[0][0].decode(), PAGE)] if last else []
         else:
-            known = [str(id_) for id_ in ids if re.fullmatch(r"\d{1,20}-\d{1,20}", str(id_))]
-            ranges = [(id_, id_, 1) for id_ in known]
+            ranges = [(id_, id_, 1) for id_ in _known(ids)]
         for first, last_id, page in ranges:
             while True:
                 letters, events = await self._link.run(REQUEUE, self._keys, first, last_id, page, budget)
@@ -171,6 +171,25 @@ class RedisEvents:
                 budget -= events if budget >= 0 else 0
                 if letters < page or page == 1:
                     break
+
+    async def requeue_edited(self, id_: int | str, body: bytes) -> int:
+        moved = 0
+        for known in _known([id_]):
+            _, moved = await self._link.run(REQUEUE, self._keys, known, known, 1, -1, body)
+        return moved
+
+    async def discard_dead_letters(self, ids: Sequence[int | str]) -> int:
+        return sum([(await self._link.run(DISCARD, self._keys, id_, id_, 1))[1] for id_ in _known(ids)])
+
+    async def expire_dead_letters(self, before: float) -> int:
+        """As promised by EventStore. All instances share the dead letters."""
+        discarded, last = 0, int(before * 1000) - 1
+        while last > 0:
+            letters, events = await self._link.run(DISCARD, self._keys, "-", last, PAGE)
+            discarded += int(events)
+            if letters < PAGE:
+                break
+        return discarded
 
     async def trim_dead_letters(self, max_events: int) -> int:
         """As promised by EventStore. All instances share the dead letters, and the limit."""
@@ -180,3 +199,8 @@ class RedisEvents:
             discarded += int(events)
             if letters < PAGE:
                 return discarded
+
+
+def _known(ids: Sequence[int | str]) -> list[str]:
+    """Return those that can be ids of this store."""
+    return [str(id_) for id_ in ids if re.fullmatch(r"\d{1,20}-\d{1,20}", str(id_))]

@@ -36,6 +36,7 @@ SETTLE = _load("on_time", "ledger", "settle")
 DEPTH = _load("ledger", "depth")
 REQUEUE = _load("requeue")
 TRIM = _load("trim")
+DISCARD = _load("discard")
 LEAVE = _load("leave")
 
 SAVE_DOCUMENT = _load("save_document")

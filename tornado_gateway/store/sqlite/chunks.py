@@ -157,6 +157,18 @@ def _gaps(taken: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return list(zip(firsts, [*(first for first, _ in taken), 1 << 62], strict=True))
 
 
+def requeue_edited(connection: sqlite3.Connection, ids: Ids, space: DiskSpace, letter: int, body: bytes) -> int:
+    """Move a letter of one event with another body, in the same order as `requeue`."""
+    query = "SELECT at, count, query, account_id, sdk_key FROM letters.dead WHERE id = ? AND count = 1"
+    rows = [(at, count, text, body, *identity) for at, count, text, *identity in connection.execute(query, (letter,))]
+    space.claim(connection, len(body) * len(rows))
+    with transaction(connection):
+        insert(connection, ids, rows)
+    with transaction(connection):
+        connection.executemany("DELETE FROM letters.dead WHERE id = ?", [(letter,) for _ in rows])
+    return len(rows)
+
+
 def requeue(connection: sqlite3.Connection, ids: Ids, space: DiskSpace, letters: Sequence[int]) -> int:
     marks = ", ".join("?" * len(letters))
     columns = "at, count, query, body, account_id, sdk_key"

@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Sequence
 
-from tornado_gateway.store.interfaces import DeadLetter, Identity
+from tornado_gateway.store.interfaces import DeadLetter, Identity, read_letter
 from tornado_gateway.store.sqlite.database import ranges, transaction
 
 INSERT_DEAD = """
@@ -30,7 +30,7 @@ SELECT id, count, body, query, reason, at, account_id, sdk_key FROM letters.dead
 def dead_letters(connection: sqlite3.Connection, limit: int, first: int | str | None = None) -> list[DeadLetter]:
     rows = connection.execute(LIST_DEAD, (0 if first is None else first, limit))
     return [
-        DeadLetter(id_, count, body, text, reason, at, Identity(account_id, sdk_key))
+        read_letter(id_, count, body, text, reason, at, Identity(account_id, sdk_key))
         for id_, count, body, text, reason, at, account_id, sdk_key in rows
     ]
 
@@ -67,6 +67,32 @@ def trim_dead_letters(connection: sqlite3.Connection, log: str, max_events: int)
     with transaction(connection):  # count the deleted ones: another worker may have requeued some
         deleted = [connection.execute(statement, (log, *ends)).fetchall() for ends in ranges(letters)]
     return sum(count for rows in deleted for (count,) in rows)
+
+
+def delete_letters(connection: sqlite3.Connection, letters: Sequence[int | str]) -> int:
+    """Delete letters of any log. Return the number of their events."""
+    statement = "DELETE FROM letters.dead WHERE id = ? RETURNING count"
+    with transaction(connection):
+        deleted = [connection.execute(statement, (id_,)).fetchall() for id_ in _numbers(letters)]
+    return sum(count for rows in deleted for (count,) in rows)
+
+
+def _numbers(letters: Sequence[int | str]) -> list[int]:
+    """Return those that can be ids of this store."""
+    return [id_ for id_ in letters if isinstance(id_, int) and abs(id_) < 1 << 63]
+
+
+def expired_letters(connection: sqlite3.Connection, log: str, before: float, most: int) -> list[int]:
+    """Return the oldest letters of a log, or of ALL_LOGS, from before this time."""
+    query = "SELECT id FROM letters.dead WHERE owner GLOB ? AND at < ? ORDER BY id LIMIT ?"
+    return [id_ for (id_,) in connection.execute(query, (log, before, most))]
+
+
+def letters_version(connection: sqlite3.Connection) -> int:
+    """Return a number that changes when another process has changed letters."""
+    version: int
+    (version,) = connection.execute("PRAGMA letters.data_version").fetchone()
+    return version
 
 
 def adopt_dead_letters(connection: sqlite3.Connection, former: str, log: str) -> int:

@@ -68,6 +68,7 @@ class SqliteEvents:
         self.failure: str | None = None
         self.lost = 0
         self.repairs = 0
+        self.letters_version = 0
         self._former_log = ""
         self._counts_all_letters = counts_all_letters
         self._space = DiskSpace(directory)
@@ -101,6 +102,8 @@ class SqliteEvents:
         Otherwise return unused disk space.
         """
         if self._files.replaced == self.repairs:
+            with suppress(StoreError):
+                self.letters_version = await self._database.run(letters.letters_version)
             if self._memory.is_empty:
                 await self._shrink()
             return
@@ -223,6 +226,24 @@ class SqliteEvents:
                 logger.error("requeued %d dead events, the others stay dead: %s", moved, error)
                 break
         return moved
+
+    async def requeue_edited(self, id_: int | str, body: bytes) -> int:
+        if not isinstance(id_, int):
+            return 0
+        return await self._database.run(table.requeue_edited, self._ids, self._space, id_, body, then=self._inserted)
+
+    async def discard_dead_letters(self, ids: Sequence[int | str]) -> int:
+        """As promised by EventStore, in portions."""
+        discarded = 0
+        for first in range(0, len(ids), LETTERS_AT_ONCE):
+            discarded += await self._database.run(letters.delete_letters, ids[first : first + LETTERS_AT_ONCE])
+        return discarded
+
+    async def expire_dead_letters(self, before: float) -> int:
+        discarded = 0
+        while expired := await self._database.run(letters.expired_letters, self._counted, before, LETTERS_AT_ONCE):
+            discarded += await self._database.run(letters.delete_letters, expired)
+        return discarded
 
     async def trim_dead_letters(self, max_events: int) -> int:
         return await self._database.run(letters.trim_dead_letters, self._counted, max_events)
