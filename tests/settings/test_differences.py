@@ -130,9 +130,9 @@ PLACES = [place for place in places(SAMPLE) if place]
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES | st.just(...)), min_size=1, max_size=3))
+@given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES | st.sampled_from([..., reversed])), min_size=1, max_size=3))
 def test_two_different_documents_have_a_difference(edits):
-    """`...` removes the value."""
+    """`...` removes the value, `reversed` reverses a list."""
     document = copy.deepcopy(SAMPLE)
     for path, value in edits:
         parent = document
@@ -141,6 +141,8 @@ def test_two_different_documents_have_a_difference(edits):
                 parent = parent[step]
             if value is ...:
                 del parent[path[-1]]
+            elif value is reversed:
+                parent[path[-1]] = list(reversed(parent[path[-1]]))
             else:
                 parent[path[-1]] = value
         except (KeyError, IndexError, TypeError):  # an earlier edit has removed it
