@@ -18,7 +18,6 @@ from tornado_gateway.api.ofrep.context import MAX_FEATURES
 from tornado_gateway.api.ofrep.exposures import REPEAT_SECONDS
 from tornado_gateway.api.router import OTHER_PREFIX
 from tornado_gateway.config import OPTIONS, Config
-from tornado_gateway.console.dead_letters import EDITED_BYTES
 from tornado_gateway.console.insight.live import MAX_SECONDS
 from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.console.recent_events import RESPONSE_BYTES, SHOWN_BYTES
@@ -214,7 +213,6 @@ def quantities():
     yield from (f"{MAX_DIGITS} digits", f"{MAX_ID_BYTES >> 10} KB", "1 MB")
     yield from (f"{config.max_event_bytes >> 20} MiB", f"{config.max_batch_bytes >> 20} MiB")
     yield from (f"{SHOWN_BYTES >> 10} KB", f"{SHOWN_BYTES} bytes", f"{flusher.RESPONSE_BYTES} bytes")
-    yield from (f"{EDITED_BYTES >> 10} KB", f"{EDITED_BYTES} bytes")
     yield from (f"{FAILURES_OF_ADDRESS} wrong tokens", f"{FAILURES_OF_ADDRESS} from", f"{FAILURES} in total")
     yield from (f"{FRESH_SECONDS / 60:.0f} minutes", f"{LONGEST_WAIT_SECONDS:.0f} s")
     yield from (f"{RINGS['1h'][0]} s", f"{math.prod(RINGS['24h']) // 3600} hours")

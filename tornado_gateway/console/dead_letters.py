@@ -17,7 +17,6 @@ MOST_GROUPED = 10_000  # letters that are read for the groups
 MOST_GROUPS = 200
 READ_BYTES = 64 << 20  # of letters that are read for the groups
 PORTION = 64  # letters that are read at once
-EDITED_BYTES = 256 * 1024
 LETTER_ID = re.compile(r"(local:)?\d{1,18}|\d{1,18}-\d{1,18}", re.ASCII)  # in the stores
 LONGEST_NAME = 200  # characters of the name of an event
 
@@ -142,12 +141,9 @@ def _encoded(event: object) -> bytes:
     if not isinstance(event, dict):
         raise RequestError(400, "event: expected a JSON object, the document of one event")
     try:
-        body = orjson.dumps(event)
+        return orjson.dumps(event)  # its size and depth are limited, because those of the body are
     except orjson.JSONEncodeError as error:
         raise RequestError(400, f"event: {error}") from error
-    if len(body) > EDITED_BYTES:
-        raise RequestError(400, f"event: expected at most {EDITED_BYTES} bytes, got {len(body)}")
-    return body
 
 
 def _with_keys(body: bytes, letter: DeadLetter) -> bytes:
