@@ -312,7 +312,7 @@ def test_the_simulator_shows_the_distribution_and_the_visitors_that_would_move(o
     simulate(page, feature="new-checkout", variables='{"plan": "gold"}', weights="testingRule1=80/20")
     cells = page.locator("#simulation table").first.locator("tbody tr", has_text="One step").locator("td")
     expect(cells.nth(5)).to_have_text("weight 50 %, traffic 100 %")
-    expect(page.locator("#simulation .share-bar .band")).to_have_count(6)
+    expect(page.locator("#simulation .simulated-share .band")).to_have_count(6)
     expect(page.locator("#simulation li")).to_have_text(re.compile(r"One step \(testingRule1\) → Two steps .*: \d+"))
     assert gateway.status()["events"]["received"] == received
     picture(page, "simulator")
