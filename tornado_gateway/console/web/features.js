@@ -134,7 +134,7 @@ function variationTable(rule) {
   const isTest = rule.kind === "ab";
   return h(
     "div",
-    { class: "scroll", role: "region", tabindex: "0", "aria-label": `Variations of ${rule.campaign.name}` },
+    { class: "scroll", role: "group", tabindex: "0", "aria-label": `Variations of ${rule.campaign.name}` },
     h(
       "table",
       { class: "stack" },
