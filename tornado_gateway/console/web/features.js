@@ -111,7 +111,7 @@ const ruleCard = (rule) =>
       rule.campaign.status === "RUNNING" ? null : h("span", { class: "pill warn" }, rule.campaign.status),
       h("span", { class: "hint" }, `${rule.rule_key} · campaign ${rule.campaign.id}`),
     ),
-    h("div", { class: "who" }, h("h4", {}, "Audience"), h("ul", { class: "words" }, words(rule.segment)), traffic(rule.percent)),
+    h("div", { class: "who" }, h("h3", {}, "Audience"), h("ul", { class: "words" }, words(rule.segment)), traffic(rule.percent)),
     variationTable(rule),
     rule.group ? h("p", {}, h("span", { class: "pill" }, `Group ${rule.group.name ?? rule.group.id}`), ` ${rule.group.text}.`) : null,
   );
