@@ -829,16 +829,17 @@ def test_faults_are_legible(open_page, crowded, width, scheme):
     own, vendor, redis = crowded
     page = signed_in(open_page, own, width=width, height=780, color_scheme=scheme)
     vendor.event_faults.appendleft(Fault(503, times=10**6))
-    own.post("/server-side/trackEvent", {"eventName": "purchase", "userId": "user-1"})
-    expect(page.locator("#panels")).to_contain_text("503")
-    look_at(page, f"vendor-down-{width}-{scheme}", "overview")
-    redis.pause()
     try:
+        own.post("/server-side/trackEvent", {"eventName": "purchase", "userId": "user-1"})
+        expect(page.locator("#panels")).to_contain_text("503")
+        look_at(page, f"vendor-down-{width}-{scheme}", "overview")
+        redis.pause()
         expect(page.locator("#equation")).to_contain_text("? waiting")
         look_at(page, f"redis-paused-{width}-{scheme}", "overview", "events")
     finally:
         redis.resume()
         vendor.event_faults.popleft()
+    show(page, "overview")
     expect(page.locator("#equation")).not_to_contain_text("? waiting")
 
 
