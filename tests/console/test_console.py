@@ -646,6 +646,10 @@ def test_an_environment_can_be_chosen(open_page, tmp_path):
         expect(page.locator("#state-text")).to_contain_text("settings version 77")
         page.select_option("#environment", "other")
         expect(page.locator("#state-text")).to_contain_text("account 222")
+        page.evaluate("location.hash = '#explain&id=user-1&environment=staging'")
+        expect(page.locator(".visitor")).to_contain_text("user-1")
+        expect(page.locator("#state-text")).to_contain_text("settings version 77")
+        assert "environment=staging" in page.evaluate("location.hash")
         page.watch.allowed = "401"  # before signing in
 
 

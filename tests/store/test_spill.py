@@ -271,6 +271,21 @@ async def _is_up(gateway):
     return not gateway.events.is_degraded
 
 
+async def test_dead_letters_of_both_stores_are_edited_discarded_and_expire(gateway):
+    async with gateway() as one:
+        for bodies in (b"ab", b"cd", b"ef"):
+            await one.local.settle([], dead=[(NewChunk(1, bodies[:1]), "old")])
+            await one.primary.settle([], dead=[(NewChunk(1, bodies[1:]), "new")])
+        ids = {letter.body: letter.id for letter in await one.events.dead_letters()}
+        assert await one.events.discard_dead_letters([ids[b"a"], ids[b"b"], "local:999", "9-9"]) == 2
+        assert await one.events.requeue_edited(ids[b"c"], b"c2") == 1
+        assert await one.events.requeue_edited(ids[b"d"], b"d2") == 1
+        assert sorted(await one.until_all_claimed(2)) == ["c2", "d2"]
+        assert (await one.events.depth()).dead == 2
+        assert await one.events.expire_dead_letters(2**33) == 2
+        assert (await one.events.depth()).dead == 0
+
+
 async def test_dead_letters_of_both_stores_are_listed_and_queued_again(server, gateway):
     async with gateway() as one:
         await one.local.settle([], dead=[(NewChunk(2, b"x\ny"), "old")])

@@ -6,6 +6,7 @@ At any time received = delivered + waiting + dead + rejected + discarded + lost.
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -280,6 +281,12 @@ class EventQueue:
         if self._shared:
             self._record_requeued(moved)
         else:
+            await self._recount_letters()
+
+    async def _recount_letters(self) -> None:
+        """Count after letters have changed. If the store fails now, the next recount repeats it."""
+        self._seen = (*self._seen[:2], -1)
+        with suppress(StoreError):
             await self.recount_after_adoption()
 
     def _record_requeued(self, moved: int) -> None:
@@ -328,7 +335,7 @@ class EventQueue:
         # They may be those of other workers, where they count as received: here they do now, there no more.
         self.counts.discarded += discarded
         self.counts.received += discarded
-        await self.recount_after_adoption()
+        await self._recount_letters()
         return discarded
 
     async def requeue_edited(self, id_: int | str, body: bytes) -> int:
