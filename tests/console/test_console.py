@@ -312,7 +312,7 @@ def test_the_simulator_shows_the_distribution_and_the_visitors_that_would_move(o
     simulate(page, feature="new-checkout", variables='{"plan": "gold"}', weights="testingRule1=80/20")
     cells = page.locator("#simulation table").first.locator("tbody tr", has_text="One step").locator("td")
     expect(cells.nth(5)).to_have_text("weight 50 %, traffic 100 %")
-    expect(page.locator("#simulation .share-bar .band")).to_have_count(6)
+    expect(page.locator("#simulation .simulated-share .band")).to_have_count(6)
     expect(page.locator("#simulation li")).to_have_text(re.compile(r"One step \(testingRule1\) → Two steps .*: \d+"))
     assert gateway.status()["events"]["received"] == received
     picture(page, "simulator")
@@ -833,16 +833,17 @@ def test_faults_are_legible(open_page, crowded, width, scheme):
     own, vendor, redis = crowded
     page = signed_in(open_page, own, width=width, height=780, color_scheme=scheme)
     vendor.event_faults.appendleft(Fault(503, times=10**6))
-    own.post("/server-side/trackEvent", {"eventName": "purchase", "userId": "user-1"})
-    expect(page.locator("#panels")).to_contain_text("503")
-    look_at(page, f"vendor-down-{width}-{scheme}", "overview")
-    redis.pause()
     try:
+        own.post("/server-side/trackEvent", {"eventName": "purchase", "userId": "user-1"})
+        expect(page.locator("#panels")).to_contain_text("503")
+        look_at(page, f"vendor-down-{width}-{scheme}", "overview")
+        redis.pause()
         expect(page.locator("#equation")).to_contain_text("? waiting")
         look_at(page, f"redis-paused-{width}-{scheme}", "overview", "events")
     finally:
         redis.resume()
         vendor.event_faults.popleft()
+    show(page, "overview")
     expect(page.locator("#equation")).not_to_contain_text("? waiting")
 
 

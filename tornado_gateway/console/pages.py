@@ -26,7 +26,6 @@ from tornado_gateway.console.auth import Auth, is_operators_path
 from tornado_gateway.console.base import Page
 from tornado_gateway.console.dead_letter_pages import DiscardPage, EditPage, ExportPage, GroupsPage, RequeuePage
 from tornado_gateway.console.insight.live import LivePage
-from tornado_gateway.console.insight.live_feed import LiveFeed
 from tornado_gateway.console.insight.simulator import SimulatePage, Simulator
 from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.console.overview import Status
@@ -153,7 +152,7 @@ ROUTES = (
     PageRoute("/admin/settings/diff", DifferencesPage, OPERATORS),
     PageRoute("/admin/settings/pin", PinPage, OPERATORS),
     PageRoute("/admin/settings/unpin", UnpinPage, OPERATORS),
-    PageRoute("/admin/live", LivePage, (*OPERATORS, "live", "is_stopping")),
+    PageRoute("/admin/live", LivePage, (*OPERATORS, "is_stopping")),
     *(PageRoute(path, AssetPage, arguments={"file": file, "kind": kind}) for path, (file, kind) in ASSETS.items()),
 )
 LABELS = tuple(dict.fromkeys(route.label for route in ROUTES))
@@ -164,7 +163,6 @@ def build_application(
     status: Status,
     is_stopping: Callable[[], bool],
     admin: AdminApi,
-    live: LiveFeed,
     auth: Auth,
     metrics: Callable[[str], tuple[bytes, str]],
     *,
@@ -180,7 +178,6 @@ def build_application(
         "status": status,
         "is_stopping": is_stopping,
         "admin": admin,
-        "live": live,
         "auth": auth,
         "simulator": Simulator(),
         "metrics": metrics,

@@ -282,7 +282,6 @@ class Assembly:
             self.status,
             self.stopping.is_set,
             self._admin,
-            self._admin.live,
             # `serve` has chosen the token before it started this worker. Without one, no request is authorized.
             Auth(
                 config.admin_token or secrets.token_urlsafe(),

@@ -8,7 +8,7 @@ import orjson
 
 from tornado_gateway.console.admin_pages import AdminApi, AdminPage
 from tornado_gateway.console.auth import Auth
-from tornado_gateway.console.insight.live_feed import SHOWN_PER_SECOND, Filter, LiveFeed, Watch
+from tornado_gateway.console.insight.live_feed import SHOWN_PER_SECOND, Filter, Watch
 from tornado_gateway.errors import RequestError
 from tornado_gateway.telemetry.layout import OUTCOMES
 
@@ -20,10 +20,10 @@ LONGEST_FILTER = 200
 
 class LivePage(AdminPage):
     def initialize(  # type: ignore[override]
-        self, admin: AdminApi, auth: Auth, live: LiveFeed, is_stopping: Callable[[], bool]
+        self, admin: AdminApi, auth: Auth, is_stopping: Callable[[], bool]
     ) -> None:
         super().initialize(admin, auth)
-        self._live = live
+        self._live = admin.live
         self._is_stopping = is_stopping
         self._has_left = False
 

@@ -112,7 +112,7 @@ const ruleCard = (rule) =>
       rule.campaign.status === "RUNNING" ? null : h("span", { class: "pill warn" }, rule.campaign.status),
       h("span", { class: "hint" }, `${rule.rule_key} · campaign ${rule.campaign.id}`),
     ),
-    h("div", { class: "who" }, h("h4", {}, "Audience"), h("ul", { class: "words" }, words(rule.segment)), traffic(rule.percent)),
+    h("div", { class: "who" }, h("h3", {}, "Audience"), h("ul", { class: "words" }, words(rule.segment)), traffic(rule.percent)),
     variationTable(rule),
     rule.group ? h("p", {}, h("span", { class: "pill" }, `Group ${rule.group.name ?? rule.group.id}`), ` ${rule.group.text}.`) : null,
   );
@@ -135,7 +135,7 @@ function variationTable(rule) {
   const isTest = rule.kind === "ab";
   return h(
     "div",
-    { class: "scroll", role: "region", tabindex: "0", "aria-label": `Variations of ${rule.campaign.name}` },
+    { class: "scroll", role: "group", tabindex: "0", "aria-label": `Variations of ${rule.campaign.name}` },
     h(
       "table",
       { class: "stack" },

@@ -153,7 +153,7 @@ function shareBar({ share, low, high, weight }) {
   const at = Number(weight);
   return h(
     "svg",
-    { class: "share-bar", viewBox: "0 0 100 12", preserveAspectRatio: "none", "aria-hidden": "true" },
+    { class: "simulated-share", viewBox: "0 0 100 12", preserveAspectRatio: "none", "aria-hidden": "true" },
     h("rect", { class: "track", width: 100, height: 12 }),
     h("rect", { class: "bar-fill", width: share, height: 12 }),
     h("rect", { class: "band", x: low, y: 4, width: Math.max(high - low, 0.5), height: 4 }),
