@@ -9,6 +9,7 @@ import orjson
 
 from tornado_gateway.console.recent_events import MASK, key_masks, letter_json
 from tornado_gateway.errors import RequestError
+from tornado_gateway.http.fields import document_problem
 from tornado_gateway.store.interfaces import DeadLetter, EventStore
 
 Json = dict[str, Any]
@@ -141,9 +142,12 @@ def _encoded(event: object) -> bytes:
     if not isinstance(event, dict):
         raise RequestError(400, "event: expected a JSON object, the document of one event")
     try:
-        return orjson.dumps(event)  # its size and depth are limited, because those of the body are
+        body = orjson.dumps(event)
     except orjson.JSONEncodeError as error:
         raise RequestError(400, f"event: {error}") from error
+    if (problem := document_problem(event, body)) is not None:
+        raise problem
+    return body
 
 
 def _with_keys(body: bytes, letter: DeadLetter) -> bytes:

@@ -375,6 +375,6 @@ def build_certificates(config: Config) -> Certificates | None:
 def _body_limit(config: Config, router: Router, path: bytes) -> tuple[int, Response]:
     if router.takes_batches(path):
         return config.max_batch_bytes, BODY_TOO_LARGE
-    if router.takes_events(path):
+    if router.takes_events(path) or path == b"/admin/events/edit":  # which has an event
         return config.max_event_bytes, BODY_TOO_LARGE
     return config.max_body_bytes, router.shaped(path, BODY_TOO_LARGE)
