@@ -65,7 +65,9 @@ def request(gateway, method, path, query=None, body=None, token=TOKEN):
         headers |= {"Content-Type": "application/json"} if body is not None else {}
         connection.request(method.upper(), target, None if body is None else orjson.dumps(body), headers)
         response = connection.getresponse()
-        return response.status, response.getheader("Content-Type") or "", response.read()
+        kind = response.getheader("Content-Type") or ""
+        is_stream = kind.startswith("text/event-stream")  # which does not end by itself
+        return response.status, kind, response.readline() if is_stream else response.read()
     finally:
         connection.close()
 

@@ -205,7 +205,9 @@ def send(gateway, method, path, query=None, body=None):
         )
         connection.request(method.upper(), target, None if body is None else orjson.dumps(body), headers)
         response = connection.getresponse()
-        return response.status, response.getheader("Content-Type") or "", response.read()
+        kind = response.getheader("Content-Type") or ""
+        is_stream = kind.startswith("text/event-stream")  # which does not end by itself
+        return response.status, kind, response.readline() if is_stream else response.read()
     finally:
         connection.close()
 
