@@ -266,6 +266,13 @@ def test_d10_a_browser_is_sent_to_the_console(gateway):
     assert (answer.status, answer.headers["location"]) == (302, "/console")
 
 
+def test_any_other_client_gets_links_that_exist(gateway):
+    root = ask(gateway.port, "GET", "/").json()
+    assert set(root) == {"name", "version", "links"}
+    for path in root["links"].values():
+        assert ask(gateway.port, "GET", path).status == 200
+
+
 # --- D12: content codings ---
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from tornado_gateway import __version__
 from tornado_gateway.console.base import Page
 from tornado_gateway.console.overview import Status
 from tornado_gateway.environments.registry import Environments
@@ -19,14 +20,17 @@ class HealthPage(Page):
         self.write_json({"status": "ok"})
 
 
+LINKS = {name: f"/{name}" for name in ("console", "docs", "openapi.json", "health", "ready", "status", "metrics")}
+
+
 class RootPage(Page):
-    """The root: a browser is sent to the console, any other client learns that the process is alive."""
+    """The root: a browser is redirected to the console. Any other client gets the name, the version and links."""
 
     def get(self) -> None:
         if weights(self.request.headers.get("Accept", "")).get("text/html", 0.0) > 0:
             self.redirect("/console")
         else:
-            self.write_json({"status": "ok"})
+            self.write_json({"name": "FME gateway", "version": __version__, "links": LINKS})
 
 
 class ReadyPage(Page):
