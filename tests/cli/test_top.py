@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from commands import run
@@ -58,7 +59,9 @@ def terminal(gateway):
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "tornado_gateway", "top", "--interval", "0.2"]
     streams = {"stdin": theirs, "stdout": theirs, "stderr": subprocess.STDOUT}
-    process = subprocess.Popen(command, **streams, env=environment(gateway), cwd=ROOT)
+    # A shell ignores SIGINT in its background jobs, and children inherit that.
+    notice_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, **streams, env=environment(gateway), cwd=ROOT, preexec_fn=notice_interrupts)
     os.close(theirs)
     try:
         yield process, ours
