@@ -10,9 +10,10 @@ from process import ROOT, SAMPLE_SETTINGS, Gateway
 from tornado_gateway.cli.doctor.remedies import REMEDIES
 from tornado_gateway.cli.main import build_parser
 
+NAMES = ("getting-started", "operating", "environments", "simulator", "troubleshooting")
 DOCUMENTS = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("getting-started", "operating", "environments", "simulator")),
+    *(ROOT / "docs" / f"{name}.md" for name in NAMES),
 ]
 
 # Commands that begin like this are not run, and why. Each has to occur.
