@@ -458,6 +458,13 @@ def test_requeue_takes_a_list_of_ids(gateway, ids):
     assert ask(gateway, "POST", "/admin/events/requeue", {"ids": ids})[0] == 400
 
 
+@pytest.mark.parametrize("path", ["requeue", "discard"])
+def test_a_misspelt_name_does_not_mean_all_dead_letters(gateway, path):
+    for fields in ({}, {"id": 1}, {"all": True}):
+        status, _, body = ask(gateway, "POST", f"/admin/events/{path}", fields)
+        assert (status, body["error"].startswith("ids: expected a list")) == (400, True)
+
+
 def test_requeue_of_nothing_is_nothing(gateway):
     for ids in ([], [999], ["no-such"], None):
         assert ask(gateway, "POST", "/admin/events/requeue", {"ids": ids})[2] == {"requeued": 0}

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 Id = int | str
 
-EXPECTED_IDS = "ids: expected a list of ids of dead letters, or null for all"
+EXPECTED_IDS = "ids: expected a list of ids of dead letters, or null for all; or event and reason of a group"
 EXPECTED_GROUP = "event and reason: expected the texts of a group"
 FLUSHED_BYTES = 64 * 1024  # of an export, before the client has to take them
 
@@ -32,7 +32,7 @@ class DeadLetterPage(AdminPage):
         if "event" in fields or "reason" in fields:
             group = _group(fields.get("event"), fields.get("reason"))
             return [letter.id async for letter in all_letters(self.operated().store, group)]
-        ids = fields.get("ids")
+        ids = fields.get("ids", ...)  # a misspelt name must not mean all of them
         if ids is not None and not (isinstance(ids, list) and all(type(id_) in (int, str) for id_ in ids)):
             raise RequestError(400, EXPECTED_IDS)
         return ids
@@ -58,10 +58,7 @@ class DiscardPage(DeadLetterPage):
         await self.respond(self._discard())
 
     async def _discard(self) -> Mapping[str, Any]:
-        fields = self.fields()
-        if not {"ids", "event"} & set(fields):
-            raise RequestError(400, f"{EXPECTED_IDS}; or event and reason of a group")
-        ids, operated = await self.chosen(fields), self.operated()
+        ids, operated = await self.chosen(self.fields()), self.operated()
         if ids is None:
             ids = [letter.id async for letter in all_letters(operated.store)]
         discarded = await operated.queue.discard(ids)

@@ -40,7 +40,8 @@ class Kept(NamedTuple):
             return found[0]
         if found:
             raise RequestError(400, f"{name} is the beginning of {len(found)} versions: give more of its digest")
-        raise RequestError(404, f"there is no version {name!r:.50}: expected a number or a digest from the list")
+        expected = "expected current, latest, previous (if one is older), or a number or digest of the list"
+        raise RequestError(404, f"there is no version {name!r:.50}: {expected}")
 
     def _relative(self, name: str) -> list[Version]:
         current = next((place for place, one in enumerate(self.versions) if one.digest == self.current), None)

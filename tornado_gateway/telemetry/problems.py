@@ -142,7 +142,7 @@ CONDITIONS = {
         " DATA_DIR. The log has the number and the time.",
     ),
     "events-rejected": Condition(
-        CRITICAL,
+        WARNING,  # a client with invalid events causes it; a full queue and a store that fails have their own codes
         "The queue is full, events cannot be stored, or clients send invalid ones: the log has the reason. SDKs"
         " with a queue send events again that were rejected with 503.",
     ),

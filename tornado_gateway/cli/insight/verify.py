@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from tornado_gateway import core
 from tornado_gateway.cli.insight.remote import Remote, RemoteError
@@ -32,9 +32,18 @@ def verify(arguments: argparse.Namespace) -> int:
     except RemoteError as error:
         print(error, file=sys.stderr)
         return 1
-    if arguments.junit is not None:
-        arguments.junit.write_text(junit(results, str(arguments.expect)), encoding="utf-8")
-    return _printed(results)
+    return max(_printed(results), _junit_written(results, arguments))
+
+
+def _junit_written(results: Sequence[Verified], arguments: argparse.Namespace) -> int:
+    """Write the JUnit file, if one is wanted. Return the exit code."""
+    try:
+        if arguments.junit is not None:
+            arguments.junit.write_text(junit(results, str(arguments.expect)), encoding="utf-8")
+    except OSError as error:
+        print(f"--junit {arguments.junit} cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _source(arguments: argparse.Namespace) -> tuple[Collection[str], Decide, Explain]:
