@@ -5,7 +5,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http import messages
@@ -109,14 +109,14 @@ def _shaped(request: Request, error: RequestError) -> Response:
     return shape(error)
 
 
-def outcome(request: Request, task: asyncio.Future[Response]) -> Response:
-    """Return the response of a handler's awaitable, even if it has failed."""
+def outcome(request: Request, task: asyncio.Future[Any]) -> Response:
+    """Return the response of a handler's awaitable, even if it has failed or returned another value."""
     if task.cancelled():
         return CANCELLED
     error = task.exception()  # not raised, because its traceback would refer to the task: a cycle with the request
     if error is not None:
         return error_response(request, error)
-    response: object = task.result()
+    response = task.result()
     if isinstance(response, Response):
         return response
     return error_response(request, TypeError(f"a handler must return a Response, not {response!r}"))
