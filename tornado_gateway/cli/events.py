@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +14,7 @@ import orjson
 
 from tornado_gateway.cli.data_owner import become_owner
 from tornado_gateway.cli.environments import selected
-from tornado_gateway.cli.output import Progress, counted, paint, print_columns, print_json
+from tornado_gateway.cli.output import Progress, counted, local_time, paint, print_columns, print_json
 from tornado_gateway.cli.stored_events import Letter, StoredEvents, open_stored_events
 from tornado_gateway.config import Config
 from tornado_gateway.errors import GatewayError
@@ -61,9 +61,9 @@ async def _events_status(stored: StoredEvents, arguments: argparse.Namespace) ->
         print(f"  {paint(depth.stuck, 'red')}")
     oldest = "" if age is None else f", oldest {age:.0f} s"
     if depth.unknown_since is not None:
-        oldest += f" (last read {_at(depth.unknown_since)}; the store cannot be read now)"
+        oldest += f" (last read {local_time(depth.unknown_since)}; the store cannot be read now)"
     if depth.is_stale:
-        since = "" if depth.unknown_since is None else f" since {_at(depth.unknown_since)}"
+        since = "" if depth.unknown_since is None else f" since {local_time(depth.unknown_since)}"
         print(f"  waiting and dead events are unknown{since}: last known {depth.waiting} waiting, {depth.dead} dead")
         return 0
     print(f"  {counted(depth.waiting, 'event')} waiting{oldest}")
@@ -85,7 +85,7 @@ async def _events_list(stored: StoredEvents, arguments: argparse.Namespace) -> i
     if arguments.json:
         print_json([asdict(letter) for letter in letters])
     elif letters:
-        rows = [(str(one.id), _at(one.at), str(one.count), one.reason) for one in letters]
+        rows = [(str(one.id), local_time(one.at), str(one.count), one.reason) for one in letters]
         print_columns([("ID", "SINCE", "EVENTS", "REASON"), *rows])
     else:
         print("No dead letters.")
@@ -99,7 +99,7 @@ async def _events_groups(stored: StoredEvents, arguments: argparse.Namespace) ->
         return 0
     if not found["complete"]:
         print("Only the oldest dead letters are counted.", file=sys.stderr)
-    rows = [(str(one["events"]), one["event"], _at(one["last_at"]), one["reason"]) for one in found["groups"]]
+    rows = [(str(one["events"]), one["event"], local_time(one["last_at"]), one["reason"]) for one in found["groups"]]
     if rows:
         print_columns([("EVENTS", "EVENT", "LAST", "REASON"), *rows])
     else:
@@ -108,27 +108,26 @@ async def _events_groups(stored: StoredEvents, arguments: argparse.Namespace) ->
 
 
 async def _events_delete(stored: StoredEvents, arguments: argparse.Namespace) -> int:
-    if not arguments.ids and not arguments.all:
-        print(NEEDS_IDS, file=sys.stderr)
-        return 2
-    discarded = await stored.discard(None if arguments.all else arguments.ids)
-    if arguments.json:
-        print_json({"discarded": discarded})
-    else:
-        print(f"Deleted {counted(discarded, 'event')}.")
-    return 0 if discarded or arguments.all else 1
+    return await _change(stored.discard, "discarded", "Deleted", arguments)
 
 
 async def _events_requeue(stored: StoredEvents, arguments: argparse.Namespace) -> int:
+    return await _change(stored.requeue, "requeued", "Requeued", arguments)
+
+
+async def _change(
+    change: Callable[[Sequence[str] | None], Awaitable[int]], name: str, word: str, arguments: argparse.Namespace
+) -> int:
+    """Change the chosen dead letters and print how many. `name` is that of the number in JSON, `word` that in text."""
     if not arguments.ids and not arguments.all:
         print(NEEDS_IDS, file=sys.stderr)
         return 2
-    moved = await stored.requeue(None if arguments.all else arguments.ids)
+    changed = await change(None if arguments.all else arguments.ids)
     if arguments.json:
-        print_json({"requeued": moved})
+        print_json({name: changed})
     else:
-        print(f"Requeued {counted(moved, 'event')}.")
-    return 0 if moved or arguments.all else 1
+        print(f"{word} {counted(changed, 'event')}.")
+    return 0 if changed or arguments.all else 1
 
 
 async def _events_export(stored: StoredEvents, arguments: argparse.Namespace) -> int:
@@ -152,7 +151,3 @@ async def _events_export(stored: StoredEvents, arguments: argparse.Namespace) ->
 
 def _output(path: Path | None) -> AbstractContextManager[TextIO]:
     return nullcontext(sys.stdout) if path is None else path.open("w", encoding="utf-8")
-
-
-def _at(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -27,6 +27,11 @@ def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
     return f"\x1b[{_CODES[colour]}m{text}\x1b[0m"
 
 
+def local_time(seconds: float) -> str:
+    """Return a moment, given in Unix seconds, as text in the time zone of the machine."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
 def print_json(value: Any) -> None:
     """Print JSON, indented on a terminal and on one line otherwise."""
     option = orjson.OPT_INDENT_2 if _is_terminal(sys.stdout) else None

@@ -7,7 +7,6 @@ import argparse
 import asyncio
 import os
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -19,7 +18,7 @@ import orjson
 from tornado_gateway import __version__, core
 from tornado_gateway.cli.data_owner import become_owner
 from tornado_gateway.cli.environments import selected
-from tornado_gateway.cli.output import counted, paint, print_columns, print_json
+from tornado_gateway.cli.output import counted, local_time, paint, print_columns, print_json
 from tornado_gateway.config import Config, mask
 from tornado_gateway.environments.registry import check_account
 from tornado_gateway.errors import GatewayError
@@ -74,7 +73,8 @@ async def _list(history: SettingsHistory, arguments: argparse.Namespace) -> None
         print_json(kept.listing())
         return
     rows = [
-        (str(one.number), one.digest, _at(one.at), one.source, f"{one.size:,}", _notes(one, kept)) for one in kept[0]
+        (str(one.number), one.digest, local_time(one.at), one.source, f"{one.size:,}", _notes(one, kept))
+        for one in kept[0]
     ]
     print_columns([("VERSION", "DIGEST", "STORED", "SOURCE", "BYTES", ""), *rows])
     if kept.stored.pin is not None:
@@ -91,7 +91,7 @@ async def _show(history: SettingsHistory, arguments: argparse.Namespace) -> None
         print_json({**asdict(version), "document": document})
         return
     print(f"version {version.number}, {version.digest}: {_notes(version, kept) or 'not in use'}")
-    print(f"stored {_at(version.at)} by {version.by} ({version.source}), {version.size:,} bytes")
+    print(f"stored {local_time(version.at)} by {version.by} ({version.source}), {version.size:,} bytes")
     features = [str(feature["key"]) for feature in document["features"]]
     print(f"{counted(len(features), 'feature')}: {', '.join(features)}")
 
@@ -103,7 +103,7 @@ async def _diff(history: SettingsHistory, arguments: argparse.Namespace) -> None
     if arguments.json:
         print_json({"from": before.digest, "to": after.digest, "changes": [change._asdict() for change in changes]})
         return
-    print(f"From version {before.number} ({_at(before.at)}) to version {after.number} ({_at(after.at)}):")
+    print(f"From version {before.number} ({local_time(before.at)}) to version {after.number} ({local_time(after.at)}):")
     for change in changes:
         print(f"  {change}")
     if not changes:
@@ -140,10 +140,6 @@ def _notes(version: Version, kept: Kept) -> str:
 
 
 def _pin_text(pin: Pin) -> str:
-    until = "until it is unpinned" if pin.until is None else f"until {_at(pin.until)}"
+    until = "until it is unpinned" if pin.until is None else f"until {local_time(pin.until)}"
     reason = f" ({pin.reason})" if pin.reason else ""
-    return f"Pinned to {pin.digest} by {pin.by} at {_at(pin.at)} {until}{reason}."
-
-
-def _at(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    return f"Pinned to {pin.digest} by {pin.by} at {local_time(pin.at)} {until}{reason}."
