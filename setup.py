@@ -25,6 +25,11 @@ PARTS = {
         "api/[!_]*",
         "api/ofrep/[!_]*",
         "events/[!_]*",
+        "telemetry/environment_counts",
+        "telemetry/layout",
+        "telemetry/observer",
+        "upstream/client",
+        "upstream/curl",
     ],
 }
 LIBRARIES = [

@@ -53,7 +53,7 @@ class CurlResponse(NamedTuple):
     body: bytes = b""
 
 
-class CurlError(OSError):
+class CurlError(Exception):
     """There is no complete response. The message contains neither the URL nor headers.
 
     `response` is set if all of it but (a part of) the body arrived. `is_timeout`: it took too long.
