@@ -354,7 +354,7 @@ class CurlPool:
 
 
 def _common_options() -> dict[int, Any]:
-    authorities = ssl.get_default_verify_paths()
+    authorities: Any = ssl.get_default_verify_paths()  # both may be None, although their types say str
     return {
         pycurl.NOSIGNAL: 1,
         pycurl.FOLLOWLOCATION: 0,
