@@ -50,10 +50,11 @@ def test_lines_for_people(written):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO  a\.b: hello\n", text())
 
 
-@pytest.mark.parametrize(("level", "shown"), [("ERROR", ["e"]), ("INFO", ["e", "w", "i"]), ("DEBUG", list("ewid"))])
+@pytest.mark.parametrize(("level", "shown"), [("ERROR", ["e", "w"]), ("INFO", ["e", "w", "i"]), ("DEBUG", list("ewid"))])
 def test_levels(written, level, shown):
     text = written("json", level)
-    log = logging.getLogger("x")
+    logging.getLogger("other.library").warning("of a library") if level == "ERROR" else None
+    log = logging.getLogger("tornado_gateway.x")
     log.error("e")
     log.warning("w")
     log.info("i")

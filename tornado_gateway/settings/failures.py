@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0  # after the first failed poll; later ones back off up to the polling interval
 LONGEST_REASON = 1000  # characters; parts of the text come from VWO and the operating system
 
+UNUSABLE = "The settings cannot be used"
 ADVICE = "Check ACCOUNT_ID and SDK_KEY."
 _REASONS = {
     401: "VWO rejected the SDK key (401).",
@@ -29,16 +30,20 @@ class Failures:
         self.tried = asyncio.Event()
         self.retry_seconds = 0.0
         self._backoff = Backoff(RETRY_SECONDS, max(RETRY_SECONDS, poll_seconds))
-        self._throttled = ThrottledLog(logger)
+        self._throttled = ThrottledLog(logger, condition="settings")
 
     def reset(self) -> None:
         self._backoff.reset()
 
-    def add(self, error: Exception, current: core.Settings | None, age_seconds: float | None) -> str:
+    def add(
+        self, error: Exception, current: core.Settings | None, age_seconds: float | None, *, is_logged: bool = True
+    ) -> str:
         """Log a failure and return its reason. A new reason is logged at once, repetitions once a minute."""
         reason = describe_failure(error)
         self.retry_seconds = self._backoff.next()
-        self._log(f"{reason} {ADVICE}" if _is_rejected(error) and current is None else reason, current, age_seconds)
+        if is_logged:
+            text = f"{reason} {ADVICE}" if _is_rejected(error) and current is None else reason
+            self._log(text, current, age_seconds)
         self.tried.set()
         return reason
 
@@ -62,7 +67,7 @@ def describe_failure(error: Exception) -> str:
     if isinstance(error, UpstreamError):
         reason = _REASONS.get(error.status) or _describe_response(error)
     elif isinstance(error, core.SettingsError):
-        reason = f"The settings cannot be used: {error}."
+        reason = f"{UNUSABLE}: {error}."
     else:
         reason = f"The settings could not be read: {error}."
     return reason[:LONGEST_REASON]
