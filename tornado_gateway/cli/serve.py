@@ -11,7 +11,7 @@ from tornado_gateway.errors import GatewayError
 from tornado_gateway.process import worker
 from tornado_gateway.process.announcement import farewell
 from tornado_gateway.process.counters import new_counters
-from tornado_gateway.process.open_files import FEW, is_sufficient, open_files_limit, shortage
+from tornado_gateway.process.open_files import FEW, is_sufficient, raise_limit, shortage
 from tornado_gateway.process.parent import supervisor
 from tornado_gateway.store import data_directory
 from tornado_gateway.telemetry.claims import Claims
@@ -32,7 +32,7 @@ def serve(config: Config) -> int:
         logger.error("the gateway cannot start: %s", error)
         return 1
     _log_service_links(config)
-    _log_open_files(open_files_limit())
+    _log_open_files(raise_limit())
     config = replace(config, workers=config.worker_count)  # read once, because the quota of a container may change
     rows = supervisor.scoreboard_rows(config.workers)
     logs.share(Claims().claim)

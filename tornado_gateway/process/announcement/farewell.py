@@ -1,5 +1,6 @@
 """The summary of a stop: how many events were delivered, and how many remain."""
 
+import sys
 from collections import Counter
 
 from tornado_gateway import logs
@@ -16,7 +17,8 @@ def announce(config: Config, reading: InstanceReading) -> None:
     if not is_known:
         facts |= {"waiting": None, "dead": None}
     sentence = summary(config, counts, is_known=is_known)
-    logs.announce(sentence, {"events": facts}, sentence)
+    after_echo = "\n" if sys.stderr.isatty() else ""  # a terminal shows Ctrl-C as ^C, in the same line
+    logs.announce(sentence, {"events": facts}, f"{after_echo}{sentence}")
 
 
 def summary(config: Config, counts: Counter[str], *, is_known: bool = True) -> str:

@@ -277,11 +277,11 @@ class Supervisor:
 
     def _record_ready(self, process: WorkerProcess) -> None:
         process.mark_ready()
+        slot = self._slots[process.number]
+        slot.has_served = True
         if self._stopping:
             return
         process.deadline = math.inf
-        slot = self._slots[process.number]
-        slot.has_served = True
         logger.info("%s is ready", process)
         if slot.successor is process:
             former, slot.current, slot.successor = slot.current, process, None
