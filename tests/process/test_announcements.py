@@ -198,6 +198,7 @@ def test_a_stop_reports_the_delivered_and_the_remaining_events(tmp_path, number,
         if fails:
             vendor.event_faults.append(Fault(503, times=1000))
         with Gateway.of_vendor(tmp_path / "data", vendor, **SILENT) as gateway:
+            wait_for_workers(vendor, gateway)
             for user in range(3):
                 assert (
                     gateway.post("/server-side/trackEvent", {"eventName": "purchase", "userId": f"u{user}"})[0] == 200

@@ -15,7 +15,11 @@ RETRY_SECONDS = 1.0  # after the first failed poll; later ones back off up to th
 LONGEST_REASON = 1000  # characters; parts of the text come from VWO and the operating system
 
 UNUSABLE = "The settings cannot be used"
-ADVICE = "Check ACCOUNT_ID and SDK_KEY."
+_ADVICE = {  # at a start; later, the causes are elsewhere
+    0: "Check the network and the proxy of this machine, and UPSTREAM_URL.",
+    401: "Check ACCOUNT_ID and SDK_KEY.",
+    403: "Check ACCOUNT_ID and SDK_KEY.",
+}
 _REASONS = {
     401: "VWO rejected the SDK key (401).",
     403: "VWO rejected the SDK key (403).",
@@ -42,8 +46,8 @@ class Failures:
         reason = describe_failure(error)
         self.retry_seconds = self._backoff.next()
         if is_logged:
-            text = f"{reason} {ADVICE}" if _is_rejected(error) and current is None else reason
-            self._log(text, current, age_seconds)
+            advice = _ADVICE.get(error.status) if isinstance(error, UpstreamError) and current is None else None
+            self._log(f"{reason} {advice}" if advice else reason, current, age_seconds)
         self.tried.set()
         return reason
 
@@ -71,10 +75,6 @@ def describe_failure(error: Exception) -> str:
     else:
         reason = f"The settings could not be read: {error}."
     return reason[:LONGEST_REASON]
-
-
-def _is_rejected(error: Exception) -> bool:
-    return isinstance(error, UpstreamError) and error.status in (401, 403)
 
 
 def _describe_response(error: UpstreamError) -> str:
