@@ -19,7 +19,7 @@ def today(tmp_path_factory):
 def test_the_first_screen_of_the_readme_is_a_real_session(today):
     first_screen = (ROOT / "README.md").read_text(encoding="utf-8").partition("## ")[0]
     blocks = dict(enumerate(re.findall(r"^```\w+\n(.*?)^```", first_screen, re.DOTALL | re.MULTILINE)))
-    assert len(blocks) == 5, "the command, the banner, the request, its response and the stop"
+    assert len(blocks) == 6, "the command, the banner, the request, its response and the stop; scripts/test"
     assert blocks[0].startswith("scripts/run ")
     shown = f"$ scripts/run\n{blocks[1]}$ {blocks[2]}{blocks[3]}{blocks[4]}"
     assert normalised(shown) == normalised(today)

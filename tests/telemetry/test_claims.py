@@ -4,7 +4,9 @@ import fcntl
 import os
 import signal
 import sys
+import time
 
+import orjson
 import pytest
 
 from tornado_gateway.telemetry import claims
@@ -57,9 +59,11 @@ def test_only_some_of_many_environments_are_named(shared):
 
 
 def test_the_memory_is_bounded_and_no_line_is_lost(shared):
-    for number in range(MOST_CONDITIONS):
-        for environment in range(MOST_ENVIRONMENTS):
-            shared.claim(f"condition {number}", f"environment-with-a-long-name-{environment:03}: ", HOUR)
+    """It has the longest names of environments, and a process ID and a time of many digits."""
+    names = [f"{number:032}: " for number in range(MOST_ENVIRONMENTS)]
+    claim = (4_194_304, 1_234_567_890.123456789 + time.monotonic())
+    full = {f"{number:016x}": dict.fromkeys(names, claim) for number in range(MOST_CONDITIONS)}
+    shared._slots.write(0, orjson.dumps(full))
     assert shared.claim("one more", "", HOUR) == ""
     assert in_child(lambda: shared.claim("one more", "", HOUR)) == "''"
 
