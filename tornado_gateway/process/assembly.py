@@ -153,18 +153,22 @@ class Assembly:
     def _environment_parts(self) -> list[Part]:
         serving = self.serving
         if not serving.is_from_file:
-            return [*serving.first.parts(), Part("settings file", self._check_settings_file, lambda: None)]
+            return [*serving.first.parts(), *self._settings_file_parts()]
         reload = Reload(self._config, serving)
         return [
             Part("environments", self._start_environments, serving.stop, STORE_REMEDY),
             Part("reload", reload.start, reload.stop),
         ]
 
+    def _settings_file_parts(self) -> list[Part]:
+        """Return the check of the only source of settings. Later workers wait until the file is corrected."""
+        is_checked = self._slot.is_first and self._config.is_offline
+        return [Part("settings file", self._check_settings_file, lambda: None)] if is_checked else []
+
     def _check_settings_file(self) -> None:
-        """Raise StartError if the only source of settings cannot be used. Later workers wait until it is corrected."""
         mirror = self.serving.first.environment.mirror
         error = mirror.last_poll.error
-        if self._slot.is_first and self._config.is_offline and mirror.current is None and error is not None:
+        if mirror.current is None and error is not None:
             reason = error.removeprefix(f"{UNUSABLE}: ")
             raise StartError(f"SETTINGS_FILE {self._config.settings_file} cannot be used: {reason}")
 

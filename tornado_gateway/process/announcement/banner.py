@@ -30,6 +30,7 @@ TITLES = {
     "locations": "Locations",
     "example": "Try it",
 }
+SIGN_IN = "`tornado-gateway console-url` prints a link that signs in to the console"
 DECISIONS_OFF = "off: set DECISION_REQUIRED=true to serve getFlag, trackEvent and setAttribute"
 
 
@@ -40,10 +41,10 @@ def announce(config: Config, serving: Serving, location: LocationReader) -> None
     if sys.stderr.isatty() and config.admin_token is not None:
         shown["console"] = admin_token.sign_in_link(config.local_url, config.admin_token)
     else:
-        shown["console"] = f"{facts['console']}  (`tornado-gateway console-url` prints a link that signs in)"
+        shown["console"] = f"{facts['console']}  ({SIGN_IN})"
     if config.host in WILDCARDS:
         shown["address"] = f"{facts['address']}  (and all other addresses of this machine)"
-    logs.announce(f"the gateway serves {config.local_url}", facts, screen(shown))
+    logs.announce(f"the gateway serves {config.local_url}; {SIGN_IN}", facts, screen(shown))
 
 
 def screen(facts: Mapping[str, object]) -> str:
