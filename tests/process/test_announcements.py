@@ -111,8 +111,8 @@ def test_files_with_problems_are_one_line_each_with_the_remedy(vendor, tmp_path)
     gateway = Gateway.of_vendor(tmp_path / "data", vendor, **files, **SILENT)
     gateway._answers = lambda path: "example" in gateway.log()
     with gateway:
-        ready = f"curl -sk https://127.0.0.1:{gateway.port}/status"
-        vendor.wait_until(lambda: len(orjson.loads(run(ready))["workers"]) == 2)
+        ask = f"curl -sk https://127.0.0.1:{gateway.port}/status"
+        vendor.wait_until(lambda: [one["state"] for one in orjson.loads(run(ask))["workers"]] == ["serving"] * 2)
         problems = [record["message"] for record in records(gateway) if record["level"] != "INFO"]
     old, ending = sorted(problems, reverse=True)
     assert old.startswith("problem geo-old: The location database ")
