@@ -50,15 +50,44 @@ def test_lines_for_people(written):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO  a\.b: hello\n", text())
 
 
-@pytest.mark.parametrize(("level", "shown"), [("ERROR", ["e"]), ("INFO", ["e", "w", "i"]), ("DEBUG", list("ewid"))])
+@pytest.mark.parametrize(
+    ("level", "shown"), [("ERROR", ["e", "w"]), ("INFO", ["e", "w", "i"]), ("DEBUG", list("ewid"))]
+)
 def test_levels(written, level, shown):
     text = written("json", level)
-    log = logging.getLogger("x")
+    if level == "ERROR":
+        logging.getLogger("other.library").warning("for developers")
+    log = logging.getLogger("tornado_gateway.x")
     log.error("e")
     log.warning("w")
     log.info("i")
     log.debug("d")
     assert [json.loads(line)["message"] for line in text().splitlines()] == shown
+
+
+def test_an_announcement_is_written_at_every_level(written):
+    text = written("json", "ERROR", [SECRET])
+    logs.announce("the gateway serves", {"workers": 2, "example": f"curl {SECRET}"}, "not for logs")
+    line = json.loads(text())
+    assert (line["message"], line["workers"], line["example"]) == ("the gateway serves", 2, f"curl {logs.MASK}")
+    text = written("human", "ERROR", [SECRET])
+    logs.announce("the gateway serves", {"workers": 2}, f"Console  http://x/console#token={SECRET}")
+    assert text() == f"Console  http://x/console#token={SECRET}\n", "the caller decides whether this is a terminal"
+
+
+def test_a_line_about_a_condition_of_all_workers_is_written_by_the_one_that_claims_it(written):
+    text = written("human")
+    asked, responses = [], ["", None, "and more"]
+    logs.share(lambda *claim: asked.append(claim) or responses[len(asked) - 1])
+    for _ in responses:
+        logging.getLogger("x").error("Redis is %s", "down", extra=logs.once("redis", 5.0))
+    logging.getLogger("x").error("a line of this worker")
+    assert asked == [("redis", "", 5.0)] * 3
+    assert [line.partition(": ")[2] for line in text().splitlines()] == [
+        "Redis is down",
+        "Redis is down and more",
+        "a line of this worker",
+    ]
 
 
 def run_until_it_serves(stderr, **options):

@@ -12,23 +12,30 @@ from process import SAMPLE_SETTINGS, Gateway
 
 @pytest.fixture
 def limit_of_open_files():
-    """A function that sets the soft limit of processes that the test starts."""
+    """A function that sets the soft limit of this process."""
     before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield lambda soft: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))
 
 
-def test_p5_a_low_limit_is_logged_at_start_with_the_number_needed(tmp_path, limit_of_open_files):
-    """Row P5."""
-    limit_of_open_files(300)
-    with Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS, LOG_LEVEL="ERROR") as gateway:
+def limited(tmp_path, limits):
+    """A gateway with these limits of open files, as options of `ulimit`."""
+    gateway = Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS, LOG_LEVEL="ERROR")
+    gateway.command = ["bash", "-c", f'ulimit {limits} && exec "$@"', "-", *gateway.command]
+    return gateway
+
+
+@pytest.mark.parametrize("limit", [300, 1500])
+def test_p5_a_low_limit_is_logged_at_start_with_the_number_needed(tmp_path, limit):
+    """Row P5. It is only a warning if a load balancer can open so many connections."""
+    with limited(tmp_path, f"-n {limit}") as gateway:
         assert gateway.log().count("open files") == 1
-        assert "each process may open 300 files, and 8192 are needed" in gateway.log()
+        assert f"each process may open {limit} files, and 8192 are needed" in gateway.log()
 
 
-def test_a_sufficient_limit_is_not_logged(tmp_path, limit_of_open_files):
-    limit_of_open_files(8192)
-    with Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS) as gateway:
+def test_a_limit_that_can_be_raised_is_raised_and_not_logged(tmp_path):
+    with limited(tmp_path, "-S -n 300") as gateway:
+        assert gateway.status()["workers"][0]["open_files_limit"] == 8192
         assert "8192" not in gateway.log()
 
 
@@ -40,8 +47,7 @@ def test_g1_a_service_link_of_kubernetes_is_logged_once(tmp_path):
 
 def test_p4_connections_beyond_the_limit_of_open_files_get_a_503_and_one_log_line(tmp_path, limit_of_open_files):
     """Row P4: they were reset, without a trace in log and metrics."""
-    limit_of_open_files(300)
-    with Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS, LOG_LEVEL="ERROR") as gateway:
+    with limited(tmp_path, "-n 300") as gateway:
         limit_of_open_files(4096)
         with ExitStack() as clients:
             first = connect(gateway, clients)

@@ -227,4 +227,4 @@ def test_f1_a_person_at_a_terminal_gets_the_link(tmp_path):
         with open(master, encoding="utf-8") as terminal:
             line = next(line for line in terminal if "onsole" in line)
             process.kill()
-    assert line.strip() == f"Console: http://127.0.0.1:{gateway.port}/console#token={gateway.admin_token}"
+    assert line.split() == ["Console", f"http://127.0.0.1:{gateway.port}/console#token={gateway.admin_token}"]

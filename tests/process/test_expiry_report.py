@@ -4,7 +4,7 @@ import pytest
 from certificates import make_certificate
 from process import ROOT, SAMPLE_SETTINGS, Gateway
 
-from tornado_gateway.process.certificate_expiry import report
+from tornado_gateway.process.certificate_expiry import report_expiry
 
 GEOIP = ROOT / "tests" / "data" / "geoip" / "GeoIP2-City-Test.mmdb"
 
@@ -22,7 +22,7 @@ def test_h6_a_broken_location_database_is_an_error(tmp_path):
     broken = tmp_path / "broken.mmdb"
     broken.write_bytes(b"not a database")
     with Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS, MAXMIND_DB_PATH=broken) as gateway:
-        assert any("location database" in line and str(broken) in line for line in errors(gateway))
+        assert any("Location database" in line and str(broken) in line for line in errors(gateway))
 
 
 def test_h6_without_a_database_there_is_no_error(tmp_path):
@@ -33,10 +33,10 @@ def test_h6_without_a_database_there_is_no_error(tmp_path):
 @pytest.mark.parametrize(("days", "text"), [(-1, "expired"), (3, "expires in")])
 def test_h6_a_certificate_that_ends_is_an_error(tmp_path, caplog, days, text):
     cert, key = make_certificate(tmp_path, "gateway", days=days)
-    report(cert, key)
+    report_expiry(cert, key)
     [record] = caplog.records
     assert record.levelname == "ERROR"
     assert text in record.message
     caplog.clear()
-    report(*make_certificate(tmp_path, "valid", days=300))
+    report_expiry(*make_certificate(tmp_path, "valid", days=300))
     assert caplog.records == []

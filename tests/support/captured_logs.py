@@ -21,6 +21,7 @@ def restored():
     logging.captureWarnings(False)
     logging.getLogger("tornado.general").setLevel(logging.NOTSET)
     logs._secrets.clear()
+    logs._claims.clear()
 
 
 @pytest.fixture

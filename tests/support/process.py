@@ -62,6 +62,7 @@ class Gateway:
             "LOG_LEVEL": "INFO",
             **{name: str(value) for name, value in options.items()},
         }
+        self.command: list[str] = [sys.executable, "-m", "tornado_gateway", "serve"]
         self.log_path = data_dir.with_suffix(".log")
         self.process: subprocess.Popen[bytes] | None = None
         self._vendor: Any = None
@@ -96,9 +97,7 @@ class Gateway:
     def start(self, path: str = "/health") -> None:
         """Start, and wait until `path` answers 200."""
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tornado_gateway", "serve"], env=self._environment, stderr=log, stdout=log
-            )
+            self.process = subprocess.Popen(self.command, env=self._environment, stderr=log, stdout=log)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not self._answers(path):
             assert self.process.poll() is None, f"the gateway ended: {self.log()[-5000:]}"

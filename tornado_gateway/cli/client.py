@@ -3,7 +3,6 @@
 import http.client
 import ssl
 from typing import Any
-from urllib.parse import quote
 
 import orjson
 
@@ -11,8 +10,6 @@ from tornado_gateway.config import Config
 from tornado_gateway.console import admin_token
 from tornado_gateway.console.admin_token import AdminTokenError
 from tornado_gateway.errors import GatewayError
-
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  address to connect to for a wildcard HOST
 
 
 class ClientError(GatewayError):
@@ -27,13 +24,12 @@ class Client:
     """Send requests to the gateway at HOST and PORT, below /admin with the admin token."""
 
     def __init__(self, config: Config, timeout_seconds: float = 5.0) -> None:
-        self._host = _LOOPBACK.get(config.host, config.host)
+        self._host = config.local_host
         self._port = config.port
         self._config = config
         self._is_https = config.tls_cert_path is not None
         self._timeout_seconds = timeout_seconds
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        self.url = f"{'https' if self._is_https else 'http'}://{host}:{self._port}"
+        self.url = config.local_url
 
     def request(self, path: str, body: Any = None) -> tuple[int, Any]:
         """Send a GET, or a POST of `body`. Return status and JSON of the response. Raise ClientError."""
@@ -70,12 +66,12 @@ class Client:
         raise ClientError(f"{self.url}{path} returned {status}: {reason}{hint}", status)
 
     def console_link(self) -> str:
-        """Return a link that signs in to the console. Browsers do not send the part behind # to any server."""
+        """Return a link that signs in to the console."""
         token = self._token()
         if token is None:
             file = admin_token.path_in(self._config.data_dir)
             raise ClientError(f"{file} does not exist. Start the gateway first, or set its ADMIN_TOKEN or DATA_DIR.")
-        return f"{self.url}/console#token={quote(token, safe='')}"
+        return admin_token.sign_in_link(self.url, token)
 
     def _authorization(self) -> dict[str, str]:
         token = self._token()

@@ -219,7 +219,18 @@ def _without_account(arguments: argparse.Namespace) -> Config:
 def _serve(arguments: argparse.Namespace) -> int:
     from tornado_gateway.cli import serve
 
-    return serve.serve(_configuration(arguments))
+    try:
+        config = _configuration(arguments)
+    except ConfigError as error:  # a file that cannot be read is like one that cannot be used: not ready, now or later
+        if not _is_about_settings_file(error.problems):
+            raise
+        print(f"the gateway cannot start: {error.problems[0]}", file=sys.stderr)
+        return 1
+    return serve.serve(config)
+
+
+def _is_about_settings_file(problems: Sequence[str]) -> bool:
+    return len(problems) == 1 and "SETTINGS_FILE" in problems[0] and "a file that can be read" in problems[0]
 
 
 def _check(arguments: argparse.Namespace) -> int:

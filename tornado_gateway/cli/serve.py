@@ -1,20 +1,20 @@
 """The command `serve`."""
 
 import logging
-import sys
 from dataclasses import replace
 from functools import partial
 
 from tornado_gateway import logs
-from tornado_gateway.cli.client import Client
 from tornado_gateway.config import SERVICE_LINK, Config, environments_of, secrets_of
 from tornado_gateway.console import admin_token
 from tornado_gateway.errors import GatewayError
 from tornado_gateway.process import worker
+from tornado_gateway.process.announcement import farewell
 from tornado_gateway.process.counters import new_counters
-from tornado_gateway.process.open_files import FEW, is_sufficient, open_files_limit, shortage
+from tornado_gateway.process.open_files import FEW, is_sufficient, raise_limit, shortage
 from tornado_gateway.process.parent import supervisor
 from tornado_gateway.store import data_directory
+from tornado_gateway.telemetry.claims import Claims
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +32,12 @@ def serve(config: Config) -> int:
         logger.error("the gateway cannot start: %s", error)
         return 1
     _log_service_links(config)
-    _log_open_files(open_files_limit())
-    _announce_console(config)
+    _log_open_files(raise_limit())
     config = replace(config, workers=config.worker_count)  # read once, because the quota of a container may change
     rows = supervisor.scoreboard_rows(config.workers)
+    logs.share(Claims().claim)
     work = partial(worker.run, memory=new_counters(rows), environments=environments_of(config))
-    return supervisor.run(config, work)
+    return supervisor.run(config, work, on_stopped=partial(farewell.announce, config))
 
 
 def _log_service_links(config: Config) -> None:
@@ -51,12 +51,3 @@ def _log_open_files(limit: int) -> None:
     if not is_sufficient(limit):
         level = logging.ERROR if limit < FEW else logging.WARNING
         logger.log(level, "too few open files: %s. Raise LimitNOFILE of the service or ulimit -n.", shortage(limit))
-
-
-def _announce_console(config: Config) -> None:
-    """Print the sign-in link on a terminal. The log, which others can read, never contains the token."""
-    client = Client(config)
-    if sys.stderr.isatty() and config.log_format != "json":
-        print(f"Console: {client.console_link()}", file=sys.stderr)
-    else:
-        logger.info("the console is %s/console; `tornado-gateway console-url` prints a sign-in link", client.url)

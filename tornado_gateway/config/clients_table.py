@@ -121,7 +121,10 @@ class AllOptionValues(OptionValues):
     )
 
     log_level: str = option(
-        _LOGS, kinds.one_of("ERROR", "INFO", "DEBUG", upper=True), "ERROR", "Minimum severity to log."
+        _LOGS,
+        kinds.one_of("ERROR", "INFO", "DEBUG", upper=True),
+        "ERROR",
+        "Minimum severity to log. ERROR includes warnings. The start and the stop are reported at every level.",
     )
     log_format: str = option(
         _LOGS,

@@ -12,6 +12,7 @@ from tornado_gateway.config.kinds import Option
 
 # A batch of 5000 events of about 1.6 KiB has to fit, whatever MAX_BODY_BYTES says about single requests.
 _SMALLEST_BATCH_BYTES = 8 * 1024 * 1024
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  address to connect to for a wildcard HOST
 _SMALLEST_EVENT_BYTES = 1024 * 1024  # SDKs lose events that are rejected, or send them again forever
 
 
@@ -67,6 +68,17 @@ class Config(AllOptionValues):
     def is_offline(self) -> bool:
         """Return whether the settings come from SETTINGS_FILE only, without polling."""
         return self.sdk_key is None
+
+    @property
+    def local_host(self) -> str:
+        """The host to connect to from this machine."""
+        return _LOOPBACK.get(self.host, self.host)
+
+    @property
+    def local_url(self) -> str:
+        """The URL of the gateway for programs and browsers on this machine."""
+        host = f"[{self.local_host}]" if ":" in self.local_host else self.local_host
+        return f"{'http' if self.tls_cert_path is None else 'https'}://{host}:{self.port}"
 
     @property
     def namespace(self) -> str:

@@ -11,6 +11,7 @@ import re
 import secrets
 import stat
 from pathlib import Path
+from urllib.parse import quote
 
 from tornado_gateway.errors import GatewayError
 
@@ -29,6 +30,11 @@ class AdminTokenError(GatewayError):
 
 def path_in(data_dir: Path) -> Path:
     return data_dir / "admin-token"
+
+
+def sign_in_link(url: str, token: str) -> str:
+    """Return a link to the console that signs in. Browsers do not send the part behind # to any server."""
+    return f"{url}/console#token={quote(token, safe='')}"
 
 
 def ensure(data_dir: Path) -> str:

@@ -21,6 +21,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from tornado_gateway import logs
 from tornado_gateway.enrichment.location_database import Location, LocationDatabase, Opened, open_checked
 from tornado_gateway.enrichment.words import Words, digest_of, read_words
 from tornado_gateway.errors import LocationError
@@ -121,7 +122,7 @@ class LocationReader:
 
     def open(self) -> bool:
         """Open the database for the first time. Return False, with `error` set, if it is absent or not valid."""
-        return self.reload() if self.path else False
+        return self._read() if self.path else False
 
     def close(self) -> None:
         """Drop the database: lookups find nothing from now on."""
@@ -136,12 +137,18 @@ class LocationReader:
         """Read the file again, changed or not. If it is rejected, the old database stays in use."""
         if self.path is None:
             return False
-        try:
-            self.swap(self.path)
-        except LocationError as error:
-            logger.warning("location database rejected: %s", error)
-            return False
-        return True
+        is_read = self._read()
+        if not is_read:
+            extra = logs.once(f"location database {self.error}", is_of_instance=True)
+            logger.warning("location database rejected: %s", self.error, extra=extra)
+        return is_read
+
+    def _read(self) -> bool:
+        if self.path is not None:
+            with suppress(LocationError):
+                self.swap(self.path)
+                return True
+        return False
 
     def swap(self, path: Path) -> None:
         """Use and watch the database at `path`. Raise LocationError, and change nothing, if it is not valid."""

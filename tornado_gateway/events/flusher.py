@@ -86,7 +86,7 @@ class Flusher:
 
     async def start(self) -> None:
         if self._requests.discards:
-            logger.warning("%s. Set ACCOUNT_ID and SDK_KEY to deliver them", DISCARDING)
+            logger.info("%s. Set ACCOUNT_ID and SDK_KEY to deliver them", DISCARDING)
         self._task = asyncio.create_task(self._run())
 
     async def stop(self, deadline_seconds: float) -> None:

@@ -10,6 +10,7 @@ import ssl
 from pathlib import Path
 
 from tornado_gateway.errors import GatewayError
+from tornado_gateway.logs import once
 from tornado_gateway.tasks import FileWatch, Periodic
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ class Certificates:
             self._current = server_context(self._cert, self._key)
         except CertificateError as error:
             self.error = str(error)
-            logger.error("the new TLS certificate was rejected, the old one remains in use: %s", error)
+            extra = once(f"new certificate {error}")
+            logger.error("the new TLS certificate was rejected, the old one remains in use: %s", error, extra=extra)
             return False
         self.error = None
         logger.info("the TLS certificate was replaced: %s", self._cert)

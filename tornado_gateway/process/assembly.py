@@ -36,6 +36,7 @@ from tornado_gateway.console.recent_events import RecentEvents
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.registry import Environments
+from tornado_gateway.errors import StartError
 from tornado_gateway.http.certificates import Certificates
 from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
@@ -58,6 +59,7 @@ from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import Part, explaining
 from tornado_gateway.process.publication import Publication
 from tornado_gateway.process.status import Problems, instance_status
+from tornado_gateway.settings.failures import UNUSABLE
 from tornado_gateway.settings.history import SettingsHistory
 from tornado_gateway.store.interfaces import StateStore
 from tornado_gateway.telemetry.attempts import TokenCheck
@@ -112,6 +114,10 @@ class Assembly:
     def environments(self) -> Environments:
         return self.serving.environments
 
+    @property
+    def location(self) -> LocationReader:
+        return self._shared.location
+
     def parts(self) -> list[Part]:
         """Return the parts in the order of their start. They stop in the reverse order: requests first."""
         server, deadline = self.server, self._config.shutdown_seconds
@@ -147,12 +153,24 @@ class Assembly:
     def _environment_parts(self) -> list[Part]:
         serving = self.serving
         if not serving.is_from_file:
-            return serving.first.parts()
+            return [*serving.first.parts(), *self._settings_file_parts()]
         reload = Reload(self._config, serving)
         return [
             Part("environments", self._start_environments, serving.stop, STORE_REMEDY),
             Part("reload", reload.start, reload.stop),
         ]
+
+    def _settings_file_parts(self) -> list[Part]:
+        """Return the check of the only source of settings. Later workers wait until the file is corrected."""
+        is_checked = self._slot.is_first and self._config.is_offline
+        return [Part("settings file", self._check_settings_file, lambda: None)] if is_checked else []
+
+    def _check_settings_file(self) -> None:
+        mirror = self.serving.first.environment.mirror
+        error = mirror.last_poll.error
+        if mirror.current is None and error is not None:
+            reason = error.removeprefix(f"{UNUSABLE}: ")
+            raise StartError(f"SETTINGS_FILE {self._config.settings_file} cannot be used: {reason}")
 
     async def _start_environments(self) -> None:
         await self.serving.start()

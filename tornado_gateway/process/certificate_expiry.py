@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from tornado_gateway.http.certificates import CertificateError, server_context
+from tornado_gateway.process.announcement.problem_lines import report
 from tornado_gateway.tasks import Periodic
 from tornado_gateway.telemetry.problems import Problem
 
@@ -41,7 +42,7 @@ class ExpiryReport:
         self.problem = find_problem(self._cert, self._key)
 
     def _log(self) -> None:
-        report(self._cert, self._key)
+        report_expiry(self._cert, self._key)
 
 
 def find_problem(cert: Path, key: Path) -> Problem | None:
@@ -54,14 +55,10 @@ def find_problem(cert: Path, key: Path) -> Problem | None:
     return Problem("certificate-ending", f"The TLS certificate {cert} expires in {days:.0f} days", str(cert))
 
 
-def report(cert: Path, key: Path) -> None:
-    try:
-        days = (expiry(cert, key) - time.time()) / 86_400
-    except CertificateError as error:
-        logger.error("clients reject the TLS certificate: %s", error)
-    else:
-        if days < ENDING_DAYS:
-            logger.error("the TLS certificate %s expires in %.0f days", cert, days)
+def report_expiry(cert: Path, key: Path) -> None:
+    problem = find_problem(cert, key)
+    if problem is not None:
+        report(logger, problem, REPORT_SECONDS / 2)
 
 
 def expiry(cert: Path, key: Path) -> float:

@@ -17,6 +17,7 @@ from tornado_gateway.enrichment.location_download import (
     download,
 )
 from tornado_gateway.errors import StoreError
+from tornado_gateway.process.announcement.problem_lines import report
 from tornado_gateway.process.parts import Part
 from tornado_gateway.store.interfaces import SHARED, StateStore
 from tornado_gateway.tasks import Periodic
@@ -30,10 +31,10 @@ REPORT_SECONDS = 86_400.0
 
 
 def location_parts(config: Config, state: StateStore, location: LocationReader, owner: str) -> list[Part]:
-    report = Periodic(partial(_report, location), REPORT_SECONDS, jitter=0.1)
+    daily = Periodic(partial(_report, location), REPORT_SECONDS, jitter=0.1)
     parts = [
         Part("location", partial(_open, location), location.stop),
-        Part("location report", report.start, report.stop),
+        Part("location report", daily.start, daily.stop),
     ]
     if config.maxmind_license_key is not None and config.maxmind_user_id is not None and config.maxmind_db_path is None:
         parts.append(_download_part(config, state, location, owner))
@@ -48,11 +49,9 @@ async def _open(location: LocationReader) -> None:
 
 def _report(location: LocationReader) -> None:
     """Log a database that is broken or old: at the start and once a day, because locations are wrong meanwhile."""
-    days = (location.age_seconds(time.time()) or 0.0) / 86_400
-    if location.error is not None:
-        logger.error("the location database was rejected, locations are unknown or outdated: %s", location.error)
-    elif days > OLD_DAYS:
-        logger.error("the location database %s is %.0f days old, locations are outdated", location.path, days)
+    problem = location_problem(location)
+    if problem is not None:
+        report(logger, problem, REPORT_SECONDS / 2)
 
 
 def location_problem(location: LocationReader) -> Problem | None:

@@ -1,4 +1,4 @@
-"""The limit of open files (RLIMIT_NOFILE), checked by `serve` and by the doctor."""
+"""The limit of open files (RLIMIT_NOFILE), raised by `serve` if possible, and checked by the doctor as well."""
 
 import resource
 
@@ -11,6 +11,22 @@ OF_ENVIRONMENT = 16  # of each further environment: its databases and locks
 
 def open_files_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def attainable_limit() -> int:
+    """Return the limit of a gateway that is started by this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if is_sufficient(soft):
+        return soft
+    return NEEDED if is_sufficient(hard) else hard
+
+
+def raise_limit() -> int:
+    """Raise the limit of this process and its workers as far as it is needed and permitted. Return it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = attainable_limit()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return limit
 
 
 def is_sufficient(limit: int) -> bool:

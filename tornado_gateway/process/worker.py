@@ -7,10 +7,12 @@ import logging
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 
 from tornado_gateway.config import Config, EnvironmentConfig
 from tornado_gateway.errors import GatewayError
+from tornado_gateway.process.announcement import banner
 from tornado_gateway.process.assembly import Assembly
 from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import enter
@@ -35,12 +37,12 @@ class Worker:
         environments: Sequence[EnvironmentConfig] | None = None,
     ) -> None:
         assembly = Assembly(config, slot, memory, stuck_after_seconds, environments)
+        self._config = config
+        self._serving, self._location = assembly.serving, assembly.location
         self.environments = assembly.environments
         self.parts = assembly.parts()
-        self._address = f"{'https' if config.tls_cert_path else 'http'}://{config.host}"
         self._server, self._publication = assembly.server, assembly.publication
         self._stopping = assembly.stopping
-        self._drain_seconds = config.drain_seconds
         self._entered = AsyncExitStack()
 
     async def start(self) -> None:
@@ -53,15 +55,22 @@ class Worker:
                 raise
             self._entered = entered.pop_all()
         self._publication.publish()
-        logger.info("serving on %s:%d, version %s", self._address, self._server.port, BUILD)
+        scheme = "https" if self._config.tls_cert_path else "http"
+        logger.info("serving on %s://%s:%d, version %s", scheme, self._config.host, self._server.port, BUILD)
+
+    def announce(self) -> None:
+        """Print the banner."""
+        config = replace(self._config, port=self._server.port)  # PORT=0 is any free port
+        banner.announce(config, self._serving, self._location)
 
     async def drain(self, further: asyncio.Event) -> None:
         """Serve as before for DRAIN_SECONDS, while /ready returns 503. A `further` signal ends it."""
-        if not self._drain_seconds:
+        seconds = self._config.drain_seconds
+        if not seconds:
             return
         self._stopping.set()
-        logger.info("serving for %g s more, until load balancers have seen that /ready is 503", self._drain_seconds)
-        await wait_at_most(further, self._drain_seconds)
+        logger.info("serving for %g s more, until load balancers have seen that /ready is 503", seconds)
+        await wait_at_most(further, seconds)
 
     async def stop(self) -> None:
         """Accept no new requests, finish those in flight, and flush once more. The remaining events stay stored."""
@@ -93,6 +102,8 @@ async def _serve(make: Callable[[], Worker], slot: WorkerSlot) -> int:
         return 1
     _tune_collector()
     slot.report_ready()
+    if slot.is_first:
+        worker.announce()
     await stop.wait()
     await worker.drain(further)
     return await _stop(worker)

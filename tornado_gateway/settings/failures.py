@@ -14,7 +14,12 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0  # after the first failed poll; later ones back off up to the polling interval
 LONGEST_REASON = 1000  # characters; parts of the text come from VWO and the operating system
 
-ADVICE = "Check ACCOUNT_ID and SDK_KEY."
+UNUSABLE = "The settings cannot be used"
+_ADVICE = {  # at a start; later, the causes are elsewhere
+    0: "Check the network and the proxy of this machine, and UPSTREAM_URL.",
+    401: "Check ACCOUNT_ID and SDK_KEY.",
+    403: "Check ACCOUNT_ID and SDK_KEY.",
+}
 _REASONS = {
     401: "VWO rejected the SDK key (401).",
     403: "VWO rejected the SDK key (403).",
@@ -29,16 +34,20 @@ class Failures:
         self.tried = asyncio.Event()
         self.retry_seconds = 0.0
         self._backoff = Backoff(RETRY_SECONDS, max(RETRY_SECONDS, poll_seconds))
-        self._throttled = ThrottledLog(logger)
+        self._throttled = ThrottledLog(logger, condition="settings")
 
     def reset(self) -> None:
         self._backoff.reset()
 
-    def add(self, error: Exception, current: core.Settings | None, age_seconds: float | None) -> str:
+    def add(
+        self, error: Exception, current: core.Settings | None, age_seconds: float | None, *, is_logged: bool = True
+    ) -> str:
         """Log a failure and return its reason. A new reason is logged at once, repetitions once a minute."""
         reason = describe_failure(error)
         self.retry_seconds = self._backoff.next()
-        self._log(f"{reason} {ADVICE}" if _is_rejected(error) and current is None else reason, current, age_seconds)
+        if is_logged:
+            advice = _ADVICE.get(error.status) if isinstance(error, UpstreamError) and current is None else None
+            self._log(f"{reason} {advice}" if advice else reason, current, age_seconds)
         self.tried.set()
         return reason
 
@@ -62,14 +71,10 @@ def describe_failure(error: Exception) -> str:
     if isinstance(error, UpstreamError):
         reason = _REASONS.get(error.status) or _describe_response(error)
     elif isinstance(error, core.SettingsError):
-        reason = f"The settings cannot be used: {error}."
+        reason = f"{UNUSABLE}: {error}."
     else:
         reason = f"The settings could not be read: {error}."
     return reason[:LONGEST_REASON]
-
-
-def _is_rejected(error: Exception) -> bool:
-    return isinstance(error, UpstreamError) and error.status in (401, 403)
 
 
 def _describe_response(error: UpstreamError) -> str:

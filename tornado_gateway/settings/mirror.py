@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from tornado_gateway import core
 from tornado_gateway.errors import GatewayError, UpstreamError
+from tornado_gateway.logs import once
 from tornado_gateway.settings.compilation import CompiledDocument, Fingerprints, compile_document, describe_change
 from tornado_gateway.settings.documents import SettingsDocument, read_document
 from tornado_gateway.settings.pacing import REST_SECONDS, URGENT_REST_SECONDS, ReplacedSettings, throttled
@@ -127,10 +128,12 @@ class SettingsMirror:
 
     async def start(self, wait_seconds: float) -> None:
         """Start from the stored settings and poll once; wait for that poll only if nothing usable is stored."""
-        await self._load_stored()
+        stored = await self._load_stored()
         if self.current is None and self._origin.bootstrap is not None:
             await self._load_bootstrap(self._origin.bootstrap)
         await self._poller.start(wait_seconds)
+        if self.current is None and self._origin.source == "file" and stored is not None:
+            await self.use_stored(stored)
 
     async def stop(self) -> None:
         await end_tasks(*self._poller.stop(), *self._replaced.tasks, self._refreshes.task, self.pinning.stop())
@@ -290,14 +293,17 @@ class SettingsMirror:
     def _poll_succeeded(self) -> None:
         now, since = time.monotonic(), self.last_poll.failing_since
         if since is not None:
-            logger.error("Settings refresh succeeded after failing for %.0f s.", now - since)
+            logger.error(
+                "Settings refresh succeeded after failing for %.0f s.", now - since, extra=once("settings are back")
+            )
         self.last_poll = LastPoll(at=time.time(), instance=self._stored.owner, moment=now)
         self._poller.reset()
 
     def _poll_failed(self, error: Exception) -> None:
         now = time.monotonic()
         settings = self.current.settings if self.current else None
-        reason = self._poller.failures.add(error, settings, self.age_seconds())
+        is_reported = self._origin.source == "file" and not self.has_tried  # by the start, which may fail
+        reason = self._poller.failures.add(error, settings, self.age_seconds(), is_logged=not is_reported)
         since = now if self.last_poll.failing_since is None else self.last_poll.failing_since
         status = error.status if isinstance(error, UpstreamError) else None
         self.last_poll = LastPoll(time.time(), self._stored.owner, reason, now, since, status)
@@ -317,7 +323,7 @@ class SettingsMirror:
         try:
             compiled = await self.compile(stored.body, REST_SECONDS if stored.pin is None else URGENT_REST_SECONDS)
         except core.SettingsError as error:
-            logger.error("Stored settings could not be used: %s", error)
+            logger.error("Stored settings could not be used: %s", error, extra=once(f"stored settings {error}"))
             return
         self._use(compiled, stored.body, stored.version, "store")
         self._confirmed = time.monotonic() - max(0.0, time.time() - stored.saved_at)
@@ -328,18 +334,19 @@ class SettingsMirror:
             self.pinning.forget()
             await self.refresh()
 
-    async def _load_stored(self) -> None:
+    async def _load_stored(self) -> StoredDocument | None:
+        """Load the stored settings, and use them at once unless they are a copy of a file, which may be newer."""
         stored = await self._stored.load()
-        # A file can be read at once, and a stored copy of it may be outdated.
         if stored is not None and (self._origin.source != "file" or stored.pin is not None):
             await self.use_stored(stored)
+        return stored
 
     async def _load_bootstrap(self, path: Path) -> None:
         try:
             document = read_document(path)
             compiled = await self.compile(document)
         except (OSError, core.SettingsError) as error:
-            logger.error("Settings file %s could not be used: %s", path, error)
+            logger.error("Settings file %s could not be used: %s", path, error, extra=once(f"file {error}"))
             return
         self._use(compiled, document, 0, "file")
         self._confirmed = time.monotonic() - max(0.0, time.time() - path.stat().st_mtime)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from tornado_gateway.logs import once
 from tornado_gateway.store.interfaces import StoredDocument
 from tornado_gateway.store.versions import Pin
 
@@ -44,13 +45,17 @@ class Pinning:
                 self._begin(stored.pin, stored.left_seconds)
             elif before is not None:
                 by = f" by {stored.unpinned_by}" if stored.unpinned_by else ""
-                logger.error("settings were unpinned%s, the latest version %s is used", by, stored.latest)
+                extra = once(f"unpinned{by} {before}")
+                logger.error("settings were unpinned%s, the latest version %s is used", by, stored.latest, extra=extra)
         self.hold(stored.latest)
 
     def hold(self, latest: str) -> None:
         """Note the newest document from VWO, which is not used while there is a pin."""
         if latest != self.latest and self.pin is not None and latest != self.pin.digest:
-            logger.error("settings %s from VWO were stored but not used: %s is pinned", latest, self.pin.digest)
+            extra = once(f"not used {latest}")
+            logger.error(
+                "settings %s from VWO were stored but not used: %s is pinned", latest, self.pin.digest, extra=extra
+            )
         self.latest = latest
 
     def forget(self) -> None:
@@ -74,7 +79,7 @@ class Pinning:
 
     def _begin(self, pin: Pin, left_seconds: float | None) -> None:
         self.pin = pin
-        logger.error("settings were %s", pin)
+        logger.error("settings were %s", pin, extra=once(str(pin)))
         if left_seconds is not None and pin.seconds is not None:
             left_seconds = min(max(0.0, left_seconds), pin.seconds)
             self._ends_at = time.monotonic() + left_seconds
@@ -82,5 +87,5 @@ class Pinning:
 
     async def _wait(self, pin: Pin, seconds: float) -> None:
         await asyncio.sleep(seconds)
-        logger.error("the time of the pin to %s is over", pin.digest)
+        logger.error("the time of the pin to %s is over", pin.digest, extra=once(f"end of {pin}"))
         await self._ended(pin)

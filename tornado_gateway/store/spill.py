@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import StoreError
+from tornado_gateway.logs import once
 from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetter, Depth, EventStore, NewChunk
 from tornado_gateway.tasks import end_tasks, wait_at_most
 
@@ -303,13 +304,15 @@ class SpillingEvents:
 
     def _failed(self, error: StoreError) -> None:
         if self.failure is None:
-            logger.error("the primary store failed, events go to the local store: %s", error)
+            extra = once("primary store failed", is_of_instance=True)
+            logger.error("the primary store failed, events go to the local store: %s", error, extra=extra)
         self.failure = str(error)
         self._wanted.set()
 
     def _recovered(self) -> None:
         if self.failure is not None:
-            logger.error("the primary store recovered, events go there again")
+            extra = once("primary store recovered", is_of_instance=True)
+            logger.error("the primary store recovered, events go there again", extra=extra)
         self.failure = None
 
 

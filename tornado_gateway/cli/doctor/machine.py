@@ -34,7 +34,7 @@ class Machine:
 
     now: Callable[[], float] = time.time
     free_bytes: Callable[[Path], int] = _free_bytes
-    open_files: Callable[[], int] = open_files.open_files_limit
+    open_files: Callable[[], int] = open_files.attainable_limit
 
 
 def estimate_memory(documents: Sequence[core.Settings]) -> Finding:

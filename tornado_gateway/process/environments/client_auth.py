@@ -12,6 +12,7 @@ from tornado_gateway.environments.client_tokens import ClientAuth, ClientToken, 
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import ConfigError
 from tornado_gateway.http.messages import Handler, Request
+from tornado_gateway.logs import once
 from tornado_gateway.tasks import FileWatch, Periodic
 from tornado_gateway.telemetry.attempts import Attempts
 
@@ -46,7 +47,8 @@ class TokenFile:
         try:
             self._use(self._path)
         except ConfigError as error:
-            logger.error("TOKENS_FILE was rejected, the tokens remain as they were: %s", "; ".join(error.problems))
+            problems = "; ".join(error.problems)
+            logger.error("TOKENS_FILE was rejected, the tokens remain as they were: %s", problems, extra=once(problems))
         else:
             logger.info("TOKENS_FILE was read again")
 
@@ -58,7 +60,10 @@ class TokenFile:
             raise ConfigError(problems)
         # With ENVIRONMENTS_FILE a token may be added before its environment, and stay after it.
         for problem in problems:
-            logger.warning("a token names an environment that is not served, requests with it get 403: %s", problem)
+            extra = once(problem)
+            logger.warning(
+                "a token names an environment that is not served, requests with it get 403: %s", problem, extra=extra
+            )
         self.tokens.replace([*self._from_options, *(ClientToken(*row) for row in rows)])
 
 

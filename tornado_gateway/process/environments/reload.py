@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from tornado_gateway.config import Config
 from tornado_gateway.config.environments import EnvironmentConfig, environments_of, files_of
 from tornado_gateway.errors import ConfigError, GatewayError
+from tornado_gateway.logs import once
 from tornado_gateway.process.environments.serving import Serving
 from tornado_gateway.tasks import Periodic, Signature, signature
 
@@ -91,4 +92,5 @@ class Reload:
 
 def _log_problems(problems: Sequence[str]) -> None:
     for problem in problems:
-        logger.error("the changed environments were rejected, the old ones remain in use: %s", problem)
+        extra = once(problem)
+        logger.error("the changed environments were rejected, the old ones remain in use: %s", problem, extra=extra)

@@ -33,7 +33,7 @@ from tornado_gateway.config import Config
 from tornado_gateway.process.parent import sockets, systemd
 from tornado_gateway.process.parent.hang_watch import HangWatch
 from tornado_gateway.process.parent.worker_process import PARENT_SIGNALS, Launcher, Work, WorkerProcess, WorkerSlot
-from tornado_gateway.telemetry.scoreboard import Scoreboard
+from tornado_gateway.telemetry.scoreboard import InstanceReading, Scoreboard
 
 logger = logging.getLogger(__name__)
 
@@ -62,17 +62,24 @@ def deadlines_of(config: Config) -> Deadlines:
     return Deadlines(start=30.0 + 2 * config.socket_timeout_seconds + stores, stop=stop)
 
 
-def run(config: Config, work: Callable[[Config, WorkerSlot], int], deadlines: Deadlines | None = None) -> int:
-    """Run WORKERS times `work`, each in a process of its own, until SIGTERM or SIGINT. Return the exit code."""
+def run(
+    config: Config,
+    work: Callable[[Config, WorkerSlot], int],
+    deadlines: Deadlines | None = None,
+    on_stopped: Callable[[InstanceReading], None] = lambda reading: None,
+) -> int:
+    """Run WORKERS times `work`, each in a process of its own, until SIGTERM or SIGINT. Return the exit code.
+
+    `on_stopped` is called with the final numbers of all workers, unless none has served.
+    """
     port = sockets.free_port(config.host, config.port)
     shares_port = config.worker_count > 1  # only if needed, because a second gateway could share the port as well
-    return Supervisor(
-        partial(work, config),
-        partial(sockets.bind, config.host, port, reuse_port=shares_port),
-        config.worker_count,
-        deadlines or deadlines_of(config),
-        reloads_file=config.environments_file is not None,
-    ).run()
+    bind = partial(sockets.bind, config.host, port, reuse_port=shares_port)
+    deadlines, reloads_file = deadlines or deadlines_of(config), config.environments_file is not None
+    supervisor = Supervisor(
+        partial(work, config), bind, config.worker_count, deadlines, on_stopped, reloads_file=reloads_file
+    )
+    return supervisor.run()
 
 
 def scoreboard_rows(workers: int) -> int:
@@ -114,14 +121,16 @@ class Supervisor:
         new_socket: Callable[[], socket.socket],
         count: int,
         deadlines: Deadlines,
+        on_stopped: Callable[[InstanceReading], None],
         *,
         reloads_file: bool = False,
     ) -> None:
         self._reloads_file = reloads_file
+        self._on_stopped = on_stopped
         self._new_socket = new_socket
         self._deadlines = deadlines
         self._scoreboard = Scoreboard(scoreboard_rows(count))
-        self._launcher = Launcher(work, self._scoreboard)
+        self._launcher = Launcher(work, self._scoreboard, self._has_served)
         self._watch = HangWatch(self._scoreboard, deadlines.silent)
         self._slots = [_Slot(number, new_socket()) for number in range(count)]
         self._processes: dict[int, WorkerProcess] = {}
@@ -230,6 +239,10 @@ class Supervisor:
         logger.debug("%s started", process)
         return process
 
+    def _has_served(self) -> bool:
+        """Return whether any worker was ready."""
+        return any(slot.has_served for slot in self._slots)
+
     def _free_row(self) -> int | None:
         taken = {process.row for process in self._processes.values()}
         return next((row for row in range(self._scoreboard.rows) if row not in taken), None)
@@ -264,11 +277,11 @@ class Supervisor:
 
     def _record_ready(self, process: WorkerProcess) -> None:
         process.mark_ready()
+        slot = self._slots[process.number]
+        slot.has_served = True
         if self._stopping:
             return
         process.deadline = math.inf
-        slot = self._slots[process.number]
-        slot.has_served = True
         logger.info("%s is ready", process)
         if slot.successor is process:
             former, slot.current, slot.successor = slot.current, process, None
@@ -287,6 +300,8 @@ class Supervisor:
             process = self._processes.pop(pid, None)
             if process is not None:  # otherwise an orphan of another process, inherited as PID 1
                 process.close()
+                if self._stopping and not self._processes and self._has_served():
+                    self._on_stopped(self._scoreboard.read_all())  # before the last record goes into the totals
                 self._scoreboard.retire(process.row, process.generation)
                 self._record_end(process, os.waitstatus_to_exitcode(status))
 
@@ -303,8 +318,8 @@ class Supervisor:
             self._to_restart.clear()
         elif slot.current is not process:
             logger.log(logging.ERROR if code else logging.INFO, "the replaced %s ended %s", process, outcome)
-        elif code > 0 and not any(each.has_served for each in self._slots):  # otherwise the others continue
-            logger.error("%s could not start (exit code %d)", process, code)
+        elif code > 0 and not self._has_served():  # otherwise the others continue
+            logger.info("%s could not start (exit code %d)", process, code)  # it has logged the reason
             self._stop(code)
         else:
             slot.current = None

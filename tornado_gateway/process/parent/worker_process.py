@@ -36,6 +36,7 @@ class WorkerSlot:
     scoreboard: Scoreboard
     sock: socket.socket  # bound, to listen on
     ready_pipe: int
+    is_first: bool = False  # no worker of this instance has served before
 
     def report_ready(self) -> None:
         """Report to the parent that this worker serves."""
@@ -94,10 +95,11 @@ class WorkerProcess:
 
 
 class Launcher:
-    """Forks workers that do `work`."""
+    """Forks workers that do `work`. `has_served` returns whether one of them was ready."""
 
-    def __init__(self, work: Work, scoreboard: Scoreboard) -> None:
+    def __init__(self, work: Work, scoreboard: Scoreboard, has_served: Callable[[], bool]) -> None:
         self._work = work
+        self._has_served = has_served
         self._scoreboard = scoreboard
         self._generation = 0
 
@@ -115,7 +117,8 @@ class Launcher:
             opened.pop_all()
         if pid == 0:
             os.close(read_end)
-            slot = WorkerSlot(number, row, self._generation, self._scoreboard, sock, write_end)
+            is_first = not self._has_served()
+            slot = WorkerSlot(number, row, self._generation, self._scoreboard, sock, write_end, is_first)
             self._become_worker(slot, parent, traceback, close_inherited)
         os.close(write_end)
         return WorkerProcess(pid, number, row, self._generation, read_end, traceback, time.monotonic())

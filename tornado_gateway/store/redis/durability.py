@@ -7,6 +7,7 @@ from tornado_gateway.errors import StoreError
 from tornado_gateway.store.redis.link import Link
 
 NO_EPOCH = "-"
+RISK_REMEDY = "Set `maxmemory-policy noeviction` and `appendonly yes` in redis.conf."
 
 
 class Ledger:

@@ -28,9 +28,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
 from tornado_gateway.errors import StoreError
+from tornado_gateway.logs import once
 from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetter, Depth, NewChunk, Store
 from tornado_gateway.store.redis.consumer import GROUP, Consumer
-from tornado_gateway.store.redis.durability import Ledger, risks
+from tornado_gateway.store.redis.durability import RISK_REMEDY, Ledger, risks
 from tornado_gateway.store.redis.entries import PAGE, arguments_of, letter_of, stored_at
 from tornado_gateway.store.redis.link import Link, Links, TimelyScripts, Value, prefix
 from tornado_gateway.store.redis.lua import APPEND, DEPTH, DISCARD, REQUEUE, SETTLE, TRIM
@@ -91,7 +92,8 @@ class RedisEvents:
         with suppress(StoreError):  # such as a full Redis
             await self._link.call("SET", self._format, 1)
         for risk in await risks(self._link):
-            logger.warning("acknowledged events can be lost: %s", risk)
+            extra = once(risk, is_of_instance=True)
+            logger.warning("acknowledged events can be lost: %s. %s", risk, RISK_REMEDY, extra=extra)
         self._consumer.start()
 
     async def close(self) -> None:
