@@ -19,9 +19,15 @@ MAX_HEADER_NAMES_BYTES = 2048
 MAX_AGE_SECONDS = 86_400  # how long browsers keep a response to OPTIONS
 # Pages of all sites can send these without asking first (a preflight). An absent type counts as one of them.
 SIMPLE_TYPES = frozenset({b"", b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"})
-NOT_ALLOWED = json_error(403, "pages of this origin must not send requests to the gateway (CORS_ALLOWED_ORIGINS)")
+NOT_ALLOWED = json_error(
+    403,
+    "pages of this origin must not send requests to the gateway (CORS_ALLOWED_ORIGINS)",
+    code="origin_not_allowed",
+)
 NO_CORS = json_error(
-    403, "pages of other sites may send only events to this gateway. Set CORS_CONFIG_REQUIRED=true to allow more."
+    403,
+    "pages of other sites may send only events to this gateway. Set CORS_CONFIG_REQUIRED=true to allow more.",
+    code="origin_not_allowed",
 )
 
 

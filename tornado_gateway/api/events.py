@@ -70,7 +70,11 @@ class _Batch:
             self.environment = environment
         elif environment is not self.environment:
             names = self.environment.access.name, environment.access.name
-            raise RequestError(400, f"the events of the batch name two environments: {names[0]} and {names[1]}")
+            raise RequestError(
+                400,
+                f"the events of the batch name two environments: {names[0]} and {names[1]}",
+                code="ambiguous_environment",
+            )
         self.documents.append(document)
 
     def reject(self, reason: str) -> None:
