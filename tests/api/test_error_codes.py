@@ -187,6 +187,11 @@ def test_pages_of_other_sites_cannot_read_errors_for_operators(gateway, data, co
     assert "access-control-allow-origin" not in response.headers
 
 
+def test_pages_of_other_sites_can_read_the_description(gateway):
+    answers = [parse(exchange(gateway.port, send("GET", path)))[0] for path in ("/openapi.json", "/docs")]
+    assert [answer.headers.get("access-control-allow-origin") for answer in answers] == [PAGE, None]
+
+
 def test_operators_get_a_503_with_the_time_of_the_next_attempt(gateway):
     headers = {"Authorization": "Bearer correct-horse-battery", "Content-Type": "application/json"}
     data = request_bytes("POST", "/admin/explain", b'{"featureKey":"f","userId":"u"}', headers)

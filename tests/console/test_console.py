@@ -1127,7 +1127,7 @@ def test_the_api_page_copies_requests_that_curl_sends(open_page, gateway, vendor
     assert "-H 'Last-Event-ID: 1'" in commands.pop("stream_changes")
     results = {name: orjson.loads(run_command(command, gateway)) for name, command in commands.items()}
     assert results["evaluate_flag"]["key"] == "new-checkout"
-    assert set(results["get_user_details"]) == {"userAgent"}
+    assert "userAgent" in results["get_user_details"]
     assert results["list_features"]["features"]
     vendor.wait_until(lambda: core.visitor_uuid("123456", "o'hara") in str(vendor.events))
 
@@ -1143,11 +1143,21 @@ def run_command(command, gateway):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
-def test_the_api_page_is_legible_with_every_operation_open(open_page, width, scheme):
+def test_the_api_page_is_legible_with_operations_of_each_kind(open_page, width, scheme):
+    """With parameters in the path, the query and a header; with events, a token, large schemas and long errors."""
     page = open_page("/docs", width=width, color_scheme=scheme)
-    expect(page.locator(".operation").first).to_be_visible()
-    page.evaluate("document.querySelectorAll('.operation').forEach((one) => { one.open = true; })")
-    expect(page.locator(".try")).to_have_count(page.locator(".operation").count())
+    names = [
+        "evaluate_flag",
+        "send_event_batch",
+        "stream_changes",
+        "refresh_settings",
+        "list_events",
+        "edit_dead_letter",
+    ]
+    for name in names:
+        page.locator(f"#{name} summary").click()
+    expect(page.locator(".try")).to_have_count(len(names))
+    copied_command(page.locator("#evaluate_flag .try"))
     assert (brightness(page) < 60) == (scheme == "dark")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert outside_of(page) == []

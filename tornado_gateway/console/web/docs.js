@@ -80,7 +80,7 @@ function operationCard(operation) {
 
 const operationBody = (operation) => [
   operation.description ? h("p", {}, operation.description) : null,
-  operation.parameters ? h("div", {}, h("h3", {}, "Query"), parameterList(operation.parameters)) : null,
+  operation.parameters ? h("div", {}, h("h3", {}, "Parameters"), parameterList(operation.parameters)) : null,
   operation.requestBody ? h("div", {}, h("h3", {}, "Body"), schemaList(contentOf(operation.requestBody)[1].schema)) : null,
   h(
     "div",
