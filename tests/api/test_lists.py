@@ -50,7 +50,7 @@ def test_a_list_check_is_four_or_five_bytes(get, attribute, body, agent, content
 def test_a_list_check_needs_both(get, query):
     answer = get(f"/check-attribute?{query}")
     assert (answer.status, answer.headers["content-type"]) == (400, JSON)
-    assert answer.json() == {"status": 0, "error": "attribute and listId are required"}
+    assert answer.json() == {"status": 0, "error": "attribute and listId are required", "code": "invalid_request"}
 
 
 def list_calls(vendor):

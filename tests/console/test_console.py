@@ -653,6 +653,16 @@ def test_an_environment_can_be_chosen(open_page, tmp_path):
         page.watch.allowed = "401"  # before signing in
 
 
+def outside_of(page):
+    """The elements that end beyond the right edge of the window."""
+    return page.evaluate(
+        "[...document.querySelectorAll('header button, header a, main *')].filter((e) => {"
+        " const b = e.getBoundingClientRect();"
+        " return b.width && b.right > innerWidth + 1 && !e.closest('.scroll, .tabs, pre, svg, .for-readers'); })"
+        ".map((e) => e.outerHTML.slice(0, 80))"
+    )
+
+
 def test_nothing_is_wider_than_a_phone(open_page):
     page = open_page(width=375, height=740)
     fill_every_tab(page)
@@ -660,13 +670,7 @@ def test_nothing_is_wider_than_a_phone(open_page):
         show(page, tab)
         widths = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         assert widths[0] <= widths[1], tab
-        outside = page.evaluate(
-            "[...document.querySelectorAll('header button, header a, main *')].filter((e) => {"
-            " const b = e.getBoundingClientRect();"
-            " return b.width && b.right > innerWidth + 1 && !e.closest('.scroll, .tabs, pre, svg, .for-readers'); })"
-            ".map((e) => e.outerHTML.slice(0, 80))"
-        )
-        assert outside == [], tab
+        assert outside_of(page) == [], tab
         picture(page, f"phone-{tab}")
     page.goto(page.url.replace("/console", "/docs").split("#")[0])
     page.click("summary:has-text('getFlag')")
@@ -757,7 +761,7 @@ def test_axe_finds_no_serious_fault(open_page, guarded, scheme, width):
         page.wait_for_timeout(300)
         assert faults(page) == [], tab
     docs = open_page("/docs#get_flag", color_scheme=scheme, width=width)
-    docs.locator("#get_flag[open] .try button").click()
+    docs.locator("#get_flag[open] .try").get_by_role("button", name="Send").click()
     expect(docs.locator(".try .pill")).to_have_text("200")
     assert faults(docs) == []
     locked = open_page(at=guarded, color_scheme=scheme, width=width)
@@ -1101,6 +1105,64 @@ def test_the_api_page_describes_and_tries(open_page):
     assert page.locator(".operation").count() > 25
     page.click("#contents a:has-text('/get-user-details')")
     expect(page.locator("#get_user_details")).to_have_attribute("open", "")
+
+
+def test_the_api_page_copies_requests_that_curl_sends(open_page, gateway, vendor):
+    """The events of a request are real, which the form says."""
+    page = open_page("/docs#evaluate_flag")
+    form = page.locator("#evaluate_flag .try")
+    expect(form.locator(".note")).to_contain_text("Sends real events to VWO: the impressions of the decision.")
+    form.get_by_label("Body").fill('{"context": {"targetingKey": "o\'hara", "plan": "gold"}}')
+    commands = {"evaluate_flag": copied_command(form)}
+    form.get_by_role("button", name="Send").click()
+    expect(form.locator(".pill")).to_have_text("200")
+    for name in ("get_user_details", "stream_changes", "list_features"):
+        page.goto(page.url.split("#")[0] + f"#{name}")
+        form = page.locator(f"#{name} .try")
+        expect(form.locator(".note")).to_have_count(0)
+        if name == "stream_changes":
+            form.get_by_label("Last-Event-ID").fill("1")
+        commands[name] = copied_command(form)
+    expect(page.locator("#list_features summary .pill")).to_have_text(["token", "unstable"])
+    assert "-H 'Last-Event-ID: 1'" in commands.pop("stream_changes")
+    results = {name: orjson.loads(run_command(command, gateway)) for name, command in commands.items()}
+    assert results["evaluate_flag"]["key"] == "new-checkout"
+    assert "userAgent" in results["get_user_details"]
+    assert results["list_features"]["features"]
+    vendor.wait_until(lambda: core.visitor_uuid("123456", "o'hara") in str(vendor.events))
+
+
+def copied_command(form):
+    form.get_by_role("button", name="Copy as curl").click()
+    return form.locator(".copied-text").inner_text()
+
+
+def run_command(command, gateway):
+    environment = {**os.environ, "ADMIN_TOKEN": gateway.admin_token}
+    return subprocess.run(["bash", "-c", command], capture_output=True, check=True, env=environment).stdout
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
+def test_the_api_page_is_legible_with_operations_of_each_kind(open_page, width, scheme):
+    """With parameters in the path, the query and a header; with events, a token, large schemas and long errors."""
+    page = open_page("/docs", width=width, color_scheme=scheme)
+    names = [
+        "evaluate_flag",
+        "send_event_batch",
+        "stream_changes",
+        "refresh_settings",
+        "list_events",
+        "edit_dead_letter",
+    ]
+    for name in names:
+        page.locator(f"#{name} summary").click()
+    expect(page.locator(".try")).to_have_count(len(names))
+    copied_command(page.locator("#evaluate_flag .try"))
+    assert (brightness(page) < 60) == (scheme == "dark")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert outside_of(page) == []
+    assert faults(page) == []
+    picture(page, f"docs-{width}-{scheme}", full_page=False)
 
 
 # Nobody else is asked

@@ -10,7 +10,7 @@ import time
 from http_harness import QUICK, Routes, get, post, serve
 
 from tornado_gateway.http.limits import RunQueue
-from tornado_gateway.http.messages import BODY_TOO_LARGE, Response
+from tornado_gateway.http.messages import Response, too_large
 from tornado_gateway.http.server import RECEIVE_BYTES
 
 __all__ = ["serve"]
@@ -62,7 +62,7 @@ def test_the_limit_of_a_body_is_asked_for_once(serve):
     asked = []
     live = serve(
         limits=QUICK._replace(max_body_bytes=100),
-        body_limit=lambda path: (asked.append(path) or 10_000, BODY_TOO_LARGE),
+        body_limit=lambda path: (asked.append(path) or 10_000, too_large(10_000)),
     )
     chunked = get("/echo", "Transfer-Encoding: chunked", method="POST") + b"1\r\nx\r\n" * 5000 + b"0\r\n\r\n"
     assert live.ask(chunked).json["body"] == "x" * 5000

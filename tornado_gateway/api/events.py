@@ -17,6 +17,7 @@ import orjson
 from tornado_gateway.core.event_templates import SHOWN
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.identification import Scope
+from tornado_gateway.environments.internal_events import is_discarded
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.fields import (
@@ -55,7 +56,7 @@ _LINE_FEED, _RETURN = b"\n\r"
 
 
 class _Batch:
-    """The documents of a batch that are to be stored, and how many are rejected, by reason.
+    """The documents of a batch that are to be stored, how many are rejected, by reason, and how many discarded.
 
     All stored ones are of one environment, because a batch is accepted or rejected as a whole.
     """
@@ -63,15 +64,23 @@ class _Batch:
     def __init__(self) -> None:
         self.documents: list[bytes] = []
         self.rejected: dict[str, int] = {}
+        self.discarded = 0
         self.environment: Environment | None = None
 
-    def add(self, environment: Environment, document: bytes) -> None:
+    def add(self, environment: Environment, name: str, document: bytes) -> None:
         if self.environment is None:
             self.environment = environment
         elif environment is not self.environment:
             names = self.environment.access.name, environment.access.name
-            raise RequestError(400, f"the events of the batch name two environments: {names[0]} and {names[1]}")
-        self.documents.append(document)
+            raise RequestError(
+                400,
+                f"the events of the batch name two environments: {names[0]} and {names[1]}",
+                code="ambiguous_environment",
+            )
+        if is_discarded(environment.access.internal_events, name, document):
+            self.discarded += 1
+        else:
+            self.documents.append(document)
 
     def reject(self, reason: str) -> None:
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
@@ -114,6 +123,9 @@ class EventsApi:
             return ACCEPTED
         self._check_size(environment, document, body)
         data = document["d"]
+        if is_discarded(environment.access.internal_events, data["event"]["name"], body):
+            environment.events.discard_internal(1)
+            return ACCEPTED
         if data["event"]["name"] == USAGE_STATS:  # filed under the vendor's account: sent alone, with its query
             environment.usage.append(_usage_query(request.query), body)
             return ACCEPTED
@@ -177,7 +189,7 @@ class EventsApi:
             document = _encoded(event)
             reason = _reason_too_large(event, document) if document else TOO_DEEP
             if document and reason is None:
-                batch.add(environment, document)
+                batch.add(environment, event["d"]["event"]["name"], document)
                 _note_impression(environment, event["d"])
             else:
                 batch.reject(reason or TOO_DEEP)
@@ -186,6 +198,8 @@ class EventsApi:
         environment = batch.environment or scope.counting
         if batch.documents:  # first: if the queue is full, the client sends all of it again
             _append(request, environment, b"\n".join(batch.documents), len(batch.documents))
+        if batch.discarded:
+            environment.events.discard_internal(batch.discarded)
         for reason, count in batch.rejected.items():
             self._reject(environment, reason, count)
         return ACCEPTED

@@ -14,7 +14,7 @@ from tornado_gateway.environments.environment import Environment, FetchDialect
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import AttemptsError, NotLoadedError, UpstreamError
 from tornado_gateway.http.fields import ClientAddress, accepts_gzip, query_text
-from tornado_gateway.http.messages import Request, Response, json_error
+from tornado_gateway.http.messages import Request, Response, error_response, json_error
 from tornado_gateway.settings.documents import SettingsDocument, prepare_document
 from tornado_gateway.settings.incremental_json import parse
 from tornado_gateway.settings.mirror import Snapshot
@@ -109,12 +109,13 @@ class SettingsApi:
     async def webhook(self, request: Request) -> Response:
         """Refresh the environment whose WEBHOOK_TOKEN is in a header, without a turn: for the vendor or a pipeline."""
         if not self._environments.accept_webhooks:
-            return json_error(403, "Webhooks are disabled on this gateway. Set WEBHOOK_TOKEN to enable them.")
+            message = "Webhooks are disabled on this gateway. Set WEBHOOK_TOKEN to enable them."
+            return json_error(403, message, code="webhooks_disabled")
         token, address = _token(request).decode("latin-1"), self._client_address(request)
         try:
             environment = self._webhook_tokens.owner(token, address, self._environments.of_webhook)
         except AttemptsError as error:
-            return json_error(error.status, str(error), [(b"Retry-After", b"%d" % error.retry_after_seconds)])
+            return error_response(error)
         if environment is None:
             return json_error(401, "The token does not match WEBHOOK_TOKEN.")
         refreshed = await _refresh(self._served_of(environment), "webhook")

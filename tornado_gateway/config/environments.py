@@ -25,6 +25,7 @@ REPLACED = tuple(
         "DECISION_REQUIRED",
         "CORS_ALLOWED_ORIGINS",
         "EVENT_QUEUE_LIMIT",
+        "INTERNAL_EVENTS",
         "SETTINGS_FILE",
         "WEBHOOK_TOKEN",
         "UPSTREAM_URL",

@@ -235,7 +235,7 @@ class AdminPage(Page):
         except RequestError as error:
             self.reject(error)
         except StoreError as error:
-            self.reject(RequestError(503, str(error)))
+            self.reject_for_store(error)
 
     def fields(self) -> Fields:
         return json_object(self.request.body)

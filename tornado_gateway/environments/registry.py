@@ -198,11 +198,11 @@ class Environments:
         accounts = [given for name in account_names if (given := query_text(query, name)) is not None]
         keys = [given for name in key_names if (given := query_text(query, name)) is not None]
         if account_id and any(given != account_id for given in accounts):
-            raise RequestError(400, WRONG_ACCOUNT)
+            raise RequestError(400, WRONG_ACCOUNT, code="wrong_account")
         if not all(map(self._is_own, keys)):
-            raise RequestError(400, WRONG_ACCOUNT)
+            raise RequestError(400, WRONG_ACCOUNT, code="wrong_account")
         if needs_key and not keys:
-            raise RequestError(400, NO_KEY)
+            raise RequestError(400, NO_KEY, code="key_required")
 
     def _is_own(self, key: str) -> bool:
         """Return whether a key is that of the only environment. Before its settings are loaded, a file can have any."""
@@ -220,4 +220,4 @@ class Environments:
 
 def _check_has_key(identification: Identification, request: Request, parameters: Sequence[bytes]) -> None:
     if not identification.has_key(request, parameters):
-        raise RequestError(400, NO_KEY)
+        raise RequestError(400, NO_KEY, code="key_required")

@@ -31,8 +31,9 @@ class EventCounts:
     """received = delivered + waiting + dead + rejected + discarded + lost.
 
     `rejected` events were never stored. `discarded` ones were dead letters beyond DEAD_LETTER_LIMIT or
-    DEAD_LETTER_DAYS, or deleted ones, or events of a gateway without an account. `lost` ones were stored, and
-    the store has lost them.
+    DEAD_LETTER_DAYS, or deleted ones, or events of a gateway without an account, or events of SDKs about themselves
+    (INTERNAL_EVENTS): `discarded_internal` has the number of the last ones. `lost` ones were stored, and the store has
+    lost them.
     """
 
     received: int = 0
@@ -42,6 +43,7 @@ class EventCounts:
     rejected: int = 0
     discarded: int = 0
     lost: int = 0
+    discarded_internal: int = 0
 
 
 @dataclass(slots=True)
@@ -230,6 +232,12 @@ class EventQueue:
         """Count events that arrived but are not to be stored."""
         self.counts.received += count
         self.counts.rejected += count
+
+    def discard_internal(self, count: int) -> None:
+        """Count events that arrived but are not to be forwarded (INTERNAL_EVENTS)."""
+        self.counts.received += count
+        self.counts.discarded += count
+        self.counts.discarded_internal += count
 
     # --- Storing ---
 

@@ -54,7 +54,7 @@ def json_object(body: bytes) -> Fields:
     except orjson.JSONDecodeError:
         fields = json_value(body)[0]
     if type(fields) is not dict:
-        raise RequestError(400, "the body must be a JSON object")
+        raise RequestError(400, "the body must be a JSON object", code="invalid_json")
     if len(body) > HARMLESS_BYTES:
         _check_size(fields, body)
     return fields
@@ -88,11 +88,11 @@ def repaired_value(body: bytes, problem: str) -> tuple[Any, bytes]:
     """Do the same for a body that could not be read because of this problem."""
     repaired = _without_lone_surrogates(body.removeprefix(BOM_UTF8))
     if repaired == body:  # reading it again would take as long, with the same result
-        raise RequestError(400, f"the body is not JSON: {problem}")
+        raise RequestError(400, f"the body is not JSON: {problem}", code="invalid_json")
     try:
         return orjson.loads(repaired), repaired
     except orjson.JSONDecodeError as error:
-        raise RequestError(400, f"the body is not JSON: {error}") from error
+        raise RequestError(400, f"the body is not JSON: {error}", code="invalid_json") from error
 
 
 def document_problem(value: object, encoded: bytes, max_bytes: int = MAX_DOCUMENT_BYTES) -> RequestError | None:

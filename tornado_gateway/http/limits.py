@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, final
 from tornado.httputil import HTTPServerConnectionDelegate
 
 from tornado_gateway.http.codings import Unpacking
-from tornado_gateway.http.messages import BODY_TOO_LARGE, Handler, Request, Response, Result, split_target
+from tornado_gateway.http.messages import Handler, Request, Response, Result, split_target, too_large
 
 # The parser cannot be paused within one call, so it gets at most this much at once.
 SLICE_BYTES: Final = 16384
@@ -229,7 +229,7 @@ class ServerOptions:
         self.limits = limits
         # Read for each request: an attribute of a named tuple costs more in compiled code.
         self.slice_bytes = limits.slice_bytes
-        self.body_limit = body_limit or (lambda path: (limits.max_body_bytes, BODY_TOO_LARGE))
+        self.body_limit = body_limit or (lambda path: (limits.max_body_bytes, too_large(limits.max_body_bytes)))
         self.on_response = on_response
         self.extra_header_lines = extra_header_lines or _no_lines
         self.guard = Unpacking(guard).call

@@ -16,7 +16,14 @@ from tornado_gateway.settings.mirror import LastPoll, SettingsMirror
 from tornado_gateway.store.sqlite.repair.reports import DamagedFile, DamageWatch
 from tornado_gateway.telemetry.judging.verdict import Verdict
 from tornado_gateway.telemetry.problems import REMEDIES, Problem, code_of_redis, code_of_upstream, published, verdict_of
-from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, InstanceReading, PartReading, Scoreboard, WorkerRecord
+from tornado_gateway.telemetry.scoreboard import (
+    EVENT_COUNTS,
+    PARTIAL_COUNTS,
+    InstanceReading,
+    PartReading,
+    Scoreboard,
+    WorkerRecord,
+)
 
 MOST_SHOWN = 100  # problems, the most severe first
 
@@ -190,7 +197,7 @@ def environment_record(served: Served, excess: str | None) -> WorkerRecord:
         "adopted": served.adoption.adopted,
         "queue_limit": served.config.config.event_queue_limit,
         "settings": _settings_record(mirror),
-        "events": {name: getattr(environment.events.counts, name) for name in EVENT_COUNTS},
+        "events": {name: getattr(environment.events.counts, name) for name in (*EVENT_COUNTS, *PARTIAL_COUNTS)},
         "reading": asdict(served.waiting.reading(not_stored or flush.error or flusher.retry_reason)),
         "last_poll": {
             "at": poll.at,

@@ -217,7 +217,8 @@ EVENT_COUNTERS = {
     "received": "Events received, rejected ones included.",
     "delivered": "Events that VWO has accepted.",
     "rejected": "Events rejected without being stored.",
-    "discarded": "Events discarded: old dead letters, or no account.",
+    "discarded": "Events discarded: old dead letters, no account, or INTERNAL_EVENTS.",
+    "discarded_internal": "Events of SDKs about themselves, which are among the discarded ones (INTERNAL_EVENTS).",
     "lost": "Stored events that the store has lost.",
 }
 

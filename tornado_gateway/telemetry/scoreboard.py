@@ -51,6 +51,7 @@ MOST_NAMES = 100  # features whose slow patterns are counted by name
 OTHER = "other"
 FINAL_COUNTS = ("delivered", "rejected", "discarded", "lost")
 EVENT_COUNTS = ("received", "waiting", "dead", *FINAL_COUNTS)
+PARTIAL_COUNTS = ("discarded_internal",)  # parts of other counts, which no sum includes
 
 _NO_SUMS: dict[str, Any] = {"adopted": 0, "events": {}, "orphaned": [], "counts": {}}
 _NO_TOTALS: dict[str, Any] = {"retirements": 0, "retired": {}, "environments": {}, "slow_patterns": {}, **_NO_SUMS}
@@ -214,7 +215,7 @@ def _merged(parts: list[WorkerRecord], sums: dict[str, Any], *, is_shared: bool)
         if retirement > adopted:
             events.update(counts)
             holders.append(waiting.Waiting(counts["waiting"], Reading(**reading)))
-    counted = {name: events[name] for name in (*EVENT_COUNTS, "unknown")}
+    counted = {name: events[name] for name in (*EVENT_COUNTS, *PARTIAL_COUNTS, "unknown")}
     counts = _added(sums["counts"], *(part.get("counts", {}) for part in parts))
     return PartReading(parts, counted, waiting.merged(holders, is_shared=is_shared), counts, last_known)
 
@@ -226,6 +227,7 @@ def _keep(sums: dict[str, Any], part: WorkerRecord, final: WorkerRecord, retirem
         done, orphaned = {**counts, "waiting": 0}, {}
     else:
         done = _received({name: counts[name] for name in FINAL_COUNTS})
+        done |= {name: counts[name] for name in PARTIAL_COUNTS}
         orphaned = {"waiting": counts["waiting"], "dead": counts["dead"]}
     sums["events"] = Counter(sums["events"]) + Counter(done)
     sums["counts"] = _added(sums["counts"], part.get("counts", {}))

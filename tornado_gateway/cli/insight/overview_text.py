@@ -14,7 +14,7 @@ RATES = (
 )
 ACCOUNTS = ("received", "delivered", "waiting", "dead")
 RARE_ACCOUNTS = ("rejected", "discarded", "lost", "unknown")  # shown if there are any
-BAD_COUNTS = ("dead", "discarded", "lost")
+BAD_COUNTS = ("dead", "lost")
 UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 MOST_PROBLEMS = 5
 COLOURS = {"critical": "red", "warning": "yellow"}
@@ -66,6 +66,7 @@ def _state(overview: Overview) -> list[Line]:
     status, store = overview["status"], overview["store"]
     events, settings, flush = status["events"], status["settings"] or {}, status["last_flush"] or {}
     is_bad = any(events.get(name) for name in BAD_COUNTS) or events.get("last_known") is not None
+    is_bad |= events.get("discarded", 0) > events.get("discarded_internal", 0)  # INTERNAL_EVENTS is intended
     rare = [name for name in RARE_ACCOUNTS if events.get(name)]
     version, age = settings.get("version"), settings.get("age_seconds")
     confirmed = "" if age is None else f", confirmed {duration(age)} ago"

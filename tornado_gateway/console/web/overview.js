@@ -67,8 +67,12 @@ const LEDGER = [
   ["unknown", "unknown"],
 ];
 
+/** Events that INTERNAL_EVENTS discards are no fault. */
+const toneOf = (name, tone, events) =>
+  name === "discarded" && events.discarded && events.discarded === events.discarded_internal ? "unknown" : tone;
+
 function showLedger(events) {
-  const terms = LEDGER.filter(([name]) => name !== "unknown" || events.unknown || events.last_known);
+  const terms = LEDGER.map(([name, tone]) => [name, toneOf(name, tone, events)]).filter(([name]) => name !== "unknown" || events.unknown || events.last_known);
   const parts = terms.filter(([name]) => events[name] > 0);
   replace(byId("ledger-bar"), parts.map(([name, tone]) => h("i", { class: `tone-${tone}`, vars: { "--share": events[name] } })));
   replace(

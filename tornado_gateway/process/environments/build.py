@@ -14,6 +14,7 @@ from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.environment import Documents, Environment
 from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
+from tornado_gateway.environments.internal_events import FORWARD, FilteringEvaluator
 from tornado_gateway.environments.registry import check_account
 from tornado_gateway.environments.slow_patterns import SlowPatterns
 from tornado_gateway.events.claims import MAX_CLAIMED_BYTES
@@ -89,7 +90,7 @@ class Builder:
             events=events,
             flusher=flusher,
             usage=UsageStatistics(choose_sink(config, upstream), shared.observer.usage_finished),
-            evaluator=build_evaluator(config, shared, store.state, lists, self.experiments),
+            evaluator=build_evaluator(config, shared, store.state, lists, self.experiments, events),
             state=store.state,
             documents=Documents(
                 settings_source(config, upstream, pull=True), None if config.is_offline else upstream.fetch_settings
@@ -185,9 +186,15 @@ def build_queue(config: Config, store: Store) -> EventQueue:
 
 
 def build_evaluator(
-    config: Config, shared: Shared, state: StateStore, lists: ListChecks | None, experiments: ExperimentMonitor
+    config: Config,
+    shared: Shared,
+    state: StateStore,
+    lists: ListChecks | None,
+    experiments: ExperimentMonitor,
+    events: EventQueue,
 ) -> Evaluator:
-    return Evaluator(
+    make = partial(FilteringEvaluator, config.internal_events, events.discard_internal)
+    return (Evaluator if config.internal_events == FORWARD else make)(
         shared.location,
         shared.device,
         lists,

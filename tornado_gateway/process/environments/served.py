@@ -117,7 +117,12 @@ class Served:
         environment.use_access(build_access(config))
         environment.events.use_limit(options.event_queue_limit)
         environment.evaluator = build_evaluator(
-            options, self._shared, self.store.state, environment.evaluator.lists, environment.experiments
+            options,
+            self._shared,
+            self.store.state,
+            environment.evaluator.lists,
+            environment.experiments,
+            environment.events,
         )
         environment.keys_changed()
 
