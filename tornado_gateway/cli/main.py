@@ -16,17 +16,8 @@ import orjson
 from tornado_gateway import core
 from tornado_gateway.cli.client import Client, ClientError
 from tornado_gateway.cli.insight.parsers import add_insight
-from tornado_gateway.cli.output import bullets, print_columns, print_json
-from tornado_gateway.config import (
-    Config,
-    ConfigError,
-    add_flags,
-    described,
-    described_environments,
-    environments_of,
-    given_flags,
-    load,
-)
+from tornado_gateway.cli.output import bullets, print_json
+from tornado_gateway.config import Config, ConfigError, add_flags, examine, given_flags, load
 from tornado_gateway.version import BUILD
 
 Command = Callable[[argparse.Namespace], int]
@@ -241,15 +232,9 @@ def _environments(arguments: argparse.Namespace) -> int:
 
 
 def _config(arguments: argparse.Namespace) -> int:
-    config = _configuration(arguments)
-    rows = described(config)
-    if config.environments_file is not None:
-        rows += described_environments(environments_of(config))
-    if arguments.json:
-        print_json([row._asdict() for row in rows])
-    else:
-        print_columns([(*row[:3], row.help) for row in rows])
-    return 0
+    from tornado_gateway.cli.configuration import show
+
+    return show.show(examine(given_flags(arguments, arguments.rest), os.environ, arguments.env_file), arguments)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
