@@ -42,9 +42,9 @@ def serve(config: Config) -> int:
 
 
 def _log_ignored_variables(config: Config) -> None:
-    """Log variables without effect. Misspelt options are logged at every LOG_LEVEL."""
+    """Log variables without effect, in particular misspelt options."""
     for misspelt in config.misspelt:
-        logger.error("environment variable ignored: %s", misspelt)
+        logger.warning("environment variable ignored: %s", misspelt)
     for link in config.service_links:
         logger.info("%s %s", link, REMEDIES["service-link"])
 

@@ -13,7 +13,7 @@ from tornado_gateway.cli.doctor.machine import (
     check_port,
     estimate_memory,
 )
-from tornado_gateway.cli.doctor.remedies import FAIL, OK, WARN, Finding
+from tornado_gateway.cli.doctor.remedies import OK, WARN, Finding
 from tornado_gateway.cli.doctor.store import (
     check_admin_token,
     check_data_dir,
@@ -28,10 +28,6 @@ from tornado_gateway.config import Config, EnvironmentConfig, environments_of
 PARALLEL_CHECKS = 8  # of settings
 
 _THIS_MACHINE = Machine()
-
-
-def finding_of_configuration(problem: str) -> Finding:
-    return Finding("configuration", FAIL, "configuration", problem)
 
 
 async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIterator[Finding]:
