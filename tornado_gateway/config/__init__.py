@@ -7,6 +7,7 @@ from tornado_gateway.config.environments import EnvironmentConfig, environments_
 from tornado_gateway.config.kinds import Option, mask
 from tornado_gateway.config.options import OPTIONS, Account, Config, secrets_of
 from tornado_gateway.config.render import OptionRow, described, described_environments
+from tornado_gateway.config.sources.env_file import fits_env_file
 from tornado_gateway.config.sources.flags import add_flags, given_flags
 from tornado_gateway.config.sources.load import Examined, examine, load
 from tornado_gateway.config.tokens import read_tokens, unknown_environments
@@ -26,6 +27,7 @@ __all__ = [
     "described_environments",
     "environments_of",
     "examine",
+    "fits_env_file",
     "given_flags",
     "load",
     "mask",

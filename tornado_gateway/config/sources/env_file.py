@@ -98,6 +98,11 @@ def _mistake(line: str) -> tuple[str, str]:
     return "", "NAME=VALUE or a comment that begins with #"
 
 
+def fits_env_file(name: str, text: str) -> bool:
+    """Return whether a line of an env file can have this value."""
+    return "\n" not in text and not _mistake(f"{name}={text}")[1]
+
+
 def _remedy(name: str, form: _Form) -> str:
     """Return how to give a secret that has such characters."""
     option = BY_NAME.get(name)

@@ -29,6 +29,7 @@ class Examined(NamedTuple):
     config: Config
     problems: tuple[str, ...]
     invalid: Mapping[str, Invalid]
+    given: Mapping[str, str]  # values as text, secrets included, or the names of their files
 
 
 def load(
@@ -66,6 +67,7 @@ def examine(
     given = {name: value for layer in layers for name, value in layer.items() if value.text.strip()}
     for name in () if with_account else _OF_ACCOUNTS:
         given.pop(name, None)
+    texts = {name: value.text for name, value in given.items() if value.source != SERVICE_LINK}
     ignored = find_ignored(environ, findings.broken.union(map(option_name, given)))
     read_secret_files(given, findings)
     values, sources = parsed(given, findings, OPTIONS)
@@ -74,7 +76,7 @@ def examine(
     _check(config, environ, findings, with_account=with_account)
     # Misspelt names alone are no problem: they may be of other programs. Together with one they may explain it.
     problems = (*findings.problems, *ignored.misspelt) if findings.problems else ()
-    return Examined(config, problems, findings.invalid)
+    return Examined(config, problems, findings.invalid, texts)
 
 
 def _used_links(config: Config) -> list[str]:
