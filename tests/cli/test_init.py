@@ -102,11 +102,15 @@ def test_a_secret_that_a_line_cannot_hold_has_its_own_file(init, tmp_path):
 
 def test_a_compose_file_and_the_lines_of_all_sdks(init, tmp_path):
     path = tmp_path / "compose.yaml"
-    result = init(*GIVEN, "--compose", str(path), "--port", "8123")
+    key = tmp_path / "key"
+    key.write_text(SDK_KEY)
+    result = init(*GIVEN, "--sdk-key-file", str(key), "--compose", str(path), "--port", "8123", SDK_KEY="")
     assert f"docker compose -f {path} up -d" in result.stdout
     service = yaml.safe_load(path.read_text())["services"]["gateway"]
     assert (service["env_file"], service["ports"]) == (str(tmp_path / "gateway.env"), ["8123:8123"])
     assert service["environment"]["DATA_DIR"] == "/data"
+    assert service["volumes"] == ["gateway-data:/data", f"{key}:{key}:ro"]
+    assert f"user 10001 must be able to read {key}" in result.stdout
     sdks = [
         line.split()[0] for line in result.stdout.splitlines() if "http://127.0.0.1:8123" in line and "SDK_KEY" in line
     ]

@@ -73,7 +73,8 @@ def _own_options(environment: EnvironmentConfig) -> str:
 
 _ENV_FILE_HEAD = """\
 # Options of the gateway, all at their defaults. Remove the # in front of a line to change it.
-# Read by `tornado-gateway serve --env-file`, by `docker run --env-file` and by systemd's EnvironmentFile.
+# `tornado-gateway serve --env-file`, `docker run --env-file`, Compose and systemd's EnvironmentFile read it alike: a
+# line is a comment, or NAME=VALUE without blanks around =, quotes, export, \\, $ and comments behind the value.
 # Rendered by: python -m tornado_gateway.config conf/gateway.env
 """
 

@@ -2,15 +2,22 @@
 
 import argparse
 import getpass
+import json
 import os
 import shlex
 import sys
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-from tornado_gateway.config import OPTIONS, Config, ConfigError, Examined, fits_env_file
+from tornado_gateway.config import OPTIONS, Config, ConfigError, Examined, fits_env_file, kinds
 
 _SECRETS = {option.name: option for option in OPTIONS if option.secret}
+_FILES = frozenset(
+    [option.file_name for option in _SECRETS.values()]
+    + [option.name for option in OPTIONS if option.kind in (kinds.file, kinds.path) and option.name != "DATA_DIR"]
+)
 _HEAD = """\
 # Written by tornado-gateway init. `tornado-gateway serve --help-all` lists all options, docs/configuration.md the
 # grammar: a line is NAME=VALUE without quotes, or a comment that begins with #.
@@ -82,56 +89,78 @@ volumes:
 """
 
 
-def env_files(path: Path, examined: Examined) -> dict[Path, str]:
-    """Return the env file with all options that were given, and a file for each secret that a line cannot hold."""
-    texts: dict[Path, str] = {}
-    lines = []
+class Written(NamedTuple):
+    """The values of an env file, and the texts of files for secrets that a line cannot hold."""
+
+    values: dict[str, str]
+    secrets: dict[Path, str]
+
+    def files(self) -> list[str]:
+        """Return the paths of all files that options name."""
+        return sorted({value for name, value in self.values.items() if name in _FILES})
+
+
+def written(path: Path, examined: Examined) -> Written:
+    """Return all options that were given. Paths of files are absolute, for a service with another directory."""
+    values: dict[str, str] = {}
+    secrets: dict[Path, str] = {}
     for name, text in examined.given.items():
         value = text if name in _SECRETS else text.strip()
-        if not fits_env_file(name, value):
-            if name not in _SECRETS:
-                raise ConfigError([f"{name}: expected a value without quotes, \\, $ and comments, for the env file"])
-            secret = path.absolute().with_name(name.lower())
-            texts[secret] = f"{value}\n"
-            name, value = _SECRETS[name].file_name, str(secret)
-        lines.append(f"{name}={value}\n")
-    return {path: _HEAD + "".join(lines), **texts}
+        value = str(Path(value).absolute()) if name in _FILES else value
+        if fits_env_file(name, value):
+            values[name] = value
+        elif name in _SECRETS:
+            file = path.absolute().with_name(name.lower())
+            secrets[file] = f"{value}\n"
+            values[_SECRETS[name].file_name] = str(file)
+        else:
+            raise ConfigError([f"{name}: expected a value without quotes, \\, $ and comments, for the env file"])
+    return Written(values, secrets)
 
 
-def unit(env_file: Path, config: Config) -> str:
+def env_file(values: Mapping[str, str]) -> str:
+    return _HEAD + "".join(f"{name}={value}\n" for name, value in values.items())
+
+
+def unit(path: Path, config: Config) -> str:
     return _UNIT.format(
-        program=_program(),
-        env_file=env_file.absolute(),
+        program=" ".join(map(_unit_word, _program())),
+        env_file=_unit_word(str(path.absolute())),
         stop_seconds=_stop_seconds(config),
         user=getpass.getuser(),
-        directory=Path.cwd(),
+        directory=str(Path.cwd()).replace("%", "%%"),
     )
 
 
-def compose(env_file: Path, config: Config) -> str:
-    """Return a Compose file that mounts the files which options name, under the same paths."""
-    paths = {str(path.absolute()) for path in _named_files(config)}
+def _unit_word(text: str) -> str:
+    """Return a word of a command in a unit, where % and $ have a meaning."""
+    text = text.replace("%", "%%").replace("$", "$$")
+    return f'"{text}"' if " " in text else text
+
+
+def compose(path: Path, config: Config, mounted: Iterable[str]) -> str:
+    """Return a Compose file that mounts these files under the same paths."""
     return _COMPOSE.format(
         port=config.port,
-        mounts="".join(f"      - {path}:{path}:ro\n" for path in sorted(paths)),
-        env_file=env_file.absolute(),
+        mounts="".join(f"      - {_yaml_text(f'{file}:{file}:ro')}\n" for file in mounted),
+        env_file=_yaml_text(str(path.absolute())),
         stop_seconds=_stop_seconds(config),
     )
 
 
-def _named_files(config: Config) -> list[Path]:
-    values = [(option, getattr(config, option.attribute)) for option in OPTIONS if option.name != "DATA_DIR"]
-    return [value for _, value in values if isinstance(value, Path)]
+def _yaml_text(text: str) -> str:
+    """Return a text in quotes, in which Compose replaces nothing."""
+    return json.dumps(text.replace("$", "$$"))
 
 
 def _stop_seconds(config: Config) -> int:
     return int(config.drain_seconds + config.shutdown_seconds) + 15
 
 
-def _program() -> str:
-    """Return the command that runs this program, as absolute path."""
+def _program() -> list[str]:
+    """Return the command that runs this program, with absolute paths."""
     script = Path(sys.executable).with_name("tornado-gateway")
-    return str(script) if script.exists() else f"{sys.executable} -m tornado_gateway"
+    return [str(script)] if script.exists() else [sys.executable, "-m", "tornado_gateway"]
 
 
 def start_command(arguments: argparse.Namespace) -> str:

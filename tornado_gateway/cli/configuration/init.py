@@ -54,7 +54,7 @@ def _tested(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Examin
         choice = questions.choose("Enter the values again?", ("again", "write", "stop")) if is_asking else "stop"
         if choice != "again":
             return examined if choice == "write" else None
-        flags |= questions.ask_for_options({})
+        flags |= questions.ask_for_options(questions.ACCOUNTS & examined.given.keys())
 
 
 async def _has_failed(config: Config) -> bool:
@@ -89,15 +89,18 @@ def _ask_for_files(arguments: argparse.Namespace) -> None:
 
 
 def _write(arguments: argparse.Namespace, examined: Examined) -> None:
-    texts = files.env_files(arguments.output, examined)
+    written = files.written(arguments.output, examined)
+    texts = {arguments.output: files.env_file(written.values), **written.secrets}
     if arguments.unit is not None:
         texts[arguments.unit] = files.unit(arguments.output, examined.config)
     if arguments.compose is not None:
-        texts[arguments.compose] = files.compose(arguments.output, examined.config)
+        texts[arguments.compose] = files.compose(arguments.output, examined.config, written.files())
     for path, text in texts.items():
         is_public = path in (arguments.unit, arguments.compose)
         files.write(path, text, 0o644 if is_public else 0o600, replaces=arguments.force)
         print(f"Wrote {path}")
+    if arguments.compose is not None and written.files():
+        print(f"The container's user 10001 must be able to read {', '.join(written.files())}")
 
 
 def _finish(arguments: argparse.Namespace, config: Config) -> int:

@@ -7,13 +7,13 @@ from tornado_gateway.config import OPTIONS, Option
 from tornado_gateway.config.kinds import is_placeholder
 
 _BY_NAME = {option.name: option for option in OPTIONS}
-_ACCOUNTS = ("SETTINGS_FILE", "ENVIRONMENTS_FILE")
+ACCOUNTS = frozenset({"SETTINGS_FILE", "ENVIRONMENTS_FILE"})  # with one of them, no account has to be entered
 
 
 def ask_for_options(given: Collection[str]) -> dict[str, str]:
     """Return the account and Redis, except options that are given."""
     answers: dict[str, str] = {}
-    if not any(name in given for name in _ACCOUNTS):
+    if not any(name in given for name in ACCOUNTS):
         answers["ACCOUNT_ID"] = "" if "ACCOUNT_ID" in given else _ask("ACCOUNT_ID", "VWO account ID")
         is_known = "SDK_KEY" in given or "SDK_KEY_FILE" in given
         answers["SDK_KEY"] = "" if is_known else _ask("SDK_KEY", "SDK key of the environment (not shown)")
