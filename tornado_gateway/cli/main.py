@@ -109,7 +109,7 @@ def _add_init(commands: Any) -> None:
     init.add_argument("--unit", type=Path, metavar="PATH", help="also write a systemd unit")
     init.add_argument("--compose", type=Path, metavar="PATH", help="also write a Docker Compose file")
     init.add_argument("--force", action="store_true", help="replace files that exist")
-    init.add_argument("--sdk", choices=SDKS, help="SDK to show the initialization of [all]")
+    init.add_argument("--sdk", choices=tuple(SDKS), help="SDK to show the initialization of [all]")
     add_flags(init)
 
 

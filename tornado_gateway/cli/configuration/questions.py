@@ -52,7 +52,7 @@ def _mistake(option: Option, text: str) -> str:
 
 
 def choose(words: str, choices: Sequence[str]) -> str:
-    """Return one of the choices, the first one for an empty answer."""
+    """Return one of the choices, the first one for an empty line."""
     while True:
         text = input(f"{words} ({', '.join(choices)}) [{choices[0]}]: ").strip().lower()
         if not text or text in choices:
