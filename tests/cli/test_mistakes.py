@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack, suppress
 
 import orjson
@@ -14,7 +15,7 @@ from process import ROOT, SAMPLE_SETTINGS, free_port
 from redis_servers import REDIS_SERVER, RedisServer, cluster
 from vendor import Fault, Vendor
 
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +113,13 @@ def message_of(line):
 
 
 def lines_until(process, message):
-    """Yield the messages of a running gateway up to the one that has this text."""
-    for line in map(message_of, process.stderr):
-        yield line
-        if message in line:
-            return
+    """Yield the messages of a running gateway up to the one that has this text, or until the deadline."""
+    deadline = threading.Timer(PATIENCE_SECONDS, process.kill)
+    deadline.start()
+    try:
+        for line in map(message_of, process.stderr):
+            yield line
+            if message in line:
+                return
+    finally:
+        deadline.cancel()

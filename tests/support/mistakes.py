@@ -62,8 +62,7 @@ MISTAKES = (
     ),
     Mistake(
         "VWO that cannot be reached",
-        "No settings loaded yet: VWO could not be reached (Failed to connect to 127.0.0.1:{free}: Connection refused)."
-        " Retrying in 1 s.",
+        "No settings loaded yet: VWO could not be reached (Failed to connect to 127.0.0.1:{free}: Connection refused).",
         "fail  upstream        settings: no response from VWO (Failed to connect to 127.0.0.1:{free}: Connection"
         " refused)",
         ACCOUNT | {"UPSTREAM_URL": "http://127.0.0.1:{free}"},
@@ -192,6 +191,7 @@ MISTAKES = (
         "wrong path",
         'SETTINGS_FILE (environment): expected a file that can be read, got "{dir}/none.json"',
         {"SETTINGS_FILE": "{dir}/none.json"},
+        "check",
     ),
     Mistake(
         "invalid JSON",
