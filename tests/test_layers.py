@@ -41,7 +41,7 @@ LIBRARIES = {  # outside library: where it may be imported
     "tornado.ioloop": set(),  # its PeriodicCallback plans calls by the wall clock; tasks.py has one that does not
     "prometheus_client": {"telemetry/prometheus.py"},
     "yaml": {"insight/cases.py"},
-    "argparse": {"cli", "config/sources.py"},
+    "argparse": {"cli", "config/sources/flags.py"},
 }
 COMPARES_ACCOUNTS = {"environments", "config", "upstream"}  # rooms
 KEY_PARAMETERS = {b"sdkKey", b"env"}  # of queries

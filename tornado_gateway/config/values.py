@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tornado_gateway.config.kinds import Option, mask
+from tornado_gateway.config.kinds import Option, is_placeholder, mask
 from tornado_gateway.config.options import BY_FILE_NAME, NAMES, option_name
 
 
@@ -17,6 +17,14 @@ class Given(NamedTuple):
 
     text: str
     source: str
+
+
+class Invalid(NamedTuple):
+    """An option that cannot be used: the value as far as it can be shown, its source, and the problem in words."""
+
+    shown: str
+    source: str
+    problem: str
 
 
 @dataclass(slots=True)
@@ -29,10 +37,15 @@ class Findings:
     problems: list[str] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
     spell: Callable[[str], str] = str
+    invalid: dict[str, Invalid] = field(default_factory=dict)  # by the names of the options
 
-    def add(self, name: str, source: str, expected: str, got: str) -> None:
-        self.problems.append(f"{self.spell(name)} ({source}): expected {expected}, got {got}")
+    def add(self, name: str, source: str, expected: str, got: str, shown: str = "") -> None:
+        self.add_problem(name, source, f"{self.spell(name)} ({source}): expected {expected}, got {got}", shown)
+
+    def add_problem(self, name: str, source: str, problem: str, shown: str = "") -> None:
+        self.problems.append(problem)
         self.broken.add(option_name(name))
+        self.invalid.setdefault(option_name(name), Invalid(shown, source, problem))
 
     def add_unknown(self, key: str, problem: str, spell: Callable[[str], str], names: Collection[str] = NAMES) -> None:
         name = key.lstrip("-").replace("-", "_").upper()
@@ -52,11 +65,16 @@ def parsed(
         if option.name not in given:
             continue
         text, source = given[option.name]
+        if option.rejects_placeholders and is_placeholder(text.strip()):
+            shown = _in_quotes(text.strip())  # no secret: the text of an example
+            findings.add(option.name, source, "your own value", f"the placeholder {shown}", shown)
+            continue
         try:
             values[option.attribute] = option.kind.parse(text if option.secret else text.strip())
             sources[option.name] = source
         except ValueError:
-            findings.add(option.name, source, option.expected, quoted(option, text))
+            shown = quoted(option, text)
+            findings.add(option.name, source, option.expected, shown, shown)
     return values, sources
 
 

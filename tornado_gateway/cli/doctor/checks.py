@@ -13,7 +13,7 @@ from tornado_gateway.cli.doctor.machine import (
     check_port,
     estimate_memory,
 )
-from tornado_gateway.cli.doctor.remedies import FAIL, OK, Finding
+from tornado_gateway.cli.doctor.remedies import OK, WARN, Finding
 from tornado_gateway.cli.doctor.store import (
     check_admin_token,
     check_data_dir,
@@ -30,10 +30,6 @@ PARALLEL_CHECKS = 8  # of settings
 _THIS_MACHINE = Machine()
 
 
-def finding_of_configuration(problem: str) -> Finding:
-    return Finding("configuration", FAIL, "configuration", problem)
-
-
 async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIterator[Finding]:
     """Yield all findings, each as soon as it is known: first the problems of the gateway, if one runs."""
     reported = await asyncio.to_thread(ask_gateway, config)
@@ -48,6 +44,10 @@ async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIter
 async def _checks(config: Config, machine: Machine) -> AsyncIterator[Finding]:
     """Yield the findings of the doctor's own checks."""
     yield Finding("configuration", OK, OK, "valid")
+    for misspelt in config.misspelt:
+        yield Finding("variables", WARN, "variable-misspelt", misspelt)
+    for link in config.service_links:
+        yield Finding("variables", WARN, "service-link", link)
     environments = environments_of(config)
     documents: list[core.Settings] = []
     for task in _all_settings(environments):

@@ -9,6 +9,9 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 REMEDIES = {
     **problems.REMEDIES,
     "configuration": "Correct the option named above. `tornado-gateway config` shows the source of each value.",
+    "variable-misspelt": "Correct the name, or remove the variable: it has no effect.",
+    "service-link": "Set `enableServiceLinks: false` in the pod specification, so that a service of the namespace"
+    " cannot set options.",
     "key-previous": "Create the key in VWO, or correct sdk_key in ENVIRONMENTS_FILE. Settings and events keep using the"
     " previous key meanwhile.",
     "collector-unreachable": "Check COLLECT_URL from this machine: name, firewall, route. Meanwhile, events wait.",
