@@ -15,7 +15,7 @@ RUN TORNADO_GATEWAY_COMPILE=1 PYTHONPATH=/tools \
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin gateway \
-    && install -d -o gateway -g gateway /data
+    && install -d -m 700 -o gateway -g gateway /data
 COPY --from=build /opt/tornado-gateway /opt/tornado-gateway
 ENV PATH=/opt/tornado-gateway/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -75,6 +75,7 @@ def needed():
 
 
 setup(
+    license="Apache-2.0",
     ext_modules=libraries() if IS_WANTED and IS_BUILT else [],
     setup_requires=needed() if IS_WANTED and not IS_BUILT else [],
 )

@@ -131,9 +131,20 @@ def parse_url(text: str) -> str:
 
 def _parse_file(text: str) -> Path:
     path = Path(text)
-    if not path.is_file() or not os.access(path, os.R_OK):
+    if not os.path.isfile(path) or not os.access(path, os.R_OK):  # Path.is_file raises if a directory is closed to us
         raise ValueError(text)
     return path
+
+
+def _denied(text: str) -> str:
+    """Return a note for a message if only the permission to read a file is missing."""
+    try:
+        Path(text).open("rb").close()
+    except PermissionError:
+        return f", which user {os.geteuid()} is not permitted to read"
+    except (OSError, ValueError):
+        pass
+    return ""
 
 
 def list_of(item: Callable[[str], T], expected: str, show: Callable[[T], str] = str) -> Kind[tuple[T, ...]]:
@@ -218,6 +229,10 @@ class Option:
     @property
     def expected(self) -> str:
         return f"{self.kind.expected} ({self.unit})" if self.unit else self.kind.expected
+
+    def note(self, text: str) -> str:
+        """Return what is known about an invalid value, to be added to the message."""
+        return _denied(text.strip()) if self.kind is file else ""
 
     def shown(self, value: Any) -> str:
         """`value` as text in the outside's unit; secrets are masked."""

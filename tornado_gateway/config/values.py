@@ -109,7 +109,8 @@ def quoted(option: Option, text: str) -> str:
     if option.secret:
         return _in_quotes(mask(text))
     # redis://:password@host in REDIS_HOST is a common mistake, and no reason to print the password.
-    return _in_quotes(re.sub(r"^([a-z]+://)?.*@", r"\1****@", text, flags=re.DOTALL | re.IGNORECASE))
+    shown = re.sub(r"^([a-z]+://)?.*@", r"\1****@", text, flags=re.DOTALL | re.IGNORECASE)
+    return _in_quotes(shown) + option.note(text)
 
 
 def quoted_path(text: str) -> str:

@@ -8,6 +8,7 @@ from tornado_gateway.cli.doctor.gateway import ask_gateway
 from tornado_gateway.cli.doctor.machine import (
     Machine,
     check_certificate,
+    check_decisions,
     check_location,
     check_open_files,
     check_port,
@@ -22,6 +23,7 @@ from tornado_gateway.cli.doctor.store import (
     check_redis,
     find_damaged,
 )
+from tornado_gateway.cli.doctor.volume import check_volume
 from tornado_gateway.cli.doctor.vwo import Looked, check_server, check_settings
 from tornado_gateway.config import Config, EnvironmentConfig, environments_of
 
@@ -56,6 +58,7 @@ async def _checks(config: Config, machine: Machine) -> AsyncIterator[Finding]:
         documents += [settings] if settings is not None else []
     if config.environments_file is not None:
         yield estimate_memory(documents)
+    yield check_decisions(config)
     async for finding in _servers([one.config for one in environments], machine):
         yield finding
     yield await check_redis(config)
@@ -66,6 +69,8 @@ async def _checks(config: Config, machine: Machine) -> AsyncIterator[Finding]:
         yield check_admin_token(config)
     if damaged := find_damaged(config.data_dir):
         yield damaged
+    if volume := check_volume(config.data_dir, machine.mounts()):
+        yield volume
     yield check_disk(config.data_dir, machine)
     yield await asyncio.to_thread(check_open_files, config, machine)
     yield await asyncio.to_thread(check_port, config)

@@ -23,6 +23,8 @@ REMEDIES = {
     "geo-wanted": "Features ask for the location: set MAXMIND_DB_PATH, or MAXMIND_USER_ID and MAXMIND_LICENSE_KEY.",
     "data-dir": "Make DATA_DIR writable for the gateway's user: `chown tornado-gateway: DATA_DIR`. In a container,"
     " mount a volume there.",
+    "data-temporary": "Mount a persistent volume with a name at DATA_DIR (/data in the image), which user 10001 can"
+    " write. Otherwise undelivered events, the admin token and the location database are lost with the container.",
     "admin-token": "Fix the file as described, or set ADMIN_TOKEN. The gateway does not start without a token.",
     "admin-token-exposed": "Run `chmod 600 DATA_DIR/admin-token`; the next start does it as well. If other users have"
     " used the machine, delete the file and restart the gateway: it creates a new token.",
