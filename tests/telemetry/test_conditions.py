@@ -17,11 +17,11 @@ from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 FACTS = [  # code, facts with the condition, facts just below it, words of the sentence
     ("no-settings", Facts(is_loaded=False), Facts(), "cannot be evaluated"),
-    ("settings-stale", Facts(settings_seconds=3601), Facts(settings_seconds=3600), "60 minutes"),
-    ("settings-stale", Facts(settings_seconds=9e5), Facts(settings_seconds=9e5, settings_source="file"), "10 days"),
-    ("events-waiting", Facts(oldest_seconds=901), Facts(oldest_seconds=900), "15 minutes"),
+    ("settings-stale", Facts(settings_seconds=3601), Facts(settings_seconds=3600), "for 1 h."),
+    ("settings-stale", Facts(settings_seconds=9e5), Facts(settings_seconds=9e5, settings_source="file"), "10 d 10 h"),
+    ("events-waiting", Facts(oldest_seconds=901), Facts(oldest_seconds=900), "15 min 1 s"),
     ("events-stuck", Facts(stuck="Events are stuck"), Facts(oldest_seconds=100), "stuck"),
-    ("events-dead", Facts(dead=1), Facts(dead=0), "1 events are dead letters"),
+    ("events-dead", Facts(dead=1), Facts(dead=0), "1 event is a dead letter"),
     ("events-lost", Facts(rises=frozenset({"lost"})), Facts(rises=frozenset({"received"})), "lost"),
     ("events-rejected", Facts(rises=frozenset({"rejected"})), Facts(), "rejected"),
     ("events-discarded", Facts(rises=frozenset({"discarded"})), Facts(), "discarded"),

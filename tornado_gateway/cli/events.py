@@ -17,6 +17,7 @@ from tornado_gateway.cli.environments import selected
 from tornado_gateway.cli.output import Progress, counted, local_time, paint, print_columns, print_json
 from tornado_gateway.cli.stored_events import Letter, StoredEvents, open_stored_events
 from tornado_gateway.config import Config
+from tornado_gateway.durations import duration
 from tornado_gateway.errors import GatewayError
 
 NEEDS_IDS = "Give the IDs of dead letters (see `tornado-gateway events list`), or --all."
@@ -59,7 +60,7 @@ async def _events_status(stored: StoredEvents, arguments: argparse.Namespace) ->
     print(f"{stored.where}:")
     if depth.stuck is not None:
         print(f"  {paint(depth.stuck, 'red')}")
-    oldest = "" if age is None else f", oldest {age:.0f} s"
+    oldest = "" if age is None else f", oldest {duration(age)}"
     if depth.unknown_since is not None:
         oldest += f" (last read {local_time(depth.unknown_since)}; the store cannot be read now)"
     if depth.is_stale:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from tornado_gateway.durations import duration
+
 STALE_SECONDS = 3600.0  # of settings
 LATE_SECONDS = 900.0  # of the oldest event
 FULL_SHARE = 0.5  # of the queue
@@ -55,18 +57,20 @@ def _settings_stale(facts: Facts) -> str | None:
     age = facts.settings_seconds
     if age is None or age <= STALE_SECONDS or facts.settings_source == "file":
         return None
-    return f"VWO has not confirmed the settings for {_duration(age)}."
+    return f"VWO has not confirmed the settings for {duration(age)}."
 
 
 def _events_waiting(facts: Facts) -> str | None:
     age = facts.oldest_seconds
     is_late = age is not None and age > LATE_SECONDS
-    return f"The oldest event has been waiting for {_duration(age or 0.0)}." if is_late else None
+    return f"The oldest event has been waiting for {duration(age or 0.0)}." if is_late else None
 
 
 def _events_dead(facts: Facts) -> str | None:
     known = "when they were last read" if facts.is_unknown else "rejected permanently by VWO"
-    return f"{facts.dead} events are dead letters, {known}." if facts.dead else None
+    if not facts.dead:
+        return None
+    return f"{'1 event is a dead letter' if facts.dead == 1 else f'{facts.dead} events are dead letters'}, {known}."
 
 
 def _queue_filling(facts: Facts) -> str | None:
@@ -78,7 +82,7 @@ def _queue_filling(facts: Facts) -> str | None:
 def _events_unknown(facts: Facts) -> str | None:
     if not facts.is_unknown:
         return None
-    read = "never read" if facts.unread_seconds is None else f"last known {_duration(facts.unread_seconds)} ago"
+    read = "never read" if facts.unread_seconds is None else f"last known {duration(facts.unread_seconds)} ago"
     return f"The numbers of waiting and dead events are unknown, {read}."
 
 
@@ -144,10 +148,3 @@ def found_in_instance(load: Load) -> Iterator[tuple[str, str]]:
     for code, find in OF_INSTANCE.items():
         if sentence := find(load):
             yield code, sentence
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
