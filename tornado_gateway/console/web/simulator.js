@@ -8,6 +8,8 @@ let running = null; // the AbortController of a simulation
 export function startSimulator() {
   byId("simulate-form").addEventListener("submit", simulate);
   byId("simulate-cancel").addEventListener("click", () => running?.abort());
+  byId("simulate-source").addEventListener("change", showSource);
+  showSource(); // the browser may have restored the choice
 }
 
 /** Offer these features in the form. */
@@ -26,14 +28,27 @@ function mistake(id, message) {
   return Object.assign(new Error(message), { field: byId(id) });
 }
 
+const SOURCES = {
+  visitors: () => Number(byId("simulate-count").value),
+  ids: () => {
+    const ids = linesOf("simulate-ids");
+    if (!ids.length) throw mistake("simulate-ids", "Enter the IDs of visitors, one in each line.");
+    return ids;
+  },
+  recent: () => true,
+};
+
+function showSource() {
+  for (const part of document.querySelectorAll("#simulate-form [data-source]")) part.hidden = part.dataset.source !== byId("simulate-source").value;
+}
+
 /** The body of the request; throws with the field that is wrong. */
 function request() {
   const fields = {};
   const texts = { featureKey: "simulate-feature", ipAddress: "simulate-ip", userAgent: "simulate-agent" };
   for (const [name, id] of Object.entries(texts)) if (byId(id).value.trim()) fields[name] = byId(id).value.trim();
-  const ids = linesOf("simulate-ids");
-  if (ids.length) fields.ids = ids;
-  else fields.visitors = Number(byId("simulate-count").value);
+  const source = byId("simulate-source").value;
+  fields[source] = SOURCES[source]();
   if (byId("simulate-variables").value.trim()) fields.customVariables = customVariables();
   fields.traffic = changes("simulate-traffic", "testingRule1=50", (shares) => (shares.length === 1 ? shares[0] : null));
   fields.weights = changes("simulate-weights", "testingRule1=80/20", (shares) => shares);
