@@ -99,7 +99,7 @@ async def _events_groups(stored: StoredEvents, arguments: argparse.Namespace) ->
         print_json(found)
         return 0
     if not found["complete"]:
-        print("Only the oldest dead letters are counted.", file=sys.stderr)
+        print(found.get("unreadable") or "Only the oldest dead letters are counted.", file=sys.stderr)
     rows = [(str(one["events"]), one["event"], local_time(one["last_at"]), one["reason"]) for one in found["groups"]]
     if rows:
         print_columns([("EVENTS", "EVENT", "LAST", "REASON"), *rows])
