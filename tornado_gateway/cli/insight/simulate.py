@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tornado_gateway import core
+from tornado_gateway.cli.insight.database import location_reader
 from tornado_gateway.cli.insight.remote import Remote, RemoteError
 from tornado_gateway.cli.output import Progress, bullets, counted, print_columns, print_json
 from tornado_gateway.enrichment.device import DeviceReader
-from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
 from tornado_gateway.insight.simulation import BAND, Simulation, generated_ids
 from tornado_gateway.insight.suggestions import suggested
@@ -111,10 +111,8 @@ def _simulated(arguments: argparse.Namespace, ids: Sequence[str]) -> dict[str, A
 
 
 def _evaluator(arguments: argparse.Namespace, settings: core.Settings, keys: Iterable[str]) -> Evaluator:
-    location = LocationReader(arguments.maxmind_db_path)
-    if arguments.ip and any(settings.features[key].needs_location for key in keys):
-        location.open()
-    return Evaluator(location, DeviceReader())
+    is_used = bool(arguments.ip) and any(settings.features[key].needs_location for key in keys)
+    return Evaluator(location_reader(arguments.maxmind_db_path, is_used=is_used), DeviceReader())
 
 
 def _context(user_id: str, arguments: argparse.Namespace) -> core.Context:

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 
 from tornado_gateway import core
+from tornado_gateway.cli.insight.database import location_reader
 from tornado_gateway.cli.insight.remote import Remote, RemoteError, UrlError
 from tornado_gateway.cli.output import bullets, file_problem, paint
 from tornado_gateway.enrichment.device import DeviceReader
-from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
 from tornado_gateway.insight.cases import MOST_BYTES, Case, CasesError, read_cases
 from tornado_gateway.insight.verification import Actual, Verified, differences, junit
@@ -67,10 +67,7 @@ def _source(arguments: argparse.Namespace) -> tuple[Collection[str], Decide, Exp
 
 def _local(arguments: argparse.Namespace) -> tuple[Collection[str], Decide, Explain]:
     settings = core.compile_settings(parse(read_document(arguments.settings), core.never_yield))
-    location = LocationReader(arguments.maxmind_db_path)
-    if arguments.maxmind_db_path is not None:
-        location.open()
-    evaluator = Evaluator(location, DeviceReader())
+    evaluator = Evaluator(location_reader(arguments.maxmind_db_path), DeviceReader())
 
     def decide(case: Case) -> Actual:
         return _actual(evaluator.decide_from(settings, case.feature, Inputs(_context(case))))
