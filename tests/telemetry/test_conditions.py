@@ -35,7 +35,7 @@ LOADS = [
     ("request-errors", Load(10, 10), Load(9, 9), "10 of 10"),
     ("slow-decisions", Load(decisions=100, slow_decisions=2), Load(decisions=100, slow_decisions=1), "2 of 100"),
     ("slow-decisions", Load(decisions=100, slow_decisions=99), Load(decisions=99, slow_decisions=99), "99 of 100"),
-    ("loop-lag", Load(timers=100, late_timers=2), Load(timers=100, late_timers=1), "2%"),
+    ("loop-lag", Load(timers=100, late_timers=2), Load(timers=100, late_timers=1), "2 %"),
     ("workers-restart", Load(restarts=7, workers=2), Load(restarts=6, workers=2), "7 workers"),
 ]
 

@@ -39,16 +39,18 @@ POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 HTML, CSS, SCRIPT, TEXT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript", "plain"))
-STYLES = ("console", "explain", "docs", "simulator", "uPlot.min")
+STYLES = ("console", "explain", "docs", "runbook", "simulator", "uPlot.min")
 SCRIPTS = (
     *("main", "session", "overview", "features", "usage", "experiments", "explain", "steps", "events", "live"),
     *("charts", "settings", "simulator", "share", "dead_letters"),
-    *("docs", "dom", "theme"),
+    *("docs", "dom", "runbook", "theme"),
     "uPlot.iife.min",  # 1.6.32, unchanged; see uPlot.LICENSE
 )
 ASSETS = {  # file and type of each path
     "/console": ("console.html", HTML),
     "/docs": ("docs.html", HTML),
+    "/docs/operating": ("runbook.html", HTML),
+    "/web/operating.md": ("operating.md", TEXT),  # a link to docs/operating.md, which builds replace by the file
     "/web/uPlot.LICENSE": ("uPlot.LICENSE", TEXT),
     **{f"/web/{name}.css": (f"{name}.css", CSS) for name in STYLES},
     **{f"/web/{name}.js": (f"{name}.js", SCRIPT) for name in SCRIPTS},

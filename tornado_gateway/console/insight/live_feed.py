@@ -1,4 +1,5 @@
-"""The live feed: decisions and events of all workers, collected only while a console watches them.
+"""The live feed: decisions and events of all workers, collected only while a console watches them, apart from a sample
+of recent visitors.
 
 Each worker publishes the filters of the consoles that it serves. All workers read these several times per second,
 sample the matches of each filter, and publish them for the worker that serves the console. Everything is bounded: the

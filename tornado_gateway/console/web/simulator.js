@@ -139,7 +139,7 @@ const distribution = (part, label) => [
     { class: "scroll", role: "region", "aria-label": label, tabindex: "0" },
     h(
       "table",
-      {},
+      { class: "stack" },
       h("thead", {}, h("tr", {}, ["Rule", "Variation", "Visitors", "Share", "Bar", "Configured"].map((name) => h("th", { scope: "col" }, name === "Bar" ? h("span", { class: "for-readers" }, name) : name)))),
       h("tbody", {}, part.variations.map(row)),
     ),
@@ -151,12 +151,12 @@ const row = (item) =>
   h(
     "tr",
     {},
-    h("td", {}, item.rule),
-    h("td", {}, item.variation.name),
-    h("td", {}, count(item.visitors)),
-    h("td", {}, shareText(item)),
+    h("td", { "data-label": "Rule" }, item.rule),
+    h("td", { "data-label": "Variation" }, item.variation.name),
+    h("td", { "data-label": "Visitors" }, count(item.visitors)),
+    h("td", { "data-label": "Share" }, shareText(item)),
     h("td", {}, item.share === null ? null : shareBar(item)),
-    h("td", {}, item.weight === null ? `traffic ${item.traffic} %` : `weight ${item.weight} %, traffic ${item.traffic} %`),
+    h("td", { "data-label": "Configured" }, item.weight === null ? `traffic ${item.traffic} %` : `weight ${item.weight} %, traffic ${item.traffic} %`),
   );
 
 const percent = (value) => value.toFixed(1);

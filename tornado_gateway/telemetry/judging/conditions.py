@@ -67,10 +67,13 @@ def _events_waiting(facts: Facts) -> str | None:
 
 
 def _events_dead(facts: Facts) -> str | None:
-    known = "when they were last read" if facts.is_unknown else "rejected permanently by VWO"
     if not facts.dead:
         return None
-    return f"{'1 event is a dead letter' if facts.dead == 1 else f'{facts.dead} events are dead letters'}, {known}."
+    is_one = facts.dead == 1
+    number, letters = ("1 event", "a dead letter") if is_one else (f"{facts.dead} events", "dead letters")
+    if facts.is_unknown:
+        return f"{number} {'was' if is_one else 'were'} {letters} at the last reading."
+    return f"{number} {'is' if is_one else 'are'} {letters}, rejected permanently by VWO."
 
 
 def _queue_filling(facts: Facts) -> str | None:
@@ -120,8 +123,8 @@ def _slow_decisions(load: Load) -> str | None:
 def _loop_lag(load: Load) -> str | None:
     if load.timers < FEWEST_REQUESTS or load.late_timers <= HIGHEST_SHARE * load.timers:
         return None
-    share = load.late_timers / load.timers
-    return f"{share:.0%} of the timers in the last 5 minutes were more than 50 ms late: the workers are overloaded."
+    percent = 100 * load.late_timers / load.timers
+    return f"{percent:.0f} % of the timers in the last 5 minutes were more than 50 ms late: the workers are overloaded."
 
 
 def _workers_restart(load: Load) -> str | None:
