@@ -80,9 +80,9 @@ const draw = (lines) => KINDS.find(([pattern]) => pattern.test(lines[0]))[1](lin
 function showTarget() {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   for (const marked of document.querySelectorAll(".target")) marked.classList.remove("target");
-  target?.scrollIntoView();
   const shown = target?.tagName === "SPAN" ? target.closest("p").nextElementSibling : target; // the heading below an anchor
   shown?.classList.add("target");
+  shown?.scrollIntoView();
 }
 
 const response = await fetch("/web/operating.md");
