@@ -18,7 +18,6 @@ from setuptools import setup
 PARTS = {
     "tornado_gateway.core": ["core/[!_]*"],
     "tornado_gateway.back": [
-        "store/interfaces",
         "store/sqlite/chunks",
         "store/sqlite/claims",
         "store/sqlite/database",

@@ -17,7 +17,7 @@ from tornado_gateway import core
 from tornado_gateway.cli.client import Client, ClientError
 from tornado_gateway.cli.configuration.sdks import LINES as SDKS
 from tornado_gateway.cli.insight.parsers import add_insight
-from tornado_gateway.cli.output import bullets, print_json
+from tornado_gateway.cli.output import bullets, file_problem, print_json
 from tornado_gateway.config import Config, ConfigError, add_flags, examine, given_flags, load
 from tornado_gateway.version import BUILD
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
         return 1
     except OSError as error:
-        print(error, file=sys.stderr)
+        print(file_problem(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

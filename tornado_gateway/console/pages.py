@@ -33,16 +33,18 @@ from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError
 
 HTML, CSS, SCRIPT, TEXT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript", "plain"))
-STYLES = ("console", "explain", "docs", "simulator", "uPlot.min")
+STYLES = ("console", "explain", "docs", "runbook", "simulator", "uPlot.min")
 SCRIPTS = (
     *("main", "session", "overview", "features", "usage", "experiments", "explain", "steps", "events", "live"),
     *("charts", "settings", "simulator", "share", "dead_letters"),
-    *("docs", "try", "dom", "theme"),
+    *("docs", "try", "dom", "runbook", "theme"),
     "uPlot.iife.min",  # 1.6.32, unchanged; see uPlot.LICENSE
 )
 ASSETS = {  # file and type of each path
     "/console": ("console.html", HTML),
     "/docs": ("docs.html", HTML),
+    "/docs/operating": ("runbook.html", HTML),
+    "/web/operating.md": ("operating.md", TEXT),  # a link to docs/operating.md, which builds replace by the file
     "/web/uPlot.LICENSE": ("uPlot.LICENSE", TEXT),
     **{f"/web/{name}.css": (f"{name}.css", CSS) for name in STYLES},
     **{f"/web/{name}.js": (f"{name}.js", SCRIPT) for name in SCRIPTS},

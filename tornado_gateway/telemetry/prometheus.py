@@ -228,7 +228,7 @@ def _events(views: Sequence[View]) -> Iterator[Metric]:
         yield _of_each(CounterMetricFamily, f"fme_events_{key}", description, views, partial(_count, key))
     gauge = partial(_of_each, GaugeMetricFamily)
     yield gauge("fme_events_waiting", "Events waiting for delivery.", views, partial(_stored, "waiting"))
-    description = "Events that VWO rejected permanently; they can be re-queued."
+    description = "Events that VWO rejected permanently; they can be requeued."
     yield gauge("fme_events_dead", description, views, partial(_stored, "dead"))
     description = "Events in a store that cannot be read, or of other gateways."
     yield gauge("fme_events_unknown", description, views, partial(_count, "unknown"))

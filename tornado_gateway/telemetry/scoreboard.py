@@ -47,6 +47,7 @@ ROW_BYTES = 1 << 20  # of address space: only written pages take memory. 200 env
 RECENT_BYTES = 1 << 18
 WATCHED_BYTES = 1 << 14  # the filters of the live streams of one worker
 FOUND_BYTES = 1 << 17  # the matches that a worker has found for the live streams of all workers
+VISITORS_BYTES = 1 << 17  # the IDs of users that a worker has seen recently
 MOST_NAMES = 100  # features whose slow patterns are counted by name
 OTHER = "other"
 FINAL_COUNTS = ("delivered", "rejected", "discarded", "lost")
@@ -109,6 +110,8 @@ class Scoreboard:
         watched_bytes, found_bytes = bytes_for(WATCHED_BYTES), bytes_for(FOUND_BYTES)
         self.watched = Slots(mmap.mmap(-1, rows * watched_bytes), rows, watched_bytes)
         self.found = Slots(mmap.mmap(-1, rows * found_bytes), rows, found_bytes)
+        visitors_bytes = bytes_for(VISITORS_BYTES)
+        self.visitors = Slots(mmap.mmap(-1, rows * visitors_bytes), rows, visitors_bytes)
         records_bytes = (rows + 1) * ROW_BYTES  # the last row is for the totals
         memory = mmap.mmap(-1, records_bytes + rows * WORD_BYTES)
         self._slots = Slots(memory, rows + 1, ROW_BYTES)

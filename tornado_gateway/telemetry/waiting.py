@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tornado_gateway.durations import duration
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import Depth, EventStore
 from tornado_gateway.tasks import end_tasks
@@ -182,7 +183,7 @@ def _stuck(holding: Sequence[Waiting], *, is_shared: bool) -> Problem | None:
     since = min(worker.reading.oldest_at for worker in still if worker.reading.oldest_at is not None)
     events = max(worker.events for worker in still) if is_shared else sum(worker.events for worker in still)
     age = max(0.0, time.time() - since)
-    message = f"Events are stuck: {events} waiting, the oldest for {age:.0f} s, although delivery reports no error."
+    message = f"Events are stuck: {events} waiting, the oldest for {duration(age)}, although delivery reports no error."
     return {"since": since, "seconds": round(age, 3), "events": events, "message": message}
 
 

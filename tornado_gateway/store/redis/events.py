@@ -29,7 +29,7 @@ from contextlib import suppress
 
 from tornado_gateway.errors import StoreError
 from tornado_gateway.logs import once
-from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetter, Depth, NewChunk, Store
+from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetters, Depth, NewChunk, Store
 from tornado_gateway.store.redis.consumer import GROUP, Consumer
 from tornado_gateway.store.redis.durability import RISK_REMEDY, Ledger, risks
 from tornado_gateway.store.redis.entries import PAGE, arguments_of, letter_of, stored_at
@@ -143,9 +143,9 @@ class RedisEvents:
         """Return 0: ended workers leave nothing but claims, and other consumers claim these events."""
         return 0
 
-    async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> list[DeadLetter]:
+    async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> DeadLetters:
         entries = await self._link.call("XRANGE", self._keys[2], "-" if first is None else first, "+", "COUNT", limit)
-        return [letter_of(entry_id, fields) for entry_id, fields in entries]
+        return DeadLetters(letter_of(entry_id, fields) for entry_id, fields in entries)
 
     async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:
         """Move dead letters back; each moves in one step, and those moved before an error stay moved."""

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetter, Depth, NewChunk, Store
+from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetters, Depth, NewChunk, Store
 from tornado_gateway.store.sqlite import chunks as table
 from tornado_gateway.store.sqlite import dead_letters as letters
 from tornado_gateway.store.sqlite.adoption import Adoption
@@ -209,8 +209,8 @@ class SqliteEvents:
         waiting = stored.waiting + deleted[0] - self._deletions.settled_events
         return Depth(waiting, stored.dead, stored.oldest_at if waiting else None, stored.waiting_bytes)
 
-    async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> list[DeadLetter]:
-        return await self._database.run(letters.dead_letters, limit, first)
+    async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> DeadLetters:
+        return DeadLetters(await self._database.run(letters.dead_letters, limit, first))
 
     async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:
         """As promised by EventStore, for the letters of all workers. Two that do this at once may send some twice."""
