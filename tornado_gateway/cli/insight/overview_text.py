@@ -13,7 +13,7 @@ RATES = (
     ("Events delivered/s", "delivered"),
 )
 ACCOUNTS = ("received", "delivered", "waiting", "dead")
-RARE_ACCOUNTS = ("rejected", "discarded", "lost", "unknown")  # shown if there are any
+RARE_ACCOUNTS = ("rejected", "discarded", "lost", "unknown", "elsewhere")  # shown if there are any
 BAD_COUNTS = ("dead", "discarded", "lost")
 UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 MOST_PROBLEMS = 5
