@@ -704,6 +704,8 @@ def test_an_environment_can_be_chosen(open_page, tmp_path):
         page.fill("#token", TOKEN)
         page.click("#sign-in-form .primary")
         expect(page.locator("#environment option")).to_have_text(list(KEYS))
+        expect(page.locator("#charts-scope")).to_have_text("The charts are of all environments.")
+        expect(page.locator("#charts-scope")).to_be_visible()
         expect(page.locator("#state-text")).to_contain_text("account 111 · settings version 1 ")
         page.select_option("#environment", "staging")
         expect(page.locator("#state-text")).to_contain_text("settings version 77")

@@ -1,15 +1,18 @@
-"""Values of options from text of any source, and the problems found in them."""
+"""Values of options from text of any source, blocks of TOML files, and the problems found in them."""
 
 import difflib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+import tomllib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tornado_gateway.config.kinds import Option, is_placeholder, mask
 from tornado_gateway.config.options import BY_FILE_NAME, NAMES, option_name
+
+MAX_FILE_BYTES = 1024 * 1024  # of a file with blocks: 200 environments with all keys have about 200 KB
 
 
 class Given(NamedTuple):
@@ -120,3 +123,35 @@ def quoted_path(text: str) -> str:
 
 def _in_quotes(text: str) -> str:
     return json.dumps(text if len(text) <= 100 else f"{text[:100]}...", ensure_ascii=False)
+
+
+class Blocks(NamedTuple):
+    """The blocks of a file, and the problems in its form. There are none if they cannot be read."""
+
+    blocks: Sequence[Mapping[str, Any]]
+    problems: Sequence[str]
+
+
+def read_blocks(path: Path, table: str, place: str, *, may_be_empty: bool = False) -> Blocks:
+    """Return the blocks `[[table]]` of a file. `place` names it at the beginning of each problem."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            return _failed(f"{place}: expected at most {MAX_FILE_BYTES} bytes")
+        document = tomllib.loads(content.decode("utf-8-sig"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        return _failed(f"{place}: expected TOML, got a mistake: {error}")
+    except (OSError, ValueError) as error:
+        return _failed(f"{place}: expected a text file that can be read, got one that cannot ({why(error)})")
+    blocks = document.pop(table, [])
+    problems = [f"{place}: unknown table or key {key}, expected [[{table}]] blocks only" for key in document]
+    if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
+        return Blocks((), [*problems, f"{place}: expected [[{table}]] blocks, got another type of value"])
+    if not blocks and not may_be_empty:
+        return Blocks((), [*problems, f"{place}: expected one [[{table}]] or more"])
+    return Blocks(blocks, problems)
+
+
+def _failed(problem: str) -> Blocks:
+    return Blocks((), [problem])

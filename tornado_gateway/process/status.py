@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +197,7 @@ def environment_record(served: Served, excess: str | None) -> WorkerRecord:
         "queue_limit": served.config.config.event_queue_limit,
         "settings": _settings_record(mirror),
         "events": {name: getattr(environment.events.counts, name) for name in (*EVENT_COUNTS, *PARTIAL_COUNTS)},
-        "reading": asdict(served.waiting.reading(not_stored or flush.error or flusher.retry_reason)),
+        "reading": served.waiting.reading(not_stored or flush.error or flusher.retry_reason).as_record(),
         "last_poll": {
             "at": poll.at,
             "age_seconds": poll.age_seconds(),

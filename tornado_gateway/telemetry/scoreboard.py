@@ -21,8 +21,9 @@ All rules about the sums are in this file:
   hold for the parts of each environment.
 - With a queue that is shared with other machines (Redis) every worker shows the waiting and dead events of the whole
   queue, so the sums count them once, and no worker leaves orphaned events. Events that one machine received may be
-  delivered by another. `unknown` is the rest of the sum: the waiting and dead events while no worker can read the
-  queue, and the events that other gateways or an earlier run have received (negative) or delivered.
+  delivered by another. Then received + elsewhere = delivered + waiting + dead + rejected + discarded + lost + unknown,
+  and one of both is 0. `elsewhere` are events of this sum that other gateways or an earlier run have received.
+  `unknown` are the waiting and dead events while no worker can read the queue, and the events that others delivered.
 """
 
 import mmap
@@ -53,6 +54,7 @@ OTHER = "other"
 FINAL_COUNTS = ("delivered", "rejected", "discarded", "lost")
 EVENT_COUNTS = ("received", "waiting", "dead", *FINAL_COUNTS)
 PARTIAL_COUNTS = ("discarded_internal",)  # parts of other counts, which no sum includes
+SHARED_COUNTS = ("unknown", "elsewhere")  # with other machines
 
 _NO_SUMS: dict[str, Any] = {"adopted": 0, "events": {}, "orphaned": [], "counts": {}}
 _NO_TOTALS: dict[str, Any] = {"retirements": 0, "retired": {}, "environments": {}, "slow_patterns": {}, **_NO_SUMS}
@@ -218,7 +220,7 @@ def _merged(parts: list[WorkerRecord], sums: dict[str, Any], *, is_shared: bool)
         if retirement > adopted:
             events.update(counts)
             holders.append(waiting.Waiting(counts["waiting"], Reading(**reading)))
-    counted = {name: events[name] for name in (*EVENT_COUNTS, *PARTIAL_COUNTS, "unknown")}
+    counted = {name: events[name] for name in (*EVENT_COUNTS, *PARTIAL_COUNTS, *SHARED_COUNTS)}
     counts = _added(sums["counts"], *(part.get("counts", {}) for part in parts))
     return PartReading(parts, counted, waiting.merged(holders, is_shared=is_shared), counts, last_known)
 
@@ -258,7 +260,8 @@ def _count_shared(events: Counter[str], workers: list[waiting.Waiting], *, is_kn
     """Count the waiting and dead events of a shared queue once. They are unknown if it cannot be read."""
     events["waiting"] = max((worker.events for worker in workers), default=0) if is_known else 0
     events["dead"] = (waiting.newest_reading(workers).dead or 0) if is_known else 0
-    events["unknown"] = events["received"] - sum(events[name] for name in EVENT_COUNTS[1:])
+    rest = events["received"] - sum(events[name] for name in EVENT_COUNTS[1:])
+    events["unknown"], events["elsewhere"] = max(0, rest), max(0, -rest)
 
 
 def _slow_patterns(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:

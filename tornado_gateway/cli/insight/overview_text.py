@@ -15,7 +15,7 @@ RATES = (
     ("Events delivered/s", "delivered"),
 )
 ACCOUNTS = ("received", "delivered", "waiting", "dead")
-RARE_ACCOUNTS = ("rejected", "discarded", "lost", "unknown")  # shown if there are any
+RARE_ACCOUNTS = ("rejected", "discarded", "lost", "unknown", "elsewhere")  # shown if there are any
 BAD_COUNTS = ("dead", "lost")
 MOST_PROBLEMS = 5
 COLOURS = {"critical": "red", "warning": "yellow"}

@@ -77,7 +77,7 @@ function showLedger(events) {
   replace(byId("ledger-bar"), parts.map(([name, tone]) => h("i", { class: `tone-${tone}`, vars: { "--share": events[name] } })));
   replace(
     byId("equation"),
-    h("span", {}, h("b", {}, count(events.received)), " received ="),
+    h("span", {}, h("b", {}, count(events.received)), " received", events.elsewhere ? ` + ${count(events.elsewhere)} elsewhere =` : " ="),
     terms.map(([name, tone], index) =>
       h("span", {}, h("i", { class: `swatch tone-${tone}` }), h("b", {}, events[name] === null ? "?" : count(events[name])), ` ${name}`, index < terms.length - 1 ? " +" : ""),
     ),

@@ -120,9 +120,11 @@ class Checkpoints:
         self._every_bytes = every_bytes
         self._written_bytes = 0  # since the last checkpoint began
         self._task: asyncio.Task[None] | None = None
+        self._follower: Follower | None = None  # to be opened with the first checkpoint: most logs need none
 
-    async def open(self, follower: Follower) -> None:
-        await self._database.open(follower)
+    def use(self, follower: Follower) -> None:
+        """Make checkpoints with this connection from now on."""
+        self._follower = follower
 
     async def close(self) -> None:
         if self._task is not None:
@@ -138,6 +140,9 @@ class Checkpoints:
     async def _make(self) -> None:
         self._written_bytes = 0
         try:
+            follower, self._follower = self._follower, None
+            if follower is not None:
+                await self._database.open(follower)
             await self._database.run(_checkpoint)
             await self._writer.run(_checkpoint)
         except StoreError as error:

@@ -91,7 +91,8 @@ SELECT saved_at, coalesce(owner, '') FROM documents LEFT JOIN confirmations USIN
 class SqliteState:
     """Documents, leases, aliases, sticky decisions and statistics of all workers of this machine.
 
-    Environments that share the directory have a namespace each. Documents have none: their names identify them.
+    Environments that share the directory have a namespace each; of many, each looks for changes `pace` times as rarely.
+    Documents have none: their names identify them.
     """
 
     def __init__(
@@ -103,12 +104,15 @@ class SqliteState:
         clock: Clock = SYSTEM_CLOCK,
         sweep_seconds: float = SWEEP_SECONDS,
         batch: int = SWEEP_RECORDS,
+        pace: int = 1,
     ) -> None:
         self.max_aliases = MAX_ALIASES
         self._path = directory / "state.db"
         self._namespace = namespace
         files = [GuardedFile(self._path, STATE, is_shared=True)]
         self._guard = Guard(files, f"{STATE_PRAGMAS} {synchronous(sync)}", DiskSpace(directory))
+        self._guard.check_seconds *= pace
+        self._watch_seconds = WATCH_SECONDS * pace
         self._database = Database()
         self._aliases = SqliteAliases(self._database, namespace, lambda: self.max_aliases)
         self._reckoning = Reckoning(clock)
@@ -195,7 +199,7 @@ class SqliteState:
             stored = await self._database.run(self._load_document_unless, name, known_version)
             if stored is not None:
                 return stored
-            await asyncio.sleep(WATCH_SECONDS)
+            await asyncio.sleep(self._watch_seconds)
 
     def _load_document(self, connection: sqlite3.Connection, name: str) -> StoredDocument | None:
         row = connection.execute(LOAD_DOCUMENT, (name,)).fetchone()
