@@ -57,6 +57,25 @@ def test_a_lone_request_does_not_wait_for_many_slices(serve):
     assert position_of_lone_request(serve, "X: " + "y" * 300) < COUNT
 
 
+def test_pipelined_requests_that_wait_do_not_continue_together(serve):
+    """512 requests to /webhook waited for the same refresh: a lone request waited until all had their responses."""
+    routes = Routes()
+    waiting, most = [], []
+
+    async def wait(request):
+        waiting.append(request)
+        most.append(len(waiting))
+        await asyncio.sleep(0.001)
+        waiting.remove(request)
+        return Response(200, b'"waited"')
+
+    routes.table[b"GET", b"/wait"] = wait
+    live = serve(find=routes.find, limits=QUICK._replace(max_tasks=10))
+    clients = [live.connect().send(get("/wait") * 40) for _ in range(8)]
+    assert [client.response().status for client in clients for _ in range(40)] == [200] * 320
+    assert 8 <= max(most) <= 10 + len(clients)
+
+
 def test_the_limit_of_a_body_is_asked_for_once(serve):
     """A body of 1-byte chunks had it looked up for each of them: 10 ms of CPU time for each slice of 16 KB."""
     asked = []

@@ -217,10 +217,10 @@ class Connection(asyncio.Protocol):
     def _has_room(self) -> bool:
         output = self.output
         return (
-            not output.is_paused
-            and not output.unsent_bytes
+            not (output.is_paused or output.unsent_bytes)
             and self.queued_bytes < MAX_QUEUED_BYTES
             and len(self.queue) < self.options.limits.max_pipelined
+            and not (self.queue and len(self.activity.tasks) >= self.options.limits.max_tasks)
         )
 
     def _can_advance(self) -> bool:

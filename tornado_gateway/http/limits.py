@@ -59,6 +59,9 @@ class Limits(NamedTuple):
     drain_seconds: float = 1.0
     max_bodies_bytes: int = 32 << 20  # of all clients together: unfinished bodies, and requests with large ones
     starved_seconds: float = 5.0  # that a body may wait for room in it
+    # Of all clients together. Beyond it, each waits for its last response before its next request starts: tasks that
+    # wait for the same event continue together, and a lone request would have to wait for all of them.
+    max_tasks: int = 64
 
     @property
     def slice_bytes(self) -> int:

@@ -1,22 +1,18 @@
 """Aliases in the file that all workers of a machine share.
 
-A decision looks up the id of its visitor, so that it must not wait behind a flood of other requests. Under load each
-statement waits milliseconds for the interpreter's lock: requests that arrive during a job share the next one, which has
-few statements, whatever their number. At most one job of each kind waits for the thread at any time.
+A decision looks up the id of its visitor, so that it must not wait behind a flood of other requests: they share jobs,
+and at most one job of each kind waits for the thread at any time.
 """
 
-import asyncio
 import sqlite3
-from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
 
 import orjson
 
-from tornado_gateway.store.sqlite.database import Database
+from tornado_gateway.store.sqlite.database import Database, Grouped
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 Pair = tuple[str, str]  # an alias and the id of a user
 
 MOST_STEPS = 64  # from an alias to its root
@@ -32,58 +28,16 @@ USERS_BY_SIZE = {size: USERS.format(", ".join("?" * size)) for size in (1, IDS)}
 STORE_BY_SIZE = {size: STORE.format(", ".join(["(?1, ?, ?)"] * size)) for size in (1, PAIRS)}
 
 
-class Grouped(Generic[Item, Result]):
-    """Passes the items of concurrent calls to `work` together, up to `most` at once, one group after the other.
-
-    `work` returns one result for each item. If it fails, so does each call of the group.
-    """
-
-    def __init__(self, work: Callable[[list[Item]], Awaitable[Sequence[Result]]], most: int) -> None:
-        self._work = work
-        self._most = most
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._task: asyncio.Task[None] | None = None
-
-    async def __call__(self, item: Item) -> Result:
-        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, done))
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
-        return await done
-
-    async def _run(self) -> None:
-        waiting = self._waiting
-        try:
-            while waiting:
-                group = [waiting.popleft() for _ in range(min(self._most, len(waiting)))]
-                await self._pass_on([item for item, _ in group], [done for _, done in group])
-        finally:
-            self._task = None
-
-    async def _pass_on(self, items: list[Item], futures: Sequence["asyncio.Future[Result]"]) -> None:
-        try:
-            results = await self._work(items)
-        except Exception as error:
-            for future in futures:
-                if not future.done():  # by the cancellation of its caller
-                    future.set_exception(error)
-            return
-        for future, result in zip(futures, results, strict=True):
-            if not future.done():
-                future.set_result(result)
-
-
 class SqliteAliases:
     """The aliases of one namespace. All namespaces together have at most `most()`."""
 
     def __init__(self, database: Database, namespace: str, most: Callable[[], int]) -> None:
         self._most = most
         self._room = 0  # aliases that can be added until they are counted again
-        self._database = database
         self._namespace = namespace
-        self._find_one = Grouped(self._find_ids, IDS)
-        self._find_list = Grouped(self._find_lists, LISTS)
-        self._set = Grouped(self._set_pairs, PAIRS)
+        self._find_one = Grouped(database, self._find_ids, IDS)
+        self._find_list = Grouped(database, self._find_lists, LISTS)
+        self._set = Grouped(database, self._store_pairs, PAIRS)
 
     async def set(self, alias_id: str, user_id: str) -> bool:
         """As promised by StateStore."""
@@ -95,15 +49,12 @@ class SqliteAliases:
             return await self._find_one(ids[0])
         return await self._find_list(ids)
 
-    async def _find_ids(self, ids: list[str]) -> list[dict[str, str]]:
-        return await self._find_lists([[id_] for id_ in ids])
+    def _find_ids(self, connection: sqlite3.Connection, ids: Sequence[str]) -> list[dict[str, str]]:
+        return self._find_lists(connection, [[id_] for id_ in ids])
 
-    async def _find_lists(self, lists: Sequence[Sequence[str]]) -> list[dict[str, str]]:
-        users = await self._database.run(users_of, self._namespace, {id_ for ids in lists for id_ in ids})
+    def _find_lists(self, connection: sqlite3.Connection, lists: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+        users = users_of(connection, self._namespace, {id_ for ids in lists for id_ in ids})
         return [{id_: root for id_ in ids if (root := root_of(id_, users)) != id_} for ids in lists]
-
-    async def _set_pairs(self, pairs: list[Pair]) -> list[bool]:
-        return await self._database.run(self._store_pairs, pairs)
 
     def _store_pairs(self, connection: sqlite3.Connection, pairs: Sequence[Pair]) -> list[bool]:
         users = users_of(connection, self._namespace, {id_ for pair in pairs for id_ in pair})
