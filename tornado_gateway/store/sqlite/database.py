@@ -122,19 +122,25 @@ def _check(guard: Guard | Follower, reported: str) -> str:
 
 
 class Grouped(Generic[Item, Result]):
-    """Passes the items of concurrent calls to `work` together, up to `most` at once, one group after the other.
+    """Passes the items of concurrent calls to `work` together, one group after the other.
 
-    `work` is called in the thread, and returns one result for each item. If it fails, so does each call of the group.
-    At most one job waits for the thread. Under load each statement waits milliseconds for the interpreter's lock, so
-    `work` has few of them, whatever the number of items. Few callers continue in one turn of the loop.
+    A group ends with the item that reaches the weight `most`. `work` is called in the thread, and returns one result
+    for each item. If it fails, so does each call of the group. At most one job waits for the thread. Under load each
+    statement waits milliseconds for the interpreter's lock, so `work` has few of them, whatever the number of items.
+    Few callers continue in one turn of the loop.
     """
 
     def __init__(
-        self, database: Database, work: Callable[[sqlite3.Connection, list[Item]], Sequence[Result]], most: int
+        self,
+        database: Database,
+        work: Callable[[sqlite3.Connection, list[Item]], Sequence[Result]],
+        most: int,
+        weigh: Callable[[Item], int] = lambda item: 1,
     ) -> None:
         self._database = database
         self._work = work
         self._most = most
+        self._weigh = weigh
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._is_busy = False
 
@@ -146,13 +152,20 @@ class Grouped(Generic[Item, Result]):
 
     def _start(self) -> None:
         while self._waiting and not self._is_busy:
-            group = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+            group = self._next_group()
             futures = [done for _, done in group]
             try:
                 self._database.post(self._work, [item for item, _ in group], then=partial(self._finish, futures))
                 self._is_busy = True
             except StoreError as error:
                 _pass_on(futures, None, error)
+
+    def _next_group(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
+        group, weight = [], 0
+        while self._waiting and weight < self._most:
+            group.append(self._waiting.popleft())
+            weight += self._weigh(group[-1][0])
+        return group
 
     def _finish(self, futures: Sequence["asyncio.Future[Result]"], results: Any, error: BaseException | None) -> None:
         self._is_busy = False
