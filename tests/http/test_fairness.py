@@ -9,7 +9,7 @@ import time
 
 from http_harness import QUICK, Routes, get, post, serve
 
-from tornado_gateway.http.limits import RunQueue
+from tornado_gateway.http.limits import DENSE_SLICE_BYTES, RunQueue
 from tornado_gateway.http.messages import BODY_TOO_LARGE, Response
 from tornado_gateway.http.server import RECEIVE_BYTES
 
@@ -74,6 +74,25 @@ def test_pipelined_requests_that_wait_do_not_continue_together(serve):
     clients = [live.connect().send(get("/wait") * 40) for _ in range(8)]
     assert [client.response().status for client in clients for _ in range(40)] == [200] * 320
     assert 8 <= max(most) <= 10 + len(clients)
+
+
+def test_few_requests_of_a_client_are_in_memory_until_their_turn(serve):
+    """16 KB of short requests became 500 objects of 600 bytes, of each of thousands of connections."""
+    routes = Routes()
+    opened = asyncio.Event()
+
+    async def wait(request):
+        await opened.wait()
+        return Response(200, b'"waited"')
+
+    routes.table[b"GET", b"/wait"] = wait
+    live = serve(find=routes.find)
+    short = b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n"
+    client = live.connect().send(short * 450)  # less than a slice
+    live.until(lambda: live.server.in_flight >= 16)
+    assert live.server.in_flight <= 2 * DENSE_SLICE_BYTES // len(short)
+    live.call(opened.set)
+    assert [client.response().status for _ in range(450)] == [200] * 450
 
 
 def test_the_limit_of_a_body_is_asked_for_once(serve):

@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
         reader = self.reader
         if reader.phase >= ENDED:
             return
-        if self.blocked or len(data) > self.options.slice_bytes:
+        if self.blocked or len(data) > self.options.slice_size(data):
             self._hold_and_pump(data)
             return
         self.corked, self.has_served = True, False
@@ -143,7 +143,7 @@ class Connection(asyncio.Protocol):
     # --- Reading ---
 
     def _hold_and_pump(self, data: bytes) -> None:
-        size = self.options.limits.slice_bytes
+        size = self.options.slice_size(data)
         self.held.extend(data[at : at + size] for at in range(0, len(data), size))
         self._pump()
 
