@@ -49,7 +49,7 @@ def numbers_of(script):
 def test_a_collection_examines_few_objects():
     generation, objects = numbers_of(COLLECTIONS)
     assert generation == 0
-    assert 1000 < objects < 10_000
+    assert 500 < objects < 2000
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
