@@ -53,6 +53,13 @@ def test_a_list_check_needs_both(get, query):
     assert answer.json() == {"status": 0, "error": "attribute and listId are required", "code": "invalid_request"}
 
 
+def test_a_value_that_is_too_long_is_in_no_list(get, vendor):
+    """It cost milliseconds, and VWO would reject the request line."""
+    before = len(list_calls(vendor))
+    assert get(f"/check-attribute?listId=list-77&attribute={'%25' * 20_000}").body == FALSE
+    assert len(list_calls(vendor)) == before
+
+
 def list_calls(vendor):
     return [call.query for call in vendor.calls if call.path == "/check-attribute"]
 

@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from tornado_gateway.core.types import StickyRecord
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import (
@@ -27,7 +25,7 @@ from tornado_gateway.store.interfaces import (
     StoredDocument,
 )
 from tornado_gateway.store.reckoning import SYSTEM_CLOCK, Clock, Note, Reckoning
-from tornado_gateway.store.sqlite.aliases import SqliteAliases
+from tornado_gateway.store.sqlite.aliases import SqliteAliases, SqliteRecords
 from tornado_gateway.store.sqlite.database import Database, transaction
 from tornado_gateway.store.sqlite.locks import try_lock
 from tornado_gateway.store.sqlite.repair.guard import Guard, GuardedFile
@@ -115,6 +113,7 @@ class SqliteState:
         self._watch_seconds = WATCH_SECONDS * pace
         self._database = Database()
         self._aliases = SqliteAliases(self._database, namespace, lambda: self.max_aliases)
+        self._records = SqliteRecords(self._database, namespace)
         self._reckoning = Reckoning(clock)
         self._batch = batch
         self._sweeping = Periodic(self._sweep, sweep_seconds, jitter=0.2)
@@ -241,12 +240,10 @@ class SqliteState:
         return await self._aliases.find(ids)
 
     async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, StickyRecord]:
-        return await self._database.run(_load_records, self._namespace, user_id, keys, self._reckoning.now())
+        return await self._records.load(user_id, keys, self._reckoning.now())
 
     async def save_records(self, user_id: str, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
-        owner, until = (self._namespace, user_id), self._reckoning.now() + seconds
-        rows = [(*owner, key, until, orjson.dumps(record)) for key, record in records.items()]
-        await self._database.run(_save_records, rows)
+        await self._records.save(user_id, records, self._reckoning.now() + seconds)
 
     async def statistics_versions(self) -> dict[str, int]:
         return await self._database.run(_statistics_versions, self._namespace)
@@ -318,19 +315,6 @@ def _confirm_document(connection: sqlite3.Connection, name: str, now: float, by:
 def _lease_path(directory: Path, name: str) -> Path:
     """Return the lock file of a lease, named after a hash because names contain paths and can be long."""
     return directory / f"lease-{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
-
-
-def _load_records(
-    connection: sqlite3.Connection, namespace: str, user_id: str, keys: Sequence[str], now: float
-) -> dict[str, StickyRecord]:
-    query = "SELECT record FROM decisions WHERE namespace = ? AND user_id = ? AND key = ? AND until > ?"
-    found = {key: connection.execute(query, (namespace, user_id, key, now)).fetchone() for key in keys}
-    return {key: orjson.loads(row[0]) for key, row in found.items() if row}
-
-
-def _save_records(connection: sqlite3.Connection, rows: Sequence[tuple[str, str, str, float, bytes]]) -> None:
-    with transaction(connection):
-        connection.executemany("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?)", rows)
 
 
 def _statistics_versions(connection: sqlite3.Connection, namespace: str) -> dict[str, int]:
