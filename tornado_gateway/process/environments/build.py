@@ -80,6 +80,7 @@ class Builder:
         config, shared, store = self._config, self._shared, self.store
         upstream = self._build_upstream()
         events = build_queue(config, store, self._pace)
+        events.use_identity(Identity(*config.account))
         self.watch = build_watch(config, store, events, shared.stuck_after_seconds, self._pace)
         mirror = self._build_mirror(upstream)
         flusher = self._build_flusher(events, upstream)
@@ -170,7 +171,8 @@ def phase_of(config: Config) -> float:
 
 
 def build_queue(config: Config, store: Store, pace: int) -> EventQueue:
-    events = EventQueue(
+    redis_seconds = 2 * config.socket_timeout_seconds if config.uses_redis else 0
+    return EventQueue(
         store.events,
         limit=config.event_queue_limit,
         limit_bytes=config.event_queue_bytes,
@@ -180,11 +182,9 @@ def build_queue(config: Config, store: Store, pace: int) -> EventQueue:
         durable=config.event_ack == "durable",
         shared=config.uses_redis,
         decisions_need_store=config.event_queue_full == "refuse",
-        commit_seconds=COMMIT_SECONDS + (2 * config.socket_timeout_seconds if config.uses_redis else 0),
+        commit_seconds=COMMIT_SECONDS + redis_seconds,
         pace=pace,
     )
-    events.use_identity(Identity(*config.account))
-    return events
 
 
 def build_evaluator(

@@ -65,18 +65,18 @@ class Stores:
 
         It is one of so many, which share the memory for events, and rest while they have no traffic.
         """
-        directory = data_dir_of(config)
+        directory, pace = data_dir_of(config), pace_of(number)
         # With Redis a machine shows one number of dead events: those in Redis, and all in its directory.
-        pace = pace_of(number)
+        counts_all = config.uses_redis
+        fresh_bytes = FRESH_BYTES // number
         local = SqliteEvents(
-            directory,
-            config.store_sync,
-            fresh_bytes=FRESH_BYTES // number,
-            counts_all_letters=config.uses_redis,
-            pace=pace,
+            directory, config.store_sync, fresh_bytes=fresh_bytes, counts_all_letters=counts_all, pace=pace
         )
-        if not config.uses_redis:
-            return Store(local, SqliteState(directory, config.store_sync, config.namespace, pace=pace))
+        if config.uses_redis:
+            return self._with_redis(config, local, pace)
+        return Store(local, SqliteState(directory, config.store_sync, config.namespace, pace=pace))
+
+    def _with_redis(self, config: Config, local: SqliteEvents, pace: int) -> Store:
         from tornado_gateway.store.redis.events import open_redis
         from tornado_gateway.store.redis.takeover import take_over
         from tornado_gateway.store.spill import SpillingEvents

@@ -74,7 +74,7 @@ class Database:
 
     def post(self, work: Callable[[sqlite3.Connection, *Ts], object], *args: *Ts, then: Then) -> None:
         """Call `work(connection, ...)` in the thread. Its result goes to `then` alone, in fewer turns of the loop."""
-        if self._thread is None:
+        if self._worker is None:
             raise StoreError("the store is closed")
         unused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         unused.cancel()
