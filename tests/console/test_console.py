@@ -952,7 +952,7 @@ def test_problems_of_several_environments_are_legible(open_page, tmp_path):
             page.select_option("#environment", "staging")
             expect(page.locator("#panels")).to_contain_text("Dead letters")
             show(page, "events")
-            expect(page.locator("#dead-groups")).to_contain_text("refused")
+            expect(page.locator("#dead-groups")).to_contain_text("purchase")
             look_at(page, f"environments-{width}-events")
 
 

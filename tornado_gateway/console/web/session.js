@@ -19,7 +19,8 @@ export function watchSession(signedIn, signedOut) {
 export function setState(tone, text) {
   byId("state").className = `state ${tone}`;
   const element = byId("state-text");
-  if (element.textContent !== text) element.textContent = text;
+  if (element.textContent === text) return;
+  element.textContent = element.title = text; // the title, because a long text is cut off
 }
 
 /** Show the console if there is a session, else the form. */
