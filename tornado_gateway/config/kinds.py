@@ -76,10 +76,10 @@ _EXAMPLE = re.compile(
     r"|\$\{[^{}]*\}|\$\([^()]*\)|\{\{[^{}]*\}\}",
     re.IGNORECASE,
 )
-# Not REDIS_PASSWORD: passwords such as "changeme" are in use.
+# Not REDIS_PASSWORD and REDIS_HOST: passwords such as "changeme" and names such as insert-coin.example are in use.
 _NEVER_PLACEHOLDERS = frozenset(
     (
-        *("ACCOUNT_ID", "SDK_KEY", "REDIS_HOST", "MAXMIND_USER_ID", "MAXMIND_LICENSE_KEY"),
+        *("ACCOUNT_ID", "SDK_KEY", "MAXMIND_USER_ID", "MAXMIND_LICENSE_KEY"),
         *("ADMIN_TOKEN", "WEBHOOK_TOKEN", "CLIENT_TOKENS"),
     )
 )
