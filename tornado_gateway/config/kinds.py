@@ -72,7 +72,7 @@ _PLACEHOLDER = re.compile(
 )
 # A whole value that was copied from an example, or a reference to a variable that was not replaced.
 _EXAMPLE = re.compile(
-    r"(your|put|insert|enter|replace|change)([-_. ]\w+)+|(change|replace)(me|this)|<[\w -]+>"
+    r"(your|put|insert|enter|replace|change)([-_. ]\w+)+|(change|replace)(me|this)|\.{3}|<[\w -]+>"
     r"|\$\{[^{}]*\}|\$\([^()]*\)|\{\{[^{}]*\}\}",
     re.IGNORECASE,
 )
