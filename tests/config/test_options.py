@@ -299,6 +299,17 @@ def test_other_variables_are_not_misspelt() -> None:
     assert ignored(*names).misspelt == ()
 
 
+def test_placeholders_of_our_own_examples_are_rejected() -> None:
+    texts = [path.read_text() for path in sorted((ROOT / "conf").rglob("*.yaml"))]
+    examples = [
+        row for text in texts for row in re.findall(r"^ *((?:SDK|ADMIN|WEBHOOK)_\w+): (\S+)$", text, re.MULTILINE)
+    ]
+    assert {name for name, _ in examples} == {"SDK_KEY", "ADMIN_TOKEN"}
+    for name, text in examples:
+        with pytest.raises(ConfigError, match=f"{name} .environment.: expected your own value, got the placeholder"):
+            config.load({}, ACCOUNT | {name: text})
+
+
 def test_service_links_named_like_options_are_explained() -> None:
     links = dict.fromkeys(("TORNADO_GATEWAY_PORT", "REDIS_PORT", "SHOP_PORT"), "tcp://10.0.0.1:6379")
     loaded = ignored(**links)

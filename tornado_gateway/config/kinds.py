@@ -72,14 +72,14 @@ _PLACEHOLDER = re.compile(
 )
 # A whole value that was copied from an example, or a reference to a variable that was not replaced.
 _EXAMPLE = re.compile(
-    r"(your|put|insert|enter|replace|change)([-_. ]\w+)+|(change|replace)(me|this)|<[\w -]+>"
+    r"(your|put|insert|enter|replace|change)([-_. ]\w+)+|(change|replace)(me|this)|\.{3}|<[\w -]+>"
     r"|\$\{[^{}]*\}|\$\([^()]*\)|\{\{[^{}]*\}\}",
     re.IGNORECASE,
 )
-# Not REDIS_PASSWORD: passwords such as "changeme" are in use.
+# Not REDIS_PASSWORD and REDIS_HOST: passwords such as "changeme" and names such as insert-coin.example are in use.
 _NEVER_PLACEHOLDERS = frozenset(
     (
-        *("ACCOUNT_ID", "SDK_KEY", "REDIS_HOST", "MAXMIND_USER_ID", "MAXMIND_LICENSE_KEY"),
+        *("ACCOUNT_ID", "SDK_KEY", "MAXMIND_USER_ID", "MAXMIND_LICENSE_KEY"),
         *("ADMIN_TOKEN", "WEBHOOK_TOKEN", "CLIENT_TOKENS"),
     )
 )
