@@ -8,6 +8,7 @@ COPY conf/requirements.lock conf/build.lock ./
 RUN /opt/tornado-gateway/bin/pip install --no-cache-dir --require-hashes -r requirements.lock \
     && /opt/tornado-gateway/bin/pip install --no-cache-dir --require-hashes --target /tools -r build.lock
 COPY setup.py pyproject.toml README.md ./
+COPY docs/operating.md docs/
 COPY tornado_gateway tornado_gateway
 RUN TORNADO_GATEWAY_COMPILE=1 PYTHONPATH=/tools \
     /opt/tornado-gateway/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
@@ -15,7 +16,7 @@ RUN TORNADO_GATEWAY_COMPILE=1 PYTHONPATH=/tools \
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin gateway \
-    && install -d -o gateway -g gateway /data
+    && install -d -m 700 -o gateway -g gateway /data
 COPY --from=build /opt/tornado-gateway /opt/tornado-gateway
 ENV PATH=/opt/tornado-gateway/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

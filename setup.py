@@ -18,7 +18,6 @@ from setuptools import setup
 PARTS = {
     "tornado_gateway.core": ["core/[!_]*"],
     "tornado_gateway.back": [
-        "store/interfaces",
         "store/sqlite/chunks",
         "store/sqlite/claims",
         "store/sqlite/database",
@@ -75,6 +74,7 @@ def needed():
 
 
 setup(
+    license="Apache-2.0",
     ext_modules=libraries() if IS_WANTED and IS_BUILT else [],
     setup_requires=needed() if IS_WANTED and not IS_BUILT else [],
 )

@@ -13,7 +13,7 @@ from figures import PACKAGE, files, imports, module_name, name_of
 
 # A room may import rooms on lower lines, never one on its own line.
 LINES = (
-    {"errors", "logs", "gate", "backoff", "tasks", "version"},
+    {"errors", "logs", "gate", "backoff", "durations", "tasks", "version"},
     {"core", "http", "config"},
     {"store"},
     {"settings", "events", "upstream", "enrichment", "telemetry", "experiments"},
@@ -41,7 +41,7 @@ LIBRARIES = {  # outside library: where it may be imported
     "tornado.ioloop": set(),  # its PeriodicCallback plans calls by the wall clock; tasks.py has one that does not
     "prometheus_client": {"telemetry/prometheus.py"},
     "yaml": {"insight/cases.py"},
-    "argparse": {"cli", "config/sources.py"},
+    "argparse": {"cli", "config/sources/flags.py"},
 }
 COMPARES_ACCOUNTS = {"environments", "config", "upstream"}  # rooms
 KEY_PARAMETERS = {b"sdkKey", b"env"}  # of queries

@@ -7,7 +7,7 @@ import pytest
 
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.http.certificates import Certificates
-from tornado_gateway.tasks import Periodic, SharedLimit, end_tasks
+from tornado_gateway.tasks import WOKEN, Periodic, SharedLimit, SharedResult, end_tasks
 
 REAL_TIME = time.time
 
@@ -194,3 +194,44 @@ async def test_a_cancelled_wait_takes_nothing():
     assert limit.share().uses == user.share.uses == 0
     async with asyncio.timeout(60), limit.share():
         pass
+
+
+async def most_per_turn(calls):
+    """Await the calls together. Return the largest number of them that have ended in one turn of the loop."""
+    turns, turn = [], 0
+    ending = [asyncio.create_task(call) for call in calls]
+    for task in ending:
+        task.add_done_callback(lambda _: turns.append(turn))
+    while len(turns) < len(ending):
+        await asyncio.sleep(0)
+        turn += 1
+    return max(turns.count(number) for number in set(turns))
+
+
+async def test_few_callers_of_a_shared_result_continue_in_one_turn():
+    """Found by `scripts/hostile`: 512 requests to /webhook waited for the same refresh, and all continued at once."""
+    opened = asyncio.Event()
+    shared = SharedResult(opened.wait())
+    asyncio.get_running_loop().call_later(0.01, opened.set)
+    assert await most_per_turn([shared.outcome() for _ in range(500)]) <= WOKEN
+    assert await shared.outcome()
+
+
+async def test_a_shared_result_survives_its_callers_and_hands_on_errors():
+    opened = asyncio.Event()
+
+    async def fail():
+        await opened.wait()
+        raise ValueError("no")
+
+    shared = SharedResult(fail())
+    callers = [asyncio.create_task(shared.outcome()) for _ in range(3)]
+    await asyncio.sleep(0)
+    await end_tasks(callers[0])
+    opened.set()
+    results = await asyncio.gather(*callers, shared.outcome(), return_exceptions=True)
+    assert [type(result) for result in results] == [asyncio.CancelledError, *[ValueError] * 3]
+    ended = SharedResult(asyncio.sleep(3600))
+    ended.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await ended.outcome()

@@ -16,8 +16,60 @@ GatewayError
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import NamedTuple
+
+
+class ErrorCode(NamedTuple):
+    """A code of error responses: its HTTP status, and the meaning for clients."""
+
+    status: int
+    meaning: str
+
+
+# The codes of error responses. Clients compare them, so a code is never changed or removed. The first code of a status
+# is the default of this status.
+CODES: Mapping[str, ErrorCode] = {
+    "invalid_request": ErrorCode(400, "A value is missing or wrong: `error` names it and the expected value"),
+    "malformed_request": ErrorCode(400, "The bytes are no valid HTTP request, or the body has another coding"),
+    "invalid_json": ErrorCode(400, "The body is not JSON, or not the expected kind of JSON"),
+    "wrong_account": ErrorCode(400, "The account ID or SDK key belongs to another environment"),
+    "key_required": ErrorCode(400, "The request needs the SDK key (`CLIENT_KEY_REQUIRED`)"),
+    "environment_required": ErrorCode(400, "The request names no environment, and there is no default one"),
+    "unknown_environment": ErrorCode(400, "The request names an environment that the gateway does not have"),
+    "ambiguous_environment": ErrorCode(400, "The request names two environments"),
+    "unauthorized": ErrorCode(401, "A token is required, or the token is wrong (`WWW-Authenticate`)"),
+    "forbidden": ErrorCode(403, "The token, or the page that sends the request, does not allow this"),
+    "decisions_disabled": ErrorCode(403, "`DECISION_REQUIRED` is off"),
+    "webhooks_disabled": ErrorCode(403, "`WEBHOOK_TOKEN` is not set"),
+    "origin_not_allowed": ErrorCode(403, "Pages of this origin must not send the request"),
+    "not_found": ErrorCode(404, "The path, or the thing that the request names, does not exist"),
+    "method_not_allowed": ErrorCode(405, "The path does not support this method (`Allow` lists the supported ones)"),
+    "request_timeout": ErrorCode(408, "The request took too long to arrive"),
+    "conflict": ErrorCode(409, "The thing exists, but not in the state that the request needs"),
+    "body_too_large": ErrorCode(413, "The body exceeds a limit: `error` names the limit"),
+    "unsupported_media_type": ErrorCode(415, "The body is not sent as JSON (`/admin` only)"),
+    "unsupported_encoding": ErrorCode(415, "The body has another content encoding than gzip and deflate"),
+    "unsupported_expectation": ErrorCode(417, "`Expect` has another value than `100-continue`"),
+    "too_many_requests": ErrorCode(429, "Too many operators use this page at the same time"),
+    "too_many_attempts": ErrorCode(429, "Too many wrong tokens were sent (`Retry-After`)"),
+    "headers_too_large": ErrorCode(431, "The request line and headers are too large"),
+    "internal_error": ErrorCode(500, "A fault of the gateway: its log has a traceback"),
+    "unsupported_coding": ErrorCode(501, "The body has another transfer coding than chunked"),
+    "unavailable": ErrorCode(503, "The gateway cannot serve the request now (`Retry-After`)"),
+    "settings_not_loaded": ErrorCode(503, "No settings are loaded yet (`Retry-After`)"),
+    "queue_full": ErrorCode(503, "The event queue accepts no events now (`Retry-After`)"),
+    "store_unavailable": ErrorCode(503, "The store cannot be read or written now (`Retry-After`)"),
+    "overloaded": ErrorCode(503, "There are too many connections or large bodies (`Retry-After`)"),
+    "unsupported_version": ErrorCode(505, "The request has another version than HTTP/1.1 and HTTP/1.0"),
+}
+_DEFAULT_CODES = {code.status: name for name, code in reversed(list(CODES.items()))}
+
+
+def default_code(status: int) -> str:
+    """Return the code of an error that has no code of its own."""
+    return _DEFAULT_CODES.get(status) or ("internal_error" if status >= 500 else "invalid_request")
 
 
 class GatewayError(Exception):
@@ -37,12 +89,18 @@ class StartError(GatewayError):
 
 
 class RequestError(GatewayError):
-    """A request that gets the response `{"status":0,"error":message}` with `status` and `headers`."""
+    """A request that gets the response `{"status":0,"error":message,"code":code}` with `status` and `headers`.
 
-    def __init__(self, status: int, message: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    `code` is one of CODES; without it, that of the status.
+    """
+
+    def __init__(
+        self, status: int, message: str, headers: Sequence[tuple[bytes, bytes]] = (), *, code: str = ""
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.headers = headers
+        self.code = code or default_code(status)
 
 
 class DisabledError(RequestError):
@@ -50,7 +108,9 @@ class DisabledError(RequestError):
 
     def __init__(self) -> None:
         super().__init__(
-            403, "Decision endpoints are disabled on this gateway. Set DECISION_REQUIRED=true to enable them."
+            403,
+            "Decision endpoints are disabled on this gateway. Set DECISION_REQUIRED=true to enable them.",
+            code="decisions_disabled",
         )
 
 
@@ -60,30 +120,31 @@ class AttemptsError(RequestError):
     def __init__(self, retry_after_seconds: float) -> None:
         self.retry_after_seconds = max(1, math.ceil(retry_after_seconds))
         headers = [(b"Retry-After", b"%d" % self.retry_after_seconds)]
-        super().__init__(429, "too many wrong tokens were sent, try again later", headers)
+        super().__init__(429, "too many wrong tokens were sent, try again later", headers, code="too_many_attempts")
 
 
 class QueueFullError(RequestError):
     """The event queue accepts no events at the moment: it is full, or the store does not respond."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(503, message)
+        super().__init__(503, message, code="queue_full")
 
 
 class NotLoadedError(RequestError):
     """No settings have been loaded yet."""
 
     def __init__(self) -> None:
-        super().__init__(503, "no settings have been loaded yet, see /ready")
+        super().__init__(503, "no settings have been loaded yet, see /ready", code="settings_not_loaded")
 
 
 class StoreError(GatewayError):
     """A failed operation of the store. It has stored nothing, unless only the reply was lost.
 
-    `status` is that of the response to a request that needed the store.
+    `status` and `code` are those of the response to a request that needed the store.
     """
 
     status = 503
+    code = "store_unavailable"
 
 
 class LocationError(GatewayError):

@@ -1,14 +1,19 @@
-"""Background tasks: repeated calls, changes of files, waiting with a limit, a shared limit, the ends of tasks."""
+"""Background tasks: repeated calls, changes of files, waiting with a limit, shared results and limits, the ends."""
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 logger = logging.getLogger(__name__)
+
+WOKEN = 16  # callers that continue in one turn of the loop, of all that wait for the same result
+
+T = TypeVar("T")
 
 
 class Periodic:
@@ -64,6 +69,34 @@ class Periodic:
             logger.exception("a periodic call failed, retrying in %g s", self._seconds)
 
 
+FULL_PACE = 25  # environments that may all do their regular work at its shortest interval, even without traffic
+
+
+def pace_of(environments: int) -> int:
+    """Return in how many intervals each of so many environments does its regular work once while it has no traffic.
+
+    So the work of many environments without traffic is that of a few.
+    """
+    return max(1, environments // FULL_PACE)
+
+
+class Rests:
+    """Leaves out regular work while nothing changes, except for each `pace`-th time. With a pace of 1 none."""
+
+    def __init__(self, pace: int) -> None:
+        self._pace = pace
+        self._left = 0
+        self._facts: object = None
+
+    def is_due(self, facts: object) -> bool:
+        """Return whether to do the work now: these facts have changed since the last call, or enough was left out."""
+        self._left -= 1
+        if facts == self._facts and self._left > 0:
+            return False
+        self._facts, self._left = facts, self._pace
+        return True
+
+
 Signature = tuple[tuple[int, int, int] | None, ...]  # of files
 
 
@@ -111,6 +144,38 @@ def _signature_of(path: Path) -> tuple[int, int, int] | None:
     except (OSError, ValueError):  # ValueError: no path
         return None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def few_per_turn(steps: deque[Callable[[], object]], most: int = WOKEN) -> None:
+    """Call the steps, the oldest first, at most `most` in each turn of the loop, so that other requests get theirs."""
+    for _ in range(min(most, len(steps))):
+        steps.popleft()()
+    if steps:
+        asyncio.get_running_loop().call_soon(few_per_turn, steps, most)
+
+
+class SharedResult(Generic[T]):
+    """The result of one task, for any number of callers. Their cancellation does not end it.
+
+    A flood may wait for the same result, so only few of its callers continue in one turn of the loop.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        self.task = asyncio.create_task(work)
+        self.task.add_done_callback(self._finish)
+        self._waiting: deque[Callable[[], object]] = deque()
+
+    async def outcome(self) -> T:
+        if not self.task.done():
+            turn = asyncio.Event()
+            self._waiting.append(turn.set)
+            await turn.wait()
+        return self.task.result()
+
+    def _finish(self, task: asyncio.Task[T]) -> None:
+        if not task.cancelled():
+            task.exception()  # otherwise one that no caller waits for is logged
+        few_per_turn(self._waiting)
 
 
 class SharedLimit:

@@ -56,7 +56,7 @@ def test_without_client_auth_no_credential_is_needed(serve):
 def test_decisions_need_a_credential_and_the_rest_does_not(serve):
     with serve(CLIENT_AUTH="decisions") as gateway:
         code, headers, body = exchange(gateway, "POST", "/server-side/getFlag", FLAG)
-        assert (code, body) == (401, {"status": 0, "error": "a client token is required"})
+        assert (code, body) == (401, {"status": 0, "error": "a client token is required", "code": "unauthorized"})
         assert headers["www-authenticate"] == 'Bearer realm="fme-gateway"'
         for token in (OPTION_TOKEN, FILE_TOKEN):
             assert flag(gateway, Authorization=f"Bearer {token}") == 200

@@ -13,6 +13,7 @@ from sdk.wire import ask, exchange, parse, request_bytes
 from vendor import Vendor
 
 from tornado_gateway.http.codings import decompressed
+from tornado_gateway.http.messages import too_large
 
 SETTINGS = ROOT / "conf" / "sample-settings.json"
 FEATURE = sample_document()["features"][0]["key"]
@@ -330,7 +331,7 @@ def test_d12_a_bomb_is_not_inflated_beyond_the_limit():
     bomb = gzipped(b" " * (300 << 20))
     tracemalloc.start()
     try:
-        assert decompressed(bomb, b"gzip", 1 << 20, 1 << 20).status == 413
+        assert decompressed(bomb, b"gzip", 1 << 20, (1 << 20, too_large(1 << 20))).status == 413
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()

@@ -1,8 +1,10 @@
 """Large bodies of events are read one at a time: the loop waits for each thread with the interpreter's lock."""
 
 import asyncio
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import orjson
 import pytest
 
 from tornado_gateway.api.events import LARGE_BYTES, EventsApi
@@ -40,3 +42,34 @@ async def test_one_large_body_is_read_at_a_time(body):
     results = await asyncio.gather(*taken, return_exceptions=True)
     assert {type(result) for result in results} == {RequestError}
     assert (executor.calls, executor.most) == (6, 1)
+
+
+class CountingEvents(EventsApi):
+    """Counts the bytes of events that are sorted in each turn of the loop."""
+
+    def __init__(self):
+        super().__init__(None, None, slice_events=100)
+        self.turn = 0
+        self.sizes = Counter()
+
+    def _sort(self, event, scope, batch):
+        size = len(orjson.dumps(event))
+        self.sizes[self.turn] += size
+        return size
+
+    def _take(self, request, scope, batch):
+        self.turn = -1
+
+
+async def test_a_turn_of_the_loop_sorts_few_bytes():
+    """100 events of 256 KB each were encoded and checked in one turn."""
+    api = CountingEvents()
+    events = [{"d": {"text": "x" * 30_000, "number": number}} for number in range(100)]
+    request = Request(b"POST", b"/", b"", [], orjson.dumps({"ev": events}))
+    taking = asyncio.ensure_future(api._take_slices(request, events, None, None))
+    while api.turn >= 0:
+        api.turn += 1
+        await asyncio.sleep(0)
+    await taking
+    assert sum(api.sizes.values()) > 3_000_000
+    assert max(api.sizes.values()) <= LARGE_BYTES + 31_000

@@ -50,7 +50,14 @@ def test_a_list_check_is_four_or_five_bytes(get, attribute, body, agent, content
 def test_a_list_check_needs_both(get, query):
     answer = get(f"/check-attribute?{query}")
     assert (answer.status, answer.headers["content-type"]) == (400, JSON)
-    assert answer.json() == {"status": 0, "error": "attribute and listId are required"}
+    assert answer.json() == {"status": 0, "error": "attribute and listId are required", "code": "invalid_request"}
+
+
+def test_a_value_that_is_too_long_is_in_no_list(get, vendor):
+    """It cost milliseconds, and VWO would reject the request line."""
+    before = len(list_calls(vendor))
+    assert get(f"/check-attribute?listId=list-77&attribute={'%25' * 20_000}").body == FALSE
+    assert len(list_calls(vendor)) == before
 
 
 def list_calls(vendor):

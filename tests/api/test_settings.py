@@ -74,7 +74,11 @@ def test_each_dialect_has_its_own_document(get, vendor):
 def test_another_account_gets_no_settings(get, path, query):
     answer = get(f"{path}?{query}")
     assert (answer.status, answer.headers["content-type"]) == (400, JSON)
-    assert answer.json() == {"status": 0, "error": "accountId or sdkKey does not match this gateway"}
+    assert answer.json() == {
+        "status": 0,
+        "error": "accountId or sdkKey does not match this gateway",
+        "code": "wrong_account",
+    }
 
 
 def test_older_sdks_get_lists_where_upstream_writes_empty_objects(tmp_path):

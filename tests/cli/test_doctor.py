@@ -44,7 +44,7 @@ class Patient(NamedTuple):
     def findings(self, machine=None, **options):
         """By check."""
         given = {name: str(value) for name, value in (self.options | options).items() if value is not None}
-        machine = machine or Machine(open_files=lambda: 65536)
+        machine = machine or Machine(open_files=lambda: 65536, mounts=str)
         return {finding.check: finding for finding in asyncio.run(collect(load({}, given), machine))}
 
 
@@ -80,7 +80,7 @@ def only_fault(findings, check, code, state="fail"):
 def test_nothing_is_wrong(patient):
     findings = patient.findings(MAXMIND_DB_PATH=fresh_database())
     assert {finding.code for finding in findings.values() if finding.check != "geoip"} == {"ok"}
-    checks = ["configuration", "upstream", "clock", "redis", "geoip", "data directory", "admin token"]
+    checks = ["configuration", "upstream", "decisions", "clock", "redis", "geoip", "data directory", "admin token"]
     assert list(findings) == [*checks, "disk", "open files", "port", "events"]
     assert not patient.options["DATA_DIR"].exists(), "looking leaves no traces"
 

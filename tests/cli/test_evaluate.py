@@ -23,3 +23,6 @@ def test_evaluate_locates_the_visitor():
     database = str(ROOT / "tests" / "data" / "geoip" / "GeoIP2-City-Test.mmdb")
     arguments = ["--feature", "free-shipping", "--user", "user-1", "--ip", "81.2.69.160", "--maxmind-db-path", database]
     assert "United Kingdom" in evaluate(*arguments, "--explain").stdout
+    missing = evaluate(*arguments[:-1], "/does/not/exist")
+    assert missing.returncode == 2
+    assert "--maxmind-db-path: expected a GeoIP2 or GeoLite2 database, got /does/not/exist" in missing.stderr

@@ -31,7 +31,7 @@ def test_check_names_what_is_wrong_in_a_settings_document(tmp_path):
     assert "weight" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["serve", "check", "config"])
+@pytest.mark.parametrize("command", ["serve", "check"])
 def test_all_configuration_errors_are_listed_at_once_with_exit_code_2(command):
     result = run(command, PORT="none", EVENT_ACK="maybe", SDK_KEY="secret-key-1234567890")
     assert result.returncode == 2
@@ -43,12 +43,31 @@ def test_all_configuration_errors_are_listed_at_once_with_exit_code_2(command):
 def test_config_shows_values_where_they_come_from_and_no_secret():
     result = run("config", "--port", "9000", SDK_KEY="secret-key-1234567890", ACCOUNT_ID="7")
     assert result.returncode == 0, result.stderr
-    (port,) = (line for line in result.stdout.splitlines() if line.startswith("PORT "))
-    assert "9000" in port
-    assert "flag" in port
-    (key,) = (line for line in result.stdout.splitlines() if line.startswith("SDK_KEY "))
-    assert "7890" in key
+    lines = result.stdout.splitlines()
+    (port,) = (line for line in lines if line.startswith("* PORT "))
+    assert port.split()[2:] == ["9000", "(flag)"]
+    (key,) = (line for line in lines if line.startswith("* SDK_KEY "))
+    assert key.split()[2:] == ["****7890", "(environment)"]
+    assert [line.split() for line in lines if line.startswith("  POLLING_TIME ")] == [["POLLING_TIME", "60000", "ms"]]
     assert "secret-key" not in result.stdout
+
+
+def test_config_shows_invalid_values_within_80_columns(tmp_path):
+    file = tmp_path / "gateway.env"
+    file.write_text("SDK_KEY='secret-key-1234567890'\nMAXMIND_DB_PATH=/" + "directory/" * 20 + "db.mmdb\n")
+    result = run("config", "--env-file", str(file), "--port", "none", LOG_LEVEL="INFO")
+    assert result.returncode == 2
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    (port,) = (line for line in lines if line.startswith("! PORT "))
+    assert port.split()[2:] == ['"none"', "(flag)"]
+    assert len([line for line in lines if line.startswith("! ")]) == 2
+    assert len([line for line in lines if line.startswith("* ")]) == 3, "with the line that explains the marks"
+    assert f"{file} line 1: expected SDK_KEY=VALUE without quotes" in result.stderr
+    assert "secret-key" not in result.stdout + result.stderr
+    rows = {row["name"]: row for row in orjson.loads(run("config", "--json", PORT="none").stdout)}
+    assert rows["PORT"]["problem"] == 'PORT (environment): expected a whole number from 0 to 65535, got "none"'
+    assert (rows["PORT"]["is_changed"], rows["HOST"]["is_changed"], rows["HOST"]["problem"]) == (True, False, None)
 
 
 def test_an_unknown_flag_is_an_error_with_a_suggestion():

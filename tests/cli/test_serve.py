@@ -42,7 +42,8 @@ def test_a_limit_that_can_be_raised_is_raised_and_not_logged(tmp_path):
 def test_g1_a_service_link_of_kubernetes_is_logged_once(tmp_path):
     """Row G1."""
     with Gateway(tmp_path / "data", SETTINGS_FILE=SAMPLE_SETTINGS, REDIS_PORT="tcp://10.0.0.1:6379") as gateway:
-        assert gateway.log().count("REDIS_PORT is a Kubernetes service link") == 1
+        assert gateway.log().count("REDIS_PORT is a service link of Kubernetes; its port is used.") == 1
+        assert "enableServiceLinks: false" in gateway.log()
 
 
 def test_p4_connections_beyond_the_limit_of_open_files_get_a_503_and_one_log_line(tmp_path, limit_of_open_files):

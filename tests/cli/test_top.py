@@ -16,7 +16,8 @@ from commands import run
 from exchanges import exchange
 from process import PATIENCE_SECONDS, ROOT, SAMPLE_SETTINGS, Gateway, free_port
 
-from tornado_gateway.cli.insight.overview_text import duration, frame, sparkline
+from tornado_gateway.cli.insight.overview_text import frame, sparkline
+from tornado_gateway.durations import duration
 
 ESCAPES = re.compile(r"\x1b\[[?0-9;]*[A-Za-z]")
 
@@ -140,4 +141,4 @@ def test_a_frame_fits_and_shows_faults(width, height):
 def test_values():
     assert sparkline([0, 1, 4, 8, None]) == " ▁▄█ "
     assert sparkline([0, 0]) == "  "
-    assert [duration(value) for value in (None, 0, 61, 90_061)] == ["-", "0 s", "1 min 1 s", "1 d 1 h"]
+    assert [duration(value) for value in (None, 0, 61, 7200, 90_061)] == ["-", "0 s", "1 min 1 s", "2 h", "1 d 1 h"]

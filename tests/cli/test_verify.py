@@ -171,13 +171,27 @@ def test_a_file_without_cases(verify, text, message):
 def test_settings_that_are_not_json_are_named(verify, tmp_path):
     (tmp_path / "settings.json").write_text("{")
     result = verify(PASSING, source=("--settings", tmp_path / "settings.json"))
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "the settings document is not JSON" in result.stderr
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "ftp://gateway", "http://127.0.0.1:port", "http://["])
-def test_a_url_without_a_gateway(verify, url):
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [("http://127.0.0.1:{port}", 3), ("ftp://gateway", 2), ("http://127.0.0.1:port", 2), ("http://[", 2)],
+)
+def test_a_url_without_a_gateway(verify, url, code):
     result = verify(PASSING, source=("--url", url.format(port=free_port())))
-    assert result.returncode == 1
+    assert result.returncode == code
     assert result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--expect", "--settings", "--junit"])
+def test_a_missing_file_is_named_with_a_remedy(verify, tmp_path, option):
+    """The last of the options counts. Failed cases have their own code, whatever becomes of the report."""
+    missing = tmp_path / "none" / "file"
+    result = verify(PASSING, option, missing)
+    assert result.returncode == 2
+    assert f"{missing}: no such file or directory. Check the path" in result.stderr
+    assert "Errno" not in result.stderr
+    assert verify(FAILING, "--junit", missing).returncode == 1

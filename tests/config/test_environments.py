@@ -129,7 +129,7 @@ previous_sdk_keys = ["a,b"]
 """
     third = "environments.toml, environment staging"
     assert problems(text) == [
-        "environments.toml: unknown table or key surprise",
+        "environments.toml: unknown table or key surprise, expected [[environment]] blocks only",
         "name (environments.toml, environment Production): expected lower-case letters, digits and -, at most 32, got"
         ' "Production"',
         'account_id (environments.toml, environment Production): expected a whole number, at least 1, got "0"',
@@ -169,7 +169,7 @@ def test_names_keys_hosts_and_the_default_occur_once(more: str, problem: str) ->
     ("text", "problem"),
     [
         ("", "environments.toml: expected one [[environment]] or more"),
-        ("[environment]\nname = 'a'", "environments.toml: expected one [[environment]] or more"),
+        ("[environment]\nname = 'a'", "environments.toml: expected [[environment]] blocks, got another type of value"),
         ("name", "environments.toml: expected TOML, got a mistake: Expected '=' after a key in a key/value pair"),
         ("a = " + "[" * 100_000, "environments.toml: expected TOML, got a mistake: maximum recursion depth exceeded"),
         ("#" * 1_100_000, "environments.toml: expected at most 1048576 bytes"),

@@ -12,6 +12,7 @@ import pytest
 
 from tornado_gateway import config
 from tornado_gateway.config import OPTIONS, Config
+from tornado_gateway.config.sources.flags import COMMON
 from tornado_gateway.enrichment.location_download import EDITION
 from tornado_gateway.errors import ConfigError
 
@@ -90,8 +91,8 @@ def test_secret_file_that_is_not_text() -> None:
 
 
 def test_nothing_else_reads_the_environment() -> None:
-    # The other two read what the terminal and systemd say of themselves, which are no options of the gateway.
-    exceptions = ("main.py", "__main__.py", "output.py", "systemd.py")
+    # Others read what the terminal and systemd say of themselves, which are no options, or have code of applications.
+    exceptions = ("main.py", "__main__.py", "output.py", "systemd.py", "sdks.py")
     modules = [path for path in (ROOT / "tornado_gateway").rglob("*.py") if path.name not in exceptions]
     readers = [str(path.name) for path in modules if re.search(r"os\.(environ|getenv)", path.read_text("utf-8"))]
     assert readers == []
@@ -101,7 +102,8 @@ def test_nothing_else_reads_the_environment() -> None:
 
 
 def test_every_field_is_an_option() -> None:
-    attributes = [f.name for f in dataclasses.fields(Config) if f.name not in ("sources", "environment_name")]
+    others = ("sources", "misspelt", "service_links", "environment_name")
+    attributes = [f.name for f in dataclasses.fields(Config) if f.name not in others]
     assert [option.attribute for option in OPTIONS] == attributes
     assert len({option.name for option in OPTIONS}) == len(OPTIONS)
 
@@ -231,13 +233,80 @@ def test_flags(argv: list[str], given: dict[str, str]) -> None:
     assert parse(*argv) == given
 
 
-def test_every_option_has_a_flag_and_help() -> None:
+def help_of(*argv: str, capsys: pytest.CaptureFixture[str]) -> str:
     parser = argparse.ArgumentParser()
     config.add_flags(parser)
-    text = parser.format_help()
+    with pytest.raises(SystemExit):
+        parser.parse_args(argv)
+    return capsys.readouterr().out
+
+
+def test_every_option_has_a_flag_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of("--help-all", capsys=capsys)
     assert [o.flag for o in OPTIONS if f"{o.flag} " not in text] == []
     assert "--env-file PATH" in text
-    assert "[60000 ms]" in " ".join(text.split())
+    for shown in ("--polling-time MS", "[60000 ms]", "--store-sync {normal,full}", "--redis-cluster [{true,false}]"):
+        assert shown in " ".join(text.split())
+
+
+def test_help_has_the_common_options_only(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of("--help", capsys=capsys)
+    shown = {o.name for o in OPTIONS if f"{o.flag} " in text}
+    secret_files = {o.file_name for o in OPTIONS if o.file_name in COMMON}
+    assert shown == COMMON - secret_files
+    assert "--help-all" in text
+    assert len(text.splitlines()) < 130
+    assert max(map(len, text.splitlines())) <= 80
+
+
+# --- Variables that are nearly options ---
+
+
+def ignored(*names: str, **environ: str) -> Config:
+    return config.load({}, ACCOUNT | dict.fromkeys(names, "value") | environ)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("LOGLEVEL", "LOG_LEVEL"),
+        ("log_level", "LOG_LEVEL"),
+        ("POLL_TIME", "POLLING_TIME"),
+        ("POLLING_TIM", "POLLING_TIME"),
+        ("POLLING_INTERVAL", "POLLING_TIME"),
+        ("REDIS_PASS", "REDIS_PASSWORD"),
+        ("REDIS_USER", "REDIS_USERNAME"),
+        ("REDIS_SENTINEL", "REDIS_SENTINELS"),
+        ("ADMIN_TOKNE", "ADMIN_TOKEN"),
+        ("SETTNGS_FILE", "SETTINGS_FILE"),
+        ("DECISIONS_REQUIRED", "DECISION_REQUIRED"),
+        ("WEBHOOK_TOKENS_FILE", "WEBHOOK_TOKEN_FILE"),
+        ("TORNADO_GATEWAY_PORT", "PORT"),
+    ],
+)
+def test_misspelt_variables(name: str, option: str) -> None:
+    assert ignored(name).misspelt == (f"{name} (environment): unknown option. Did you mean {option}?",)
+
+
+def test_misspelt_variables_do_not_count_if_the_option_is_given() -> None:
+    assert ignored("SDKKEY", "SDK_KEYS", "ACCOUNTID").misspelt == ()
+    assert ignored(SDKKEY="", LOG_LEVEL="INFO", LOGLEVEL="INFO").misspelt == ()
+
+
+def test_other_variables_are_not_misspelt() -> None:
+    names = (ROOT / "tests" / "data" / "config" / "other-variables.txt").read_text().split()
+    assert len(names) > 80
+    assert ignored(*names).misspelt == ()
+
+
+def test_service_links_named_like_options_are_explained() -> None:
+    links = dict.fromkeys(("TORNADO_GATEWAY_PORT", "REDIS_PORT", "SHOP_PORT"), "tcp://10.0.0.1:6379")
+    loaded = ignored(**links)
+    assert loaded.misspelt == ()
+    assert loaded.service_links == (
+        "REDIS_PORT is a service link of Kubernetes; its port is used.",
+        "TORNADO_GATEWAY_PORT is a service link of Kubernetes and has no effect.",
+    )
 
 
 # --- The sample account ---

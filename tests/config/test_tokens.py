@@ -58,8 +58,8 @@ def test_an_empty_file_has_no_tokens(file):
     [
         ("[[token", "expected TOML"),
         pytest.param("x = " + "[" * 5000, "expected TOML", id="deeply nested"),
-        ('token = "x"', "[[token]] blocks only"),
-        ("[tokens]", "[[token]] blocks only, got 'tokens'"),
+        ('token = "x"', "[[token]] blocks, got another type of value"),
+        ("[tokens]", "unknown table or key tokens, expected [[token]] blocks only"),
         ('[[token]]\nid = "a b"\nhash = "' + HASH + '"', "id: expected at most 64"),
         ('[[token]]\nid = "a"', "hash: expected a value, got nothing"),
         (f'[[token]]\nhash = "{HASH}"', "id: expected a value, got nothing"),

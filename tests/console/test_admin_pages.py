@@ -449,8 +449,9 @@ def test_a_dead_letter_can_be_seen_and_sent_again(tmp_path):
             vendor.wait_for_events(good + 2)
             counts = wait_for(lambda: (c := gateway.status()["events"])["delivered"] == good + 2 and c)
             expected = {"received": good + 2, "delivered": good + 2, "oldest_at": None, "oldest_unknown_since": None}
-            expected |= {"unknown": 0, "last_known": None}
-            assert counts == expected | dict.fromkeys(("waiting", "dead", "rejected", "discarded", "lost"), 0)
+            expected |= {"unknown": 0, "elsewhere": 0, "last_known": None}
+            zeros = ("waiting", "dead", "rejected", "discarded", "discarded_internal", "lost")
+            assert counts == expected | dict.fromkeys(zeros, 0)
 
 
 @pytest.mark.parametrize("ids", ["1", 1, {}, [1.5], [None], [[1]], [True]], ids=str)

@@ -20,7 +20,7 @@ import pytest
 from in_process import TOKEN as OPERATORS_TOKEN
 from in_process import InProcess
 from load import Load
-from process import Gateway, sample_document
+from process import Gateway, free_port, sample_document
 from redis_servers import RedisServer, needs_redis_server
 from several import KEYS, KeyedVendor, document, gateway_of, statuses, three
 from vendor import Fault, Vendor
@@ -36,6 +36,8 @@ expect.set_options(timeout=60_000)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")
 
+SDK = Path(__file__).parents[1] / "sdk"
+KEY = sample_document()["sdkKey"]
 ARTEFACTS = Path(__file__).parents[1] / "artefacts"
 FLAGS = [
     "--no-sandbox",
@@ -159,7 +161,8 @@ def fill_every_tab(page):
 
 
 @contextmanager
-def load_on(gateway, connections=4):
+def load_on(gateway, connections=4, pause_seconds=0.0):
+    """Requests from these connections. A pause leaves the processors to the browser."""
     keys = [feature["key"] for feature in sample_document()["features"]]
     load = Load(
         gateway.port,
@@ -168,6 +171,7 @@ def load_on(gateway, connections=4):
             {"featureKey": keys[n % len(keys)], "userId": f"user-{n % 997}", "customVariables": {"plan": "gold"}},
         ),
         connections=connections,
+        pause_seconds=pause_seconds,
     )
     thread = threading.Thread(target=lambda: asyncio.run(load.run()))
     thread.start()
@@ -316,6 +320,15 @@ def test_the_simulator_shows_the_distribution_and_the_visitors_that_would_move(o
     expect(page.locator("#simulation li")).to_have_text(re.compile(r"One step \(testingRule1\) → Two steps .*: \d+"))
     assert gateway.status()["events"]["received"] == received
     picture(page, "simulator")
+    gateway.post("/server-side/getFlag", {"featureKey": "new-checkout", "userId": "recent visitor"})
+    page.select_option("#simulate-source", "recent")
+    expect(page.locator("#simulate-count")).to_be_hidden()
+    page.click("#simulate-start")
+    expect(page.locator("#simulation")).to_contain_text(re.compile(r"enabled for \d+ of (?!1,000 )[\d,]+ visitor"))
+    page.select_option("#simulate-source", "ids")
+    page.click("#simulate-start")
+    expect(page.locator("#simulate-problem")).to_contain_text("Enter the IDs of visitors")
+    page.select_option("#simulate-source", "visitors")
     simulate(page, weights="testingRule1", expected="#simulate-weights[aria-invalid=true]")
     expect(page.locator("#simulate-problem")).to_contain_text("Expected a line such as testingRule1=80/20")
     simulate(page, feature="", weights="102=10/90", number=100_000, expected="#simulate-cancel:visible")
@@ -392,6 +405,36 @@ def test_two_visitors_are_compared_and_the_smallest_change_is_named(open_page):
     expect(page.locator(".visitor")).to_contain_text("user-2")
 
 
+LOOPBACK = """
+import socket
+resolve = socket.getaddrinfo
+socket.getaddrinfo = lambda host, *others, **options: resolve("127.0.0.1", *others, **options)
+"""
+
+
+def run_python(snippet, tmp_path):
+    """The decision of a snippet that runs with the real SDK, which cannot leave this machine."""
+    result = "\nimport json, os; print('RESULT', json.dumps([flag.is_enabled(), flag.get_variables()]), flush=True)"
+    (tmp_path / "snippet.py").write_text(f"{LOOPBACK}{snippet}{result}; os._exit(0)\n")
+    return result_of([sys.executable, tmp_path / "snippet.py"])
+
+
+def run_node(snippet, tmp_path):
+    shown = "console.log(flag.isEnabled(), flag.getVariables());"
+    result = "console.log('RESULT', JSON.stringify([flag.isEnabled(), flag.getVariables()])); process.exit();"
+    assert shown in snippet
+    (tmp_path / "snippet.cjs").write_text(snippet.replace(shown, result))
+    command = ["node", "--require", SDK / "loopback.cjs", tmp_path / "snippet.cjs"]
+    return result_of(command, NODE_PATH=str(SDK / "node_modules"), VENDOR_TLS_PORT=str(free_port()))
+
+
+def result_of(command, **environment):
+    shown = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=60)
+    lines = [line for line in shown.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, shown.stdout + shown.stderr
+    return orjson.loads(lines[0].removeprefix("RESULT "))
+
+
 def test_an_explained_decision_is_copied_for_other_tools(open_page, gateway, vendor, tmp_path):
     page = open_page("/console#explain&featureKey=new-checkout&id=o'hara&customVariables=%7B%22plan%22%3A%22gold%22%7D")
     texts = {}
@@ -408,8 +451,10 @@ def test_an_explained_decision_is_copied_for_other_tools(open_page, gateway, ven
     command = texts["Command"].replace("tornado-gateway", f"{sys.executable} -m tornado_gateway")
     decided = subprocess.run(["bash", "-c", command], capture_output=True, check=True, cwd=tmp_path).stdout
     assert orjson.loads(decided.splitlines()[0])["isEnabled"] == orjson.loads(flag)["isEnabled"]
-    python = compile(texts["Python"], "snippet", "exec")
-    assert {"o'hara", "new-checkout"} <= {item for item in python.co_consts if isinstance(item, str)}
+    has_node = shutil.which("node") and (SDK / "node_modules").is_dir()
+    for language, result in {"Python": run_python, **({"Node": run_node} if has_node else {})}.items():
+        decided = result(texts[language].replace("'...'", f"'{KEY}'").replace('"..."', f'"{KEY}"'), tmp_path)
+        assert (decided[0], decided[1]) == (orjson.loads(flag)["isEnabled"], orjson.loads(flag)["variables"]), language
     assert "'o\\'hara'" in texts["PHP"]
     assert 'map[string]interface{}{"plan": "gold"}' in texts["Go"]
     assert 'context.setId("o\'hara");' in texts["Java"]
@@ -439,8 +484,8 @@ def test_a_dead_letter_is_requeued_and_delivered(open_page, gateway, vendor):
     finally:
         vendor.event_faults.clear()
     before = len(vendor.events)
-    letters.first.get_by_role("button", name="Re-queue").click()
-    expect(page.locator("#events-done")).to_contain_text("1 event re-queued")
+    letters.first.get_by_role("button", name="Requeue").click()
+    expect(page.locator("#events-done")).to_contain_text("1 event requeued")
     expect(letters).to_have_count(1)
     page.click("#requeue-all")
     expect(letters).to_have_count(0)
@@ -484,7 +529,7 @@ def test_dead_letters_are_grouped_edited_and_deleted(open_page, gateway, vendor)
         area.fill(area.input_value().replace("another", "groupedView").replace("refused 3", "corrected"))
         page.watch.allowed = "400"
         letter.get_by_role("button", name="Save").click()
-        expect(page.locator("#events-done")).to_contain_text("1 event re-queued")
+        expect(page.locator("#events-done")).to_contain_text("1 event requeued")
         expect(letter).to_have_count(0)
         expect(groups).to_have_count(0)
     finally:
@@ -597,17 +642,35 @@ def test_h1_numbers_of_a_paused_redis_are_unknown(open_page, tmp_path):
             expect(panels).to_contain_text(re.compile(r"Dead letters\s*unknown, last known 0 \(\d+ s ago\)"))
             expect(page.locator("#dead-badge")).to_have_text("?")
             expect(page.locator("#problem-list")).to_contain_text("dead events are unknown, last known")
-            expect(page.locator("#problem-list")).to_contain_text("docs/operating.md#redis-unreachable")
+            runbook = page.locator("#problem-list a[href='/docs/operating#redis-unreachable']")
+            expect(runbook).to_have_text("Runbook")
             expect(page.locator("#state")).to_have_class("state warn")
             for name in ("Delivery", "Store"):
                 expect(panels.locator(".panel", has_text=name).locator(".pill.good")).to_have_count(0)
             picture(page, "unknown")
             show(page, "events")
             expect(page.locator("#dead-hint")).to_contain_text("Dead events: unknown, last known 0")
+            expect(page.locator("#dead-hint")).to_contain_text("Not all can be read: Redis at")
+            check_missing_letters(own)
             redis.resume()
             expect(page.locator("#dead-hint")).to_contain_text("No dead letters")
             show(page, "overview")
             expect(equation).to_contain_text("1 waiting +0 dead")
+
+
+def check_missing_letters(gateway):
+    """Dead letters that cannot be read are not left out silently, and nothing is done with a part of them."""
+    for path in ("/admin/events", "/admin/events/groups"):
+        status, body = gateway.get(path, gateway.admin_headers)
+        assert status == 200
+        assert "no response within" in body["unreadable"], path
+    assert gateway.get("/admin/events/export", gateway.admin_headers)[0] == 503
+    group = {"event": "purchase", "reason": "any"}
+    for path, body in (("requeue", group), ("discard", {"ids": None}), ("edit", {"id": "1-0", "event": {}})):
+        headers = {"Content-Type": "application/json", **gateway.admin_headers}
+        status, response = gateway.request("POST", f"/admin/events/{path}", orjson.dumps(body), headers)
+        assert status == 503, path
+        assert "can" in response["error"]
 
 
 def test_h6_a_broken_location_database_is_not_green(open_page, tmp_path):
@@ -641,6 +704,8 @@ def test_an_environment_can_be_chosen(open_page, tmp_path):
         page.fill("#token", TOKEN)
         page.click("#sign-in-form .primary")
         expect(page.locator("#environment option")).to_have_text(list(KEYS))
+        expect(page.locator("#charts-scope")).to_have_text("The charts are of all environments.")
+        expect(page.locator("#charts-scope")).to_be_visible()
         expect(page.locator("#state-text")).to_contain_text("account 111 · settings version 1 ")
         page.select_option("#environment", "staging")
         expect(page.locator("#state-text")).to_contain_text("settings version 77")
@@ -653,6 +718,16 @@ def test_an_environment_can_be_chosen(open_page, tmp_path):
         page.watch.allowed = "401"  # before signing in
 
 
+def outside_of(page):
+    """The elements that end beyond the right edge of the window."""
+    return page.evaluate(
+        "[...document.querySelectorAll('header button, header a, main *')].filter((e) => {"
+        " const b = e.getBoundingClientRect();"
+        " return b.width && b.right > innerWidth + 1 && !e.closest('.scroll, .tabs, pre, svg, .for-readers'); })"
+        ".map((e) => e.outerHTML.slice(0, 80))"
+    )
+
+
 def test_nothing_is_wider_than_a_phone(open_page):
     page = open_page(width=375, height=740)
     fill_every_tab(page)
@@ -660,13 +735,7 @@ def test_nothing_is_wider_than_a_phone(open_page):
         show(page, tab)
         widths = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         assert widths[0] <= widths[1], tab
-        outside = page.evaluate(
-            "[...document.querySelectorAll('header button, header a, main *')].filter((e) => {"
-            " const b = e.getBoundingClientRect();"
-            " return b.width && b.right > innerWidth + 1 && !e.closest('.scroll, .tabs, pre, svg, .for-readers'); })"
-            ".map((e) => e.outerHTML.slice(0, 80))"
-        )
-        assert outside == [], tab
+        assert outside_of(page) == [], tab
         picture(page, f"phone-{tab}")
     page.goto(page.url.replace("/console", "/docs").split("#")[0])
     page.click("summary:has-text('getFlag')")
@@ -747,26 +816,46 @@ def test_colours_follow_the_system_and_the_button(open_page):
     assert brightness(open_page(color_scheme="light")) > 200
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 375])
-def test_axe_finds_no_serious_fault(open_page, guarded, scheme, width):
-    page = open_page(color_scheme=scheme, width=width)
-    fill_every_tab(page)
-    for tab in TABS:
+WIDTHS = [1280, 360]
+
+
+def look_at(page, name, full_page=True):
+    """Take a picture, light and dark. The page is as wide as the window, and axe finds nothing."""
+    page.emulate_media(color_scheme="light")
+    picture(page, f"{name}-light", full_page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+    assert faults(page, "moderate") == [], name
+    page.emulate_media(color_scheme="dark")
+    picture(page, f"{name}-dark", full_page)
+    assert faults(page, "moderate", rules=COLOURS) == [], name
+
+
+def look_at_tabs(page, name, tabs=TABS):
+    for tab in tabs:
         show(page, tab)
-        page.wait_for_timeout(300)
-        assert faults(page) == [], tab
-    docs = open_page("/docs#get_flag", color_scheme=scheme, width=width)
-    docs.locator("#get_flag[open] .try button").click()
+        page.wait_for_timeout(400)  # until it has been filled
+        look_at(page, f"{name}-{tab}", full_page=tab != "features")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_each_page_is_legible(open_page, guarded, width):
+    page = open_page(width=width)
+    fill_every_tab(page)
+    look_at_tabs(page, f"usual-{width}")
+    docs = open_page("/docs#get_flag", width=width)
+    docs.locator("#get_flag[open] .try").get_by_role("button", name="Send").click()
     expect(docs.locator(".try .pill")).to_have_text("200")
-    assert faults(docs) == []
-    locked = open_page(at=guarded, color_scheme=scheme, width=width)
+    look_at(docs, f"docs-{width}", full_page=False)
+    runbook = open_page("/docs/operating#events-dead", width=width)
+    expect(runbook.locator(".target")).to_have_text("GatewayDeadLetters")
+    expect(runbook.locator(".target")).to_be_in_viewport()
+    look_at(runbook, f"runbook-{width}", full_page=False)
+    runbook.goto(runbook.url.replace("#events-dead", "#key-refused"))
+    expect(runbook.locator(".target")).to_contain_text("VWO rejects the SDK key (4xx)")
+    locked = open_page(at=guarded, width=width)
     locked.watch.allowed = "401"
     expect(locked.locator("#sign-in")).to_be_visible()
-    assert faults(locked) == []
-
-
-LOOKS = [(1280, "light"), (1280, "dark"), (360, "light"), (360, "dark")]
+    look_at(locked, f"sign-in-{width}", full_page=False)
 
 
 def crowded_document():
@@ -798,53 +887,73 @@ def crowded(tmp_path_factory):
             yield own, vendor, redis
 
 
-def look_at(page, name, *tabs):
-    """Take a picture of each tab. It is as wide as the window, and axe finds nothing."""
-    for tab in tabs:
-        show(page, tab)
-        page.wait_for_timeout(600)
-        picture(page, f"{name}-{tab}", full_page=tab != "features")
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), tab
-        assert faults(page, "moderate") == [], tab
-
-
 @needs_redis_server
-@pytest.mark.parametrize(("width", "scheme"), LOOKS)
-def test_each_tab_is_legible_with_many_features_long_names_and_load(open_page, crowded, width, scheme):
+@pytest.mark.parametrize("width", WIDTHS)
+def test_each_tab_is_legible_with_many_features_long_names_and_load(open_page, crowded, width):
     own, _, _ = crowded
-    page = signed_in(open_page, own, width=width, height=780, color_scheme=scheme)
-    with load_on(own, connections=2):
+    page = signed_in(open_page, own, width=width, height=780)
+    with load_on(own, connections=2, pause_seconds=0.02):
         show(page, "features")
         page.locator("summary:has-text('key-xxx')").click()
         show(page, "explain")
         page.select_option("#explain-feature", f"key-{'x' * 300}")
         page.fill("#explain-id", "w" * 300)
         page.click("#explain-form .primary")
-        page.click(".decision summary")
         show(page, "events")
         page.click("#live-toggle")
         expect(page.locator("#live-rows .live-row").nth(20)).to_be_visible()
-        look_at(page, f"crowded-{width}-{scheme}", *TABS)
+        look_at_tabs(page, f"crowded-{width}")
 
 
 @needs_redis_server
-@pytest.mark.parametrize(("width", "scheme"), LOOKS[::3])
-def test_faults_are_legible(open_page, crowded, width, scheme):
+@pytest.mark.parametrize("width", WIDTHS)
+def test_faults_are_legible(open_page, crowded, width):
     own, vendor, redis = crowded
-    page = signed_in(open_page, own, width=width, height=780, color_scheme=scheme)
+    page = signed_in(open_page, own, width=width, height=780)
     vendor.event_faults.appendleft(Fault(503, times=10**6))
     try:
         own.post("/server-side/trackEvent", {"eventName": "purchase", "userId": "user-1"})
         expect(page.locator("#panels")).to_contain_text("503")
-        look_at(page, f"vendor-down-{width}-{scheme}", "overview")
+        look_at_tabs(page, f"vendor-down-{width}", ["overview"])
         redis.pause()
         expect(page.locator("#equation")).to_contain_text("? waiting")
-        look_at(page, f"redis-paused-{width}-{scheme}", "overview", "events")
+        look_at_tabs(page, f"redis-paused-{width}", ["overview", "experiments", "events", "settings"])
+        expect(page.locator("#versions-hint")).to_contain_text("The versions cannot be read: Redis at")
     finally:
         redis.resume()
         vendor.event_faults.popleft()
     show(page, "overview")
     expect(page.locator("#equation")).not_to_contain_text("? waiting")
+
+
+def test_problems_of_several_environments_are_legible(open_page, tmp_path):
+    """Each with its own: a rejected key, dead letters, settings that cannot be used."""
+    with KeyedVendor() as vendor, gateway_of(tmp_path, vendor, *three(), ADMIN_TOKEN=TOKEN) as gateway:
+        vendor.wait_until(lambda: all(one["settings"] for one in statuses(gateway).values()))
+        vendor.event_faults.append(Fault(400, times=10**6, refuses=lambda event: "refused" in str(event)))
+        event = {"eventName": "purchase", "userId": "user-1", "eventProperties": {"note": "refused"}}
+        assert gateway.post(f"/server-side/trackEvent?sdkKey={KEYS['staging']}", event)[0] == 200
+        vendor.environments[KEYS["other"]] = document(999, KEYS["other"])
+        vendor.environments.pop(KEYS["production"])
+
+        def problems():
+            good = {"eventName": "purchase", "userId": "user-2"}  # an event dies only while others succeed
+            gateway.post(f"/server-side/trackEvent?sdkKey={KEYS['staging']}", good)
+            return {(problem["code"], problem["environment"]) for problem in gateway.status()["problems"]}
+
+        unusable = {("settings-unusable", "production"), ("settings-unusable", "other")}
+        vendor.wait_until(lambda: problems() >= {*unusable, ("events-dead", "staging")}, describe=problems)
+        for width in WIDTHS:
+            page = signed_in(open_page, gateway, width=width)
+            expect(page.locator("#problem-list li").nth(2)).to_be_visible()
+            for name in KEYS:
+                expect(page.locator("#problem-list")).to_contain_text(f"{name}: ")
+            look_at(page, f"environments-{width}")
+            page.select_option("#environment", "staging")
+            expect(page.locator("#panels")).to_contain_text("Dead letters")
+            show(page, "events")
+            expect(page.locator("#dead-groups")).to_contain_text("refused")
+            look_at(page, f"environments-{width}-events")
 
 
 def signed_in(open_page, gateway, **options):
@@ -886,9 +995,16 @@ def test_decisions_are_watched_live_and_explained(open_page, gateway):
 AXE = Path(axe.__file__).with_name("axe.min.js")
 
 
-def faults(page, *impacts):
-    page.evaluate(AXE.read_text() + "; undefined")  # by the driver, because the page's policy lets no other script in
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+# The rules that depend on colours, for a page that has been checked in other colours.
+COLOURS = {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}
+
+
+def faults(page, *impacts, rules=None):
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE.read_text() + "; undefined")  # by the driver: the page's policy lets no other script in
+    options = {"resultTypes": ["violations"], "preload": False, "iframes": False}  # the pages have no frames
+    options |= {"runOnly": rules} if rules else {}
+    found = page.evaluate("(options) => axe.run(document, options)", options)
     return [
         (fault["id"], [node["html"][:120] for node in fault["nodes"][:3]])
         for fault in found["violations"]
@@ -1101,6 +1217,64 @@ def test_the_api_page_describes_and_tries(open_page):
     assert page.locator(".operation").count() > 25
     page.click("#contents a:has-text('/get-user-details')")
     expect(page.locator("#get_user_details")).to_have_attribute("open", "")
+
+
+def test_the_api_page_copies_requests_that_curl_sends(open_page, gateway, vendor):
+    """The events of a request are real, which the form says."""
+    page = open_page("/docs#evaluate_flag")
+    form = page.locator("#evaluate_flag .try")
+    expect(form.locator(".note")).to_contain_text("Sends real events to VWO: the impressions of the decision.")
+    form.get_by_label("Body").fill('{"context": {"targetingKey": "o\'hara", "plan": "gold"}}')
+    commands = {"evaluate_flag": copied_command(form)}
+    form.get_by_role("button", name="Send").click()
+    expect(form.locator(".pill")).to_have_text("200")
+    for name in ("get_user_details", "stream_changes", "list_features"):
+        page.goto(page.url.split("#")[0] + f"#{name}")
+        form = page.locator(f"#{name} .try")
+        expect(form.locator(".note")).to_have_count(0)
+        if name == "stream_changes":
+            form.get_by_label("Last-Event-ID").fill("1")
+        commands[name] = copied_command(form)
+    expect(page.locator("#list_features summary .pill")).to_have_text(["token", "unstable"])
+    assert "-H 'Last-Event-ID: 1'" in commands.pop("stream_changes")
+    results = {name: orjson.loads(run_command(command, gateway)) for name, command in commands.items()}
+    assert results["evaluate_flag"]["key"] == "new-checkout"
+    assert "userAgent" in results["get_user_details"]
+    assert results["list_features"]["features"]
+    vendor.wait_until(lambda: core.visitor_uuid("123456", "o'hara") in str(vendor.events))
+
+
+def copied_command(form):
+    form.get_by_role("button", name="Copy as curl").click()
+    return form.locator(".copied-text").inner_text()
+
+
+def run_command(command, gateway):
+    environment = {**os.environ, "ADMIN_TOKEN": gateway.admin_token}
+    return subprocess.run(["bash", "-c", command], capture_output=True, check=True, env=environment).stdout
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
+def test_the_api_page_is_legible_with_operations_of_each_kind(open_page, width, scheme):
+    """With parameters in the path, the query and a header; with events, a token, large schemas and long errors."""
+    page = open_page("/docs", width=width, color_scheme=scheme)
+    names = [
+        "evaluate_flag",
+        "send_event_batch",
+        "stream_changes",
+        "refresh_settings",
+        "list_events",
+        "edit_dead_letter",
+    ]
+    for name in names:
+        page.locator(f"#{name} summary").click()
+    expect(page.locator(".try")).to_have_count(len(names))
+    copied_command(page.locator("#evaluate_flag .try"))
+    assert (brightness(page) < 60) == (scheme == "dark")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert outside_of(page) == []
+    assert faults(page) == []
+    picture(page, f"docs-{width}-{scheme}", full_page=False)
 
 
 # Nobody else is asked

@@ -214,6 +214,7 @@ def quantities():
     yield from (f"{MAX_DOCUMENT_BYTES >> 10} KiB", f"{MAX_TEXT_BYTES >> 10} KiB", f"{MAX_LEVELS} levels")
     yield from (f"{MAX_DIGITS} digits", f"{MAX_ID_BYTES >> 10} KB", "1 MB")
     yield from (f"{config.max_event_bytes >> 20} MiB", f"{config.max_batch_bytes >> 20} MiB")
+    yield from (f"{config.max_body_bytes} bytes", f"{config.max_batch_bytes} bytes")
     yield from (f"{SHOWN_BYTES >> 10} KB", f"{SHOWN_BYTES} bytes", f"{flusher.RESPONSE_BYTES} bytes")
     yield from (f"{FAILURES_OF_ADDRESS} wrong tokens", f"{FAILURES_OF_ADDRESS} from", f"{FAILURES} in total")
     yield from (f"{FRESH_SECONDS / 60:.0f} minutes", f"{LONGEST_WAIT_SECONDS:.0f} s")

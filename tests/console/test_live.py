@@ -14,6 +14,7 @@ from vendor import Vendor
 
 from tornado_gateway import core
 from tornado_gateway.console.insight.live_feed import KEPT_ROWS, MOST_WATCHES, SHOWN_PER_TICK, Filter, LiveFeed
+from tornado_gateway.console.insight.recent_visitors import NOTED_PER_TICK
 from tornado_gateway.errors import RequestError
 from tornado_gateway.telemetry.environment_counts import EnvironmentCounts
 from tornado_gateway.telemetry.scoreboard import Scoreboard
@@ -153,7 +154,6 @@ def decision(key):
 def test_many_decisions_are_counted_and_sampled():
     (first, second), (_, environment) = feeds()
     watch = first.watch(Filter("prod"))
-    assert environment.counts.watch is None
     first.tick()
     second.tick()
     for number in range(3000):
@@ -169,16 +169,23 @@ def test_many_decisions_are_counted_and_sampled():
     assert watch.take(KEPT_ROWS) == (0, [])  # each is received once
 
 
-def test_nothing_is_collected_after_the_last_console_has_left():
+def test_only_the_first_decisions_of_a_tick_are_noted_after_the_last_console_has_left():
     (first, second), (_, environment) = feeds()
     watch = first.watch(Filter("prod"))
-    first.tick()
-    second.tick()
-    assert environment.counts.watch is not None
+
+    def noted():
+        first.tick()
+        second.tick()
+        calls = 0
+        while environment.counts.watch is not None and calls < 1000:
+            environment.counts.watch(f"user-{calls}", decision("x"))
+            calls += 1
+        return calls
+
+    assert noted() == 1000
     first.unwatch(watch)
-    first.tick()
-    second.tick()
-    assert environment.counts.watch is None
+    assert noted() == NOTED_PER_TICK
+    assert "user-0" in first.visitors.of("prod")
 
 
 def test_events_are_filtered_by_the_complete_user_and_may_be_anything():

@@ -24,6 +24,7 @@ from tornado_gateway.console.overview import SAMPLE_SECONDS
 from tornado_gateway.console.pages import ROUTES as PAGES
 from tornado_gateway.console.recent_events import SHOWN_BYTES
 from tornado_gateway.enrichment.lists import FRESH_SECONDS
+from tornado_gateway.environments.client_tokens import TRACK
 from tornado_gateway.telemetry.attempts import FAILURES, FAILURES_OF_ADDRESS
 from tornado_gateway.telemetry.series import RINGS
 
@@ -60,6 +61,15 @@ def test_decisions_can_be_off():
     guarded = {route.path for route in ROUTES if route.is_decision}
     off = {"$ref": "#/components/responses/DecisionsDisabled"}
     assert guarded == {path for path, _, operation in OPERATIONS if operation["responses"].get("403") == off}
+
+
+def test_operations_that_send_events_and_unstable_ones_are_marked():
+    sending = {path for path, _, operation in OPERATIONS if "x-events" in operation}
+    decisions = {"/server-side/getFlag", "/server-side/getFlags", "/ofrep/v1/evaluate/flags/{key}"}
+    requeuing = {"/admin/events/requeue", "/admin/events/edit"}
+    assert sending == {route.path for route in ROUTES if route.scope == TRACK} | decisions | requeuing
+    unstable = {path for path, _, operation in OPERATIONS if operation.get("x-stability") == "unstable"}
+    assert unstable == {path for path, _, _ in OPERATIONS if path.startswith("/admin")}
 
 
 def test_it_is_a_valid_openapi_document():

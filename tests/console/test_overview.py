@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tornado_gateway.console.overview import History
+from tornado_gateway.console.overview import COUNTS, History
 from tornado_gateway.telemetry.layout import REQUEST_BUCKETS
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 from tornado_gateway.telemetry.series import GAUGES, PUBLISHED, RATES, RINGS, SHARED_BYTES, Sample, Series, quantile_ms
@@ -84,3 +84,20 @@ def test_a_worker_that_replaces_another_continues_the_long_rings():
         assert later.columns(name) == first.columns(name)
     assert len(later.columns("1h")["at"]) == RINGS["1h"][1]
     assert later.columns("5m")["at"] == []
+
+
+def test_the_rates_of_events_are_those_of_all_environments_as_the_requests_are():
+    counts = dict.fromkeys(COUNTS, 0)
+    environments = [{"name": name, "events": dict(counts)} for name in ("production", "staging")]
+    status = {"workers": [], "events": environments[0]["events"], "environments": environments}
+    history = History(lambda: status, lambda: [0] * (len(REQUEST_BUCKETS) + 1))
+    history.sample()
+    for one, number in zip(environments, (30, 40), strict=True):
+        one["events"] |= {"received": number, "delivered": number, "waiting": number}
+    history.sample()
+    series = history.series()
+    assert series["waiting"] == [70]
+    assert series["received"] == series["delivered"]
+    environments[1]["events"]["waiting"] = None  # its store cannot be read
+    history.sample()
+    assert history.series()["waiting"][1] is None

@@ -56,6 +56,18 @@ def test_ids_are_those_of_the_request(gateway):
     assert feature["decided"] == {"experiment": 2}
 
 
+def test_recent_visitors_are_those_of_decisions(gateway):
+    url = ("--url", f"http://127.0.0.1:{gateway.port}")
+    status, _, body = simulate(gateway, {"recent": True})
+    assert (status, body["error"]) == (409, "no decision was requested in the last hour: use visitors or ids")
+    users = ["recent-1", "recent-2", "recent-1"]
+    for user in users:
+        assert exchange(gateway, "POST", "/server-side/getFlag", {"featureKey": "dark-mode", "userId": user})[0] == 200
+    result = run("simulate", *url, "--recent", "--json", ADMIN_TOKEN=gateway.admin_token)
+    assert orjson.loads(result.stdout)["visitors"] == 2, result.stderr
+    assert "--recent: expected --url" in run("simulate", "--settings", str(SAMPLE_SETTINGS), "--recent").stderr
+
+
 @contextmanager
 def started(gateway, body):
     """The response to a simulation whose client leaves at the end of the block."""
@@ -100,6 +112,10 @@ def check_running(gateway, response):
         ({"visitors": 9, "weights": {"102": [50]}}, "expected 2 of them, for Two steps/One step"),
         ({"visitors": 9, "weights": {"102": 50}}, "weights.102: expected a list of percentages"),
         ({"visitors": 9, "weights": []}, "weights: expected an object"),
+        ({"visitors": 9, "customVariable": {}}, "unknown field customVariable. Did you mean customVariables?"),
+        ({"visitors": 9, "userId": "u"}, "unknown field userId"),
+        ({"visitors": 9, "recent": True}, "recent: expected true, without ids and visitors"),
+        ({"recent": "yes"}, "recent: expected true, without ids and visitors"),
     ],
 )
 def test_an_invalid_request_is_named(gateway, body, message):

@@ -29,6 +29,7 @@ EXCEPTIONS = {
     "journalctl": "needs systemd as the machine's first process",
     "docker": "needs Docker; test_install.py checks the Dockerfile and the Compose file",
     "kubectl": "needs a cluster; test_install.py checks the manifests",
+    "helm": "needs a cluster; test_chart.py renders the chart",
     "cp -n conf/gateway.env .env": "would put a file into the checkout",
     "tornado-gateway geo update": "needs an account at MaxMind",
     "tornado-gateway environments": "needs a file: run by tests/cli/test_environments.py",

@@ -64,3 +64,20 @@ async def test_c5_long_values_are_checked_each_time_and_take_no_memory():
     assert await checks.is_member("l", "short")
     assert len(lists.asked) == 5
     assert list(checks._known) == [("l", "short")]
+
+
+async def test_a_known_result_needs_no_task():
+    """Neither one in the cache, nor one while too many checks wait. A flood of them continued in one turn."""
+    lists = Lists()
+    checks = ListChecks(lists.check)
+    assert checks.known_member("l", "member") is None
+    lists.open.set()
+    assert await checks.is_member("l", "member")
+    assert checks.known_member("l", "member")
+    lists.open.clear()
+    waiting = [asyncio.create_task(checks.is_member("l", str(number))) for number in range(MAX_WAITING)]
+    await asyncio.sleep(0)
+    assert checks.known_member("l", "other") is False
+    assert checks.known_member("l", "7") is None  # shares the check that waits
+    lists.open.set()
+    assert await asyncio.gather(*waiting) == [True] * MAX_WAITING

@@ -127,8 +127,8 @@ def test_a_server_token_needs_no_origin():
 
 
 def test_an_sdk_key_is_a_credential_if_it_is_allowed():
-    assert status(auth(has_sdk_key=lambda request: True), "sdk") == 200
-    assert status(auth(has_sdk_key=lambda request: False), "sdk") == 401
+    assert status(auth(has_sdk_key=lambda request, is_lookup: True), "sdk") == 200
+    assert status(auth(has_sdk_key=lambda request, is_lookup: False), "sdk") == 401
     assert status(auth(has_sdk_key=None), "sdk") == 401
 
 

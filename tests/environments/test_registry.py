@@ -196,3 +196,12 @@ def test_the_key_in_the_query_of_events(make, query, key):
     request = Request(b"POST", b"/events/t", query, [])
     assert make().environments.scope_of(request).key == key
     assert make(sdk_key=None).environments.scope_of(request).key == key
+
+
+def test_values_of_visitors_in_lookups_are_no_keys(make):
+    """Some SDKs do not escape them."""
+    environments = make().environments
+    request = Request(b"GET", b"/", b"accountId=1&sdkKey=own-key&userId=a&i=b&env=c", [], b"", "127.0.0.1")
+    assert environments.has_key(request, is_lookup=True)
+    with pytest.raises(RequestError, match=TEXT):
+        environments.has_key(request)

@@ -15,12 +15,13 @@ from http_harness import QUICK, Routes, get, post, serve
 
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.codings import STEP_BYTES, unpacked
-from tornado_gateway.http.messages import BAD_ENCODING, BODY_TOO_LARGE, Packed, Request, Response
+from tornado_gateway.http.messages import BAD_ENCODING, Packed, Request, Response, too_large
 from tornado_gateway.http.request_ids import outcome
 
 __all__ = ["serve"]
 
 SMALL, LARGE = 1000, 1 << 20
+TOO_LARGE = too_large(LARGE, "MAX_BYTES")
 GZIP = "Content-Encoding: gzip"
 
 
@@ -35,7 +36,7 @@ async def turns_of(body, packed):
 
 async def test_each_turn_decodes_a_step():
     plain = bytes(range(256)) * (LARGE // 256)
-    result, turns = await turns_of(gzip.compress(plain), Packed(b"gzip", LARGE))
+    result, turns = await turns_of(gzip.compress(plain), Packed(b"gzip", LARGE, TOO_LARGE))
     assert result == plain
     assert turns >= LARGE / STEP_BYTES
 
@@ -46,8 +47,8 @@ BODIES = {
     "deflate": (b"deflate", zlib.compress(b"x" * LARGE), b"x" * LARGE),
     "raw deflate": (b"deflate", RAW, b"x" * LARGE),
     "not compressible": (b"gzip", zlib.compress(RAW * 300, 0, wbits=31), RAW * 300),
-    "one byte too many": (b"gzip", gzip.compress(b"x" * (LARGE + 1)), BODY_TOO_LARGE),
-    "bomb": (b"deflate", zlib.compress(bytes(50 * LARGE)), BODY_TOO_LARGE),
+    "one byte too many": (b"gzip", gzip.compress(b"x" * (LARGE + 1)), TOO_LARGE),
+    "bomb": (b"deflate", zlib.compress(bytes(50 * LARGE)), TOO_LARGE),
     "half": (b"gzip", gzip.compress(b"x" * LARGE)[:-9], BAD_ENCODING),
     "more behind it": (b"gzip", gzip.compress(b"x" * LARGE) + b"x", BAD_ENCODING),
     "much more behind it": (b"gzip", gzip.compress(b"x" * LARGE) + b"x" * LARGE, BAD_ENCODING),
@@ -57,7 +58,7 @@ BODIES = {
 
 @pytest.mark.parametrize(("coding", "body", "result"), BODIES.values(), ids=BODIES)
 async def test_the_result_is_that_of_decoding_at_once(coding, body, result):
-    assert await unpacked(body, Packed(coding, LARGE)) == result
+    assert await unpacked(body, Packed(coding, LARGE, TOO_LARGE)) == result
 
 
 class CodedRoutes(Routes):
@@ -84,7 +85,7 @@ def routes():
 @pytest.fixture
 def live(serve, routes):
     limits = QUICK._replace(max_body_bytes=SMALL)
-    return serve(find=routes.find, limits=limits, body_limit=lambda path: (LARGE, BODY_TOO_LARGE))
+    return serve(find=routes.find, limits=limits, body_limit=lambda path: (LARGE, TOO_LARGE))
 
 
 def test_large_bodies_are_decoded_one_at_a_time_and_small_ones_beside_them(live, routes):

@@ -11,7 +11,7 @@ from raw_requests import MALFORMED
 from tornado_gateway.errors import RequestError, StoreError
 from tornado_gateway.gate import Gate
 from tornado_gateway.http.limits import ServerOptions
-from tornado_gateway.http.messages import BODY_TOO_LARGE, Request, Response, json_error
+from tornado_gateway.http.messages import Request, Response, json_error, too_large
 from tornado_gateway.http.server import Server
 
 serve = harness.serve
@@ -50,7 +50,7 @@ def test_response_refuses_header_injection(header):
 
 def test_json_error():
     response = json_error(400, 'no "x"', [(b"Retry-After", b"1")])
-    assert (response.status, response.body) == (400, b'{"status":0,"error":"no \\"x\\""}')
+    assert (response.status, response.body) == (400, b'{"status":0,"error":"no \\"x\\"","code":"invalid_request"}')
     assert b"Retry-After: 1\r\n" in response.encoded
 
 
@@ -308,10 +308,12 @@ def test_tiny_chunks_are_no_attack(serve):
 
 def test_body_limit_of_a_path(serve):
     limits = QUICK._replace(max_body_bytes=10)
-    live = serve(limits=limits, body_limit=lambda path: (1000 if path == b"/large/echo" else 10, BODY_TOO_LARGE))
+    limit_of = {b"/large/echo": (1000, too_large(1000, "MAX_BYTES"))}
+    live = serve(limits=limits, body_limit=lambda path: limit_of.get(path, (10, too_large(10))))
     assert live.ask(post("/large/echo?a", b"x" * 1000)).status == 200
-    assert live.ask(post("/large/echo", b"x" * 1001)).status == 413
-    assert live.ask(post("/small/echo", b"x" * 11)).status == 413
+    large, small = live.ask(post("/large/echo", b"x" * 1001)), live.ask(post("/small/echo", b"x" * 11))
+    assert (large.status, large.error) == (413, "the request body is larger than 1000 bytes (MAX_BYTES)")
+    assert (small.status, small.error) == (413, "the request body is larger than 10 bytes")
 
 
 # ---- Expect

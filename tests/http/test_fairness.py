@@ -9,8 +9,8 @@ import time
 
 from http_harness import QUICK, Routes, get, post, serve
 
-from tornado_gateway.http.limits import RunQueue
-from tornado_gateway.http.messages import BODY_TOO_LARGE, Response
+from tornado_gateway.http.limits import DENSE_SLICE_BYTES, RunQueue
+from tornado_gateway.http.messages import Response, too_large
 from tornado_gateway.http.server import RECEIVE_BYTES
 
 __all__ = ["serve"]
@@ -57,12 +57,50 @@ def test_a_lone_request_does_not_wait_for_many_slices(serve):
     assert position_of_lone_request(serve, "X: " + "y" * 300) < COUNT
 
 
+def test_pipelined_requests_that_wait_do_not_continue_together(serve):
+    """512 requests to /webhook waited for the same refresh: a lone request waited until all had their responses."""
+    routes = Routes()
+    waiting, most = [], []
+
+    async def wait(request):
+        waiting.append(request)
+        most.append(len(waiting))
+        await asyncio.sleep(0.001)
+        waiting.remove(request)
+        return Response(200, b'"waited"')
+
+    routes.table[b"GET", b"/wait"] = wait
+    live = serve(find=routes.find, limits=QUICK._replace(max_tasks=10))
+    clients = [live.connect().send(get("/wait") * 40) for _ in range(8)]
+    assert [client.response().status for client in clients for _ in range(40)] == [200] * 320
+    assert 8 <= max(most) <= 10 + len(clients)
+
+
+def test_few_requests_of_a_client_are_in_memory_until_their_turn(serve):
+    """16 KB of short requests became 500 objects of 600 bytes, of each of thousands of connections."""
+    routes = Routes()
+    opened = asyncio.Event()
+
+    async def wait(request):
+        await opened.wait()
+        return Response(200, b'"waited"')
+
+    routes.table[b"GET", b"/wait"] = wait
+    live = serve(find=routes.find)
+    short = b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n"
+    client = live.connect().send(short * 450)  # less than a slice
+    live.until(lambda: live.server.in_flight >= 16)
+    assert live.server.in_flight <= 2 * DENSE_SLICE_BYTES // len(short)
+    live.call(opened.set)
+    assert [client.response().status for _ in range(450)] == [200] * 450
+
+
 def test_the_limit_of_a_body_is_asked_for_once(serve):
     """A body of 1-byte chunks had it looked up for each of them: 10 ms of CPU time for each slice of 16 KB."""
     asked = []
     live = serve(
         limits=QUICK._replace(max_body_bytes=100),
-        body_limit=lambda path: (asked.append(path) or 10_000, BODY_TOO_LARGE),
+        body_limit=lambda path: (asked.append(path) or 10_000, too_large(10_000)),
     )
     chunked = get("/echo", "Transfer-Encoding: chunked", method="POST") + b"1\r\nx\r\n" * 5000 + b"0\r\n\r\n"
     assert live.ask(chunked).json["body"] == "x" * 5000

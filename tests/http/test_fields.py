@@ -1,6 +1,8 @@
 """The JSON reader of all endpoints."""
 
 import json
+import sys
+from itertools import product
 
 import orjson
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tornado_gateway.errors import RequestError
-from tornado_gateway.http.fields import json_object, json_value
+from tornado_gateway.http.fields import MAX_LEVELS, MAX_TEXT_BYTES, document_problem, json_object, json_value
 
 REPAIRED = {
     "high at the end": (rb'"x\ud83d"', "x\ufffd"),
@@ -68,3 +70,55 @@ def test_a9_large_bodies_are_repaired_piece_by_piece(piece):
             assert json_value(body + end)[0]["t"][0] == "\ufffd"
         except RequestError as error:
             assert "not JSON" in str(error)  # noqa: PT017 - half an escape, no end, or MAX_REPAIRS
+
+
+PIECES = {"plain": b"x", "quote": rb"\"", "backslash": rb"\\", "character": "\u00e4".encode(), "escape": rb"\u0041"}
+SURROUNDINGS = {
+    "alone": b"%b",
+    "after texts": rb'["a","\\","b\"",%b,"c"]',
+    "before numbers": b"[%b,%s]" % (b"%b", b"1," * 99 + b"1"),
+}
+
+
+@pytest.mark.parametrize("piece", PIECES.values(), ids=PIECES)
+@pytest.mark.parametrize("around", SURROUNDINGS.values(), ids=SURROUNDINGS)
+def test_a_text_is_too_long_from_one_byte_on(piece, around):
+    size = len(orjson.loads(b'"%b"' % piece).encode())
+    for extra, is_name in product((0, 1), (False, True)):
+        text = b'"%b"' % (piece * (MAX_TEXT_BYTES // size) + b"x" * extra)
+        body = around % (b'{%b:""}' % text if is_name else text)
+        problem = document_problem(orjson.loads(body), body, 1 << 20)
+        assert (problem is not None) == bool(extra), problem
+
+
+def test_no_text_is_long_where_texts_are_far_from_each_other():
+    for far in (b"1," * 70_000, b"[]," * 30_000, b" " * 70_000):
+        body = b'["a",%b"b",%b"c"]' % (far, far)
+        assert document_problem(orjson.loads(body), body, 1 << 20) is None
+
+
+@pytest.mark.parametrize(("opening", "closing", "more"), [("[", "]", 0), ('{"a":', "}", 0), ('[[],{"b":1},', "]", 1)])
+def test_levels_are_counted(opening, closing, more):
+    for depth in range(MAX_LEVELS - 2, MAX_LEVELS + 2):
+        body = (opening * depth + "1" + closing * depth).encode()
+        problem = document_problem(orjson.loads(body), body)
+        assert (problem is None) == (depth + more <= MAX_LEVELS)
+
+
+def calls_of(work):
+    """Return the number of calls of Python functions, which cost a tenth of a microsecond each."""
+    calls = []
+    sys.setprofile(lambda frame, event, argument: event == "call" and calls.append(frame.f_code.co_name))
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return len(calls)
+
+
+@pytest.mark.parametrize("item", [b"1", b'"x"', b"1.5e300"], ids=["numbers", "texts", "floats"])
+def test_the_limits_of_a_large_document_are_checked_with_few_calls(item):
+    """One call for each value of an event of 256 KB held the loop for 13 ms."""
+    body = b'{"d":[%b%b]}' % (b"[]," * 100, b",".join([item] * (200_000 // (len(item) + 1))))
+    value = orjson.loads(body)
+    assert calls_of(lambda: document_problem(value, body)) < 500

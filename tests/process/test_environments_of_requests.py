@@ -13,8 +13,11 @@ from vendor import Vendor
 
 FORMER = "f" * 32  # of staging
 LIST, OTHERS_LIST = "list-77", "list-of-other"
-QUESTION = b'{"status":0,"error":"which environment? name it by SDK key, X-FME-Environment or host"}'
-WRONG = b'{"status":0,"error":"accountId or sdkKey does not match this gateway"}'
+QUESTION = (
+    b'{"status":0,"error":"which environment? name it by SDK key, X-FME-Environment or host",'
+    b'"code":"environment_required"}'
+)
+WRONG = b'{"status":0,"error":"accountId or sdkKey does not match this gateway","code":"wrong_account"}'
 SECONDS = 60
 PHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 17_2 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148"
 SHOP = "https://shop.example"

@@ -337,15 +337,30 @@ def compose():
     return yaml.safe_load((ROOT / "docker-compose.yaml").read_text())
 
 
-def test_compose_knows_both_cases_with_and_without_a_redis_of_its_own():
+def test_compose_starts_a_gateway_and_redis_only_on_request():
     services = compose()["services"]
-    assert set(services) == {"gateway", "gateway-with-redis", "redis"}
-    assert services["gateway"]["profiles"] == ["existing-redis"]
-    assert "REDIS_HOST" not in services["gateway"].get("environment", {}), "it comes from the environment file"
-    with_redis = services["gateway-with-redis"]
-    assert with_redis["profiles"] == services["redis"]["profiles"] == ["bundled-redis"]
-    assert with_redis["environment"]["REDIS_HOST"] == "redis"
-    assert with_redis["depends_on"]["redis"]["condition"] == "service_healthy"
+    assert set(services) == {"gateway", "redis"}
+    assert "profiles" not in services["gateway"]
+    assert services["redis"]["profiles"] == ["redis"]
+    assert "REDIS_HOST" not in services["gateway"]["environment"], "it comes from the environment file"
+    assert "depends_on" not in services["gateway"], "a service of a profile that is not active"
+
+
+def memory_for(workers):
+    """The limit in MiB, as docs/scaling.md calculates it."""
+    assert "64 MB + 256 MB × (WORKERS + 1)" in (ROOT / "docs" / "scaling.md").read_text()
+    return 64 + 256 * (workers + 1)
+
+
+def default_of(value):
+    """The default of an interpolated value: `${WORKERS:-2}`."""
+    return re.fullmatch(r"\$\{\w+:-(.*)\}", value)[1]
+
+
+def test_memory_limits_fit_the_number_of_workers():
+    gateway = compose()["services"]["gateway"]
+    assert default_of(gateway["mem_limit"]) == f"{memory_for(int(default_of(gateway['environment']['WORKERS'])))}m"
+    assert container()["resources"]["limits"]["memory"] == f"{memory_for(int(the('ConfigMap')['data']['WORKERS']))}Mi"
 
 
 def test_services_of_compose_are_checked_restarted_and_keep_their_data():
@@ -388,6 +403,8 @@ def test_manifests_fit_the_schema_of_kubernetes():
     import kubernetes_validate
 
     for document in objects():
+        if document["kind"] == "PodMonitor":  # of the Prometheus operator, not of Kubernetes
+            continue
         kubernetes_validate.validate(document, "1.30", strict=True)
 
 
@@ -395,7 +412,8 @@ def test_there_is_all_that_a_cluster_needs():
     kinds = sorted(document["kind"] for document in objects())
     services = ["Service", "Service"]
     others = ["ConfigMap", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Secret", "StatefulSet"]
-    assert kinds == sorted(services + others)
+    optional = ["NetworkPolicy", "PodMonitor"]
+    assert kinds == sorted(services + others + optional)
 
 
 def test_a_pod_is_probed_bounded_and_unprivileged():
@@ -409,6 +427,7 @@ def test_a_pod_is_probed_bounded_and_unprivileged():
     pod = the("StatefulSet")["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
     assert {"requests", "limits"} <= set(container()["resources"])
 
 
@@ -430,6 +449,8 @@ def test_names_in_the_manifests_lead_somewhere():
     for selector in [
         stateful["spec"]["selector"]["matchLabels"],
         the("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        the("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        the("PodMonitor")["spec"]["selector"]["matchLabels"],
         *[service["spec"]["selector"] for service in services],
     ]:
         assert selector.items() <= labels
@@ -442,3 +463,5 @@ def test_names_in_the_manifests_lead_somewhere():
     assert the("ConfigMap")["data"]["DATA_DIR"] in [mounts[name] for name in claims]
     ports = {port["name"] for port in container()["ports"]}
     assert {service["spec"]["ports"][0]["targetPort"] for service in services} <= ports
+    assert the("PodMonitor")["spec"]["podMetricsEndpoints"][0]["port"] in ports
+    assert the("NetworkPolicy")["spec"]["ingress"][0]["ports"][0]["port"] in ports

@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import hostile
 import pytest
@@ -44,6 +45,38 @@ def test_the_verdict_about_a_gateway_under_attack(changes, fault):
 
 def test_without_samples_there_is_no_verdict():
     assert hostile.faults(hostile.Result()) == ["the well-behaved client got no response"]
+
+
+BUSY = """
+import asyncio, time
+
+def keep_busy():
+    until = time.thread_time() + 0.05
+    while time.thread_time() < until:
+        pass
+
+async def main():
+    asyncio.get_running_loop().call_later(0.1, keep_busy)
+    for _ in range(24):
+        await asyncio.sleep(0.05)
+
+asyncio.run(main())
+"""
+
+
+def test_the_longest_turn_is_measured_with_its_callbacks(tmp_path):
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(hostile.__file__).parent / "turns"),
+        "TURNS_FOLDER": str(tmp_path),
+    }
+    subprocess.run([sys.executable, "-c", BUSY], env=environment, check=True, timeout=60)
+    turns = hostile.turns_in(tmp_path)
+    longest = max(turns, key=lambda turn: turn.seconds)
+    assert longest.callbacks[0].startswith("keep_busy x1 ")
+    assert longest.seconds >= 0.05
+    result = hostile_result()
+    result.turns = [hostile.Turn(5.0, longest.seconds, longest.callbacks)]
+    assert "| keep_busy x1 " in hostile.turns_table(result)
 
 
 def readings(**growth):

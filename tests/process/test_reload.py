@@ -5,6 +5,7 @@ import asyncio
 from several import block, write
 
 from tornado_gateway.config import load
+from tornado_gateway.errors import StartError
 from tornado_gateway.process.environments.reload import Reload
 
 
@@ -21,11 +22,24 @@ class SlowServing:
         self.names.append([environment.name for environment in environments])
 
 
-def reload_of(tmp_path, serving):
+class FailingServing:
+    """Cannot start a new environment at first."""
+
+    def __init__(self, failures):
+        self.failures = failures
+        self.attempts = 0
+
+    async def change(self, environments):
+        self.attempts += 1
+        if self.attempts <= self.failures:
+            raise StartError("the store of staging cannot be opened")
+
+
+def reload_of(tmp_path, serving, **options):
     file = tmp_path / "environments.toml"
     write(file, block("production"))
     config = load({}, {"ENVIRONMENTS_FILE": str(file), "DATA_DIR": str(tmp_path)})
-    return Reload(config, serving), file
+    return Reload(config, serving, **options), file
 
 
 async def test_a_change_during_a_reload_is_followed_by_the_next_check(tmp_path):
@@ -76,3 +90,26 @@ async def test_a_path_that_cannot_exist_is_a_mistake_and_no_error_of_the_gateway
     assert "sdk_key_file" in reload.error
     await reload.check()
     assert serving.names == [["production"]]
+
+
+async def test_an_environment_that_could_not_start_is_tried_again_although_the_file_stays(tmp_path):
+    serving = FailingServing(2)
+    reload, _ = reload_of(tmp_path, serving, retry_seconds=(0.0, 0.0))
+    await reload.check()
+    assert "store of staging" in reload.error
+    await reload.check()
+    await reload.check()
+    assert (serving.attempts, reload.error) == (3, None)
+    await reload.check()
+    assert serving.attempts == 3
+
+
+async def test_it_is_tried_again_after_a_backoff_only(tmp_path):
+    serving = FailingServing(2)
+    reload, file = reload_of(tmp_path, serving, retry_seconds=(3600.0, 3600.0))
+    await reload.check()
+    await reload.check()
+    assert serving.attempts == 1
+    write(file, block("production"), block("staging"))
+    await reload.check()
+    assert serving.attempts == 2

@@ -114,3 +114,14 @@ def test_a_token_in_a_header_opens_the_stream_of_its_environment_only(gateway):
 
 def version_of(opened):
     return next(line for line in opened[1].splitlines() if line.startswith(b"id:"))
+
+
+@pytest.mark.parametrize(
+    "path", ["/user-alias/getAliasUserId", "/check-attribute", "/get-user-details", "/attributes/check", "/getUserData"]
+)
+def test_an_unescaped_value_of_a_visitor_is_no_wrong_key(gateway, path):
+    """The credential is the SDK key; `i` and `env` are parts of the user id `a&i=b&env=c`."""
+    key = f"{path}?sdkKey={KEYS['production']}&listId=1&attribute=a&userId=a"
+    plain, unescaped = (exchange(gateway, "GET", target, None) for target in (key, f"{key}&i=b&env=c"))
+    assert unescaped[0] == plain[0] != 401
+    assert exchange(gateway, "GET", key.replace("sdkKey", "i"), None)[0] == 401, "as an `i` the key is no credential"

@@ -78,7 +78,7 @@ def test_status_metrics_doctor_and_console_name_the_same_problems(tmp_path):
             check_described("/status", "get", 200, status)
             [dead] = [problem for problem in status["problems"] if problem["code"] == "events-dead"]
             assert (dead["severity"], dead["environment"]) == ("warning", None)
-            assert dead["runbook"] == "docs/operating.md#events-dead"
+            assert dead["runbook"] == "/docs/operating#events-dead"
             own, _ = doctor(gateway, UPSTREAM_URL=vendor.url, **where)
             assert own == {"events-dead": "warn"}
 

@@ -3,6 +3,9 @@
 Each attack of `attacks.py` runs alone, and then all run at once for the last third. The attackers have the lowest
 priority, because they share the cores with the gateway. The verdict is about the gateway: its responses, its log, its
 memory, and the time that the well-behaved client waits.
+
+That time is worthless while other programs keep the machine busy. `--turns` shows the longest turn of the event loop in
+CPU time as well, with its callbacks (`turns/sitecustomize.py`): a request of the well-behaved client needs about eight.
 """
 
 import argparse
@@ -22,7 +25,7 @@ from pathlib import Path
 
 from attacks import ADMIN_TOKEN, EVERYTHING, WEBHOOK_TOKEN, settings
 from endpoints import GEOIP
-from process import Gateway
+from process import Gateway, build
 from steady_client import Sample
 from vendor import Vendor
 from watch import MB, core_times, general_faults, memory_of, percentile
@@ -54,6 +57,15 @@ class Phase:
     starved: float = 0.0  # the share of the time in which workers waited for a core, because other processes had them
 
 
+@dataclass(frozen=True)
+class Turn:
+    """The longest turn of a worker's event loop within a second."""
+
+    ended: float
+    seconds: float  # of CPU time
+    callbacks: list[str]
+
+
 @dataclass
 class Result:
     """All that the verdict is about."""
@@ -63,6 +75,7 @@ class Result:
     idle: list[Sample] = field(default_factory=list)  # of an idle process
     log_bytes: int = 0
     general: list[str] = field(default_factory=list)  # faults that have nothing to do with attacks
+    turns: list[Turn] = field(default_factory=list)
 
     @property
     def memory_bytes(self) -> int:
@@ -112,7 +125,21 @@ def table(result: Result) -> str:
     return "\n".join(rows)
 
 
+def turns_table(result: Result) -> str:
+    rows = ["| attack | longest turn, ms of CPU time | callbacks |", "|---|---:|---|"]
+    for phase in result.phases:
+        turns = [turn for turn in result.turns if phase.started <= turn.ended < phase.ended]
+        longest = max(turns, key=lambda turn: turn.seconds, default=Turn(0.0, 0.0, []))
+        rows.append(f"| {phase.name} | {longest.seconds * 1000:.1f} | {', '.join(longest.callbacks)} |")
+    return "\n".join(rows)
+
+
 # --- The run ---
+
+
+def turns_in(folder: Path) -> list[Turn]:
+    lines = [line for file in folder.glob("*.turns") for line in file.read_text().splitlines()]
+    return [Turn(*json.loads(line)) for line in lines]
 
 
 @contextlib.contextmanager
@@ -154,11 +181,12 @@ def run_phases(gateway: Gateway, result: Result, names: list[str], seconds: floa
         result.phases.append(attack(gateway, TOGETHER, names, seconds / 3))
 
 
-def run(seconds: float, names: list[str], log: Path | None) -> Result:
+def run(seconds: float, names: list[str], log: Path | None, *, measures_turns: bool = False) -> Result:
     result = Result()
     with tempfile.TemporaryDirectory() as folder, Vendor(settings(), keep=100) as vendor:
         vendor.lists = {"list-1": {"visitor-1"}}
-        with Gateway.of_vendor(Path(folder) / "data", vendor, **OPTIONS) as gateway:
+        measuring = {"TURNS_FOLDER": folder, "PYTHONPATH": f"{HERE / 'turns'}:{build()}"} if measures_turns else {}
+        with Gateway.of_vendor(Path(folder) / "data", vendor, **OPTIONS, **measuring) as gateway:
             vendor.wait_until(lambda: len(gateway.worker_pids()) == OPTIONS["WORKERS"])
             workers = gateway.worker_pids()
             try:
@@ -166,6 +194,7 @@ def run(seconds: float, names: list[str], log: Path | None) -> Result:
                 result.general = general_faults(gateway, workers)
             finally:
                 result.log_bytes = gateway.log_path.stat().st_size
+                result.turns = turns_in(Path(folder))
                 if log is not None:
                     shutil.copy(gateway.log_path, log)
     return result
@@ -175,12 +204,15 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/hostile", description="Attack a gateway and judge it.")
     parser.add_argument("seconds", type=float, nargs="?", default=600.0)
     parser.add_argument("--only", action="append", choices=EVERYTHING, help="an attack, instead of all")
+    parser.add_argument("--turns", action="store_true", help="show the longest turns of the event loop")
     parser.add_argument("--log", type=Path, help="write the log of the gateway to this file")
     options = parser.parse_args(arguments)
     logging.getLogger("tornado").setLevel(logging.CRITICAL)  # the stand-in for the vendor gets odd requests, too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    result = run(options.seconds, options.only or list(EVERYTHING), options.log)
+    result = run(options.seconds, options.only or list(EVERYTHING), options.log, measures_turns=options.turns)
     print(table(result))
+    if options.turns:
+        print(f"\n{turns_table(result)}")
     print(f"\n{len(result.samples):,} requests of the well-behaved client: p99 {result.p99() * 1000:.1f} ms")
     print(f"an idle process woke up late: p99 {result.idle_p99() * 1000:.1f} ms")
     print(f"memory of a worker at most {result.memory_bytes / MB:.0f} MB, log {result.log_bytes:,} bytes")

@@ -28,6 +28,11 @@ def is_compiled() -> bool:
     return subprocess.run([ROOT / "scripts" / "compile", "--check"], stdout=subprocess.DEVNULL).returncode == 0
 
 
+def build() -> Path:
+    """The compiled build, if there is one of the sources as they are; otherwise the sources."""
+    return COMPILED if is_compiled() else ROOT
+
+
 def sample_document() -> dict[str, Any]:
     document: dict[str, Any] = orjson.loads(SAMPLE_SETTINGS.read_bytes())
     return document
@@ -52,7 +57,7 @@ class Gateway:
         self.data_dir = data_dir
         self._environment = {
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(COMPILED if is_compiled() else ROOT),
+            "PYTHONPATH": str(build()),
             "PYTHONSAFEPATH": "1",  # not what is in the current directory
             "HOST": "127.0.0.1",
             "PORT": str(self.port),

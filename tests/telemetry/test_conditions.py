@@ -17,11 +17,11 @@ from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 FACTS = [  # code, facts with the condition, facts just below it, words of the sentence
     ("no-settings", Facts(is_loaded=False), Facts(), "cannot be evaluated"),
-    ("settings-stale", Facts(settings_seconds=3601), Facts(settings_seconds=3600), "60 minutes"),
-    ("settings-stale", Facts(settings_seconds=9e5), Facts(settings_seconds=9e5, settings_source="file"), "10 days"),
-    ("events-waiting", Facts(oldest_seconds=901), Facts(oldest_seconds=900), "15 minutes"),
+    ("settings-stale", Facts(settings_seconds=3601), Facts(settings_seconds=3600), "for 1 h."),
+    ("settings-stale", Facts(settings_seconds=9e5), Facts(settings_seconds=9e5, settings_source="file"), "10 d 10 h"),
+    ("events-waiting", Facts(oldest_seconds=901), Facts(oldest_seconds=900), "15 min 1 s"),
     ("events-stuck", Facts(stuck="Events are stuck"), Facts(oldest_seconds=100), "stuck"),
-    ("events-dead", Facts(dead=1), Facts(dead=0), "1 events are dead letters"),
+    ("events-dead", Facts(dead=1), Facts(dead=0), "1 event is a dead letter"),
     ("events-lost", Facts(rises=frozenset({"lost"})), Facts(rises=frozenset({"received"})), "lost"),
     ("events-rejected", Facts(rises=frozenset({"rejected"})), Facts(), "rejected"),
     ("events-discarded", Facts(rises=frozenset({"discarded"})), Facts(), "discarded"),
@@ -35,7 +35,7 @@ LOADS = [
     ("request-errors", Load(10, 10), Load(9, 9), "10 of 10"),
     ("slow-decisions", Load(decisions=100, slow_decisions=2), Load(decisions=100, slow_decisions=1), "2 of 100"),
     ("slow-decisions", Load(decisions=100, slow_decisions=99), Load(decisions=99, slow_decisions=99), "99 of 100"),
-    ("loop-lag", Load(timers=100, late_timers=2), Load(timers=100, late_timers=1), "2%"),
+    ("loop-lag", Load(timers=100, late_timers=2), Load(timers=100, late_timers=1), "2 %"),
     ("workers-restart", Load(restarts=7, workers=2), Load(restarts=6, workers=2), "7 workers"),
 ]
 

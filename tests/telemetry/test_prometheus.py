@@ -161,7 +161,7 @@ def test_each_alert_has_a_section_in_the_runbook_and_no_section_is_without_one()
     anchors = anchors_of(OPERATING)
     for alert in alerts():
         page, _, anchor = alert["annotations"]["runbook"].partition("#")
-        assert page == "docs/operating.md"
+        assert page == "http://{{ $labels.instance }}/docs/operating"
         assert anchor in (alert["alert"].lower(), *CONDITIONS)
         assert anchor in anchors
         if anchor in CONDITIONS:
@@ -177,7 +177,7 @@ def anchors_of(text):
 @pytest.mark.parametrize("code", CONDITIONS)
 def test_each_condition_has_one_anchor_in_the_runbook(code):
     page, _, anchor = runbook(code).partition("#")
-    assert page == "docs/operating.md"
+    assert page == "/docs/operating"
     assert anchors_of(OPERATING).count(anchor) == 1
 
 

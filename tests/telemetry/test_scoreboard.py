@@ -14,9 +14,10 @@ from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, ROW_BYTES, Scoreb
 from tornado_gateway.telemetry.waiting import Reading
 
 
-def counts(waiting=0, delivered=0, dead=0, rejected=0, discarded=0):
+def counts(waiting=0, delivered=0, dead=0, rejected=0, discarded=0, internal=0):
     done = {"waiting": waiting, "delivered": delivered, "dead": dead, "rejected": rejected, "discarded": discarded}
-    return {"received": sum(done.values()), **done, "lost": 0, "unknown": 0}
+    done |= {"lost": 0, "discarded_internal": internal, "unknown": 0, "elsewhere": 0}
+    return {"received": waiting + delivered + dead + rejected + discarded, **done}
 
 
 def record(row, generation, adopted=0, **events):
@@ -86,14 +87,14 @@ def test_the_last_record_of_each_place_counts():
 
 def test_an_ended_worker_is_gone_and_its_finished_events_are_not():
     instance = Instance()
-    instance.worker(0, 1, delivered=10, rejected=2)
-    instance.worker(1, 2, delivered=1)
+    instance.worker(0, 1, delivered=10, rejected=2, discarded=3, internal=2)
+    instance.worker(1, 2, delivered=1, discarded=1, internal=1)
     before = instance.sums()
     instance.end(0, 1)
     assert [worker["generation"] for worker in instance.board.read_all().workers] == [2]
     assert instance.sums() == before
     instance.worker(0, 3, delivered=1)
-    assert instance.sums() == counts(delivered=12, rejected=2)
+    assert instance.sums() == counts(delivered=12, rejected=2, discarded=4, internal=3)
 
 
 def test_what_an_ended_worker_left_waits_until_it_is_taken_over():
@@ -182,6 +183,16 @@ def test_a_queue_that_is_shared_with_other_machines_is_counted_once():
     publish(0, 3, received=0, delivered=0, waiting=11)
     publish(1, 2, received=5, delivered=2, waiting=11)
     assert board.read_all().events == counts(waiting=11, delivered=4)
+
+
+def test_events_that_other_machines_received_are_counted_elsewhere_and_no_count_is_negative():
+    board = Scoreboard(1)
+    own = counts(delivered=7, waiting=5)
+    for received, elsewhere, unknown in ((2, 10, 0), (12, 0, 0), (20, 0, 8)):
+        board.publish(0, record(0, 1) | {"is_queue_shared": True, "events": own | {"received": received}})
+        events = board.read_all().events
+        assert (events["elsewhere"], events["unknown"]) == (elsewhere, unknown)
+        assert received + elsewhere == sum(events[name] for name in EVENT_COUNTS[1:]) + unknown
 
 
 def test_a_worker_that_never_published():

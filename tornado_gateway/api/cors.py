@@ -12,16 +12,22 @@ from tornado_gateway.http.messages import Handler, Request, Response, Result, js
 
 ALLOWED_HEADERS = b"Content-Type, Authorization, X-API-Key, X-Device-User-Agent, VWO-X-Forwarded-For"
 EXPOSED = b"Access-Control-Expose-Headers: Warning, ETag, X-Request-Id, Retry-After\r\n"
-SHARED_PAGES = frozenset({b"/health", b"/ready", b"/status"})
+SHARED_PAGES = frozenset({b"/health", b"/ready", b"/status", b"/openapi.json"})
 OPERATORS_PATHS = b"/admin"  # other sites' pages may neither request nor read them
 _HEADER_NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?:[ \t]*,[ \t]*[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
 MAX_HEADER_NAMES_BYTES = 2048
 MAX_AGE_SECONDS = 86_400  # how long browsers keep a response to OPTIONS
 # Pages of all sites can send these without asking first (a preflight). An absent type counts as one of them.
 SIMPLE_TYPES = frozenset({b"", b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"})
-NOT_ALLOWED = json_error(403, "pages of this origin must not send requests to the gateway (CORS_ALLOWED_ORIGINS)")
+NOT_ALLOWED = json_error(
+    403,
+    "pages of this origin must not send requests to the gateway (CORS_ALLOWED_ORIGINS)",
+    code="origin_not_allowed",
+)
 NO_CORS = json_error(
-    403, "pages of other sites may send only events to this gateway. Set CORS_CONFIG_REQUIRED=true to allow more."
+    403,
+    "pages of other sites may send only events to this gateway. Set CORS_CONFIG_REQUIRED=true to allow more.",
+    code="origin_not_allowed",
 )
 
 
@@ -45,7 +51,7 @@ class Cors:
         return b"Vary: Origin\r\n"
 
     def page_lines(self, request: Request, status: int) -> bytes:
-        """Return these header lines for a page: probes and errors may be read, the pages of operators never."""
+        """Return these header lines for a page: SHARED_PAGES and errors may be read, the pages of operators never."""
         if request.path.startswith(OPERATORS_PATHS) or (status < 400 and request.path not in SHARED_PAGES):
             return b""
         return self.header_lines(request)

@@ -9,14 +9,15 @@ as rejected. Only a single event that exceeds a limit gets a 4xx.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import orjson
 
 from tornado_gateway.core.event_templates import SHOWN
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.identification import Scope
+from tornado_gateway.environments.internal_events import is_discarded
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.fields import (
@@ -38,8 +39,10 @@ from tornado_gateway.settings.incremental_json import parse
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 ACCEPTED = Response(200, b'{"success":true}')
-LARGE_BYTES = 262144
+LARGE_BYTES = 65536  # of JSON that the loop reads at once: 3 ms at most
 MAX_PARTS = 400_000  # of a large body. In a batch: 80 for each of 5,000 events
 USAGE_STATS = "vwo_sdkUsageStats"
 # Parameters of wire contract A.4 that are forwarded with usage statistics, besides `en`.
@@ -55,7 +58,7 @@ _LINE_FEED, _RETURN = b"\n\r"
 
 
 class _Batch:
-    """The documents of a batch that are to be stored, and how many are rejected, by reason.
+    """The documents of a batch that are to be stored, how many are rejected, by reason, and how many discarded.
 
     All stored ones are of one environment, because a batch is accepted or rejected as a whole.
     """
@@ -63,15 +66,23 @@ class _Batch:
     def __init__(self) -> None:
         self.documents: list[bytes] = []
         self.rejected: dict[str, int] = {}
+        self.discarded = 0
         self.environment: Environment | None = None
 
-    def add(self, environment: Environment, document: bytes) -> None:
+    def add(self, environment: Environment, name: str, document: bytes) -> None:
         if self.environment is None:
             self.environment = environment
         elif environment is not self.environment:
             names = self.environment.access.name, environment.access.name
-            raise RequestError(400, f"the events of the batch name two environments: {names[0]} and {names[1]}")
-        self.documents.append(document)
+            raise RequestError(
+                400,
+                f"the events of the batch name two environments: {names[0]} and {names[1]}",
+                code="ambiguous_environment",
+            )
+        if is_discarded(environment.access.internal_events, name, document):
+            self.discarded += 1
+        else:
+            self.documents.append(document)
 
     def reject(self, reason: str) -> None:
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
@@ -101,19 +112,25 @@ class EventsApi:
         """Accept one event document `{"d":{...}}`."""
         if len(request.body) > LARGE_BYTES:
             return self._take_large_event(request)
-        return self._take_event(request, *json_value(request.body))
+        document, body = json_value(request.body)
+        return self._take_event(request, document, body, document_problem(document, body))
 
     async def _take_large_event(self, request: Request) -> Response:
-        return self._take_event(request, *await self._read_large(request.body))
+        return self._take_event(request, *await self._read_large(request.body, _read_event))
 
-    def _take_event(self, request: Request, document: Any, body: bytes) -> Response:
+    def _take_event(self, request: Request, document: Any, body: bytes, problem: RequestError | None) -> Response:
         scope = self._environments.scope_of(request)
         environment = self._environment_or_reason(document, scope)
         if isinstance(environment, str):
             self._reject(scope.counting, environment, 1)
             return ACCEPTED
-        self._check_size(environment, document, body)
+        if problem is not None:
+            self._reject(environment, str(problem), 1)
+            raise problem
         data = document["d"]
+        if is_discarded(environment.access.internal_events, data["event"]["name"], body):
+            environment.events.discard_internal(1)
+            return ACCEPTED
         if data["event"]["name"] == USAGE_STATS:  # filed under the vendor's account: sent alone, with its query
             environment.usage.append(_usage_query(request.query), body)
             return ACCEPTED
@@ -125,12 +142,6 @@ class EventsApi:
             return _append(request, environment, orjson.dumps(document), 1)
         return _append(request, environment, _one_line(body), 1)
 
-    def _check_size(self, environment: Environment, document: Fields, body: bytes) -> None:
-        problem = document_problem(document, body)
-        if problem is not None:
-            self._reject(environment, str(problem), 1)
-            raise problem
-
     def take_batch(self, request: Request) -> Response | Awaitable[Response]:
         """Accept a batch `{"ev":[{"d":{...}}, ...]}`. Its accepted events are stored together."""
         if len(request.body) > LARGE_BYTES:
@@ -138,16 +149,16 @@ class EventsApi:
         return self._take_document(request, json_value(request.body)[0])
 
     async def _take_large_batch(self, request: Request) -> Response:
-        response = self._take_document(request, (await self._read_large(request.body))[0])
+        response = self._take_document(request, (await self._read_large(request.body, _read_in_pieces))[0])
         return response if isinstance(response, Response) else await response
 
-    async def _read_large(self, body: bytes) -> tuple[Any, bytes]:
+    async def _read_large(self, body: bytes, read: Callable[[bytes], T]) -> T:
         """Read a large body beside the loop and piece by piece, so that other requests are served meanwhile.
 
         One is read at a time, because the loop waits for a piece of each thread that wants the interpreter's lock.
         """
         async with self._reading:
-            return await asyncio.to_thread(_read_in_pieces, body)
+            return await asyncio.to_thread(read, body)
 
     def _take_document(self, request: Request, document: object) -> Response | Awaitable[Response]:
         scope = self._environments.scope_of(request, has_header=True)
@@ -156,36 +167,47 @@ class EventsApi:
             self._reject(scope.counting, NO_BATCH, 1)
             return ACCEPTED
         batch = _Batch()
-        if len(events) > self._slice_events:
+        if len(events) > self._slice_events or len(request.body) > LARGE_BYTES:
             return self._take_slices(request, events, scope, batch)
-        self._sort(events, scope, batch)
+        for event in events:
+            self._sort(event, scope, batch)
         return self._take(request, scope, batch)
 
     async def _take_slices(self, request: Request, events: list[Any], scope: Scope, batch: _Batch) -> Response:
-        for start in range(0, len(events), self._slice_events):
-            self._sort(events[start : start + self._slice_events], scope, batch)
-            await asyncio.sleep(0)
+        count = size = 0
+        for event in events:
+            size += self._sort(event, scope, batch)
+            count += 1
+            if count == self._slice_events or size > LARGE_BYTES:
+                count = size = 0
+                await asyncio.sleep(0)
         return self._take(request, scope, batch)
 
-    def _sort(self, events: list[Any], scope: Scope, batch: _Batch) -> None:
-        for event in events:
-            environment = self._environment_or_reason(event, scope)
-            if isinstance(environment, str):
-                batch.reject(environment)
-                continue
-            _clean_address(event["d"])
-            document = _encoded(event)
-            reason = _reason_too_large(event, document) if document else TOO_DEEP
-            if document and reason is None:
-                batch.add(environment, document)
-                _note_impression(environment, event["d"])
-            else:
-                batch.reject(reason or TOO_DEEP)
+    def _sort(self, event: Any, scope: Scope, batch: _Batch) -> int:
+        """Accept or reject an event of a batch. Return the bytes of its document."""
+        environment = self._environment_or_reason(event, scope)
+        if isinstance(environment, str):
+            batch.reject(environment)
+            return 0
+        _clean_address(event["d"])
+        document = _encoded(event)
+        if document is None:
+            batch.reject(TOO_DEEP)
+            return 0
+        reason = _reason_too_large(event, document)
+        if reason is None:
+            batch.add(environment, event["d"]["event"]["name"], document)
+            _note_impression(environment, event["d"])
+        else:
+            batch.reject(reason)
+        return len(document)
 
     def _take(self, request: Request, scope: Scope, batch: _Batch) -> Response:
         environment = batch.environment or scope.counting
         if batch.documents:  # first: if the queue is full, the client sends all of it again
             _append(request, environment, b"\n".join(batch.documents), len(batch.documents))
+        if batch.discarded:
+            environment.events.discard_internal(batch.discarded)
         for reason, count in batch.rejected.items():
             self._reject(environment, reason, count)
         return ACCEPTED
@@ -237,6 +259,11 @@ def _read_in_pieces(body: bytes) -> tuple[Any, bytes]:
         problem = str(error)
     _rest()
     return repaired_value(body, problem)
+
+
+def _read_event(body: bytes) -> tuple[Any, bytes, RequestError | None]:
+    document, body = _read_in_pieces(body)
+    return document, body, document_problem(document, body, pause=_rest)
 
 
 def _rest() -> None:

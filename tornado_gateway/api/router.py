@@ -83,8 +83,8 @@ class Router:
         shape = self._shapes.get(self._route_path(path))
         if shape is None:
             return response
-        message = orjson.loads(response.body)["error"]
-        return shape(path, RequestError(response.status, message))
+        error = orjson.loads(response.body)
+        return shape(path, RequestError(response.status, error["error"], code=error["code"]))
 
     def _find_leniently(self, method: bytes, path: bytes) -> Handler | None:
         path = self._route_path(path)

@@ -18,8 +18,8 @@ class Route(NamedTuple):
     `scope` is the scope that a client token needs; with None the handler checks a token of its own. `is_decision`:
     DECISION_REQUIRED enables it. `error_shape` makes the response to a failure from the path and the error, if it is
     not that of all errors. `is_event`, `is_batch`: bodies may have the size of an event or of a batch. `is_for_sdks`:
-    the query is read leniently, because some SDKs do not escape theirs. A path that ends with `{key}` stands for all
-    paths below.
+    the query is read leniently, because some SDKs do not escape theirs. `is_lookup`: values of a visitor are in it, so
+    that not each `i` names a key. A path that ends with `{key}` stands for all paths below.
     """
 
     method: str
@@ -31,6 +31,7 @@ class Route(NamedTuple):
     is_event: bool = False
     is_batch: bool = False
     is_for_sdks: bool = True
+    is_lookup: bool = False
 
     @property
     def label(self) -> str:
@@ -53,16 +54,16 @@ ROUTES = (
     Route("POST", "/webhook", "settings.webhook", None, is_for_sdks=False),
     Route("POST", "/events/t", "events.take_event", TRACK, is_event=True),
     Route("POST", "/server-side/batch-events-v2", "events.take_batch", TRACK, is_batch=True),
-    Route("GET", "/get-user-details", "visitors.user_details", SDK),
-    Route("GET", "/check-attribute", "lists.check_attribute", SDK),
-    Route("POST", "/evaluate-event-dsl", "lists.evaluate_event_dsl", SDK),
-    Route("POST", "/user-alias/setUserAlias", "aliases.set_alias", SDK),
-    Route("GET", "/user-alias/getAliasUserId", "aliases.alias_user_id", SDK),
+    Route("GET", "/get-user-details", "visitors.user_details", SDK, is_lookup=True),
+    Route("GET", "/check-attribute", "lists.check_attribute", SDK, is_lookup=True),
+    Route("POST", "/evaluate-event-dsl", "lists.evaluate_event_dsl", SDK, is_lookup=True),
+    Route("POST", "/user-alias/setUserAlias", "aliases.set_alias", SDK, is_lookup=True),
+    Route("GET", "/user-alias/getAliasUserId", "aliases.alias_user_id", SDK, is_lookup=True),
     # Requests of older SDKs
-    Route("GET", "/getUserData", "visitors.user_details", SDK),
-    Route("GET", "/getLocation", "visitors.location_only", SDK),
-    Route("GET", "/server-side/ua-parser", "visitors.device_only", SDK),
-    Route("GET", "/attributes/check", "lists.check_attribute", SDK),
+    Route("GET", "/getUserData", "visitors.user_details", SDK, is_lookup=True),
+    Route("GET", "/getLocation", "visitors.location_only", SDK, is_lookup=True),
+    Route("GET", "/server-side/ua-parser", "visitors.device_only", SDK, is_lookup=True),
+    Route("GET", "/attributes/check", "lists.check_attribute", SDK, is_lookup=True),
 )
 LABELS_OF_TREES = {route.path.removesuffix(KEY): route.label for route in ROUTES if route.path.endswith(KEY)}
 TREES = {tree.encode(): f"{tree}{KEY}".encode() for tree in LABELS_OF_TREES}  # the path of the route, by its start

@@ -14,11 +14,11 @@ from tornado_gateway.environments.environment import Environment, FetchDialect
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import AttemptsError, NotLoadedError, UpstreamError
 from tornado_gateway.http.fields import ClientAddress, accepts_gzip, query_text
-from tornado_gateway.http.messages import Request, Response, json_error
+from tornado_gateway.http.messages import Request, Response, error_response, json_error
 from tornado_gateway.settings.documents import SettingsDocument, prepare_document
 from tornado_gateway.settings.incremental_json import parse
-from tornado_gateway.settings.mirror import Snapshot
 from tornado_gateway.settings.pacing import empty_gradually, throttled
+from tornado_gateway.tasks import SharedResult
 from tornado_gateway.telemetry.attempts import TokenCheck
 from tornado_gateway.telemetry.turns import TURN_SECONDS, Turns
 from tornado_gateway.upstream.client import Dialect
@@ -46,9 +46,9 @@ class _Served:
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
         self.others: dict[Dialect, _Responses] = {}
-        self.fetching: dict[Dialect, asyncio.Task[_Responses | None]] = {}
-        self.pulling: asyncio.Task[None] | None = None
-        self._snapshot: Snapshot | None = None
+        self.fetching: dict[Dialect, SharedResult[_Responses | None]] = {}
+        self.pulling: SharedResult[None] | None = None
+        self._snapshot: object = None  # for which `_main` is
         self._main: _Responses | None = None
 
     def main(self) -> _Responses | None:
@@ -103,22 +103,22 @@ class SettingsApi:
         """Refresh the settings for a client. Callers during a refresh share it."""
         served = self._served_of(environment)
         if served.pulling is None:
-            served.pulling = asyncio.create_task(self._refresh_after_pause(served))
-        await asyncio.shield(served.pulling)
+            served.pulling = SharedResult(self._refresh_after_pause(served))
+        await served.pulling.outcome()
 
-    async def webhook(self, request: Request) -> Response:
+    def webhook(self, request: Request) -> Response | Awaitable[Response]:
         """Refresh the environment whose WEBHOOK_TOKEN is in a header, without a turn: for the vendor or a pipeline."""
         if not self._environments.accept_webhooks:
-            return json_error(403, "Webhooks are disabled on this gateway. Set WEBHOOK_TOKEN to enable them.")
+            message = "Webhooks are disabled on this gateway. Set WEBHOOK_TOKEN to enable them."
+            return json_error(403, message, code="webhooks_disabled")
         token, address = _token(request).decode("latin-1"), self._client_address(request)
         try:
             environment = self._webhook_tokens.owner(token, address, self._environments.of_webhook)
         except AttemptsError as error:
-            return json_error(error.status, str(error), [(b"Retry-After", b"%d" % error.retry_after_seconds)])
+            return error_response(error)
         if environment is None:
             return json_error(401, "The token does not match WEBHOOK_TOKEN.")
-        refreshed = await _refresh(self._served_of(environment), "webhook")
-        return Response(200, orjson.dumps({"refreshed": refreshed}))
+        return _refreshed(self._served_of(environment))
 
     def _served_of(self, environment: Environment) -> _Served:
         served = self._served.get(environment.access.name)
@@ -161,8 +161,8 @@ class SettingsApi:
         known = served.others.get(dialect)
         if known is None or time.monotonic() - known.made_at > self._poll_seconds:
             if dialect not in served.fetching:
-                served.fetching[dialect] = asyncio.create_task(self._fetch(dialect, fetch, served))
-            known = await asyncio.shield(served.fetching[dialect])
+                served.fetching[dialect] = SharedResult(self._fetch(dialect, fetch, served))
+            known = await served.fetching[dialect].outcome()
         responses = known or served.main()
         if responses is None:
             raise NotLoadedError
@@ -183,6 +183,11 @@ class SettingsApi:
         finally:
             del served.fetching[dialect]
         return served.others.get(dialect)
+
+
+async def _refreshed(served: _Served) -> Response:
+    refreshed = await _refresh(served, "webhook")
+    return Response(200, b'{"refreshed":true}' if refreshed else b'{"refreshed":false}')
 
 
 async def _refresh(served: _Served, cause: str) -> bool:

@@ -1,6 +1,7 @@
 """The commands that need a settings document and no running gateway: `evaluate` and `check`."""
 
 import argparse
+import sys
 import time
 from collections.abc import Sized
 from pathlib import Path
@@ -10,12 +11,14 @@ import orjson
 
 from tornado_gateway import __version__, core
 from tornado_gateway.cli import environments
+from tornado_gateway.cli.doctor.remedies import REMEDIES
+from tornado_gateway.cli.insight.database import location_reader
 from tornado_gateway.cli.output import counted, print_json
 from tornado_gateway.config import Config, environments_of
 from tornado_gateway.enrichment.device import DeviceReader
-from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
 from tornado_gateway.environments.registry import check_account
+from tornado_gateway.errors import ConfigError
 from tornado_gateway.settings.compilation import compile_document, parse
 from tornado_gateway.settings.documents import read_document
 
@@ -23,9 +26,8 @@ from tornado_gateway.settings.documents import read_document
 def evaluate(arguments: argparse.Namespace) -> int:
     document = parse(read_document(arguments.settings), core.never_yield)
     settings = core.compile_settings(document, traced=arguments.explain)
-    location = LocationReader(arguments.maxmind_db_path)
-    if arguments.ip and _needs_location(settings.features.get(arguments.feature)):
-        location.open()
+    is_used = bool(arguments.ip) and _needs_location(settings.features.get(arguments.feature))
+    location = location_reader(arguments.maxmind_db_path, is_used=is_used)
     trace = core.Trace() if arguments.explain else None
     evaluator = Evaluator(location, DeviceReader())
     decision = evaluator.decide_from(settings, arguments.feature, Inputs(_context(arguments)), trace)
@@ -55,6 +57,10 @@ def _needs_location(feature: core.Feature | None) -> bool:
 
 
 def check(config: Config, arguments: argparse.Namespace) -> int:
+    if config.misspelt:  # the start only warns about them
+        raise ConfigError(config.misspelt)
+    for link in config.service_links:
+        print(link, REMEDIES["service-link"], file=sys.stderr)
     if config.environments_file is not None:
         return _check_environments(config, arguments)
     if config.settings_file is None:

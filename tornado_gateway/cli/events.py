@@ -17,6 +17,7 @@ from tornado_gateway.cli.environments import selected
 from tornado_gateway.cli.output import Progress, counted, local_time, paint, print_columns, print_json
 from tornado_gateway.cli.stored_events import Letter, StoredEvents, open_stored_events
 from tornado_gateway.config import Config
+from tornado_gateway.durations import duration
 from tornado_gateway.errors import GatewayError
 
 NEEDS_IDS = "Give the IDs of dead letters (see `tornado-gateway events list`), or --all."
@@ -59,7 +60,7 @@ async def _events_status(stored: StoredEvents, arguments: argparse.Namespace) ->
     print(f"{stored.where}:")
     if depth.stuck is not None:
         print(f"  {paint(depth.stuck, 'red')}")
-    oldest = "" if age is None else f", oldest {age:.0f} s"
+    oldest = "" if age is None else f", oldest {duration(age)}"
     if depth.unknown_since is not None:
         oldest += f" (last read {local_time(depth.unknown_since)}; the store cannot be read now)"
     if depth.is_stale:
@@ -98,7 +99,7 @@ async def _events_groups(stored: StoredEvents, arguments: argparse.Namespace) ->
         print_json(found)
         return 0
     if not found["complete"]:
-        print("Only the oldest dead letters are counted.", file=sys.stderr)
+        print(found.get("unreadable") or "Only the oldest dead letters are counted.", file=sys.stderr)
     rows = [(str(one["events"]), one["event"], local_time(one["last_at"]), one["reason"]) for one in found["groups"]]
     if rows:
         print_columns([("EVENTS", "EVENT", "LAST", "REASON"), *rows])

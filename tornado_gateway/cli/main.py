@@ -15,18 +15,10 @@ import orjson
 
 from tornado_gateway import core
 from tornado_gateway.cli.client import Client, ClientError
+from tornado_gateway.cli.configuration.sdks import LINES as SDKS
 from tornado_gateway.cli.insight.parsers import add_insight
-from tornado_gateway.cli.output import bullets, print_columns, print_json
-from tornado_gateway.config import (
-    Config,
-    ConfigError,
-    add_flags,
-    described,
-    described_environments,
-    environments_of,
-    given_flags,
-    load,
-)
+from tornado_gateway.cli.output import bullets, file_problem, print_json
+from tornado_gateway.config import Config, ConfigError, add_flags, examine, given_flags, load
 from tornado_gateway.version import BUILD
 
 Command = Callable[[argparse.Namespace], int]
@@ -58,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
         return 1
     except OSError as error:
-        print(error, file=sys.stderr)
+        print(file_problem(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -74,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(_add_command(commands, "serve", _serve, "run the gateway"))
     check = _add_command(commands, "check", _check, "check the configuration and a settings document", has_json=True)
     add_flags(check)
+    _add_init(commands)
     config = _add_command(commands, "config", _config, "show every option with its current value", has_json=True)
     add_flags(config)
     doctor = _add_command(commands, "doctor", _doctor, "diagnose configuration and dependencies", has_json=True)
@@ -108,6 +101,16 @@ def _add_command(
 def _add_group(commands: Any, name: str, summary: str) -> Any:
     group = commands.add_parser(name, help=summary, description=summary)
     return group.add_subparsers(required=True, metavar="ACTION", dest="action")
+
+
+def _add_init(commands: Any) -> None:
+    init = _add_command(commands, "init", _init, "ask for account and Redis, test them, and write gateway.env")
+    init.add_argument("--output", type=Path, default=Path("gateway.env"), metavar="PATH", help="file [gateway.env]")
+    init.add_argument("--unit", type=Path, metavar="PATH", help="also write a systemd unit")
+    init.add_argument("--compose", type=Path, metavar="PATH", help="also write a Docker Compose file")
+    init.add_argument("--force", action="store_true", help="replace files that exist")
+    init.add_argument("--sdk", choices=tuple(SDKS), help="SDK to show the initialization of [all]")
+    add_flags(init)
 
 
 def _add_events(commands: Any) -> None:
@@ -251,16 +254,16 @@ def _environments(arguments: argparse.Namespace) -> int:
     return environments.environments(_configuration(arguments), arguments)
 
 
+def _init(arguments: argparse.Namespace) -> int:
+    from tornado_gateway.cli.configuration import init
+
+    return init.init(arguments, os.environ)
+
+
 def _config(arguments: argparse.Namespace) -> int:
-    config = _configuration(arguments)
-    rows = described(config)
-    if config.environments_file is not None:
-        rows += described_environments(environments_of(config))
-    if arguments.json:
-        print_json([row._asdict() for row in rows])
-    else:
-        print_columns([(*row[:3], row.help) for row in rows])
-    return 0
+    from tornado_gateway.cli.configuration import show
+
+    return show.show(examine(given_flags(arguments, arguments.rest), os.environ, arguments.env_file), arguments)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

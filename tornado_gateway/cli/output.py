@@ -3,15 +3,28 @@
 A few escape codes are enough. A library for rich output would be the largest dependency of the gateway.
 """
 
+import errno
 import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 import orjson
 
 _CODES = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
+FILE_PROBLEMS = {
+    errno.ENOENT: "no such file or directory. Check the path; a relative one begins at {here}.",
+    errno.EACCES: "permission denied. Run the command as a user with access to it, or change its permissions.",
+    errno.EPERM: "permission denied. Run the command as a user with access to it, or change its permissions.",
+    errno.EISDIR: "expected a file, found a directory. Add the name of the file.",
+    errno.ENOTDIR: "a part of the path is a file, expected a directory. Correct the path.",
+    errno.ENOSPC: "the disk is full. Free space, or choose another disk.",
+    errno.EROFS: "the file system is read-only. Choose another path.",
+    errno.ENAMETOOLONG: "the name is too long. Choose a shorter one.",
+    errno.ELOOP: "its symbolic links form a loop. Correct them.",
+}
 _BAR_CELLS = 30
 _REDRAW_SECONDS = 0.1
 
@@ -54,6 +67,14 @@ def counted(number: int, name: str) -> str:
 
 def bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"  - {line}" for line in lines)
+
+
+def file_problem(error: OSError) -> str:
+    """Return a failed access to a file as a sentence: the file, the problem, the remedy."""
+    if error.filename is None:
+        return str(error)
+    problem = FILE_PROBLEMS.get(error.errno or 0, f"{error.strerror or error}.")
+    return f"{os.fsdecode(error.filename)}: {problem.format(here=Path.cwd())}"
 
 
 class Progress:

@@ -5,7 +5,8 @@ from dataclasses import replace
 from functools import partial
 
 from tornado_gateway import logs
-from tornado_gateway.config import SERVICE_LINK, Config, environments_of, secrets_of
+from tornado_gateway.cli.doctor.remedies import REMEDIES
+from tornado_gateway.config import Config, environments_of, secrets_of
 from tornado_gateway.console import admin_token
 from tornado_gateway.errors import GatewayError
 from tornado_gateway.process import worker
@@ -31,7 +32,7 @@ def serve(config: Config) -> int:
     except GatewayError as error:
         logger.error("the gateway cannot start: %s", error)
         return 1
-    _log_service_links(config)
+    _log_ignored_variables(config)
     _log_open_files(raise_limit())
     config = replace(config, workers=config.worker_count)  # read once, because the quota of a container may change
     rows = supervisor.scoreboard_rows(config.workers)
@@ -40,10 +41,12 @@ def serve(config: Config) -> int:
     return supervisor.run(config, work, on_stopped=partial(farewell.announce, config))
 
 
-def _log_service_links(config: Config) -> None:
-    for name, source in config.sources.items():
-        if source == SERVICE_LINK:
-            logger.info("%s is a Kubernetes service link; its port is used", name)
+def _log_ignored_variables(config: Config) -> None:
+    """Log variables without effect, in particular misspelt options."""
+    for misspelt in config.misspelt:
+        logger.warning("environment variable ignored: %s", misspelt)
+    for link in config.service_links:
+        logger.info("%s %s", link, REMEDIES["service-link"])
 
 
 def _log_open_files(limit: int) -> None:

@@ -6,6 +6,7 @@ its HTTP endpoints.
 
 import fcntl
 import os
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -92,6 +93,8 @@ class _FromGateway:
         page = self._client.get(path)
         while True:
             dead += page["dead"]
+            if page.get("unreadable"):
+                print(f"Not all dead letters can be read: {page['unreadable']}", file=sys.stderr)
             if page["next"] is None:
                 return [Letter(d["id"], d["count"], d["reason"], d["at"], d["body"], d["response"]) for d in dead]
             page = self._client.get(f"{path}&first={page['next']}")
@@ -153,7 +156,7 @@ class _NoEvents:
         return 0
 
     async def groups(self) -> dict[str, Any]:
-        return {"groups": [], "complete": True}
+        return {"groups": [], "complete": True, "unreadable": None}
 
 
 @asynccontextmanager

@@ -1,6 +1,5 @@
 """The environments of ENVIRONMENTS_FILE: each is a configuration with some options replaced."""
 
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +8,9 @@ from typing import Any
 from tornado_gateway.config import kinds
 from tornado_gateway.config.kinds import Kind, Option
 from tornado_gateway.config.options import BY_NAME, Config, contradictions
-from tornado_gateway.config.values import Findings, Given, parsed, read_secret_files, why
+from tornado_gateway.config.values import Findings, Given, parsed, read_blocks, read_secret_files
 from tornado_gateway.errors import ConfigError
 
-MAX_FILE_BYTES = 1024 * 1024  # 200 environments with all keys have about 200 KB
 LARGEST_NUMBER = 10**18  # no option has a larger one, and Python does not show numbers of any length
 DEFAULT_NAME = "default"  # of the only environment without a file
 
@@ -25,6 +23,7 @@ REPLACED = tuple(
         "DECISION_REQUIRED",
         "CORS_ALLOWED_ORIGINS",
         "EVENT_QUEUE_LIMIT",
+        "INTERNAL_EVENTS",
         "SETTINGS_FILE",
         "WEBHOOK_TOKEN",
         "UPSTREAM_URL",
@@ -115,24 +114,8 @@ def _read(config: Config, path: Path, findings: Findings) -> tuple[EnvironmentCo
 
 def _blocks(path: Path, findings: Findings) -> Sequence[Mapping[str, Any]]:
     """Return the tables `[[environment]]`. There is a problem if there are none."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            findings.problems.append(f"{path}: expected at most {MAX_FILE_BYTES} bytes")
-            return ()
-        document = tomllib.loads(content.decode("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        findings.problems.append(f"{path}: expected TOML, got a mistake: {error}")
-        return ()
-    except (OSError, ValueError) as error:
-        findings.problems.append(f"{path}: expected a text file that can be read, got one that cannot ({why(error)})")
-        return ()
-    findings.problems += [f"{path}: unknown table or key {key}" for key in document if key != "environment"]
-    blocks = document.get("environment")
-    if not isinstance(blocks, list) or not blocks or not all(isinstance(block, dict) for block in blocks):
-        findings.problems.append(f"{path}: expected one [[environment]] or more")
-        return ()
+    blocks, problems = read_blocks(path, "environment", str(path))
+    findings.problems += problems
     return blocks
 
 

@@ -20,6 +20,7 @@ class Kind(Generic[T]):
     expected: str
     parse: Callable[[str], T]
     show: Callable[[T], str] = str
+    metavar: str = "TEXT"
 
 
 def matching(pattern: str, expected: str) -> Kind[str]:
@@ -38,7 +39,8 @@ def whole(low: int, high: int | None = None) -> Kind[int]:
             raise ValueError(text)
         return int(text)
 
-    return Kind(f"a whole number from {low} to {high}" if high else f"a whole number, at least {low}", parse)
+    expected = f"a whole number from {low} to {high}" if high else f"a whole number, at least {low}"
+    return Kind(expected, parse, metavar="N")
 
 
 def decimal(low: float, high: float, scale: int = 1) -> Kind[float]:
@@ -49,7 +51,7 @@ def decimal(low: float, high: float, scale: int = 1) -> Kind[float]:
             raise ValueError(text)
         return float(text) / scale
 
-    return Kind(f"a number from {low:g} to {high:.0f}", parse, lambda value: f"{value * scale:.12g}")
+    return Kind(f"a number from {low:g} to {high:.0f}", parse, lambda value: f"{value * scale:.12g}", metavar="N")
 
 
 def one_of(*words: str, upper: bool = False) -> Kind[str]:
@@ -59,7 +61,7 @@ def one_of(*words: str, upper: bool = False) -> Kind[str]:
             raise ValueError(text)
         return word
 
-    return Kind(f"{', '.join(words[:-1])} or {words[-1]}", parse)
+    return Kind(f"{', '.join(words[:-1])} or {words[-1]}", parse, metavar=f"{{{','.join(words)}}}")
 
 
 # Words of examples, with any separators between them.
@@ -68,7 +70,25 @@ _PLACEHOLDER = re.compile(
     r"|<.*>|\$\{|\{\{",
     re.IGNORECASE,
 )
+# A whole value that was copied from an example, or a reference to a variable that was not replaced.
+_EXAMPLE = re.compile(
+    r"(your|put|insert|enter|replace|change)([-_. ]\w+)+|(change|replace)(me|this)|<[\w -]+>"
+    r"|\$\{[^{}]*\}|\$\([^()]*\)|\{\{[^{}]*\}\}",
+    re.IGNORECASE,
+)
+# Not REDIS_PASSWORD: passwords such as "changeme" are in use.
+_NEVER_PLACEHOLDERS = frozenset(
+    (
+        *("ACCOUNT_ID", "SDK_KEY", "REDIS_HOST", "MAXMIND_USER_ID", "MAXMIND_LICENSE_KEY"),
+        *("ADMIN_TOKEN", "WEBHOOK_TOKEN", "CLIENT_TOKENS"),
+    )
+)
 _BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
+
+
+def is_placeholder(text: str) -> bool:
+    """Return whether a value is the text of an example as a whole, so that it can be shown even for a secret."""
+    return _EXAMPLE.fullmatch(text) is not None
 
 
 def _parse_boolean(text: str) -> bool:
@@ -111,16 +131,27 @@ def parse_url(text: str) -> str:
 
 def _parse_file(text: str) -> Path:
     path = Path(text)
-    if not path.is_file() or not os.access(path, os.R_OK):
+    if not os.path.isfile(path) or not os.access(path, os.R_OK):  # Path.is_file raises if a directory is closed to us
         raise ValueError(text)
     return path
+
+
+def _denied(text: str) -> str:
+    """Return a note for a message if only the permission to read a file is missing."""
+    try:
+        Path(text).open("rb").close()
+    except PermissionError:
+        return f", which user {os.geteuid()} is not permitted to read"
+    except (OSError, ValueError):
+        pass
+    return ""
 
 
 def list_of(item: Callable[[str], T], expected: str, show: Callable[[T], str] = str) -> Kind[tuple[T, ...]]:
     def parse(text: str) -> tuple[T, ...]:
         return tuple(item(part.strip()) for part in text.split(",")) if text else ()
 
-    return Kind(expected, parse, lambda values: ",".join(map(show, values)))
+    return Kind(expected, parse, lambda values: ",".join(map(show, values)), "LIST")
 
 
 def _parse_address(text: str) -> tuple[str, int]:
@@ -151,11 +182,11 @@ line = matching(r"[^\x00-\x1f\x7f]+", "text on one line")
 word = matching(r"[!-~]+", "text without blanks")
 token = Kind("at least 16 characters without blanks, and no placeholder", _parse_token)
 tokens = list_of(_parse_client_token, "tokens of at least 20 characters without blanks, and no placeholders")
-boolean = Kind("true or false", _parse_boolean, lambda value: "true" if value else "false")
-host = Kind("a host name or an IP address", _parse_host)
-url = Kind("an http or https URL without user, query and fragment", parse_url)
-path = Kind("a path", lambda text: Path(line.parse(text)))
-file = Kind("a file that can be read", _parse_file)
+boolean = Kind("true or false", _parse_boolean, lambda value: "true" if value else "false", "{true,false}")
+host = Kind("a host name or an IP address", _parse_host, metavar="HOST")
+url = Kind("an http or https URL without user, query and fragment", parse_url, metavar="URL")
+path = Kind("a path", lambda text: Path(line.parse(text)), metavar="PATH")
+file = Kind("a file that can be read", _parse_file, metavar="PATH")
 networks: Kind[Networks] = list_of(ipaddress.ip_network, "networks such as 10.0.0.0/8,fd00::/8")
 addresses = list_of(_parse_address, "addresses such as sentinel-1:26379,sentinel-2:26379", _show_address)
 origins = list_of(
@@ -192,8 +223,16 @@ class Option:
         return f"{self.name}_FILE"
 
     @property
+    def rejects_placeholders(self) -> bool:
+        return self.name in _NEVER_PLACEHOLDERS
+
+    @property
     def expected(self) -> str:
         return f"{self.kind.expected} ({self.unit})" if self.unit else self.kind.expected
+
+    def note(self, text: str) -> str:
+        """Return what is known about an invalid value, to be added to the message."""
+        return _denied(text.strip()) if self.kind is file else ""
 
     def shown(self, value: Any) -> str:
         """`value` as text in the outside's unit; secrets are masked."""

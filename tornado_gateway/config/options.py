@@ -28,6 +28,8 @@ class Config(AllOptionValues):
     """All options. `Config()` has all defaults, which is enough for a test but not to serve."""
 
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+    misspelt: tuple[str, ...] = field(default=(), compare=False)  # variables that are nearly options, in words
+    service_links: tuple[str, ...] = field(default=(), compare=False)  # of Kubernetes, named like options, in words
     environment_name: str | None = None  # of ENVIRONMENTS_FILE, in the configuration of one of its environments
 
     def __post_init__(self) -> None:
@@ -37,7 +39,7 @@ class Config(AllOptionValues):
     def __repr__(self) -> str:
         """The values that differ from the default, secrets masked."""
         values = [(option, getattr(self, option.attribute)) for option in OPTIONS]
-        shown = [f"{o.attribute}={o.shown(value)!r}" for o, value in values if value != _DEFAULTS[o.attribute]]
+        shown = [f"{o.attribute}={o.shown(value)!r}" for o, value in values if value != DEFAULTS[o.attribute]]
         return f"Config({', '.join(shown)})"
 
     def source(self, name: str) -> str:
@@ -121,7 +123,7 @@ SECTIONS = tuple(dict.fromkeys(option.section for option in OPTIONS))
 BY_NAME: dict[str, Option] = {option.name: option for option in OPTIONS}
 BY_FILE_NAME: dict[str, Option] = {option.file_name: option for option in OPTIONS if option.secret}
 NAMES = (*BY_NAME, *BY_FILE_NAME)
-_DEFAULTS = {option.attribute: getattr(Config(), option.attribute) for option in OPTIONS}
+DEFAULTS = {option.attribute: getattr(Config(), option.attribute) for option in OPTIONS}
 
 
 def secrets_of(config: Config) -> list[str]:

@@ -1,12 +1,14 @@
 """Show the options: the values in use, `conf/gateway.env`, and the tables of `docs/configuration.md`."""
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from tornado_gateway.config.environments import REPLACED, EnvironmentConfig
 from tornado_gateway.config.kinds import Option, mask
-from tornado_gateway.config.options import OPTIONS, SECTIONS, Config
+from tornado_gateway.config.options import DEFAULTS, OPTIONS, SECTIONS, Config
+from tornado_gateway.config.values import Invalid
 
 TABLES_START, TABLES_END = (
     "<!-- options: python -m tornado_gateway.config docs/configuration.md -->",
@@ -22,14 +24,30 @@ class OptionRow(NamedTuple):
     source: str
     default: str
     help: str
+    unit: str = ""
+    is_changed: bool = False  # the value differs from the default
+    problem: str | None = None  # the value is invalid, and not used
 
 
-def described(config: Config) -> list[OptionRow]:
+def described(config: Config, invalid: Mapping[str, Invalid] = MappingProxyType({})) -> list[OptionRow]:
     """Every option with its value in the outside's unit, secrets masked, in the order of the table."""
-    return [
-        OptionRow(o.name, o.shown(getattr(config, o.attribute)), config.source(o.name), o.default or "", o.help)
-        for o in OPTIONS
-    ]
+    return [_described(option, config, invalid.get(option.name)) for option in OPTIONS]
+
+
+def _described(option: Option, config: Config, invalid: Invalid | None) -> OptionRow:
+    value = getattr(config, option.attribute)
+    row = OptionRow(
+        option.name,
+        option.shown(value),
+        config.source(option.name),
+        option.default or "",
+        option.help,
+        option.unit,
+        value != DEFAULTS[option.attribute],
+    )
+    if invalid is None:
+        return row
+    return row._replace(value=invalid.shown, source=invalid.source, is_changed=True, problem=invalid.problem)
 
 
 def described_environments(environments: Iterable[EnvironmentConfig]) -> list[OptionRow]:
@@ -55,7 +73,8 @@ def _own_options(environment: EnvironmentConfig) -> str:
 
 _ENV_FILE_HEAD = """\
 # Options of the gateway, all at their defaults. Remove the # in front of a line to change it.
-# Read by `tornado-gateway serve --env-file`, by `docker run --env-file` and by systemd's EnvironmentFile.
+# `tornado-gateway serve --env-file`, `docker run --env-file`, Compose and systemd's EnvironmentFile read it alike: a
+# line is a comment, or NAME=VALUE without blanks around =, quotes, export, \\, $ and comments behind the value.
 # Rendered by: python -m tornado_gateway.config conf/gateway.env
 """
 

@@ -217,6 +217,13 @@ class OptionValues:
         "Behaviour of getFlag while events cannot be stored: drop responds with the decision and counts its events as"
         " rejected; refuse returns 503. trackEvent, setAttribute and events of SDKs always get a 503.",
     )
+    internal_events: str = option(
+        _EVENTS,
+        kinds.one_of("forward", "sample", "drop"),
+        "forward",
+        "Events of SDKs about themselves (vwo_sdkUsageStats, vwo_sdkDebug, vwo_fmeSdkInit): forward sends them to VWO,"
+        " drop discards them, and sample forwards one of 10, by a hash of the event. SDKs get the same response.",
+    )
     dead_letter_limit: int = option(
         _EVENTS,
         kinds.whole(0),

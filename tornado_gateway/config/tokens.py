@@ -11,16 +11,15 @@ expires = 2027-03-01T00:00:00Z
 """
 
 import re
-import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tornado_gateway.config import kinds
+from tornado_gateway.config.values import read_blocks
 from tornado_gateway.errors import ConfigError
 
-MAX_FILE_BYTES = 1 << 20
 SCOPES = ("decide", "track", "sdk")
 SERVER, BROWSER = KINDS = ("server", "browser")
 BROWSER_SCOPES = frozenset({"decide", "track"})  # settings hold every rule of an account
@@ -45,8 +44,8 @@ class TokenRow(NamedTuple):
 
 def read_tokens(path: Path) -> tuple[TokenRow, ...]:
     """Return the tokens of the file. Raise ConfigError with all mistakes, each with the number and id of its block."""
-    blocks = _blocks(path)
-    problems: list[str] = []
+    blocks, found = read_blocks(path, "token", f"TOKENS_FILE ({path})", may_be_empty=True)
+    problems = list(found)
     rows = [_row(block, f"TOKENS_FILE ({path}), token {n}", problems) for n, block in enumerate(blocks, 1)]
     digests = [row.digest for row in rows]
     for number, row in enumerate(rows, 1):
@@ -67,25 +66,6 @@ def unknown_environments(tokens: Iterable[TokenRow], names: Collection[str]) -> 
         if unknown := set(token.environments).difference(names):
             expected = f"names of environments ({', '.join(sorted(names)):.200})"
             yield f"TOKENS_FILE, token {token.id}: environments: expected {expected}, got {min(unknown)!r}"
-
-
-def _blocks(path: Path) -> list[dict[str, Any]]:
-    """Return the `[[token]]` blocks of the file."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise ConfigError([f"TOKENS_FILE ({path}): expected at most {MAX_FILE_BYTES} bytes, got more"])
-        document = tomllib.loads(content.decode("utf-8-sig"))
-    except OSError as error:
-        raise ConfigError([f"TOKENS_FILE ({path}): expected a file that can be read ({error.strerror})"]) from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError([f"TOKENS_FILE ({path}): expected TOML: {error}"]) from error
-    blocks = document.pop("token", [])
-    if document or not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
-        unknown = f"{next(iter(document))!r:.50}" if document else "another type"
-        raise ConfigError([f"TOKENS_FILE ({path}): expected [[token]] blocks only, got {unknown}"])
-    return blocks
 
 
 def _row(block: Mapping[str, Any], place: str, problems: list[str]) -> TokenRow:

@@ -1,15 +1,18 @@
-"""Values of options from text of any source, and the problems found in them."""
+"""Values of options from text of any source, blocks of TOML files, and the problems found in them."""
 
 import difflib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+import tomllib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tornado_gateway.config.kinds import Option, mask
+from tornado_gateway.config.kinds import Option, is_placeholder, mask
 from tornado_gateway.config.options import BY_FILE_NAME, NAMES, option_name
+
+MAX_FILE_BYTES = 1024 * 1024  # of a file with blocks: 200 environments with all keys have about 200 KB
 
 
 class Given(NamedTuple):
@@ -17,6 +20,14 @@ class Given(NamedTuple):
 
     text: str
     source: str
+
+
+class Invalid(NamedTuple):
+    """An option that cannot be used: the value as far as it can be shown, its source, and the problem in words."""
+
+    shown: str
+    source: str
+    problem: str
 
 
 @dataclass(slots=True)
@@ -29,10 +40,15 @@ class Findings:
     problems: list[str] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
     spell: Callable[[str], str] = str
+    invalid: dict[str, Invalid] = field(default_factory=dict)  # by the names of the options
 
-    def add(self, name: str, source: str, expected: str, got: str) -> None:
-        self.problems.append(f"{self.spell(name)} ({source}): expected {expected}, got {got}")
+    def add(self, name: str, source: str, expected: str, got: str, shown: str = "") -> None:
+        self.add_problem(name, source, f"{self.spell(name)} ({source}): expected {expected}, got {got}", shown)
+
+    def add_problem(self, name: str, source: str, problem: str, shown: str = "") -> None:
+        self.problems.append(problem)
         self.broken.add(option_name(name))
+        self.invalid.setdefault(option_name(name), Invalid(shown, source, problem))
 
     def add_unknown(self, key: str, problem: str, spell: Callable[[str], str], names: Collection[str] = NAMES) -> None:
         name = key.lstrip("-").replace("-", "_").upper()
@@ -52,11 +68,16 @@ def parsed(
         if option.name not in given:
             continue
         text, source = given[option.name]
+        if option.rejects_placeholders and is_placeholder(text.strip()):
+            shown = _in_quotes(text.strip())  # no secret: the text of an example
+            findings.add(option.name, source, "your own value", f"the placeholder {shown}", shown)
+            continue
         try:
             values[option.attribute] = option.kind.parse(text if option.secret else text.strip())
             sources[option.name] = source
         except ValueError:
-            findings.add(option.name, source, option.expected, quoted(option, text))
+            shown = quoted(option, text)
+            findings.add(option.name, source, option.expected, shown, shown)
     return values, sources
 
 
@@ -91,7 +112,8 @@ def quoted(option: Option, text: str) -> str:
     if option.secret:
         return _in_quotes(mask(text))
     # redis://:password@host in REDIS_HOST is a common mistake, and no reason to print the password.
-    return _in_quotes(re.sub(r"^([a-z]+://)?.*@", r"\1****@", text, flags=re.DOTALL | re.IGNORECASE))
+    shown = re.sub(r"^([a-z]+://)?.*@", r"\1****@", text, flags=re.DOTALL | re.IGNORECASE)
+    return _in_quotes(shown) + option.note(text)
 
 
 def quoted_path(text: str) -> str:
@@ -101,3 +123,35 @@ def quoted_path(text: str) -> str:
 
 def _in_quotes(text: str) -> str:
     return json.dumps(text if len(text) <= 100 else f"{text[:100]}...", ensure_ascii=False)
+
+
+class Blocks(NamedTuple):
+    """The blocks of a file, and the problems in its form. There are none if they cannot be read."""
+
+    blocks: Sequence[Mapping[str, Any]]
+    problems: Sequence[str]
+
+
+def read_blocks(path: Path, table: str, place: str, *, may_be_empty: bool = False) -> Blocks:
+    """Return the blocks `[[table]]` of a file. `place` names it at the beginning of each problem."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            return _failed(f"{place}: expected at most {MAX_FILE_BYTES} bytes")
+        document = tomllib.loads(content.decode("utf-8-sig"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        return _failed(f"{place}: expected TOML, got a mistake: {error}")
+    except (OSError, ValueError) as error:
+        return _failed(f"{place}: expected a text file that can be read, got one that cannot ({why(error)})")
+    blocks = document.pop(table, [])
+    problems = [f"{place}: unknown table or key {key}, expected [[{table}]] blocks only" for key in document]
+    if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
+        return Blocks((), [*problems, f"{place}: expected [[{table}]] blocks, got another type of value"])
+    if not blocks and not may_be_empty:
+        return Blocks((), [*problems, f"{place}: expected one [[{table}]] or more"])
+    return Blocks(blocks, problems)
+
+
+def _failed(problem: str) -> Blocks:
+    return Blocks((), [problem])

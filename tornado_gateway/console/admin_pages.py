@@ -170,12 +170,13 @@ class AdminApi:
         The newest ones are those of all environments.
         """
         store = self.environment(name).store
-        letters, next_id = await dead_letters(
+        listed = await dead_letters(
             store, query.limit, query.first, is_complete=query.is_complete, shows_keys=query.shows_keys
         )
         recent = [] if query.is_complete else self.recent.newest()
         depth = _queue(of_environment(self.status(), name))
-        return {"depth": depth, "dead": letters, "next": next_id, "recent": recent}
+        dead = {"dead": listed.letters, "next": listed.next_id, "unreadable": listed.unreadable}
+        return {"depth": depth, **dead, "recent": recent}
 
     def _location_health(self, now: float) -> Json:
         reader = self.location
@@ -235,7 +236,7 @@ class AdminPage(Page):
         except RequestError as error:
             self.reject(error)
         except StoreError as error:
-            self.reject(RequestError(503, str(error)))
+            self.reject_for_store(error)
 
     def fields(self) -> Fields:
         return json_object(self.request.body)

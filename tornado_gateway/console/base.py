@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import orjson
 from tornado.web import HTTPError, RequestHandler
 
-from tornado_gateway.errors import RequestError, reason_phrase
-from tornado_gateway.http.messages import RETRY_SECONDS, Request
+from tornado_gateway.errors import RequestError, StoreError, default_code, reason_phrase
+from tornado_gateway.http.messages import RETRY_SECONDS, Request, error_body
 from tornado_gateway.http.request_ids import log_failure
 
 
@@ -36,7 +36,7 @@ class Page(RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         if status_code == 405:
             self.set_header("Allow", ", ".join(self.allowed()))
-        self.finish(orjson.dumps({"status": 0, "error": self._message(status_code, kwargs.get("exc_info"))}))
+        self._finish_with_error(self._message(status_code, kwargs.get("exc_info")), default_code(status_code))
 
     @classmethod
     def allowed(cls) -> list[str]:
@@ -57,7 +57,16 @@ class Page(RequestHandler):
         for name, value in error.headers:
             self.set_header(name.decode(), value)
         self.set_status(error.status)
-        self.finish(orjson.dumps({"status": 0, "error": str(error)}))
+        self._finish_with_error(str(error), error.code)
+
+    def reject_for_store(self, error: StoreError) -> None:
+        """Respond to a request that needed the store."""
+        self.reject(RequestError(error.status, str(error), code=error.code))
+
+    def _finish_with_error(self, message: str, code: str) -> None:
+        if self.get_status() == 503:
+            self.set_header("Retry-After", RETRY_SECONDS.decode())
+        self.finish(error_body(message, code))
 
     def log_exception(self, kind: Any, error: BaseException | None, traceback: TracebackType | None) -> None:
         """Log the error as for data routes, with the id of the request."""

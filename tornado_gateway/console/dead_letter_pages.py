@@ -113,7 +113,7 @@ class ExportPage(DeadLetterPage):
         except StoreError as error:
             if self._headers_written:
                 raise  # which closes the connection: an export must not look complete if it is not
-            self.reject(RequestError(503, str(error)))
+            self.reject_for_store(error)
 
     def _shows_keys(self) -> bool:
         keys = self.get_query_argument("keys", "masked")

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import orjson
 
 from tornado_gateway.console.recent_events import MASK, key_masks, letter_json
-from tornado_gateway.errors import RequestError
+from tornado_gateway.errors import RequestError, StoreError
 from tornado_gateway.http.fields import document_problem
-from tornado_gateway.store.interfaces import DeadLetter, EventStore
+from tornado_gateway.store.interfaces import DeadLetter, DeadLetters, EventStore
 
 Json = dict[str, Any]
 
@@ -48,13 +48,18 @@ class Group:
 
 
 async def all_letters(store: EventStore, wanted: GroupKey | None = None) -> AsyncIterator[DeadLetter]:
-    """Yield the dead letters, the oldest first, or those of a group. Each is in memory only as long as its portion."""
+    """Yield the dead letters, the oldest first, or those of a group. Each is in memory only as long as its portion.
+
+    Raise StoreError at the end if those of a store that does not respond are missing.
+    """
     next_id: int | str | None = None
     while True:
         portion = await store.dead_letters(PORTION + 1, first=next_id)
         for letter in portion[:PORTION]:
             if wanted is None or key_of(letter) == wanted:
                 yield letter
+        if portion.unreadable is not None:
+            raise StoreError(f"not all dead letters can be read: {portion.unreadable}")
         if len(portion) <= PORTION:
             return
         next_id = portion[PORTION].id
@@ -64,15 +69,18 @@ async def groups_of(store: EventStore) -> Json:
     """Return the groups with the most events first, of the oldest letters if there are too many."""
     groups: dict[GroupKey, Group] = {}
     seen = size = 0
-    is_complete = True
-    async for letter in all_letters(store):
-        seen, size, key = seen + 1, size + len(letter.body), key_of(letter)
-        if seen > MOST_GROUPED or size > READ_BYTES or (key not in groups and len(groups) == MOST_GROUPS):
-            is_complete = False
-            break
-        groups.setdefault(key, Group()).add(letter)
-    ordered = sorted(groups.items(), key=lambda item: -item[1].events)
-    return {"groups": [_shown(key, group) for key, group in ordered], "complete": is_complete}
+    is_complete, unreadable = True, None
+    try:
+        async for letter in all_letters(store):
+            seen, size, key = seen + 1, size + len(letter.body), key_of(letter)
+            if seen > MOST_GROUPED or size > READ_BYTES or (key not in groups and len(groups) == MOST_GROUPS):
+                is_complete = False
+                break
+            groups.setdefault(key, Group()).add(letter)
+    except StoreError as error:
+        is_complete, unreadable = False, str(error)
+    shown = [_shown(key, group) for key, group in sorted(groups.items(), key=lambda item: -item[1].events)]
+    return {"groups": shown, "complete": is_complete, "unreadable": unreadable}
 
 
 def _shown(key: GroupKey, group: Group) -> Json:
@@ -125,8 +133,10 @@ async def edited_body(store: EventStore, id_: int | str, event: object) -> bytes
 
     Raise RequestError if the letter is gone or has several events, or if the event is not a valid replacement.
     """
-    found = await store.dead_letters(1, first=id_) if LETTER_ID.fullmatch(str(id_)) else []
+    found = await store.dead_letters(1, first=id_) if LETTER_ID.fullmatch(str(id_)) else DeadLetters()
     letter = next((each for each in found if each.id == id_), None)
+    if letter is None and found.unreadable is not None:
+        raise StoreError(f"the dead letter cannot be read: {found.unreadable}")
     if letter is None:
         raise RequestError(404, f"there is no dead letter {id_!s:.50}")
     if letter.count != 1:

@@ -16,6 +16,7 @@ Json = dict[str, Any]
 SAMPLE_SECONDS = 1.0
 SHORTEST = "5m"
 PUBLISH_SAMPLES = 10
+COUNTS = ("received", "delivered", "rejected", "lost", "waiting", "dead")
 
 
 def request_latencies(memory: SharedCounters) -> list[int]:
@@ -55,9 +56,8 @@ class History:
         lag_ms = max(0.0, (now - self._due) * 1000) if self._due is not None else 0.0
         self._due = now + SAMPLE_SECONDS if lag_ms > SAMPLE_SECONDS * 1000 or self._due is None else self._due + 1.0
         self._count_requests(status.get("workers") or ())
-        events = status["events"]
-        counted = {name: events[name] for name in ("received", "delivered", "rejected", "lost", "waiting", "dead")}
-        values = {**self._totals, **counted, "lag_ms": round(lag_ms, 2)}
+        events = _events_of_all(status)
+        values = {**self._totals, **events, "lag_ms": round(lag_ms, 2)}
         self._series.add(Sample(time.time(), values, self._latencies()))
         self._samples += 1
         if self._samples % PUBLISH_SAMPLES == 0:
@@ -77,3 +77,11 @@ class History:
             self._totals["requests"] += count["total"] - before.get("total", 0)
             self._totals["decisions"] += count["decisions"] - before.get("decisions", 0)
         self._by_worker = counts
+
+
+def _events_of_all(status: Mapping[str, Any]) -> Mapping[str, float | None]:
+    """Return the counts of all environments together, as those of requests are. None: one of them is unknown."""
+    counts = [one["events"] for one in status.get("environments", ())] or [status["events"]]
+    return {
+        name: None if any(one[name] is None for one in counts) else sum(one[name] for one in counts) for name in COUNTS
+    }

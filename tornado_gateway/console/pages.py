@@ -3,10 +3,8 @@
 Read by the application, the metrics (their labels) and the tests of openapi.json and docs/endpoints.md.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
-from importlib import resources
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -27,28 +25,26 @@ from tornado_gateway.console.base import Page
 from tornado_gateway.console.dead_letter_pages import DiscardPage, EditPage, ExportPage, GroupsPage, RequeuePage
 from tornado_gateway.console.insight.live import LivePage
 from tornado_gateway.console.insight.simulator import SimulatePage, Simulator
-from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.console.overview import Status
 from tornado_gateway.console.probes import HealthPage, MetricsPage, ReadyPage, RootPage, StatusPage
 from tornado_gateway.console.settings_pages import DifferencesPage, PinPage, UnpinPage, VersionsPage
+from tornado_gateway.console.static_pages import StaticPage
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError
 
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
 HTML, CSS, SCRIPT, TEXT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript", "plain"))
-STYLES = ("console", "explain", "docs", "simulator", "uPlot.min")
+STYLES = ("console", "explain", "docs", "runbook", "simulator", "uPlot.min")
 SCRIPTS = (
     *("main", "session", "overview", "features", "usage", "experiments", "explain", "steps", "events", "live"),
     *("charts", "settings", "simulator", "share", "dead_letters"),
-    *("docs", "dom", "theme"),
+    *("docs", "try", "dom", "runbook", "theme"),
     "uPlot.iife.min",  # 1.6.32, unchanged; see uPlot.LICENSE
 )
 ASSETS = {  # file and type of each path
     "/console": ("console.html", HTML),
     "/docs": ("docs.html", HTML),
+    "/docs/operating": ("runbook.html", HTML),
+    "/web/operating.md": ("operating.md", TEXT),  # a link to docs/operating.md, which builds replace by the file
     "/web/uPlot.LICENSE": ("uPlot.LICENSE", TEXT),
     **{f"/web/{name}.css": (f"{name}.css", CSS) for name in STYLES},
     **{f"/web/{name}.js": (f"{name}.js", SCRIPT) for name in SCRIPTS},
@@ -69,41 +65,6 @@ class UnknownPage(Page):
                 self.reject(error)
                 return
         raise HTTPError(404, f"no such path: {self.request.path}"[:200].replace("%", "%%"))
-
-
-class AssetPage(Page):
-    """A file of the package. It needs no session, because it holds no secret: the console requests its data itself."""
-
-    def initialize(self, file: str, kind: str) -> None:
-        self._body = _asset(file)
-        self._kind = kind
-
-    def compute_etag(self) -> str:
-        return f'"{hashlib.sha256(self._body).hexdigest()[:32]}"'
-
-    def get(self) -> None:
-        self.set_header("Content-Type", self._kind)
-        self.set_header("Cache-Control", "no-cache")  # browsers revalidate each time; the response is a 304
-        self.set_header("Content-Security-Policy", POLICY)
-        self.set_header("Referrer-Policy", "no-referrer")
-        self.write(self._body)
-
-
-_ASSETS: dict[str, bytes] = {}
-
-
-def _asset(file: str) -> bytes:
-    """Read a file once: the files of a running gateway do not change."""
-    if file not in _ASSETS:
-        _ASSETS[file] = resources.files(__package__).joinpath("web", file).read_bytes()
-    return _ASSETS[file]
-
-
-class DescriptionPage(Page):
-    """The API description."""
-
-    def get(self) -> None:
-        self.write_json(DOCUMENT)
 
 
 class PageRoute(NamedTuple):
@@ -134,7 +95,7 @@ ROUTES = (
     PageRoute("/ready", ReadyPage, ("environments", "is_stopping", "needs_all")),
     PageRoute("/status", StatusPage, ("status",)),
     PageRoute("/metrics", MetricsPage, ("metrics",)),
-    PageRoute("/openapi.json", DescriptionPage),
+    PageRoute("/openapi.json", StaticPage, arguments={"file": "", "kind": "application/json; charset=utf-8"}),
     PageRoute("/admin/session", SessionPage, OPERATORS),
     PageRoute("/admin/overview", OverviewPage, OPERATORS),
     PageRoute("/admin/features", FeaturesPage, OPERATORS),
@@ -153,7 +114,7 @@ ROUTES = (
     PageRoute("/admin/settings/pin", PinPage, OPERATORS),
     PageRoute("/admin/settings/unpin", UnpinPage, OPERATORS),
     PageRoute("/admin/live", LivePage, (*OPERATORS, "is_stopping")),
-    *(PageRoute(path, AssetPage, arguments={"file": file, "kind": kind}) for path, (file, kind) in ASSETS.items()),
+    *(PageRoute(path, StaticPage, arguments={"file": file, "kind": kind}) for path, (file, kind) in ASSETS.items()),
 )
 LABELS = tuple(dict.fromkeys(route.label for route in ROUTES))
 

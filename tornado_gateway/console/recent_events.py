@@ -4,7 +4,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -146,10 +146,18 @@ def letter_json(letter: DeadLetter, *, is_complete: bool, shows_keys: bool) -> J
     }
 
 
+class Listed(NamedTuple):
+    """Dead letters, the id of the next one, and why those of a store that does not respond are missing."""
+
+    letters: list[Json]
+    next_id: int | str | None = None
+    unreadable: str | None = None
+
+
 async def dead_letters(
     store: EventStore, limit: int, first: int | str | None, *, is_complete: bool, shows_keys: bool
-) -> tuple[list[Json], int | str | None]:
-    """Return the oldest dead letters, beginning with `first`, and the id of the next one.
+) -> Listed:
+    """Return the oldest dead letters, beginning with `first`.
 
     At most `limit`, and as many as fit into a response, but at least one.
     """
@@ -163,8 +171,8 @@ async def dead_letters(
             size += len(orjson.dumps(entry))
             read += len(letter.body)
             if shown and (len(shown) == limit or size > RESPONSE_BYTES or read > READ_BYTES):
-                return shown, letter.id
+                return Listed(shown, letter.id)
             shown.append(entry)
         if len(portion) <= PORTION:
-            return shown, None
+            return Listed(shown, unreadable=portion.unreadable)
         next_id = portion[PORTION].id

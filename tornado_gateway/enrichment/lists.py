@@ -10,6 +10,7 @@ from typing import Any
 
 from tornado_gateway.core import list_value
 from tornado_gateway.errors import UpstreamError
+from tornado_gateway.tasks import SharedResult
 
 FRESH_SECONDS = 300.0
 FAILURE_SECONDS = 2.0  # until a check that failed is tried again
@@ -31,18 +32,26 @@ class ListChecks:
         self._fresh_seconds = fresh_seconds
         self._failure_seconds = failure_seconds
         self._known: dict[Membership, tuple[bool, float]] = {}  # oldest first; with the time until which it counts
-        self._asking: dict[Membership, asyncio.Task[bool]] = {}
+        self._asking: dict[Membership, SharedResult[bool]] = {}
 
     async def is_member(self, list_id: str, value: str) -> bool:
+        known = self.known_member(list_id, value)
+        return await self._ask_once((list_id, value)) if known is None else known
+
+    def known_member(self, list_id: str, value: str) -> bool | None:
+        """Return the result of a check, None if VWO has to be asked."""
         key = (list_id, value)
         known = self._known.get(key)
         if known is not None and time.monotonic() < known[1]:
             return known[0]
+        if key not in self._asking and len(self._asking) >= MAX_WAITING:
+            return known is not None and known[0]
+        return None
+
+    async def _ask_once(self, key: Membership) -> bool:
         if key not in self._asking:
-            if len(self._asking) >= MAX_WAITING:
-                return known is not None and known[0]
-            self._asking[key] = asyncio.create_task(self._refresh(key))
-        return await asyncio.shield(self._asking[key])
+            self._asking[key] = SharedResult(self._refresh(key))
+        return await self._asking[key].outcome()
 
     async def gather(
         self, checks: Sequence[tuple[str, str]], given: Sequence[Mapping[str, Any]]

@@ -8,6 +8,7 @@ class Access(NamedTuple):
 
     Without a configured key, which is None, the settings come from a file and name the account and the key. `hosts` are
     in lower case and without port. `decides` is whether getFlag, trackEvent and setAttribute are served.
+    `internal_events` is the value of INTERNAL_EVENTS.
     """
 
     name: str = "default"
@@ -18,6 +19,7 @@ class Access(NamedTuple):
     decides: bool = True
     webhook_token: str | None = None
     allowed_origins: tuple[str, ...] = ("*",)
+    internal_events: str = "forward"
 
     @property
     def sdk_key(self) -> str | None:

@@ -119,14 +119,15 @@ def _signature(token: ClientToken, environment: str) -> str:
 class ClientAuth:
     """Checks the credentials of requests before their handlers run.
 
-    `has_sdk_key` says whether a request contains an SDK key; a wrong one is rejected by the environments. It is None if
-    SDK keys are no credentials. `address` returns the client's address.
+    `has_sdk_key` says whether a request contains an SDK key; a wrong one is rejected by the environments. Its second
+    argument is whether the request is a lookup. It is None if SDK keys are no credentials. `address` returns the
+    client's address.
     """
 
     def __init__(
         self,
         tokens: ClientTokens,
-        has_sdk_key: Callable[[Request], bool] | None,
+        has_sdk_key: Callable[[Request, bool], bool] | None,
         address: Callable[[Request], str],
         attempts: Attempts,
         row: int = 0,
@@ -137,21 +138,21 @@ class ClientAuth:
         self._attempts = attempts
         self._row = row
 
-    def guarded(self, handler: Handler, scope: str) -> Handler:
+    def guarded(self, handler: Handler, scope: str, is_lookup: bool = False) -> Handler:
         """Return a handler for requests with a credential of this scope. It raises RequestError for all others."""
 
         def respond(request: Request) -> Result:
-            self.check(request, scope)
+            self.check(request, scope, is_lookup)
             return handler(request)
 
         return respond
 
-    def check(self, request: Request, scope: str) -> None:
+    def check(self, request: Request, scope: str, is_lookup: bool = False) -> None:
         """Raise RequestError for a request without a suitable credential. Note the token of a suitable one."""
         given = presented_tokens(request)
         token = next(filter(None, map(self._tokens.find, given)), None)
         if token is None:
-            if self._has_sdk_key is not None and self._has_sdk_key(request):
+            if self._has_sdk_key is not None and self._has_sdk_key(request, is_lookup):
                 return  # with all scopes
             if given:
                 self._count_failure(request, next(filter(None, map(hint_of, given)), ""))

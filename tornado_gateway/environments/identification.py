@@ -154,7 +154,7 @@ class Identification:
     def _of_unknown(self, request: Request) -> Environment:
         claim, account = self._named(request), _account(request.query)
         if account is not None and not (_has_one_account(request.query, account) and self._is_served(account, claim)):
-            raise RequestError(400, WRONG_ACCOUNT)
+            raise RequestError(400, WRONG_ACCOUNT, code="wrong_account")
         if claim is not None:
             return claim.environment
         return self._of_account(request, account) or self._otherwise(request, account) or self._reject(request)
@@ -214,7 +214,7 @@ class Identification:
             key = query_text(request.query, parameter)
             if key is not None:
                 if key not in self._by_key:
-                    raise RequestError(400, WRONG_ACCOUNT)
+                    raise RequestError(400, WRONG_ACCOUNT, code="wrong_account")
                 yield Claim(self._by_key[key], parameter.decode())
 
     def _by_names(self, request: Request) -> Iterator[Claim]:
@@ -226,7 +226,9 @@ class Identification:
         for place, name in given.items():
             if name is not None:
                 if name not in self._by_name:
-                    raise RequestError(400, f"this gateway has no environment {printable(name, 32)}")
+                    raise RequestError(
+                        400, f"this gateway has no environment {printable(name, 32)}", code="unknown_environment"
+                    )
                 yield Claim(self._by_name[name], place)
 
     def _of_account(self, request: Request, account: str | None) -> Environment | None:
@@ -290,7 +292,7 @@ class Identification:
 
     def _reject(self, request: Request) -> Environment:
         self._note(request)
-        raise RequestError(400, QUESTION)
+        raise RequestError(400, QUESTION, code="environment_required")
 
     def _note(self, request: Request) -> None:
         self._on_unidentified(request)
@@ -366,6 +368,7 @@ def _agreed(claims: Sequence[Claim]) -> Claim | None:
             raise RequestError(
                 400,
                 f"the request names two environments: {names[0]} ({first.place}) and {names[1]} ({claim.place})",
+                code="ambiguous_environment",
             )
     return claims[0] if claims else None
 

@@ -143,12 +143,16 @@ class Environments:
         """Return whether any environment has a token for webhooks."""
         return any(environment.access.webhook_token for environment in self.all)
 
-    def has_key(self, request: Request) -> bool:
-        """Return whether a request has an SDK key, in its query or a header. Raise RequestError 400 for a wrong one."""
+    def has_key(self, request: Request, is_lookup: bool = False) -> bool:
+        """Return whether a request has an SDK key, in its query or a header. Raise RequestError 400 for a wrong one.
+
+        With `is_lookup`, values of visitors may be in the query: see LOOKUP_KEY_PARAMETERS.
+        """
+        parameters = LOOKUP_KEY_PARAMETERS if is_lookup else KEY_PARAMETERS
         if self._identification is not None:
-            return self._identification.has_key(request)
-        self._check(request.query, (), KEY_PARAMETERS, False)
-        if any(query_text(request.query, parameter) is not None for parameter in KEY_PARAMETERS):
+            return self._identification.has_key(request, parameters)
+        self._check(request.query, (), parameters, False)
+        if any(query_text(request.query, parameter) is not None for parameter in parameters):
             return True
         headers = [request.header(header) for header in KEY_HEADERS]
         return any(self._is_own(bare(value).decode("latin-1")) for value in headers if value)
@@ -198,11 +202,11 @@ class Environments:
         accounts = [given for name in account_names if (given := query_text(query, name)) is not None]
         keys = [given for name in key_names if (given := query_text(query, name)) is not None]
         if account_id and any(given != account_id for given in accounts):
-            raise RequestError(400, WRONG_ACCOUNT)
+            raise RequestError(400, WRONG_ACCOUNT, code="wrong_account")
         if not all(map(self._is_own, keys)):
-            raise RequestError(400, WRONG_ACCOUNT)
+            raise RequestError(400, WRONG_ACCOUNT, code="wrong_account")
         if needs_key and not keys:
-            raise RequestError(400, NO_KEY)
+            raise RequestError(400, NO_KEY, code="key_required")
 
     def _is_own(self, key: str) -> bool:
         """Return whether a key is that of the only environment. Before its settings are loaded, a file can have any."""
@@ -220,4 +224,4 @@ class Environments:
 
 def _check_has_key(identification: Identification, request: Request, parameters: Sequence[bytes]) -> None:
     if not identification.has_key(request, parameters):
-        raise RequestError(400, NO_KEY)
+        raise RequestError(400, NO_KEY, code="key_required")

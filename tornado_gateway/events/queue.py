@@ -17,7 +17,7 @@ from tornado_gateway.events.group_commit import Entry, Group, GroupCommit
 from tornado_gateway.gate import Gate
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import NO_IDENTITY, EventStore, Identity, NewChunk
-from tornado_gateway.tasks import Periodic
+from tornado_gateway.tasks import Periodic, Rests
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,9 @@ class EventCounts:
     """received = delivered + waiting + dead + rejected + discarded + lost.
 
     `rejected` events were never stored. `discarded` ones were dead letters beyond DEAD_LETTER_LIMIT or
-    DEAD_LETTER_DAYS, or deleted ones, or events of a gateway without an account. `lost` ones were stored, and
-    the store has lost them.
+    DEAD_LETTER_DAYS, or deleted ones, or events of a gateway without an account, or events of SDKs about themselves
+    (INTERNAL_EVENTS): `discarded_internal` has the number of the last ones. `lost` ones were stored, and the store has
+    lost them.
     """
 
     received: int = 0
@@ -42,6 +43,7 @@ class EventCounts:
     rejected: int = 0
     discarded: int = 0
     lost: int = 0
+    discarded_internal: int = 0
 
 
 @dataclass(slots=True)
@@ -79,7 +81,8 @@ class EventQueue:
     events are rejected until it ends, so that memory is bounded.
 
     With `shared` other instances use the store as well. The store then counts the waiting events of all of them, and
-    the sum of the counts holds over all instances.
+    the sum of the counts holds over all instances. They are counted `pace` times as rarely while there
+    are none, and no new ones.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class EventQueue:
         decisions_need_store: bool = False,
         commit_seconds: float = 5.0,
         retry_seconds: float = 1.0,
+        pace: int = 1,
     ) -> None:
         self.counts = EventCounts()
         self.stored = 0  # committed and not yet settled
@@ -110,7 +114,7 @@ class EventQueue:
         self._log = ThrottledLog(logger)
         self._subscribers = _Subscribers()
         self._seen = (0, 0, 0)  # `lost`, `repairs` and `letters_version` of the store, as they are in the counts
-        self._recounting = Periodic(self._recount, RECOUNT_SECONDS, jitter=0.2)
+        self._recounting = Periodic(partial(self._recount, Rests(pace)), RECOUNT_SECONDS, jitter=0.2)
         self._commits = GroupCommit(
             partial(self._write, chunk_events),
             self._group_stored,
@@ -230,6 +234,12 @@ class EventQueue:
         """Count events that arrived but are not to be stored."""
         self.counts.received += count
         self.counts.rejected += count
+
+    def discard_internal(self, count: int) -> None:
+        """Count events that arrived but are not to be forwarded (INTERNAL_EVENTS)."""
+        self.counts.received += count
+        self.counts.discarded += count
+        self.counts.discarded_internal += count
 
     # --- Storing ---
 
@@ -381,13 +391,15 @@ class EventQueue:
         for flush in self._subscribers.flush_all:
             flush()
 
-    async def _recount(self) -> None:
-        """Count lost events, and ask a shared store for its number of waiting events."""
+    async def _recount(self, rests: Rests | None = None) -> None:
+        """Count lost events, and ask a shared store for its number of waiting events, unless this time is left out."""
         await self._expire_dead_letters()
         try:
             if not self._shared:
                 if self._now_seen()[1:] != self._seen[1:]:
                     await self.recount_after_adoption()
+                return
+            if rests is not None and not self.counts.waiting and not rests.is_due(self.counts.received):
                 return
             depth = await self._store.depth()
         except StoreError as error:

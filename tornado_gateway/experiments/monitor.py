@@ -19,7 +19,7 @@ from tornado_gateway.experiments.report import is_mismatched, report_of, sentenc
 from tornado_gateway.experiments.sample import VisitorSample, pack, unpack
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import StateStore
-from tornado_gateway.tasks import Periodic, end_tasks
+from tornado_gateway.tasks import Periodic, Rests, end_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,10 @@ Json = dict[str, Any]
 
 
 class ExperimentMonitor:
-    """Samples and counts of one environment. `then` is called with each decision that is counted."""
+    """Samples and counts of one environment. `then` is called with each decision that is counted.
+
+    While it has no decisions, it reads those of other workers `pace` times as rarely.
+    """
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class ExperimentMonitor:
         most_experiments: int = MOST_EXPERIMENTS,
         merge_seconds: float = MERGE_SECONDS,
         forget_seconds: float = FORGET_SECONDS,
+        pace: int = 1,
     ) -> None:
         self.features = FeatureCounts(then)
         self.exposures = Exposures(self.features, most_experiments)
@@ -58,6 +62,7 @@ class ExperimentMonitor:
         self._absent: dict[str, float] = {}  # since when the settings lack the experiment of a sample
         self._merging = asyncio.Lock()
         self._log = ThrottledLog(logger)
+        self._rests = Rests(pace)
         self._timer = Periodic(self._merge_regularly, merge_seconds, jitter=0.2)
 
     def settings_changed(self, settings: core.Settings) -> None:
@@ -89,10 +94,18 @@ class ExperimentMonitor:
     # --- Merging ---
 
     async def _merge_regularly(self) -> None:
+        if not self._has_news() and not self._rests.is_due(None):
+            return
         try:
             await self.merge(MOST_MERGED)
         except StoreError as error:
             self._log.warning("failed", "the samples of experiments were not stored, retrying: %s", error)
+
+    def _has_news(self) -> bool:
+        for audience in self.exposures.audiences:
+            audience.fold()
+        samples = [audience.sample for audience in self.exposures.audiences]
+        return self.features.has_news or any(sample is not None and sample.has_news for sample in samples)
 
     async def merge(self, most: int | None = None) -> None:
         """Exchange the samples with those in the store, at most so many that have changed. Raise StoreError."""

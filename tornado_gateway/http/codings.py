@@ -10,7 +10,6 @@ from typing import Final, cast, final
 
 from tornado_gateway.http.messages import (
     BAD_ENCODING,
-    BODY_TOO_LARGE,
     UNKNOWN_ENCODING,
     Handler,
     Packed,
@@ -25,18 +24,20 @@ ZLIB: Final = {b"gzip": (31,), b"x-gzip": (31,), b"deflate": (15, RAW_DEFLATE)} 
 
 
 def decompressed(
-    body: bytes | bytearray, coding: bytes, at_once: int, most: int
+    body: bytes | bytearray, coding: bytes, at_once: int, limit: tuple[int, Response]
 ) -> bytes | bytearray | Packed | Response:
-    """Return a body of at most `most` bytes without its content coding, or the response that rejects it.
+    """Return a body without its content coding, or the response that rejects it.
 
-    A body that has more than `at_once` bytes, encoded or decoded, is only described.
+    `limit` is the largest decoded size, if that is more than `at_once`, and the response to larger ones. A body that
+    has more than `at_once` bytes, encoded or decoded, is only described.
     """
+    most, too_large = limit
     if coding in (b"", b"identity"):
         return body
     if coding not in ZLIB:
         return UNKNOWN_ENCODING
     if len(body) > at_once:
-        return Packed(coding, most)
+        return Packed(coding, max(at_once, most), too_large)
     for parameter in ZLIB[coding]:
         decoder = zlib.decompressobj(parameter)
         try:
@@ -44,7 +45,7 @@ def decompressed(
         except zlib.error:
             continue
         if len(decoded) > at_once:
-            return Packed(coding, most) if most > at_once else BODY_TOO_LARGE
+            return Packed(coding, most, too_large) if most > at_once else too_large
         return decoded if decoder.eof and not decoder.unused_data else BAD_ENCODING
     return BAD_ENCODING
 
@@ -79,13 +80,13 @@ async def unpacked(body: bytes, packed: Packed) -> bytes | Response:
     """Decode a body in steps. Return it, or the response that rejects it."""
     for parameter in ZLIB[packed.coding]:
         try:
-            return await _in_steps(body, parameter, packed.most)
+            return await _in_steps(body, parameter, packed)
         except zlib.error:
             continue
     return BAD_ENCODING
 
 
-async def _in_steps(body: bytes, parameter: int, most: int) -> bytes | Response:
+async def _in_steps(body: bytes, parameter: int, packed: Packed) -> bytes | Response:
     decoder = zlib.decompressobj(parameter)
     pieces: list[bytes] = []
     size, at, data = 0, 0, b""
@@ -98,8 +99,8 @@ async def _in_steps(body: bytes, parameter: int, most: int) -> bytes | Response:
             return BAD_ENCODING  # it ends too early
         data = decoder.unconsumed_tail
         size += len(piece)
-        if size > most:
-            return BODY_TOO_LARGE
+        if size > packed.most:
+            return packed.too_large
         pieces.append(piece)
         await asyncio.sleep(0)
     return BAD_ENCODING if decoder.unused_data or at < len(body) else b"".join(pieces)

@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
         reader = self.reader
         if reader.phase >= ENDED:
             return
-        if self.blocked or len(data) > self.options.slice_bytes:
+        if self.blocked or len(data) > self.options.slice_size(data):
             self._hold_and_pump(data)
             return
         self.corked, self.has_served = True, False
@@ -143,7 +143,7 @@ class Connection(asyncio.Protocol):
     # --- Reading ---
 
     def _hold_and_pump(self, data: bytes) -> None:
-        size = self.options.limits.slice_bytes
+        size = self.options.slice_size(data)
         self.held.extend(data[at : at + size] for at in range(0, len(data), size))
         self._pump()
 
@@ -217,10 +217,10 @@ class Connection(asyncio.Protocol):
     def _has_room(self) -> bool:
         output = self.output
         return (
-            not output.is_paused
-            and not output.unsent_bytes
+            not (output.is_paused or output.unsent_bytes)
             and self.queued_bytes < MAX_QUEUED_BYTES
             and len(self.queue) < self.options.limits.max_pipelined
+            and not (self.queue and len(self.activity.tasks) >= self.options.limits.max_tasks)
         )
 
     def _can_advance(self) -> bool:

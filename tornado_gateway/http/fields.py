@@ -6,8 +6,9 @@ A field that is not valid raises `RequestError` 400 with the name of the field a
 import ipaddress
 import re
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -54,7 +55,7 @@ def json_object(body: bytes) -> Fields:
     except orjson.JSONDecodeError:
         fields = json_value(body)[0]
     if type(fields) is not dict:
-        raise RequestError(400, "the body must be a JSON object")
+        raise RequestError(400, "the body must be a JSON object", code="invalid_json")
     if len(body) > HARMLESS_BYTES:
         _check_size(fields, body)
     return fields
@@ -88,52 +89,69 @@ def repaired_value(body: bytes, problem: str) -> tuple[Any, bytes]:
     """Do the same for a body that could not be read because of this problem."""
     repaired = _without_lone_surrogates(body.removeprefix(BOM_UTF8))
     if repaired == body:  # reading it again would take as long, with the same result
-        raise RequestError(400, f"the body is not JSON: {problem}")
+        raise RequestError(400, f"the body is not JSON: {problem}", code="invalid_json")
     try:
         return orjson.loads(repaired), repaired
     except orjson.JSONDecodeError as error:
-        raise RequestError(400, f"the body is not JSON: {error}") from error
+        raise RequestError(400, f"the body is not JSON: {error}", code="invalid_json") from error
 
 
-def document_problem(value: object, encoded: bytes, max_bytes: int = MAX_DOCUMENT_BYTES) -> RequestError | None:
+def document_problem(
+    value: object, encoded: bytes, max_bytes: int = MAX_DOCUMENT_BYTES, pause: Callable[[], object] | None = None
+) -> RequestError | None:
     """Return the error that names the limit which a JSON document exceeds, None if it keeps to all of them.
 
-    `encoded` is its JSON. The bytes of texts are those of UTF-8, as in `encoded` without escapes.
+    `encoded` is its JSON. The bytes of texts are those of UTF-8, as in `encoded` without escapes. `pause` is called now
+    and then.
     """
     size = len(encoded)
     if size > max_bytes:
         return RequestError(413, f"the document is larger than {max_bytes} bytes")
-    if encoded.count(b"{") + encoded.count(b"[") > MAX_LEVELS and _levels(value, MAX_LEVELS + 1) > MAX_LEVELS:
+    if encoded.count(b"{") + encoded.count(b"[") > MAX_LEVELS and _levels(value, MAX_LEVELS + 1, pause) > MAX_LEVELS:
         return RequestError(400, f"the document has more than {MAX_LEVELS} levels of nested lists and objects")
-    if size > MAX_TEXT_BYTES and _has_long_text(value):
+    if size > MAX_TEXT_BYTES and _has_long_text(encoded):
         return RequestError(400, f"the document has a text of more than {MAX_TEXT_BYTES} bytes")
     if _MAYBE_LONG_NUMBER.search(encoded[24::25]) and _LONG_NUMBER.search(_TEXT.sub(b'""', encoded)):
         return RequestError(400, f"the document has a number of more than {MAX_DIGITS} digits")
     return None
 
 
-def _levels(value: object, most: int) -> int:
+def _levels(value: object, most: int, pause: Callable[[], object] | None) -> int:
     """Return the number of nested lists and objects, counted up to `most`."""
-    level, count = [value], 0
-    while count < most and (level := [part for part in level if isinstance(part, dict | list)]):
+    level: list[object] = [value]
+    count = 0
+    while count < most:
+        parts = [part for part in level if isinstance(part, list) or isinstance(part, dict)]  # noqa: SIM101 - faster
+        if not parts:
+            break
         count += 1
-        level = [item for part in level for item in _items(part)]
+        level = list(chain.from_iterable([_items(part) for part in parts if part]))
+        if pause is not None:
+            pause()
     return count
 
 
 def _items(part: object) -> Iterable[object]:
-    if isinstance(part, dict):
-        return part.values()
-    return part if isinstance(part, list) else ()
+    return part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
 
 
-def _has_long_text(value: object) -> bool:
-    """Return whether a text or a name in a value is too long. Call for few levels only."""
-    if isinstance(value, str):
-        return len(value) > MAX_TEXT_BYTES // 4 and len(value.encode()) > MAX_TEXT_BYTES
-    if isinstance(value, dict) and any(map(_has_long_text, value)):
-        return True
-    return any(map(_has_long_text, _items(value)))
+def _has_long_text(encoded: bytes) -> bool:
+    """Return whether a text or a name in a JSON document is too long. Only quotes far from each other are examined."""
+    plain = encoded.replace(b"\\\\", b"..").replace(b'\\"', b"..")  # in which each quote begins or ends a text
+    start = plain.find(b'"')
+    while start >= 0 and len(plain) - start > MAX_TEXT_BYTES:
+        end = plain.rfind(b'"', start + 1, start + MAX_TEXT_BYTES + 2)
+        if end < 0:
+            end = plain.find(b'"', start + 1)
+            if end > 0 and _is_long_text(plain, encoded, start, end):
+                return True
+        start = end
+    return False
+
+
+def _is_long_text(plain: bytes, encoded: bytes, start: int, end: int) -> bool:
+    is_text = plain.count(b'"', 0, start) % 2 == 0  # otherwise it is the rest of a document between two texts
+    return is_text and len(json_value(encoded[start : end + 1])[0].encode()) > MAX_TEXT_BYTES
 
 
 def _without_lone_surrogates(body: bytes) -> bytes:

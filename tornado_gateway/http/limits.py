@@ -9,10 +9,12 @@ from typing import Final, NamedTuple, final
 from tornado.httputil import HTTPServerConnectionDelegate
 
 from tornado_gateway.http.codings import Unpacking
-from tornado_gateway.http.messages import BODY_TOO_LARGE, Handler, Request, Response, Result, split_target
+from tornado_gateway.http.messages import Handler, Request, Response, Result, split_target, too_large
 
 # The parser cannot be paused within one call, so it gets at most this much at once.
 SLICE_BYTES: Final = 16384
+# Of pipelined requests the parser gets less: each of them takes up to 30 times its bytes until its turn comes.
+DENSE_SLICE_BYTES: Final = 2048
 # Flow control is by bytes. Small responses are joined and written at this size, which is also when a peer that does not
 # read is noticed; a larger piece is never joined, because the copy would cost as much as the response.
 WRITE_BYTES: Final = 65536
@@ -59,6 +61,9 @@ class Limits(NamedTuple):
     drain_seconds: float = 1.0
     max_bodies_bytes: int = 32 << 20  # of all clients together: unfinished bodies, and requests with large ones
     starved_seconds: float = 5.0  # that a body may wait for room in it
+    # Of all clients together. Beyond it, each waits for its last response before its next request starts: tasks that
+    # wait for the same event continue together, and a lone request would have to wait for all of them.
+    max_tasks: int = 64
 
     @property
     def slice_bytes(self) -> int:
@@ -228,8 +233,8 @@ class ServerOptions:
         self.fallback = fallback
         self.limits = limits
         # Read for each request: an attribute of a named tuple costs more in compiled code.
-        self.slice_bytes = limits.slice_bytes
-        self.body_limit = body_limit or (lambda path: (limits.max_body_bytes, BODY_TOO_LARGE))
+        self._slice_bytes = limits.slice_bytes
+        self.body_limit = body_limit or (lambda path: (limits.max_body_bytes, too_large(limits.max_body_bytes)))
         self.on_response = on_response
         self.extra_header_lines = extra_header_lines or _no_lines
         self.guard = Unpacking(guard).call
@@ -241,3 +246,10 @@ class ServerOptions:
         self.page_lines = page_lines or _no_page_lines
         names = (b"host", b"expect", b"content-encoding", *(self.echo_headers or ()))
         self.noted_sizes = frozenset(map(len, names))  # of the names of headers that the reader has to note
+
+    def slice_size(self, data: bytes) -> int:
+        """Return how much of the data the parser gets at once."""
+        most = self._slice_bytes
+        if len(data) <= DENSE_SLICE_BYTES or data.count(END_OF_HEAD) <= self.limits.max_pipelined:
+            return most
+        return min(DENSE_SLICE_BYTES, most)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, final
 
 import orjson
 
-from tornado_gateway.errors import RequestError, reason_phrase
+from tornado_gateway.errors import RequestError, default_code, reason_phrase
 from tornado_gateway.gate import Gate
 
 MAX_HOSTS = 100  # that are remembered
@@ -30,10 +30,14 @@ ErrorShape = Callable[[RequestError], "Response"]
 
 
 class Packed(NamedTuple):
-    """A body that is to be decoded from its content coding, to `most` bytes at most, before the handler is called."""
+    """A body that is to be decoded from its content coding before the handler is called.
+
+    `too_large` is the response if it has more than `most` bytes then.
+    """
 
     coding: bytes
     most: int
+    too_large: "Response"
 
 
 @final
@@ -167,36 +171,50 @@ class Response:
         return b"%b%b\r\n" % (self._head, connection)
 
 
-def json_error(status: int, message: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> Response:
-    """Return an error in the one format of all errors: `{"status":0,"error":message}`. A 503 says when to retry."""
+def error_body(message: str, code: str) -> bytes:
+    """Return the one format of all errors. `code` is one of `errors.CODES`."""
+    return orjson.dumps({"status": 0, "error": message, "code": code})
+
+
+def json_error(status: int, message: str, headers: Iterable[tuple[bytes, bytes]] = (), *, code: str = "") -> Response:
+    """Return an error response. Without `code` it has that of the status. A 503 says when to retry."""
     if status == 503:
         headers = [*headers, (b"Retry-After", RETRY_SECONDS)]
-    return Response(status, orjson.dumps({"status": 0, "error": message}), headers=headers)
+    return Response(status, error_body(message, code or default_code(status)), headers=headers)
 
 
 def error_response(error: RequestError) -> Response:
     """Return the response to a request that cannot be served, in the format of all errors."""
-    return json_error(error.status, str(error), error.headers)
+    return json_error(error.status, str(error), error.headers, code=error.code)
+
+
+@lru_cache(maxsize=16)
+def too_large(most: int, option: str = "") -> Response:
+    """Return the response to a body of more than `most` bytes, a limit that `option` changes, if any does."""
+    named = f" ({option})" if option else ""
+    return json_error(413, f"the request body is larger than {most} bytes{named}")
 
 
 INTERNAL_ERROR = json_error(500, "internal error")
 NOT_FOUND = json_error(404, "not found")
-BAD_REQUEST = json_error(400, "malformed HTTP request")
+BAD_REQUEST = json_error(400, "malformed HTTP request", code="malformed_request")
 TIMEOUT = json_error(408, "the request took too long to arrive")
 HEAD_TOO_LARGE = json_error(431, "the request line and headers are too large")
-BODY_TOO_LARGE = json_error(413, "the request body is too large")
-BAD_HOST = json_error(400, "expected one valid Host header")
-BAD_ENCODING = json_error(400, "the body is not what Content-Encoding says")
+BAD_HOST = json_error(400, "expected one valid Host header", code="malformed_request")
+BAD_ENCODING = json_error(400, "the body is not what Content-Encoding says", code="malformed_request")
 UNKNOWN_ENCODING = json_error(
-    415, "the supported content encodings are gzip and deflate", [(b"Accept-Encoding", b"gzip, deflate")]
+    415,
+    "the supported content encodings are gzip and deflate",
+    [(b"Accept-Encoding", b"gzip, deflate")],
+    code="unsupported_encoding",
 )
 BAD_EXPECTATION = json_error(417, "the only supported expectation is 100-continue")
 NO_TUNNEL = json_error(405, "CONNECT is not supported")
 UNKNOWN_CODING = json_error(501, "the only supported transfer coding is chunked")
 UNKNOWN_VERSION = json_error(505, "only HTTP/1.1 and HTTP/1.0 are supported")
 CANCELLED = json_error(503, "the request was cancelled")
-BUSY = json_error(503, "too many large requests are in progress")
-OVERLOADED = json_error(503, "too many connections")
+BUSY = json_error(503, "too many large requests are in progress", code="overloaded")
+OVERLOADED = json_error(503, "too many connections", code="overloaded")
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 VALID_HOSTS: set[bytes] = set()  # some of those that were valid

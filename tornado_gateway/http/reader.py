@@ -25,7 +25,6 @@ from tornado_gateway.http.messages import (
     BAD_EXPECTATION,
     BAD_HOST,
     BAD_REQUEST,
-    BODY_TOO_LARGE,
     HEAD_TOO_LARGE,
     INTERNAL_ERROR,
     NO_TUNNEL,
@@ -37,6 +36,7 @@ from tornado_gateway.http.messages import (
     Response,
     header_lines,
     is_valid_host,
+    json_error,
     split_target,
 )
 from tornado_gateway.http.request_ids import log_failure
@@ -355,7 +355,7 @@ class Reader:
         limits = self.options.limits
         allowed = limits.max_header_bytes + limits.slice_bytes + CHUNK_OVERHEAD * len(self.body)
         if overhead > allowed:
-            raise _RejectedError(BODY_TOO_LARGE)
+            raise _RejectedError(json_error(413, f"the chunk headers of the body are larger than {allowed} bytes"))
 
     def _check_body_size(self, size: int) -> None:
         self.incomplete.max_body, rejection = self.options.body_limit(split_target(self.url)[0])
@@ -368,8 +368,8 @@ class Reader:
             self._check_expectation()
         codings = Request(b"", b"", b"", self.head_headers).list_header(b"content-encoding")
         at_once = self.options.limits.max_body_bytes
-        most = max(at_once, self.options.body_limit(split_target(self.url)[0])[0])
-        decoded = decompressed(self.body, codings.strip().lower(), at_once, most)
+        limit = self.options.body_limit(split_target(self.url)[0])
+        decoded = decompressed(self.body, codings.strip().lower(), at_once, limit)
         if isinstance(decoded, Response):
             raise _RejectedError(decoded)
         if isinstance(decoded, bytes):

@@ -90,7 +90,7 @@ def log_failure(request: Request, error: BaseException | None) -> None:
 
 def failure_response(request: Request, error: Exception) -> Response:
     """Return the response that replaces one that a failed gate held back."""
-    return _shaped(request, RequestError(getattr(error, "status", 500), str(error)))
+    return _shaped(request, RequestError(getattr(error, "status", 500), str(error), code=getattr(error, "code", "")))
 
 
 def error_response(request: Request, error: BaseException) -> Response:

@@ -158,7 +158,7 @@ class Page(HTTPConnection):
         try:
             await self._deliver()
         except HTTPInputError as error:
-            self._send_error(json_error(400, str(error)))
+            self._send_error(json_error(400, str(error), code="malformed_request"))
         except Exception as error:
             log_failure(self._request, error)
             self._send_error(INTERNAL_ERROR)

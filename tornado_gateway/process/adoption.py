@@ -7,7 +7,7 @@ import random
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import EventStore
-from tornado_gateway.tasks import wait_at_most
+from tornado_gateway.tasks import Rests, wait_at_most
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,8 @@ ADOPT_SECONDS = 10.0  # between two searches for the logs of ended workers
 class Adoption:
     """Adopts the events of workers that have ended without being replaced, or with events left.
 
-    Create it before the store is opened, because opening already adopts a log. `stopping` ends it.
+    Create it before the store is opened, because opening already adopts a log. `stopping` ends it. While no worker of
+    this gateway ends, it searches `pace` times as rarely.
     """
 
     def __init__(
@@ -29,12 +30,14 @@ class Adoption:
         stopping: asyncio.Event,
         *,
         interval_seconds: float = ADOPT_SECONDS,
+        pace: int = 1,
     ) -> None:
         self._store = store
         self._environment = environment
         self._scoreboard = scoreboard
         self._stopping = stopping
         self._interval_seconds = interval_seconds
+        self._rests = Rests(pace)
         self._retirements = scoreboard.retirements  # when logs were last adopted
         self._task: asyncio.Task[None] | None = None
 
@@ -55,7 +58,9 @@ class Adoption:
         while not self._stopping.is_set():
             if await wait_at_most(self._stopping, self._interval_seconds * random.uniform(0.5, 1.0)):
                 return
-            await self._adopt()
+            ended = self._scoreboard.retirements
+            if ended != self._retirements or self._rests.is_due(ended):
+                await self._adopt()
 
     async def _adopt(self) -> None:
         ended = self._scoreboard.retirements

@@ -40,7 +40,7 @@ from tornado_gateway.errors import StartError
 from tornado_gateway.http.certificates import Certificates
 from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
-from tornado_gateway.http.messages import BODY_TOO_LARGE, Response
+from tornado_gateway.http.messages import Response, too_large
 from tornado_gateway.http.request_ids import Tracing
 from tornado_gateway.http.server import Server
 from tornado_gateway.process.certificate_expiry import ExpiryReport
@@ -391,8 +391,9 @@ def build_certificates(config: Config) -> Certificates | None:
 
 
 def _body_limit(config: Config, router: Router, path: bytes) -> tuple[int, Response]:
+    most = config.max_body_bytes
     if router.takes_batches(path):
-        return config.max_batch_bytes, BODY_TOO_LARGE
-    if router.takes_events(path) or path == b"/admin/events/edit":  # which has an event
-        return config.max_event_bytes, BODY_TOO_LARGE
-    return config.max_body_bytes, router.shaped(path, BODY_TOO_LARGE)
+        most = config.max_batch_bytes
+    elif router.takes_events(path) or path == b"/admin/events/edit":  # which has an event
+        most = config.max_event_bytes
+    return most, router.shaped(path, too_large(most, "MAX_BODY_BYTES"))

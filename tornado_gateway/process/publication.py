@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from tornado_gateway.api.streams import StreamsApi
@@ -14,7 +15,7 @@ from tornado_gateway.process.environments.serving import Serving
 from tornado_gateway.process.open_files import open_files_limit
 from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.status import Problems, environment_record
-from tornado_gateway.tasks import Periodic
+from tornado_gateway.tasks import Periodic, Rests, pace_of
 from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.scoreboard import WorkerRecord
 
@@ -49,7 +50,8 @@ class Publication:
         self._stopping = stopping
         self._is_shared = is_shared
         self._started_at = time.monotonic()
-        self._timer = Periodic(self.publish, PUBLISH_SECONDS, jitter=0.1)
+        self._parts: dict[str, _Part] = {}
+        self._timer = Periodic(self._publish, PUBLISH_SECONDS, jitter=0.1)
 
     def start(self) -> None:
         self.publish()
@@ -62,6 +64,11 @@ class Publication:
 
     def publish(self) -> None:
         """Publish everything now."""
+        self._parts.clear()
+        self._publish()
+
+    def _publish(self) -> None:
+        """Publish, with the parts of environments that had no traffic since they were made."""
         self._slot.scoreboard.beat(self._slot.row)
         self._observer.count_lookups("location", self._location.hits, self._location.misses)
         self._observer.count_lookups("device", self._device.hits, self._device.misses)
@@ -97,7 +104,16 @@ class Publication:
         """Return the parts of the environments of ENVIRONMENTS_FILE, removed ones with waiting events included."""
         if not self._serving.is_from_file:
             return {}
-        return {"environments": {one.config.name: _part(one) for one in self._serving.with_drained()}}
+        served = self._serving.with_drained()
+        pace = pace_of(len(served))
+        return {"environments": {one.config.name: self._part_of(one, pace) for one in served}}
+
+    def _part_of(self, served: Served, pace: int) -> dict[str, Any]:
+        part = self._parts.setdefault(served.config.name, _Part(Rests(pace)))
+        counts = served.environment.events.counts
+        if part.rests.is_due((served, counts.received, counts.waiting, counts.dead, served.is_draining)):
+            part.record = _part(served)
+        return part.record
 
     def _traffic(self) -> dict[str, Any]:
         requests, decisions = self._observer.totals()
@@ -120,6 +136,14 @@ class Publication:
         if self._stopping.is_set():
             return "stopping"
         return "serving" if self._server.port else "starting"
+
+
+@dataclass(slots=True)
+class _Part:
+    """The part of an environment, as it was made last."""
+
+    rests: Rests
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 def _part(served: Served) -> dict[str, Any]:

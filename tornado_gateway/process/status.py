@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,14 @@ from tornado_gateway.settings.mirror import LastPoll, SettingsMirror
 from tornado_gateway.store.sqlite.repair.reports import DamagedFile, DamageWatch
 from tornado_gateway.telemetry.judging.verdict import Verdict
 from tornado_gateway.telemetry.problems import REMEDIES, Problem, code_of_redis, code_of_upstream, published, verdict_of
-from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, InstanceReading, PartReading, Scoreboard, WorkerRecord
+from tornado_gateway.telemetry.scoreboard import (
+    EVENT_COUNTS,
+    PARTIAL_COUNTS,
+    InstanceReading,
+    PartReading,
+    Scoreboard,
+    WorkerRecord,
+)
 
 MOST_SHOWN = 100  # problems, the most severe first
 
@@ -190,8 +196,8 @@ def environment_record(served: Served, excess: str | None) -> WorkerRecord:
         "adopted": served.adoption.adopted,
         "queue_limit": served.config.config.event_queue_limit,
         "settings": _settings_record(mirror),
-        "events": {name: getattr(environment.events.counts, name) for name in EVENT_COUNTS},
-        "reading": asdict(served.waiting.reading(not_stored or flush.error or flusher.retry_reason)),
+        "events": {name: getattr(environment.events.counts, name) for name in (*EVENT_COUNTS, *PARTIAL_COUNTS)},
+        "reading": served.waiting.reading(not_stored or flush.error or flusher.retry_reason).as_record(),
         "last_poll": {
             "at": poll.at,
             "age_seconds": poll.age_seconds(),

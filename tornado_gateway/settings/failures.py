@@ -6,6 +6,7 @@ import re
 
 from tornado_gateway import core
 from tornado_gateway.backoff import Backoff
+from tornado_gateway.durations import duration
 from tornado_gateway.errors import UpstreamError, reason_phrase
 from tornado_gateway.logs import ThrottledLog
 
@@ -56,7 +57,7 @@ class Failures:
         if current is None:
             log.error(f"none: {reason}", "No settings loaded yet: %s Retrying in %.0f s.", reason, self.retry_seconds)
         else:
-            age = _duration(age_seconds or 0.0)
+            age = duration(age_seconds or 0.0)
             log.error(
                 f"old: {reason}",
                 "Settings refresh failed: %s Continuing with version %s, %s old.",
@@ -82,11 +83,3 @@ def _describe_response(error: UpstreamError) -> str:
         cause = re.sub(r" after \d+ (ms|milliseconds)\b.*", "", error.cause or str(error))  # the number varies
         return f"VWO could not be reached ({cause})."
     return f"VWO returned {error.status} {reason_phrase(error.status, '')}".rstrip() + "."
-
-
-def _duration(seconds: float) -> str:
-    """Return a duration in its largest unit, for people."""
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

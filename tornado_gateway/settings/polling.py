@@ -12,7 +12,7 @@ from tornado_gateway.errors import StoreError
 from tornado_gateway.settings.failures import RETRY_SECONDS, Failures
 from tornado_gateway.settings.stored import StoredSettings
 from tornado_gateway.store.interfaces import StoredDocument
-from tornado_gateway.tasks import Periodic, wait_at_most
+from tornado_gateway.tasks import Periodic, SharedResult, wait_at_most
 
 logger = logging.getLogger(__name__)
 
@@ -48,22 +48,26 @@ class Refreshes:
     """The last request for settings. Callers that need no newer one share it."""
 
     def __init__(self) -> None:
-        self.task: asyncio.Task[bool] | None = None
+        self._last: SharedResult[bool] | None = None
         self.count = 0  # of requests so far
         self.started_at = 0.0  # monotonic
 
     @property
+    def task(self) -> asyncio.Task[bool] | None:
+        return None if self._last is None else self._last.task
+
+    @property
     def is_running(self) -> bool:
-        return self.task is not None and not self.task.done()
+        return self._last is not None and not self._last.task.done()
 
     def start(self, refresh: Coroutine[None, None, bool]) -> None:
         self.count += 1
         self.started_at = time.monotonic()
-        self.task = asyncio.create_task(refresh)
+        self._last = SharedResult(refresh)
 
     async def outcome(self) -> bool:
         """Wait for the last request."""
-        return self.task is not None and await asyncio.shield(self.task)
+        return self._last is not None and await self._last.outcome()
 
 
 class Poller:

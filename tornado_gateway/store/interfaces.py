@@ -83,6 +83,12 @@ class DeadLetter:
     response: str = ""
 
 
+class DeadLetters(list[DeadLetter]):
+    """Dead letters. `unreadable` is the reason why those of a store that does not respond are missing."""
+
+    unreadable: str | None = None
+
+
 def read_letter(
     id_: int | str, count: int, body: bytes, query: str, text: str, at: float, identity: Identity
 ) -> DeadLetter:
@@ -189,7 +195,7 @@ class EventStore(Protocol):
 
     async def depth(self) -> Depth: ...
 
-    async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> list[DeadLetter]:
+    async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> DeadLetters:
         """Return the oldest dead letters, beginning with the id `first`, or with the next one if it is gone."""
 
     async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:

@@ -19,7 +19,7 @@ from typing import TypeVar
 from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import StoreError
 from tornado_gateway.logs import once
-from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetter, Depth, EventStore, NewChunk
+from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetters, Depth, EventStore, NewChunk
 from tornado_gateway.tasks import end_tasks, wait_at_most
 
 logger = logging.getLogger(__name__)
@@ -157,16 +157,20 @@ class SpillingEvents:
         waiting, dead = local.waiting + primary.waiting, local.dead + primary.dead
         return Depth(waiting, dead, min(oldest, default=None), size, is_stale)
 
-    async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> list[DeadLetter]:
+    async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> DeadLetters:
         """Return the letters of the local store, then those of the primary store, unless that fails."""
-        letters: list[DeadLetter] = []
+        letters = DeadLetters()
         if first is None or _is_local(first):
             local = await self._local.dead_letters(limit, None if first is None else _local_id(first))
-            letters, first = [replace(letter, id=f"{LOCAL}{letter.id}") for letter in local], None
-        if self._primary_is_open and len(letters) < limit:
-            with suppress(StoreError):
+            letters.extend([replace(letter, id=f"{LOCAL}{letter.id}") for letter in local])
+            first = None
+        if len(letters) < limit:
+            try:
+                self._check_primary()
                 missing = limit - len(letters)
                 letters += await self._ask(self._primary.dead_letters, missing, first, within=self._read_seconds)
+            except StoreError as error:
+                letters.unreadable = str(error)
         return letters
 
     async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:

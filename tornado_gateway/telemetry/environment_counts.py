@@ -18,7 +18,8 @@ class EnvironmentCounts:
     """Its methods are hooks that other rooms call. `decided` is called with each decision of getFlag.
 
     Decisions are counted here if the environment `is_one_of_many`; `on_decision` counts them anyway. `watch` is called
-    with the user and the decision while a console watches decisions, otherwise it is None.
+    with the user and the decision while a console watches decisions, otherwise only for the first ones of each tick of
+    the live feed. Then it is None.
     """
 
     def __init__(

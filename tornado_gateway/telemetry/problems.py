@@ -148,8 +148,8 @@ CONDITIONS = {
     ),
     "events-discarded": Condition(
         WARNING,
-        "Set ACCOUNT_ID and SDK_KEY to deliver events. With an account, only old dead letters are discarded: requeue"
-        " them earlier, or raise DEAD_LETTER_LIMIT.",
+        "Set ACCOUNT_ID and SDK_KEY to deliver events. With an account, only dead letters are discarded: those that"
+        " were deleted, and old ones. Requeue them earlier, or raise DEAD_LETTER_LIMIT.",
     ),
     "events-unknown": Condition(
         WARNING,
@@ -232,7 +232,8 @@ def as_shown(problem: Mapping[str, Any], environment: str | None, since: float) 
 
 
 def runbook(code: str) -> str:
-    return f"docs/operating.md#{code}"
+    """Return the path of the place in docs/operating.md, which the gateway serves as a page."""
+    return f"/docs/operating#{code}"
 
 
 def verdict_of(problems: Iterable[Mapping[str, Any]]) -> str:

@@ -1,8 +1,9 @@
 """GET /metrics: the numbers of the whole instance as text for Prometheus. The only module that imports its client.
 
 Events are shown from one reading of the scoreboard: in each scrape
-received = delivered + waiting + dead + rejected + discarded + lost + unknown. NaN stands for unknown numbers. With
-ENVIRONMENTS_FILE this holds for each environment, and these and some other metrics have the label `environment`.
+received + elsewhere = delivered + waiting + dead + rejected + discarded + lost + unknown. NaN stands for unknown
+numbers. With ENVIRONMENTS_FILE this holds for each environment, and these and some other metrics have the label
+`environment`.
 """
 
 import math
@@ -217,7 +218,8 @@ EVENT_COUNTERS = {
     "received": "Events received, rejected ones included.",
     "delivered": "Events that VWO has accepted.",
     "rejected": "Events rejected without being stored.",
-    "discarded": "Events discarded: old dead letters, or no account.",
+    "discarded": "Events discarded: old dead letters, no account, or INTERNAL_EVENTS.",
+    "discarded_internal": "Events of SDKs about themselves, which are among the discarded ones (INTERNAL_EVENTS).",
     "lost": "Stored events that the store has lost.",
 }
 
@@ -227,10 +229,12 @@ def _events(views: Sequence[View]) -> Iterator[Metric]:
         yield _of_each(CounterMetricFamily, f"fme_events_{key}", description, views, partial(_count, key))
     gauge = partial(_of_each, GaugeMetricFamily)
     yield gauge("fme_events_waiting", "Events waiting for delivery.", views, partial(_stored, "waiting"))
-    description = "Events that VWO rejected permanently; they can be re-queued."
+    description = "Events that VWO rejected permanently; they can be requeued."
     yield gauge("fme_events_dead", description, views, partial(_stored, "dead"))
-    description = "Events in a store that cannot be read, or of other gateways."
+    description = "Events in a store that cannot be read, or delivered by other gateways."
     yield gauge("fme_events_unknown", description, views, partial(_count, "unknown"))
+    description = "Events of these counts that other gateways have received."
+    yield gauge("fme_events_elsewhere", description, views, partial(_count, "elsewhere"))
     yield gauge("fme_events_oldest_seconds", "Age of the oldest waiting event.", views, lambda view: _age(view.waiting))
     yield gauge("fme_events_stuck", "Events that wait although delivery reports no error.", views, _stuck)
     description = "Waiting events beyond which new ones are rejected."

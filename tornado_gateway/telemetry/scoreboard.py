@@ -21,8 +21,9 @@ All rules about the sums are in this file:
   hold for the parts of each environment.
 - With a queue that is shared with other machines (Redis) every worker shows the waiting and dead events of the whole
   queue, so the sums count them once, and no worker leaves orphaned events. Events that one machine received may be
-  delivered by another. `unknown` is the rest of the sum: the waiting and dead events while no worker can read the
-  queue, and the events that other gateways or an earlier run have received (negative) or delivered.
+  delivered by another. Then received + elsewhere = delivered + waiting + dead + rejected + discarded + lost + unknown,
+  and one of both is 0. `elsewhere` are events of this sum that other gateways or an earlier run have received.
+  `unknown` are the waiting and dead events while no worker can read the queue, and the events that others delivered.
 """
 
 import mmap
@@ -47,10 +48,13 @@ ROW_BYTES = 1 << 20  # of address space: only written pages take memory. 200 env
 RECENT_BYTES = 1 << 18
 WATCHED_BYTES = 1 << 14  # the filters of the live streams of one worker
 FOUND_BYTES = 1 << 17  # the matches that a worker has found for the live streams of all workers
+VISITORS_BYTES = 1 << 17  # the IDs of users that a worker has seen recently
 MOST_NAMES = 100  # features whose slow patterns are counted by name
 OTHER = "other"
 FINAL_COUNTS = ("delivered", "rejected", "discarded", "lost")
 EVENT_COUNTS = ("received", "waiting", "dead", *FINAL_COUNTS)
+PARTIAL_COUNTS = ("discarded_internal",)  # parts of other counts, which no sum includes
+SHARED_COUNTS = ("unknown", "elsewhere")  # with other machines
 
 _NO_SUMS: dict[str, Any] = {"adopted": 0, "events": {}, "orphaned": [], "counts": {}}
 _NO_TOTALS: dict[str, Any] = {"retirements": 0, "retired": {}, "environments": {}, "slow_patterns": {}, **_NO_SUMS}
@@ -108,6 +112,8 @@ class Scoreboard:
         watched_bytes, found_bytes = bytes_for(WATCHED_BYTES), bytes_for(FOUND_BYTES)
         self.watched = Slots(mmap.mmap(-1, rows * watched_bytes), rows, watched_bytes)
         self.found = Slots(mmap.mmap(-1, rows * found_bytes), rows, found_bytes)
+        visitors_bytes = bytes_for(VISITORS_BYTES)
+        self.visitors = Slots(mmap.mmap(-1, rows * visitors_bytes), rows, visitors_bytes)
         records_bytes = (rows + 1) * ROW_BYTES  # the last row is for the totals
         memory = mmap.mmap(-1, records_bytes + rows * WORD_BYTES)
         self._slots = Slots(memory, rows + 1, ROW_BYTES)
@@ -214,7 +220,7 @@ def _merged(parts: list[WorkerRecord], sums: dict[str, Any], *, is_shared: bool)
         if retirement > adopted:
             events.update(counts)
             holders.append(waiting.Waiting(counts["waiting"], Reading(**reading)))
-    counted = {name: events[name] for name in (*EVENT_COUNTS, "unknown")}
+    counted = {name: events[name] for name in (*EVENT_COUNTS, *PARTIAL_COUNTS, *SHARED_COUNTS)}
     counts = _added(sums["counts"], *(part.get("counts", {}) for part in parts))
     return PartReading(parts, counted, waiting.merged(holders, is_shared=is_shared), counts, last_known)
 
@@ -226,6 +232,7 @@ def _keep(sums: dict[str, Any], part: WorkerRecord, final: WorkerRecord, retirem
         done, orphaned = {**counts, "waiting": 0}, {}
     else:
         done = _received({name: counts[name] for name in FINAL_COUNTS})
+        done |= {name: counts[name] for name in PARTIAL_COUNTS}
         orphaned = {"waiting": counts["waiting"], "dead": counts["dead"]}
     sums["events"] = Counter(sums["events"]) + Counter(done)
     sums["counts"] = _added(sums["counts"], part.get("counts", {}))
@@ -253,7 +260,8 @@ def _count_shared(events: Counter[str], workers: list[waiting.Waiting], *, is_kn
     """Count the waiting and dead events of a shared queue once. They are unknown if it cannot be read."""
     events["waiting"] = max((worker.events for worker in workers), default=0) if is_known else 0
     events["dead"] = (waiting.newest_reading(workers).dead or 0) if is_known else 0
-    events["unknown"] = events["received"] - sum(events[name] for name in EVENT_COUNTS[1:])
+    rest = events["received"] - sum(events[name] for name in EVENT_COUNTS[1:])
+    events["unknown"], events["elsewhere"] = max(0, rest), max(0, -rest)
 
 
 def _slow_patterns(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:

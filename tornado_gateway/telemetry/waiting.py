@@ -12,9 +12,10 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+from tornado_gateway.durations import duration
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import Depth, EventStore
 from tornado_gateway.tasks import end_tasks
@@ -45,6 +46,13 @@ class Reading:
     still_since: float | None = None
     still_until: float | None = None
     stuck_after: float = STUCK_SECONDS
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the values by name. `asdict` needs ten times as long, four times a second for each environment."""
+        return {name: getattr(self, name) for name in _FIELDS}
+
+
+_FIELDS = tuple(field.name for field in fields(Reading))
 
 
 class Waiting(NamedTuple):
@@ -77,16 +85,23 @@ class Watch:
     """Reads the store of a worker regularly.
 
     `waiting` returns the number of waiting events of the worker; its own log is not read while there are none. A store
-    that `is_shared` is always read, because other machines change it too.
+    that `is_shared` is always read, because other machines change it too; `pace` times as rarely while no event waits.
     """
 
     def __init__(
-        self, store: EventStore, waiting: Callable[[], int], stuck_after_seconds: float, *, is_shared: bool = False
+        self,
+        store: EventStore,
+        waiting: Callable[[], int],
+        stuck_after_seconds: float,
+        *,
+        is_shared: bool = False,
+        pace: int = 1,
     ) -> None:
         self._store = store
         self._waiting = waiting
         self._stuck_after_seconds = stuck_after_seconds
         self._is_shared = is_shared
+        self._pace = pace
         self._depth: Depth | None = None
         self._known: Depth | None = None  # the last one that was read completely
         self._read_at: float | None = None
@@ -149,7 +164,8 @@ class Watch:
             before = time.monotonic()
             is_read = await self.read()
             # A failed reading is not slow: it has waited for a time-out, and the next one may succeed.
-            await asyncio.sleep(pause_after(time.monotonic() - before if is_read else 0.0))
+            pause = pause_after(time.monotonic() - before if is_read else 0.0)
+            await asyncio.sleep(pause if self._depth is None or self._depth.waiting else pause * self._pace)
 
 
 def newest_reading(workers: Sequence[Waiting]) -> Reading:
@@ -182,7 +198,7 @@ def _stuck(holding: Sequence[Waiting], *, is_shared: bool) -> Problem | None:
     since = min(worker.reading.oldest_at for worker in still if worker.reading.oldest_at is not None)
     events = max(worker.events for worker in still) if is_shared else sum(worker.events for worker in still)
     age = max(0.0, time.time() - since)
-    message = f"Events are stuck: {events} waiting, the oldest for {age:.0f} s, although delivery reports no error."
+    message = f"Events are stuck: {events} waiting, the oldest for {duration(age)}, although delivery reports no error."
     return {"since": since, "seconds": round(age, 3), "events": events, "message": message}
 
 

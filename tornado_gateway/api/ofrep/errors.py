@@ -15,16 +15,16 @@ _ROOT = re.compile(b"/+ofrep/+v1/+evaluate/+flags/+")  # some clients double sla
 
 
 class EvaluationError(RequestError):
-    """A request that gets an OFREP error. `code` is one of the protocol's."""
+    """A request that gets an OFREP error. `ofrep_code` is one of the protocol's."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, ofrep_code: str, message: str) -> None:
         super().__init__(status, message)
-        self.code = code
+        self.ofrep_code = ofrep_code
 
 
 def ofrep_error(path: bytes, error: RequestError) -> Response:
     """Return the response to a request to `path` that cannot be served."""
-    code = error.code if isinstance(error, EvaluationError) else GENERAL
+    code = error.ofrep_code if isinstance(error, EvaluationError) else GENERAL
     key = flag_key(path)
     body = {"errorCode": code, "errorDetails": str(error)}
     headers = [*error.headers, *([(b"Retry-After", RETRY_SECONDS)] if error.status == 503 else [])]

@@ -8,12 +8,13 @@ from tornado_gateway.cli.doctor.gateway import ask_gateway
 from tornado_gateway.cli.doctor.machine import (
     Machine,
     check_certificate,
+    check_decisions,
     check_location,
     check_open_files,
     check_port,
     estimate_memory,
 )
-from tornado_gateway.cli.doctor.remedies import FAIL, OK, Finding
+from tornado_gateway.cli.doctor.remedies import OK, WARN, Finding
 from tornado_gateway.cli.doctor.store import (
     check_admin_token,
     check_data_dir,
@@ -22,16 +23,13 @@ from tornado_gateway.cli.doctor.store import (
     check_redis,
     find_damaged,
 )
+from tornado_gateway.cli.doctor.volume import check_volume
 from tornado_gateway.cli.doctor.vwo import Looked, check_server, check_settings
 from tornado_gateway.config import Config, EnvironmentConfig, environments_of
 
 PARALLEL_CHECKS = 8  # of settings
 
 _THIS_MACHINE = Machine()
-
-
-def finding_of_configuration(problem: str) -> Finding:
-    return Finding("configuration", FAIL, "configuration", problem)
 
 
 async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIterator[Finding]:
@@ -48,6 +46,10 @@ async def examine(config: Config, machine: Machine = _THIS_MACHINE) -> AsyncIter
 async def _checks(config: Config, machine: Machine) -> AsyncIterator[Finding]:
     """Yield the findings of the doctor's own checks."""
     yield Finding("configuration", OK, OK, "valid")
+    for misspelt in config.misspelt:
+        yield Finding("variables", WARN, "variable-misspelt", misspelt)
+    for link in config.service_links:
+        yield Finding("variables", WARN, "service-link", link)
     environments = environments_of(config)
     documents: list[core.Settings] = []
     for task in _all_settings(environments):
@@ -56,6 +58,7 @@ async def _checks(config: Config, machine: Machine) -> AsyncIterator[Finding]:
         documents += [settings] if settings is not None else []
     if config.environments_file is not None:
         yield estimate_memory(documents)
+    yield check_decisions(config)
     async for finding in _servers([one.config for one in environments], machine):
         yield finding
     yield await check_redis(config)
@@ -66,6 +69,8 @@ async def _checks(config: Config, machine: Machine) -> AsyncIterator[Finding]:
         yield check_admin_token(config)
     if damaged := find_damaged(config.data_dir):
         yield damaged
+    if volume := check_volume(config.data_dir, machine.mounts()):
+        yield volume
     yield check_disk(config.data_dir, machine)
     yield await asyncio.to_thread(check_open_files, config, machine)
     yield await asyncio.to_thread(check_port, config)

@@ -5,7 +5,6 @@ import asyncio
 from collections.abc import Callable
 
 from tornado_gateway.cli.data_owner import become_owner
-from tornado_gateway.cli.doctor.checks import examine, finding_of_configuration
 from tornado_gateway.cli.doctor.remedies import FAIL, OK, WARN, Finding
 from tornado_gateway.cli.output import paint, print_json
 from tornado_gateway.config import Config
@@ -30,24 +29,28 @@ def _findings(load: Callable[[], Config], *, is_quiet: bool) -> list[Finding]:
     try:
         config = load()
     except ConfigError as error:
-        findings = [finding_of_configuration(problem) for problem in error.problems]
+        findings = [Finding("configuration", FAIL, "configuration", problem) for problem in error.problems]
         for finding in () if is_quiet else findings:
-            _print_finding(finding)
+            print_finding(finding)
         return findings
     become_owner(config.data_dir)
     return asyncio.run(_examine(config, is_quiet=is_quiet))
 
 
 async def _examine(config: Config, *, is_quiet: bool) -> list[Finding]:
+    from tornado_gateway.cli.doctor.checks import (
+        examine,
+    )  # takes half a second, and an invalid configuration needs none
+
     findings = []
     async for finding in examine(config):
         findings.append(finding)
         if not is_quiet:
-            _print_finding(finding)
+            print_finding(finding)
     return findings
 
 
-def _print_finding(finding: Finding) -> None:
+def print_finding(finding: Finding) -> None:
     state = paint(finding.state.ljust(4), _COLOURS[finding.state])
     print(f"{state}  {finding.check:<14}  {finding.message}", flush=True)
     if finding.remedy:

@@ -28,6 +28,10 @@ def _free_bytes(path: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
+def _mounts() -> str:
+    return Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """Facts about the host, injectable for tests."""
@@ -35,6 +39,7 @@ class Machine:
     now: Callable[[], float] = time.time
     free_bytes: Callable[[Path], int] = _free_bytes
     open_files: Callable[[], int] = open_files.attainable_limit
+    mounts: Callable[[], str] = _mounts
 
 
 def estimate_memory(documents: Sequence[core.Settings]) -> Finding:
@@ -42,6 +47,13 @@ def estimate_memory(documents: Sequence[core.Settings]) -> Finding:
     features = sum(len(settings.features) for settings in documents)
     size = f"about {math.ceil(features * FEATURE_BYTES / 1e6)} MB in each worker"
     return Finding("memory", OK, OK, f"{len(documents)} environments with {features} features need {size}")
+
+
+def check_decisions(config: Config) -> Finding:
+    if config.decision_required:
+        return Finding("decisions", OK, OK, "getFlag, trackEvent and setAttribute are served")
+    message = "DECISION_REQUIRED=false: getFlag, trackEvent and setAttribute get a 403. Thin SDKs (Go, Ruby) need true"
+    return Finding("decisions", OK, OK, message)
 
 
 def check_location(config: Config, documents: Sequence[core.Settings], machine: Machine) -> Finding:

@@ -9,6 +9,9 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 REMEDIES = {
     **problems.REMEDIES,
     "configuration": "Correct the option named above. `tornado-gateway config` shows the source of each value.",
+    "variable-misspelt": "Correct the name, or remove the variable: it has no effect.",
+    "service-link": "Set `enableServiceLinks: false` in the pod specification, so that a service of the namespace"
+    " cannot set options.",
     "key-previous": "Create the key in VWO, or correct sdk_key in ENVIRONMENTS_FILE. Settings and events keep using the"
     " previous key meanwhile.",
     "collector-unreachable": "Check COLLECT_URL from this machine: name, firewall, route. Meanwhile, events wait.",
@@ -20,6 +23,8 @@ REMEDIES = {
     "geo-wanted": "Features ask for the location: set MAXMIND_DB_PATH, or MAXMIND_USER_ID and MAXMIND_LICENSE_KEY.",
     "data-dir": "Make DATA_DIR writable for the gateway's user: `chown tornado-gateway: DATA_DIR`. In a container,"
     " mount a volume there.",
+    "data-temporary": "Mount a persistent volume with a name at DATA_DIR (/data in the image), which user 10001 can"
+    " write. Otherwise undelivered events, the admin token and the location database are lost with the container.",
     "admin-token": "Fix the file as described, or set ADMIN_TOKEN. The gateway does not start without a token.",
     "admin-token-exposed": "Run `chmod 600 DATA_DIR/admin-token`; the next start does it as well. If other users have"
     " used the machine, delete the file and restart the gateway: it creates a new token.",

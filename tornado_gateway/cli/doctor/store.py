@@ -13,6 +13,7 @@ from tornado_gateway.cli.stored_events import Overall, open_stored_events
 from tornado_gateway.config import Config
 from tornado_gateway.console import admin_token
 from tornado_gateway.console.admin_token import AdminTokenError
+from tornado_gateway.durations import duration
 from tornado_gateway.errors import GatewayError, StoreError
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.sqlite.repair.reports import find_damaged_files
@@ -155,7 +156,7 @@ def _judge_depth(config: Config, depth: Overall, now: float, where: str) -> Find
 
 def _oldest(depth: Overall, age: float) -> str:
     if depth.unknown_since is None:
-        return f"oldest {age:.0f} s"
-    known = "not known" if depth.oldest_at is None else f"{age:.0f} s"
+        return f"oldest {duration(age)}"
+    known = "not known" if depth.oldest_at is None else duration(age)
     read = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(depth.unknown_since))
     return f"oldest {known}, last read {read}"

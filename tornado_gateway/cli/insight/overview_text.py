@@ -4,6 +4,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tornado_gateway.durations import duration
+
 Overview = Mapping[str, Any]
 
 RATES = (
@@ -13,9 +15,8 @@ RATES = (
     ("Events delivered/s", "delivered"),
 )
 ACCOUNTS = ("received", "delivered", "waiting", "dead")
-RARE_ACCOUNTS = ("rejected", "discarded", "lost", "unknown")  # shown if there are any
-BAD_COUNTS = ("dead", "discarded", "lost")
-UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+RARE_ACCOUNTS = ("rejected", "discarded", "lost", "unknown", "elsewhere")  # shown if there are any
+BAD_COUNTS = ("dead", "lost")
 MOST_PROBLEMS = 5
 COLOURS = {"critical": "red", "warning": "yellow"}
 _LEVELS = " ▁▂▃▄▅▆▇█"
@@ -66,6 +67,7 @@ def _state(overview: Overview) -> list[Line]:
     status, store = overview["status"], overview["store"]
     events, settings, flush = status["events"], status["settings"] or {}, status["last_flush"] or {}
     is_bad = any(events.get(name) for name in BAD_COUNTS) or events.get("last_known") is not None
+    is_bad |= events.get("discarded", 0) > events.get("discarded_internal", 0)  # INTERNAL_EVENTS is intended
     rare = [name for name in RARE_ACCOUNTS if events.get(name)]
     version, age = settings.get("version"), settings.get("age_seconds")
     confirmed = "" if age is None else f", confirmed {duration(age)} ago"
@@ -123,19 +125,6 @@ def sparkline(values: Sequence[float | None]) -> str:
     known = [value or 0.0 for value in values]
     most = max(known, default=0.0)
     return "".join(_LEVELS[-(-int(value / most * 1000) * 8 // 1000)] if most else _LEVELS[0] for value in known)
-
-
-def duration(seconds: float | None) -> str:
-    """Return the two largest units: `1 min 33 s`."""
-    if seconds is None:
-        return "-"
-    rest = max(0, int(seconds))
-    parts: list[str] = []
-    for unit, size in UNITS:
-        amount, rest = divmod(rest, size)
-        if amount or parts or size == 1:
-            parts.append(f"{amount} {unit}")
-    return " ".join(parts[:2])
 
 
 def _last(values: Sequence[float | None]) -> float | None:

@@ -39,6 +39,7 @@ def _add_simulate(commands: Any, add_command: AddCommand) -> None:
         "--visitors", type=_number, default=10_000, metavar="N", help="number of generated visitor IDs [10000]"
     )
     visitors.add_argument("--ids", type=Path, metavar="FILE", help="visitor IDs, one in each line (-: stdin)")
+    visitors.add_argument("--recent", action="store_true", help="visitors of --url in the last hour")
     simulate.add_argument(
         "--attribute",
         action=_Attributes,

@@ -20,6 +20,10 @@ class RemoteError(GatewayError):
     """The gateway did not respond as expected."""
 
 
+class UrlError(RemoteError):
+    """The URL is invalid."""
+
+
 class Remote:
     """Requests to a gateway. `token` is a client token; `admin_token` is for explanations."""
 
@@ -35,7 +39,7 @@ class Remote:
                 raise ValueError(f"expected http://HOST:PORT or https://HOST, got {url}")
             self._connection = _connection(parts.scheme, parts.hostname, parts.port, timeout_seconds)
         except ValueError as error:
-            raise RemoteError(f"--url: {error}") from error
+            raise UrlError(f"--url: {error}") from error
         self._prefix = parts.path.rstrip("/")
 
     def features(self) -> list[str]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tornado_gateway import core
+from tornado_gateway.cli.insight.database import location_reader
 from tornado_gateway.cli.insight.remote import Remote, RemoteError
 from tornado_gateway.cli.output import Progress, bullets, counted, print_columns, print_json
 from tornado_gateway.enrichment.device import DeviceReader
-from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
 from tornado_gateway.insight.simulation import BAND, Simulation, generated_ids
 from tornado_gateway.insight.suggestions import suggested
@@ -27,8 +27,7 @@ STDIN = Path("-")
 
 def simulate(arguments: argparse.Namespace) -> int:
     try:
-        ids = list(given_ids(arguments.ids)) if arguments.ids else list(generated_ids(arguments.visitors))
-        report = _simulated(arguments, ids) if arguments.url is None else _remote(arguments, ids)
+        report = _report(arguments)
     except ChangeError as error:
         print(f"The simulation cannot be run:\n{bullets(error.problems)}", file=sys.stderr)
         return 2
@@ -40,6 +39,13 @@ def simulate(arguments: argparse.Namespace) -> int:
     else:
         print_report(report)
     return 0
+
+
+def _report(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.recent and arguments.url is None:
+        raise ChangeError(["--recent: expected --url, the gateway that has seen the visitors"])
+    ids = list(given_ids(arguments.ids)) if arguments.ids else list(generated_ids(arguments.visitors))
+    return _simulated(arguments, ids) if arguments.url is None else _remote(arguments, ids)
 
 
 def given_ids(file: Path) -> Iterable[str]:
@@ -68,8 +74,7 @@ def _text(line: bytes, file: Path, number: int) -> str:
 
 def _remote(arguments: argparse.Namespace, ids: Sequence[str]) -> dict[str, Any]:
     """Let a running gateway simulate, with its settings, lists and stored decisions."""
-    fields: dict[str, Any] = {"customVariables": arguments.attributes}
-    fields |= {"ids": ids} if arguments.ids else {"visitors": arguments.visitors}
+    fields: dict[str, Any] = {"customVariables": arguments.attributes, **_visitors(arguments, ids)}
     optional = {"featureKey": arguments.feature, "userAgent": arguments.user_agent, "ipAddress": arguments.ip}
     fields |= {name: value for name, value in optional.items() if value is not None}
     fields |= {"traffic": dict(arguments.traffic), "weights": dict(arguments.weights)}
@@ -78,6 +83,12 @@ def _remote(arguments: argparse.Namespace, ids: Sequence[str]) -> dict[str, Any]
         return Remote(arguments.url, admin_token=arguments.admin_token).simulate(fields, progress)
     finally:
         progress.close()
+
+
+def _visitors(arguments: argparse.Namespace, ids: Sequence[str]) -> dict[str, Any]:
+    if arguments.recent:
+        return {"recent": True}
+    return {"ids": ids} if arguments.ids else {"visitors": arguments.visitors}
 
 
 def _simulated(arguments: argparse.Namespace, ids: Sequence[str]) -> dict[str, Any]:
@@ -100,10 +111,8 @@ def _simulated(arguments: argparse.Namespace, ids: Sequence[str]) -> dict[str, A
 
 
 def _evaluator(arguments: argparse.Namespace, settings: core.Settings, keys: Iterable[str]) -> Evaluator:
-    location = LocationReader(arguments.maxmind_db_path)
-    if arguments.ip and any(settings.features[key].needs_location for key in keys):
-        location.open()
-    return Evaluator(location, DeviceReader())
+    is_used = bool(arguments.ip) and any(settings.features[key].needs_location for key in keys)
+    return Evaluator(location_reader(arguments.maxmind_db_path, is_used=is_used), DeviceReader())
 
 
 def _context(user_id: str, arguments: argparse.Namespace) -> core.Context:

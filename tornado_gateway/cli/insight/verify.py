@@ -5,34 +5,46 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 
 from tornado_gateway import core
-from tornado_gateway.cli.insight.remote import Remote, RemoteError
-from tornado_gateway.cli.output import bullets, paint
+from tornado_gateway.cli.insight.database import location_reader
+from tornado_gateway.cli.insight.remote import Remote, RemoteError, UrlError
+from tornado_gateway.cli.output import bullets, file_problem, paint
 from tornado_gateway.enrichment.device import DeviceReader
-from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
 from tornado_gateway.insight.cases import MOST_BYTES, Case, CasesError, read_cases
 from tornado_gateway.insight.verification import Actual, Verified, differences, junit
 from tornado_gateway.settings.compilation import parse
 from tornado_gateway.settings.documents import read_document
 
+PASSED, FAILED, UNUSABLE, UNREACHABLE = range(4)  # exit codes; UNUSABLE as for invalid options: a file or the URL
+
 Decide = Callable[[Case], Actual]
 Explain = Callable[[Case], list[str]]
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """Return 0 if all cases pass, 1 if one fails, 2 if the file of cases cannot be used."""
+    """Return 0 if all cases pass, FAILED if one fails, and other codes if the cases could not be verified."""
     try:
-        features, decide, explain = _source(arguments)
-        with arguments.expect.open("rb") as file:
-            cases = read_cases(file.read(MOST_BYTES + 1), features)
-        results = [_verified(case, decide, explain) for case in cases]
-    except CasesError as error:
-        print(f"{arguments.expect} cannot be used:\n{bullets(error.problems)}", file=sys.stderr)
-        return 2
-    except RemoteError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return max(_printed(results), _junit_written(results, arguments))
+        results = _results(arguments)
+    except (CasesError, core.SettingsError, OSError, RemoteError) as error:
+        print(_reason(error, arguments), file=sys.stderr)
+        return UNREACHABLE if isinstance(error, RemoteError) and not isinstance(error, UrlError) else UNUSABLE
+    outcome, written = _printed(results), _junit_written(results, arguments)
+    return outcome or written
+
+
+def _results(arguments: argparse.Namespace) -> list[Verified]:
+    features, decide, explain = _source(arguments)
+    with arguments.expect.open("rb") as file:
+        cases = read_cases(file.read(MOST_BYTES + 1), features)
+    return [_verified(case, decide, explain) for case in cases]
+
+
+def _reason(error: Exception, arguments: argparse.Namespace) -> str:
+    if isinstance(error, CasesError):
+        return f"{arguments.expect} cannot be used:\n{bullets(error.problems)}"
+    if isinstance(error, core.SettingsError):
+        return f"Invalid settings document:\n{bullets(error.problems)}"
+    return file_problem(error) if isinstance(error, OSError) else str(error)
 
 
 def _junit_written(results: Sequence[Verified], arguments: argparse.Namespace) -> int:
@@ -41,8 +53,8 @@ def _junit_written(results: Sequence[Verified], arguments: argparse.Namespace) -
         if arguments.junit is not None:
             arguments.junit.write_text(junit(results, str(arguments.expect)), encoding="utf-8")
     except OSError as error:
-        print(f"--junit {arguments.junit} cannot be written: {error.strerror}", file=sys.stderr)
-        return 1
+        print(f"--junit: {file_problem(error)}", file=sys.stderr)
+        return UNUSABLE
     return 0
 
 
@@ -55,10 +67,7 @@ def _source(arguments: argparse.Namespace) -> tuple[Collection[str], Decide, Exp
 
 def _local(arguments: argparse.Namespace) -> tuple[Collection[str], Decide, Explain]:
     settings = core.compile_settings(parse(read_document(arguments.settings), core.never_yield))
-    location = LocationReader(arguments.maxmind_db_path)
-    if arguments.maxmind_db_path is not None:
-        location.open()
-    evaluator = Evaluator(location, DeviceReader())
+    evaluator = Evaluator(location_reader(arguments.maxmind_db_path), DeviceReader())
 
     def decide(case: Case) -> Actual:
         return _actual(evaluator.decide_from(settings, case.feature, Inputs(_context(case))))
@@ -102,4 +111,4 @@ def _printed(results: list[Verified]) -> int:
         print(*[f"  {line}" for line in result.differences], sep="\n")
         print(*[f"    {line}" for line in result.explanation], sep="\n")
     print(f"{len(results) - len(failed)} passed, {len(failed)} failed")
-    return 1 if failed else 0
+    return FAILED if failed else PASSED

@@ -1,4 +1,5 @@
-"""The live feed: decisions and events of all workers, collected only while a console watches them.
+"""The live feed: decisions and events of all workers, collected only while a console watches them, apart from a sample
+of recent visitors.
 
 Each worker publishes the filters of the consoles that it serves. All workers read these several times per second,
 sample the matches of each filter, and publish them for the worker that serves the console. Everything is bounded: the
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from tornado_gateway import core
+from tornado_gateway.console.insight.recent_visitors import RecentVisitors
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError
@@ -112,9 +114,10 @@ class Watch:
 
 
 class LiveFeed:
-    """The part of one worker. `row` is its row of the scoreboard."""
+    """The part of one worker. `row` is its row of the scoreboard. `visitors` also notes decisions in each tick."""
 
     def __init__(self, board: Scoreboard, row: int, environments: Environments) -> None:
+        self.visitors = RecentVisitors(board.visitors, row)
         self._watched, self._found = board.watched, board.found
         self._row = row
         self._environments = environments
@@ -154,7 +157,10 @@ class LiveFeed:
         """Exchange filters and rows with the other workers. Without consoles this reads an empty slot of each."""
         self._publish_filters()
         self._publish_rows()
-        self._follow_filters()
+        self._samples = {name: Sample(wanted) for name, wanted in self._filters()}
+        self.visitors.begin_tick()
+        for one in self._environments.all:
+            one.counts.watch = partial(self.decided, one)
         if self._own:
             for row in range(self._found.count):
                 body = self._found.read(row)
@@ -163,11 +169,14 @@ class LiveFeed:
                     for watch in self._own.values():
                         watch.collect(row, published)
 
-    def decided(self, environment: str, user_id: str, decision: core.Decision) -> None:
-        """Sample a decision. The hook is set only while a console watches."""
+    def decided(self, environment: Environment, user_id: str, decision: core.Decision) -> None:
+        """Sample a decision. Without consoles, the hook is set for the first decisions of each tick only."""
+        name = environment.access.name
+        if not self.visitors.note(name, user_id) and not self._samples:
+            environment.counts.watch = None
         outcome = OUTCOMES[decision_counter(decision) - DECISIONS.start]
         for sample in self._samples.values():
-            if sample.filter.accepts_decision(environment, decision.feature_key, user_id, outcome):
+            if sample.filter.accepts_decision(name, decision.feature_key, user_id, outcome):
                 sample.offer(partial(_decision_row, user_id, decision, outcome))
 
     def committed(self, environment: Environment, group: Sequence[Entry]) -> None:
@@ -192,13 +201,6 @@ class LiveFeed:
         while len(body := orjson.dumps({"process": os.getpid(), "ticks": list(self._ticks)})) > self._found.capacity:
             self._ticks.popleft()
         self._found.write(self._row, body)
-
-    def _follow_filters(self) -> None:
-        had_samples = bool(self._samples)
-        self._samples = {name: Sample(wanted) for name, wanted in self._filters()}
-        if self._samples or had_samples:
-            for one in self._environments.all:
-                one.counts.watch = partial(self.decided, one.access.name) if self._samples else None
 
     def _filters(self) -> Iterator[tuple[str, Filter]]:
         now = time.monotonic()

@@ -6,7 +6,7 @@ The response has one JSON document in each line: the progress from time to time,
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -29,6 +29,11 @@ MOST_VISITORS = 100_000
 MOST_DECISIONS = 4_000_000  # of one simulation: some two minutes
 MOST_CHANGES = 100
 RETRY_SECONDS = 5
+CONTEXT_FIELDS = (  # of getFlag
+    *("customVariables", "variationTargetingVariables", "userAgent", "ipAddress", "sessionId", "useIdForWeb"),
+    *("isDevMode", "bucketingSeed", "postSegmentationVariables", "platformVariables", "_vwo", "_wingify"),
+)
+FIELDS = ("featureKey", "visitors", "ids", "recent", "traffic", "weights", *CONTEXT_FIELDS)
 
 Json = dict[str, Any]
 
@@ -57,13 +62,12 @@ class Simulator:
         self._replaced = ReplacedSettings()
 
     async def run(
-        self, evaluator: Evaluator, settings: core.Settings, fields: Fields, is_stopping: Callable[[], bool]
+        self, evaluator: Evaluator, settings: core.Settings, plan: Plan, is_stopping: Callable[[], bool]
     ) -> AsyncIterator[Json]:
         """Yield the progress, and the result at the end, unless the gateway stops meanwhile.
 
-        Raise RequestError before that for an invalid request.
+        Raise RequestError before that if the changes are not possible, or if another simulation is running.
         """
-        plan = plan_of(settings, fields)
         if self._is_running:
             headers = [(b"Retry-After", b"%d" % RETRY_SECONDS)]
             raise RequestError(429, "another simulation is running, try again when it has ended", headers)
@@ -131,10 +135,13 @@ async def _changed(settings: core.Settings, plan: Plan) -> core.Settings:
 # --- Requests ---
 
 
-def plan_of(settings: core.Settings, fields: Fields) -> Plan:
-    """Read a request. Raise RequestError for one that is not valid."""
+def plan_of(settings: core.Settings, fields: Fields, recent: Callable[[], Sequence[str]] = tuple) -> Plan:
+    """Read a request. `recent` returns the IDs of recent visitors. Raise RequestError for one that is not valid."""
+    for name in fields:
+        if name not in FIELDS:
+            raise RequestError(400, f"unknown field {name[:200]}{suggested(name, FIELDS)}")
     keys = _keys(settings, fields)
-    ids, visitors = _visitors(fields)
+    ids, visitors = _recent(fields, recent) if "recent" in fields else _visitors(fields)
     traffic = {name: _percent(f"traffic.{name}", share) for name, share in _changes(fields, "traffic")}
     weights = {name: _percents(f"weights.{name}", shares) for name, shares in _changes(fields, "weights")}
     decisions = visitors * len(keys) * (2 if traffic or weights else 1)
@@ -167,6 +174,15 @@ def _visitors(fields: Fields) -> tuple[Iterable[str], int]:
     if len(unique) > MOST_VISITORS:
         raise RequestError(400, f"ids: expected at most {MOST_VISITORS} of them")
     return unique, len(unique)
+
+
+def _recent(fields: Fields, recent: Callable[[], Sequence[str]]) -> tuple[Iterable[str], int]:
+    if fields["recent"] is not True or "ids" in fields or "visitors" in fields:
+        raise RequestError(400, "recent: expected true, without ids and visitors")
+    found = recent()
+    if not found:
+        raise RequestError(409, "no decision was requested in the last hour: use visitors or ids")
+    return found, len(found)
 
 
 def _changes(fields: Fields, name: str) -> list[tuple[str, Any]]:
@@ -215,7 +231,9 @@ class SimulatePage(AdminPage):
         operated = self._admin.environment(self.environment())
         snapshot = operated.snapshot()
         evaluator = operated.explainer.evaluator
-        run = self._simulator.run(evaluator, snapshot.settings, self.fields(), self._is_stopping)
+        live = self._admin.live
+        plan = plan_of(snapshot.settings, self.fields(), lambda: live.visitors.of(live.name_of(self.environment())))
+        run = self._simulator.run(evaluator, snapshot.settings, plan, self._is_stopping)
         async with aclosing(run) as lines:  # type: ignore[type-var]
             async for line in lines:
                 self.set_header("Content-Type", "application/x-ndjson")

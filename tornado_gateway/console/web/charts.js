@@ -69,6 +69,7 @@ export function chart(title, caption, unit, lines) {
     plot = new uPlot(options(unit, lines, reached, show), data, box);
     new ResizeObserver(() => plot.setSize({ width: box.clientWidth, height: HEIGHT })).observe(box);
     new MutationObserver(() => plot.redraw(false)).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => plot.redraw(false));
   };
   const draw = (columns, now) => {
     end = now;

@@ -1,11 +1,11 @@
-// Dead letters by event and reason, and what can be done with them: re-queue, edit, delete, export.
+// Dead letters by event and reason, and what can be done with them: requeue, edit, delete, export.
 
 import { addressOf, ask, byId, clock, h, moment, plural, post, reconcile } from "./dom.js";
 
 let onChanged = null;
 let shownFor = ""; // the letters for which the groups were read
 
-/** `changed` is called after dead letters have been re-queued or deleted. */
+/** `changed` is called after dead letters have been requeued or deleted. */
 export function startDeadLetters(changed) {
   onChanged = changed;
   byId("requeue-all").addEventListener("click", (event) => change("requeue", { ids: null }, event.target));
@@ -17,9 +17,9 @@ export async function refreshGroups(depth, letters) {
   byId("export-dead").href = addressOf("/admin/events/export");
   const now = JSON.stringify([depth.dead, letters[0]?.id, letters.at(-1)?.id]);
   if (now === shownFor) return;
-  const { groups, complete } = letters.length ? await ask("/admin/events/groups") : { groups: [], complete: true };
+  const { groups, complete, unreadable } = letters.length ? await ask("/admin/events/groups") : { groups: [], complete: true };
   shownFor = now;
-  byId("groups-hint").textContent = complete ? "" : "There are more dead letters than can be grouped: these are the oldest.";
+  byId("groups-hint").textContent = complete || unreadable ? "" : "There are more dead letters than can be grouped: these are the oldest.";
   reconcile(byId("dead-groups"), groups, (group) => JSON.stringify(group), groupItem);
 }
 
@@ -41,7 +41,7 @@ const groupItem = (group) => {
     h(
       "div",
       { class: "letter-actions" },
-      h("button", { type: "button", onclick: (click) => change("requeue", { event, reason }, click.target) }, "Re-queue group"),
+      h("button", { type: "button", onclick: (click) => change("requeue", { event, reason }, click.target) }, "Requeue group"),
       deleteButton("Delete group", { event, reason }, plural(group.events, "event")),
     ),
   );
@@ -54,7 +54,7 @@ export const letterActions = (letter, complete) =>
   h(
     "div",
     { class: "letter-actions" },
-    h("button", { type: "button", onclick: (event) => change("requeue", { ids: [letter.id] }, event.target) }, "Re-queue"),
+    h("button", { type: "button", onclick: (event) => change("requeue", { ids: [letter.id] }, event.target) }, "Requeue"),
     letter.count === 1 ? h("button", { type: "button", onclick: (event) => edit(letter, complete, event.target) }, "Edit") : null,
     deleteButton("Delete", { ids: [letter.id] }, plural(letter.count, "event")),
   );
@@ -84,7 +84,7 @@ async function edit(letter, complete, button) {
     const text = JSON.stringify(JSON.parse(await complete()), null, 2);
     const area = h("textarea", { rows: "14", spellcheck: "false", "aria-label": "Event", value: text });
     const problem = h("p", { class: "problem", role: "alert" });
-    const save = h("button", { type: "button", class: "primary", onclick: () => saveEdited(letter, area, problem, save) }, "Save and re-queue");
+    const save = h("button", { type: "button", class: "primary", onclick: () => saveEdited(letter, area, problem, save) }, "Save and requeue");
     const cancel = h("button", { type: "button", onclick: () => editor.remove() }, "Cancel");
     const editor = h("div", { class: "editor" }, area, problem, h("div", { class: "letter-actions" }, save, cancel));
     item.append(editor);
@@ -106,7 +106,7 @@ async function saveEdited(letter, area, problem, button) {
   await change("edit", { id: letter.id, event: JSON.parse(area.value) }, button, problem);
 }
 
-const DONE = { requeued: "re-queued", discarded: "deleted" };
+const DONE = { requeued: "requeued", discarded: "deleted" };
 
 async function change(action, body, button, problem = byId("events-problem")) {
   button.disabled = true;

@@ -1,6 +1,7 @@
 // The API description, drawn from /openapi.json: operations with their parameters and responses, and a form to try each.
 
 import { byId, h, replace } from "./dom.js";
+import { trial } from "./try.js";
 
 const METHODS = ["get", "post", "put", "delete"];
 const DEEPEST_SCHEMA = 6;
@@ -53,6 +54,8 @@ const pretty = (value) => JSON.stringify(value, null, 2);
 
 const contentOf = (part) => Object.entries(part?.content ?? {})[0] ?? [null, {}];
 
+const isUnstable = (operation) => operation["x-stability"] === "unstable";
+
 function operationCard(operation) {
   const body = h("div", { class: "operation-body" });
   const details = h(
@@ -65,6 +68,7 @@ function operationCard(operation) {
       h("code", {}, operation.path),
       h("span", { class: "hint" }, operation.summary),
       operation.security ? h("span", { class: "pill" }, "token") : null,
+      isUnstable(operation) ? h("span", { class: "pill" }, "unstable") : null,
     ),
     body,
   );
@@ -76,7 +80,7 @@ function operationCard(operation) {
 
 const operationBody = (operation) => [
   operation.description ? h("p", {}, operation.description) : null,
-  operation.parameters ? h("div", {}, h("h3", {}, "Query"), parameterList(operation.parameters)) : null,
+  operation.parameters ? h("div", {}, h("h3", {}, "Parameters"), parameterList(operation.parameters)) : null,
   operation.requestBody ? h("div", {}, h("h3", {}, "Body"), schemaList(contentOf(operation.requestBody)[1].schema)) : null,
   h(
     "div",
@@ -84,7 +88,7 @@ const operationBody = (operation) => [
     h("h3", {}, "Responses"),
     h("ul", { class: "responses" }, Object.entries(operation.responses).map(([status, response]) => responseItem(status, resolve(response)))),
   ),
-  trial(operation),
+  trial(operation, contentOf(operation.requestBody)[1].example),
 ];
 
 const parameterList = (parameters) =>
@@ -111,64 +115,6 @@ function responseItem(status, response) {
     content.example === undefined ? null : h("pre", { tabindex: "0" }, pretty(content.example)),
     status < 400 && content.schema ? schemaList(content.schema) : null,
   );
-}
-
-// --- trying
-
-function trial(operation) {
-  const [, content] = contentOf(operation.requestBody);
-  const id = (name) => `try-${operation.operationId}-${name}`;
-  const inputs = (operation.parameters ?? []).map((parameter) => [
-    parameter.name,
-    h("input", { id: id(parameter.name), value: String((parameter.required && parameter.example) || ""), spellcheck: "false" }),
-  ]);
-  const area = operation.requestBody
-    ? h("textarea", { id: id("body"), rows: 6, spellcheck: "false", value: pretty(content.example ?? {}), class: "wide" })
-    : null;
-  const result = h("div", { "aria-live": "polite" });
-  const send = async (event) => {
-    event.preventDefault();
-    const query = new URLSearchParams(inputs.filter(([, input]) => input.value).map(([name, input]) => [name, input.value]));
-    const address = operation.path + (query.size ? `?${query}` : "");
-    replace(result, await responseTo(operation.method, address, area?.value));
-  };
-  return h(
-    "form",
-    { class: "try", onsubmit: send },
-    h("h3", {}, "Send a request to this gateway"),
-    h(
-      "div",
-      { class: "fields" },
-      inputs.map(([name, input]) => [h("label", { for: input.id }, name), input]),
-      area ? [h("label", { for: area.id, class: "wide" }, "Body"), area] : null,
-    ),
-    h("button", { type: "submit" }, "Send"),
-    result,
-  );
-}
-
-async function responseTo(method, address, body) {
-  const before = performance.now();
-  try {
-    const headers = method === "get" ? {} : { "Content-Type": "application/json" };
-    const response = await fetch(address, { method: method.toUpperCase(), headers, body });
-    const text = await response.text();
-    const took = Math.round(performance.now() - before);
-    return [
-      h("p", {}, h("span", { class: `pill ${response.ok ? "good" : "bad"}` }, response.status), ` ${took} ms`),
-      text ? h("pre", { tabindex: "0" }, readable(text)) : h("p", { class: "hint" }, "The body is empty."),
-    ];
-  } catch (error) {
-    return h("p", { class: "problem" }, error.message);
-  }
-}
-
-function readable(text) {
-  try {
-    return pretty(JSON.parse(text));
-  } catch {
-    return text;
-  }
 }
 
 // --- the page

@@ -7,7 +7,7 @@ const LISTED_BYTES = 4096; // of the body of a letter in the list
 
 let isPaused = false;
 
-/** `refresh` is called after dead letters have been re-queued. */
+/** `refresh` is called after dead letters have been requeued. */
 export function startEvents(refresh) {
   startDeadLetters(refresh);
   byId("pause").addEventListener("click", pause);
@@ -20,18 +20,20 @@ export async function refreshEvents() {
   await refreshGroups(events.depth, events.dead);
 }
 
-function showEvents({ depth, dead, next, recent }) {
-  byId("dead-hint").textContent = deadHint(depth, dead.length > 0, next !== null);
+function showEvents({ depth, dead, next, recent, unreadable }) {
+  byId("dead-hint").textContent = deadHint(depth, dead.length > 0, next !== null, unreadable);
   reconcile(byId("dead-letters"), dead, (letter) => `${letter.id}@${letter.at}`, letterItem);
   byId("recent-hint").textContent = depth.last_known ? `Events waiting: ${queued(depth, "waiting")}` : `${plural(depth.waiting, "event")} waiting`;
   if (!recent.length) replace(byId("recent"), h("li", { "data-key": "none", class: "hint" }, "None since the gateway started."));
   else reconcile(byId("recent"), recent, eventKey, eventItem);
 }
 
-function deadHint(depth, hasSome, hasMore) {
+function deadHint(depth, hasSome, hasMore, unreadable) {
+  const shown = hasSome ? "Only those of this machine are shown." : "";
+  if (unreadable) return `Dead events: ${queued(depth, "dead")}. Not all can be read: ${unreadable}. ${shown}`;
   if (depth.last_known) return `Dead events: ${queued(depth, "dead")}. The store cannot be read.`;
   if (!hasSome) return "No dead letters. Events that VWO rejects permanently appear here.";
-  return `VWO rejected these events permanently. Fix the cause, then re-queue them, edit them, or delete them.${hasMore ? " Only the oldest are shown." : ""}`;
+  return `VWO rejected these events permanently. Fix the cause, then requeue them, edit them, or delete them.${hasMore ? " Only the oldest are shown." : ""}`;
 }
 
 const eventKey = (event) => `${event.at}${event.name}${event.document?.d?.msgId ?? event.bytes}${event.campaign}${event.variation}`;

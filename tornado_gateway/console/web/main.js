@@ -91,7 +91,7 @@ function explainFeature(key, user = null) {
 
 /** Fill the choice with the environments of ENVIRONMENTS_FILE. Without the file there is no choice. */
 function showEnvironments({ environments = [] }) {
-  byId("environment-choice").hidden = environments.length < 2;
+  byId("environment-choice").hidden = byId("charts-scope").hidden = environments.length < 2;
   const names = environments.map((each) => each.name);
   reconcile(byId("environment"), names, (name) => name, (name) => h("option", { value: name }, name));
   useEnvironment(byId("environment").value);

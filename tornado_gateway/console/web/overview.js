@@ -67,21 +67,26 @@ const LEDGER = [
   ["unknown", "unknown"],
 ];
 
+/** Events that INTERNAL_EVENTS discards are no fault. */
+const toneOf = (name, tone, events) =>
+  name === "discarded" && events.discarded && events.discarded === events.discarded_internal ? "unknown" : tone;
+
 function showLedger(events) {
-  const terms = LEDGER.filter(([name]) => name !== "unknown" || events.unknown || events.last_known);
+  const terms = LEDGER.map(([name, tone]) => [name, toneOf(name, tone, events)]).filter(([name]) => name !== "unknown" || events.unknown || events.last_known);
   const parts = terms.filter(([name]) => events[name] > 0);
   replace(byId("ledger-bar"), parts.map(([name, tone]) => h("i", { class: `tone-${tone}`, vars: { "--share": events[name] } })));
   replace(
     byId("equation"),
-    h("span", {}, h("b", {}, count(events.received)), " received ="),
+    h("span", {}, h("b", {}, count(events.received)), " received", events.elsewhere ? ` + ${count(events.elsewhere)} elsewhere =` : " ="),
     terms.map(([name, tone], index) =>
       h("span", {}, h("i", { class: `swatch tone-${tone}` }), h("b", {}, events[name] === null ? "?" : count(events[name])), ` ${name}`, index < terms.length - 1 ? " +" : ""),
     ),
   );
 }
 
-function showProblems({ at, status: { problems } }) {
+function showProblems({ at, status: { problems, verdict } }) {
   byId("problems").hidden = !problems.length;
+  byId("problems").classList.toggle("bad", verdict === "critical");
   replace(byId("problem-list"), problems.map((problem) => problemItem(problem, at)));
 }
 
@@ -96,24 +101,24 @@ const problemItem = (problem, at) =>
       " ",
       h("b", {}, named(problem)),
       h("p", { class: "hint" }, problem.remedy.split("`").map((text, index) => (index % 2 ? h("code", {}, text) : text))),
-      h("p", { class: "hint" }, `since ${moment(problem.since)} (${duration(at - problem.since)}) · `, h("code", {}, problem.runbook)),
+      h("p", { class: "hint" }, `since ${moment(problem.since)} (${duration(at - problem.since)}) · `, h("a", { href: problem.runbook, target: "_blank", rel: "noopener" }, "Runbook")),
     ),
   );
 
 function showPanels({ at, status, queue, location: database, store, account }) {
   const { settings, last_poll: poll, last_flush: flush } = status;
-  const pill = (area, word) => pillOf(status, area, word);
+  const pill = (area, word, requests) => pillOf(status, area, word, requests);
   replace(
     byId("panels"),
-    panel("Settings", pill("settings", "loaded"), [
+    panel("Settings", pill("settings", "loaded", poll), [
       ["Account", account.id ?? "–"],
       ["Version", settings?.version ?? "–"],
       ["Hash", settings?.hash ?? "–"],
       ["Confirmed", settings?.age_seconds == null ? "–" : `${duration(settings.age_seconds)} ago`],
-      ["Source", settings?.source ?? "–"],
+      ["Source", sourceOf(settings)],
       poll?.error ? ["Poll", poll.error, "bad"] : ["Last poll", ago(poll?.at, at)],
     ]),
-    panel("Delivery", pill("delivery", "working"), [
+    panel("Delivery", pill("delivery", "working", flush), [
       ...(status.stuck ? [["Problem", status.stuck.message, "bad"]] : []),
       ["Last flush", ago(flush?.at, at)],
       flush?.error ? ["Error", flush.error, "bad"] : ["Events in last flush", count(flush?.events ?? 0)],
@@ -137,23 +142,31 @@ function showPanels({ at, status, queue, location: database, store, account }) {
   );
 }
 
-const OF_VWO = /^(key|upstream)-/;
+const SOURCES = ["file", "store"]; // any other one is VWO
+
+const OF_VWO = /^(key|upstream)-/; // in the panel whose requests have failed
 const AREAS = {
-  settings: [/^(no-settings|settings-)/, OF_VWO],
-  delivery: [/^(events-|queue-)/, OF_VWO],
-  store: [/^(redis-|store-|damaged-)/],
-  location: [/^geo-/],
+  settings: /^(no-settings|settings-)/,
+  delivery: /^(events-|queue-)/,
+  store: /^(redis-|store-|damaged-)/,
+  location: /^geo-/,
 };
 const WORDS = { "no-settings": "none yet", "events-stuck": "stuck", "events-unknown": "unknown", "geo-old": "old" };
 
 /** The word and the tone of a panel: those of the first problem of its area, which is the most severe one. */
-function pillOf({ problems }, area, word) {
+function pillOf({ problems }, area, word, requests) {
   const name = byId("environment").value || null;
+  const patterns = [AREAS[area], ...(requests?.error ? [OF_VWO] : [])];
   const concerns = ({ code, environment }) =>
-    AREAS[area].some((pattern) => pattern.test(code)) && (environment === null || name === null || environment === name);
+    patterns.some((pattern) => pattern.test(code)) && (environment === null || name === null || environment === name);
   const first = problems.find(concerns);
   if (first) return [WORDS[first.code] ?? "problem", TONES[first.severity]];
   return [word, word === "none" ? "" : "good"];
+}
+
+function sourceOf(settings) {
+  if (!settings?.source) return "–";
+  return SOURCES.includes(settings.source) ? settings.source : "VWO";
 }
 
 function oldest({ oldest_at: since, oldest_unknown_since: unknown }, at) {

@@ -19,7 +19,15 @@ export function showPin({ settings }) {
 }
 
 export async function refreshSettings() {
-  const { pin: pinned, versions } = await ask("/admin/settings/versions");
+  try {
+    showVersions(await ask("/admin/settings/versions"));
+  } catch (error) {
+    if (error.status !== 503) throw error;
+    byId("versions-hint").textContent = `The versions cannot be read: ${error.message}`;
+  }
+}
+
+function showVersions({ pin: pinned, versions }) {
   byId("pin-hint").textContent = pinned ? pinText(pinned, versions) : "No version is pinned: the gateway follows VWO.";
   byId("unpin").hidden = !pinned;
   byId("versions-hint").textContent = `${plural(versions.length, "version")}, the newest first`;

@@ -100,17 +100,21 @@ const FORMS = {
   },
   Node: ({ url, account, fields, context }) => `const { init } = require('vwo-fme-node-sdk');
 
-const client = await init({
-  accountId: '${account}',
-  sdkKey: '...',
-  gatewayService: { url: ${node(url)} },
-});
-const flag = await client.getFlag(${node(fields.featureKey)}, ${node(context)});`,
+(async () => {
+  const client = await init({
+    accountId: '${account}',
+    sdkKey: '...',
+    gatewayService: { url: ${node(url)} },
+  });
+  const flag = await client.getFlag(${node(fields.featureKey)}, ${node(context)});
+  console.log(flag.isEnabled(), flag.getVariables());
+})();`,
   Python: ({ url, account, fields, context }) => `from vwo import init
 
 client = init({"account_id": "${account}", "sdk_key": "...", "gateway_service": {"url": ${python(url)}}})
 context = ${python(Object.fromEntries(Object.entries(context).map(([name, value]) => [snake(name), value])))}
-flag = client.get_flag(${python(fields.featureKey)}, context)`,
+flag = client.get_flag(${python(fields.featureKey)}, context)
+print(flag.is_enabled(), flag.get_variables())`,
   Go: ({ url, account, fields, context }) => `instance, err := vwo.Init(map[string]interface{}{
     "accountId":      ${account},
     "sdkKey":         "...",

@@ -8,6 +8,8 @@ let running = null; // the AbortController of a simulation
 export function startSimulator() {
   byId("simulate-form").addEventListener("submit", simulate);
   byId("simulate-cancel").addEventListener("click", () => running?.abort());
+  byId("simulate-source").addEventListener("change", showSource);
+  showSource(); // the browser may have restored the choice
 }
 
 /** Offer these features in the form. */
@@ -26,14 +28,27 @@ function mistake(id, message) {
   return Object.assign(new Error(message), { field: byId(id) });
 }
 
+const SOURCES = {
+  visitors: () => Number(byId("simulate-count").value),
+  ids: () => {
+    const ids = linesOf("simulate-ids");
+    if (!ids.length) throw mistake("simulate-ids", "Enter the IDs of visitors, one in each line.");
+    return ids;
+  },
+  recent: () => true,
+};
+
+function showSource() {
+  for (const part of document.querySelectorAll("#simulate-form [data-source]")) part.hidden = part.dataset.source !== byId("simulate-source").value;
+}
+
 /** The body of the request; throws with the field that is wrong. */
 function request() {
   const fields = {};
   const texts = { featureKey: "simulate-feature", ipAddress: "simulate-ip", userAgent: "simulate-agent" };
   for (const [name, id] of Object.entries(texts)) if (byId(id).value.trim()) fields[name] = byId(id).value.trim();
-  const ids = linesOf("simulate-ids");
-  if (ids.length) fields.ids = ids;
-  else fields.visitors = Number(byId("simulate-count").value);
+  const source = byId("simulate-source").value;
+  fields[source] = SOURCES[source]();
   if (byId("simulate-variables").value.trim()) fields.customVariables = customVariables();
   fields.traffic = changes("simulate-traffic", "testingRule1=50", (shares) => (shares.length === 1 ? shares[0] : null));
   fields.weights = changes("simulate-weights", "testingRule1=80/20", (shares) => shares);
@@ -124,7 +139,7 @@ const distribution = (part, label) => [
     { class: "scroll", role: "region", "aria-label": label, tabindex: "0" },
     h(
       "table",
-      {},
+      { class: "stack" },
       h("thead", {}, h("tr", {}, ["Rule", "Variation", "Visitors", "Share", "Bar", "Configured"].map((name) => h("th", { scope: "col" }, name === "Bar" ? h("span", { class: "for-readers" }, name) : name)))),
       h("tbody", {}, part.variations.map(row)),
     ),
@@ -136,12 +151,12 @@ const row = (item) =>
   h(
     "tr",
     {},
-    h("td", {}, item.rule),
-    h("td", {}, item.variation.name),
-    h("td", {}, count(item.visitors)),
-    h("td", {}, shareText(item)),
+    h("td", { "data-label": "Rule" }, item.rule),
+    h("td", { "data-label": "Variation" }, item.variation.name),
+    h("td", { "data-label": "Visitors" }, count(item.visitors)),
+    h("td", { "data-label": "Share" }, shareText(item)),
     h("td", {}, item.share === null ? null : shareBar(item)),
-    h("td", {}, item.weight === null ? `traffic ${item.traffic} %` : `weight ${item.weight} %, traffic ${item.traffic} %`),
+    h("td", { "data-label": "Configured" }, item.weight === null ? `traffic ${item.traffic} %` : `weight ${item.weight} %, traffic ${item.traffic} %`),
   );
 
 const percent = (value) => value.toFixed(1);

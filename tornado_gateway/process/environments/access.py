@@ -15,4 +15,5 @@ def build_access(environment: EnvironmentConfig) -> Access:
         config.decision_required,
         config.webhook_token,
         config.cors_allowed_origins,
+        config.internal_events,
     )

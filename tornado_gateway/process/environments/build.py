@@ -14,6 +14,7 @@ from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.environment import Documents, Environment
 from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
+from tornado_gateway.environments.internal_events import FORWARD, FilteringEvaluator
 from tornado_gateway.environments.registry import check_account
 from tornado_gateway.environments.slow_patterns import SlowPatterns
 from tornado_gateway.events.claims import MAX_CLAIMED_BYTES
@@ -28,7 +29,7 @@ from tornado_gateway.process.environments.stores import Stores, settings_name
 from tornado_gateway.settings.documents import read_document
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror
 from tornado_gateway.store.interfaces import Identity, StateStore, Store
-from tornado_gateway.tasks import SharedLimit
+from tornado_gateway.tasks import SharedLimit, pace_of
 from tornado_gateway.telemetry.environment_counts import EnvironmentCounts
 from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.waiting import Watch, stuck_after
@@ -63,12 +64,13 @@ class Builder:
     def __init__(self, shared: Shared, environment: EnvironmentConfig, number: int) -> None:
         self._shared = shared
         self._number = number
+        self._pace = pace_of(number)
         self._environment = environment
         self._config = environment.config
         self.store = shared.stores.of(environment.config, number)
         most_experiments = max(FEWEST_EXPERIMENTS, min(MOST_EXPERIMENTS, EXPERIMENTS_OF_ALL // number))
         self.experiments = ExperimentMonitor(
-            self.store.state, shared.observer.decided, most_experiments=most_experiments
+            self.store.state, shared.observer.decided, most_experiments=most_experiments, pace=self._pace
         )
         self.counts = EnvironmentCounts(
             self.experiments.features.decided, is_one_of_many=self._config.environment_name is not None
@@ -77,8 +79,9 @@ class Builder:
     def build(self) -> Environment:
         config, shared, store = self._config, self._shared, self.store
         upstream = self._build_upstream()
-        events = build_queue(config, store)
-        self.watch = build_watch(config, store, events, shared.stuck_after_seconds)
+        events = build_queue(config, store, self._pace)
+        events.use_identity(Identity(*config.account))
+        self.watch = build_watch(config, store, events, shared.stuck_after_seconds, self._pace)
         mirror = self._build_mirror(upstream)
         flusher = self._build_flusher(events, upstream)
         lists = ListChecks(_no_member if config.is_offline else upstream.check_attribute)
@@ -89,7 +92,7 @@ class Builder:
             events=events,
             flusher=flusher,
             usage=UsageStatistics(choose_sink(config, upstream), shared.observer.usage_finished),
-            evaluator=build_evaluator(config, shared, store.state, lists, self.experiments),
+            evaluator=build_evaluator(config, shared, store.state, lists, self.experiments, events),
             state=store.state,
             documents=Documents(
                 settings_source(config, upstream, pull=True), None if config.is_offline else upstream.fetch_settings
@@ -167,8 +170,9 @@ def phase_of(config: Config) -> float:
     return 0.0 if config.environment_name is None else zlib.crc32(config.environment_name.encode()) / 2**32
 
 
-def build_queue(config: Config, store: Store) -> EventQueue:
-    events = EventQueue(
+def build_queue(config: Config, store: Store, pace: int) -> EventQueue:
+    redis_seconds = 2 * config.socket_timeout_seconds if config.uses_redis else 0
+    return EventQueue(
         store.events,
         limit=config.event_queue_limit,
         limit_bytes=config.event_queue_bytes,
@@ -178,16 +182,21 @@ def build_queue(config: Config, store: Store) -> EventQueue:
         durable=config.event_ack == "durable",
         shared=config.uses_redis,
         decisions_need_store=config.event_queue_full == "refuse",
-        commit_seconds=COMMIT_SECONDS + (2 * config.socket_timeout_seconds if config.uses_redis else 0),
+        commit_seconds=COMMIT_SECONDS + redis_seconds,
+        pace=pace,
     )
-    events.use_identity(Identity(*config.account))
-    return events
 
 
 def build_evaluator(
-    config: Config, shared: Shared, state: StateStore, lists: ListChecks | None, experiments: ExperimentMonitor
+    config: Config,
+    shared: Shared,
+    state: StateStore,
+    lists: ListChecks | None,
+    experiments: ExperimentMonitor,
+    events: EventQueue,
 ) -> Evaluator:
-    return Evaluator(
+    make = partial(FilteringEvaluator, config.internal_events, events.discard_internal)
+    return (Evaluator if config.internal_events == FORWARD else make)(
         shared.location,
         shared.device,
         lists,
@@ -198,12 +207,15 @@ def build_evaluator(
     )
 
 
-def build_watch(config: Config, store: Store, events: EventQueue, stuck_after_seconds: float | None) -> Watch:
+def build_watch(
+    config: Config, store: Store, events: EventQueue, stuck_after_seconds: float | None, pace: int
+) -> Watch:
     return Watch(
         store.events,
         lambda: events.counts.waiting,
         stuck_after_seconds or stuck_after(config.flush_seconds, config.socket_timeout_seconds),
         is_shared=config.uses_redis,
+        pace=pace,
     )
 
 

@@ -89,4 +89,4 @@ class Credentials:
     def _protect(self, route: Route, handler: Handler) -> Handler:
         if route.scope is None or (self._only_decisions and not route.is_decision):
             return handler
-        return self._auth.guarded(handler, route.scope)
+        return self._auth.guarded(handler, route.scope, route.is_lookup)

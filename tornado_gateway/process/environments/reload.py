@@ -1,14 +1,16 @@
 """ENVIRONMENTS_FILE is read again when it, or a file that it names, has changed, and at SIGHUP.
 
 All or nothing: a file with a mistake is logged with all its mistakes and changes nothing. Each worker does this for
-itself, so that none of them is replaced.
+itself, so that none of them is replaced. A change whose new environment cannot start is tried again with a backoff.
 """
 
 import asyncio
 import logging
+import math
 import signal
 from collections.abc import Sequence
 
+from tornado_gateway.backoff import Backoff
 from tornado_gateway.config import Config
 from tornado_gateway.config.environments import EnvironmentConfig, environments_of, files_of
 from tornado_gateway.errors import ConfigError, GatewayError
@@ -19,6 +21,8 @@ from tornado_gateway.tasks import Periodic, Signature, signature
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 3.0
+RETRY_FIRST_SECONDS = 3.0  # after a new environment could not start, such as for want of space for its store
+RETRY_LONGEST_SECONDS = 120.0
 
 
 def read_environments(
@@ -37,12 +41,20 @@ def read_environments(
 class Reload:
     """Watches the file of `config`."""
 
-    def __init__(self, config: Config, serving: Serving, check_seconds: float = CHECK_SECONDS) -> None:
+    def __init__(
+        self,
+        config: Config,
+        serving: Serving,
+        check_seconds: float = CHECK_SECONDS,
+        retry_seconds: tuple[float, float] = (RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS),
+    ) -> None:
         self.error: str | None = None  # the mistakes of the newest file, if it is not in use
         self._config = config
         self._serving = serving
         self._files = files_of(config)
         self._seen: Signature = ()  # the file may have changed since this worker has read it, so it is read once more
+        self._backoff = Backoff(*retry_seconds)
+        self._retry_at = math.inf  # by the clock of the loop: a correct file could not be followed
         self._timer = Periodic(self.check, check_seconds, jitter=0.2)
         self._now: asyncio.Task[None] | None = None
         self._is_wanted = False  # a SIGHUP came
@@ -60,9 +72,10 @@ class Reload:
             await asyncio.wait([self._now])
 
     async def check(self) -> None:
-        """Reload if the files have changed."""
+        """Reload if the files have changed, or if an environment that could not start is to be tried again."""
         async with self._reloading:
-            if signature(self._files) != self._seen:
+            is_due = asyncio.get_running_loop().time() >= self._retry_at
+            if is_due or signature(self._files) != self._seen:
                 await self._reload()
 
     def _reload_now(self) -> None:
@@ -84,10 +97,12 @@ class Reload:
             await self._serving.change(await asyncio.to_thread(environments_of, self._config))
         except GatewayError as error:
             self.error = str(error)
-            problems = error.problems if isinstance(error, ConfigError) else [str(error)]
-            _log_problems(problems)
+            is_mistake = isinstance(error, ConfigError)
+            self._retry_at = math.inf if is_mistake else asyncio.get_running_loop().time() + self._backoff.next()
+            _log_problems(error.problems if isinstance(error, ConfigError) else [f"{error}; retrying"])
         else:
-            self.error = None
+            self.error, self._retry_at = None, math.inf
+            self._backoff.reset()
 
 
 def _log_problems(problems: Sequence[str]) -> None:

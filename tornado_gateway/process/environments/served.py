@@ -15,7 +15,7 @@ from tornado_gateway.process.adoption import Adoption
 from tornado_gateway.process.environments.access import build_access
 from tornado_gateway.process.environments.build import Builder, Shared, build_evaluator
 from tornado_gateway.process.parts import Part, enter
-from tornado_gateway.tasks import end_tasks
+from tornado_gateway.tasks import end_tasks, pace_of
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,9 @@ class Served:
         self.store = builder.store
         self.environment = builder.build()
         self.waiting = builder.watch
-        self.adoption = Adoption(self.store.events, self.environment, self._scoreboard, self._stopping)
+        self.adoption = Adoption(
+            self.store.events, self.environment, self._scoreboard, self._stopping, pace=pace_of(number)
+        )
 
     @property
     def is_draining(self) -> bool:
@@ -117,7 +119,12 @@ class Served:
         environment.use_access(build_access(config))
         environment.events.use_limit(options.event_queue_limit)
         environment.evaluator = build_evaluator(
-            options, self._shared, self.store.state, environment.evaluator.lists, environment.experiments
+            options,
+            self._shared,
+            self.store.state,
+            environment.evaluator.lists,
+            environment.experiments,
+            environment.events,
         )
         environment.keys_changed()
 

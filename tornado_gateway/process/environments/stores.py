@@ -16,6 +16,7 @@ from tornado_gateway.settings.stored import document_name
 from tornado_gateway.store.interfaces import StateStore, Store
 from tornado_gateway.store.sqlite.events import FRESH_BYTES, SqliteEvents
 from tornado_gateway.store.sqlite.state import SqliteState
+from tornado_gateway.tasks import pace_of
 
 if TYPE_CHECKING:
     from tornado_gateway.store.redis.link import Links
@@ -62,20 +63,25 @@ class Stores:
     def of(self, config: Config, number: int = 1) -> Store:
         """Return the embedded store; with Redis, that one, and the embedded event log for the time when Redis fails.
 
-        It is one of so many, which share the memory for events.
+        It is one of so many, which share the memory for events, and rest while they have no traffic.
         """
-        directory = data_dir_of(config)
+        directory, pace = data_dir_of(config), pace_of(number)
         # With Redis a machine shows one number of dead events: those in Redis, and all in its directory.
+        counts_all = config.uses_redis
+        fresh_bytes = FRESH_BYTES // number
         local = SqliteEvents(
-            directory, config.store_sync, fresh_bytes=FRESH_BYTES // number, counts_all_letters=config.uses_redis
+            directory, config.store_sync, fresh_bytes=fresh_bytes, counts_all_letters=counts_all, pace=pace
         )
-        if not config.uses_redis:
-            return Store(local, SqliteState(directory, config.store_sync, config.namespace))
+        if config.uses_redis:
+            return self._with_redis(config, local, pace)
+        return Store(local, SqliteState(directory, config.store_sync, config.namespace, pace=pace))
+
+    def _with_redis(self, config: Config, local: SqliteEvents, pace: int) -> Store:
         from tornado_gateway.store.redis.events import open_redis
         from tornado_gateway.store.redis.takeover import take_over
         from tornado_gateway.store.spill import SpillingEvents
 
-        redis = open_redis(redis_options(config), config.namespace, self._owner, links=self._links)
+        redis = open_redis(redis_options(config), config.namespace, self._owner, links=self._links, pace=pace)
         patience_seconds = 2 * config.socket_timeout_seconds  # requests to Redis have timed out by then
         events = SpillingEvents(redis.events, local, patience_seconds=patience_seconds)
         if config.environment_name is not None:  # version 0.1 had no such file

@@ -181,7 +181,9 @@ class Consumer:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(self._alive_seconds / 4 * random.uniform(0.8, 1.0))
+            # Without claimed chunks it does not matter if a heartbeat is late. The next claim is one as well.
+            beats = 4 if self._ours else 2
+            await asyncio.sleep(self._alive_seconds / beats * random.uniform(0.8, 1.0))
             try:
                 await self._claim_events(0)
             except StoreError as error:

@@ -21,6 +21,7 @@ class Ledger:
     def __init__(self) -> None:
         self.lost = 0
         self._epoch = NO_EPOCH
+        self._next_epoch = _new_name()
         self._sequence = 0
         self._waiting = 0
         self._dead = 0
@@ -28,7 +29,7 @@ class Ledger:
     def argument(self, held: int) -> str:
         """Return the last argument of the scripts. `held` events are in memory, and are delivered from there."""
         waiting = max(0, self._waiting - held)
-        return f"{self._epoch} {self._sequence} {waiting} {self._dead} {os.urandom(16).hex()}"
+        return f"{self._epoch} {self._sequence} {waiting} {self._dead} {self._next_epoch}"
 
     def note(self, reply: list[Any]) -> None:
         epoch, sequence, waiting, dead, lost = reply
@@ -37,7 +38,13 @@ class Ledger:
             return  # a reply that was overtaken by a later one
         if epoch.decode() == NO_EPOCH:
             return  # Redis has lost its numbers and is full or read-only: the loss is counted once it can be noted
+        if epoch.decode() == self._next_epoch:
+            self._next_epoch = _new_name()
         self._epoch, self._sequence, self._waiting, self._dead = epoch.decode(), sequence, waiting, dead
+
+
+def _new_name() -> str:
+    return os.urandom(16).hex()
 
 
 async def risks(link: Link) -> list[str]:

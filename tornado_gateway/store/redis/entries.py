@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tornado_gateway.store.interfaces import Chunk, DeadLetter, Identity, NewChunk, read_letter
-from tornado_gateway.store.redis.link import Value
+from tornado_gateway.store.redis.lua import Value
 
 PAGE = 100  # entries in one reply of Redis
 

@@ -29,12 +29,12 @@ from contextlib import suppress
 
 from tornado_gateway.errors import StoreError
 from tornado_gateway.logs import once
-from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetter, Depth, NewChunk, Store
+from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetters, Depth, NewChunk, Store
 from tornado_gateway.store.redis.consumer import GROUP, Consumer
 from tornado_gateway.store.redis.durability import RISK_REMEDY, Ledger, risks
 from tornado_gateway.store.redis.entries import PAGE, arguments_of, letter_of, stored_at
-from tornado_gateway.store.redis.link import Link, Links, TimelyScripts, Value, prefix
-from tornado_gateway.store.redis.lua import APPEND, DEPTH, DISCARD, REQUEUE, SETTLE, TRIM
+from tornado_gateway.store.redis.link import Link, Links, TimelyScripts, prefix
+from tornado_gateway.store.redis.lua import DEPTH, DISCARD, REQUEUE, SETTLE, TRIM, Value
 from tornado_gateway.store.redis.options import RedisOptions
 from tornado_gateway.store.redis.state import RECHECK_SECONDS, RedisState
 
@@ -51,15 +51,16 @@ def open_redis(
     alive_seconds: float = ALIVE_SECONDS,
     recheck_seconds: float = RECHECK_SECONDS,
     links: Links | None = None,
+    pace: int = 1,
 ) -> Store:
     """Return the store of `namespace` on the Redis of `options`. `owner` names this process in the consumer group.
 
-    Stores with the same `links` share a connection.
+    Stores with the same `links` share a connection. Of many, each checks its document `pace` times as rarely.
     """
     link = (links or Links(options)).of(namespace)
     return Store(
         RedisEvents(link, namespace, owner, alive_seconds=alive_seconds),
-        RedisState(link, namespace, recheck_seconds=recheck_seconds),
+        RedisState(link, namespace, recheck_seconds=recheck_seconds * pace),
     )
 
 
@@ -110,9 +111,9 @@ class RedisEvents:
     async def append(self, chunks: Sequence[NewChunk], seconds: float | None = None) -> None:
         """As promised by EventStore. Appending nothing tests whether chunks could be appended."""
         values = [value for chunk in chunks for value in arguments_of(chunk)]
-        count = sum(chunk.count for chunk in chunks)
-        work = (count, *values, self._ledger_argument())
-        self._ledger.note(await self._scripts.run(APPEND, self._keys, *work, seconds=seconds))
+        count, size = sum([chunk.count for chunk in chunks]), sum([len(chunk.body) for chunk in chunks])
+        work = (self._ledger_argument(), count, *values)
+        self._ledger.note(await self._scripts.append(self._keys, *work, size=size, seconds=seconds))
 
     async def claim(self, max_events: int, max_bytes: int = CLAIM_BYTES) -> list[Chunk]:
         return await self._consumer.claim(max_events, max_bytes)
@@ -143,9 +144,9 @@ class RedisEvents:
         """Return 0: ended workers leave nothing but claims, and other consumers claim these events."""
         return 0
 
-    async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> list[DeadLetter]:
+    async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> DeadLetters:
         entries = await self._link.call("XRANGE", self._keys[2], "-" if first is None else first, "+", "COUNT", limit)
-        return [letter_of(entry_id, fields) for entry_id, fields in entries]
+        return DeadLetters(letter_of(entry_id, fields) for entry_id, fields in entries)
 
     async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:
         """Move dead letters back; each moves in one step, and those moved before an error stay moved."""

@@ -18,7 +18,8 @@ from redis.asyncio.client import PubSub
 
 from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.redis.lua import Script
+from tornado_gateway.store.redis.appends import Appends
+from tornado_gateway.store.redis.lua import Script, Value
 from tornado_gateway.store.redis.options import RedisOptions
 from tornado_gateway.store.redis.replies import (
     MASTER_IS_ELSEWHERE,
@@ -33,7 +34,6 @@ from tornado_gateway.tasks import end_tasks
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Value = str | bytes | int | float
 
 PIPELINES = 4  # pipelines in flight; later commands share the next one
 RETRY_FIRST_SECONDS = 0.1
@@ -92,6 +92,7 @@ class Link:
         self._backoff = Backoff(RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS, RETRY_JITTER)
         self._retry_at = 0.0
         self._messages = _Messages()
+        self.appends = Appends(self.run, route.name)
 
     @property
     def is_closed(self) -> bool:
@@ -315,17 +316,32 @@ class TimelyScripts:
         self._link = link
         self._server_clock: float | None = None  # the server's milliseconds at our monotonic 0
 
-    async def run(self, script: Script, keys: Sequence[str], *args: Value, seconds: float | None = None) -> Any:
-        """Return the reply of a script that begins with `on_time`. The caller waits for `seconds`."""
-        last_moment = 0
-        if self._server_clock is not None:
-            patience = min(self._link.timeout_seconds, seconds or math.inf) * ON_TIME_SHARE
-            last_moment = int(self._server_clock + (time.monotonic() + patience) * 1000)
+    async def run(self, script: Script, keys: Sequence[str], *args: Value) -> Any:
+        """Return the reply of a script that begins with `on_time`."""
         try:
-            return await self._link.run(script, keys, last_moment, *args)
+            return await self._link.run(script, keys, self._last_moment(self._link.timeout_seconds), *args)
         except LateError:
-            self._server_clock = None  # or its clock was set; the next heartbeat reads it
+            self._forget_clock()
             raise
+
+    async def append(self, keys: Sequence[str], *args: Value, size: int, seconds: float | None = None) -> Any:
+        """Return the reply of `append.lua` for one namespace. The caller waits for `seconds`."""
+        patience = min(self._link.timeout_seconds, seconds or math.inf)
+        try:
+            return await self._link.appends.add(keys, (self._last_moment(patience), *args), size, patience)
+        except LateError:
+            self._forget_clock()
+            raise
+
+    def _last_moment(self, patience: float) -> int:
+        """Return the last moment at which a script may begin, by the server's clock; 0 if that is not known."""
+        if self._server_clock is None:
+            return 0
+        return int(self._server_clock + (time.monotonic() + patience * ON_TIME_SHARE) * 1000)
+
+    def _forget_clock(self) -> None:
+        """Forget the server's clock, which may have been set. The next heartbeat reads it."""
+        self._server_clock = None
 
     def note_clock(self, server_ms: int, asked_at: float) -> None:
         """Keep a reading of the server's clock. Latency makes it look late, so the quick or the later one is right."""

@@ -9,6 +9,8 @@ import hashlib
 from dataclasses import dataclass, field
 from importlib import resources
 
+Value = str | bytes | int | float  # of an argument
+
 _FILES = resources.files("tornado_gateway.store.redis") / "scripts"
 
 

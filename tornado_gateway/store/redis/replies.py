@@ -39,6 +39,7 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (errors.ReadOnlyError, "it is a read-only replica"),
     (errors.BusyLoadingError, "it is still loading its data"),
     (errors.ClusterDownError, "the cluster is down"),
+    (errors.MovedError, "the account's slot is on another node: it is a cluster (REDIS_CLUSTER)"),
     (errors.AskError, "the account's slot is being moved to another node"),
     (errors.TryAgainError, "the account's slot is being moved to another node"),
 )
@@ -53,6 +54,8 @@ def store_error(where: str, error: Exception) -> StoreError:
         return UnknownScriptError(f"{where}: {text}")
     if text.startswith("LATE"):
         return LateError(f"{where}: too slow")
+    if "cluster support disabled" in text:
+        return StoreError(f"{where}: it is not a node of a cluster (REDIS_CLUSTER)")
     if isinstance(error, errors.NoPermissionError):
         return ForbiddenError(f"{where}: the user lacks a permission (ACL)")
     reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), text or type(error).__name__)

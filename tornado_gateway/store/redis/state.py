@@ -23,7 +23,7 @@ from tornado_gateway.store.interfaces import (
     StoredDocument,
 )
 from tornado_gateway.store.redis.durability import risks
-from tornado_gateway.store.redis.link import Link, Value, prefix, within
+from tornado_gateway.store.redis.link import Link, prefix, within
 from tornado_gateway.store.redis.lua import (
     ACQUIRE_LEASE,
     ALIASES,
@@ -37,6 +37,7 @@ from tornado_gateway.store.redis.lua import (
     SAVE_DOCUMENT,
     SET_ALIAS,
     UNPIN_DOCUMENT,
+    Value,
 )
 from tornado_gateway.store.redis.replies import ForbiddenError
 from tornado_gateway.store.versions import MOST_BYTES, MOST_VERSIONS, Pin, Version, digest_of, surplus, unpacked

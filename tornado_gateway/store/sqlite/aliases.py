@@ -1,76 +1,47 @@
-"""Aliases in the file that all workers of a machine share.
+"""Aliases and sticky decisions in the file that all workers of a machine share.
 
-A decision looks up the id of its visitor, so that it must not wait behind a flood of other requests. Under load each
-statement waits milliseconds for the interpreter's lock: requests that arrive during a job share the next one, which has
-few statements, whatever their number. At most one job of each kind waits for the thread at any time.
+A decision looks them up, so that it must not wait behind a flood of other requests: they share jobs, and at most one
+job of each kind waits for the thread at any time.
 """
 
-import asyncio
 import sqlite3
-from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 import orjson
 
-from tornado_gateway.store.sqlite.database import Database
+from tornado_gateway.core.types import StickyRecord
+from tornado_gateway.store.sqlite.database import Database, Grouped, transaction
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 Pair = tuple[str, str]  # an alias and the id of a user
+Wanted = tuple[str, Sequence[str], float]  # a visitor, keys of records, and the time at which they count
+Row = tuple[str, str, str, float, bytes]  # of a record: namespace, visitor, key, the end of its time
 
 MOST_STEPS = 64  # from an alias to its root
 UNCOUNTED_ALIASES = 1000
 IDS = 100  # of one statement
 LISTS = 4  # of ids, in one job
 PAIRS = IDS // 2  # in one job: the first statement looks up all their ids
+RECORDS_AT_ONCE = 50  # in one statement
+MOST_RECORDS = 100  # in one job, unless one request needs more
 # One row, because the interpreter's lock is handed over for each.
 USERS = "SELECT json_group_object(alias_id, user_id) FROM user_aliases WHERE namespace = ? AND alias_id IN ({})"
 STORE = "INSERT OR REPLACE INTO user_aliases VALUES {}"
+# The records are texts in it, because damaged ones must not fail those of others.
+RECORDS = """
+WITH wanted (number, namespace, user_id, key) AS (VALUES {})
+SELECT json_group_array(json_array(number, until, CAST(record AS TEXT)))
+FROM wanted CROSS JOIN decisions USING (namespace, user_id, key)
+"""
+KEEP = "INSERT OR REPLACE INTO decisions VALUES {}"
 # Statements of few sizes, so that they stay compiled.
 USERS_BY_SIZE = {size: USERS.format(", ".join("?" * size)) for size in (1, IDS)}
 STORE_BY_SIZE = {size: STORE.format(", ".join(["(?1, ?, ?)"] * size)) for size in (1, PAIRS)}
-
-
-class Grouped(Generic[Item, Result]):
-    """Passes the items of concurrent calls to `work` together, up to `most` at once, one group after the other.
-
-    `work` returns one result for each item. If it fails, so does each call of the group.
-    """
-
-    def __init__(self, work: Callable[[list[Item]], Awaitable[Sequence[Result]]], most: int) -> None:
-        self._work = work
-        self._most = most
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._task: asyncio.Task[None] | None = None
-
-    async def __call__(self, item: Item) -> Result:
-        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, done))
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
-        return await done
-
-    async def _run(self) -> None:
-        waiting = self._waiting
-        try:
-            while waiting:
-                group = [waiting.popleft() for _ in range(min(self._most, len(waiting)))]
-                await self._pass_on([item for item, _ in group], [done for _, done in group])
-        finally:
-            self._task = None
-
-    async def _pass_on(self, items: list[Item], futures: Sequence["asyncio.Future[Result]"]) -> None:
-        try:
-            results = await self._work(items)
-        except Exception as error:
-            for future in futures:
-                if not future.done():  # by the cancellation of its caller
-                    future.set_exception(error)
-            return
-        for future, result in zip(futures, results, strict=True):
-            if not future.done():
-                future.set_result(result)
+RECORDS_BY_SIZE = {
+    size: RECORDS.format(", ".join(f"({number}, ?1, ?, ?)" for number in range(size))) for size in (1, RECORDS_AT_ONCE)
+}
+KEEP_BY_SIZE = {size: KEEP.format(", ".join(["(?, ?, ?, ?, ?)"] * size)) for size in (1, RECORDS_AT_ONCE)}
 
 
 class SqliteAliases:
@@ -79,11 +50,10 @@ class SqliteAliases:
     def __init__(self, database: Database, namespace: str, most: Callable[[], int]) -> None:
         self._most = most
         self._room = 0  # aliases that can be added until they are counted again
-        self._database = database
         self._namespace = namespace
-        self._find_one = Grouped(self._find_ids, IDS)
-        self._find_list = Grouped(self._find_lists, LISTS)
-        self._set = Grouped(self._set_pairs, PAIRS)
+        self._find_one = Grouped(database, self._find_ids, IDS)
+        self._find_list = Grouped(database, self._find_lists, LISTS)
+        self._set = Grouped(database, self._store_pairs, PAIRS)
 
     async def set(self, alias_id: str, user_id: str) -> bool:
         """As promised by StateStore."""
@@ -95,15 +65,12 @@ class SqliteAliases:
             return await self._find_one(ids[0])
         return await self._find_list(ids)
 
-    async def _find_ids(self, ids: list[str]) -> list[dict[str, str]]:
-        return await self._find_lists([[id_] for id_ in ids])
+    def _find_ids(self, connection: sqlite3.Connection, ids: Sequence[str]) -> list[dict[str, str]]:
+        return self._find_lists(connection, [[id_] for id_ in ids])
 
-    async def _find_lists(self, lists: Sequence[Sequence[str]]) -> list[dict[str, str]]:
-        users = await self._database.run(users_of, self._namespace, {id_ for ids in lists for id_ in ids})
+    def _find_lists(self, connection: sqlite3.Connection, lists: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+        users = users_of(connection, self._namespace, {id_ for ids in lists for id_ in ids})
         return [{id_: root for id_ in ids if (root := root_of(id_, users)) != id_} for ids in lists]
-
-    async def _set_pairs(self, pairs: list[Pair]) -> list[bool]:
-        return await self._database.run(self._store_pairs, pairs)
 
     def _store_pairs(self, connection: sqlite3.Connection, pairs: Sequence[Pair]) -> list[bool]:
         users = users_of(connection, self._namespace, {id_ for pair in pairs for id_ in pair})
@@ -126,6 +93,65 @@ class SqliteAliases:
         users[alias_id] = added[alias_id] = root
         self._room -= 1
         return True
+
+
+class SqliteRecords:
+    """The sticky decisions of the visitors of one namespace."""
+
+    def __init__(self, database: Database, namespace: str) -> None:
+        self._namespace = namespace
+        self._load = Grouped(database, self._load_all, MOST_RECORDS, lambda wanted: len(wanted[1]))
+        self._save = Grouped(database, _save_all, MOST_RECORDS, len)
+
+    async def load(self, user_id: str, keys: Sequence[str], now: float) -> dict[str, StickyRecord]:
+        """As promised by StateStore."""
+        return await self._load((user_id, keys, now))
+
+    async def save(self, user_id: str, records: Mapping[str, Mapping[str, Any]], until: float) -> None:
+        """As promised by StateStore."""
+        owner = self._namespace, user_id
+        await self._save([(*owner, key, until, orjson.dumps(record)) for key, record in records.items()])
+
+    def _load_all(self, connection: sqlite3.Connection, requests: Sequence[Wanted]) -> list[dict[str, StickyRecord]]:
+        found: list[dict[str, StickyRecord]] = [{} for _ in requests]
+        wanted = [(number, key) for number, (_, keys, _) in enumerate(requests) for key in keys]
+        for start in range(0, len(wanted), RECORDS_AT_ONCE):
+            page = wanted[start : start + RECORDS_AT_ONCE]
+            owners = [(requests[number][0], key) for number, key in page]
+            for place, until, record in _records_of(connection, self._namespace, owners):
+                number, key = page[min(place, len(page) - 1)]
+                if until > requests[number][2] and (read := _read(record)) is not None:
+                    found[number][key] = read
+        return found
+
+
+def _read(record: str) -> StickyRecord | None:
+    """Return a record, None if it is damaged: then the visitor gets a new decision, and others their own."""
+    try:
+        read: StickyRecord = orjson.loads(record)
+    except orjson.JSONDecodeError:
+        return None
+    return read
+
+
+def _records_of(
+    connection: sqlite3.Connection, namespace: str, owners: Sequence[tuple[str, str]]
+) -> list[tuple[int, float, str]]:
+    """Return the place of each visitor and key that has a record, with its end and its JSON."""
+    page = filled(owners, RECORDS_BY_SIZE)
+    values = [text for owner in page for text in owner]
+    (found,) = connection.execute(RECORDS_BY_SIZE[len(page)], (namespace, *values)).fetchone()
+    rows: list[tuple[int, float, str]] = orjson.loads(found)
+    return rows
+
+
+def _save_all(connection: sqlite3.Connection, requests: Sequence[Sequence[Row]]) -> list[None]:
+    rows = [row for request in requests for row in request]
+    with transaction(connection):
+        for start in range(0, len(rows), RECORDS_AT_ONCE):
+            page = filled(rows[start : start + RECORDS_AT_ONCE], KEEP_BY_SIZE)
+            connection.execute(KEEP_BY_SIZE[len(page)], [value for row in page for value in row])
+    return [None] * len(requests)
 
 
 def users_of(connection: sqlite3.Connection, namespace: str, ids: Collection[str]) -> dict[str, str]:

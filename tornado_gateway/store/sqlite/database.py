@@ -1,23 +1,28 @@
-"""The thread that uses the connection to the files of a store."""
+"""The thread that uses the connection to the files of a store, and its jobs that concurrent calls share."""
 
 import asyncio
 import contextvars
 import logging
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, Generic, TypeVar, TypeVarTuple
 
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.sqlite.repair.guard import Follower, Guard
+from tornado_gateway.tasks import few_per_turn
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Ts = TypeVarTuple("Ts")
 Then = Callable[[Any, BaseException | None], None]  # result and error of a job
 _Job = tuple["asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...], Then | None]
@@ -67,6 +72,14 @@ class Database:
         self._jobs.put((done, work, args, then))
         return await done
 
+    def post(self, work: Callable[[sqlite3.Connection, *Ts], object], *args: *Ts, then: Then) -> None:
+        """Call `work(connection, ...)` in the thread. Its result goes to `then` alone, in fewer turns of the loop."""
+        if self._worker is None:
+            raise StoreError("the store is closed")
+        unused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        unused.cancel()
+        self._jobs.put((unused, work, args, then))
+
     def _serve(self, guard: Guard | Follower, opened: "asyncio.Future[None]") -> None:
         try:
             guard.connect()
@@ -108,6 +121,76 @@ def _check(guard: Guard | Follower, reported: str) -> str:
         return str(error)
 
 
+class Grouped(Generic[Item, Result]):
+    """Passes the items of concurrent calls to `work` together, one group after the other.
+
+    A group ends with the item that reaches the weight `most`. `work` is called in the thread, and returns one result
+    for each item. If it fails, so does each call of the group. At most one job waits for the thread. Under load each
+    statement waits milliseconds for the interpreter's lock, so `work` has few of them, whatever the number of items.
+    Few callers continue in one turn of the loop.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        work: Callable[[sqlite3.Connection, list[Item]], Sequence[Result]],
+        most: int,
+        weigh: Callable[[Item], int] = lambda item: 1,
+    ) -> None:
+        self._database = database
+        self._work = work
+        self._most = most
+        self._weigh = weigh
+        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._is_busy = False
+
+    async def __call__(self, item: Item) -> Result:
+        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, done))
+        self._start()
+        return await done
+
+    def _start(self) -> None:
+        while self._waiting and not self._is_busy:
+            group = self._next_group()
+            futures = [done for _, done in group]
+            try:
+                self._database.post(self._work, [item for item, _ in group], then=partial(self._finish, futures))
+                self._is_busy = True
+            except StoreError as error:
+                _pass_on(futures, None, error)
+
+    def _next_group(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
+        group, weight = [], 0
+        while self._waiting and weight < self._most:
+            group.append(self._waiting.popleft())
+            weight += self._weigh(group[-1][0])
+        return group
+
+    def _finish(self, futures: Sequence["asyncio.Future[Result]"], results: Any, error: BaseException | None) -> None:
+        self._is_busy = False
+        self._start()
+        _pass_on(futures, results, error)
+
+
+def _pass_on(futures: Sequence["asyncio.Future[Any]"], results: Any, error: BaseException | None) -> None:
+    if error is None:
+        steps = [partial(_set_result, done, result) for done, result in zip(futures, results, strict=True)]
+    else:
+        steps = [partial(_set_error, done, error) for done in futures]
+    few_per_turn(deque(steps))
+
+
+def _set_result(done: "asyncio.Future[Any]", result: object) -> None:
+    if not done.done():  # by the cancellation of its caller
+        done.set_result(result)
+
+
+def _set_error(done: "asyncio.Future[Any]", error: BaseException) -> None:
+    if not done.done():
+        done.set_exception(error)
+
+
 class Checkpoints:
     """Copies the WAL of `writer` into its file, in a thread of its own while commits continue.
 
@@ -120,9 +203,11 @@ class Checkpoints:
         self._every_bytes = every_bytes
         self._written_bytes = 0  # since the last checkpoint began
         self._task: asyncio.Task[None] | None = None
+        self._follower: Follower | None = None  # to be opened with the first checkpoint: most logs need none
 
-    async def open(self, follower: Follower) -> None:
-        await self._database.open(follower)
+    def use(self, follower: Follower) -> None:
+        """Make checkpoints with this connection from now on."""
+        self._follower = follower
 
     async def close(self) -> None:
         if self._task is not None:
@@ -138,6 +223,9 @@ class Checkpoints:
     async def _make(self) -> None:
         self._written_bytes = 0
         try:
+            follower, self._follower = self._follower, None
+            if follower is not None:
+                await self._database.open(follower)
             await self._database.run(_checkpoint)
             await self._writer.run(_checkpoint)
         except StoreError as error:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetter, Depth, NewChunk, Store
+from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetters, Depth, NewChunk, Store
 from tornado_gateway.store.sqlite import chunks as table
 from tornado_gateway.store.sqlite import dead_letters as letters
 from tornado_gateway.store.sqlite.adoption import Adoption
@@ -51,7 +51,8 @@ class SqliteEvents:
     State about a job of the database's thread changes when the result of the job arrives, even if the caller has been
     cancelled, and never partly before and partly after an `await`.
 
-    With `counts_all_letters` the dead letters of all logs in the directory count, not only those of this log.
+    With `counts_all_letters` the dead letters of all logs in the directory count, not only those of this log. It looks
+    after its files `pace` times as rarely as the log of one of few environments does.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class SqliteEvents:
         settle_seconds: float = SETTLE_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
         counts_all_letters: bool = False,
+        pace: int = 1,
     ) -> None:
         self.failure: str | None = None
         self.lost = 0
@@ -72,12 +74,12 @@ class SqliteEvents:
         self._former_log = ""
         self._counts_all_letters = counts_all_letters
         self._space = DiskSpace(directory)
-        self._files = EventFiles(directory, sync, self._space)
+        self._files = EventFiles(directory, sync, self._space, pace)
         self._database = Database()
         self._checkpoints = Checkpoints(self._database, checkpoint_bytes)
         self._ids = table.Ids()
         self._memory = ClaimMemory(self._read, fresh_bytes)
-        self._repair_watch = Periodic(self._tend, REPAIR_SECONDS)
+        self._repair_watch = Periodic(self._tend, REPAIR_SECONDS * pace)
         self._deletions = PendingDeletions(self._database, self._space, settle_seconds, retry_seconds)
         self._adoption = Adoption(directory, self._database, self._space, self._ids, self._inserted)
 
@@ -85,7 +87,7 @@ class SqliteEvents:
         """Open the log, even if the disk is full: stored events can be delivered, and new ones are rejected."""
         guard, follower = self._files.lock()
         await self._database.open(guard)
-        await self._checkpoints.open(follower)
+        self._checkpoints.use(follower)
         self._ids.last = await self._database.run(table.last_id)
         self._memory.restart(self._ids.last)
         try:
@@ -209,8 +211,8 @@ class SqliteEvents:
         waiting = stored.waiting + deleted[0] - self._deletions.settled_events
         return Depth(waiting, stored.dead, stored.oldest_at if waiting else None, stored.waiting_bytes)
 
-    async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> list[DeadLetter]:
-        return await self._database.run(letters.dead_letters, limit, first)
+    async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> DeadLetters:
+        return DeadLetters(await self._database.run(letters.dead_letters, limit, first))
 
     async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:
         """As promised by EventStore, for the letters of all workers. Two that do this at once may send some twice."""

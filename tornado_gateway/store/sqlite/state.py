@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from tornado_gateway.core.types import StickyRecord
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import (
@@ -27,7 +25,7 @@ from tornado_gateway.store.interfaces import (
     StoredDocument,
 )
 from tornado_gateway.store.reckoning import SYSTEM_CLOCK, Clock, Note, Reckoning
-from tornado_gateway.store.sqlite.aliases import SqliteAliases
+from tornado_gateway.store.sqlite.aliases import SqliteAliases, SqliteRecords
 from tornado_gateway.store.sqlite.database import Database, transaction
 from tornado_gateway.store.sqlite.locks import try_lock
 from tornado_gateway.store.sqlite.repair.guard import Guard, GuardedFile
@@ -91,7 +89,8 @@ SELECT saved_at, coalesce(owner, '') FROM documents LEFT JOIN confirmations USIN
 class SqliteState:
     """Documents, leases, aliases, sticky decisions and statistics of all workers of this machine.
 
-    Environments that share the directory have a namespace each. Documents have none: their names identify them.
+    Environments that share the directory have a namespace each; of many, each looks for changes `pace` times as rarely.
+    Documents have none: their names identify them.
     """
 
     def __init__(
@@ -103,14 +102,18 @@ class SqliteState:
         clock: Clock = SYSTEM_CLOCK,
         sweep_seconds: float = SWEEP_SECONDS,
         batch: int = SWEEP_RECORDS,
+        pace: int = 1,
     ) -> None:
         self.max_aliases = MAX_ALIASES
         self._path = directory / "state.db"
         self._namespace = namespace
         files = [GuardedFile(self._path, STATE, is_shared=True)]
         self._guard = Guard(files, f"{STATE_PRAGMAS} {synchronous(sync)}", DiskSpace(directory))
+        self._guard.check_seconds *= pace
+        self._watch_seconds = WATCH_SECONDS * pace
         self._database = Database()
         self._aliases = SqliteAliases(self._database, namespace, lambda: self.max_aliases)
+        self._records = SqliteRecords(self._database, namespace)
         self._reckoning = Reckoning(clock)
         self._batch = batch
         self._sweeping = Periodic(self._sweep, sweep_seconds, jitter=0.2)
@@ -195,7 +198,7 @@ class SqliteState:
             stored = await self._database.run(self._load_document_unless, name, known_version)
             if stored is not None:
                 return stored
-            await asyncio.sleep(WATCH_SECONDS)
+            await asyncio.sleep(self._watch_seconds)
 
     def _load_document(self, connection: sqlite3.Connection, name: str) -> StoredDocument | None:
         row = connection.execute(LOAD_DOCUMENT, (name,)).fetchone()
@@ -237,12 +240,10 @@ class SqliteState:
         return await self._aliases.find(ids)
 
     async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, StickyRecord]:
-        return await self._database.run(_load_records, self._namespace, user_id, keys, self._reckoning.now())
+        return await self._records.load(user_id, keys, self._reckoning.now())
 
     async def save_records(self, user_id: str, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
-        owner, until = (self._namespace, user_id), self._reckoning.now() + seconds
-        rows = [(*owner, key, until, orjson.dumps(record)) for key, record in records.items()]
-        await self._database.run(_save_records, rows)
+        await self._records.save(user_id, records, self._reckoning.now() + seconds)
 
     async def statistics_versions(self) -> dict[str, int]:
         return await self._database.run(_statistics_versions, self._namespace)
@@ -314,19 +315,6 @@ def _confirm_document(connection: sqlite3.Connection, name: str, now: float, by:
 def _lease_path(directory: Path, name: str) -> Path:
     """Return the lock file of a lease, named after a hash because names contain paths and can be long."""
     return directory / f"lease-{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
-
-
-def _load_records(
-    connection: sqlite3.Connection, namespace: str, user_id: str, keys: Sequence[str], now: float
-) -> dict[str, StickyRecord]:
-    query = "SELECT record FROM decisions WHERE namespace = ? AND user_id = ? AND key = ? AND until > ?"
-    found = {key: connection.execute(query, (namespace, user_id, key, now)).fetchone() for key in keys}
-    return {key: orjson.loads(row[0]) for key, row in found.items() if row}
-
-
-def _save_records(connection: sqlite3.Connection, rows: Sequence[tuple[str, str, str, float, bytes]]) -> None:
-    with transaction(connection):
-        connection.executemany("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?)", rows)
 
 
 def _statistics_versions(connection: sqlite3.Connection, namespace: str) -> dict[str, int]:

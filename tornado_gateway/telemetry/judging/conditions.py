@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from tornado_gateway.durations import duration
+
 STALE_SECONDS = 3600.0  # of settings
 LATE_SECONDS = 900.0  # of the oldest event
 FULL_SHARE = 0.5  # of the queue
@@ -55,18 +57,23 @@ def _settings_stale(facts: Facts) -> str | None:
     age = facts.settings_seconds
     if age is None or age <= STALE_SECONDS or facts.settings_source == "file":
         return None
-    return f"VWO has not confirmed the settings for {_duration(age)}."
+    return f"VWO has not confirmed the settings for {duration(age)}."
 
 
 def _events_waiting(facts: Facts) -> str | None:
     age = facts.oldest_seconds
     is_late = age is not None and age > LATE_SECONDS
-    return f"The oldest event has been waiting for {_duration(age or 0.0)}." if is_late else None
+    return f"The oldest event has been waiting for {duration(age or 0.0)}." if is_late else None
 
 
 def _events_dead(facts: Facts) -> str | None:
-    known = "when they were last read" if facts.is_unknown else "rejected permanently by VWO"
-    return f"{facts.dead} events are dead letters, {known}." if facts.dead else None
+    if not facts.dead:
+        return None
+    is_one = facts.dead == 1
+    number, letters = ("1 event", "a dead letter") if is_one else (f"{facts.dead} events", "dead letters")
+    if facts.is_unknown:
+        return f"{number} {'was' if is_one else 'were'} {letters} at the last reading."
+    return f"{number} {'is' if is_one else 'are'} {letters}, rejected permanently by VWO."
 
 
 def _queue_filling(facts: Facts) -> str | None:
@@ -78,7 +85,7 @@ def _queue_filling(facts: Facts) -> str | None:
 def _events_unknown(facts: Facts) -> str | None:
     if not facts.is_unknown:
         return None
-    read = "never read" if facts.unread_seconds is None else f"last known {_duration(facts.unread_seconds)} ago"
+    read = "never read" if facts.unread_seconds is None else f"last known {duration(facts.unread_seconds)} ago"
     return f"The numbers of waiting and dead events are unknown, {read}."
 
 
@@ -116,8 +123,8 @@ def _slow_decisions(load: Load) -> str | None:
 def _loop_lag(load: Load) -> str | None:
     if load.timers < FEWEST_REQUESTS or load.late_timers <= HIGHEST_SHARE * load.timers:
         return None
-    share = load.late_timers / load.timers
-    return f"{share:.0%} of the timers in the last 5 minutes were more than 50 ms late: the workers are overloaded."
+    percent = 100 * load.late_timers / load.timers
+    return f"{percent:.0f} % of the timers in the last 5 minutes were more than 50 ms late: the workers are overloaded."
 
 
 def _workers_restart(load: Load) -> str | None:
@@ -144,10 +151,3 @@ def found_in_instance(load: Load) -> Iterator[tuple[str, str]]:
     for code, find in OF_INSTANCE.items():
         if sentence := find(load):
             yield code, sentence
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

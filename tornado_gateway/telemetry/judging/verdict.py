@@ -159,7 +159,8 @@ def _of_environment(
     decision_errors: int,
     memory: Memory,
 ) -> Iterator[Found]:
-    rises = _rises(memory, name, {**view.events, "decision_errors": decision_errors})
+    discarded = view.events["discarded"] - view.events["discarded_internal"]  # INTERNAL_EVENTS is intended
+    rises = _rises(memory, name, {**view.events, "discarded": discarded, "decision_errors": decision_errors})
     for code, message in found_in_environment(_facts(parts, view, rises)):
         yield Found(name, {"code": code, "message": message})
     for part in parts:

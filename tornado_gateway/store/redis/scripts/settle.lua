@@ -1,4 +1,5 @@
 -- A chunk counts only if it was still there: its consumer may have been considered dead, and another one may have settled it.
+local ledger = ledger_of(KEYS[1], KEYS[2], KEYS[3], ARGV[#ARGV])
 local at = 2
 local function next_argument()
     at = at + 1

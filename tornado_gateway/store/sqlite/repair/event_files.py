@@ -13,10 +13,11 @@ from tornado_gateway.store.sqlite.space import DiskSpace
 class EventFiles:
     """A log in `directory` that no living process has, and the dead letters, which all workers share."""
 
-    def __init__(self, directory: Path, sync: str, space: DiskSpace) -> None:
+    def __init__(self, directory: Path, sync: str, space: DiskSpace, pace: int = 1) -> None:
         self._directory = directory
         self._pragmas = f"{EVENT_PRAGMAS} {synchronous(sync)}"
         self._space = space
+        self._pace = pace
         self._lock: int | None = None
         self._guard: Guard | None = None
 
@@ -39,6 +40,7 @@ class EventFiles:
             raise StoreError(f"the event log in {self._directory} cannot be opened: {error}") from error
         letters = GuardedFile(self._directory / "dead.db", LETTERS, "letters", is_shared=True)
         self._guard = Guard([GuardedFile(path, EVENTS), letters], self._pragmas, self._space, self._relocate)
+        self._guard.check_seconds *= self._pace
         return self._guard, Follower(self._guard, self._pragmas)
 
     def unlock(self) -> None:

@@ -1,0 +1,132 @@
+"""Many environments without traffic cost as much as a few. Their regular work is counted."""
+
+import asyncio
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from tornado_gateway.events.queue import EventCounts, EventQueue
+from tornado_gateway.experiments.monitor import ExperimentMonitor
+from tornado_gateway.process import publication
+from tornado_gateway.store.interfaces import Depth
+from tornado_gateway.store.sqlite.database import Database
+from tornado_gateway.store.sqlite.events import SqliteEvents
+from tornado_gateway.store.sqlite.repair.guard import Guard
+from tornado_gateway.tasks import FULL_PACE, Rests, pace_of
+
+MANY = 8 * FULL_PACE
+PACE = pace_of(MANY)
+ROUNDS = 10 * PACE
+
+
+def test_the_work_of_many_is_that_of_a_few():
+    assert [pace_of(number) for number in (1, FULL_PACE, 2 * FULL_PACE, MANY)] == [1, 1, 2, 8]
+    assert all(number / pace_of(number) < 2 * FULL_PACE for number in range(1, 1000))
+
+
+def test_work_is_left_out_while_nothing_changes():
+    rests = Rests(3)
+    assert [rests.is_due("a") for _ in range(7)] == [True, False, False, True, False, False, True]
+    assert [rests.is_due(facts) for facts in ("b", "b", "c", "c")] == [True, False, True, False]
+    assert all(Rests(1).is_due("a") for _ in range(3))
+
+
+class CountedStore:
+    """A shared store that counts how often it is read."""
+
+    failure = None
+    lost = repairs = letters_version = 0
+
+    def __init__(self):
+        self.depths = self.versions = 0
+        self.waiting = 0
+
+    async def depth(self):
+        self.depths += 1
+        return Depth(self.waiting, 0, None)
+
+    async def statistics_versions(self):
+        self.versions += 1
+        return {}
+
+
+async def test_a_shared_queue_without_events_is_counted_rarely_and_one_with_events_each_time():
+    store = CountedStore()
+    queue = EventQueue(store, limit=10, chunk_events=1, shared=True, pace=PACE)
+    count = queue._recounting._callback
+    for _ in range(ROUNDS):
+        await count()
+    assert store.depths == 10
+    store.waiting = 5
+    queue.append(b"{}", 1)
+    for _ in range(ROUNDS):
+        await count()
+    assert store.depths == 10 + ROUNDS
+
+
+async def test_samples_without_news_are_merged_rarely():
+    store = CountedStore()
+    monitor = ExperimentMonitor(store, pace=PACE)
+    for _ in range(ROUNDS):
+        await monitor._merge_regularly()
+    assert store.versions == 10
+
+
+def test_the_parts_of_environments_without_traffic_are_made_rarely(monkeypatch):
+    made = []
+    monkeypatch.setattr(publication, "_part", lambda served: made.append(served) or {})
+    served = [
+        SimpleNamespace(
+            config=SimpleNamespace(name=str(number)),
+            environment=SimpleNamespace(events=SimpleNamespace(counts=EventCounts())),
+            is_draining=False,
+        )
+        for number in range(MANY)
+    ]
+    published = publication.Publication.__new__(publication.Publication)
+    published._serving = SimpleNamespace(is_from_file=True, with_drained=lambda: served)
+    published._parts = {}
+    for _ in range(ROUNDS):
+        assert len(published._environments()["environments"]) == MANY
+    assert len(made) == MANY * 10
+    served[3].environment.events.counts.received += 1
+    made.clear()
+    published._environments()
+    assert served[3] in made
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    """The number of jobs of each database, and of regular checks of each of its guards."""
+    counts = {}
+    run, check = Database.run, Guard.check
+
+    def counted_run(self, *args, **options):
+        counts[self] = counts.get(self, 0) + 1
+        return run(self, *args, **options)
+
+    def counted_check(self, *, at_once=False):
+        counts[self] = counts.get(self, 0) + at_once
+        return check(self, at_once=at_once)
+
+    monkeypatch.setattr(Database, "run", counted_run)
+    monkeypatch.setattr(Guard, "check", counted_check)
+    return counts
+
+
+async def test_an_event_log_of_many_rests_and_has_one_thread(tmp_path, jobs):
+    """It is compared with the log of one environment at the same time."""
+    one, of_many = SqliteEvents(tmp_path / "one"), SqliteEvents(tmp_path / "many", pace=PACE)
+    before = threading.active_count()
+    await one.open()
+    await of_many.open()
+    assert threading.active_count() == before + 2, "none for checkpoints before there is one"
+    jobs.clear()
+    async with asyncio.timeout(60):
+        while jobs.get(one._database, 0) < 8:
+            await asyncio.sleep(0.02)
+    assert jobs.get(of_many._database, 0) <= 4
+    assert jobs.get(of_many._files._guard, 0) <= jobs[one._files._guard] / 2
+    await one.close()
+    await of_many.close()

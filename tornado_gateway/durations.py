@@ -1,0 +1,14 @@
+"""Durations in words, the same in problems, log lines and commands. `duration` in console/web/dom.js does the same."""
+
+UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def duration(seconds: float | None) -> str:
+    """Return the two largest units, without a second one that is 0: `1 min 33 s`, `2 h`. None: `-`."""
+    if seconds is None:
+        return "-"
+    rest = max(0, int(seconds))
+    size, unit = next(((size, unit) for unit, size in UNITS if rest >= size), (1, "s"))
+    amount, rest = divmod(rest, size)
+    smaller = next(((rest // each, name) for name, each in UNITS if each < size), (0, ""))
+    return f"{amount} {unit} {smaller[0]} {smaller[1]}" if smaller[0] else f"{amount} {unit}"
