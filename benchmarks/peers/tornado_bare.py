@@ -17,7 +17,7 @@ class GetFlag(RequestHandler):
 
 
 async def main(port: int) -> None:
-    application = Application([("/server-side/getFlag", GetFlag)], log_function=lambda handler: None)
+    application = Application([("/server-side/getFlag|/events/t", GetFlag)], log_function=lambda handler: None)
     application.listen(port, "127.0.0.1")
     await asyncio.Event().wait()
 

@@ -1,6 +1,7 @@
 """The HTTP front when clients are slow, vanish or do not read, when the server stops, and under TLS."""
 
 import asyncio
+import collections
 import contextlib
 import json
 import re
@@ -19,6 +20,7 @@ from process import Gateway, sample_document
 
 from tornado_gateway.gate import Gate
 from tornado_gateway.http.messages import Response
+from tornado_gateway.http.server import SWEEP_SLICE
 
 serve = harness.serve
 
@@ -38,6 +40,18 @@ def test_idle_connection_is_closed(serve):
     assert used.response().status == 200
     fresh.assert_closed()
     used.assert_closed()
+
+
+def test_the_progress_of_many_connections_is_checked_in_slices(serve):
+    """Each check takes microseconds: those of thousands of streams would hold up requests."""
+    live = serve()
+    count = len([live.connect() for _ in range(2 * SWEEP_SLICE + 50)])
+
+    def checks():
+        return collections.Counter(connection.since for connection in tuple(live.server.activity.clients))
+
+    live.until(lambda: checks().total() == count and 0.0 not in checks())
+    assert max(checks().values()) <= SWEEP_SLICE
 
 
 @pytest.mark.parametrize("start", [b"G", b"GET /con", get("/const")[:-2]])

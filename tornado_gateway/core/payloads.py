@@ -44,14 +44,14 @@ def event_documents(
                 documents.append(f"{held_out}{environment}{end}{shown_head}{impression.tail}{feature_id}}}}}}}}}")
             elif decision.vwo_user_ids and index in decision.vwo_user_ids:
                 props = _shown_props(context, {VWO_USER_ID: decision.vwo_user_ids[index]})
-                documents.append(f"{message}{number:x}{start}{environment}{props}{end}{shown_head}{impression.tail}")
+                documents.append(f"{message}{number}{start}{environment}{props}{end}{shown_head}{impression.tail}")
             else:
-                documents.append(f"{message}{number:x}{shown}{impression.tail}")
+                documents.append(f"{message}{number}{shown}{impression.tail}")
     if decision.usage:
-        documents.append(f"{message}{serial + len(documents):x}{start}{environment}{end}{usage_tail}")
+        documents.append(f"{message}{serial + len(documents)}{start}{environment}{end}{usage_tail}")
     if decision.debug is not None:
         tail = _debug_tail(settings, context, decision, now_ms)
-        documents.append(f"{message}{serial + len(documents):x}{start}{environment}{end}{tail}")
+        documents.append(f"{message}{serial + len(documents)}{start}{environment}{end}{tail}")
     return "\n".join(documents).encode(), len(documents)
 
 
@@ -104,7 +104,7 @@ def _is_silent(settings: Settings, context: Context) -> bool:
 def _single(settings: Settings, context: Context, now_ms: int, serial: int, visitor_props: str, tail: str) -> bytes:
     uuid = uuid_of(settings, context)
     session_start = _start(uuid, context.session_id or now_ms // 1000, _visitor(context))
-    start = f"{_message(uuid, now_ms)}{serial:x}{session_start}"
+    start = f"{_message(uuid, now_ms)}{serial}{session_start}"
     props = visitor_props or settings.event_parts.environment
     return f'{start}{props}}}}},"event":{{"time":{now_ms},{tail}'.encode()
 
@@ -124,7 +124,7 @@ def _start(uuid: str | None, session_id: object, visitor: str) -> str:
 def _held_out_start(settings: Settings, context: Context, now_ms: int, number: int, visitor: str) -> str:
     """Return the start of a holdout event, which ignores web uuids and the caller's session."""
     uuid = settings.identify(context.user_id) if context.user_id else None
-    return f"{_message(uuid, now_ms)}{number:x}{_start(uuid, now_ms // 1000, visitor)}"
+    return f"{_message(uuid, now_ms)}{number}{_start(uuid, now_ms // 1000, visitor)}"
 
 
 def _visitor(context: Context) -> str:

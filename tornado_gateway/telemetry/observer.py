@@ -77,13 +77,14 @@ class Observer:
         self._generation = generation
         self._started: dict[ObservedRequest, tuple[float, int]] = {}
         self._index: dict[tuple[bytes, bytes, int], int] = {}
+        self._find: Find[Any] = lambda method, path: None
+        self._left = 1  # calls of `_find_sampled` until the next one that is measured
         self._weight = 1
         self._sampled = 0
         self._due = 0.0
         self._beat: asyncio.TimerHandle | None = None
         self._caches = dict.fromkeys(CACHES, (0, 0))
         self._inherited = self._totals()
-        self.responded = self._make_responded()
 
     def start(self) -> None:
         """Start measuring the lag of the event loop."""
@@ -100,19 +101,12 @@ class Observer:
 
     # --- Requests ---
 
-    def _make_responded(self) -> Callable[[ObservedRequest, int], None]:
-        """Return the hook for each response. A closure, because it is called for every request: names are local."""
-        counts, index, started = self.counts, self._index, self._started
-
-        def responded(request: ObservedRequest, status: int) -> None:
-            try:
-                counts[index[request.method, request.path, status]] += 1
-            except KeyError:
-                counts[self._find_index(request, status)] += 1
-            if started and request in started:
-                self._measure(request)
-
-        return responded
+    def responded(self, request: ObservedRequest, status: int) -> None:
+        """Count a response."""
+        at = self._index.get((request.method, request.path, status))
+        self.counts[self._find_index(request, status) if at is None else at] += 1
+        if self._started and request in self._started:
+            self._measure(request)
 
     def _find_index(self, request: ObservedRequest, status: int) -> int:
         method = request.method.decode("latin-1")
@@ -133,19 +127,17 @@ class Observer:
         The time includes the commit. Below BUSY_REQUESTS_PER_SECOND each request is measured, above it one of
         SAMPLE_EVERY, which then counts for that many. The gaps are random, because a client's requests may be periodic.
         """
-        left = 1
+        self._find = find
+        return self._find_sampled
 
-        def sample(method: bytes, path: bytes) -> Callable[[Any], R] | None:
-            nonlocal left
-            left -= 1
-            if left > 0:
-                return find(method, path)
-            weight = self._weight
-            left = random.randrange(1, 2 * weight)
-            handler = find(method, path)
-            return None if handler is None else self._timed(handler, weight)
-
-        return sample
+    def _find_sampled(self, method: bytes, path: bytes) -> Callable[[Any], Any] | None:
+        self._left -= 1
+        if self._left > 0:
+            return self._find(method, path)
+        weight = self._weight
+        self._left = random.randrange(1, 2 * weight)
+        handler = self._find(method, path)
+        return None if handler is None else self._timed(handler, weight)
 
     def _timed(self, handler: Callable[[Any], R], weight: int) -> Callable[[Any], R]:
         self._sampled += 1

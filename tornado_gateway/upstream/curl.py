@@ -53,7 +53,7 @@ class CurlResponse(NamedTuple):
     body: bytes = b""
 
 
-class CurlError(OSError):
+class CurlError(Exception):
     """There is no complete response. The message contains neither the URL nor headers.
 
     `response` is set if all of it but (a part of) the body arrived. `is_timeout`: it took too long.
@@ -354,7 +354,7 @@ class CurlPool:
 
 
 def _common_options() -> dict[int, Any]:
-    authorities = ssl.get_default_verify_paths()
+    authorities: Any = ssl.get_default_verify_paths()  # both may be None, although their types say str
     return {
         pycurl.NOSIGNAL: 1,
         pycurl.FOLLOWLOCATION: 0,

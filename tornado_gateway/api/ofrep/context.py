@@ -1,7 +1,7 @@
 """The context of an OFREP request as the context of a decision."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -30,18 +30,28 @@ _NAMES = (
 _FIELDS = {**_SPELLINGS, **{name: name for name in _NAMES}}  # of getFlag, by the attribute
 
 
-class EvaluationRequest(NamedTuple):
+class EvaluationRequest:
     """The context of a decision, and what the request says beside it.
 
     `variable` is the attribute `key`, by which the vendor's providers name a variable. `features` limits a bulk
     evaluation, None does not. `impressions` is None if the request does not say.
     """
 
-    context: core.Context
-    variable: Any
-    features: tuple[str, ...] | None
-    has_variables: bool
-    impressions: bool | None
+    __slots__ = ("context", "features", "has_variables", "impressions", "variable")
+
+    def __init__(
+        self,
+        context: core.Context,
+        variable: Any,
+        features: tuple[str, ...] | None = None,
+        has_variables: bool = True,
+        impressions: bool | None = None,
+    ) -> None:
+        self.context = context
+        self.variable = variable
+        self.features = features
+        self.has_variables = has_variables
+        self.impressions = impressions
 
 
 class StandIn:
@@ -84,7 +94,7 @@ def read(body: bytes, address: str | None, user_agent: str | None) -> Evaluation
     described["userAgent"] = described.get("userAgent") or user_agent
     context = with_address(core.context_from_json(described, user_id))
     if not options:
-        return EvaluationRequest(context, attributes.get("key"), None, True, None)
+        return EvaluationRequest(context, attributes.get("key"))
     return EvaluationRequest(
         context,
         attributes.get("key"),

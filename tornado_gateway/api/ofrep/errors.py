@@ -10,6 +10,7 @@ from tornado_gateway.http.messages import Response
 RETRY_SECONDS = b"1"  # clients read whole seconds only
 GENERAL, PARSE_ERROR, INVALID_CONTEXT = "GENERAL", "PARSE_ERROR", "INVALID_CONTEXT"
 TARGETING_KEY_MISSING, FLAG_NOT_FOUND = "TARGETING_KEY_MISSING", "FLAG_NOT_FOUND"
+ROOT = b"/ofrep/v1/evaluate/flags/"
 _ROOT = re.compile(b"/+ofrep/+v1/+evaluate/+flags/+")  # some clients double slashes
 
 
@@ -32,6 +33,9 @@ def ofrep_error(path: bytes, error: RequestError) -> Response:
 
 def flag_key(path: bytes) -> str:
     """Return the flag key in a path: everything after the root, decoded once. A plus is a plus."""
-    root = _ROOT.search(path)
-    key = b"" if root is None else path[root.end() :]
+    if path.startswith(ROOT):
+        key = path[len(ROOT) :].lstrip(b"/")
+    else:
+        root = _ROOT.search(path)
+        key = b"" if root is None else path[root.end() :]
     return (unquote_to_bytes(key) if b"%" in key else key).decode("utf-8", "replace")

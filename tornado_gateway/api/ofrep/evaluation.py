@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import NamedTuple
 
 from tornado_gateway import core
 from tornado_gateway.api.ofrep import context
@@ -27,14 +26,19 @@ from tornado_gateway.tasks import wait_at_most
 NOT_FOUND = b'"errorCode":"FLAG_NOT_FOUND","errorDetails":"there is no feature with this key"'
 
 
-class Call(NamedTuple):
+class Call:
     """An evaluation of one flag."""
 
-    environment: Environment
-    settings: core.Settings
-    flags: Flags
-    flag: Flag
-    asked: EvaluationRequest
+    __slots__ = ("asked", "environment", "flag", "flags", "settings")
+
+    def __init__(
+        self, environment: Environment, settings: core.Settings, flags: Flags, flag: Flag, asked: EvaluationRequest
+    ) -> None:
+        self.environment = environment
+        self.settings = settings
+        self.flags = flags
+        self.flag = flag
+        self.asked = asked
 
 
 class EvaluationApi:

@@ -26,9 +26,8 @@ REPEAT_SECONDS = 60.0
 GENERATION_ENTRIES = 32_768
 
 Named = tuple[Any, ...]  # (campaign id, variation id), with the feature id for holdouts
-Visitor = tuple[str, str | None]  # environment, uuid
-Times = dict[core.Impression, float]  # by the monotonic clock
-NOTHING: Times = {}
+Shown = tuple[str, core.Impression]  # in this environment
+Times = dict[str | None, float]  # by uuid; of the monotonic clock. Garbage collections do not visit such a dict
 
 
 class Exposed(NamedTuple):
@@ -68,8 +67,8 @@ class RecentExposures:
     def __init__(self, seconds: float = REPEAT_SECONDS, entries: int = GENERATION_ENTRIES) -> None:
         self._seconds = seconds
         self._entries = entries
-        self._new: dict[Visitor, Times] = {}
-        self._old: dict[Visitor, Times] = {}
+        self._new: dict[Shown, Times] = {}
+        self._old: dict[Shown, Times] = {}
         self._noted = 0  # impressions in the newer one
         self._began = time.monotonic()
 
@@ -81,27 +80,34 @@ class RecentExposures:
         now = time.monotonic()
         if now - self._began > self._seconds or self._noted >= self._entries:
             self._old, self._new, self._noted, self._began = self._new, {}, 0, now
-        visitor = environment, decision.uuid
-        new, old = self._new.get(visitor, NOTHING), self._old.get(visitor, NOTHING)
-        if new is NOTHING and old is NOTHING:
-            return
         places = [
             place
             for place, impression in enumerate(decision.impressions)
-            if now - new.get(impression, old.get(impression, -math.inf)) > self._seconds
+            if now - self._last((environment, impression), decision.uuid) > self._seconds
         ]
         if len(places) < len(decision.impressions):
             decision.impressions = [decision.impressions[place] for place in places]
             if (ids := decision.vwo_user_ids) is not None:
                 decision.vwo_user_ids = {new: ids[old] for new, old in enumerate(places) if old in ids}
 
+    def _last(self, shown: Shown, uuid: str | None) -> float:
+        """Return the time at which a visitor had an impression."""
+        for generation in (self._new, self._old):
+            times = generation.get(shown)
+            if times is not None and uuid in times:
+                return times[uuid]
+        return -math.inf
+
     def note(self, environment: str, uuid: str | None, impressions: Sequence[core.Impression]) -> None:
         """Remember impressions, which have been stored."""
         now = time.monotonic()
         self._noted += len(impressions)
-        noted = self._new.setdefault((environment, uuid), {})
         for impression in impressions:
-            noted[impression] = now
+            shown = environment, impression
+            times = self._new.get(shown)
+            if times is None:
+                times = self._new[shown] = {}
+            times[uuid] = now
 
     def note_once_stored(self, environment: str, gate: Gate | None, decision: core.Decision) -> None:
         """Remember the impressions of a decision when the gate of their events opens. None: they were rejected."""

@@ -25,12 +25,18 @@ MAX_SPLITS = 64  # dots of a flag key that are tried
 Key = tuple[object, ...]
 
 
-class Flag(NamedTuple):
-    """A flag by its key: a feature (`variable` None), one of its variables, or all of them (`ALL`)."""
+class Flag:
+    """A flag by its key: a feature (`variable` None), one of its variables, or all of them (`ALL`).
 
-    key: str
-    feature: str
-    variable: str | None = None
+    There is one object for each flag of a settings document.
+    """
+
+    __slots__ = ("feature", "key", "variable")
+
+    def __init__(self, key: str, feature: str, variable: str | None = None) -> None:
+        self.key = key
+        self.feature = feature
+        self.variable = variable
 
 
 class Ready(NamedTuple):
@@ -49,6 +55,7 @@ class Flags:
     def __init__(self, settings: core.Settings) -> None:
         self._settings = settings
         self._variables: dict[str, tuple[str, ...]] = {}
+        self._found: dict[tuple[str, str | None], Flag] = {}  # by key and attribute `key`
         self._ready: Remembered[Ready] = Remembered(MAX_READY_BYTES)
         self._responses: Remembered[Response] = Remembered(MAX_RESPONSES_BYTES)
 
@@ -57,11 +64,18 @@ class Flags:
 
         `variable` is the attribute `key` of the context: the vendor's providers name the variable of a feature so.
         """
-        features = self._settings.features
-        feature = features.get(key)
-        if feature is not None:
-            return Flag(key, key, variable if isinstance(variable, str) and variable in self._names(feature) else None)
-        found = None
+        feature = self._settings.features.get(key)
+        name = variable if isinstance(variable, str) and feature and variable in self._names(feature) else None
+        flag = self._found.get((key, name))
+        if flag is None:
+            flag = self._variable(key) if feature is None else Flag(key, key, name)
+            if flag is not None:
+                self._found[key, name] = flag
+        return flag
+
+    def _variable(self, key: str) -> Flag | None:
+        """Return the flag of `<feature>.<variable>` or `<feature>.*`, None if there is none."""
+        features, found = self._settings.features, None
         for at in _separators(key):
             name, rest = key[:at], key[at + 1 :]
             candidate = features.get(name)
@@ -119,19 +133,19 @@ class Flags:
     def _listed(self, feature: Feature) -> list[str]:
         """Return the variables whose flags have a name that is no other flag's."""
         keys = {name: f"{feature.key}{SEPARATOR}{name}" for name in self._names(feature)}
-        return [name for name, key in keys.items() if self.find(key) == Flag(key, feature.key, name)]
+        found = {name: self.find(key) for name, key in keys.items()}
+        return [name for name, flag in found.items() if flag is not None and flag.feature == feature.key]
 
 
 def _outcome_key(decision: core.Decision) -> Key:
     """Return the facts about a decision that its entries depend on."""
-    shown = [(one.campaign_id, one.variation_id, one.feature_id) for one in decision.impressions]
     return (
         decision.feature_key,
         decision.reason,
         decision.error,
         decision.rollout,
         decision.experiment,
-        tuple(shown),
+        *decision.impressions,
     )
 
 

@@ -33,35 +33,35 @@ class Database:
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._worker: threading.Thread | None = None
 
     async def open(self, guard: Guard | Follower) -> None:
         """Open the files of the guard in the thread."""
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         name = Path(guard.name).stem
         serve = contextvars.copy_context().run  # so that log lines begin with the name of the environment
-        self._thread = threading.Thread(target=serve, args=(self._serve, guard, opened), name=name, daemon=True)
-        self._thread.start()
+        self._worker = threading.Thread(target=serve, args=(self._serve, guard, opened), name=name, daemon=True)
+        self._worker.start()
         try:
             await opened
         except StoreError:
-            self._thread.join()
-            self._thread = None
+            self._worker.join()
+            self._worker = None
             raise
 
     async def close(self) -> None:
         """Finish the jobs that were queued before, and close."""
-        if self._thread is not None:
+        if self._worker is not None:
             self._jobs.put(None)
-            await asyncio.to_thread(self._thread.join)
-            self._thread = None
+            await asyncio.to_thread(self._worker.join)
+            self._worker = None
 
     async def run(self, work: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts, then: Then | None = None) -> T:
         """Call `work(connection, ...)` in the thread. Raise StoreError, which names the file.
 
         `then` is called with the result and the error when they arrive, even if the caller has been cancelled.
         """
-        if self._thread is None:
+        if self._worker is None:
             raise StoreError("the store is closed")
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._jobs.put((done, work, args, then))
