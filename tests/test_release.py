@@ -10,6 +10,7 @@ import pytest
 from process import ROOT
 
 LOCKED = dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", (ROOT / "conf" / "requirements.lock").read_text(), re.MULTILINE))
+STEP = re.compile(r'^ *(?:ok|expect|eventually \d+|quietly \d+|say) "(?:ok: )?([^"$]+)"', re.MULTILINE)
 SCRIPTS = ("scripts/build-wheel", "scripts/test-deployments", "tests/deployments/service-steps")
 
 
@@ -60,3 +61,13 @@ def test_the_same_sources_have_the_same_bill_of_materials():
 def test_scripts_are_valid_and_executable(name):
     assert (ROOT / name).stat().st_mode & 0o111
     assert subprocess.run(["bash", "-n", ROOT / name], capture_output=True).stderr == b""
+
+
+def test_the_recorded_output_is_that_of_the_steps():
+    """A step without a line in the output was added after the last run of scripts/test-deployments."""
+    output = (ROOT / "tests" / "deployments" / "output.txt").read_text()
+    assert {"all steps passed", "passed: image", "passed: service"} <= set(output.splitlines())
+    assert "FAILED" not in output
+    named = [name for script in SCRIPTS[1:] for name in STEP.findall((ROOT / script).read_text())]
+    assert len(named) > 40
+    assert [name for name in named if name not in output] == []
