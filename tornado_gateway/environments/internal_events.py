@@ -5,10 +5,14 @@ The gateway itself makes one kind of them: the debug event of a decision about a
 
 import zlib
 from collections.abc import Callable
-from typing import Any
 
 from tornado_gateway import core
-from tornado_gateway.environments.evaluation import Evaluator
+from tornado_gateway.enrichment.device import DeviceReader
+from tornado_gateway.enrichment.lists import ListChecks
+from tornado_gateway.enrichment.location import LocationReader
+from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
+from tornado_gateway.environments.slow_patterns import SlowPatterns
+from tornado_gateway.store.interfaces import StateStore
 
 NAMES = frozenset({"vwo_sdkUsageStats", "vwo_sdkDebug", "vwo_fmeSdkInit"})
 FORWARD, SAMPLE, DROP = "forward", "sample", "drop"  # the values of INTERNAL_EVENTS
@@ -28,8 +32,23 @@ def is_discarded(policy: str, name: str, document: bytes) -> bool:
 class FilteringEvaluator(Evaluator):
     """An evaluator that discards debug events of its decisions; `on_discarded` is called with their number."""
 
-    def __init__(self, policy: str, on_discarded: Callable[[int], None], *parts: Any, **options: Any) -> None:
-        super().__init__(*parts, **options)
+    def __init__(
+        self,
+        policy: str,
+        on_discarded: Callable[[int], None],
+        location: LocationReader,
+        device: DeviceReader,
+        lists: ListChecks | None,
+        *,
+        aliases: StateStore | None,
+        sticky: StickyDecisions | None,
+        slow_patterns: SlowPatterns | None,
+        on_shown: Callable[[core.Decision], None] | None,
+    ) -> None:
+        # One by one, because mypyc 2.4 passes `*parts, **options` to a base class wrongly.
+        super().__init__(
+            location, device, lists, aliases=aliases, sticky=sticky, slow_patterns=slow_patterns, on_shown=on_shown
+        )
         self._policy = policy
         self._on_discarded = on_discarded
 
