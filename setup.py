@@ -17,20 +17,7 @@ from setuptools import setup
 # libraries in C. Each list becomes one library; they are built at the same time.
 PARTS = {
     "tornado_gateway.core": ["core/[!_]*"],
-    "tornado_gateway.back": [
-        "store/sqlite/chunks",
-        "store/sqlite/claims",
-        "store/sqlite/database",
-        "store/sqlite/deletions",
-        "store/sqlite/events",
-        "store/sqlite/space",
-        "store/sqlite/repair/guard",
-        "telemetry/environment_counts",
-        "telemetry/layout",
-        "telemetry/observer",
-        "upstream/client",
-        "upstream/curl",
-    ],
+    "tornado_gateway.back": ["telemetry/environment_counts", "telemetry/layout", "telemetry/observer"],
     "tornado_gateway.front": [
         "gate",
         "http/[!_]*",

@@ -97,7 +97,7 @@ def test_status_metrics_doctor_and_console_name_the_same_problems(tmp_path):
             lost = {"events-dead", "events-unknown", "redis-unreachable", "upstream-failing"}
             until(lambda: all({*lost} <= codes for codes in reported(gateway)), lambda: gateway.status()["problems"])
             found = {problem["code"]: problem["message"] for problem in gateway.status()["problems"]}
-            assert "when they were last read" in found["events-dead"]
+            assert "at the last reading" in found["events-dead"]
             assert "unknown, last known" in found["events-unknown"]
             own, others = doctor(gateway, UPSTREAM_URL=vendor.url, **where)
             assert own.keys() >= lost
