@@ -62,3 +62,8 @@ def test_other_pages_are_not_compressed(gateway, path):
 def test_a_decision_is_not_compressed(gateway):
     body = b'{"featureKey":"new-checkout","userId":"u"}'
     assert "content-encoding" not in ask(gateway.port, "POST", "/server-side/getFlag", body, GZIP).headers
+
+
+def test_an_unknown_path_is_reported_as_it_was_sent(gateway):
+    answer = ask(gateway.port, "GET", "/no%20such%2Fpath")
+    assert (answer.status, orjson.loads(answer.body)["error"]) == (404, "no such path: /no%20such%2Fpath")

@@ -80,7 +80,7 @@ class Page(RequestHandler):
     def _message(self, status: int, raised: Any) -> str:
         error = raised[1] if raised else None
         if isinstance(error, HTTPError) and error.log_message:
-            return error.log_message
+            return error.log_message % error.args  # Tornado doubles the % of a message without arguments
         return reason_phrase(status, "error").lower()
 
 

@@ -64,7 +64,7 @@ class UnknownPage(Page):
             except RequestError as error:
                 self.reject(error)
                 return
-        raise HTTPError(404, f"no such path: {self.request.path}"[:200].replace("%", "%%"))
+        raise HTTPError(404, f"no such path: {self.request.path}"[:200])
 
 
 class PageRoute(NamedTuple):
