@@ -58,6 +58,12 @@ def test_values_that_are_given_are_tested_and_written_with_mode_600(init, tmp_pa
     assert run("check", "--env-file", str(file)).returncode == 0
 
 
+def test_a_file_that_cannot_be_written_is_named_as_it_was_given(init, tmp_path):
+    result = init(*GIVEN, "--output", str(tmp_path / "absent" / "gateway.env"))
+    assert result.returncode == 1
+    assert f"{tmp_path}/absent/gateway.env: no such file or directory." in result.stderr
+
+
 def test_a_file_is_replaced_only_with_force(init, tmp_path):
     file = tmp_path / "gateway.env"
     file.write_text("PORT=1\n")

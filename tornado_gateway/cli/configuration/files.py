@@ -173,7 +173,10 @@ def start_command(arguments: argparse.Namespace) -> str:
 
 def write(path: Path, text: str, mode: int, *, replaces: bool) -> None:
     """Write a file as a whole. Without `replaces`, raise FileExistsError if it exists."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}-")
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}-")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             os.fchmod(descriptor, mode)
