@@ -238,7 +238,7 @@ MISTAKES = (
     # --- Ports and Redis ---
     Mistake(
         "port in use",
-        "[Errno 98] cannot listen on 127.0.0.1:{port}: Address already in use. Use another HOST or PORT, or end the"
+        "cannot listen on 127.0.0.1:{port}: Address already in use. Use another HOST or PORT, or end the"
         " process that listens there.",
         "fail  port            http://127.0.0.1:{port} responds, but is not a gateway",
         OFFLINE | {"PORT": "{port}"},

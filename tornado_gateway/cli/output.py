@@ -72,7 +72,7 @@ def bullets(lines: Sequence[str]) -> str:
 def file_problem(error: OSError) -> str:
     """Return a failed access to a file as a sentence: the file, the problem, the remedy."""
     if error.filename is None:
-        return str(error)
+        return error.strerror or str(error)
     problem = FILE_PROBLEMS.get(error.errno or 0, f"{error.strerror or error}.")
     return f"{os.fsdecode(error.filename)}: {problem.format(here=Path.cwd())}"
 
