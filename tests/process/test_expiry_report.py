@@ -30,7 +30,7 @@ def test_h6_without_a_database_there_is_no_error(tmp_path):
         assert errors(gateway) == []
 
 
-@pytest.mark.parametrize(("days", "text"), [(-1, "expired"), (3, "expires in")])
+@pytest.mark.parametrize(("days", "text"), [(-1, "expired"), (1, "expires in 23 h"), (3, "expires in 2 d 23 h")])
 def test_h6_a_certificate_that_ends_is_an_error(tmp_path, caplog, days, text):
     cert, key = make_certificate(tmp_path, "gateway", days=days)
     report_expiry(cert, key)

@@ -3,7 +3,6 @@
 import argparse
 import sys
 import time
-from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +125,8 @@ def _print_without_settings(upstream_url: str, *, as_json: bool) -> None:
 
 
 def _summary(feature: core.Feature) -> str:
-    rules = f"{_counted(feature.rollouts, 'rollout rule')}, {_counted(feature.experiments, 'experiment rule')}"
+    rollouts, experiments = len(feature.rollouts), len(feature.experiments)
+    rules = f"{counted(rollouts, 'rollout rule')}, {counted(experiments, 'experiment rule')}"
     inputs = (("location", feature.needs_location), ("device", feature.needs_device))
     used = [name for name, is_used in inputs if is_used]
     return f"{rules}; uses {' and '.join(used)}" if used else rules
-
-
-def _counted(items: Sized, name: str) -> str:
-    return f"{len(items)} {name}{'' if len(items) == 1 else 's'}"

@@ -6,6 +6,7 @@ import ssl
 import time
 from pathlib import Path
 
+from tornado_gateway.durations import duration
 from tornado_gateway.http.certificates import CertificateError, server_context
 from tornado_gateway.process.announcement.problem_lines import report
 from tornado_gateway.tasks import Periodic
@@ -52,7 +53,7 @@ def find_problem(cert: Path, key: Path) -> Problem | None:
         return Problem("certificate", f"Clients reject the TLS certificate: {error}", str(cert))
     if days >= ENDING_DAYS:
         return None
-    return Problem("certificate-ending", f"The TLS certificate {cert} expires in {days:.0f} days", str(cert))
+    return Problem("certificate-ending", f"The TLS certificate {cert} expires in {duration(days * 86_400)}", str(cert))
 
 
 def report_expiry(cert: Path, key: Path) -> None:

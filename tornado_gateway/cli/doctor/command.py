@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tornado_gateway.cli.data_owner import become_owner
 from tornado_gateway.cli.doctor.remedies import FAIL, OK, WARN, Finding
-from tornado_gateway.cli.output import paint, print_json
+from tornado_gateway.cli.output import counted, paint, print_json
 from tornado_gateway.config import Config
 from tornado_gateway.errors import ConfigError
 
@@ -21,7 +21,7 @@ def doctor(load: Callable[[], Config], arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"ok": not failed, "findings": [finding.as_json() for finding in findings]})
     else:
-        print(f"{len(findings) - failed - warned} ok, {warned} warnings, {failed} failed")
+        print(f"{len(findings) - failed - warned} ok, {counted(warned, 'warning')}, {failed} failed")
     return 1 if failed else 0
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from tornado_gateway import core
 from tornado_gateway.cli.client import Client, ClientError
 from tornado_gateway.cli.doctor.remedies import FAIL, OK, WARN, Finding
+from tornado_gateway.cli.output import counted
 from tornado_gateway.config import Config
+from tornado_gateway.durations import duration
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import GatewayError
 from tornado_gateway.process import open_files
@@ -46,7 +48,8 @@ def estimate_memory(documents: Sequence[core.Settings]) -> Finding:
     """Return the memory that the settings of several environments need in each worker."""
     features = sum(len(settings.features) for settings in documents)
     size = f"about {math.ceil(features * FEATURE_BYTES / 1e6)} MB in each worker"
-    return Finding("memory", OK, OK, f"{len(documents)} environments with {features} features need {size}")
+    amount = f"{counted(len(documents), 'environment')} with {counted(features, 'feature')}"
+    return Finding("memory", OK, OK, f"{amount}: {size}")
 
 
 def check_decisions(config: Config) -> Finding:
@@ -127,5 +130,5 @@ def check_certificate(cert: Path, key: Path, machine: Machine) -> Finding:
     except GatewayError as error:
         return Finding("certificate", FAIL, "certificate", str(error))
     if days < ENDING_DAYS:
-        return Finding("certificate", WARN, "certificate-ending", f"{cert} expires in {days:.0f} days")
+        return Finding("certificate", WARN, "certificate-ending", f"{cert} expires in {duration(days * 86_400)}")
     return Finding("certificate", OK, OK, f"{cert}, valid for {days:.0f} days")
