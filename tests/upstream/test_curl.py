@@ -23,8 +23,7 @@ from tornado_gateway.errors import UpstreamError
 from tornado_gateway.store.interfaces import Identity
 from tornado_gateway.upstream import client
 from tornado_gateway.upstream.client import LONGEST_PATIENCE_SECONDS, Dialect, Patience, Upstream
-from tornado_gateway.upstream.curl import MAX_RESPONSE_BYTES, CurlPool
-from tornado_gateway.upstream.responses import CurlError
+from tornado_gateway.upstream.curl import MAX_RESPONSE_BYTES, CurlError, CurlPool
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 TARGET = "/batch?env=SECRET"

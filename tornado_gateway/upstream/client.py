@@ -20,9 +20,8 @@ from tornado_gateway.errors import UpstreamError
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import NO_IDENTITY, Identity
 from tornado_gateway.tasks import SharedLimit
-from tornado_gateway.upstream.curl import CurlPool
+from tornado_gateway.upstream.curl import CurlError, CurlPool, CurlResponse
 from tornado_gateway.upstream.keys import KEY_STATUSES, Keys
-from tornado_gateway.upstream.responses import CurlError, CurlResponse
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import pycurl
 
 from tornado_gateway.errors import reason_phrase
-from tornado_gateway.upstream.responses import CurlError, CurlResponse
 
 CONNECTION_SECONDS = 60  # longest idle time and longest age of a connection, so that changes of DNS take effect
 LONGEST_SECONDS = 900  # of a request that makes progress
@@ -43,6 +42,27 @@ WORDS = {  # text for each code of curl. After a colon, curl's own text is appen
 }
 
 Receive = Callable[[bytes, int], object]  # gets a part of the body and the expected size of the whole, 0 if unknown
+
+
+class CurlResponse(NamedTuple):
+    """Header names are in lower case. The body is empty if it went to a receiver."""
+
+    status: int
+    reason: str
+    headers: dict[str, str]
+    body: bytes = b""
+
+
+class CurlError(OSError):
+    """There is no complete response. The message contains neither the URL nor headers.
+
+    `response` is set if all of it but (a part of) the body arrived. `is_timeout`: it took too long.
+    """
+
+    def __init__(self, message: str, response: CurlResponse | None = None, *, is_timeout: bool = False) -> None:
+        super().__init__(message)
+        self.response = response
+        self.is_timeout = is_timeout
 
 
 class _Target(NamedTuple):
@@ -334,7 +354,7 @@ class CurlPool:
 
 
 def _common_options() -> dict[int, Any]:
-    authorities: Any = ssl.get_default_verify_paths()  # both may be None, although their types say str
+    authorities = ssl.get_default_verify_paths()
     return {
         pycurl.NOSIGNAL: 1,
         pycurl.FOLLOWLOCATION: 0,

@@ -14,8 +14,7 @@ from tornado_gateway.settings.compilation import compile_document
 from tornado_gateway.settings.documents import read_document
 from tornado_gateway.telemetry.problems import code_of_upstream
 from tornado_gateway.upstream.client import Dialect, Upstream
-from tornado_gateway.upstream.curl import CurlPool
-from tornado_gateway.upstream.responses import CurlError
+from tornado_gateway.upstream.curl import CurlError, CurlPool
 
 CLOCK_WARN_SECONDS = 30.0
 CLOCK_FAIL_SECONDS = 300.0

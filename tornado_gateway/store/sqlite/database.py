@@ -38,35 +38,35 @@ class Database:
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._worker: threading.Thread | None = None
+        self._thread: threading.Thread | None = None
 
     async def open(self, guard: Guard | Follower) -> None:
         """Open the files of the guard in the thread."""
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         name = Path(guard.name).stem
         serve = contextvars.copy_context().run  # so that log lines begin with the name of the environment
-        self._worker = threading.Thread(target=serve, args=(self._serve, guard, opened), name=name, daemon=True)
-        self._worker.start()
+        self._thread = threading.Thread(target=serve, args=(self._serve, guard, opened), name=name, daemon=True)
+        self._thread.start()
         try:
             await opened
         except StoreError:
-            self._worker.join()
-            self._worker = None
+            self._thread.join()
+            self._thread = None
             raise
 
     async def close(self) -> None:
         """Finish the jobs that were queued before, and close."""
-        if self._worker is not None:
+        if self._thread is not None:
             self._jobs.put(None)
-            await asyncio.to_thread(self._worker.join)
-            self._worker = None
+            await asyncio.to_thread(self._thread.join)
+            self._thread = None
 
     async def run(self, work: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts, then: Then | None = None) -> T:
         """Call `work(connection, ...)` in the thread. Raise StoreError, which names the file.
 
         `then` is called with the result and the error when they arrive, even if the caller has been cancelled.
         """
-        if self._worker is None:
+        if self._thread is None:
             raise StoreError("the store is closed")
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._jobs.put((done, work, args, then))
@@ -74,7 +74,7 @@ class Database:
 
     def post(self, work: Callable[[sqlite3.Connection, *Ts], object], *args: *Ts, then: Then) -> None:
         """Call `work(connection, ...)` in the thread. Its result goes to `then` alone, in fewer turns of the loop."""
-        if self._worker is None:
+        if self._thread is None:
             raise StoreError("the store is closed")
         unused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         unused.cancel()
