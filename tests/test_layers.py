@@ -13,7 +13,7 @@ from figures import PACKAGE, files, imports, module_name, name_of
 
 # A room may import rooms on lower lines, never one on its own line.
 LINES = (
-    {"errors", "logs", "gate", "backoff", "durations", "tasks", "version"},
+    {"errors", "logs", "gate", "backoff", "quantities", "tasks", "version"},
     {"core", "http", "config"},
     {"store"},
     {"settings", "events", "upstream", "enrichment", "telemetry", "experiments"},

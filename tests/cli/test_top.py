@@ -17,7 +17,7 @@ from exchanges import exchange
 from process import PATIENCE_SECONDS, ROOT, SAMPLE_SETTINGS, Gateway, free_port
 
 from tornado_gateway.cli.insight.overview_text import frame, sparkline
-from tornado_gateway.durations import duration
+from tornado_gateway.quantities import duration
 
 ESCAPES = re.compile(r"\x1b\[[?0-9;]*[A-Za-z]")
 

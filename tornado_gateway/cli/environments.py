@@ -11,13 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 from tornado_gateway.cli.data_owner import become_owner
-from tornado_gateway.cli.output import counted, print_columns, print_json
+from tornado_gateway.cli.output import print_columns, print_json
 from tornado_gateway.cli.stored_events import is_in_use, open_stored_events
 from tornado_gateway.config import Config, EnvironmentConfig, environments_of, mask
 from tornado_gateway.environments import client_tokens
 from tornado_gateway.errors import ConfigError, GatewayError
 from tornado_gateway.process.environments.stores import DIRECTORY, data_dir_of
 from tornado_gateway.process.redis_options import redis_options
+from tornado_gateway.quantities import counted
 
 
 def environments(config: Config, arguments: argparse.Namespace) -> int:

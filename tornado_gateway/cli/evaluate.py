@@ -12,12 +12,13 @@ from tornado_gateway import __version__, core
 from tornado_gateway.cli import environments
 from tornado_gateway.cli.doctor.remedies import REMEDIES
 from tornado_gateway.cli.insight.database import location_reader
-from tornado_gateway.cli.output import counted, print_json
+from tornado_gateway.cli.output import print_json
 from tornado_gateway.config import Config, environments_of
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
 from tornado_gateway.environments.registry import check_account
 from tornado_gateway.errors import ConfigError
+from tornado_gateway.quantities import counted
 from tornado_gateway.settings.compilation import compile_document, parse
 from tornado_gateway.settings.documents import read_document
 

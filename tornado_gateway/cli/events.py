@@ -14,11 +14,11 @@ import orjson
 
 from tornado_gateway.cli.data_owner import become_owner
 from tornado_gateway.cli.environments import selected
-from tornado_gateway.cli.output import Progress, counted, local_time, paint, print_columns, print_json
+from tornado_gateway.cli.output import Progress, local_time, paint, print_columns, print_json
 from tornado_gateway.cli.stored_events import Letter, StoredEvents, open_stored_events
 from tornado_gateway.config import Config
-from tornado_gateway.durations import duration
 from tornado_gateway.errors import GatewayError
+from tornado_gateway.quantities import counted, duration
 
 NEEDS_IDS = "Give the IDs of dead letters (see `tornado-gateway events list`), or --all."
 

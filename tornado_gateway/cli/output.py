@@ -60,11 +60,6 @@ def print_columns(rows: Sequence[Sequence[str]]) -> None:
         print(*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1], sep="  ")
 
 
-def counted(number: int, name: str) -> str:
-    """Return `1 event`, `2 events`."""
-    return f"{number} {name}{'' if number == 1 else 's'}"
-
-
 def bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"  - {line}" for line in lines)
 

@@ -18,11 +18,12 @@ import orjson
 from tornado_gateway import __version__, core
 from tornado_gateway.cli.data_owner import become_owner
 from tornado_gateway.cli.environments import selected
-from tornado_gateway.cli.output import counted, local_time, paint, print_columns, print_json
+from tornado_gateway.cli.output import local_time, paint, print_columns, print_json
 from tornado_gateway.config import Config, mask
 from tornado_gateway.environments.registry import check_account
 from tornado_gateway.errors import GatewayError
 from tornado_gateway.process.environments.stores import Stores, data_dir_of, settings_name
+from tornado_gateway.quantities import counted
 from tornado_gateway.settings.compilation import compile_document
 from tornado_gateway.settings.history import Kept, SettingsHistory
 from tornado_gateway.store.versions import Pin, Version

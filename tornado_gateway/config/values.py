@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tornado_gateway.config.kinds import Option, is_placeholder, mask
 from tornado_gateway.config.options import BY_FILE_NAME, NAMES, option_name
 
-MAX_FILE_BYTES = 1024 * 1024  # of a file with blocks: 200 environments with all keys have about 200 KB
+MAX_FILE_BYTES = 1 << 20  # of a file with options: 200 environments with all keys have about 200 KB
 
 
 class Given(NamedTuple):
@@ -103,6 +103,18 @@ def read_secret_files(given: dict[str, Given], findings: Findings, directory: Pa
         given[option.name] = Given(content, f"{source} {file_name}")
 
 
+def read_text(path: Path) -> tuple[str, str]:
+    """Return the text of a file of at most MAX_FILE_BYTES, and the reason if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            return "", f"more than {MAX_FILE_BYTES} bytes"
+        return content.decode("utf-8-sig"), ""
+    except (OSError, ValueError) as error:
+        return "", why(error)
+
+
 def why(error: OSError | ValueError) -> str:
     """Return the reason without the content, because a decoding error has the bytes, which may be a secret."""
     return (error.strerror or "unreadable") if isinstance(error, OSError) else "not UTF-8"
@@ -134,16 +146,13 @@ class Blocks(NamedTuple):
 
 def read_blocks(path: Path, table: str, place: str, *, may_be_empty: bool = False) -> Blocks:
     """Return the blocks `[[table]]` of a file. `place` names it at the beginning of each problem."""
+    text, problem = read_text(path)
+    if problem:
+        return _failed(f"{place}: expected a text file that can be read, got one that cannot ({problem})")
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            return _failed(f"{place}: expected at most {MAX_FILE_BYTES} bytes")
-        document = tomllib.loads(content.decode("utf-8-sig"))
+        document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         return _failed(f"{place}: expected TOML, got a mistake: {error}")
-    except (OSError, ValueError) as error:
-        return _failed(f"{place}: expected a text file that can be read, got one that cannot ({why(error)})")
     blocks = document.pop(table, [])
     problems = [f"{place}: unknown table or key {key}, expected [[{table}]] blocks only" for key in document]
     if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):

@@ -94,7 +94,7 @@ class ExperimentMonitor:
     # --- Merging ---
 
     async def _merge_regularly(self) -> None:
-        if not self._has_news() and not self._rests.is_due(None):
+        if not self._rests.is_due(None) and not self._has_news():
             return
         try:
             await self.merge(MOST_MERGED)

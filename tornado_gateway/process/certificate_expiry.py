@@ -6,9 +6,9 @@ import ssl
 import time
 from pathlib import Path
 
-from tornado_gateway.durations import duration
 from tornado_gateway.http.certificates import CertificateError, server_context
 from tornado_gateway.process.announcement.problem_lines import report
+from tornado_gateway.quantities import duration
 from tornado_gateway.tasks import Periodic
 from tornado_gateway.telemetry.problems import Problem
 

@@ -6,9 +6,9 @@ import re
 
 from tornado_gateway import core
 from tornado_gateway.backoff import Backoff
-from tornado_gateway.durations import duration
 from tornado_gateway.errors import UpstreamError, reason_phrase
 from tornado_gateway.logs import ThrottledLog
+from tornado_gateway.quantities import duration
 
 logger = logging.getLogger(__name__)
 

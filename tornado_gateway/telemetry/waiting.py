@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from tornado_gateway.durations import duration
 from tornado_gateway.errors import StoreError
+from tornado_gateway.quantities import duration
 from tornado_gateway.store.interfaces import Depth, EventStore
 from tornado_gateway.tasks import end_tasks
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from tornado_gateway.cli.data_owner import become_owner
 from tornado_gateway.cli.doctor.remedies import FAIL, OK, WARN, Finding
-from tornado_gateway.cli.output import counted, paint, print_json
+from tornado_gateway.cli.output import paint, print_json
 from tornado_gateway.config import Config
 from tornado_gateway.errors import ConfigError
+from tornado_gateway.quantities import counted
 
 _COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
 
@@ -38,9 +39,8 @@ def _findings(load: Callable[[], Config], *, is_quiet: bool) -> list[Finding]:
 
 
 async def _examine(config: Config, *, is_quiet: bool) -> list[Finding]:
-    from tornado_gateway.cli.doctor.checks import (
-        examine,
-    )  # takes half a second, and an invalid configuration needs none
+    # Here, because it takes half a second, and an invalid configuration needs none.
+    from tornado_gateway.cli.doctor.checks import examine
 
     findings = []
     async for finding in examine(config):

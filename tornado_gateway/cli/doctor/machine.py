@@ -12,15 +12,14 @@ from pathlib import Path
 from tornado_gateway import core
 from tornado_gateway.cli.client import Client, ClientError
 from tornado_gateway.cli.doctor.remedies import FAIL, OK, WARN, Finding
-from tornado_gateway.cli.output import counted
 from tornado_gateway.config import Config
-from tornado_gateway.durations import duration
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import GatewayError
 from tornado_gateway.process import open_files
 from tornado_gateway.process.certificate_expiry import ENDING_DAYS, expiry
 from tornado_gateway.process.location_parts import OLD_DAYS
 from tornado_gateway.process.parent.sockets import bind
+from tornado_gateway.quantities import counted, duration
 
 FEATURE_BYTES = 18_000  # of a worker's memory for one feature, measured with documents of 100 and 1,000 features
 

@@ -13,9 +13,9 @@ from tornado_gateway.cli.stored_events import Overall, open_stored_events
 from tornado_gateway.config import Config
 from tornado_gateway.console import admin_token
 from tornado_gateway.console.admin_token import AdminTokenError
-from tornado_gateway.durations import duration
 from tornado_gateway.errors import GatewayError, StoreError
 from tornado_gateway.process.redis_options import redis_options
+from tornado_gateway.quantities import duration
 from tornado_gateway.store.sqlite.repair.reports import find_damaged_files
 from tornado_gateway.telemetry.problems import code_of_redis
 

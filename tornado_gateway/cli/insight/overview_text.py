@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tornado_gateway.durations import duration
+from tornado_gateway.quantities import duration
 
 Overview = Mapping[str, Any]
 

@@ -10,12 +10,13 @@ from typing import Any
 from tornado_gateway import core
 from tornado_gateway.cli.insight.database import location_reader
 from tornado_gateway.cli.insight.remote import Remote, RemoteError
-from tornado_gateway.cli.output import Progress, bullets, counted, print_columns, print_json
+from tornado_gateway.cli.output import Progress, bullets, print_columns, print_json
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
 from tornado_gateway.insight.simulation import BAND, Simulation, generated_ids
 from tornado_gateway.insight.suggestions import suggested
 from tornado_gateway.insight.what_if import ChangeError, changed_settings
+from tornado_gateway.quantities import counted
 from tornado_gateway.settings.compilation import parse
 from tornado_gateway.settings.documents import read_document
 

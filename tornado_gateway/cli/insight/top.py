@@ -15,7 +15,7 @@ from tornado_gateway.cli.client import Client, ClientError
 from tornado_gateway.cli.insight.overview_text import Line, frame
 from tornado_gateway.cli.output import paint
 from tornado_gateway.config import Config
-from tornado_gateway.durations import duration
+from tornado_gateway.quantities import duration
 
 TERMINAL = (80, 24)  # if its size is unknown
 _BEGIN, _END = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # the other screen, without a cursor

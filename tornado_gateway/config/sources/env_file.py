@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tornado_gateway.config.options import BY_NAME, NAMES
-from tornado_gateway.config.values import Findings, Given, why
+from tornado_gateway.config.values import Findings, Given, read_text
 
-MAX_FILE_BYTES = 1 << 20
 _NAME = r"\s*(?P<name>[A-Za-z_][A-Za-z0-9_.-]*)"
 _ASSIGNMENT = re.compile(rf"{_NAME}=(?P<value>.*)")
 
@@ -74,17 +73,11 @@ def read_env_file(path: Path, findings: Findings) -> dict[str, Given]:
 
 
 def _lines(path: Path, findings: Findings) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise ValueError(path)
-        return content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
-    except (OSError, ValueError) as error:
-        reason = f"more than {MAX_FILE_BYTES} bytes" if error.args == (path,) else why(error)
-        findings.problems.append(f'--env-file (flag): expected a text file that can be read, got "{path}" ({reason})')
+    text, problem = read_text(path)
+    if problem:
+        findings.problems.append(f'--env-file (flag): expected a text file that can be read, got "{path}" ({problem})')
         findings.broken.update(BY_NAME)  # a missing option may be set in that file
-        return []
+    return text.replace("\r\n", "\n").split("\n")
 
 
 def _mistake(line: str) -> tuple[str, str]:

@@ -16,7 +16,6 @@ from tornado_gateway.version import BUILD
 
 SAMPLE_NAME = "sample-settings.json"
 MOST_NAMES = 5  # environments that are shown by name
-WILDCARDS = ("0.0.0.0", "::")  # noqa: S104
 TITLES = {
     "address": "Address",
     "console": "Console",
@@ -42,7 +41,7 @@ def announce(config: Config, serving: Serving, location: LocationReader) -> None
         shown["console"] = admin_token.sign_in_link(config.local_url, config.admin_token)
     else:
         shown["console"] = f"{facts['console']}  ({SIGN_IN})"
-    if config.host in WILDCARDS:
+    if config.host != config.local_host:  # a wildcard
         shown["address"] = f"{facts['address']}  (and all other addresses of this machine)"
     logs.announce(f"the gateway serves {config.local_url}; {SIGN_IN}", facts, screen(shown))
 

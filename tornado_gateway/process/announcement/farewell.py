@@ -5,6 +5,7 @@ from collections import Counter
 
 from tornado_gateway import logs
 from tornado_gateway.config import Config
+from tornado_gateway.quantities import counted
 from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, InstanceReading, PartReading
 
 SHOWN = ("delivered", "waiting", "dead", "rejected", "discarded", "lost")
@@ -23,7 +24,8 @@ def announce(config: Config, reading: InstanceReading) -> None:
 
 def summary(config: Config, counts: Counter[str], *, is_known: bool = True) -> str:
     """Return the summary in words. Of a queue that cannot be read, the remaining events are not known."""
-    parts = [f"{_events(counts['delivered'])} delivered"]
+    delivered = counts["delivered"]
+    parts = [f"{counted(delivered, 'event')} {'was' if delivered == 1 else 'were'} delivered"]
     if not is_known:
         parts.append("an unknown number remains stored, because Redis could not be read")
     elif counts["waiting"]:
@@ -34,10 +36,6 @@ def summary(config: Config, counts: Counter[str], *, is_known: bool = True) -> s
     kinds = (("dead", "kept as dead letters"), ("discarded", "discarded"), ("lost", "lost"))
     parts += [f"{counts[name]} {kind}" for name, kind in kinds if counts[name]]
     return f"The gateway has stopped: {', '.join(parts)}."
-
-
-def _events(count: int) -> str:
-    return "1 event was" if count == 1 else f"{count} events were"
 
 
 def _sums(reading: InstanceReading) -> tuple[Counter[str], bool]:

@@ -95,11 +95,12 @@ class Reload:
         self._seen = signature(self._files)
         try:
             await self._serving.change(await asyncio.to_thread(environments_of, self._config))
+        except ConfigError as error:
+            self.error, self._retry_at = str(error), math.inf
+            _log_problems(error.problems)
         except GatewayError as error:
-            self.error = str(error)
-            is_mistake = isinstance(error, ConfigError)
-            self._retry_at = math.inf if is_mistake else asyncio.get_running_loop().time() + self._backoff.next()
-            _log_problems(error.problems if isinstance(error, ConfigError) else [f"{error}; retrying"])
+            self.error, self._retry_at = str(error), asyncio.get_running_loop().time() + self._backoff.next()
+            _log_problems([f"{error}; retrying"])
         else:
             self.error, self._retry_at = None, math.inf
             self._backoff.reset()

@@ -66,11 +66,13 @@ class Stores:
         It is one of so many, which share the memory for events, and rest while they have no traffic.
         """
         directory, pace = data_dir_of(config), pace_of(number)
-        # With Redis a machine shows one number of dead events: those in Redis, and all in its directory.
-        counts_all = config.uses_redis
-        fresh_bytes = FRESH_BYTES // number
         local = SqliteEvents(
-            directory, config.store_sync, fresh_bytes=fresh_bytes, counts_all_letters=counts_all, pace=pace
+            directory,
+            config.store_sync,
+            fresh_bytes=FRESH_BYTES // number,
+            # With Redis a machine shows one number of dead events: those in Redis, and all in its directory.
+            counts_all_letters=config.uses_redis,
+            pace=pace,
         )
         if config.uses_redis:
             return self._with_redis(config, local, pace)

@@ -33,6 +33,7 @@ from tornado_gateway.config import Config
 from tornado_gateway.process.parent import sockets, systemd
 from tornado_gateway.process.parent.hang_watch import HangWatch
 from tornado_gateway.process.parent.worker_process import PARENT_SIGNALS, Launcher, Work, WorkerProcess, WorkerSlot
+from tornado_gateway.quantities import counted
 from tornado_gateway.telemetry.scoreboard import InstanceReading, Scoreboard
 
 logger = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, PARENT_SIGNALS)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it were ignored, children would end without a status
         gc.freeze()  # a garbage collection in a worker would write to all memory that it shares with the parent
-        logger.info("starting %s (parent: pid %d)", _counted(len(self._slots)), os.getpid())
+        logger.info("starting %s (parent: pid %d)", counted(len(self._slots), "worker"), os.getpid())
         longest_pause = min(self._watch.interval_seconds, systemd.watchdog_interval() or math.inf)
         while True:
             self._start_due()
@@ -180,7 +181,7 @@ class Supervisor:
             if self._reloads_file:
                 self._pass_on_reload()
             else:
-                logger.info("rolling restart of %s started", _counted(len(self._slots)))
+                logger.info("rolling restart of %s started", counted(len(self._slots), "worker"))
                 self._to_restart = deque(self._slots)
 
     def _pass_on_reload(self) -> None:
@@ -192,7 +193,7 @@ class Supervisor:
             for process in self._processes.values():
                 process.terminate(self._deadlines.stop, signal.SIGINT)
             return
-        logger.info("stopping %s", _counted(len(self._processes)))
+        logger.info("stopping %s", counted(len(self._processes), "worker"))
         systemd.stopping()
         self._stopping = True
         self._exit_code = exit_code
@@ -348,10 +349,6 @@ def _postpone(slot: _Slot, error: OSError) -> None:
     seconds = BACKOFF_LONGEST_SECONDS
     logger.error("worker %d could not be started: %s; retrying in %.0f s", slot.number, error, seconds)
     slot.start_at = time.monotonic() + seconds
-
-
-def _counted(workers: int) -> str:
-    return "1 worker" if workers == 1 else f"{workers} workers"
 
 
 def _outcome(code: int) -> str:

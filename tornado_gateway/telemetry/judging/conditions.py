@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from tornado_gateway.durations import duration
+from tornado_gateway.quantities import counted, duration
 
 STALE_SECONDS = 3600.0  # of settings
 LATE_SECONDS = 900.0  # of the oldest event
@@ -70,7 +70,7 @@ def _events_dead(facts: Facts) -> str | None:
     if not facts.dead:
         return None
     is_one = facts.dead == 1
-    number, letters = ("1 event", "a dead letter") if is_one else (f"{facts.dead} events", "dead letters")
+    number, letters = counted(facts.dead, "event"), "a dead letter" if is_one else "dead letters"
     if facts.is_unknown:
         return f"{number} {'was' if is_one else 'were'} {letters} at the last reading."
     return f"{number} {'is' if is_one else 'are'} {letters}, rejected permanently by VWO."

@@ -1,6 +1,11 @@
-"""Durations in words, the same in problems, log lines and commands. `duration` in console/web/dom.js does the same."""
+"""Quantities in words, the same in problems, log lines and commands. console/web/dom.js has the same for pages."""
 
 UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def counted(number: int, name: str) -> str:
+    """Return `1 event`, `2 events`."""
+    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float | None) -> str:
