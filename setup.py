@@ -17,7 +17,6 @@ from setuptools import setup
 # libraries in C. Each list becomes one library; they are built at the same time.
 PARTS = {
     "tornado_gateway.core": ["core/[!_]*"],
-    "tornado_gateway.back": ["telemetry/environment_counts", "telemetry/layout", "telemetry/observer"],
     "tornado_gateway.front": [
         "gate",
         "http/[!_]*",
@@ -26,6 +25,9 @@ PARTS = {
         "api/[!_]*",
         "api/ofrep/[!_]*",
         "events/[!_]*",
+        "telemetry/environment_counts",
+        "telemetry/layout",
+        "telemetry/observer",
     ],
 }
 LIBRARIES = [

@@ -76,7 +76,8 @@ class Evaluator:
 
     Location and device are in memory; `lists`, `aliases` and `sticky` require IO. Each of these is None if it is off.
     `slow_patterns` counts the patterns that exceeded their time, if it is given. `on_shown` is called with each
-    decision whose impressions are recorded.
+    decision whose impressions are recorded. `discards_debug` gets the document of each debug event and returns whether
+    it is not to be recorded.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Evaluator:
         sticky: StickyDecisions | None = None,
         slow_patterns: SlowPatterns | None = None,
         on_shown: Callable[[core.Decision], None] | None = None,
+        discards_debug: Callable[[bytes], bool] | None = None,
     ) -> None:
         self.resolves_aliases = aliases is not None
         # Numbers of events, which make their ids unique. They start at random, because other processes count as well.
@@ -100,6 +102,7 @@ class Evaluator:
         self._sticky = sticky
         self.slow_patterns = slow_patterns
         self._on_shown = on_shown
+        self._discards_debug = discards_debug
         self._uses_store = aliases is not None or sticky is not None
 
     # --- One decision ---
@@ -145,6 +148,10 @@ class Evaluator:
         documents, count = core.event_documents(settings, context, decision, now_ms, serial)
         if count and self._on_shown is not None:
             self._on_shown(decision)
+        if decision.debug is not None and count and self._discards_debug is not None:
+            others, _, debug = documents.rpartition(b"\n")  # the debug event is the last one
+            if self._discards_debug(debug):
+                return others, count - 1
         return documents, count
 
     def exposure_documents(

@@ -14,7 +14,7 @@ from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.environment import Documents, Environment
 from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
-from tornado_gateway.environments.internal_events import FORWARD, FilteringEvaluator
+from tornado_gateway.environments.internal_events import DEBUG, is_discarded
 from tornado_gateway.environments.registry import check_account
 from tornado_gateway.environments.slow_patterns import SlowPatterns
 from tornado_gateway.events.claims import MAX_CLAIMED_BYTES
@@ -195,8 +195,13 @@ def build_evaluator(
     experiments: ExperimentMonitor,
     events: EventQueue,
 ) -> Evaluator:
-    make = partial(FilteringEvaluator, config.internal_events, events.discard_internal)
-    return (Evaluator if config.internal_events == FORWARD else make)(
+    def discards_debug(document: bytes) -> bool:
+        if not is_discarded(config.internal_events, DEBUG, document):
+            return False
+        events.discard_internal(1)
+        return True
+
+    return Evaluator(
         shared.location,
         shared.device,
         lists,
@@ -204,6 +209,7 @@ def build_evaluator(
         sticky=StickyDecisions(state, config.sticky_seconds) if config.sticky_decisions else None,
         slow_patterns=shared.slow_patterns,
         on_shown=experiments.exposures.shown,
+        discards_debug=discards_debug,
     )
 
 
