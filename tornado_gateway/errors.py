@@ -104,14 +104,13 @@ class RequestError(GatewayError):
 
 
 class DisabledError(RequestError):
-    """DECISION_REQUIRED is off, or off for this environment."""
+    """DECISION_REQUIRED is off, or decision_required of an `environment` in ENVIRONMENTS_FILE, which replaces it."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            403,
-            "Decision endpoints are disabled on this gateway. Set DECISION_REQUIRED=true to enable them.",
-            code="decisions_disabled",
-        )
+    def __init__(self, environment: str | None = None) -> None:
+        place, remedy = "on this gateway", "Set DECISION_REQUIRED=true to enable them."
+        if environment is not None:
+            place, remedy = f"for environment {environment}", "Set its decision_required = true in ENVIRONMENTS_FILE."
+        super().__init__(403, f"Decision endpoints are disabled {place}. {remedy}", code="decisions_disabled")
 
 
 class AttemptsError(RequestError):
