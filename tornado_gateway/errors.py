@@ -185,3 +185,20 @@ def reason_phrase(status: int, default: str = "Unknown") -> str:
         return HTTPStatus(status).phrase
     except ValueError:
         return default
+
+
+_OF_VWO = {
+    401: "VWO rejected the SDK key (401)",
+    403: "VWO rejected the SDK key (403)",
+    429: "VWO limited the request rate (429)",
+}
+
+
+def describe_vwo(status: int, cause: str = "") -> str:
+    """Return why a request to VWO failed, in the words of all logs and of the doctor. `status` is 0 if none came.
+
+    `cause` is the reason in the status line, or the reason why there is no response.
+    """
+    if not status:
+        return f"VWO could not be reached ({cause})"
+    return _OF_VWO.get(status) or f"VWO returned {status} {cause or reason_phrase(status, '')}".rstrip()

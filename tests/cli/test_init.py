@@ -92,7 +92,7 @@ def test_a_rejected_key_is_not_written(tmp_path):
         options = {"UPSTREAM_URL": vendor.url, "SDK_KEY": SDK_KEY, "DATA_DIR": str(tmp_path / "data")}
         result = run("init", "--output", str(tmp_path / "gateway.env"), *GIVEN, **options)
     assert result.returncode == 1
-    assert "fail  upstream        settings: VWO returned 401 Unauthorized" in result.stdout
+    assert "fail  upstream        VWO rejected the SDK key (401)" in result.stdout
     assert list(tmp_path.iterdir()) == []
 
 
