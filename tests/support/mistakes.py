@@ -191,10 +191,11 @@ MISTAKES = (
         'SETTINGS_FILE (environment): expected a file that can be read, got "{dir}/none.json"',
         {"SETTINGS_FILE": "{dir}/none.json"},
         "check",
-    ),
+    )._replace(code=1),
     Mistake(
         "invalid JSON",
-        "the settings document is not JSON: unexpected character, expected a string key: line 1 column 2 (char 1)",
+        "{dir}/bad.json: the settings document is not JSON: unexpected character, expected a string key: line 1 column"
+        " 2 (char 1)",
         "fail  upstream        The settings cannot be used: the settings document is not JSON: unexpected character,"
         " expected a string key: line 1 column 2 (char 1)",
         {"SETTINGS_FILE": "{dir}/bad.json"},
