@@ -104,14 +104,13 @@ class RequestError(GatewayError):
 
 
 class DisabledError(RequestError):
-    """DECISION_REQUIRED is off, or off for this environment."""
+    """DECISION_REQUIRED is off, or decision_required of an `environment` in ENVIRONMENTS_FILE, which replaces it."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            403,
-            "Decision endpoints are disabled on this gateway. Set DECISION_REQUIRED=true to enable them.",
-            code="decisions_disabled",
-        )
+    def __init__(self, environment: str | None = None) -> None:
+        place, remedy = "on this gateway", "Set DECISION_REQUIRED=true to enable them."
+        if environment is not None:
+            place, remedy = f"for environment {environment}", "Set its decision_required = true in ENVIRONMENTS_FILE."
+        super().__init__(403, f"Decision endpoints are disabled {place}. {remedy}", code="decisions_disabled")
 
 
 class AttemptsError(RequestError):
@@ -186,3 +185,20 @@ def reason_phrase(status: int, default: str = "Unknown") -> str:
         return HTTPStatus(status).phrase
     except ValueError:
         return default
+
+
+_OF_VWO = {
+    401: "VWO rejected the SDK key (401)",
+    403: "VWO rejected the SDK key (403)",
+    429: "VWO limited the request rate (429)",
+}
+
+
+def describe_vwo(status: int, cause: str = "") -> str:
+    """Return why a request to VWO failed, in the words of all logs and of the doctor. `status` is 0 if none came.
+
+    `cause` is the reason in the status line, or the reason why there is no response.
+    """
+    if not status:
+        return f"VWO could not be reached ({cause})"
+    return _OF_VWO.get(status) or f"VWO returned {status} {cause or reason_phrase(status, '')}".rstrip()

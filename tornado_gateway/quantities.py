@@ -1,11 +1,19 @@
 """Quantities in words, the same in problems, log lines and commands. console/web/dom.js has the same for pages."""
 
+from collections.abc import Sequence
+
 UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def counted(number: int, name: str) -> str:
     """Return `1 event`, `2 events`."""
     return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names and the number of the others: `a, b, c, d, e and 3 more`."""
+    further = len(names) - most
+    return ", ".join(names[:most]) + (f" and {further} more" if further > 0 else "")
 
 
 def duration(seconds: float | None) -> str:

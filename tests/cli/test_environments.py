@@ -12,6 +12,9 @@ from several import KEYS as SEVERAL
 from several import block as several_block
 from vendor import Vendor
 
+from tornado_gateway.cli.doctor.machine import check_decisions
+from tornado_gateway.config import environments_of, load
+
 ACCOUNT = sample_document()["accountId"]
 KEYS = {name: name[:1] * 32 for name in ("production", "staging", "brand")}
 FORMER = "f" * 32
@@ -115,6 +118,25 @@ def test_doctor_examines_each_environment(file, tmp_path):
     assert memory["message"].startswith("2 environments with ")
     assert [f["message"].partition(":")[0] for f in findings if f["check"] == "events"] == list(KEYS)
     assert not any(key in done.stdout for key in (*KEYS.values(), FORMER))
+
+
+@pytest.mark.parametrize(
+    ("decides", "message"),
+    [
+        ([True, True], "getFlag, trackEvent and setAttribute are served"),
+        ([True, False], "decision_required = false for staging: getFlag, trackEvent and setAttribute get a 403."),
+        ([False, None], "decision_required = false for production, staging: getFlag, "),
+    ],
+)
+def test_doctor_reports_decisions_of_each_environment(tmp_path, decides, message):
+    file = tmp_path / "environments.toml"
+    blocks = [
+        block(name, **({} if one is None else {"decision_required": one}))
+        for name, one in zip(KEYS, decides, strict=False)
+    ]
+    file.write_text("".join(blocks))
+    config = load({}, {"ENVIRONMENTS_FILE": str(file), "DATA_DIR": str(tmp_path)})
+    assert check_decisions(environments_of(config)).message.startswith(message)
 
 
 # --- Stored data ---

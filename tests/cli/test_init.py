@@ -3,6 +3,7 @@
 import ast
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import yaml
 from commands import run
 from process import ROOT, free_port, sample_document
 from vendor import Fault, Vendor
+
+from tornado_gateway.cli.doctor.remedies import REMEDIES
 
 ACCOUNT_ID = str(sample_document()["accountId"])
 SDK_KEY = sample_document()["sdkKey"]
@@ -92,7 +95,7 @@ def test_a_rejected_key_is_not_written(tmp_path):
         options = {"UPSTREAM_URL": vendor.url, "SDK_KEY": SDK_KEY, "DATA_DIR": str(tmp_path / "data")}
         result = run("init", "--output", str(tmp_path / "gateway.env"), *GIVEN, **options)
     assert result.returncode == 1
-    assert "fail  upstream        settings: VWO returned 401 Unauthorized" in result.stdout
+    assert "fail  upstream        VWO rejected the SDK key (401)" in result.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -111,12 +114,19 @@ def test_a_compose_file_and_the_lines_of_all_sdks(init, tmp_path):
     key = tmp_path / "key"
     key.write_text(SDK_KEY)
     result = init(*GIVEN, "--sdk-key-file", str(key), "--compose", str(path), "--port", "8123", SDK_KEY="")
-    assert f"docker compose -f {path} up -d" in result.stdout
+    commands = [line.split("   #")[0].strip() for line in result.stdout.splitlines() if line.startswith("  docker ")]
+    assert commands == ["docker build -t tornado-gateway .", f"docker compose -f {path} up -d"]
     service = yaml.safe_load(path.read_text())["services"]["gateway"]
     assert (service["env_file"], service["ports"]) == (str(tmp_path / "gateway.env"), ["8123:8123"])
     assert service["environment"]["DATA_DIR"] == "/data"
     assert service["volumes"] == ["gateway-data:/data", f"{key}:{key}:ro"]
     assert f"user 10001 must be able to read {key}" in result.stdout
+    repository = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())["services"]["gateway"]
+    own = {"build", "env_file", "ports", "volumes", "environment"}  # different for each installation
+    assert {name: value for name, value in service.items() if name not in own} == {
+        name: value for name, value in repository.items() if name not in own
+    }
+    assert service["environment"] == repository["environment"] | {"PORT": "8123"}
     sdks = [
         line.split()[0] for line in result.stdout.splitlines() if "http://127.0.0.1:8123" in line and "SDK_KEY" in line
     ]
@@ -134,10 +144,35 @@ def test_on_a_terminal_it_asks_and_writes_a_unit(tmp_path, vendor):
     assert f"SDK_KEY={SDK_KEY}" in (tmp_path / "gateway.env").read_text()
     unit = (tmp_path / "tornado-gateway.service").read_text()
     assert f"serve --env-file {tmp_path}/gateway.env\n" in unit
+    own = {"ExecStart", "User", "WorkingDirectory", "ProtectSystem"}  # of the user who runs init, in a home directory
+    expected = settings_of((ROOT / "conf" / "tornado-gateway.service").read_text())
+    assert {line for line in settings_of(unit) if line.partition("=")[0] not in own} <= expected
     if shutil.which("systemd-analyze"):
         verify = ["systemd-analyze", "verify", str(tmp_path / "tornado-gateway.service")]
         found = subprocess.run(verify, capture_output=True, text=True, timeout=60)
         assert "tornado-gateway.service" not in found.stderr, found.stderr
+
+
+def settings_of(unit):
+    return {line for line in unit.splitlines() if line and line[0] not in "#["}
+
+
+@pytest.mark.parametrize("command", [["--workers", "4"], []], ids=["workers", "default"])
+def test_a_compose_file_has_memory_for_its_workers(init, tmp_path, command):
+    path = tmp_path / "compose.yaml"
+    assert init(*GIVEN, *command, "--compose", str(path)).returncode == 0
+    service = yaml.safe_load(path.read_text())["services"]["gateway"]
+    workers = int(command[1]) if command else 2
+    assert service["environment"]["WORKERS"] == f"${{WORKERS:-{workers}}}"
+    assert service["mem_limit"] == f"${{MEMORY_LIMIT:-{64 + 256 * (workers + 1)}m}}"
+
+
+def test_no_remedy_of_a_failed_test_assumes_that_a_gateway_runs():
+    for code, remedy in REMEDIES.items():
+        if code.startswith(("key-", "upstream-", "redis-", "collector-", "settings-unusable")):
+            for sentence in remedy.split(". "):
+                is_meanwhile = re.search(r"meanwhile|continues|keeps|wait\b|stay", sentence, re.IGNORECASE)
+                assert not is_meanwhile or "running gateway" in sentence or sentence.startswith("Wait,"), code
 
 
 def typed(arguments, answers, directory, options):

@@ -27,8 +27,50 @@ def test_check_names_what_is_wrong_in_a_settings_document(tmp_path):
     path.write_bytes(orjson.dumps(document))
     result = run("check", SETTINGS_FILE=str(path))
     assert result.returncode == 1
-    assert "campaigns[0].variations[0]" in result.stderr
+    assert f"{path}: campaigns[0].variations[0]" in result.stderr
     assert "weight" in result.stderr
+    assert f"{path}: campaigns[0]" in run("evaluate", "--settings", str(path), "--feature", "f", "--user", "u").stderr
+
+
+def test_check_rejects_settings_of_another_account():
+    result = run("check", SETTINGS_FILE=str(SAMPLE_SETTINGS), ACCOUNT_ID="7", SDK_KEY="0123456789abcdef")
+    assert result.returncode == 1
+    assert "they are of account 123456, not of ACCOUNT_ID 7" in result.stderr
+
+
+GEOIP = ROOT / "tests" / "data" / "geoip"
+NAMED_FILES = {  # that check reads: the option, and the beginning of the problem with a file that has other content
+    "MAXMIND_DB_PATH": "expected a GeoIP2 or GeoLite2 database, got {path}: ",
+    "GEO_MAP_FILE": "{path}: expected an object with some of the keys country",
+    "UA_MAP_FILE": "{path}: expected an object with some of the keys os",
+    "UPSTREAM_CA_PATH": "{path}: expected certificates (PEM)",
+    "REDIS_TLS_CA_PATH": "{path}: expected certificates (PEM)",
+    "TLS_CERT_PATH": "{path} (TLS_CERT_PATH) with {path} (TLS_KEY_PATH): ",
+}
+
+
+def test_check_reads_the_files_that_options_name(tmp_path):
+    path = tmp_path / "broken"
+    path.write_text("{broken")
+    files = dict.fromkeys((*NAMED_FILES, "TLS_KEY_PATH"), str(path))
+    result = run("check", SETTINGS_FILE=str(SAMPLE_SETTINGS), **files)
+    assert result.returncode == 1
+    for (name, problem), line in zip(NAMED_FILES.items(), result.stderr.splitlines()[1:], strict=True):
+        assert line.startswith(f"  - {name} (environment): {problem.format(path=path)}"), line
+
+
+@pytest.mark.parametrize(
+    ("file", "code"), [(GEOIP / "GeoIP2-City-Test.mmdb", 0), (GEOIP / "broken" / "none.mmdb", 1)], ids=["valid", "none"]
+)
+def test_check_opens_the_location_database(file, code):
+    assert run("check", SETTINGS_FILE=str(SAMPLE_SETTINGS), MAXMIND_DB_PATH=str(file)).returncode == code
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "config"])
+def test_a_settings_file_that_cannot_be_read_has_the_same_exit_code_in_all_commands(command, tmp_path):
+    result = run(command, SETTINGS_FILE=str(tmp_path / "none.json"), DATA_DIR=str(tmp_path))
+    assert result.returncode == 1
+    assert "SETTINGS_FILE (environment): expected a file that can be read" in result.stderr + result.stdout
 
 
 @pytest.mark.parametrize("command", ["serve", "check"])

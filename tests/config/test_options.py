@@ -12,6 +12,7 @@ import pytest
 
 from tornado_gateway import config
 from tornado_gateway.config import OPTIONS, Config
+from tornado_gateway.config.options import NAMES
 from tornado_gateway.config.sources.flags import COMMON
 from tornado_gateway.enrichment.location_download import EDITION
 from tornado_gateway.errors import ConfigError
@@ -266,6 +267,11 @@ def ignored(*names: str, **environ: str) -> Config:
     return config.load({}, ACCOUNT | dict.fromkeys(names, "value") | environ)
 
 
+def ignored_only(*names: str) -> tuple[str, ...]:
+    """Return the misspelt variables of a gateway with no option at all."""
+    return config.load({}, dict.fromkeys(names, "value"), with_account=False).misspelt
+
+
 @pytest.mark.parametrize(
     ("name", "option"),
     [
@@ -281,11 +287,31 @@ def ignored(*names: str, **environ: str) -> Config:
         ("SETTNGS_FILE", "SETTINGS_FILE"),
         ("DECISIONS_REQUIRED", "DECISION_REQUIRED"),
         ("WEBHOOK_TOKENS_FILE", "WEBHOOK_TOKEN_FILE"),
+        ("POLLTIME", "POLLING_TIME"),
+        ("REDISPASS", "REDIS_PASSWORD"),
+        ("REDIS_PASSWORDFILE", "REDIS_PASSWORD_FILE"),
+        ("SETTING_FILE", "SETTINGS_FILE"),
+        ("ENVIRONMENT_FILE", "ENVIRONMENTS_FILE"),
+        ("WORKER", "WORKERS"),
+        ("ACCOUNT", "ACCOUNT_ID"),
+        ("SETTINGS", "SETTINGS_FILE"),
+        ("KEEP_ALIVE", "KEEP_ALIVE_SECONDS"),
+        ("TLS_CERT", "TLS_CERT_PATH"),
         ("TORNADO_GATEWAY_PORT", "PORT"),
+        ("VWO_SDK_KEY", "SDK_KEY"),
+        ("VWO_ACCOUNT", "ACCOUNT_ID"),
     ],
 )
 def test_misspelt_variables(name: str, option: str) -> None:
-    assert ignored(name).misspelt == (f"{name} (environment): unknown option. Did you mean {option}?",)
+    assert ignored_only(name) == (f"{name} (environment): unknown option. Did you mean {option}?",)
+
+
+def test_names_without_separators_mean_the_option_with_the_same_letters() -> None:
+    names = {name.replace("_", ""): name for name in NAMES if "_" in name}
+    found = {words.split()[0]: words for words in ignored_only(*names)}
+    assert found == {
+        near: f"{near} (environment): unknown option. Did you mean {name}?" for near, name in names.items()
+    }
 
 
 def test_misspelt_variables_do_not_count_if_the_option_is_given() -> None:
@@ -295,8 +321,8 @@ def test_misspelt_variables_do_not_count_if_the_option_is_given() -> None:
 
 def test_other_variables_are_not_misspelt() -> None:
     names = (ROOT / "tests" / "data" / "config" / "other-variables.txt").read_text().split()
-    assert len(names) > 80
-    assert ignored(*names).misspelt == ()
+    assert len(names) > 130
+    assert ignored_only(*names) == ()
 
 
 def test_placeholders_of_our_own_examples_are_rejected() -> None:

@@ -158,6 +158,14 @@ def test_decisions(setting, query, headers, expected):
     assert ("warning" in response.headers) == (setting.expected(*statuses) == 400)
 
 
+def test_disabled_decisions_name_the_environment_and_its_key_in_the_file(setting):
+    if setting.kind == "one":
+        return
+    response = setting.ask("POST", f"/server-side/getFlag?sdkKey={KEYS['other']}", {"featureKey": "x", "userId": "u"})
+    message = "Decision endpoints are disabled for environment other. Set its decision_required = true in"
+    assert response.json()["error"] == f"{message} ENVIRONMENTS_FILE."
+
+
 def test_the_error_names_both_environments_or_asks_for_one(setting):
     body = {"featureKey": "by-device", "userId": "u"}
     path = f"/server-side/getFlag?sdkKey={KEYS['staging']}"

@@ -341,6 +341,7 @@ def test_compose_starts_a_gateway_and_redis_only_on_request():
     services = compose()["services"]
     assert set(services) == {"gateway", "redis"}
     assert "profiles" not in services["gateway"]
+    assert services["gateway"]["environment"]["HOST"] == "0.0.0.0", "HOST=127.0.0.1 in .env would be of the container"
     assert services["redis"]["profiles"] == ["redis"]
     assert "REDIS_HOST" not in services["gateway"]["environment"], "it comes from the environment file"
     assert "depends_on" not in services["gateway"], "a service of a profile that is not active"

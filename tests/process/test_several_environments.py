@@ -93,6 +93,8 @@ def test_operators_choose_an_environment(tmp_path, vendor):
         assert found == {"production": 200, "staging": 200, "other": 200, "unknown": 404}
         overview = gateway.get("/admin/overview?environment=other", gateway.admin_headers)[1]
         assert "403" in overview["status"]["last_error"]
+        status, disabled = gateway.post("/webhook", {})
+        assert (status, "Set webhook_token of an environment in ENVIRONMENTS_FILE" in disabled["error"]) == (403, True)
         assert KEYS["staging"] not in gateway.log()
         metrics = text_of(gateway, "/metrics")
         assert 'fme_events_received_total{environment="staging"} 3.0' in metrics

@@ -56,15 +56,14 @@ MISTAKES = (
     Mistake(
         "rejected key",
         "No settings loaded yet: VWO rejected the SDK key (401). Check ACCOUNT_ID and SDK_KEY. Retrying in 1 s.",
-        "fail  upstream        settings: VWO returned 401 Unauthorized",
+        "fail  upstream        VWO rejected the SDK key (401)",
         ACCOUNT | {"UPSTREAM_URL": "{vendor}"},
         RUNS,
     ),
     Mistake(
         "VWO that cannot be reached",
         "No settings loaded yet: VWO could not be reached (Failed to connect to 127.0.0.1:{free}: Connection refused).",
-        "fail  upstream        settings: no response from VWO (Failed to connect to 127.0.0.1:{free}: Connection"
-        " refused)",
+        "fail  upstream        VWO could not be reached (Failed to connect to 127.0.0.1:{free}: Connection refused)",
         ACCOUNT | {"UPSTREAM_URL": "http://127.0.0.1:{free}"},
         RUNS,
     ),
@@ -192,12 +191,13 @@ MISTAKES = (
         'SETTINGS_FILE (environment): expected a file that can be read, got "{dir}/none.json"',
         {"SETTINGS_FILE": "{dir}/none.json"},
         "check",
-    ),
+    )._replace(code=1),
     Mistake(
         "invalid JSON",
-        "the settings document is not JSON: unexpected character, expected a string key: line 1 column 2 (char 1)",
-        "fail  upstream        invalid settings: the settings document is not JSON: unexpected character, expected a"
-        " string key: line 1 column 2 (char 1)",
+        "{dir}/bad.json: the settings document is not JSON: unexpected character, expected a string key: line 1 column"
+        " 2 (char 1)",
+        "fail  upstream        The settings cannot be used: the settings document is not JSON: unexpected character,"
+        " expected a string key: line 1 column 2 (char 1)",
         {"SETTINGS_FILE": "{dir}/bad.json"},
         1,
         "check",

@@ -109,7 +109,9 @@ class SettingsApi:
     def webhook(self, request: Request) -> Response | Awaitable[Response]:
         """Refresh the environment whose WEBHOOK_TOKEN is in a header, without a turn: for the vendor or a pipeline."""
         if not self._environments.accept_webhooks:
-            message = "Webhooks are disabled on this gateway. Set WEBHOOK_TOKEN to enable them."
+            is_from_file = self._environments.first.access.is_from_file
+            option = "webhook_token of an environment in ENVIRONMENTS_FILE" if is_from_file else "WEBHOOK_TOKEN"
+            message = f"Webhooks are disabled on this gateway. Set {option} to enable them."
             return json_error(403, message, code="webhooks_disabled")
         token, address = _token(request).decode("latin-1"), self._client_address(request)
         try:

@@ -121,7 +121,7 @@ class StreamsApi:
             self._tickets.check_client(request)
         environment = self._environments.of(request)
         if not environment.access.decides:
-            raise DisabledError
+            raise DisabledError(environment.access.name_in_file)
         if self._tickets is not None:
             self._tickets.check_ticket(request, environment.access.name)
         if not self.has_room(request):

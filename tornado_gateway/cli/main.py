@@ -17,7 +17,7 @@ from tornado_gateway import core
 from tornado_gateway.cli.client import Client, ClientError
 from tornado_gateway.cli.configuration.sdks import LINES as SDKS
 from tornado_gateway.cli.insight.parsers import add_insight
-from tornado_gateway.cli.output import bullets, file_problem, print_json
+from tornado_gateway.cli.output import bullets, code_of_options, file_problem, print_json
 from tornado_gateway.config import Config, ConfigError, add_flags, examine, given_flags, load
 from tornado_gateway.version import BUILD
 
@@ -29,7 +29,7 @@ VERSION_HELP = "number or digest of the list, or current, latest or previous"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Return the exit code: 2 for an invalid configuration, 1 for a later failure."""
+    """Run one command. Return the exit code: 2 for invalid options, 1 for files that they name and other failures."""
     parser = build_parser()
     known, rest = parser.parse_known_args(arguments)
     if rest and not hasattr(known, "env_file"):  # for commands with options, `load` reports unknown ones
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except ConfigError as error:
         print(f"Invalid configuration:\n{bullets(error.problems)}", file=sys.stderr)
-        return 2
+        return code_of_options(error.problems)
     except core.SettingsError as error:
         print(f"Invalid settings document:\n{bullets(error.problems)}", file=sys.stderr)
         return 1
@@ -225,21 +225,17 @@ def _serve(arguments: argparse.Namespace) -> int:
     try:
         config = _configuration(arguments)
     except ConfigError as error:  # a file that cannot be read is like one that cannot be used: not ready, now or later
-        if not _is_about_settings_file(error.problems):
+        if code_of_options(error.problems) != 1:
             raise
         print(f"the gateway cannot start: {error.problems[0]}", file=sys.stderr)
         return 1
     return serve.serve(config)
 
 
-def _is_about_settings_file(problems: Sequence[str]) -> bool:
-    return len(problems) == 1 and "SETTINGS_FILE" in problems[0] and "a file that can be read" in problems[0]
-
-
 def _check(arguments: argparse.Namespace) -> int:
-    from tornado_gateway.cli import evaluate
+    from tornado_gateway.cli.configuration import check
 
-    return evaluate.check(_configuration(arguments), arguments)
+    return check.check(_configuration(arguments), arguments)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

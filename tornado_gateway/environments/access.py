@@ -8,7 +8,7 @@ class Access(NamedTuple):
 
     Without a configured key, which is None, the settings come from a file and name the account and the key. `hosts` are
     in lower case and without port. `decides` is whether getFlag, trackEvent and setAttribute are served.
-    `internal_events` is the value of INTERNAL_EVENTS.
+    `internal_events` is the value of INTERNAL_EVENTS. `is_from_file` is whether ENVIRONMENTS_FILE names it.
     """
 
     name: str = "default"
@@ -20,7 +20,12 @@ class Access(NamedTuple):
     webhook_token: str | None = None
     allowed_origins: tuple[str, ...] = ("*",)
     internal_events: str = "forward"
+    is_from_file: bool = False
 
     @property
     def sdk_key(self) -> str | None:
         return self.sdk_keys[0] if self.sdk_keys else None
+
+    @property
+    def name_in_file(self) -> str | None:
+        return self.name if self.is_from_file else None

@@ -127,7 +127,7 @@ class Environment:
         """Return the current settings for a decision. Raise DisabledError if this environment makes none."""
         snapshot = self.mirror.current
         if not self.access.decides:
-            raise DisabledError
+            raise DisabledError(self.access.name_in_file)
         if snapshot is None:
             raise NotLoadedError
         return snapshot.settings

@@ -6,7 +6,7 @@ import re
 
 from tornado_gateway import core
 from tornado_gateway.backoff import Backoff
-from tornado_gateway.errors import UpstreamError, reason_phrase
+from tornado_gateway.errors import UpstreamError, describe_vwo
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.quantities import duration
 
@@ -20,11 +20,6 @@ _ADVICE = {  # at a start; later, the causes are elsewhere
     0: "Check the network and the proxy of this machine, and UPSTREAM_URL.",
     401: "Check ACCOUNT_ID and SDK_KEY.",
     403: "Check ACCOUNT_ID and SDK_KEY.",
-}
-_REASONS = {
-    401: "VWO rejected the SDK key (401).",
-    403: "VWO rejected the SDK key (403).",
-    429: "VWO limited the request rate (429).",
 }
 
 
@@ -70,16 +65,11 @@ class Failures:
 def describe_failure(error: Exception) -> str:
     """Return why settings could not be refreshed, as one or more sentences. Equal failures have the same text."""
     if isinstance(error, UpstreamError):
-        reason = _REASONS.get(error.status) or _describe_response(error)
+        # The duration of a timeout varies.
+        cause = re.sub(r" after \d+ (ms|milliseconds)\b.*", "", error.cause or str(error)) if not error.status else ""
+        reason = f"{describe_vwo(error.status, cause)}."
     elif isinstance(error, core.SettingsError):
         reason = f"{UNUSABLE}: {error}."
     else:
         reason = f"The settings could not be read: {error}."
     return reason[:LONGEST_REASON]
-
-
-def _describe_response(error: UpstreamError) -> str:
-    if not error.status:
-        cause = re.sub(r" after \d+ (ms|milliseconds)\b.*", "", error.cause or str(error))  # the number varies
-        return f"VWO could not be reached ({cause})."
-    return f"VWO returned {error.status} {reason_phrase(error.status, '')}".rstrip() + "."

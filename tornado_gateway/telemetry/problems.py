@@ -27,7 +27,7 @@ CONDITIONS = {
     "upstream-unreachable": Condition(
         WARNING,
         "Check from this machine: `curl -v UPSTREAM_URL`. Name resolution, the firewall's outgoing"
-        " rules and the route to it are the usual reasons. The gateway continues with its last settings.",
+        " rules and the route to it are the usual reasons. A running gateway continues with its last settings.",
     ),
     "upstream-tls": Condition(
         WARNING,
@@ -37,8 +37,8 @@ CONDITIONS = {
     ),
     "upstream-failing": Condition(
         WARNING,
-        "VWO has a problem or limits requests. Wait, and check its status page. Nothing is lost:"
-        " settings stay, events wait.",
+        "VWO has a problem or limits requests. Wait, and check its status page. A running gateway keeps its"
+        " settings and events meanwhile.",
     ),
     "upstream-strange": Condition(
         WARNING,
@@ -48,7 +48,7 @@ CONDITIONS = {
     "redis-unreachable": Condition(
         WARNING,
         "Check REDIS_HOST and REDIS_PORT, that Redis runs (`redis-cli ping` from this machine), its"
-        " `bind` and the firewall. Events go to DATA_DIR meanwhile.",
+        " `bind` and the firewall. A running gateway stores events in DATA_DIR meanwhile.",
     ),
     "redis-password": Condition(
         WARNING,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlencode
 
-from tornado_gateway.errors import UpstreamError
+from tornado_gateway.errors import UpstreamError, describe_vwo
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import NO_IDENTITY, Identity
 from tornado_gateway.tasks import SharedLimit
@@ -280,16 +280,14 @@ class Upstream:
 
     def _no_response(self, purpose: str, error: CurlError) -> UpstreamError:
         self._on_response(purpose, 0)
-        return UpstreamError(
-            f"{purpose}: no response from VWO ({error})", cause=str(error), is_timeout=error.is_timeout
-        )
+        return UpstreamError(f"{purpose}: {describe_vwo(0, str(error))}", cause=str(error), is_timeout=error.is_timeout)
 
     def _check(self, purpose: str, response: CurlResponse) -> None:
         """Raise unless the request succeeded. The message never contains the URL, because the SDK key is part of it."""
         self._on_response(purpose, response.status)
         if 200 <= response.status < 300:
             return
-        message = f"{purpose}: VWO returned {response.status} {response.reason}"
+        message = f"{purpose}: {describe_vwo(response.status, response.reason)}"
         pause = _retry_after_seconds(response.headers)
         raise UpstreamError(message, response.status, pause, response=response.body[:KEPT_BYTES])
 

@@ -18,6 +18,8 @@ _FILES = frozenset(
     [option.file_name for option in _SECRETS.values()]
     + [option.name for option in OPTIONS if option.kind in (kinds.file, kinds.path) and option.name != "DATA_DIR"]
 )
+IMAGE = "tornado-gateway"  # in no registry: the Dockerfile of the repository makes it
+WORKERS = 2  # of a container if the option is not set, because its memory limit depends on their number
 _HEAD = """\
 # Written by tornado-gateway init. `tornado-gateway serve --help-all` lists all options, docs/configuration.md the
 # grammar: a line is NAME=VALUE without quotes, or a comment that begins with #.
@@ -54,10 +56,11 @@ ProtectSystem=full
 [Install]
 WantedBy=multi-user.target
 """
+# Like docker-compose.yaml and conf/tornado-gateway.service, which are not installed. A test compares them.
 _COMPOSE = """\
 services:
   gateway:
-    image: tornado-gateway
+    image: {image}
     restart: unless-stopped
     ports:
       - "{port}:{port}"
@@ -66,7 +69,12 @@ services:
 {mounts}    env_file: {env_file}
     environment:
       DATA_DIR: /data
+      # All addresses of the container, so that its published port can be reached.
       HOST: "0.0.0.0"
+      PORT: "{port}"
+      WORKERS: "${{WORKERS:-{workers}}}"
+    # 64 MB + 256 MB for each worker and one more, because a reload starts the next worker before it stops one.
+    mem_limit: "${{MEMORY_LIMIT:-{megabytes}m}}"
     healthcheck:
       test: ["CMD", "tornado-gateway", "health"]
       interval: 10s
@@ -140,8 +148,12 @@ def _unit_word(text: str) -> str:
 
 def compose(path: Path, config: Config, mounted: Iterable[str]) -> str:
     """Return a Compose file that mounts these files under the same paths."""
+    workers = config.workers or WORKERS
     return _COMPOSE.format(
+        image=IMAGE,
         port=config.port,
+        workers=workers,
+        megabytes=64 + 256 * (workers + 1),
         mounts="".join(f"      - {_yaml_text(f'{file}:{file}:ro')}\n" for file in mounted),
         env_file=_yaml_text(str(path.absolute())),
         stop_seconds=_stop_seconds(config),
@@ -163,12 +175,15 @@ def _program() -> list[str]:
     return [str(script)] if script.exists() else [sys.executable, "-m", "tornado_gateway"]
 
 
-def start_command(arguments: argparse.Namespace) -> str:
+def start_commands(arguments: argparse.Namespace) -> list[str]:
     if arguments.compose is not None:
-        return f"docker compose -f {shlex.quote(str(arguments.compose))} up -d"
+        return [
+            f"docker build -t {IMAGE} .   # in a clone of the repository; or name the image of your registry",
+            f"docker compose -f {shlex.quote(str(arguments.compose.absolute()))} up -d",
+        ]
     if arguments.unit is not None:
-        return f"sudo systemctl enable --now {shlex.quote(str(arguments.unit.absolute()))}"
-    return f"tornado-gateway serve --env-file {shlex.quote(str(arguments.output))}"
+        return [f"sudo systemctl enable --now {shlex.quote(str(arguments.unit.absolute()))}"]
+    return [f"tornado-gateway serve --env-file {shlex.quote(str(arguments.output))}"]
 
 
 def write(path: Path, text: str, mode: int, *, replaces: bool) -> None:

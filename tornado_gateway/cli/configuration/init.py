@@ -108,7 +108,7 @@ def _finish(arguments: argparse.Namespace, config: Config) -> int:
     print("\nDoctor:")
     arguments.json = False
     code = command.doctor(lambda: config, arguments)
-    print(f"\nStart the gateway:\n  {files.start_command(arguments)}")
+    print("\nStart the gateway:", *files.start_commands(arguments), sep="\n  ")
     if config.account_id is not None:
         print("\nInitialize the SDK (with the address of this machine, if the application runs elsewhere):")
         for line in sdks.lines_for(config.account_id, Client(config).url, arguments.sdk):

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from itertools import chain, repeat
 
-from tornado_gateway.cli.output import bullets, paint, print_json
+from tornado_gateway.cli.output import bullets, code_of_options, paint, print_json
 from tornado_gateway.config import Examined, OptionRow, described, described_environments, environments_of
 
 COLUMNS = 80
@@ -15,7 +15,7 @@ _COLOURS = {CHANGED: "bold", INVALID: "red"}
 
 
 def show(examined: Examined, arguments: argparse.Namespace) -> int:
-    """Return 2 if the configuration is invalid: its values are shown, and its problems listed at the end."""
+    """Return the code of an invalid configuration: its values are shown, and its problems listed at the end."""
     rows = described(examined.config, examined.invalid)
     if examined.config.environments_file is not None and not examined.problems:
         rows += described_environments(environments_of(examined.config))
@@ -27,7 +27,7 @@ def show(examined: Examined, arguments: argparse.Namespace) -> int:
     if examined.problems:
         sys.stdout.flush()
         print(f"\nInvalid configuration:\n{bullets(examined.problems)}", file=sys.stderr)
-    return 2 if examined.problems else 0
+    return code_of_options(examined.problems) if examined.problems else 0
 
 
 def _print_rows(rows: list[OptionRow]) -> None:

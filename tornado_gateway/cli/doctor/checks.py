@@ -58,7 +58,7 @@ async def _checks(config: Config, machine: Machine) -> AsyncIterator[Finding]:
         documents += [settings] if settings is not None else []
     if config.environments_file is not None:
         yield estimate_memory(documents)
-    yield check_decisions(config)
+    yield check_decisions(environments)
     async for finding in _servers([one.config for one in environments], machine):
         yield finding
     yield await check_redis(config)

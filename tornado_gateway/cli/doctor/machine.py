@@ -12,14 +12,14 @@ from pathlib import Path
 from tornado_gateway import core
 from tornado_gateway.cli.client import Client, ClientError
 from tornado_gateway.cli.doctor.remedies import FAIL, OK, WARN, Finding
-from tornado_gateway.config import Config
+from tornado_gateway.config import Config, EnvironmentConfig
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.errors import GatewayError
 from tornado_gateway.process import open_files
 from tornado_gateway.process.certificate_expiry import ENDING_DAYS, expiry
 from tornado_gateway.process.location_parts import OLD_DAYS
 from tornado_gateway.process.parent.sockets import bind
-from tornado_gateway.quantities import counted, duration
+from tornado_gateway.quantities import counted, duration, listed
 
 FEATURE_BYTES = 18_000  # of a worker's memory for one feature, measured with documents of 100 and 1,000 features
 
@@ -51,10 +51,14 @@ def estimate_memory(documents: Sequence[core.Settings]) -> Finding:
     return Finding("memory", OK, OK, f"{amount}: {size}")
 
 
-def check_decisions(config: Config) -> Finding:
-    if config.decision_required:
+def check_decisions(environments: Sequence[EnvironmentConfig]) -> Finding:
+    off = [one for one in environments if not one.config.decision_required]
+    if not off:
         return Finding("decisions", OK, OK, "getFlag, trackEvent and setAttribute are served")
-    message = "DECISION_REQUIRED=false: getFlag, trackEvent and setAttribute get a 403. Thin SDKs (Go, Ruby) need true"
+    cause = "DECISION_REQUIRED=false"
+    if off[0].config.environment_name is not None:
+        cause = f"decision_required = false for {listed([one.name for one in off])}"
+    message = f"{cause}: getFlag, trackEvent and setAttribute get a 403. Thin SDKs (Go, Ruby) need true"
     return Finding("decisions", OK, OK, message)
 
 

@@ -12,9 +12,10 @@ REMEDIES = {
     "variable-misspelt": "Correct the name, or remove the variable: it has no effect.",
     "service-link": "Set `enableServiceLinks: false` in the pod specification, so that a service of the namespace"
     " cannot set options.",
-    "key-previous": "Create the key in VWO, or correct sdk_key in ENVIRONMENTS_FILE. Settings and events keep using the"
+    "key-previous": "Create the key in VWO, or correct sdk_key in ENVIRONMENTS_FILE. A running gateway uses the"
     " previous key meanwhile.",
-    "collector-unreachable": "Check COLLECT_URL from this machine: name, firewall, route. Meanwhile, events wait.",
+    "collector-unreachable": "Check COLLECT_URL from this machine: name, firewall, route. A running gateway keeps"
+    " events meanwhile.",
     "clock": "Set the clock with NTP (`timedatectl set-ntp true`): event times and TLS certificates depend on it.",
     "redis-loses": "Set `maxmemory-policy noeviction` and `appendonly yes` in redis.conf: Redis stores events that were"
     " acknowledged to clients and not delivered yet.",

@@ -12,6 +12,7 @@ from tornado_gateway.config import Config
 from tornado_gateway.errors import UpstreamError
 from tornado_gateway.settings.compilation import compile_document
 from tornado_gateway.settings.documents import read_document
+from tornado_gateway.settings.failures import describe_failure
 from tornado_gateway.telemetry.problems import code_of_upstream
 from tornado_gateway.upstream.client import Dialect, Upstream
 from tornado_gateway.upstream.curl import CurlError, CurlPool
@@ -46,7 +47,7 @@ async def _check_upstream(config: Config) -> Looked:
     try:
         document = await _fetch_settings(config)
     except UpstreamError as error:
-        return Finding("upstream", FAIL, code_of_upstream(error.status, str(error)), str(error)), None
+        return Finding("upstream", FAIL, code_of_upstream(error.status, str(error)), _reason(error)), None
     milliseconds = (time.monotonic() - before) * 1000
     return _judge_settings(config, document, f"{config.upstream_url} responded in {milliseconds:.0f} ms, key accepted")
 
@@ -73,8 +74,13 @@ def _judge_settings(config: Config, document: bytes, origin: str) -> Looked:
     except core.SettingsError as error:
         is_json = document.lstrip()[:1] in (b"{", b"[")
         code = "settings-unusable" if is_json or config.is_offline else "upstream-strange"
-        return Finding("upstream", FAIL, code, f"invalid settings: {'; '.join(error.problems)}"), None
+        return Finding("upstream", FAIL, code, _reason(error)), None
     return Finding("upstream", OK, OK, f"{origin}, {len(settings.features)} features"), settings
+
+
+def _reason(error: Exception) -> str:
+    """Return the reason in the words of the gateway's log."""
+    return describe_failure(error).removesuffix(".")
 
 
 async def check_server(config: Config, machine: Machine, url: str, check: str) -> tuple[Finding, Finding]:

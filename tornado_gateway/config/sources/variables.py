@@ -54,7 +54,7 @@ def check_foreign_variables(config: Config, environ: Mapping[str, str], findings
 
 # --- Misspelt names ---
 
-_PREFIXES = ("TORNADO_GATEWAY_", "FME_GATEWAY_")
+_PREFIXES = ("TORNADO_GATEWAY_", "FME_GATEWAY_", "FME_", "VWO_")
 _OTHER_NAMES = {
     "POLL_INTERVAL": "POLLING_TIME",
     "POLLING_INTERVAL": "POLLING_TIME",
@@ -64,12 +64,12 @@ _OTHER_NAMES = {
     "REDIS_TLS": "REDIS_ENABLE_TLS",
     "REDIS_SSL": "REDIS_ENABLE_TLS",
     "FLUSH_INTERVAL": "FLUSH_EVENTS_INTERVAL",
-    "TLS_CERT": "TLS_CERT_PATH",
     "TLS_KEY": "TLS_KEY_PATH",
 }
-_LONGER_NAMES = tuple(name for name in NAMES if "_" in name)  # `host` and `port` are variables of many programs
-_WITHOUT_SEPARATORS = {name.replace("_", ""): name for name in _LONGER_NAMES}
-_FEWEST_LETTERS = 5  # of a word in which a letter may be wrong
+_FEWEST_LETTERS = 5  # of a name or word that may be nearly another: HOST and PORT are variables of many programs
+_WORDS = {name: name.split("_") for name in NAMES if len(name) >= _FEWEST_LETTERS}
+_KINDS = ("ID", "FILE", "PATH", "URL", "TIME", "SECONDS", "BYTES", "REQUIRED", "ENABLED")
+_FEWEST_WITHOUT_KIND = 7  # letters of a name that may lack its last word: STREAM and TOKENS may be anything
 
 
 class Ignored(NamedTuple):
@@ -104,25 +104,30 @@ def _near_names(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _meant(name: str) -> str | None:
-    for prefix in _PREFIXES:
-        if name.startswith(prefix) and name.removeprefix(prefix) in NAMES:
-            return name.removeprefix(prefix)
-    squashed = re.sub("[-_.]", "", name)
-    if option := _OTHER_NAMES.get(name) or _WITHOUT_SEPARATORS.get(squashed):
-        return option
-    words = name.split("_")
-    return next((option for option in _LONGER_NAMES if _are_near(words, option.split("_"))), None)
+    """Return the option that has this name, or nearly, behind a prefix or with other separators."""
+    own = next((name.removeprefix(prefix) for prefix in _PREFIXES if name.startswith(prefix)), name)
+    if own != name and own in NAMES:
+        return own
+    letters = re.sub("[-_.]", "", own)
+    if own in _OTHER_NAMES or len(letters) < _FEWEST_LETTERS:
+        return _OTHER_NAMES.get(own)
+    return next((option for option, words in _WORDS.items() if _are_near(letters, words)), None)
 
 
-def _are_near(given: list[str], words: list[str]) -> bool:
-    """Return whether all words but one are the same, and that one is a shorter form or has one wrong letter."""
-    if len(given) != len(words):
-        return False
-    different = [pair for pair in zip(given, words, strict=True) if pair[0] != pair[1]]
-    return len(different) == 1 and _is_near(*different[0])
+def _are_near(letters: str, words: list[str]) -> bool:
+    """Return whether all words but one occur in the letters, and that one nearly, or not if it is the kind of value."""
+    if words[-1] in _KINDS and letters == "".join(words[:-1]):
+        return len(letters) >= _FEWEST_WITHOUT_KIND
+    for i, word in enumerate(words):
+        before, behind = "".join(words[:i]), "".join(words[i + 1 :])
+        fits = len(letters) > len(before) + len(behind) and letters.startswith(before) and letters.endswith(behind)
+        if fits and _is_near(letters[len(before) : len(letters) - len(behind)], word):
+            return True
+    return False
 
 
 def _is_near(given: str, word: str) -> bool:
+    """Return whether a word is the same, a plural, an abbreviation, or has one wrong letter."""
     if word.startswith(given) or given == f"{word}S":
         return 2 * len(given) >= len(word) and len(given) > 2
     if min(len(given), len(word)) < _FEWEST_LETTERS or abs(len(given) - len(word)) > 1:

@@ -12,10 +12,10 @@ from tornado_gateway.config import Config, EnvironmentConfig
 from tornado_gateway.console import admin_token
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.process.environments.serving import Serving
+from tornado_gateway.quantities import listed
 from tornado_gateway.version import BUILD
 
 SAMPLE_NAME = "sample-settings.json"
-MOST_NAMES = 5  # environments that are shown by name
 TITLES = {
     "address": "Address",
     "console": "Console",
@@ -30,7 +30,6 @@ TITLES = {
     "example": "Try it",
 }
 SIGN_IN = "`tornado-gateway console-url` prints a link that signs in to the console"
-DECISIONS_OFF = "off: set DECISION_REQUIRED=true to serve getFlag, trackEvent and setAttribute"
 
 
 def announce(config: Config, serving: Serving, location: LocationReader) -> None:
@@ -62,7 +61,7 @@ def describe(config: Config, serving: Serving, location: LocationReader) -> dict
         "docs": f"{config.local_url}/docs",
         "account": None if serving.is_from_file else _account(config),
         "environments": _environments(environments) if serving.is_from_file else None,
-        "decisions": None if any(one.config.decision_required for one in environments) else DECISIONS_OFF,
+        "decisions": None if any(one.config.decision_required for one in environments) else _off(serving),
         "store": _store(config),
         "workers": config.worker_count,
         "build": BUILD,
@@ -82,9 +81,12 @@ def _account(config: Config) -> str:
 
 
 def _environments(environments: Sequence[EnvironmentConfig]) -> str:
-    shown = [f"{one.name} (account {one.config.account_id})" for one in environments[:MOST_NAMES]]
-    further = len(environments) - len(shown)
-    return ", ".join(shown) + (f" and {further} more" if further else "")
+    return listed([f"{one.name} (account {one.config.account_id})" for one in environments])
+
+
+def _off(serving: Serving) -> str:
+    option = "decision_required = true in ENVIRONMENTS_FILE" if serving.is_from_file else "DECISION_REQUIRED=true"
+    return f"off: set {option} to serve getFlag, trackEvent and setAttribute"
 
 
 def _store(config: Config) -> str:

@@ -16,4 +16,5 @@ def build_access(environment: EnvironmentConfig) -> Access:
         config.webhook_token,
         config.cors_allowed_origins,
         config.internal_events,
+        config.environment_name is not None,
     )
