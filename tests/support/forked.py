@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 REQUEST_BYTES = 100_000
-MODULES = (
+COMMANDS = (
     *("serve", "client", "events", "settings", "environments", "evaluate", "location"),
-    *("doctor.command", "configuration.show", "configuration.init"),
+    *("doctor.command", "configuration.show", "configuration.init", "insight.simulate", "insight.verify"),
 )
+LIBRARIES = ("uvloop", "tornado.platform.asyncio", "ua_parser_builtins.lazy")  # of workers; the first is optional
 
 
 class Forked:
@@ -149,8 +150,11 @@ def run(request: dict[str, Any], stdout: int, stderr: int) -> int:
 
 def main() -> int:
     sys.path[0] = sys.argv[1]
-    for module in MODULES:
-        importlib.import_module(f"tornado_gateway.cli.{module}")
+    for command in COMMANDS:
+        importlib.import_module(f"tornado_gateway.cli.{command}")
+    for library in LIBRARIES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(library)
     gc.freeze()
     return serve(socket.socket(fileno=int(sys.argv[2])))
 
