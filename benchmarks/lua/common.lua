@@ -33,6 +33,24 @@ function common.dotted(address)
   return a .. "." .. b .. "." .. math.floor(tail / 256) .. "." .. tail % 256
 end
 
+-- A load of POST requests, each of a visitor that nobody has asked for before. `make` returns path and body of a request
+-- from its number, the visitor's plan, which puts every other visitor in the experiment's segment, and the script's first
+-- argument, a number.
+function common.posts(make)
+  local headers = { ["Content-Type"] = "application/json" }
+  local number, argument
+
+  function init(args)
+    number, argument = common.first(args), tonumber(args[2])
+  end
+
+  function request()
+    number = number + 1
+    local path, body = make(number, number % 2 == 0 and "gold" or "none", argument)
+    return wrk.format("POST", path, headers, body)
+  end
+end
+
 function done(summary, latency)
   local errors = summary.errors
   io.write(string.format(
