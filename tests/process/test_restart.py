@@ -255,7 +255,7 @@ def test_p2_after_the_parent_was_killed_a_start_on_the_same_port_succeeds(tmp_pa
     with Vendor(sample_document()) as vendor, two_workers(tmp_path, vendor, WORKERS=workers) as gateway:
         load = Load(gateway.port, visitor_requests(0), total=100)
         asyncio.run(load.run())
-        vendor.wait_until(lambda: len(gateway.worker_pids()) == workers, SECONDS)
+        vendor.wait_until(lambda: gateway.log().count(") is ready") == workers, SECONDS)  # and ends with the parent
         former = gateway.worker_pids()
         os.kill(former[-1], signal.SIGSTOP)
         gateway.process.kill()
