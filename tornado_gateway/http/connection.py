@@ -18,31 +18,16 @@ import logging
 from collections import deque
 from collections.abc import Awaitable
 from time import monotonic
-from typing import Any, final
 
 from tornado_gateway.gate import Gate
-from tornado_gateway.http.limits import MAX_QUEUED_BYTES, SHARE_SECONDS, WRITE_BYTES, RunQueue, ServerOptions
+from tornado_gateway.http.limits import MAX_QUEUED_BYTES, SHARE_SECONDS, WRITE_BYTES, Activity, ServerOptions
 from tornado_gateway.http.messages import CONTINUE, OVERLOADED, Handler, Request, Response, Streamed, respond_not_found
 from tornado_gateway.http.output import Output
 from tornado_gateway.http.reader import BODY, CONTINUE_DUE, ENDED, IDLE, NO_EXPECTATION, Reader
 from tornado_gateway.http.request_ids import error_response, failure_response, log_fields, outcome
 from tornado_gateway.http.streamed import Page, PageContext
-from tornado_gateway.logs import ThrottledLog
 
 logger = logging.getLogger(__name__)
-
-
-@final
-class Activity:
-    """The connections of a server, and the tasks of their requests."""
-
-    def __init__(self) -> None:
-        self.clients: set[Connection] = set()
-        self.orphans: set[Connection] = set()  # connections that the peer has closed, with requests in flight
-        self.tasks: set[asyncio.Future[Any]] = set()
-        self.run_queue = RunQueue()
-        self.pages = RunQueue()  # one in each turn, besides
-        self.log = ThrottledLog(logger)
 
 
 class Connection(asyncio.Protocol):
@@ -53,7 +38,7 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        *("activity", "blocked", "corked", "eof", "find", "gate", "has_served", "held", "is_lingering", "is_new"),
+        *("activity", "blocked", "corked", "eof", "find", "gate", "has_served", "held", "is_lingering"),
         *("is_queued", "last_progress", "on_response", "options", "output", "peer", "queue", "queued_bytes", "reader"),
         *("since", "stopping", "tls", "waiting"),
     )
@@ -67,7 +52,6 @@ class Connection(asyncio.Protocol):
         self.reader = Reader(options, self._deliver)
         self.output = Output(self._block, self._resume_serving)
         self.tls = self.eof = self.is_lingering = False
-        self.is_new = True  # no bytes have arrived
         self.peer = self.reader.peer = peer  # if a proxy has reported it; otherwise that of the socket
         self.held: deque[bytes] = deque()
         self.waiting: deque[Request] = deque()
@@ -91,6 +75,7 @@ class Connection(asyncio.Protocol):
         if self.tls:  # as for plain connections; the default for TLS is eight times as much
             transport.set_write_buffer_limits(WRITE_BYTES)  # type: ignore[attr-defined]  # see above
         self.activity.clients.add(self)
+        self.activity.newcomers.add(self)
         most = self.options.limits.max_connections
         if most and len(self.activity.clients) > most:
             self.activity.log.error("connections", "too many connections: beyond %d, new ones get a 503", most)
@@ -100,8 +85,7 @@ class Connection(asyncio.Protocol):
         reader = self.reader
         if reader.phase >= ENDED:
             return
-        is_new, self.is_new = self.is_new, False
-        has_turn = not is_new or self.activity.run_queue.admits()
+        has_turn = not self.activity.newcomers or self.activity.admits(self)
         if self.blocked or not has_turn or len(data) > self.options.slice_size(data):
             self._hold_and_pump(data)
             return
@@ -126,6 +110,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Complete the requests of a peer that has closed the connection; their responses are dropped."""
         self.activity.clients.discard(self)
+        self.activity.newcomers.discard(self)
         self.activity.orphans.add(self)
         self.output.lost()
         pages = [request.page for request in self.queue if request.page is not None]

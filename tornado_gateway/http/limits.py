@@ -1,15 +1,22 @@
 """The limits, the options and the state that all connections of one server share."""
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Collection
 from time import monotonic, sleep
-from typing import Final, NamedTuple, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
 from tornado_gateway.http.codings import Unpacking
 from tornado_gateway.http.messages import Handler, Request, Response, Result, split_target, too_large
+from tornado_gateway.logs import ThrottledLog
+
+if TYPE_CHECKING:
+    from tornado_gateway.http.connection import Connection
+
+logger = logging.getLogger(__name__)
 
 # The parser cannot be paused within one call, so it gets at most this much at once.
 SLICE_BYTES: Final = 16384
@@ -36,8 +43,7 @@ SHARE_SECONDS: Final = 0.0005
 REST_SECONDS: Final = (
     0.00005  # between two such turns, in which the threads of the store can get the interpreter's lock
 )
-# Requests on new connections in a turn of the loop. Others wait for the next ones, so that a flood of connections does
-# not hold up the clients that keep theirs.
+# New connections whose first bytes are read in one turn of the loop. Others wait for the next turns.
 MAX_ADMITTED: Final = 16
 # Chunk sizes, extensions and trailers may take this many bytes for each byte of body (1-byte chunks take 5).
 CHUNK_OVERHEAD: Final = 8
@@ -198,6 +204,27 @@ class RunQueue:
             if steps:
                 sleep(REST_SECONDS)
                 asyncio.get_running_loop().call_soon(self._run)
+
+
+@final
+class Activity:
+    """The connections of a server, and the tasks of their requests."""
+
+    def __init__(self) -> None:
+        self.clients: set[Connection] = set()
+        self.newcomers: set[Connection] = set()  # from which no bytes have arrived
+        self.orphans: set[Connection] = set()  # connections that the peer has closed, with requests in flight
+        self.tasks: set[asyncio.Future[Any]] = set()
+        self.run_queue = RunQueue()
+        self.pages = RunQueue()  # one in each turn, besides
+        self.log = ThrottledLog(logger)
+
+    def admits(self, client: "Connection") -> bool:
+        """Return whether bytes are read at once. A flood of new connections does not hold up those that are kept."""
+        if client not in self.newcomers:
+            return True
+        self.newcomers.discard(client)
+        return self.run_queue.admits()
 
 
 def _no_page_lines(request: Request, status: int) -> bytes:
