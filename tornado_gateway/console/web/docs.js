@@ -1,6 +1,6 @@
 // The API description, drawn from /openapi.json: operations with their parameters and responses, and a form to try each.
 
-import { byId, h, replace } from "./dom.js";
+import { byId, h, pretty, replace } from "./dom.js";
 import { trial } from "./try.js";
 
 const METHODS = ["get", "post", "put", "delete"];
@@ -49,8 +49,6 @@ function schemaList(schema, depth = 0, above = []) {
 }
 
 // --- operations
-
-const pretty = (value) => JSON.stringify(value, null, 2);
 
 const contentOf = (part) => Object.entries(part?.content ?? {})[0] ?? [null, {}];
 

@@ -161,3 +161,6 @@ export const moment = (at) => new Date(at * 1000).toLocaleString("sv-SE");
 export const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
 
 export const json = (value) => (typeof value === "string" ? `"${value}"` : JSON.stringify(value));
+
+/** JSON in several lines. */
+export const pretty = (value) => JSON.stringify(value, null, 2);
