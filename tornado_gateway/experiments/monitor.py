@@ -101,15 +101,13 @@ class ExperimentMonitor:
             self._log.warning("failed", "the samples of experiments were not stored, retrying: %s", error)
 
     def _has_news(self) -> bool:
-        for audience in self.exposures.audiences:
-            audience.fold()
+        self.exposures.fold()
         samples = [audience.sample for audience in self.exposures.audiences]
         return self.features.has_news or any(sample is not None and sample.has_news for sample in samples)
 
     async def merge(self, most: int | None = None) -> None:
         """Exchange the samples with those in the store, at most so many that have changed. Raise StoreError."""
-        for audience in self.exposures.audiences:  # first: reports show these also if the store fails
-            audience.fold()
+        self.exposures.fold()  # first: reports show these also if the store fails
         async with self._merging:
             versions = await self._state.statistics_versions()
             await self._merge_features(versions.get(FEATURES, 0))
