@@ -75,7 +75,7 @@ class PageRoute(NamedTuple):
     path: str
     page: type[Page]
     parts: tuple[str, ...] = ()
-    arguments: Mapping[str, str] = MappingProxyType({})
+    arguments: Mapping[str, object] = MappingProxyType({})
 
     @property
     def pattern(self) -> str:
