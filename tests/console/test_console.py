@@ -1293,6 +1293,7 @@ def test_the_api_page_is_legible_with_operations_of_each_kind(open_page, width, 
     assert (brightness(page) < 60) == (scheme == "dark")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert outside_of(page) == []
+    expect(page.locator("#evaluate_flag .hint code").first).to_have_text("feature")  # in backticks in the document
     assert faults(page) == []
     picture(page, f"docs-{width}-{scheme}", full_page=False)
 
