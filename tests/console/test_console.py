@@ -686,7 +686,7 @@ def check_missing_letters(gateway):
 
 
 def test_h6_a_broken_location_database_is_not_green(open_page, tmp_path):
-    """Row H6: the page was green. The problem has its remedy."""
+    """Row H6: the page was green. The problem has its remedy. Of a gateway that has ended, nothing is green either."""
     broken = tmp_path / "broken.mmdb"
     broken.write_bytes(b"not a database")
     own_data, options = tmp_path / "data", {"MAXMIND_DB_PATH": broken}
@@ -700,6 +700,14 @@ def test_h6_a_broken_location_database_is_not_green(open_page, tmp_path):
         expect(page.locator("#problem-list")).to_contain_text("Replace the file")
         expect(page.locator(".panel:has-text('Location') .pill.warn")).to_have_text("problem")
         picture(page, "problems")
+        expect(page.locator(".panel:has-text('Store') .pill.good")).to_have_text("up")
+        green = page.evaluate("getComputedStyle(document.querySelector('.pill.good')).color")
+        own.kill()
+        expect(page.locator("#state-text")).to_have_text(
+            re.compile(r"^the gateway does not respond, the numbers are of \d\d:\d\d:\d\d$")
+        )
+        assert page.evaluate("getComputedStyle(document.querySelector('.pill.good')).color") != green
+        picture(page, "silent")
 
 
 # Wherever it is looked at
