@@ -78,12 +78,13 @@ class Group:
 class Pace:
     """Wakes the task that commits. After a group of several requests it waits until `seconds` after their beginning.
 
-    So groups are fewer and larger under load, and a lone client never waits. Each request that arrives looks at the
-    clock, because the timer is coarse.
+    So groups are fewer and larger under load, and a lone client never waits. Each arrival of a request checks the
+    time, because the timer is coarse.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, timer_seconds: float = TIMER_SECONDS) -> None:
         self._seconds = seconds
+        self._timer_seconds = timer_seconds
         self._next_at = 0.0  # when the next group may begin, by the monotonic clock
         self._idle: asyncio.Future[None] | None = None  # done when there is something to do
         self._is_timed = False
@@ -112,7 +113,7 @@ class Pace:
             self._idle = None
         elif not self._is_timed:
             self._is_timed = True
-            asyncio.get_running_loop().call_later(TIMER_SECONDS, self._timer_ended)
+            asyncio.get_running_loop().call_later(self._timer_seconds, self._timer_ended)
 
     def _timer_ended(self) -> None:
         self._is_timed = False

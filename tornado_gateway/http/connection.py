@@ -53,9 +53,9 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        *("activity", "blocked", "corked", "eof", "find", "gate", "has_served", "held", "is_lingering", "is_queued"),
-        *("last_progress", "on_response", "options", "output", "peer", "queue", "queued_bytes", "reader", "since"),
-        *("stopping", "tls", "waiting"),
+        *("activity", "blocked", "corked", "eof", "find", "gate", "has_served", "held", "is_lingering", "is_new"),
+        *("is_queued", "last_progress", "on_response", "options", "output", "peer", "queue", "queued_bytes", "reader"),
+        *("since", "stopping", "tls", "waiting"),
     )
 
     def __init__(self, options: ServerOptions, activity: Activity, stopping: bool = False, peer: str = "") -> None:
@@ -67,6 +67,7 @@ class Connection(asyncio.Protocol):
         self.reader = Reader(options, self._deliver)
         self.output = Output(self._block, self._resume_serving)
         self.tls = self.eof = self.is_lingering = False
+        self.is_new = True  # no bytes have arrived
         self.peer = self.reader.peer = peer  # if a proxy has reported it; otherwise that of the socket
         self.held: deque[bytes] = deque()
         self.waiting: deque[Request] = deque()
@@ -99,7 +100,9 @@ class Connection(asyncio.Protocol):
         reader = self.reader
         if reader.phase >= ENDED:
             return
-        if self.blocked or len(data) > self.options.slice_size(data):
+        is_new, self.is_new = self.is_new, False
+        has_turn = not is_new or self.activity.run_queue.admits()
+        if self.blocked or not has_turn or len(data) > self.options.slice_size(data):
             self._hold_and_pump(data)
             return
         self.corked, self.has_served = True, False
@@ -200,12 +203,6 @@ class Connection(asyncio.Protocol):
         self.reader.reject(response)
         self.held.clear()
         self._settle()
-
-    def _continue(self) -> None:
-        """Ask for a body that the client holds back, as soon as all earlier responses are out."""
-        if not self.queue and not self.waiting:
-            self.reader.expectation = NO_EXPECTATION
-            self.output.put(CONTINUE)
 
     def _block(self) -> None:
         self.blocked = True
@@ -358,8 +355,10 @@ class Connection(asyncio.Protocol):
             self._settle()
 
     def _await_body(self) -> None:
-        if self.reader.expectation == CONTINUE_DUE:
-            self._continue()
+        """Ask for a body that the client holds back, as soon as all earlier responses are out. Pause without room."""
+        if self.reader.expectation == CONTINUE_DUE and not self.queue and not self.waiting:
+            self.reader.expectation = NO_EXPECTATION
+            self.output.put(CONTINUE)
         if self.options.budget.is_exceeded():
             self._block()
             self.options.budget.wait(self.flush)

@@ -36,6 +36,9 @@ SHARE_SECONDS: Final = 0.0005
 REST_SECONDS: Final = (
     0.00005  # between two such turns, in which the threads of the store can get the interpreter's lock
 )
+# Requests on new connections in a turn of the loop. Others wait for the next ones, so that a flood of connections does
+# not hold up the clients that keep theirs.
+MAX_ADMITTED: Final = 16
 # Chunk sizes, extensions and trailers may take this many bytes for each byte of body (1-byte chunks take 5).
 CHUNK_OVERHEAD: Final = 8
 
@@ -168,11 +171,22 @@ class RunQueue:
     def __init__(self, turn_seconds: float = TURN_SECONDS) -> None:
         self._turn_seconds = turn_seconds
         self._steps: deque[Callable[[], bool]] = deque()
+        self._admitted = 0  # in this turn
 
     def add(self, step: Callable[[], bool]) -> None:
         self._steps.append(step)
         if len(self._steps) == 1:
             asyncio.get_running_loop().call_soon(self._run)
+
+    def admits(self) -> bool:
+        """Return whether work may be done at once: nothing waits, and this turn has not had much of it."""
+        if not self._admitted:
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        self._admitted += 1
+        return self._admitted <= MAX_ADMITTED and not self._steps
+
+    def _end_turn(self) -> None:
+        self._admitted = 0
 
     def _run(self) -> None:
         steps, end = self._steps, monotonic() + self._turn_seconds
