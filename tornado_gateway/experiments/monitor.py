@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -206,14 +205,20 @@ class ExperimentMonitor:
     # --- Results ---
 
     async def report(self) -> Json:
-        """Return the report of each experiment, with the numbers that other workers have stored by now."""
-        with suppress(StoreError):
+        """Return the report of each experiment, with the numbers that other workers have stored by now.
+
+        `unreadable` is the reason why those are missing, if the store does not respond.
+        """
+        reports: list[Json] = []
+        unreadable = None
+        try:
             await self.merge(MOST_MERGED)
-        reports = []
+        except StoreError as error:
+            unreadable = str(error)
         for audience in self.exposures.audiences:
             reports.append(report_of(audience))
             await asyncio.sleep(0)  # each takes half a millisecond
-        return {"limits": {"p": ALARM_P, "visitors": LEAST_VISITORS}, "experiments": reports}
+        return {"limits": {"p": ALARM_P, "visitors": LEAST_VISITORS}, "experiments": reports, "unreadable": unreadable}
 
     def usage(self) -> dict[str, Json]:
         """Return the use of each feature of the settings."""
