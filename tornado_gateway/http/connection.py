@@ -18,16 +18,31 @@ import logging
 from collections import deque
 from collections.abc import Awaitable
 from time import monotonic
+from typing import Any, final
 
 from tornado_gateway.gate import Gate
-from tornado_gateway.http.limits import MAX_QUEUED_BYTES, SHARE_SECONDS, WRITE_BYTES, Activity, ServerOptions
+from tornado_gateway.http.limits import MAX_QUEUED_BYTES, SHARE_SECONDS, WRITE_BYTES, RunQueue, ServerOptions
 from tornado_gateway.http.messages import CONTINUE, OVERLOADED, Handler, Request, Response, Streamed, respond_not_found
 from tornado_gateway.http.output import Output
 from tornado_gateway.http.reader import BODY, CONTINUE_DUE, ENDED, IDLE, NO_EXPECTATION, Reader
 from tornado_gateway.http.request_ids import error_response, failure_response, log_fields, outcome
 from tornado_gateway.http.streamed import Page, PageContext
+from tornado_gateway.logs import ThrottledLog
 
 logger = logging.getLogger(__name__)
+
+
+@final
+class Activity:
+    """The connections of a server, and the tasks of their requests."""
+
+    def __init__(self) -> None:
+        self.clients: set[Connection] = set()
+        self.orphans: set[Connection] = set()  # connections that the peer has closed, with requests in flight
+        self.tasks: set[asyncio.Future[Any]] = set()
+        self.run_queue = RunQueue()
+        self.pages = RunQueue()  # one in each turn, besides
+        self.log = ThrottledLog(logger)
 
 
 class Connection(asyncio.Protocol):
@@ -75,7 +90,7 @@ class Connection(asyncio.Protocol):
         if self.tls:  # as for plain connections; the default for TLS is eight times as much
             transport.set_write_buffer_limits(WRITE_BYTES)  # type: ignore[attr-defined]  # see above
         self.activity.clients.add(self)
-        self.activity.newcomers.add(self)
+        self.activity.run_queue.newcomers.add(self)
         most = self.options.limits.max_connections
         if most and len(self.activity.clients) > most:
             self.activity.log.error("connections", "too many connections: beyond %d, new ones get a 503", most)
@@ -85,7 +100,7 @@ class Connection(asyncio.Protocol):
         reader = self.reader
         if reader.phase >= ENDED:
             return
-        has_turn = not self.activity.newcomers or self.activity.admits(self)
+        has_turn = not self.activity.run_queue.newcomers or self.activity.run_queue.admits(self)
         if self.blocked or not has_turn or len(data) > self.options.slice_size(data):
             self._hold_and_pump(data)
             return
@@ -110,7 +125,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Complete the requests of a peer that has closed the connection; their responses are dropped."""
         self.activity.clients.discard(self)
-        self.activity.newcomers.discard(self)
+        self.activity.run_queue.newcomers.discard(self)
         self.activity.orphans.add(self)
         self.output.lost()
         pages = [request.page for request in self.queue if request.page is not None]

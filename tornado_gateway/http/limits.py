@@ -1,22 +1,15 @@
 """The limits, the options and the state that all connections of one server share."""
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable, Collection
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
+from typing import Final, NamedTuple, final
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
 from tornado_gateway.http.codings import Unpacking
 from tornado_gateway.http.messages import Handler, Request, Response, Result, split_target, too_large
-from tornado_gateway.logs import ThrottledLog
-
-if TYPE_CHECKING:
-    from tornado_gateway.http.connection import Connection
-
-logger = logging.getLogger(__name__)
 
 # The parser cannot be paused within one call, so it gets at most this much at once.
 SLICE_BYTES: Final = 16384
@@ -177,15 +170,22 @@ class RunQueue:
     def __init__(self, turn_seconds: float = TURN_SECONDS) -> None:
         self._turn_seconds = turn_seconds
         self._steps: deque[Callable[[], bool]] = deque()
-        self._admitted = 0  # in this turn
+        self.newcomers: set[object] = set()  # clients from which no bytes have arrived
+        self._admitted = 0  # of them, in this turn
 
     def add(self, step: Callable[[], bool]) -> None:
         self._steps.append(step)
         if len(self._steps) == 1:
             asyncio.get_running_loop().call_soon(self._run)
 
-    def admits(self) -> bool:
-        """Return whether work may be done at once: nothing waits, and this turn has not had much of it."""
+    def admits(self, client: object) -> bool:
+        """Return whether the bytes of a client are read at once, or in a later step.
+
+        A flood of new connections does not hold up those that are kept.
+        """
+        if client not in self.newcomers:
+            return True
+        self.newcomers.discard(client)
         if not self._admitted:
             asyncio.get_running_loop().call_soon(self._end_turn)
         self._admitted += 1
@@ -204,27 +204,6 @@ class RunQueue:
             if steps:
                 sleep(REST_SECONDS)
                 asyncio.get_running_loop().call_soon(self._run)
-
-
-@final
-class Activity:
-    """The connections of a server, and the tasks of their requests."""
-
-    def __init__(self) -> None:
-        self.clients: set[Connection] = set()
-        self.newcomers: set[Connection] = set()  # from which no bytes have arrived
-        self.orphans: set[Connection] = set()  # connections that the peer has closed, with requests in flight
-        self.tasks: set[asyncio.Future[Any]] = set()
-        self.run_queue = RunQueue()
-        self.pages = RunQueue()  # one in each turn, besides
-        self.log = ThrottledLog(logger)
-
-    def admits(self, client: "Connection") -> bool:
-        """Return whether bytes are read at once. A flood of new connections does not hold up those that are kept."""
-        if client not in self.newcomers:
-            return True
-        self.newcomers.discard(client)
-        return self.run_queue.admits()
 
 
 def _no_page_lines(request: Request, status: int) -> bytes:

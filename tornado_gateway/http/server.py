@@ -12,8 +12,8 @@ import ssl
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tornado_gateway.http.connection import Connection
-from tornado_gateway.http.limits import Activity, ServerOptions
+from tornado_gateway.http.connection import Activity, Connection
+from tornado_gateway.http.limits import ServerOptions
 from tornado_gateway.http.messages import BUSY, TIMEOUT
 from tornado_gateway.http.reader import BODY, HEAD, IDLE
 
