@@ -52,7 +52,7 @@ from servers import directory, redis, vendor
 
 FEATURES = 100
 REQUESTS = 1280
-WARM_UP_REQUESTS = 320
+WARM_UP_REQUESTS = 1280  # after these, each experiment has a sample
 GROUPS = (1, 32)
 KNOWN_VISITORS = 64
 PERCENT = 3.0  # largest growth that passes

@@ -12,7 +12,7 @@ from http_harness import PATIENCE_SECONDS, QUICK, Routes, get, post, serve
 
 from tornado_gateway.http.limits import DENSE_SLICE_BYTES, RunQueue
 from tornado_gateway.http.messages import Response, too_large
-from tornado_gateway.http.server import RECEIVE_BYTES
+from tornado_gateway.http.server import ACCEPTED_AT_ONCE, RECEIVE_BYTES
 
 __all__ = ["serve"]
 
@@ -71,6 +71,29 @@ def test_a_client_that_keeps_its_connection_does_not_wait_for_new_ones(serve):
     assert lone.response().status == 200
     assert [client.response().status for client in others] == [200] * COUNT
     assert routes.served[1:].index(b"/lone") < COUNT / 2
+
+
+def test_few_connections_are_accepted_in_one_turn(serve):
+    """asyncio accepted 1,400 of them in one turn, for 20 ms."""
+    live = serve()
+    is_blocked, may_continue = threading.Event(), threading.Event()
+
+    async def accept_all() -> list[int]:
+        is_blocked.set()
+        may_continue.wait(PATIENCE_SECONDS)
+        accepted = []
+        while sum(accepted) < COUNT:
+            before = live.server.connections
+            await asyncio.sleep(0)
+            accepted.append(live.server.connections - before)
+        return accepted
+
+    accepting = asyncio.run_coroutine_threadsafe(accept_all(), live.loop)
+    is_blocked.wait(PATIENCE_SECONDS)
+    clients = [live.connect() for _ in range(COUNT)]  # the kernel accepts them
+    may_continue.set()
+    assert max(accepting.result(PATIENCE_SECONDS)) <= ACCEPTED_AT_ONCE
+    assert [client.send(get("/const")).response().status for client in clients] == [200] * COUNT
 
 
 def test_a_lone_request_does_not_wait_for_many_slices(serve):

@@ -26,6 +26,8 @@ MAX_PROXY_HEADER = 4096
 # that must wait. The kernel's own limit is 6 MB. Over 50 ms of latency it allows about 1 MB/s.
 RECEIVE_BYTES = 65536
 SWEEP_SLICE = 100  # connections that are checked at once: thousands would hold up requests for milliseconds
+BACKLOG = 4096  # connections that the kernel accepts before the server does
+ACCEPTED_AT_ONCE = 64  # by asyncio, whose argument `backlog` has this meaning as well; uvloop accepts one
 CHECK_SECONDS = 0.01  # between two checks of the requests in flight while the server stops
 
 
@@ -73,8 +75,9 @@ class Server:
         self._backlog.setblocking(False)
         try:
             self._listener = await asyncio.get_running_loop().create_server(
-                self._new_connection, sock=sock, backlog=4096, **self._tls_options()
+                self._new_connection, sock=sock, backlog=ACCEPTED_AT_ONCE, **self._tls_options()
             )
+            sock.listen(BACKLOG)
         except BaseException:
             self._backlog.close()
             sock.close()
@@ -344,7 +347,7 @@ def _expire(connection: Connection, age: float, buffered: int) -> None:
 def _bind(host: str, port: int, reuse_port: bool) -> socket.socket:
     if not host and socket.has_dualstack_ipv6():
         return socket.create_server(
-            ("", port), family=socket.AF_INET6, backlog=4096, reuse_port=reuse_port, dualstack_ipv6=True
+            ("", port), family=socket.AF_INET6, backlog=BACKLOG, reuse_port=reuse_port, dualstack_ipv6=True
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=4096, reuse_port=reuse_port)
+    return socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=reuse_port)
