@@ -24,15 +24,15 @@ VISITORS = 1000  # that have all flags already
 BULK, GET_FLAGS = "/ofrep/v1/evaluate/flags", "/server-side/getFlags"
 PURE_BUILD = "pure Python"
 BUILDS = {"compiled": COMPILED, PURE_BUILD: PURE}
-CONSTANT, GET_FLAG, SINGLE, BULK_OF_ALL = "constant", "getFlag", "OFREP single", f"OFREP bulk of {FEATURES}"
-GET_FLAGS_OF_ALL, UNCHANGED = f"getFlags of {FEATURES}", "304"
+CONSTANT, GET_FLAG, SINGLE, AGAIN = "constant", "getFlag", "OFREP single", "OFREP single, again"
+BULK_OF_ALL, GET_FLAGS_OF_ALL, UNCHANGED = f"OFREP bulk of {FEATURES}", f"getFlags of {FEATURES}", "304"
 UNITS = Column("units", "units", ".2f")
 LIMIT = Column("limit", "at most", ".2f")
 NOTES = (
     "A unit is the CPU time of the constant response in the same build.",
     "getFlag and OFREP single: 100 features, asked for in turn by visitors that are all new, so that each request "
-    "stores its impressions durably, and they are delivered. A repetition within 60 s stores none and costs less. "
-    "OFREP single may cost half a unit more than getFlag.",
+    "stores its impressions durably, and they are delivered. OFREP single may cost half a unit more than getFlag.",
+    f"OFREP single, again: {VISITORS:,} visitors, in turn. A repetition within 60 s has no impressions.",
     f"Bulk: all {FEATURES} features, with OFREP their variables as well; no impressions, not compressed. Pure Python "
     "may cost one unit for each feature.",
     f"304: the flags of {VISITORS:,} visitors, in turn, are unchanged; at most two units.",
@@ -84,6 +84,7 @@ def kinds(known_file: Path) -> list[Kind]:
     return [
         Kind(GET_FLAG, "getflag.lua", (FEATURES,), FLAG_PROBE),
         Kind(SINGLE, "ofrep.lua", (FEATURES,), single),
+        Kind(AGAIN, "ofrep.lua", (FEATURES, VISITORS), single),
         Kind(BULK_OF_ALL, "ofrep.lua", (0,), (BULK, ofrep_probe, b'"key":"feature-99.title"')),
         Kind(GET_FLAGS_OF_ALL, "getflags.lua", (), (GET_FLAGS, probe, b'"feature-99"')),
         Kind(UNCHANGED, "unchanged.lua", (known_file,), None),
@@ -110,7 +111,7 @@ def add_units(rows: list[Row]) -> None:
     for build in BUILDS:
         cost = {name: row["cpu_us"] for name, row in by_name.items() if name.endswith(build) and "cpu_us" in row}
         unit, getflag = cost[f"{CONSTANT}, {build}"], cost[f"{GET_FLAG}, {build}"]
-        limits = {SINGLE: getflag / unit + 0.5, UNCHANGED: 2}
+        limits = dict.fromkeys((SINGLE, AGAIN), getflag / unit + 0.5) | {UNCHANGED: 2}
         limits |= dict.fromkeys((BULK_OF_ALL, GET_FLAGS_OF_ALL), FEATURES) if build == PURE_BUILD else {}
         for name, value in cost.items():
             by_name[name]["units"] = value / unit

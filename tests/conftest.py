@@ -11,11 +11,14 @@ from process import COMPILED, ROOT, is_compiled
 
 from tornado_gateway import version
 
-# The files that take longest, so that no process is left alone with one at the end.
+# The files that take longest, the longest first, so that no process is left alone with one at the end. Most wait.
 LONGEST = (
-    *("test_supervisor.py", "test_restart.py", "test_instances.py", "test_console.py", "test_crash.py"),
-    *("test_delivery.py", "test_install.py", "test_server.py", "test_scripts.py", "test_flusher.py"),
-    *("test_store.py", "test_polling.py", "test_against_sdk.py", "test_sticky_against_sdk.py"),
+    *("test_console.py", "test_several_environments.py", "test_store.py", "test_supervisor.py", "test_instances.py"),
+    *("test_curl.py", "test_restart.py", "test_delivery.py", "test_flusher.py", "test_install.py", "test_scripts.py"),
+    *("test_store_redis.py", "test_waiting.py", "test_client_auth.py", "test_server.py", "test_crash.py"),
+    *("test_settings.py", "test_unknown.py", "test_polling.py", "test_store_faults.py", "test_mistakes.py"),
+    *("test_hostile.py", "test_problems.py", "test_announcements.py", "test_verdict.py", "test_spilled_restart.py"),
+    *("test_against_sdk.py", "test_sticky_against_sdk.py"),
 )
 
 
@@ -36,7 +39,8 @@ def pytest_report_header() -> str:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):  # one of several processes
-        items.sort(key=lambda item: item.path.name not in LONGEST)
+        ranks = {name: rank for rank, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -33,6 +33,23 @@ function common.dotted(address)
   return a .. "." .. b .. "." .. math.floor(tail / 256) .. "." .. tail % 256
 end
 
+-- A load of POST requests. `make` returns path and body of a request from its number, which no other one has, the
+-- visitor's plan, which puts every other visitor in the experiment's segment, and the script's two arguments, numbers.
+function common.posts(make)
+  local headers = { ["Content-Type"] = "application/json" }
+  local number, first, second
+
+  function init(args)
+    number, first, second = common.first(args), tonumber(args[2]), tonumber(args[3])
+  end
+
+  function request()
+    number = number + 1
+    local path, body = make(number, number % 2 == 0 and "gold" or "none", first, second)
+    return wrk.format("POST", path, headers, body)
+  end
+end
+
 function done(summary, latency)
   local errors = summary.errors
   io.write(string.format(

@@ -1,17 +1,7 @@
--- getFlag of a visitor that nobody has asked for before; every other one is in the experiment's segment.
--- Arguments: first number, number of features to ask for in turn
+-- getFlag of a new visitor. Arguments: first number, number of features to ask for in turn
 local common = require "common"
-local headers = { ["Content-Type"] = "application/json" }
-local number, features
 
-function init(args)
-  number, features = common.first(args), tonumber(args[2])
-end
-
-function request()
-  number = number + 1
-  local plan = number % 2 == 0 and "gold" or "none"
-  local body = '{"featureKey":"feature-' .. number % features .. '","userId":"visitor-' .. common.text(number) ..
-    '","customVariables":{"plan":"' .. plan .. '","age":33}}'
-  return wrk.format("POST", "/server-side/getFlag", headers, body)
-end
+common.posts(function(number, plan, features)
+  return "/server-side/getFlag", '{"featureKey":"feature-' .. number % features .. '","userId":"visitor-' ..
+    common.text(number) .. '","customVariables":{"plan":"' .. plan .. '","age":33}}'
+end)

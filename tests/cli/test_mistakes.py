@@ -2,14 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from contextlib import ExitStack, suppress
 
 import orjson
 import pytest
 from certificates import make_certificate
+from forked import Forked
 from mistakes import MISTAKES, RUNS
 from process import ROOT, SAMPLE_SETTINGS, free_port
 from redis_servers import REDIS_SERVER, RedisServer, cluster
@@ -96,14 +95,7 @@ def command(mistake, names, name):
     for key in ("PORT", "LOG_LEVEL"):
         if any(line.removeprefix("export ").startswith(f"{key}=") for line in mistake.env_file):
             del variables[key]
-    return subprocess.Popen(
-        [sys.executable, "-m", "tornado_gateway", name, *arguments],
-        env=variables,
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    return Forked(ROOT, [name, *arguments], variables, ROOT)
 
 
 def message_of(line):

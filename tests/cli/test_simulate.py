@@ -105,6 +105,7 @@ def test_the_text_names_shares_ranges_and_moves():
         (["--weights", "102=nan/50"], 2, "expected RULE=PERCENT"),
         (["--visitors", "0"], 2, "expected a number of visitors, 1 to 1000000"),
         (["--attribute", "plan"], 2, "expected NAME=VALUE"),
+        (["--ip", "999.1.1.1"], 2, "expected an IPv4 or IPv6 address, got '999.1.1.1'"),
         (["--ids", "/does/not/exist"], 1, "/does/not/exist: no such file or directory. Check the path"),
         (["--ids", "/dev/zero"], 2, "/dev/zero line 1: an ID has at most 1024 bytes"),
         (["--ids", "/dev/null"], 2, "expected an ID in each line, got none"),

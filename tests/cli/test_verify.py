@@ -53,6 +53,7 @@ cases:
   - {feature: dark-mode, user: v, variables: {day: 2027-01-01}, expect: {}}
   - {feature: dark-mode, user: w, expect: {enabled: false}}
   - {feature: dark-mode, user: w, expect: {enabled: true}}
+  - {feature: dark-mode, user: x, ip: 999.1.1.1, expect: {enabled: true}}
 """
 EXPECTED_MISTAKES = (
     "case 1 (line 3): user: expected a text or a number, got True. Put it in quotes",
@@ -67,6 +68,7 @@ EXPECTED_MISTAKES = (
     "case 6 (line 13): variables: expected names with JSON values, got {'day': datetime.date(2027, 1, 1)}",
     "case 6 (line 13): expect: expected at least one of enabled, variation, variables",
     "case 8 (line 15): has the feature and visitor of case 7 (line 14)",
+    "case 9 (line 16): ip: expected an IPv4 or IPv6 address, got '999.1.1.1'",
 )
 
 
@@ -184,6 +186,7 @@ def test_a_url_without_a_gateway(verify, url, code):
     assert result.returncode == code
     assert result.stderr
     assert "Traceback" not in result.stderr
+    assert "Errno" not in result.stderr
 
 
 @pytest.mark.parametrize("option", ["--expect", "--settings", "--junit"])

@@ -174,7 +174,7 @@ def test_names_keys_hosts_and_the_default_occur_once(more: str, problem: str) ->
         ("a = " + "[" * 100_000, "environments.toml: expected TOML, got a mistake: maximum recursion depth exceeded"),
         (
             "#" * 1_100_000,
-            "environments.toml: expected a text file that can be read, got one that cannot (more than 1048576 bytes)",
+            "environments.toml: expected at most 1048576 bytes",
         ),
         (PRODUCTION + f"event_queue_limit = 0x{'f' * 9999}", "event_queue_limit (environments.toml, environment prod"),
         (PRODUCTION + "event_queue_limit = 5", "event_queue_limit (environments.toml, environment production): expe"),

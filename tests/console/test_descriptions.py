@@ -25,13 +25,13 @@ def test_the_sample_account_in_words(settings):
     ]
     assert texts["free-shipping"] == [
         "Rollout when country is Germany or (country is United States and region is California): Warehouse countries",
-        "Personalisation when device type is mobile or tablet: Phones and tablets",
+        "Personalization when device type is mobile or tablet: Phones and tablets",
     ]
     assert texts["loyalty"] == [
         "Rollout when not customer is guest: Members",
-        r"Personalisation when email matches ^[^@]+@shop\.example$: Staff",
-        "Personalisation when referrer contains partner and not market starts with test-: Partners",
-        "Personalisation when points is greater than 5000: Platinum",
+        r"Personalization when email matches ^[^@]+@shop\.example$: Staff",
+        "Personalization when referrer contains partner and not market starts with test-: Partners",
+        "Personalization when points is greater than 5000: Platinum",
     ]
     assert texts["beta-console"] == [
         "A/B test for 50 % of the visitors when IP address starts with 192.0.2.: Read only 50 %, Full 50 %"
@@ -40,7 +40,7 @@ def test_the_sample_account_in_words(settings):
     assert texts["landing-page"] == [
         "Rollout when the visitor sees variation 2 of web test 7: Same story as the advertisement"
     ]
-    assert texts["promo-banner"][0] == "Personalisation when customer is VIP in any case: VIP"
+    assert texts["promo-banner"][0] == "Personalization when customer is VIP in any case: VIP"
     listed = [variation["listed"]["text"] for variation in features["beta-console"]["rules"][0]["variations"]]
     assert listed == ["always for user id is qa-anna", "always for user id is qa-ben or qa-chris or team is console"]
     assert features["recommendations"]["holdouts"][0]["text"] == "Withheld for 5 % of all visitors"

@@ -22,6 +22,15 @@ def test_recent_events_are_bounded_newest_first_and_whole():
     assert recent.newest()[0]["name"] is None
 
 
+def test_only_impressions_name_a_variation():
+    """Conversions have the ids as well, always 1."""
+    recent = RecentEvents()
+    for name in ("purchase", "vwo_variationShown"):
+        event = {"name": name, "props": {"id": 1, "variation": 2}}
+        recent.note([(1, orjson.dumps({"d": {"visId": "X", "event": event}}))])
+    assert [(event["campaign"], event["variation"]) for event in recent.newest()] == [(1, 2), (None, None)]
+
+
 def test_what_the_tail_costs_an_event():
     """Group commits under load hold hundreds of events; of those it reads the last ones, and of each its beginning."""
 

@@ -107,6 +107,7 @@ def check_running(gateway, response):
         ({"ids": ["a", 5]}, "ids: expected a list of texts"),
         ({"ids": ["x" * 2000]}, "ids must not be longer than 1024 bytes"),
         ({"visitors": 9, "featureKey": "new-chekout"}, "unknown feature new-chekout. Did you mean new-checkout?"),
+        ({"visitors": 9, "ipAddress": "999.1.1.1"}, "ipAddress: expected an IPv4 or IPv6 address, got 999.1.1.1"),
         ({"visitors": 9, "traffic": {"102": "50"}}, "traffic.102: expected a percentage"),
         ({"visitors": 9, "traffic": {"102": 101}}, "expected 0 to 100 percent, got 101"),
         ({"visitors": 9, "weights": {"102": [50]}}, "expected 2 of them, for Two steps/One step"),

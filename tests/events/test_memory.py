@@ -23,7 +23,7 @@ def test_a2_a_backlog_in_megabytes_is_drained_in_little_memory(tmp_path):
     total = HUGE + 4 * CHUNKS
     with Vendor(sample_document()) as vendor:
         vendor.event_faults.append(Fault(503, times=FOREVER))
-        with Gateway.of_vendor(tmp_path / "data", vendor, SOCKET_TIMEOUT=60) as gateway:
+        with Gateway.of_vendor(tmp_path / "data", vendor, is_fresh=True, SOCKET_TIMEOUT=60) as gateway:
             vendor.wait_until(lambda: len(vendor.calls_to("/server-side/batch-events-v2")) > 4, SECONDS)
             vendor.calls.clear()
             assert gateway.status()["events"]["waiting"] == total

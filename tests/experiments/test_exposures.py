@@ -102,6 +102,21 @@ async def test_a_worker_that_is_killed_loses_only_what_it_had_not_merged(tmp_pat
         assert (await one(other))["sampled"] == pytest.approx(300, rel=0.01)
 
 
+async def test_a_report_without_the_store_has_its_own_visitors_and_the_reason(tmp_path, monkeypatch):
+    async with workers(tmp_path, 1) as (monitor,):
+        show(monitor, users(100))
+        assert (await monitor.report())["unreadable"] is None
+
+        async def fail(*_):
+            raise StoreError("no store")
+
+        monkeypatch.setattr(monitor._state, "statistics_versions", fail)
+        show(monitor, users(100, first=100))
+        report = await monitor.report()
+        assert report["unreadable"] == "no store"
+        assert report["experiments"][0]["visitors"] == pytest.approx(200, rel=0.01)
+
+
 async def test_a_wrong_share_is_reported_in_words(tmp_path):
     async with workers(tmp_path, 1) as (monitor,):
         for number in range(2000):

@@ -11,7 +11,7 @@ from statistics import NormalDist
 import pytest
 
 from tornado_gateway.experiments.ratio import ALARM_P, chi_square_p, is_mismatch, sequential_p, survival
-from tornado_gateway.experiments.sample import CELLS, DIGITS, VisitorSample
+from tornado_gateway.experiments.sample import CELLS, DIGITS, VisitorSample, hashes_of
 
 CHECKS = range(1_000, 100_001, 1_000)  # distinct visitors
 
@@ -110,7 +110,8 @@ def test_a_sample_grows_as_in_the_simulation():
     visitors = [f"{numbers.getrandbits(64):0{DIGITS}x}" for _ in range(100_000)]
     for start in range(0, 100_000, 10_000):
         new = visitors[start : start + 10_000]
-        sample.add(new, bytes(1 + byte % 2 for byte in numbers.randbytes(10_000)))
+        for (place, rest), byte in zip(hashes_of(new), numbers.randbytes(10_000), strict=True):
+            sample.add(place, rest, 1 + byte % 2)
         assert sample.size == pytest.approx(filled(start + 10_000), rel=0.01)
     assert not is_mismatch([sample.count(1), sample.count(2)], [0.5, 0.5])
 

@@ -6,7 +6,7 @@ import zlib
 import pytest
 
 from tornado_gateway.core import visitor_uuid
-from tornado_gateway.experiments.sample import DIGITS, SIZE_BYTES, VisitorSample, pack, unpack
+from tornado_gateway.experiments.sample import DIGITS, SIZE_BYTES, VisitorSample, hashes_of, pack, unpack
 
 
 def visitors(count, first=0):
@@ -20,8 +20,13 @@ def codes_of(digits):
 
 def sample_of(digits, codes=None):
     sample = VisitorSample()
-    sample.add(digits, codes_of(digits) if codes is None else codes)
+    add(sample, digits, codes_of(digits) if codes is None else codes)
     return sample
+
+
+def add(sample, digits, codes):
+    for (place, rest), code in zip(hashes_of(digits), codes, strict=True):
+        sample.add(place, rest, code)
 
 
 def content(sample):
@@ -50,7 +55,7 @@ def test_repeated_visitors_change_nothing():
     before = content(sample_of(digits))
     sample.has_news = False
     again = shuffled(digits * 3)
-    sample.add(again, codes_of(again))
+    add(sample, again, codes_of(again))
     assert content(sample) == before
     assert not sample.has_news
 
@@ -102,7 +107,7 @@ def test_a_visitor_with_two_variations_keeps_the_first_and_counts_as_switched(is
         later.merge(sample)
         sample = later
     else:
-        sample.add(digits[:300], bytes([2]) * 300)
+        add(sample, digits[:300], bytes([2]) * 300)
     assert (sample.count(1), sample.count(2)) == (size, 0)
     assert sample.switched == pytest.approx(300, rel=0.15)
     assert sample.visitors == pytest.approx(1_000, rel=0.01)

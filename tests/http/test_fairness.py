@@ -5,9 +5,10 @@ Found by `scripts/hostile`: a loop turn served all that had arrived from each cl
 
 import asyncio
 import socket
+import threading
 import time
 
-from http_harness import QUICK, Routes, get, post, serve
+from http_harness import PATIENCE_SECONDS, QUICK, Routes, get, post, serve
 
 from tornado_gateway.http.limits import DENSE_SLICE_BYTES, RunQueue
 from tornado_gateway.http.messages import Response, too_large
@@ -51,6 +52,25 @@ def position_of_lone_request(serve, *headers):
 def test_a_lone_request_does_not_wait_for_pipelined_ones(serve):
     """They arrive in one piece; without turns all of them are served first."""
     assert position_of_lone_request(serve) < COUNT
+
+
+def test_a_client_that_keeps_its_connection_does_not_wait_for_new_ones(serve):
+    """A turn of the loop served the first requests of hundreds of new connections."""
+    routes, may_continue = SlowRoutes(), threading.Event()
+    live = serve(find=routes.find)
+    lone = live.connect()
+    assert lone.send(get("/lone")).response().status == 200
+    others = [live.connect() for _ in range(COUNT)]
+    live.until(lambda: live.server.connections == COUNT + 1)
+    blocked = threading.Thread(target=live.call, args=[lambda: may_continue.wait(PATIENCE_SECONDS)])
+    blocked.start()
+    for client in (*others, lone):  # all of them have arrived when the loop looks for them
+        client.send(get("/slow" if client is not lone else "/lone"))
+    may_continue.set()
+    blocked.join()
+    assert lone.response().status == 200
+    assert [client.response().status for client in others] == [200] * COUNT
+    assert routes.served[1:].index(b"/lone") < COUNT / 2
 
 
 def test_a_lone_request_does_not_wait_for_many_slices(serve):

@@ -301,7 +301,9 @@ def test_d2_memory_of_a_gateway_whose_clients_do_not_read(tmp_path):
     """Row D2 as it is: 4.6 GB for 100 clients."""
     (tmp_path / "settings.json").write_text(json.dumps(sample_document() | {"padding": "x" * 3_000_000}))
     with contextlib.ExitStack() as stack:
-        gateway = stack.enter_context(Gateway(tmp_path / "data", SETTINGS_FILE=tmp_path / "settings.json"))
+        gateway = stack.enter_context(
+            Gateway(tmp_path / "data", is_fresh=True, SETTINGS_FILE=tmp_path / "settings.json")
+        )
         for number in range(100):
             client = stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port), PATIENCE_SECONDS))
             client.sendall(get("/server-side/v2-settings", *[f"X-Request-Id: {number}"] * (number % 2)) * 16)

@@ -28,7 +28,7 @@ def wait_until(condition):
 def test_d11_after_sigterm_new_connections_are_served_while_not_ready(tmp_path, workers):
     """Row D11. A second signal ends the time."""
     options = {"SETTINGS_FILE": SETTINGS, "DRAIN_SECONDS": 600, "WORKERS": workers}
-    with Gateway(tmp_path / "d", **options) as gateway:
+    with Gateway(tmp_path / "d", is_fresh=True, **options) as gateway:
         wait_until(lambda: ready_status(gateway) == 200 and gateway.log().count(") is ready") == workers)
         gateway.process.send_signal(signal.SIGTERM)
         wait_until(lambda: ready_status(gateway) == 503)
@@ -41,12 +41,12 @@ def test_d11_after_sigterm_new_connections_are_served_while_not_ready(tmp_path, 
 
 
 def test_d11_the_time_ends_by_itself(tmp_path):
-    with Gateway(tmp_path / "d", SETTINGS_FILE=SETTINGS, DRAIN_SECONDS=0.2) as gateway:
+    with Gateway(tmp_path / "d", is_fresh=True, SETTINGS_FILE=SETTINGS, DRAIN_SECONDS=0.2) as gateway:
         assert gateway.terminate() == 0
 
 
 def test_d11_an_interrupt_does_not_wait(tmp_path):
-    with Gateway(tmp_path / "d", SETTINGS_FILE=SETTINGS, DRAIN_SECONDS=600) as gateway:
+    with Gateway(tmp_path / "d", is_fresh=True, SETTINGS_FILE=SETTINGS, DRAIN_SECONDS=600) as gateway:
         gateway.process.send_signal(signal.SIGINT)
         with contextlib.suppress(ProcessLookupError):
             for pid in gateway.worker_pids():
@@ -57,7 +57,7 @@ def test_d11_an_interrupt_does_not_wait(tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_d14_the_unspecified_address_of_ipv6_takes_both_families(tmp_path, workers):
     """Row D14."""
-    with Gateway(tmp_path / "d", SETTINGS_FILE=SETTINGS, HOST="::", WORKERS=workers) as gateway:
+    with Gateway(tmp_path / "d", is_fresh=True, SETTINGS_FILE=SETTINGS, HOST="::", WORKERS=workers) as gateway:
         assert parse(exchange(gateway.port, request_bytes("GET", "/health", b"", {})))[0].status == 200
         with socket.create_connection(("::1", gateway.port), 60) as connection:
             connection.sendall(request_bytes("GET", "/health", b"", {}))

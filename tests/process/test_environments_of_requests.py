@@ -200,7 +200,7 @@ def new_events(setting: Setting, act: Any) -> tuple[HttpResponse, str | None]:
     def total(name: str) -> int:
         return sum(one["events"][name] for one in setting.gateway.status()["environments"])
 
-    def is_settled() -> bool:  # the events of earlier tests have arrived, and are counted
+    def is_settled() -> bool:  # all events have arrived, and are counted
         return total("received") == total("delivered") + total("rejected") and total("delivered") == sum(
             taken(setting.vendor).values()
         )
@@ -208,9 +208,11 @@ def new_events(setting: Setting, act: Any) -> tuple[HttpResponse, str | None]:
     setting.vendor.wait_until(is_settled, SECONDS, setting.gateway.log)
     before, rejected = taken(setting.vendor), total("rejected")
     response = act()
-    if response.status == 200:
+    if response.status == 200:  # one event of a batch may be rejected before another one has arrived
         setting.vendor.wait_until(
-            lambda: taken(setting.vendor) != before or total("rejected") > rejected, SECONDS, setting.gateway.log
+            lambda: (taken(setting.vendor) != before or total("rejected") > rejected) and is_settled(),
+            SECONDS,
+            setting.gateway.log,
         )
     new = [identity for identity, count in taken(setting.vendor).items() if count > before.get(identity, 0)]
     names = {(str(ACCOUNTS[name]), key): name for name, key in KEYS.items()}

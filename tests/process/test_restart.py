@@ -133,7 +133,7 @@ def is_alive(pid):
 
 def two_workers(directory, vendor, **options):
     options = {"WORKERS": 2, "EVENTS_PER_REQUEST": EVENTS_PER_REQUEST} | options
-    return Gateway.of_vendor(directory / "data", vendor, **options)
+    return Gateway.of_vendor(directory / "data", vendor, is_fresh=True, **options)
 
 
 def test_rolling_restarts_are_not_noticed(tmp_path):
@@ -255,7 +255,7 @@ def test_p2_after_the_parent_was_killed_a_start_on_the_same_port_succeeds(tmp_pa
     with Vendor(sample_document()) as vendor, two_workers(tmp_path, vendor, WORKERS=workers) as gateway:
         load = Load(gateway.port, visitor_requests(0), total=100)
         asyncio.run(load.run())
-        vendor.wait_until(lambda: len(gateway.worker_pids()) == workers, SECONDS)
+        vendor.wait_until(lambda: gateway.log().count(") is ready") == workers, SECONDS)  # and ends with the parent
         former = gateway.worker_pids()
         os.kill(former[-1], signal.SIGSTOP)
         gateway.process.kill()
@@ -318,7 +318,7 @@ def test_a_start_that_fails_ends_the_gateway(tmp_path):
         "UPSTREAM_URL": "http://127.0.0.1:9",
         "GEO_MAP_FILE": tmp_path / "names.json",
     }
-    gateway = Gateway(tmp_path / "data", WORKERS=2, **options)
+    gateway = Gateway(tmp_path / "data", is_fresh=True, WORKERS=2, **options)
     try:
         gateway.start()
     except AssertionError:

@@ -93,7 +93,7 @@ def test_a_gateway_says_when_it_serves_that_it_lives_and_when_it_stops(tmp_path)
         listener.bind(str(tmp_path / "notify"))
         listener.settimeout(60)
         options = {"NOTIFY_SOCKET": tmp_path / "notify", "WATCHDOG_USEC": "400000", "SETTINGS_FILE": SAMPLE_SETTINGS}
-        with Gateway(tmp_path / "data", **options) as gateway:
+        with Gateway(tmp_path / "data", is_fresh=True, **options) as gateway:
             assert received(listener, b"READY=1") == [b"READY=1"]
             assert gateway.get("/ready")[0] == 200
             before = time.monotonic()
@@ -110,7 +110,7 @@ def test_a_gateway_that_stands_still_is_not_heard_any_more(tmp_path):
         listener.bind(str(tmp_path / "notify"))
         listener.settimeout(60)
         options = {"NOTIFY_SOCKET": tmp_path / "notify", "WATCHDOG_USEC": "400000", "SETTINGS_FILE": SAMPLE_SETTINGS}
-        with Gateway(tmp_path / "data", **options) as gateway:
+        with Gateway(tmp_path / "data", is_fresh=True, **options) as gateway:
             received(listener, b"WATCHDOG=1")
             gateway.process.send_signal(signal.SIGSTOP)
             listener.settimeout(1)

@@ -186,7 +186,7 @@ def run(seconds: float, names: list[str], log: Path | None, *, measures_turns: b
     with tempfile.TemporaryDirectory() as folder, Vendor(settings(), keep=100) as vendor:
         vendor.lists = {"list-1": {"visitor-1"}}
         measuring = {"TURNS_FOLDER": folder, "PYTHONPATH": f"{HERE / 'turns'}:{build()}"} if measures_turns else {}
-        with Gateway.of_vendor(Path(folder) / "data", vendor, **OPTIONS, **measuring) as gateway:
+        with Gateway.of_vendor(Path(folder) / "data", vendor, is_fresh=True, **OPTIONS, **measuring) as gateway:
             vendor.wait_until(lambda: len(gateway.worker_pids()) == OPTIONS["WORKERS"])
             workers = gateway.worker_pids()
             try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import orjson
+from forked import Forked
 from ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +20,7 @@ PATIENCE_SECONDS = 60.0  # for anything that is bound to happen, however slow th
 GRACE_SECONDS = 5.0  # for what may not happen in some tests
 SHORTEST_SECRET = 4  # what the gateway masks
 COMPILED = ROOT / "build" / "compiled"  # made by scripts/compile
+COMMAND = [sys.executable, "-m", "tornado_gateway", "serve"]
 SAMPLE_SETTINGS = ROOT / "conf" / "sample-settings.json"
 
 
@@ -49,10 +51,12 @@ def is_running(pid: int) -> bool:
 class Gateway:
     """`tornado-gateway serve` with these options; a context manager that leaves no process behind.
 
-    It runs the compiled build if there is one of the sources as they are; PYTHONPATH says otherwise.
+    It runs the compiled build if there is one of the sources as they are; PYTHONPATH says otherwise. It is forked from
+    a process that has loaded the modules, unless a test is about the start or the memory of the process (`is_fresh`),
+    has another command, or sets variables that Python or the dynamic linker reads at the start.
     """
 
-    def __init__(self, data_dir: Path, **options: object) -> None:
+    def __init__(self, data_dir: Path, *, is_fresh: bool = False, **options: object) -> None:
         self.port = free_port()
         self.data_dir = data_dir
         self._environment = {
@@ -67,9 +71,10 @@ class Gateway:
             "LOG_LEVEL": "INFO",
             **{name: str(value) for name, value in options.items()},
         }
-        self.command: list[str] = [sys.executable, "-m", "tornado_gateway", "serve"]
+        self.command = COMMAND
+        self._is_fresh = is_fresh or any(name.startswith(("PYTHON", "LD_")) for name in options)
         self.log_path = data_dir.with_suffix(".log")
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
         self._vendor: Any = None
 
     @classmethod
@@ -102,7 +107,10 @@ class Gateway:
     def start(self, path: str = "/health") -> None:
         """Start, and wait until `path` answers 200."""
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(self.command, env=self._environment, stderr=log, stdout=log)
+            if self._is_fresh or self.command is not COMMAND:
+                self.process = subprocess.Popen(self.command, env=self._environment, stderr=log, stdout=log)
+            else:
+                self.process = Forked(build(), ["serve"], self._environment, Path.cwd(), log)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not self._answers(path):
             assert self.process.poll() is None, f"the gateway ended: {self.log()[-5000:]}"

@@ -193,7 +193,7 @@ def run(seconds: float) -> Result:
         location = Path(folder) / "location.mmdb"
         replace(location, CITY.read_bytes())
         options = OPTIONS | {"MAXMIND_DB_PATH": location}
-        with Gateway.of_vendor(Path(folder) / "data", vendor, **options) as gateway:
+        with Gateway.of_vendor(Path(folder) / "data", vendor, is_fresh=True, **options) as gateway:
             vendor.wait_until(lambda: len(gateway.worker_pids()) == OPTIONS["WORKERS"])
             workers = gateway.worker_pids()
             with load(gateway, seconds) as process:

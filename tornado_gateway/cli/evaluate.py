@@ -6,10 +6,9 @@ import orjson
 
 from tornado_gateway import core
 from tornado_gateway.cli.configuration.check import naming
-from tornado_gateway.cli.insight.database import location_reader
+from tornado_gateway.cli.insight.database import evaluator_with
 from tornado_gateway.cli.output import print_json
-from tornado_gateway.enrichment.device import DeviceReader
-from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
+from tornado_gateway.environments.evaluation import Inputs, with_address
 from tornado_gateway.settings.compilation import parse
 from tornado_gateway.settings.documents import read_document
 
@@ -19,9 +18,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
         document = parse(read_document(arguments.settings), core.never_yield)
         settings = core.compile_settings(document, traced=arguments.explain)
     is_used = bool(arguments.ip) and _needs_location(settings.features.get(arguments.feature))
-    location = location_reader(arguments.maxmind_db_path, is_used=is_used)
+    evaluator = evaluator_with(arguments.maxmind_db_path, is_used=is_used)
     trace = core.Trace() if arguments.explain else None
-    evaluator = Evaluator(location, DeviceReader())
     decision = evaluator.decide_from(settings, arguments.feature, Inputs(_context(arguments)), trace)
     explanation = core.explain_lines(trace) if trace is not None else None
     if arguments.json:

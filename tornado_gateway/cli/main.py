@@ -16,7 +16,7 @@ import orjson
 from tornado_gateway import core
 from tornado_gateway.cli.client import Client, ClientError
 from tornado_gateway.cli.configuration.sdks import LINES as SDKS
-from tornado_gateway.cli.insight.parsers import add_insight
+from tornado_gateway.cli.insight.parsers import add_insight, ip_address
 from tornado_gateway.cli.output import bullets, code_of_options, file_problem, print_json
 from tornado_gateway.config import Config, ConfigError, add_flags, examine, given_flags, load
 from tornado_gateway.version import BUILD
@@ -199,7 +199,7 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--variables", type=_json_object, default={}, metavar="JSON", help="custom variables")
     evaluate.add_argument("--targeting", type=_json_object, default={}, metavar="JSON", help="targeting variables")
     evaluate.add_argument("--user-agent", metavar="TEXT", help="the visitor's user agent")
-    evaluate.add_argument("--ip", metavar="ADDRESS", help="the visitor's IP address")
+    evaluate.add_argument("--ip", type=ip_address, metavar="ADDRESS", help="the visitor's IP address")
     evaluate.add_argument("--maxmind-db-path", type=Path, metavar="PATH", help="GeoIP database, to locate the IP")
     evaluate.add_argument("--explain", action="store_true", help="explain the decision")
 

@@ -103,21 +103,24 @@ def read_secret_files(given: dict[str, Given], findings: Findings, directory: Pa
         given[option.name] = Given(content, f"{source} {file_name}")
 
 
-def read_text(path: Path) -> tuple[str, str]:
-    """Return the text of a file of at most MAX_FILE_BYTES, and the reason if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            return "", f"more than {MAX_FILE_BYTES} bytes"
-        return content.decode("utf-8-sig"), ""
-    except (OSError, ValueError) as error:
-        return "", why(error)
+class TooLargeError(ValueError):
+    """A file has more than MAX_FILE_BYTES."""
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file. Raise OSError, TooLargeError or another ValueError, which `why` explains."""
+    with path.open("rb") as file:
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise TooLargeError(f"more than {MAX_FILE_BYTES} bytes")
+    return content.decode("utf-8-sig")
 
 
 def why(error: OSError | ValueError) -> str:
     """Return the reason without the content, because a decoding error has the bytes, which may be a secret."""
-    return (error.strerror or "unreadable") if isinstance(error, OSError) else "not UTF-8"
+    if isinstance(error, OSError):
+        return error.strerror or "unreadable"
+    return str(error) if isinstance(error, TooLargeError) else "not UTF-8"
 
 
 def quoted(option: Option, text: str) -> str:
@@ -146,13 +149,14 @@ class Blocks(NamedTuple):
 
 def read_blocks(path: Path, table: str, place: str, *, may_be_empty: bool = False) -> Blocks:
     """Return the blocks `[[table]]` of a file. `place` names it at the beginning of each problem."""
-    text, problem = read_text(path)
-    if problem:
-        return _failed(f"{place}: expected a text file that can be read, got one that cannot ({problem})")
     try:
-        document = tomllib.loads(text)
+        document = tomllib.loads(read_text(path))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         return _failed(f"{place}: expected TOML, got a mistake: {error}")
+    except TooLargeError:
+        return _failed(f"{place}: expected at most {MAX_FILE_BYTES} bytes")
+    except (OSError, ValueError) as error:
+        return _failed(f"{place}: expected a text file that can be read, got one that cannot ({why(error)})")
     blocks = document.pop(table, [])
     problems = [f"{place}: unknown table or key {key}, expected [[{table}]] blocks only" for key in document]
     if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):

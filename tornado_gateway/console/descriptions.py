@@ -19,7 +19,7 @@ MAX_DEPTH = 60  # of described conditions; the engine has no such limit
 EVERYONE = "everyone"
 
 _KINDS = {"FLAG_ROLLOUT": "rollout", "FLAG_TESTING": "ab", "FLAG_PERSONALIZE": "personalize"}
-_KIND_NAMES = {"rollout": "Rollout", "ab": "A/B test", "personalize": "Personalisation", "other": "Other campaign"}
+_KIND_NAMES = {"rollout": "Rollout", "ab": "A/B test", "personalize": "Personalization", "other": "Other campaign"}
 _LOCATION = {"country": "country", "region": "region", "city": "city"}
 _DEVICE = {"os": "operating system", "browser_string": "browser", "device_type": "device type", "device": "device"}
 

@@ -5,6 +5,7 @@ Read by the application, the metrics (their labels) and the tests of openapi.jso
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -28,11 +29,12 @@ from tornado_gateway.console.insight.simulator import SimulatePage, Simulator
 from tornado_gateway.console.overview import Status
 from tornado_gateway.console.probes import HealthPage, MetricsPage, ReadyPage, RootPage, StatusPage
 from tornado_gateway.console.settings_pages import DifferencesPage, PinPage, UnpinPage, VersionsPage
-from tornado_gateway.console.static_pages import StaticPage
+from tornado_gateway.console.static_pages import StaticPage, api_description, web_file
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError
 
 HTML, CSS, SCRIPT, TEXT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript", "plain"))
+JSON = "application/json; charset=utf-8"
 STYLES = ("console", "explain", "docs", "runbook", "simulator", "uPlot.min")
 SCRIPTS = (
     *("main", "session", "overview", "features", "usage", "experiments", "explain", "steps", "events", "live"),
@@ -73,7 +75,7 @@ class PageRoute(NamedTuple):
     path: str
     page: type[Page]
     parts: tuple[str, ...] = ()
-    arguments: Mapping[str, str] = MappingProxyType({})
+    arguments: Mapping[str, object] = MappingProxyType({})
 
     @property
     def pattern(self) -> str:
@@ -95,7 +97,7 @@ ROUTES = (
     PageRoute("/ready", ReadyPage, ("environments", "is_stopping", "needs_all")),
     PageRoute("/status", StatusPage, ("status",)),
     PageRoute("/metrics", MetricsPage, ("metrics",)),
-    PageRoute("/openapi.json", StaticPage, arguments={"file": "", "kind": "application/json; charset=utf-8"}),
+    PageRoute("/openapi.json", StaticPage, arguments={"read": api_description, "kind": JSON}),
     PageRoute("/admin/session", SessionPage, OPERATORS),
     PageRoute("/admin/overview", OverviewPage, OPERATORS),
     PageRoute("/admin/features", FeaturesPage, OPERATORS),
@@ -114,7 +116,10 @@ ROUTES = (
     PageRoute("/admin/settings/pin", PinPage, OPERATORS),
     PageRoute("/admin/settings/unpin", UnpinPage, OPERATORS),
     PageRoute("/admin/live", LivePage, (*OPERATORS, "is_stopping")),
-    *(PageRoute(path, StaticPage, arguments={"file": file, "kind": kind}) for path, (file, kind) in ASSETS.items()),
+    *(
+        PageRoute(path, StaticPage, arguments={"read": partial(web_file, file), "kind": kind})
+        for path, (file, kind) in ASSETS.items()
+    ),
 )
 LABELS = tuple(dict.fromkeys(route.label for route in ROUTES))
 

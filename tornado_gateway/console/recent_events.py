@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from tornado_gateway.core.event_templates import SHOWN
 from tornado_gateway.events.group_commit import Entry
 from tornado_gateway.store.interfaces import DeadLetter, EventStore
 from tornado_gateway.tasks import Periodic
@@ -98,10 +99,11 @@ def _event_in_short(at: float, line: bytes) -> Json:
     document = orjson.loads(line)
     data = document.get("d") or {}
     event = data.get("event") or {}
-    props = event.get("props") or {}
+    name = event.get("name")
+    props = (event.get("props") or {}) if name == SHOWN else {}  # in conversions, the ids have no meaning
     return {
         "at": at,
-        "name": _short(event.get("name")),
+        "name": _short(name),
         "visitor": _short(data.get("visId")),
         "campaign": _short(props.get("id")),
         "variation": _short(props.get("variation")),

@@ -6,6 +6,7 @@ requests its data itself.
 
 import gzip
 import hashlib
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
 from typing import NamedTuple
@@ -23,48 +24,53 @@ POLICY = (
 SMALLEST_BYTES = 1024  # of a body that is compressed: a smaller one fits into one packet anyway
 
 
-class Content(NamedTuple):
-    """A body with its ETag, and the same compressed; without one if it is too small."""
+class Form(NamedTuple):
+    """A body as it is sent. `headers` are those that depend on it."""
 
     body: bytes
     etag: str
-    packed: "Content | None" = None
+    headers: Mapping[str, str]
+
+
+def web_file(name: str) -> bytes:
+    """Read a file of the package."""
+    return resources.files(__package__).joinpath("web", name).read_bytes()
+
+
+def api_description() -> bytes:
+    return orjson.dumps(DOCUMENT)
 
 
 @cache
-def content_of(file: str) -> Content:
-    """Read a file of the package, or make the API description, which has no file of its own."""
-    directory = resources.files(__package__).joinpath("web")
-    body = directory.joinpath(file).read_bytes() if file else orjson.dumps(DOCUMENT)
-    plain = _content(body)
-    return plain if len(body) < SMALLEST_BYTES else plain._replace(packed=_content(gzip.compress(body, mtime=0)))
+def forms_of(read: Callable[[], bytes]) -> tuple[Form, ...]:
+    """Return a body as it is and, if it is not too small, compressed."""
+    body = read()
+    if len(body) < SMALLEST_BYTES:
+        return (_form(body),)
+    vary = {"Vary": "Accept-Encoding"}
+    return _form(body, **vary), _form(gzip.compress(body, mtime=0), **vary, **{"Content-Encoding": "gzip"})
 
 
-def _content(body: bytes) -> Content:
-    return Content(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+def _form(body: bytes, **headers: str) -> Form:
+    return Form(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"', headers)
 
 
 class StaticPage(Page):
-    """A file of the package, or the API description."""
+    """A body that `read` returns when it is requested for the first time, and its content type."""
 
-    def initialize(self, file: str, kind: str) -> None:
-        content = content_of(file)
-        wants_gzip = accepts_gzip(self.request.headers.get("Accept-Encoding", ""))
-        self._has_forms = content.packed is not None
-        self._is_packed = wants_gzip and self._has_forms
-        self._content = content.packed if content.packed is not None and wants_gzip else content
+    def initialize(self, read: Callable[[], bytes], kind: str) -> None:
+        forms = forms_of(read)
+        self._form = forms[-1] if accepts_gzip(self.request.headers.get("Accept-Encoding", "")) else forms[0]
         self._kind = kind
 
     def compute_etag(self) -> str:
-        return self._content.etag
+        return self._form.etag
 
     def get(self) -> None:
         self.set_header("Content-Type", self._kind)
         self.set_header("Cache-Control", "no-cache")  # browsers revalidate each time; the response is a 304
         self.set_header("Content-Security-Policy", POLICY)
         self.set_header("Referrer-Policy", "no-referrer")
-        if self._has_forms:
-            self.set_header("Vary", "Accept-Encoding")
-        if self._is_packed:
-            self.set_header("Content-Encoding", "gzip")
-        self.write(self._content.body)
+        for name, value in self._form.headers.items():
+            self.set_header(name, value)
+        self.write(self._form.body)

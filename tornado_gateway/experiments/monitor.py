@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -104,15 +103,13 @@ class ExperimentMonitor:
             self._log.warning("failed", "the samples of experiments were not stored, retrying: %s", error)
 
     def _has_news(self) -> bool:
-        for audience in self.exposures.audiences:
-            audience.fold()
+        self.exposures.fold()
         samples = [audience.sample for audience in self.exposures.audiences]
         return self.features.has_news or any(sample is not None and sample.has_news for sample in samples)
 
     async def merge(self, most: int | None = None) -> None:
         """Exchange the samples with those in the store, at most so many that have changed. Raise StoreError."""
-        for audience in self.exposures.audiences:  # first: reports show these also if the store fails
-            audience.fold()
+        self.exposures.fold()  # first: reports show these also if the store fails
         async with self._merging:
             versions = await self._state.statistics_versions()
             await self._merge_features(versions.get(FEATURES, 0))
@@ -210,14 +207,20 @@ class ExperimentMonitor:
     # --- Results ---
 
     async def report(self) -> Json:
-        """Return the report of each experiment, with the numbers that other workers have stored by now."""
-        with suppress(StoreError):
+        """Return the report of each experiment, with the numbers that other workers have stored by now.
+
+        `unreadable` is the reason why those are missing, if the store does not respond.
+        """
+        reports: list[Json] = []
+        unreadable = None
+        try:
             await self.merge(MOST_MERGED)
-        reports = []
+        except StoreError as error:
+            unreadable = str(error)
         for audience in self.exposures.audiences:
             reports.append(report_of(audience))
             await asyncio.sleep(0)  # each takes half a millisecond
-        return {"limits": {"p": ALARM_P, "visitors": LEAST_VISITORS}, "experiments": reports}
+        return {"limits": {"p": ALARM_P, "visitors": LEAST_VISITORS}, "experiments": reports, "unreadable": unreadable}
 
     def usage(self) -> dict[str, Json]:
         """Return the use of each feature of the settings."""

@@ -33,6 +33,14 @@ _ALL_FILLED = int.from_bytes(b"\xff" * CELLS, "little")  # not Final: mypyc fail
 _FILLED: Final = bytes([0] + [255] * 255)
 
 
+def hashes_of(digits: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the two parts of the hash of each visitor, from the last DIGITS hexadecimal digits of the uuid."""
+    numbers = array("I", bytes.fromhex("".join(digits)))
+    if _IS_LITTLE:
+        numbers.byteswap()
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
 class VisitorSample:
     """The sample of one worker. `version` is that of the stored record that it contains.
 
@@ -49,27 +57,19 @@ class VisitorSample:
 
     # --- Recording ---
 
-    def add(self, digits: Sequence[str], codes: Sequence[int]) -> None:
-        """Add visitors, as the last DIGITS hexadecimal digits of their uuids, and the codes of their variations.
+    def add(self, place: int, rest: int, code: int) -> None:
+        """Add a visitor with the two parts of its hash, and the code of its variation.
 
         They come in the order of their visits: if those of one variation came first, it would get more of the cells.
-        Raise ValueError, and add none, if a text is not DIGITS hexadecimal digits.
         """
-        hashes = array("I", bytes.fromhex("".join(digits)))  # two for each visitor: for its place, and the rest
-        if len(hashes) != 2 * len(codes):
-            raise ValueError
-        if _IS_LITTLE:
-            hashes.byteswap()
-        cells, slots = self.cells, self.slots
-        for place, rest, code in zip(hashes[::2], hashes[1::2], codes, strict=True):
-            cell = place % CELLS
-            if not cells[cell]:
-                cells[cell] = code
-                self.has_news = True
-            slot = place % SLOTS
-            kept = slots[slot]
-            if rest <= kept >> 8:
-                self._use(slot, rest << 8 | code, kept)
+        cell = place % CELLS
+        if not self.cells[cell]:
+            self.cells[cell] = code
+            self.has_news = True
+        slot = place % SLOTS
+        kept = self.slots[slot]
+        if rest <= kept >> 8:
+            self._use(slot, rest << 8 | code, kept)
 
     def _use(self, slot: int, entry: int, kept: int) -> None:
         """Use a visitor for a slot: a smaller one, or the same again."""

@@ -53,9 +53,9 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        *("activity", "blocked", "corked", "eof", "find", "gate", "has_served", "held", "is_lingering", "is_queued"),
-        *("last_progress", "on_response", "options", "output", "peer", "queue", "queued_bytes", "reader", "since"),
-        *("stopping", "tls", "waiting"),
+        *("activity", "blocked", "corked", "eof", "find", "gate", "has_served", "held", "is_lingering"),
+        *("is_queued", "last_progress", "on_response", "options", "output", "peer", "queue", "queued_bytes", "reader"),
+        *("since", "stopping", "tls", "waiting"),
     )
 
     def __init__(self, options: ServerOptions, activity: Activity, stopping: bool = False, peer: str = "") -> None:
@@ -90,6 +90,7 @@ class Connection(asyncio.Protocol):
         if self.tls:  # as for plain connections; the default for TLS is eight times as much
             transport.set_write_buffer_limits(WRITE_BYTES)  # type: ignore[attr-defined]  # see above
         self.activity.clients.add(self)
+        self.activity.run_queue.newcomers.add(self)
         most = self.options.limits.max_connections
         if most and len(self.activity.clients) > most:
             self.activity.log.error("connections", "too many connections: beyond %d, new ones get a 503", most)
@@ -99,7 +100,8 @@ class Connection(asyncio.Protocol):
         reader = self.reader
         if reader.phase >= ENDED:
             return
-        if self.blocked or len(data) > self.options.slice_size(data):
+        has_turn = not self.activity.run_queue.newcomers or self.activity.run_queue.admits(self)
+        if self.blocked or not has_turn or len(data) > self.options.slice_size(data):
             self._hold_and_pump(data)
             return
         self.corked, self.has_served = True, False
@@ -123,6 +125,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Complete the requests of a peer that has closed the connection; their responses are dropped."""
         self.activity.clients.discard(self)
+        self.activity.run_queue.newcomers.discard(self)
         self.activity.orphans.add(self)
         self.output.lost()
         pages = [request.page for request in self.queue if request.page is not None]
@@ -200,12 +203,6 @@ class Connection(asyncio.Protocol):
         self.reader.reject(response)
         self.held.clear()
         self._settle()
-
-    def _continue(self) -> None:
-        """Ask for a body that the client holds back, as soon as all earlier responses are out."""
-        if not self.queue and not self.waiting:
-            self.reader.expectation = NO_EXPECTATION
-            self.output.put(CONTINUE)
 
     def _block(self) -> None:
         self.blocked = True
@@ -358,8 +355,10 @@ class Connection(asyncio.Protocol):
             self._settle()
 
     def _await_body(self) -> None:
-        if self.reader.expectation == CONTINUE_DUE:
-            self._continue()
+        """Ask for a body that the client holds back, as soon as all earlier responses are out. Pause without room."""
+        if self.reader.expectation == CONTINUE_DUE and not self.queue and not self.waiting:
+            self.reader.expectation = NO_EXPECTATION
+            self.output.put(CONTINUE)
         if self.options.budget.is_exceeded():
             self._block()
             self.options.budget.wait(self.flush)

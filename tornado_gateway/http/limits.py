@@ -36,6 +36,8 @@ SHARE_SECONDS: Final = 0.0005
 REST_SECONDS: Final = (
     0.00005  # between two such turns, in which the threads of the store can get the interpreter's lock
 )
+# New connections whose first bytes are read in one turn of the loop. Others wait for the next turns.
+MAX_ADMITTED: Final = 16
 # Chunk sizes, extensions and trailers may take this many bytes for each byte of body (1-byte chunks take 5).
 CHUNK_OVERHEAD: Final = 8
 
@@ -168,11 +170,29 @@ class RunQueue:
     def __init__(self, turn_seconds: float = TURN_SECONDS) -> None:
         self._turn_seconds = turn_seconds
         self._steps: deque[Callable[[], bool]] = deque()
+        self.newcomers: set[object] = set()  # clients from which no bytes have arrived
+        self._admitted = 0  # of them, in this turn
 
     def add(self, step: Callable[[], bool]) -> None:
         self._steps.append(step)
         if len(self._steps) == 1:
             asyncio.get_running_loop().call_soon(self._run)
+
+    def admits(self, client: object) -> bool:
+        """Return whether the bytes of a client are read at once, or in a later step.
+
+        A flood of new connections does not hold up those that are kept.
+        """
+        if client not in self.newcomers:
+            return True
+        self.newcomers.discard(client)
+        if not self._admitted:
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        self._admitted += 1
+        return self._admitted <= MAX_ADMITTED and not self._steps
+
+    def _end_turn(self) -> None:
+        self._admitted = 0
 
     def _run(self) -> None:
         steps, end = self._steps, monotonic() + self._turn_seconds

@@ -3,6 +3,7 @@
 All mistakes of a file are reported at once, each with the number of its case and its line.
 """
 
+import ipaddress
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -70,6 +71,13 @@ def _is_id(value: Any) -> bool:
     return _is_text(value) or (type(value) in (int, float) and math.isfinite(value) and _is_json(value))
 
 
+def _is_address(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(ipaddress.ip_address(value))
+    except ValueError:
+        return False
+
+
 def _is_json_object(value: Any) -> bool:
     return isinstance(value, dict) and _is_json(value)
 
@@ -84,6 +92,7 @@ def _is_json(value: Any) -> bool:
 
 TEXT = Kind("a text", _is_text)
 ID = Kind("a text or a number", _is_id)
+ADDRESS = Kind("an IPv4 or IPv6 address", _is_address)
 OBJECT = Kind("names with JSON values", _is_json_object)
 BOOLEAN = Kind("true or false", lambda value: isinstance(value, bool))
 MAPPING = Kind("names with values", lambda value: isinstance(value, dict))
@@ -93,7 +102,7 @@ CASE_FIELDS = {
     "variables": OBJECT,
     "targeting": OBJECT,
     "user_agent": TEXT,
-    "ip": TEXT,
+    "ip": ADDRESS,
     "expect": MAPPING,
 }
 EXPECT_FIELDS = {"enabled": BOOLEAN, "variation": ID, "variables": OBJECT}

@@ -9,9 +9,11 @@ response, curl sends the request once more on a new connection.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import re
+import select
 import ssl
 import struct
 import termios
@@ -39,6 +41,12 @@ WORDS = {  # text for each code of curl. After a colon, curl's own text is appen
     pycurl.E_FTP_WEIRD_SERVER_REPLY: "the response is not HTTP: ",
     pycurl.E_SSL_CONNECT_ERROR: "the TLS handshake failed: ",
     pycurl.E_PEER_FAILED_VERIFICATION: "the TLS certificate is not valid: ",
+}
+
+EVENTS = {
+    pycurl.POLL_IN: select.EPOLLIN,
+    pycurl.POLL_OUT: select.EPOLLOUT,
+    pycurl.POLL_INOUT: select.EPOLLIN | select.EPOLLOUT,
 }
 
 Receive = Callable[[bytes, int], object]  # gets a part of the body and the expected size of the whole, 0 if unknown
@@ -205,7 +213,11 @@ class CurlPool:
         self._slots = asyncio.Semaphore(max_handles)
         self._idle: list[_Handle] = []
         self._busy: dict[Any, _Handle] = {}
-        self._watched: dict[int, int] = {}  # socket: pycurl.POLL_...
+        # The loop watches this one for all sockets: curl begins and ends with one in each request, which takes uvloop
+        # several objects and system calls.
+        self._epoll = select.epoll()
+        self._loop: asyncio.AbstractEventLoop | None = None  # that watches it
+        self._watched: set[int] = set()  # sockets
         self._timer: asyncio.Handle | None = None
         self._is_closed = False
         self._multi = pycurl.CurlMulti()
@@ -252,6 +264,9 @@ class CurlPool:
         for handle in self._idle:
             handle.curl.close()
         self._multi.close()
+        if self._loop is not None:
+            self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
         self._set_timer(-1)
 
     def new_curl(self) -> Any:
@@ -301,19 +316,19 @@ class CurlPool:
     # --- Called by curl ---
 
     def _watch(self, wanted: int, fd: int, multi: Any, data: Any) -> None:
-        watched = self._watched.pop(fd, pycurl.POLL_NONE)
-        wanted = pycurl.POLL_NONE if wanted == pycurl.POLL_REMOVE else wanted
-        if wanted != pycurl.POLL_NONE:
-            self._watched[fd] = wanted
-        loop, changed = asyncio.get_running_loop(), watched ^ wanted
-        if changed & wanted & pycurl.POLL_IN:
-            loop.add_reader(fd, self._act, fd, pycurl.CSELECT_IN)
-        elif changed & pycurl.POLL_IN:
-            loop.remove_reader(fd)
-        if changed & wanted & pycurl.POLL_OUT:
-            loop.add_writer(fd, self._act, fd, pycurl.CSELECT_OUT)
-        elif changed & pycurl.POLL_OUT:
-            loop.remove_writer(fd)
+        events = EVENTS.get(wanted)
+        if events is None:
+            self._watched.discard(fd)
+            with contextlib.suppress(OSError):  # it may be closed
+                self._epoll.unregister(fd)
+        elif fd in self._watched:
+            self._epoll.modify(fd, events)
+        else:
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+                self._loop.add_reader(self._epoll.fileno(), self._act_on_sockets)
+            self._epoll.register(fd, events)
+            self._watched.add(fd)
 
     def _set_timer(self, milliseconds: int) -> None:
         if self._timer is not None:
@@ -328,6 +343,12 @@ class CurlPool:
     def _stalled(self, handle: _Handle) -> None:
         if handle.curl in self._busy:
             self._settle(handle, _error(handle, pycurl.E_OPERATION_TIMEDOUT, ""))
+
+    def _act_on_sockets(self) -> None:
+        for fd, events in self._epoll.poll(0):
+            if fd in self._watched:  # an action on another one may have ended it
+                is_writable = pycurl.CSELECT_OUT if events & select.EPOLLOUT else 0
+                self._act(fd, is_writable | (pycurl.CSELECT_IN if events & ~select.EPOLLOUT else 0))
 
     def _act(self, fd: int, events: int) -> None:
         if self._is_closed:

@@ -181,7 +181,7 @@ async def world_of(store: str, directory: Path):  # type: ignore[no-untyped-def]
                 world.proxy = await proxies.enter_async_context(Proxy(world.redis.port))
                 options |= {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": world.proxy.port}
             for number in range(GATEWAYS[store]):
-                gateway = Gateway.of_vendor(disk.directory / str(number), vendor, **options)
+                gateway = Gateway.of_vendor(disk.directory / str(number), vendor, is_fresh=True, **options)
                 gateway.log_path = directory / f"gateway-{number}.log"
                 stack.callback(_end, gateway)
                 await asyncio.to_thread(gateway.start, "/ready")

@@ -39,7 +39,7 @@ def _findings(load: Callable[[], Config], *, is_quiet: bool) -> list[Finding]:
 
 
 async def _examine(config: Config, *, is_quiet: bool) -> list[Finding]:
-    # Here, because it takes half a second, and an invalid configuration needs none.
+    # Here, because the import lasts half a second, and an invalid configuration needs none.
     from tornado_gateway.cli.doctor.checks import examine
 
     findings = []

@@ -1,6 +1,7 @@
 """The options of these commands. The modules of the commands are imported when they run."""
 
 import argparse
+import ipaddress
 import math
 from collections.abc import Callable
 from functools import partial
@@ -49,7 +50,7 @@ def _add_simulate(commands: Any, add_command: AddCommand) -> None:
         help="a custom variable of all visitors: a text, or a number or boolean in JSON",
     )
     simulate.add_argument("--user-agent", metavar="TEXT", help="the user agent of all visitors")
-    simulate.add_argument("--ip", metavar="ADDRESS", help="the IP address of all visitors")
+    simulate.add_argument("--ip", type=ip_address, metavar="ADDRESS", help="the IP address of all visitors")
     simulate.add_argument("--maxmind-db-path", type=Path, metavar="PATH", help="GeoIP database for --settings")
     simulate.add_argument(
         "--traffic", action="append", type=_traffic, default=[], metavar="RULE=50", help="what if: other traffic"
@@ -90,6 +91,15 @@ def _scalar(text: str) -> object:
     except orjson.JSONDecodeError:
         return text
     return value if isinstance(value, str | int | float) else text
+
+
+def ip_address(text: str) -> str:
+    """Return the text if it is an address. Anything else would count as absent."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an IPv4 or IPv6 address, got {text!r}") from None
+    return text
 
 
 def _seconds(text: str) -> float:

@@ -72,7 +72,7 @@ class Remote:
                     return result
                 progress(document["progress"]["done"], document["progress"]["of"])
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise RemoteError(f"the response of {self._url} is incomplete: {error}") from error
+            raise RemoteError(f"the response of {self._url} is incomplete: {_cause(error)}") from error
         raise RemoteError(f"the response of {self._url} is incomplete")
 
     def _flags(self, fields: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Remote:
         except orjson.JSONDecodeError as error:
             raise RemoteError(f"{self._url} is not a gateway: its response is not JSON") from error
         except (OSError, http.client.HTTPException) as error:
-            raise RemoteError(f"no response from {self._url}: {error or type(error).__name__}") from error
+            raise RemoteError(f"no response from {self._url}: {_cause(error)}") from error
 
     def _respond(self, path: str, fields: dict[str, Any], token: str | None) -> http.client.HTTPResponse:
         """Return the response to a POST, whose body is not read yet. Raise RemoteError if the status is not 200."""
@@ -100,10 +100,15 @@ class Remote:
                 return response
             reason = _reason(response.read(MOST_BYTES))
         except (OSError, http.client.HTTPException) as error:
-            raise RemoteError(f"no response from {self._url}: {error or type(error).__name__}") from error
+            raise RemoteError(f"no response from {self._url}: {_cause(error)}") from error
         except ValueError as error:  # a token or a path with characters that a request cannot have
             raise RemoteError(f"the request to {self._url} cannot be made: a token or the URL is invalid") from error
         raise RemoteError(f"{self._url}{path} returned {response.status}{reason}")
+
+
+def _cause(error: Exception) -> str:
+    """Return an error in words, without its number."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _reason(body: bytes) -> str:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tornado_gateway import core
-from tornado_gateway.cli.insight.database import location_reader
+from tornado_gateway.cli.insight.database import evaluator_with
 from tornado_gateway.cli.insight.remote import Remote, RemoteError
 from tornado_gateway.cli.output import Progress, bullets, print_columns, print_json
-from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
 from tornado_gateway.insight.simulation import BAND, Simulation, generated_ids
 from tornado_gateway.insight.suggestions import suggested
@@ -113,7 +112,7 @@ def _simulated(arguments: argparse.Namespace, ids: Sequence[str]) -> dict[str, A
 
 def _evaluator(arguments: argparse.Namespace, settings: core.Settings, keys: Iterable[str]) -> Evaluator:
     is_used = bool(arguments.ip) and any(settings.features[key].needs_location for key in keys)
-    return Evaluator(location_reader(arguments.maxmind_db_path, is_used=is_used), DeviceReader())
+    return evaluator_with(arguments.maxmind_db_path, is_used=is_used)
 
 
 def _context(user_id: str, arguments: argparse.Namespace) -> core.Context:

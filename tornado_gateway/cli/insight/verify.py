@@ -5,11 +5,10 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 
 from tornado_gateway import core
-from tornado_gateway.cli.insight.database import location_reader
+from tornado_gateway.cli.insight.database import evaluator_with
 from tornado_gateway.cli.insight.remote import Remote, RemoteError, UrlError
 from tornado_gateway.cli.output import bullets, file_problem, paint
-from tornado_gateway.enrichment.device import DeviceReader
-from tornado_gateway.environments.evaluation import Evaluator, Inputs, with_address
+from tornado_gateway.environments.evaluation import Inputs, with_address
 from tornado_gateway.insight.cases import MOST_BYTES, Case, CasesError, read_cases
 from tornado_gateway.insight.verification import Actual, Verified, differences, junit
 from tornado_gateway.settings.compilation import parse
@@ -67,7 +66,7 @@ def _source(arguments: argparse.Namespace) -> tuple[Collection[str], Decide, Exp
 
 def _local(arguments: argparse.Namespace) -> tuple[Collection[str], Decide, Explain]:
     settings = core.compile_settings(parse(read_document(arguments.settings), core.never_yield))
-    evaluator = Evaluator(location_reader(arguments.maxmind_db_path), DeviceReader())
+    evaluator = evaluator_with(arguments.maxmind_db_path)
 
     def decide(case: Case) -> Actual:
         return _actual(evaluator.decide_from(settings, case.feature, Inputs(_context(case))))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tornado_gateway.config.options import BY_NAME, NAMES
-from tornado_gateway.config.values import Findings, Given, read_text
+from tornado_gateway.config.values import Findings, Given, read_text, why
 
 _NAME = r"\s*(?P<name>[A-Za-z_][A-Za-z0-9_.-]*)"
 _ASSIGNMENT = re.compile(rf"{_NAME}=(?P<value>.*)")
@@ -73,11 +73,14 @@ def read_env_file(path: Path, findings: Findings) -> dict[str, Given]:
 
 
 def _lines(path: Path, findings: Findings) -> list[str]:
-    text, problem = read_text(path)
-    if problem:
-        findings.problems.append(f'--env-file (flag): expected a text file that can be read, got "{path}" ({problem})')
+    try:
+        return read_text(path).replace("\r\n", "\n").split("\n")
+    except (OSError, ValueError) as error:
+        findings.problems.append(
+            f'--env-file (flag): expected a text file that can be read, got "{path}" ({why(error)})'
+        )
         findings.broken.update(BY_NAME)  # a missing option may be set in that file
-    return text.replace("\r\n", "\n").split("\n")
+        return []
 
 
 def _mistake(line: str) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from tornado_gateway.console.admin_pages import AdminApi, AdminPage
 from tornado_gateway.console.auth import Auth
 from tornado_gateway.environments.evaluation import Evaluator, with_address
 from tornado_gateway.errors import RequestError
-from tornado_gateway.http.fields import Fields, limited_id, required_text
+from tornado_gateway.http.fields import Fields, address_in, limited_id, required_text
 from tornado_gateway.insight.simulation import Simulation, generated_ids
 from tornado_gateway.insight.suggestions import suggested
 from tornado_gateway.insight.what_if import ChangeError, changed_settings
@@ -140,6 +140,7 @@ def plan_of(settings: core.Settings, fields: Fields, recent: Callable[[], Sequen
     for name in fields:
         if name not in FIELDS:
             raise RequestError(400, f"unknown field {name[:200]}{suggested(name, FIELDS)}")
+    _check_address(fields.get("ipAddress"))
     keys = _keys(settings, fields)
     ids, visitors = _recent(fields, recent) if "recent" in fields else _visitors(fields)
     traffic = {name: _percent(f"traffic.{name}", share) for name, share in _changes(fields, "traffic")}
@@ -150,6 +151,12 @@ def plan_of(settings: core.Settings, fields: Fields, recent: Callable[[], Sequen
             400, f"these are {decisions} decisions, at most {MOST_DECISIONS} are permitted: choose one feature"
         )
     return Plan(fields, keys, ids, visitors, traffic, weights)
+
+
+def _check_address(sent: Any) -> None:
+    """Raise RequestError for a text without an address: getFlag decides as if there were none."""
+    if isinstance(sent, str) and sent and address_in(sent) is None:
+        raise RequestError(400, f"ipAddress: expected an IPv4 or IPv6 address, got {sent[:200]}")
 
 
 def _keys(settings: core.Settings, fields: Fields) -> list[str]:

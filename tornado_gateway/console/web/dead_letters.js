@@ -1,6 +1,6 @@
 // Dead letters by event and reason, and what can be done with them: requeue, edit, delete, export.
 
-import { addressOf, ask, byId, clock, h, moment, plural, post, reconcile } from "./dom.js";
+import { addressOf, ask, byId, clock, h, moment, plural, post, pretty, reconcile } from "./dom.js";
 
 let onChanged = null;
 let shownFor = ""; // the letters for which the groups were read
@@ -81,7 +81,7 @@ async function edit(letter, complete, button) {
   const item = button.closest("li");
   if (item.querySelector(".editor")) return;
   try {
-    const text = JSON.stringify(JSON.parse(await complete()), null, 2);
+    const text = pretty(JSON.parse(await complete()));
     const area = h("textarea", { rows: "14", spellcheck: "false", "aria-label": "Event", value: text });
     const problem = h("p", { class: "problem", role: "alert" });
     const save = h("button", { type: "button", class: "primary", onclick: () => saveEdited(letter, area, problem, save) }, "Save and requeue");

@@ -1,6 +1,6 @@
 // The API description, drawn from /openapi.json: operations with their parameters and responses, and a form to try each.
 
-import { byId, h, replace } from "./dom.js";
+import { byId, h, pretty, replace, withCode } from "./dom.js";
 import { trial } from "./try.js";
 
 const METHODS = ["get", "post", "put", "delete"];
@@ -41,7 +41,7 @@ function schemaList(schema, depth = 0, above = []) {
         " ",
         h("span", { class: "type" }, typeOf(property)),
         actual.required?.includes(name) ? h("span", { class: "must" }, " required") : null,
-        property.description ? h("span", { class: "hint" }, ` · ${property.description}`) : null,
+        property.description ? h("span", { class: "hint" }, " · ", withCode(property.description)) : null,
         schemaList(property, depth + 1, [...above, actual]),
       ),
     ),
@@ -49,8 +49,6 @@ function schemaList(schema, depth = 0, above = []) {
 }
 
 // --- operations
-
-const pretty = (value) => JSON.stringify(value, null, 2);
 
 const contentOf = (part) => Object.entries(part?.content ?? {})[0] ?? [null, {}];
 
@@ -79,7 +77,7 @@ function operationCard(operation) {
 }
 
 const operationBody = (operation) => [
-  operation.description ? h("p", {}, operation.description) : null,
+  operation.description ? h("p", {}, withCode(operation.description)) : null,
   operation.parameters ? h("div", {}, h("h3", {}, "Parameters"), parameterList(operation.parameters)) : null,
   operation.requestBody ? h("div", {}, h("h3", {}, "Body"), schemaList(contentOf(operation.requestBody)[1].schema)) : null,
   h(
@@ -101,7 +99,7 @@ const parameterList = (parameters) =>
         {},
         h("code", {}, parameter.name),
         parameter.required ? h("span", { class: "must" }, " required") : null,
-        h("span", { class: "hint" }, ` · ${parameter.description}`),
+        h("span", { class: "hint" }, " · ", withCode(parameter.description)),
       ),
     ),
   );
@@ -111,7 +109,7 @@ function responseItem(status, response) {
   return h(
     "li",
     {},
-    h("p", {}, h("span", { class: `pill ${status < 400 ? "good" : "bad"}` }, status), response.description),
+    h("p", {}, h("span", { class: `pill ${status < 400 ? "good" : "bad"}` }, status), withCode(response.description)),
     content.example === undefined ? null : h("pre", { tabindex: "0" }, pretty(content.example)),
     status < 400 && content.schema ? schemaList(content.schema) : null,
   );
@@ -131,7 +129,7 @@ function draw() {
   );
   replace(
     byId("operations"),
-    groups.map((group) => [h("h2", {}, group["x-displayName"]), h("p", { class: "hint" }, group.description), group.found.map(operationCard)]),
+    groups.map((group) => [h("h2", {}, group["x-displayName"]), h("p", { class: "hint" }, withCode(group.description)), group.found.map(operationCard)]),
   );
 }
 

@@ -161,3 +161,9 @@ export const moment = (at) => new Date(at * 1000).toLocaleString("sv-SE");
 export const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
 
 export const json = (value) => (typeof value === "string" ? `"${value}"` : JSON.stringify(value));
+
+/** The children of a text, in which backticks enclose code. */
+export const withCode = (text) => text.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
+
+/** JSON in several lines. */
+export const pretty = (value) => JSON.stringify(value, null, 2);

@@ -1,7 +1,7 @@
 // Dead letters and recent events.
 
 import { letterActions, refreshGroups, responseLine, startDeadLetters } from "./dead_letters.js";
-import { ask, byId, clock, h, moment, plural, queued, reconcile, replace } from "./dom.js";
+import { ask, byId, clock, h, moment, plural, pretty, queued, reconcile, replace } from "./dom.js";
 
 const LISTED_BYTES = 4096; // of the body of a letter in the list
 
@@ -50,7 +50,7 @@ const letterItem = (letter) =>
         h("span", { class: "reason" }, letter.reason),
         responseLine(letter.response),
       ],
-      async () => (await complete(letter)).split("\n").map(pretty).join("\n"),
+      async () => (await complete(letter)).split("\n").map(prettyLine).join("\n"),
     ),
     letterActions(letter, () => complete(letter)),
   );
@@ -66,7 +66,7 @@ const eventItem = (event) =>
         event.campaign === null ? null : h("span", {}, `campaign ${event.campaign} variation ${event.variation}`),
         h("code", { class: "visitor-id" }, event.visitor ?? ""),
       ],
-      async () => (event.document === null ? `${event.bytes} bytes` : JSON.stringify(event.document, null, 2)),
+      async () => (event.document === null ? `${event.bytes} bytes` : pretty(event.document)),
     ),
   );
 
@@ -100,9 +100,9 @@ function firstName(body) {
   }
 }
 
-function pretty(line) {
+function prettyLine(line) {
   try {
-    return JSON.stringify(JSON.parse(line), null, 2);
+    return pretty(JSON.parse(line));
   } catch {
     return line;
   }

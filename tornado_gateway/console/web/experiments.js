@@ -7,12 +7,13 @@ const PILLS = { mismatch: "bad", "as configured": "good", "too few visitors": ""
 
 /** Load the experiments and show them, those with a mismatch first. */
 export async function refreshExperiments() {
-  const { experiments, limits } = await ask("/admin/experiments");
+  const { experiments, limits, unreadable } = await ask("/admin/experiments");
   const sorted = [...experiments].sort((a, b) => Number(isWrong(b)) - Number(isWrong(a)) || b.visitors - a.visitors);
   const wrong = experiments.filter(isWrong).length;
   byId("experiment-count").textContent = experiments.length
     ? `${plural(experiments.length, "experiment")}, ${wrong} with a sample ratio mismatch`
     : "No experiments: no feature has an A/B test with several variations.";
+  if (unreadable) byId("experiment-count").append(`. Not all visitors can be read: ${unreadable}`);
   reconcile(byId("experiment-list"), sorted, stateOf, (each) => card(each, limits));
 }
 
@@ -52,7 +53,7 @@ const table = (experiment) =>
     { class: "scroll", role: "region", tabindex: "0", "aria-label": `Shares of ${experiment.campaign.name}` },
     h(
       "table",
-      { class: "stack" },
+      { class: "stack shares" },
       h("thead", {}, h("tr", {}, ["Variation", "Share", "Weight", "Sampled visitors"].map((name) => h("th", { scope: "col" }, name)))),
       h(
         "tbody",

@@ -2,7 +2,7 @@
 
 import { ask, byId, count, h, json, plural, reconcile, replace } from "./dom.js";
 
-export const KINDS = { rollout: "Rollout", ab: "A/B test", personalize: "Personalisation", other: "Other" };
+export const KINDS = { rollout: "Rollout", ab: "A/B test", personalize: "Personalization", other: "Other" };
 
 let features = null; // the last ones loaded
 let featuresHash = null; // of their settings

@@ -1,7 +1,7 @@
 // The operators' console: tabs, and keeping the one in view fresh.
 
 import { shownRange } from "./charts.js";
-import { ask, byId, h, reconcile, useEnvironment } from "./dom.js";
+import { ask, byId, clock, h, reconcile, useEnvironment } from "./dom.js";
 import { refreshEvents, startEvents } from "./events.js";
 import { refreshExperiments } from "./experiments.js";
 import { chooseFeature, fillFeatureChoice, openAddress, startExplain } from "./explain.js";
@@ -19,6 +19,7 @@ const EVENTS_MS = 2000;
 
 let tab = null;
 let timer = 0;
+let readAt = null; // when the numbers in view were read
 
 // --- Tabs ---
 
@@ -115,6 +116,8 @@ async function refresh() {
   const shown = tab;
   try {
     const overview = await ask(`/admin/overview?range=${shownRange()}`);
+    readAt = Date.now() / 1000;
+    document.body.classList.remove("silent");
     showState(overview);
     showEnvironments(overview.status);
     showPin(overview.status);
@@ -137,7 +140,9 @@ async function refresh() {
       return;
     }
     if (error.status === 404) useEnvironment(""); // it was removed from the file
-    setState("bad", error.message);
+    const isSilent = error.status === 0 && readAt !== null;
+    document.body.classList.toggle("silent", isSilent);
+    setState("bad", isSilent ? `${error.message}, the numbers are of ${clock(readAt)}` : error.message);
   }
   if (shown !== tab || document.hidden) return;
   stopRefreshing();

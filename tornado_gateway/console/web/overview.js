@@ -1,7 +1,7 @@
 // The overview: charts, the event flow, and the state of settings, delivery, store and workers.
 
 import { chart, rangeButtons, useMarkers } from "./charts.js";
-import { ago, byId, count, duration, h, moment, plural, queued, replace } from "./dom.js";
+import { ago, byId, count, duration, h, moment, plural, queued, replace, withCode } from "./dom.js";
 import { setState } from "./session.js";
 
 /** The head of the page. */
@@ -100,7 +100,7 @@ const problemItem = (problem, at) =>
       h("span", { class: `pill ${TONES[problem.severity]}` }, problem.severity),
       " ",
       h("b", {}, named(problem)),
-      h("p", { class: "hint" }, problem.remedy.split("`").map((text, index) => (index % 2 ? h("code", {}, text) : text))),
+      h("p", { class: "hint" }, withCode(problem.remedy)),
       h("p", { class: "hint" }, `since ${moment(problem.since)} (${duration(at - problem.since)}) · `, h("a", { href: problem.runbook, target: "_blank", rel: "noopener" }, "Runbook")),
     ),
   );

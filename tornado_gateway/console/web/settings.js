@@ -4,6 +4,7 @@ import { ask, byId, h, moment, plural, post, reconcile, replace } from "./dom.js
 
 let onChanged = null;
 let chosen = null; // the version that the form pins
+let inUse = null; // the pin that the workers follow
 
 /** `refresh` is called after a version has been pinned or unpinned. */
 export function startSettings(refresh) {
@@ -15,7 +16,8 @@ export function startSettings(refresh) {
 
 /** The head of the page shows a pin on every tab. */
 export function showPin({ settings }) {
-  byId("pin-badge").hidden = !settings?.pin;
+  inUse = settings?.pin ?? null;
+  byId("pin-badge").hidden = !inUse;
 }
 
 export async function refreshSettings() {
@@ -23,13 +25,20 @@ export async function refreshSettings() {
     showVersions(await ask("/admin/settings/versions"));
   } catch (error) {
     if (error.status !== 503) throw error;
+    showHint(inUse);
     byId("versions-hint").textContent = `The versions cannot be read: ${error.message}`;
   }
 }
 
-function showVersions({ pin: pinned, versions }) {
-  byId("pin-hint").textContent = pinned ? pinText(pinned, versions) : "No version is pinned: the gateway follows VWO.";
-  byId("unpin").hidden = !pinned;
+function showHint(pin) {
+  const text = pin ? pinText(pin) : "No version is pinned: the gateway follows VWO.";
+  if (byId("pin-hint").textContent !== text) byId("pin-done").textContent = ""; // it is about the former pin
+  byId("pin-hint").textContent = text;
+  byId("unpin").hidden = !pin;
+}
+
+function showVersions({ pin: stored, versions }) {
+  showHint(stored && { ...stored, version: stored.digest, changed_since: versions[0]?.digest !== stored.digest });
   byId("versions-hint").textContent = `${plural(versions.length, "version")}, the newest first`;
   const items = versions.map((version, index) => ({ ...version, before: versions[index + 1]?.digest ?? null }));
   reconcile(byId("versions"), items, versionKey, versionItem);
@@ -45,10 +54,9 @@ export function fillVersionChoice({ markers, status }) {
   choice.value = former.some(({ version }) => version === before) ? before : "";
 }
 
-function pinText({ digest, at, by, reason, until }, versions) {
-  const isOld = versions[0]?.digest !== digest;
+function pinText({ version, at, by, reason, until, changed_since: isOld }) {
   return [
-    `${digest.slice(0, 8)} is pinned by ${by} since ${moment(at)}`,
+    `${version.slice(0, 8)} is pinned by ${by} since ${moment(at)}`,
     until ? ` until ${moment(until)}` : "",
     reason ? ` (${reason})` : "",
     isOld ? ". The latest version from VWO is another one." : ".",
@@ -129,9 +137,9 @@ async function change(path, body, done) {
   byId("pin-problem").textContent = byId("pin-done").textContent = "";
   try {
     const outcome = await post(path, body);
-    byId("pin-done").textContent = `${outcome[done].slice(0, 8)} was ${done}. All workers follow within a second.`;
     closeForm();
     await onChanged();
+    byId("pin-done").textContent = `${outcome[done].slice(0, 8)} was ${done}. All workers follow within a second.`;
   } catch (error) {
     byId("pin-problem").textContent = error.message;
   }

@@ -1,8 +1,6 @@
 // The form of an operation: sends a request to this gateway, or copies it as a curl command.
 
-import { h, replace } from "./dom.js";
-
-const pretty = (value) => JSON.stringify(value, null, 2);
+import { h, pretty, replace } from "./dom.js";
 
 const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
