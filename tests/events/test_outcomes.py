@@ -25,9 +25,9 @@ def part_of(events=2, identity=ONE):
 
 async def test_requests_that_fail_together_are_one_pause():
     outcomes = Outcomes(RetryPolicy(pause_first=600.0, pause_longest=600.0))
-    outcomes.failed(DOWN, stored=7)
+    outcomes.failed(DOWN)
     until = outcomes.paused_until
-    outcomes.failed(DOWN, stored=7)
+    outcomes.failed(DOWN)
     assert outcomes.is_probing
     assert outcomes.paused_until == until > asyncio.get_running_loop().time()
     assert (outcomes.last.error, outcomes.failures) == (str(DOWN), 1)
@@ -35,7 +35,7 @@ async def test_requests_that_fail_together_are_one_pause():
 
 async def test_a_success_ends_the_outage_once():
     outcomes = Outcomes(RetryPolicy())
-    outcomes.failed(DOWN, stored=1)
+    outcomes.failed(DOWN)
     assert outcomes.succeeded(NewChunk(3, b""))
     assert not outcomes.succeeded(NewChunk(4, b""))
     assert not outcomes.is_probing
@@ -45,16 +45,16 @@ async def test_a_success_ends_the_outage_once():
 async def test_rejections_that_isolate_an_event_do_not_pause_delivery_unless_there_are_too_many():
     outcomes = Outcomes(RetryPolicy())
     for _ in range(REJECTIONS_BEFORE_PAUSE):
-        outcomes.part_failed(BAD, is_isolating=True, stored=1)
+        outcomes.part_failed(BAD, is_isolating=True)
     assert not outcomes.is_probing
-    outcomes.part_failed(BAD, is_isolating=True, stored=1)
+    outcomes.part_failed(BAD, is_isolating=True)
     assert outcomes.is_probing
 
 
 async def test_a_failure_just_after_a_success_does_not_pause_delivery():
     outcomes = Outcomes(RetryPolicy(pause_first=600.0))
     outcomes.succeeded(NewChunk(1, b""))
-    outcomes.part_failed(DOWN, is_isolating=False, stored=1)
+    outcomes.part_failed(DOWN, is_isolating=False)
     assert (outcomes.failures, outcomes.is_probing) == (1, False)
 
 
@@ -63,7 +63,7 @@ async def test_after_some_pauses_the_parts_of_one_claim_are_split():
     part, other = part_of(), part_of()
     for _ in range(PAUSES_BEFORE_CUT):
         assert not outcomes.is_cut(part)
-        outcomes.failed(DOWN, stored=1)
+        outcomes.failed(DOWN)
     assert not outcomes.is_cut(part_of(events=1))
     assert outcomes.is_cut(part)
     assert not outcomes.is_cut(other)
@@ -98,6 +98,6 @@ async def test_only_successes_of_the_same_identity_show_that_others_succeed():
 async def test_a_piece_is_sent_once_after_each_pause():
     outcomes = Outcomes(RetryPolicy())
     assert not outcomes.takes_a_piece()
-    outcomes.failed(DOWN, stored=1)
+    outcomes.failed(DOWN)
     assert outcomes.takes_a_piece()
     assert not outcomes.takes_a_piece()

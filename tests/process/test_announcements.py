@@ -134,11 +134,35 @@ def test_a_redis_without_persistence_is_one_warning(vendor, tmp_path):
     assert "`appendonly yes`" in line["message"]
 
 
-def test_a_redis_that_does_not_run_is_one_line(vendor, tmp_path):
-    options = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": free_port()}
-    with Gateway.of_vendor(tmp_path / "data", vendor, **options, **SILENT) as gateway:
-        wait_for_workers(vendor, gateway)
-        assert gateway.log().count("the primary store failed, events go to the local store") == 1
+def test_a_redis_that_does_not_run_is_one_line_of_each_kind(tmp_path):
+    """Of two workers that both see each condition: each polls, merges its samples, and has its own failed delivery."""
+    options = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": free_port(), "EVENTS_PER_REQUEST": 1, "SOCKET_TIMEOUT": 1}
+    kinds = (
+        "the primary store failed, events go to the local store",
+        "Stored settings could not be read",
+        "Settings could not be stored",
+        "the samples of experiments were not stored, retrying",
+        "event delivery failed, all events remain stored",
+    )
+    with Vendor(sample_document()) as vendor:
+        vendor.event_faults.append(Fault(503, times=10_000))
+        with Gateway.of_vendor(tmp_path / "data", vendor, **options, **SILENT) as gateway:
+            wait_for_workers(vendor, gateway)
+            visitor = iter(range(10_000))
+
+            def have_seen_it():
+                user = f"user-{next(visitor)}"
+                gateway.post("/server-side/getFlag", {"featureKey": "new-checkout", "userId": user})
+                return all(kind in gateway.log() for kind in kinds) and all_fail(gateway)
+
+            vendor.wait_until(have_seen_it, 90, gateway.log)
+            log = gateway.log()
+    assert {kind: log.count(kind) for kind in kinds} == dict.fromkeys(kinds, 1)
+
+
+def all_fail(gateway):
+    """Return whether each worker has tried to deliver events in vain."""
+    return all(worker["last_flush"]["error"] for worker in gateway.status()["workers"])
 
 
 def test_a_problem_of_many_environments_is_a_bounded_number_of_lines(tmp_path):

@@ -209,6 +209,29 @@ def test_values_reach_their_places():
 
 
 @needs_renderer
+@pytest.mark.parametrize("own", [{}, {"sentinelPort": 26380}], ids=["default", "own"])
+def test_the_network_policy_allows_sentinels_that_are_configured(own):
+    policy = {"networkPolicy": {"enabled": True, **own}, "secret": {"options": KEY}}
+    sentinels = {"REDIS_SENTINELS": "sentinel-1,sentinel-2", "REDIS_SENTINEL_MASTER": "main"}
+    ports = [
+        [
+            port["port"]
+            for port in the(render(policy | {"options": options}), "NetworkPolicy")["spec"]["egress"][0]["ports"]
+        ]
+        for options in ({}, sentinels)
+    ]
+    assert ports == [[53, 53, 443, 6379], [53, 53, 443, 6379, own.get("sentinelPort", 26379)]]
+
+
+def test_the_template_of_the_network_policy_has_a_port_for_sentinels():
+    """Also where no renderer is installed."""
+    condition = "{{- if .Values.options.REDIS_SENTINELS }}"
+    _, _, rule = (CHART / "templates" / "network.yaml").read_text().partition(condition)
+    assert ".Values.networkPolicy.sentinelPort" in rule.partition("{{- end }}")[0]
+    assert VALUES["networkPolicy"]["sentinelPort"] == 26379
+
+
+@needs_renderer
 @pytest.mark.parametrize(
     ("values", "message"),
     [

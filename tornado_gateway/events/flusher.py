@@ -200,7 +200,7 @@ class Flusher:
                     self._start_another_sender(group)
                 await self._deliver(part)
         except StoreError as error:
-            self._outcomes.failed(error, self._queue.stored)
+            self._outcomes.failed(error)
         finally:
             self._senders -= 1
 
@@ -297,7 +297,7 @@ class Flusher:
         is_explained = is_orphaned or (part.is_culprit and not (part.is_repeated and outcomes.failures))
         part.is_repeated = True
         if not is_explained:
-            outcomes.part_failed(error, is_isolating=pieces > 1, stored=self._queue.stored)
+            outcomes.part_failed(error, is_isolating=pieces > 1)
         is_full = self._claims.is_full
         if is_dead(error.status, part, is_orphaned, others_succeed=others_succeed, is_full=is_full):
             self._bury(part, error)

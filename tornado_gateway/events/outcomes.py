@@ -71,7 +71,7 @@ class Outcomes:
         self._pauses = 0  # since the last success
         self._cut: Claim | None = None  # the claim whose parts are split although nothing succeeds
         self._owes_a_piece = False  # the first request after a pause is one of its parts
-        self._log = ThrottledLog(logger)
+        self._log = ThrottledLog(logger, condition="delivery")
 
     @property
     def is_probing(self) -> bool:
@@ -135,7 +135,7 @@ class Outcomes:
         self._cut = part.claim
         return True
 
-    def part_failed(self, error: UpstreamError, *, is_isolating: bool, stored: int) -> None:
+    def part_failed(self, error: UpstreamError, *, is_isolating: bool) -> None:
         """Count a failure that no event explains. Delivery pauses, unless others have just succeeded.
 
         `is_isolating`: the part is split for the content of its events, which needs several failures in a row.
@@ -143,13 +143,13 @@ class Outcomes:
         self.failures += 1
         is_isolating = is_isolating and error.status in CONTENT_STATUSES and self.failures <= REJECTIONS_BEFORE_PAUSE
         if not (is_isolating or self._has_succeeded_recently()):
-            self.failed(error, stored)
+            self.failed(error)
 
-    def failed(self, error: UpstreamError | StoreError, stored: int) -> None:
-        """Note that nothing succeeds at the moment, and pause. `stored` events remain."""
+    def failed(self, error: UpstreamError | StoreError) -> None:
+        """Note that nothing succeeds at the moment, and pause."""
         self.failures = max(1, self.failures)
         now = time.time()
-        self._log.error(str(error), "event delivery failed, %d events remain stored: %s", stored, error)
+        self._log.error(str(error), "event delivery failed, all events remain stored: %s", error)
         status = error.status if isinstance(error, UpstreamError) else None
         self.last = LastFlush(now, error=str(error), failing_since=self.last.failing_since or now, status=status)
         loop_time = asyncio.get_running_loop().time()

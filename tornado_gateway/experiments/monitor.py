@@ -16,7 +16,7 @@ from tornado_gateway.experiments.features import FeatureCounts, FeatureNews, mer
 from tornado_gateway.experiments.ratio import ALARM_P, LEAST_VISITORS
 from tornado_gateway.experiments.report import is_mismatched, report_of, sentence_of
 from tornado_gateway.experiments.sample import VisitorSample, pack, unpack
-from tornado_gateway.logs import ThrottledLog
+from tornado_gateway.logs import ThrottledLog, once
 from tornado_gateway.store.interfaces import StateStore
 from tornado_gateway.tasks import Periodic, Rests, end_tasks
 
@@ -60,7 +60,7 @@ class ExperimentMonitor:
         self._forget_seconds = forget_seconds
         self._absent: dict[str, float] = {}  # since when the settings lack the experiment of a sample
         self._merging = asyncio.Lock()
-        self._log = ThrottledLog(logger)
+        self._log = ThrottledLog(logger, condition="samples")
         self._rests = Rests(pace)
         self._timer = Periodic(self._merge_regularly, merge_seconds, jitter=0.2)
 
@@ -88,7 +88,9 @@ class ExperimentMonitor:
             async with asyncio.timeout(STOP_SECONDS):
                 await self.merge()
         except (StoreError, TimeoutError) as error:
-            logger.warning("the samples of experiments were not stored at the end: %s", str(error) or "too slow")
+            extra = once("samples at the end")
+            reason = str(error) or "too slow"
+            logger.warning("the samples of experiments were not stored at the end: %s", reason, extra=extra)
 
     # --- Merging ---
 

@@ -6,6 +6,7 @@ import zlib
 from typing import NamedTuple
 
 from tornado_gateway.errors import StoreError
+from tornado_gateway.logs import once
 from tornado_gateway.store.interfaces import Confirmation, StateStore, StoredDocument
 from tornado_gateway.store.versions import Pin, digest_of
 
@@ -43,7 +44,8 @@ class StoredSettings:
             stored = await self._state.load_document(self._name)
             self._known = await self._state.last_confirmation(self._name)
         except StoreError as error:
-            logger.error("Stored settings could not be read: %s", error)
+            extra = once("stored settings were not read")
+            logger.error("Stored settings could not be read: %s", error, extra=extra)
             return None
         return stored
 
@@ -62,7 +64,9 @@ class StoredSettings:
             return await self._state.save_document(self._name, document, self.owner, source)
         except StoreError as error:
             level = logging.DEBUG if is_repeated else logging.ERROR
-            logger.log(level, "Settings could not be stored, so a restart without VWO would have none: %s", error)
+            extra = None if is_repeated else once("settings were not stored")
+            message = "Settings could not be stored, so a restart without VWO would have none: %s"
+            logger.log(level, message, error, extra=extra)
             return None
 
     async def confirm(self, document: bytes, source: str) -> None:
@@ -84,7 +88,8 @@ class StoredSettings:
         try:
             await self._state.unpin_document(self._name, pin)
         except StoreError as error:
-            logger.error("the pin could not be removed from the store, this worker ignores it: %s", error)
+            extra = once("pin was not removed")
+            logger.error("the pin could not be removed from the store and is ignored: %s", error, extra=extra)
             return False
         return True
 

@@ -37,9 +37,9 @@ FROM wanted CROSS JOIN decisions USING (namespace, user_id, key)
 KEEP = "INSERT OR REPLACE INTO decisions VALUES {}"
 # Statements of few sizes, so that they stay compiled.
 USERS_BY_SIZE = {size: USERS.format(", ".join("?" * size)) for size in (1, IDS)}
-STORE_BY_SIZE = {size: STORE.format(", ".join(["(?1, ?, ?)"] * size)) for size in (1, PAIRS)}
+STORE_BY_SIZE = {size: STORE.format(", ".join(["(?, ?, ?)"] * size)) for size in (1, PAIRS)}
 RECORDS_BY_SIZE = {
-    size: RECORDS.format(", ".join(f"({number}, ?1, ?, ?)" for number in range(size))) for size in (1, RECORDS_AT_ONCE)
+    size: RECORDS.format(", ".join(f"({number}, ?, ?, ?)" for number in range(size))) for size in (1, RECORDS_AT_ONCE)
 }
 KEEP_BY_SIZE = {size: KEEP.format(", ".join(["(?, ?, ?, ?, ?)"] * size)) for size in (1, RECORDS_AT_ONCE)}
 
@@ -139,8 +139,8 @@ def _records_of(
 ) -> list[tuple[int, float, str]]:
     """Return the place of each visitor and key that has a record, with its end and its JSON."""
     page = filled(owners, RECORDS_BY_SIZE)
-    values = [text for owner in page for text in owner]
-    (found,) = connection.execute(RECORDS_BY_SIZE[len(page)], (namespace, *values)).fetchone()
+    values = [text for owner in page for text in (namespace, *owner)]
+    (found,) = connection.execute(RECORDS_BY_SIZE[len(page)], values).fetchone()
     rows: list[tuple[int, float, str]] = orjson.loads(found)
     return rows
 
@@ -190,8 +190,8 @@ def store(connection: sqlite3.Connection, namespace: str, added: dict[str, str])
     """Store at most PAIRS aliases in one statement, which locks the file for no longer than it takes."""
     if added:
         pairs = filled(list(added.items()), STORE_BY_SIZE)
-        values = [id_ for pair in pairs for id_ in pair]
-        connection.execute(STORE_BY_SIZE[len(pairs)], (namespace, *values))
+        values = [text for pair in pairs for text in (namespace, *pair)]
+        connection.execute(STORE_BY_SIZE[len(pairs)], values)
 
 
 def filled(items: Sequence[Item], sizes: Collection[int]) -> list[Item]:

@@ -48,15 +48,17 @@ FORMER_TABLES = {
     "records": "INSERT OR IGNORE INTO decisions SELECT ?, user_id, key, until, record FROM records",
 }
 SAVE_DOCUMENT = """
-INSERT INTO documents (name, version, saved_at, body) VALUES (?1, 1, ?2, ?3)
-ON CONFLICT (name) DO UPDATE SET version = version + 1, saved_at = ?2,
-    body = CASE WHEN EXISTS (SELECT 1 FROM pins WHERE name = ?1 AND pin IS NOT NULL) THEN body ELSE ?3 END
+INSERT INTO documents (name, version, saved_at, body) VALUES (?, 1, ?, ?)
+ON CONFLICT (name) DO UPDATE SET version = version + 1, saved_at = excluded.saved_at,
+    body = CASE WHEN EXISTS (SELECT 1 FROM pins WHERE pins.name = excluded.name AND pin IS NOT NULL)
+        THEN body ELSE excluded.body END
 RETURNING version
 """
 KEEP_VERSION = """
 INSERT INTO versions (name, digest, number, first_at, at, source, owner, size, packed)
-VALUES (?1, ?2, ?3, ?4, ?4, ?5, ?6, ?7, ?8)
-ON CONFLICT (name, digest) DO UPDATE SET number = ?3, at = ?4, source = ?5, owner = ?6
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (name, digest) DO UPDATE
+    SET number = excluded.number, at = excluded.at, source = excluded.source, owner = excluded.owner
 """
 VERSIONS = """
 SELECT digest, number, first_at, at, source, owner, size, length(packed) FROM versions WHERE name = ?
@@ -65,12 +67,11 @@ ORDER BY number DESC
 LATEST = "SELECT digest, packed FROM versions WHERE name = ? ORDER BY number DESC LIMIT 1"
 LOAD_DOCUMENT = """
 SELECT body, version, saved_at, pin, ends, coalesce(unpinned_by, ''),
-    (SELECT digest FROM versions WHERE name = ?1 ORDER BY number DESC LIMIT 1)
-FROM documents LEFT JOIN pins USING (name) WHERE name = ?1
+    (SELECT digest FROM versions WHERE versions.name = documents.name ORDER BY number DESC LIMIT 1)
+FROM documents LEFT JOIN pins USING (name) WHERE name = ?
 """
 UNPIN = """
-UPDATE pins SET pin = NULL, ends = NULL, unpinned_by = ?3
-WHERE name = ?1 AND pin IS NOT NULL AND (?2 IS NULL OR pin = ?2)
+UPDATE pins SET pin = NULL, ends = NULL, unpinned_by = ? WHERE name = ? AND pin = coalesce(?, pin)
 """
 REPLACE_BODY = "UPDATE documents SET version = version + 1, body = ? WHERE name = ?"
 NOTE_OWNER = "INSERT OR REPLACE INTO confirmations (name, owner) VALUES (?, ?)"
@@ -273,7 +274,7 @@ def _save_document(
     with transaction(connection):
         (number,) = connection.execute(SAVE_DOCUMENT, (name, at, body)).fetchone()
         connection.execute(NOTE_OWNER, (name, by))
-        connection.execute(KEEP_VERSION, (name, digest, number, at, source, by, size, packed))
+        connection.execute(KEEP_VERSION, (name, digest, number, at, at, source, by, size, packed))
         row = connection.execute("SELECT pin FROM pins WHERE name = ?", (name,)).fetchone()
         pinned = [] if row is None or row[0] is None else [Pin.decoded(row[0]).digest]
         for old in surplus(_versions(connection, name), pinned, MOST_VERSIONS, MOST_BYTES):
@@ -299,7 +300,7 @@ def _pin_document(connection: sqlite3.Connection, name: str, body: bytes, pin: b
 
 def _unpin_document(connection: sqlite3.Connection, name: str, pin: str | None, by: str) -> bool:
     with transaction(connection):
-        was_pinned = connection.execute(UNPIN, (name, pin, by)).rowcount > 0
+        was_pinned = connection.execute(UNPIN, (by, name, pin)).rowcount > 0
         latest = connection.execute(LATEST, (name,)).fetchone() if was_pinned else None
         if latest is not None:
             connection.execute(REPLACE_BODY, (unpacked(latest[1]), name))
