@@ -144,7 +144,7 @@ def called(clone):
 
 
 PYTEST = ".venv/bin/python -m pytest --durations=10"
-EVERYTHING = f"{PYTEST} -n 3 --dist loadfile --no-loadscope-reorder"
+EVERYTHING = f"{PYTEST} -n 5 --dist loadfile --no-loadscope-reorder"
 
 
 def test_tests_that_are_given_are_compiled_by_pytest_if_at_all(called):

@@ -28,6 +28,7 @@ def gateway(tmp_path_factory):
         Vendor(sample_document()) as vendor,
         Gateway.of_vendor(tmp_path_factory.mktemp("live") / "data", vendor, WORKERS=2) as gateway,
     ):
+        assert until(lambda: gateway.log().count(") is ready") == 2)
         yield gateway
 
 
