@@ -82,7 +82,7 @@ class Pace:
     time, because the timer is coarse.
     """
 
-    def __init__(self, seconds: float, timer_seconds: float = TIMER_SECONDS) -> None:
+    def __init__(self, seconds: float = GROUP_SECONDS, timer_seconds: float = TIMER_SECONDS) -> None:
         self._seconds = seconds
         self._timer_seconds = timer_seconds
         self._next_at = 0.0  # when the next group may begin, by the monotonic clock
@@ -142,7 +142,6 @@ class GroupCommit:
         one_gate: bool,
         commit_seconds: float,
         retry_seconds: float,
-        group_seconds: float = GROUP_SECONDS,
     ) -> None:
         self.pending = Group(one_gate=one_gate)
         self.failure: str | None = None  # of the commit in progress or the last one
@@ -156,7 +155,7 @@ class GroupCommit:
         self._log = ThrottledLog(logger)
         self._committing: Group | None = None
         self._stopping = False
-        self._pace = Pace(group_seconds)
+        self._pace = Pace()
         self._task: asyncio.Task[None] | None = None
         self._watch = Periodic(self._check_for_stall, commit_seconds / CHECKS)
 
