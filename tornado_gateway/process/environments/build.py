@@ -14,7 +14,7 @@ from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.environment import Documents, Environment
 from tornado_gateway.environments.evaluation import Evaluator, StickyDecisions
-from tornado_gateway.environments.internal_events import DEBUG, is_discarded
+from tornado_gateway.environments.internal_events import DEBUG, FORWARD, is_discarded
 from tornado_gateway.environments.registry import check_account
 from tornado_gateway.environments.slow_patterns import SlowPatterns
 from tornado_gateway.events.claims import MAX_CLAIMED_BYTES
@@ -209,7 +209,7 @@ def build_evaluator(
         sticky=StickyDecisions(state, config.sticky_seconds) if config.sticky_decisions else None,
         slow_patterns=shared.slow_patterns,
         on_shown=experiments.exposures.shown,
-        discards_debug=discards_debug,
+        discards_debug=None if config.internal_events == FORWARD else discards_debug,
     )
 
 
