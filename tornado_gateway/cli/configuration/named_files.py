@@ -4,6 +4,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tornado_gateway.cli.insight.database import opened
 from tornado_gateway.config import Config, ConfigError
 from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
@@ -21,7 +22,7 @@ def find_problems(config: Config) -> list[str]:
 
 def _problems(config: Config) -> Iterator[tuple[str, str]]:
     """Yield the problems, and the options that they are about."""
-    yield from _unreadable("MAXMIND_DB_PATH", config.maxmind_db_path, _open_location)
+    yield from _unreadable("MAXMIND_DB_PATH", config.maxmind_db_path, lambda path: opened(path).close())
     yield from _unreadable("GEO_MAP_FILE", config.geo_map_file, lambda path: LocationReader(None, path))
     yield from _unreadable("UA_MAP_FILE", config.ua_map_file, lambda path: DeviceReader(map_file=path))
     yield from _unreadable("UPSTREAM_CA_PATH", config.upstream_ca_path, _read_authorities)
@@ -40,13 +41,6 @@ def _unreadable(name: str, path: Path | None, read: Callable[[Path], object]) ->
         yield from ((name, problem) for problem in error.problems)
     except GatewayError as error:
         yield name, str(error)
-
-
-def _open_location(path: Path) -> None:
-    reader = LocationReader(path)
-    if not reader.open():
-        raise ConfigError([f"expected a GeoIP2 or GeoLite2 database, got {reader.error}"])
-    reader.close()
 
 
 def _read_authorities(path: Path) -> None:

@@ -8,13 +8,19 @@ from tornado_gateway.environments.evaluation import Evaluator
 from tornado_gateway.errors import ConfigError
 
 
+def opened(path: Path, place: str = "") -> LocationReader:
+    """Open a location database. Raise ConfigError, whose problem begins with `place`."""
+    reader = LocationReader(path)
+    if not reader.open():
+        raise ConfigError([f"{place}expected a GeoIP2 or GeoLite2 database, got {reader.error}"])
+    return reader
+
+
 def evaluator_with(path: Path | None, *, is_used: bool = True) -> Evaluator:
     """Return an evaluator with this database, which is only opened if it is used.
 
     Raise ConfigError for a database that cannot be used: decisions without it would look like those of a gateway that
     knows no location.
     """
-    reader = LocationReader(path)
-    if path is not None and is_used and not reader.open():
-        raise ConfigError([f"--maxmind-db-path: expected a GeoIP2 or GeoLite2 database, got {reader.error}"])
-    return Evaluator(reader, DeviceReader())
+    location = LocationReader(None) if path is None or not is_used else opened(path, "--maxmind-db-path: ")
+    return Evaluator(location, DeviceReader())
