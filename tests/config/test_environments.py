@@ -172,10 +172,7 @@ def test_names_keys_hosts_and_the_default_occur_once(more: str, problem: str) ->
         ("[environment]\nname = 'a'", "environments.toml: expected [[environment]] blocks, got another type of value"),
         ("name", "environments.toml: expected TOML, got a mistake: Expected '=' after a key in a key/value pair"),
         ("a = " + "[" * 100_000, "environments.toml: expected TOML, got a mistake: maximum recursion depth exceeded"),
-        (
-            "#" * 1_100_000,
-            "environments.toml: expected at most 1048576 bytes",
-        ),
+        ("#" * 1_100_000, "environments.toml: expected at most 1048576 bytes"),
         (PRODUCTION + f"event_queue_limit = 0x{'f' * 9999}", "event_queue_limit (environments.toml, environment prod"),
         (PRODUCTION + "event_queue_limit = 5", "event_queue_limit (environments.toml, environment production): expe"),
         (PRODUCTION + "cors_allowed_origins = ['*', 'https://a.example']", "cors_allowed_origins (environments.toml, "),

@@ -56,7 +56,7 @@ class Exposures:
         self.audiences: list[Audience] = []
         self._features = features
         self._most = most
-        self._noted: list[tuple[str, Audience, int]] = []  # visitors that are not yet in a sample, and their codes
+        self._noted: list[tuple[str, Audience, int]] = []  # visitors not yet in a sample, and their codes
         self._shown: dict[str, _Shown] = {}  # by the tail of the impression
         self._named: dict[tuple[str, str], _Shown] = {}  # by the ids of campaign and variation, as texts
 
@@ -102,15 +102,16 @@ class Exposures:
 
     def shown(self, decision: core.Decision) -> None:
         """Note the impressions of a decision. Whitelisted visitors are counted, but they are in no sample."""
-        visitor = None if decision.reason == "whitelisted" else decision.uuid
+        uuid = None if decision.reason == "whitelisted" else decision.uuid
+        digits = uuid and uuid[-DIGITS:]
         for impression in decision.impressions:
             shown = self._shown.get(impression.tail)
             if shown is None:
                 continue
             shown.tally[EXPOSURES] += 1
             audience = shown.audience
-            if audience is not None and visitor is not None:
-                self._note(visitor, audience, shown.code)
+            if audience is not None and digits:
+                self._note(digits, audience, shown.code)
 
     def shown_by_sdk(self, data: dict[str, Any]) -> None:
         """Note the impression of an event `vwo_variationShown`, if the settings have its variation."""
@@ -127,15 +128,15 @@ class Exposures:
         if _DIGITS.fullmatch(digits):
             self._note(digits, shown.audience, shown.code)
 
-    def _note(self, visitor: str, audience: Audience, code: int) -> None:
-        self._noted.append((visitor, audience, code))
+    def _note(self, digits: str, audience: Audience, code: int) -> None:
+        self._noted.append((digits, audience, code))
         if len(self._noted) >= MOST_NOTED:
             self.fold()
 
     def fold(self) -> None:
         """Add the noted visitors to their samples."""
         noted, self._noted = self._noted, []
-        hashes = hashes_of([visitor[-DIGITS:] for visitor, _, _ in noted])
+        hashes = hashes_of([digits for digits, _, _ in noted])
         for (place, rest), (_, audience, code) in zip(hashes, noted, strict=True):
             audience.opened().add(place, rest, code)
 
