@@ -26,9 +26,10 @@ WRITE_SLICE_BYTES: Final = 131072
 MAX_QUEUED_BYTES: Final = 262144
 # A request in flight counts this many times its body against the budget of the server, as its parsed form does.
 PARSED_FACTOR: Final = 8
-# Of remembered heads: the bytes of one, and their number.
+# Of remembered heads: the bytes of one, and of all with their objects. A header is three objects.
 HEAD_BYTES: Final = 2048
-MAX_HEADS: Final = 1000
+HEADER_BYTES: Final = 192
+MAX_HEADS_BYTES: Final = 4 << 20
 # Pipelined requests, large bodies and pages of all clients together get this much of each turn of the loop, and one
 # client this much before it is the turn of another. A lone request waits no longer than that, whatever others send.
 TURN_SECONDS: Final = 0.002
@@ -61,7 +62,7 @@ class Limits(NamedTuple):
     write_seconds: float = 30.0
     linger_seconds: float = 2.0
     drain_seconds: float = 1.0
-    max_bodies_bytes: int = 32 << 20  # of all clients together: unfinished bodies, and requests with large ones
+    max_bodies_bytes: int = 16 << 20  # of all clients together: unfinished bodies, and requests with large ones
     starved_seconds: float = 5.0  # that a body may wait for room in it
     # Of all clients together. Beyond it, each waits for its last response before its next request starts: tasks that
     # wait for the same event continue together, and a lone request would have to wait for all of them.
@@ -145,6 +146,7 @@ class KnownHeads:
 
     def __init__(self) -> None:
         self.by_bytes: dict[bytes, Head] = {}
+        self._bytes = 0
 
     def add(self, data: bytes, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]], body_size: int) -> None:
         """Remember the head of a slice of complete requests, if that is one request and its body is not chunked.
@@ -155,8 +157,10 @@ class KnownHeads:
         line = head.partition(b"\r\n")[0]
         if len(body) != body_size or len(head) > HEAD_BYTES or line[-len(_VERSION) :] != _VERSION:
             return
-        if len(self.by_bytes) >= MAX_HEADS:
+        self._bytes += 2 * len(head) + HEADER_BYTES * (len(headers) + 2)
+        if self._bytes > MAX_HEADS_BYTES:
             self.by_bytes.clear()
+            self._bytes = 0
         self.by_bytes[head] = Head(method, url, headers, body_size)
 
 
