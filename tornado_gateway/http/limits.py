@@ -168,11 +168,14 @@ class KnownHeads:
 class RunQueue:
     """Steps of work that can wait for the requests of other clients. Each turn of the loop runs some, the oldest first.
 
-    A step that returns True is the last one of its turn, because the costly part of its work is still to come.
+    A step that returns True is the last one of its turn, because the costly part of its work is still to come. One of
+    `every` turns runs steps.
     """
 
-    def __init__(self, turn_seconds: float = TURN_SECONDS) -> None:
+    def __init__(self, turn_seconds: float = TURN_SECONDS, every: int = 1) -> None:
         self._turn_seconds = turn_seconds
+        self._every = every
+        self._rested = 0  # turns
         self._steps: deque[Callable[[], bool]] = deque()
         self.newcomers: set[object] = set()  # clients from which no bytes have arrived
         self._admitted = 0  # of them, in this turn
@@ -199,6 +202,11 @@ class RunQueue:
         self._admitted = 0
 
     def _run(self) -> None:
+        self._rested += 1
+        if self._rested < self._every:
+            asyncio.get_running_loop().call_soon(self._run)
+            return
+        self._rested = 0
         steps, end = self._steps, monotonic() + self._turn_seconds
         try:
             while not steps[0]() and len(steps) > 1 and monotonic() < end:

@@ -36,10 +36,10 @@ class JobResult(asyncio.Future[T]):
     of the loop may set the result, because tasks do not run inside one another.
     """
 
-    _waiting: tuple[Callable[[asyncio.Future[T]], object], contextvars.Context | None] | None = None
+    _waiting: tuple[Callable[[Any], object], contextvars.Context | None] | None = None
 
     def add_done_callback(
-        self, callback: Callable[[asyncio.Future[T]], object], *, context: contextvars.Context | None = None
+        self, callback: Callable[[Any], object], /, *, context: contextvars.Context | None = None
     ) -> None:
         """Call `callback`, the step of the awaiting task, at once when the result arrives."""
         self._waiting = callback, context
