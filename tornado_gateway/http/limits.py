@@ -29,7 +29,7 @@ PARSED_FACTOR: Final = 8
 # Of remembered heads: the bytes of one, and of all with their objects. A header is three objects.
 HEAD_BYTES: Final = 2048
 HEADER_BYTES: Final = 192
-MAX_HEADS_BYTES: Final = 4 << 20
+MAX_HEADS_BYTES: Final = 2 << 20
 # Pipelined requests, large bodies and pages of all clients together get this much of each turn of the loop, and one
 # client this much before it is the turn of another. A lone request waits no longer than that, whatever others send.
 TURN_SECONDS: Final = 0.002
