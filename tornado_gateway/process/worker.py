@@ -6,7 +6,6 @@ import ctypes
 import gc
 import logging
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -18,6 +17,7 @@ from tornado_gateway.process.announcement import banner
 from tornado_gateway.process.assembly import Assembly
 from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import enter
+from tornado_gateway.process.switching import LockSwitching
 from tornado_gateway.tasks import wait_at_most
 from tornado_gateway.telemetry.counters import SharedCounters
 from tornado_gateway.version import BUILD
@@ -25,8 +25,6 @@ from tornado_gateway.version import BUILD
 logger = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Python's default of 5 ms is how long the thread of the store waits for a busy loop, several times for each group.
-SWITCH_SECONDS = 0.0005
 YOUNG_OBJECTS = 1000  # 0.6 ms; more of them if as many older ones are freed meanwhile
 # Parameters of glibc's mallopt, with their values. Blocks of this size are those of bodies of several events.
 ALLOCATION = {
@@ -100,7 +98,6 @@ def run(
     `environments` are used if ENVIRONMENTS_FILE has a mistake now, because a worker may be replaced at any time.
     """
     _tune_allocator()
-    sys.setswitchinterval(SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
         return runner.run(_serve(partial(Worker, config, slot, memory, environments=environments), slot))
 
@@ -114,6 +111,7 @@ async def _serve(make: Callable[[], Worker], slot: WorkerSlot) -> int:
         logger.error("the gateway cannot start: %s", error)
         return 1
     _tune_collector()
+    LockSwitching().start()
     slot.report_ready()
     if slot.is_first:
         worker.announce()
