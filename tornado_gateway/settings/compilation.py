@@ -93,10 +93,11 @@ def describe_change(before: Fingerprints | None, after: Fingerprints) -> str:
     """Return the number of features and the changed ones, for the log."""
     if before is None:
         return f"{len(after)} features"
+    differing = set() if before == after else {key for key, _ in before.items() ^ after.items()}
     parts = [
-        *(f"+{key}" for key in sorted(after.keys() - before.keys())),
-        *(f"-{key}" for key in sorted(before.keys() - after.keys())),
-        *(f"~{key}" for key in sorted(key for key, print_ in after.items() if before.get(key, print_) != print_)),
+        *(f"+{key}" for key in sorted(differing - before.keys())),
+        *(f"-{key}" for key in sorted(differing - after.keys())),
+        *(f"~{key}" for key in sorted(differing & before.keys() & after.keys())),
     ]
     if len(parts) > SHOWN_CHANGES:
         parts[SHOWN_CHANGES:] = [f"and {len(parts) - SHOWN_CHANGES} more"]

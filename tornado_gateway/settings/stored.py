@@ -1,5 +1,6 @@
 """The settings document in the store, and the lease of the worker that polls for all."""
 
+import asyncio
 import logging
 import time
 import zlib
@@ -75,7 +76,8 @@ class StoredSettings:
         It is kept as a version if it is none: an earlier version of the gateway stored it, or Redis lost its data.
         """
         try:
-            digest, versions = digest_of(document), await self._state.versions(self._name)
+            digest = await asyncio.to_thread(digest_of, document)
+            versions = await self._state.versions(self._name)
             if any(version.digest == digest for version in versions):
                 await self._state.confirm_document(self._name, self.owner)
             else:
