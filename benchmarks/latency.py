@@ -175,7 +175,10 @@ def open_loop(target: Target, features: int, chosen: Effort) -> Row:
     rate = closed["requests"] / closed["seconds"] / 2
     row = openloop.run(target.port, rate=rate, seconds=chosen.seconds, features=features)
     row |= {"rate": rate, "seconds": chosen.seconds, "pause_count": len(row["pauses"])}
-    row |= {"rss_mb": rss_megabytes(worker := family_of(target.pid)[-1]), "highest_rss_mb": highest_rss_megabytes(worker)}
+    row |= {
+        "rss_mb": rss_megabytes(worker := family_of(target.pid)[-1]),
+        "highest_rss_mb": highest_rss_megabytes(worker),
+    }
     row |= target.drain()
     return row | {"is_valid": row["errors"] == 0 and row.get("is_balanced", True)}
 

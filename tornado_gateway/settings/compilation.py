@@ -73,7 +73,10 @@ def _without_collector() -> Iterator[None]:
 
 def fingerprints_of(document: Mapping[str, Any], yield_point: YieldPoint = never_yield) -> Fingerprints:
     """Return a hash of each feature with the campaigns of its rules. Groups and holdouts are left out."""
-    campaigns = {campaign["id"]: campaign for campaign in document["campaigns"]}
+    campaigns: dict[object, object] = {}
+    for campaign in document["campaigns"]:
+        campaigns[campaign["id"]] = campaign
+        yield_point()
     fingerprints: dict[str, int] = {}
     for feature in document["features"]:
         linked = [campaigns.get(rule["campaignId"]) for rule in feature["rules"]]

@@ -64,11 +64,11 @@ SELECT digest, number, first_at, at, source, owner, size, length(packed) FROM ve
 ORDER BY number DESC
 """
 LATEST = "SELECT digest, packed FROM versions WHERE name = ? ORDER BY number DESC LIMIT 1"
-LATEST_DIGEST = "(SELECT digest FROM versions WHERE versions.name = documents.name ORDER BY number DESC LIMIT 1)"
 # Without the body if it is known: reading a large one takes memory, and the interpreter's lock for some milliseconds.
-LOAD_DOCUMENT = f"""
-SELECT CASE WHEN pin IS NULL AND version = ? AND {LATEST_DIGEST} = ? THEN NULL ELSE body END,
-    version, saved_at, pin, ends, coalesce(unpinned_by, ''), {LATEST_DIGEST}
+LOAD_DOCUMENT = """
+WITH newest AS (SELECT digest FROM versions WHERE name = ? ORDER BY number DESC LIMIT 1)
+SELECT CASE WHEN pin IS NULL AND version = ? AND (SELECT digest FROM newest) = ? THEN NULL ELSE body END,
+    version, saved_at, pin, ends, coalesce(unpinned_by, ''), (SELECT digest FROM newest)
 FROM documents LEFT JOIN pins USING (name) WHERE name = ?
 """
 UNPIN = """
@@ -207,7 +207,7 @@ class SqliteState:
     def _load_document(self, connection: sqlite3.Connection, name: str) -> StoredDocument | None:
         seen = self._last_seen.get(name)
         known = (0, "") if seen is None or seen.pin is not None else (seen.version, seen.latest)
-        row = connection.execute(LOAD_DOCUMENT, (*known, name)).fetchone()
+        row = connection.execute(LOAD_DOCUMENT, (name, *known, name)).fetchone()
         if row is None:
             return None
         body, version, saved_at, pin, ends, unpinned_by, latest = row
