@@ -223,7 +223,7 @@ class SettingsMirror:
 
         Raise SettingsError and change nothing if it is not usable.
         """
-        if not self._is_known(document):
+        if not await self._is_known(document):
             compiled = await self._compile_new(document)
             async with self._applying:
                 await self._use_saved(compiled, document, await self._stored.save(document, cause))
@@ -236,9 +236,9 @@ class SettingsMirror:
                     await self._apply(stored)
         self._confirmed = time.monotonic()
 
-    def _is_known(self, document: bytes) -> bool:
+    async def _is_known(self, document: bytes) -> bool:
         if self.pinning.pin is not None:
-            return digest_of(document) == self.pinning.latest
+            return await asyncio.to_thread(digest_of, document) == self.pinning.latest
         return self.current is not None and document == self.current.document
 
     async def _compile_new(self, document: bytes) -> CompiledDocument:

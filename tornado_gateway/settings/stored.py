@@ -57,7 +57,7 @@ class StoredSettings:
         """
         try:
             stored = await self._state.load_document(self._name)
-            if stored is not None and _is_latest(document, stored):
+            if stored is not None and await _is_latest(document, stored):
                 await self.confirm(document, source)
                 return stored
             if stored is not None and not stored.latest:  # an earlier version of the gateway stored it
@@ -116,5 +116,7 @@ class StoredSettings:
             logger.info("Poll lease could not be released, it will expire: %s", error)
 
 
-def _is_latest(document: bytes, stored: StoredDocument) -> bool:
-    return document == stored.body if stored.pin is None else digest_of(document) == stored.latest
+async def _is_latest(document: bytes, stored: StoredDocument) -> bool:
+    if stored.pin is None:
+        return document == stored.body
+    return await asyncio.to_thread(digest_of, document) == stored.latest
