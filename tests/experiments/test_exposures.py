@@ -1,6 +1,7 @@
 """Visitors and decisions that are noted, and merged by several workers in one store."""
 
 import asyncio
+import gc
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import orjson
@@ -187,6 +188,12 @@ async def test_an_experiment_starts_again_when_weights_or_traffic_change(tmp_pat
         assert (await one(monitor))["sampled"] == 0
         await monitor.follow(SETTINGS)
         assert (await one(monitor))["sampled"] == 100  # taken back in time
+
+
+async def test_followed_settings_are_not_searched_for_garbage(tmp_path):
+    async with workers(tmp_path, 1) as (monitor,):
+        searched = {id(found) for found in gc.get_objects()}
+        assert [id(audience) in searched for audience in monitor.exposures.audiences] == [False]
 
 
 async def test_no_visitor_is_lost_while_new_settings_are_followed(tmp_path):

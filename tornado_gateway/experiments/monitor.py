@@ -1,6 +1,7 @@
 """The experiments of one environment: merged with those of other workers in the store, tested, and reported."""
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -77,6 +78,9 @@ class ExperimentMonitor:
         self.features.use(settings)
         for _ in self.exposures.follow(settings):
             await asyncio.sleep(FOLLOW_PAUSE_SECONDS)
+        # The tables have no cycles. The collection before the next compilation would block the loop while it searches
+        # them: 22 ms for 10,000 features.
+        gc.freeze()
 
     def start(self) -> None:
         self._timer.start()
