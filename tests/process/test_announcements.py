@@ -244,3 +244,19 @@ def test_with_redis_the_events_that_remain_there_are_reported(tmp_path):
             assert gateway.post("/server-side/trackEvent", {"eventName": "purchase", "userId": "u"})[0] == 200
             assert gateway.terminate() == 0
             assert "0 events were delivered, 1 remain stored in Redis until the next start." in gateway.log()
+
+
+@needs_redis_server
+def test_a_stop_reads_redis_although_the_last_regular_reading_failed(tmp_path):
+    """A worker that stopped before its first reading reported an unknown number of remaining events, too."""
+    with Vendor(sample_document()) as vendor, RedisServer(tmp_path / "redis") as redis:
+        vendor.event_faults.append(Fault(503, times=1000))
+        options = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": redis.port, "SOCKET_TIMEOUT": 1}
+        with Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
+            assert gateway.post("/server-side/trackEvent", {"eventName": "purchase", "userId": "u"})[0] == 200
+            vendor.wait_until(lambda: gateway.status()["events"]["waiting"] == 1)
+            redis.pause()
+            vendor.wait_until(lambda: gateway.status()["events"]["waiting"] is None)
+            redis.resume()
+            assert gateway.terminate() == 0
+            assert "0 events were delivered, 1 remain stored in Redis until the next start." in gateway.log()
