@@ -116,8 +116,8 @@ CONDITIONS = {
     ),
     "no-settings": Condition(
         CRITICAL,
-        "Run `tornado-gateway doctor`: it shows whether the key is rejected, VWO cannot be reached or the document"
-        " is unusable. The gateway can start from a SETTINGS_FILE.",
+        "Follow the other problems, or run `tornado-gateway doctor`: the key is rejected, VWO"
+        " cannot be reached or the document is unusable. The gateway can start from a SETTINGS_FILE.",
     ),
     "settings-stale": Condition(
         WARNING,
