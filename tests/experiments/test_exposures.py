@@ -149,13 +149,15 @@ async def test_whitelisted_visitors_are_in_no_sample(tmp_path):
         event("A" * 32, 10**4000, 1),
         event("A" * 20 + " " * 12, 20, 1),
         event("A" * 16 + "é" * 16, 20, 1),
+        event("A" * 30 + "_A", 20, 1),
+        event("A" * 28 + " A A", 20, 1),
         event("A" * 32, {}, 1),
         event("A" * 32, 20, 3),
         event("A" * 32, 999, 1),
         {"event": {"props": None}},
         {"event": {}},
     ],
-    ids=range(13),
+    ids=range(15),
 )
 async def test_unusable_impressions_of_sdks_are_ignored(tmp_path, data):
     async with workers(tmp_path, 1) as (monitor,):
