@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -40,11 +40,11 @@ from tornado_gateway.settings.incremental_json import parse
 
 logger = logging.getLogger(__name__)
 
-ACCEPTED = Response(200, b'{"success":true}')
-LARGE_BYTES = 65536  # of JSON that the loop reads at once: 3 ms at most
-SLICE_SECONDS = 0.001  # of the events of a large batch, in each turn of the loop
+ACCEPTED: Final = Response(200, b'{"success":true}')
+LARGE_BYTES: Final = 65536  # of JSON that the loop reads at once: 3 ms at most
+SLICE_SECONDS: Final = 0.001  # of the events of a large batch, in each turn of the loop
 MAX_PARTS = 400_000  # of a large body. In a batch: 80 for each of 5,000 events
-USAGE_STATS = "vwo_sdkUsageStats"
+USAGE_STATS: Final = "vwo_sdkUsageStats"
 # Parameters of wire contract A.4 that are forwarded with usage statistics, besides `en`.
 USAGE_PARAMETERS = tuple(b"a env eTime random p visitor_ua visitor_ip sn sv".split())
 NO_BATCH = 'the document is no batch, expected {"ev":[...]}'
@@ -54,7 +54,8 @@ TOO_DEEP = f"the document has more than {MAX_LEVELS} levels of nested lists and 
 NO_KEY = "they have no SDK key (CLIENT_KEY_REQUIRED)"
 OTHER_ENVIRONMENT = "their SDK key is that of another environment"
 # Numbers, because for other operands `in` of bytes raises and catches an exception first.
-_LINE_FEED, _RETURN = b"\n\r"
+_LINE_FEED: Final = 10
+_RETURN: Final = 13
 
 
 class _Batch:

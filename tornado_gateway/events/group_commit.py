@@ -8,7 +8,7 @@ from time import monotonic
 from tornado_gateway.errors import StoreError
 from tornado_gateway.events.budget import ByteBudget
 from tornado_gateway.gate import Gate
-from tornado_gateway.logs import ThrottledLog
+from tornado_gateway.logs import ThrottledLog, once
 from tornado_gateway.tasks import Periodic
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class GroupCommit:
         self._durable = durable
         self._commit_seconds = commit_seconds
         self._retry_seconds = retry_seconds
-        self._log = ThrottledLog(logger)
+        self._log = ThrottledLog(logger, condition="commit")
         self._committing: Group | None = None
         self._stopping = False
         self._pace = Pace()
@@ -210,7 +210,7 @@ class GroupCommit:
             await self._not_stored(group, failure)
             return
         if self.failure is not None:
-            logger.error("events can be stored again")
+            logger.error("events can be stored again", extra=once("events are stored again"))
             self.failure = None
         self._stored(group)
 
@@ -227,7 +227,8 @@ class GroupCommit:
         group.release(f"the event could not be stored: {self.failure}")
 
     def _failed(self, reason: str) -> None:
-        self._log.error(reason, "events cannot be stored: %s", reason)
+        # One reason for the log: the texts differ in file names and numbers, although the cause is the same.
+        self._log.error("not stored", "events cannot be stored: %s", reason)
         self.failure = reason
 
     def _check_for_stall(self) -> None:
