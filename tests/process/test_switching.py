@@ -4,7 +4,7 @@ import asyncio
 import sys
 import time
 
-from tornado_gateway.process.switching import BUSY_SWITCH_SECONDS, LATE_SECONDS, LockSwitching
+from tornado_gateway.process.worker import BUSY_SWITCH_SECONDS, LATE_SECONDS, LockSwitching
 
 SECONDS = 60.0  # for anything that is bound to happen
 

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import logging
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -17,7 +18,6 @@ from tornado_gateway.process.announcement import banner
 from tornado_gateway.process.assembly import Assembly
 from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import enter
-from tornado_gateway.process.switching import LockSwitching
 from tornado_gateway.tasks import wait_at_most
 from tornado_gateway.telemetry.counters import SharedCounters
 from tornado_gateway.version import BUILD
@@ -25,6 +25,10 @@ from tornado_gateway.version import BUILD
 logger = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+CHECK_SECONDS = 0.05
+LATE_SECONDS = 0.003  # more than a turn of the loop takes without an attack, however many requests there are
+CALM_SECONDS = 1.0
+BUSY_SWITCH_SECONDS = 0.0005
 YOUNG_OBJECTS = 1000  # 0.6 ms; more of them if as many older ones are freed meanwhile
 # Parameters of glibc's mallopt, with their values. Blocks of this size are those of bodies of several events.
 ALLOCATION = {
@@ -146,6 +150,32 @@ async def _stop(worker: Worker) -> int:
         logger.error("the gateway has stopped with an error: %s", error)
         return 1
     return 0
+
+
+class LockSwitching:
+    """Shortens the wait of threads for the interpreter's lock while the loop is late, and for a second after that.
+
+    The thread of the store waits for the lock several times for each group of events, and responses wait for these. A
+    busy loop keeps it for Python's default of 5 ms each time. More switches cost some of the maximum rate, so they are
+    left out while turns of the loop are short.
+    """
+
+    def __init__(self) -> None:
+        self._calm_switch_seconds = sys.getswitchinterval()
+        self._calm_at = self._due = 0.0
+
+    def start(self) -> None:
+        """Check regularly, for as long as the loop runs."""
+        loop = asyncio.get_running_loop()
+        self._due = loop.time() + CHECK_SECONDS
+        loop.call_later(CHECK_SECONDS, self._check)
+
+    def _check(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._due > LATE_SECONDS:
+            self._calm_at = now + CALM_SECONDS
+        sys.setswitchinterval(BUSY_SWITCH_SECONDS if now < self._calm_at else self._calm_switch_seconds)
+        self.start()
 
 
 def _tune_collector() -> None:
