@@ -58,7 +58,7 @@ from tornado_gateway.process.parent.sockets import PORT_REMEDY
 from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import Part, explaining
 from tornado_gateway.process.publication import Publication
-from tornado_gateway.process.status import Problems, instance_status
+from tornado_gateway.process.status import Problems, instance_counts, instance_status
 from tornado_gateway.settings.failures import UNUSABLE
 from tornado_gateway.settings.history import SettingsHistory
 from tornado_gateway.store.interfaces import StateStore
@@ -269,7 +269,11 @@ class Assembly:
             self._operated,
             self._shared.location,
             self.status,
-            History(self.status, partial(request_latencies, self._memory), Series(board.series, self._slot.row)),
+            History(
+                partial(instance_counts, board),
+                partial(request_latencies, self._memory),
+                Series(board.series, self._slot.row),
+            ),
             LiveFeed(board, self._slot.row, self.environments),
             RecentEvents(board.recent, self._slot.row, self._config.sdk_key or ""),
         )
