@@ -37,6 +37,7 @@ from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import StartError
+from tornado_gateway.events.group_commit import Commits
 from tornado_gateway.http.certificates import Certificates
 from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
@@ -367,7 +368,9 @@ def build_shared(config: Config, observer: Observer, stuck_after_seconds: float 
     with explaining(UA_MAP_REMEDY):
         device = DeviceReader(map_file=config.ua_map_file)
     connections = Connections(config.sdk_name, __version__, config.socket_timeout_seconds, config.upstream_ca_path)
-    return Shared(owner, Stores(config, owner), location, device, connections, observer, stuck_after_seconds)
+    stores = Stores(config, owner)
+    commits = None if stores.together is None else Commits(stores.together)
+    return Shared(owner, stores, commits, location, device, connections, observer, stuck_after_seconds)
 
 
 def build_limits(config: Config, environments: int) -> Limits:
