@@ -1,5 +1,9 @@
+# The images that the stages start from. A digest names one image permanently; docs/releasing.md renews them.
+ARG BUILD_IMAGE=docker.io/library/python:3.11-bookworm@sha256:b99029c95d3d37fb1e4e76d287f7984373dca77c665885986e31b2c95260c13c
+ARG RUNTIME_IMAGE=docker.io/library/python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
+
 # The first stage builds with pip and a C compiler. The second one has only Python and the virtualenv.
-FROM python:3.11 AS build
+FROM ${BUILD_IMAGE} AS build
 WORKDIR /source
 RUN python -m venv /opt/tornado-gateway
 # Only the locked files are installed, in a layer of its own, because they change less often than the gateway. The build
@@ -14,7 +18,7 @@ RUN TORNADO_GATEWAY_COMPILE=1 PYTHONPATH=/tools \
     /opt/tornado-gateway/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
     && /opt/tornado-gateway/bin/python -m compileall -q /opt/tornado-gateway
 
-FROM python:3.11-slim
+FROM ${RUNTIME_IMAGE}
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin gateway \
     && install -d -m 700 -o gateway -g gateway /data
 COPY --from=build /opt/tornado-gateway /opt/tornado-gateway

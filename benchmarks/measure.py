@@ -187,8 +187,17 @@ def rss_megabytes(pid: int) -> float:
     return sum(_rss_megabytes_of_one(member) for member in family_of(pid))
 
 
+def highest_rss_megabytes(pid: int) -> float:
+    """Return the largest resident memory of a process so far, without its descendants."""
+    return _megabytes(pid, "VmHWM")
+
+
 def _rss_megabytes_of_one(pid: int) -> float:
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return _megabytes(pid, "VmRSS")
+
+
+def _megabytes(pid: int, field: str) -> float:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(found[1]) / 1024 if found else 0.0
 
 

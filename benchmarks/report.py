@@ -61,7 +61,7 @@ def save(result: Result, effort: Effort) -> None:
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "effort": {"seconds": effort.seconds, "rounds": effort.rounds},
         "machine": machine(),
-        "columns": [column._asdict() for column in result.columns],
+        "columns": _columns(result),
         "rows": result.rows,
         "chart": result.chart,
         "notes": result.notes,
@@ -69,7 +69,16 @@ def save(result: Result, effort: Effort) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{result.question}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     render(document)
-    print(f"\n{result.title}\n\n{table(document)}\n", flush=True)
+    show(result)
+
+
+def show(result: Result) -> None:
+    """Print the result without its notes."""
+    print(f"\n{result.title}\n\n{table({'columns': _columns(result), 'rows': result.rows})}\n", flush=True)
+
+
+def _columns(result: Result) -> list[Row]:
+    return [column._asdict() for column in result.columns]
 
 
 def render(document: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 GatewayError
 ├── ConfigError        the configuration cannot be used; lists every problem
+│   └── SettingsFileError  SETTINGS_FILE cannot be read, which is the only problem
 ├── StartError         a worker cannot start; names cause and remedy
 ├── RequestError       the client's request cannot be served; has the HTTP status
 │   ├── DisabledError  an option disables the endpoint (403)
@@ -79,9 +80,17 @@ class GatewayError(Exception):
 class ConfigError(GatewayError):
     """The configuration cannot be used. `problems` has one line for each problem."""
 
+    exit_code = 2  # of commands
+
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
+
+
+class SettingsFileError(ConfigError):
+    """SETTINGS_FILE cannot be read. This is like a file that cannot be used, so it is no problem of an option."""
+
+    exit_code = 1
 
 
 class StartError(GatewayError):
@@ -177,6 +186,17 @@ class UpstreamError(GatewayError):
         self.retry_after_seconds = retry_after_seconds
         self.cause = cause
         self.is_timeout = is_timeout
+
+
+ACCOUNT_OPTIONS = "ACCOUNT_ID and SDK_KEY"
+
+
+def account_options(file: object = None, environment: str | None = None) -> str:
+    """Return the names of the account and its key, for advice. `file` is ENVIRONMENTS_FILE, None if it is not set."""
+    if file is None:
+        return ACCOUNT_OPTIONS
+    owner = "" if environment is None else f" of environment {environment}"
+    return f"account_id and sdk_key{owner} in {file}"
 
 
 def reason_phrase(status: int, default: str = "Unknown") -> str:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 logger = logging.getLogger(__name__)
 
-WOKEN = 16  # callers that continue in one turn of the loop, of all that wait for the same result
+WOKEN = 4  # callers that continue in one turn of the loop, of all that wait for the same result: each may take 5 ms
 
 T = TypeVar("T")
 

@@ -21,13 +21,16 @@ def decision():
 
 def is_repeat(recent):
     again = decision()
-    recent.keep_new("production", again)
-    return not again.impressions
+    return not recent.keep_new("production", again) and not again.impressions
+
+
+def note(recent, gate):
+    recent.note_once_stored(gate, recent.keep_new("production", decision()))
 
 
 def test_stored_exposure_is_not_repeated():
     recent, group = RecentExposures(), Group(one_gate=False)
-    recent.note_once_stored("production", group.decisions, decision())
+    note(recent, group.decisions)
     assert not is_repeat(recent)
     group.open()
     assert is_repeat(recent)
@@ -37,14 +40,14 @@ def test_stored_exposure_is_not_repeated():
 def test_exposure_that_could_not_be_stored_is_recorded_again(one_gate):
     """Decisions are released without a failure if their impressions are lost, so a lost one counted as recorded."""
     recent, group = RecentExposures(), Group(one_gate=one_gate)
-    recent.note_once_stored("production", group.decisions, decision())
+    note(recent, group.decisions)
     group.release("the disk is full")
     assert not is_repeat(recent)
 
 
 def test_exposure_that_a_full_queue_rejected_is_recorded_again():
     recent = RecentExposures()
-    recent.note_once_stored("production", None, decision())
+    note(recent, None)
     assert not is_repeat(recent)
 
 

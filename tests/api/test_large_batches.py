@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import orjson
 import pytest
 
-from tornado_gateway.api.events import LARGE_BYTES, EventsApi
+from tornado_gateway.api.events import ACCEPTED, LARGE_BYTES, EventsApi
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.messages import Request
 
@@ -73,3 +73,35 @@ async def test_a_turn_of_the_loop_sorts_few_bytes():
     await taking
     assert sum(api.sizes.values()) > 3_000_000
     assert max(api.sizes.values()) <= LARGE_BYTES + 31_000
+
+
+class OneTree(EventsApi):
+    """Notes how many batches are in memory as values at once, and which events are freed when one is sorted."""
+
+    def __init__(self):
+        super().__init__(None, None, slice_events=100)
+        self.now = self.most = 0
+        self.left = []
+
+    def _take_document(self, request, document):
+        self.now += 1
+        self.most = max(self.most, self.now)
+        self.events = document["ev"]
+        return self._take_slices(request, self.events, None, None)
+
+    def _sort(self, event, scope, batch):
+        self.left.append(len(self.events))
+        return LARGE_BYTES + 1
+
+    def _take(self, request, scope, batch):
+        self.now -= 1
+        return ACCEPTED
+
+
+async def test_the_values_of_one_large_batch_are_in_memory_at_a_time():
+    """Those of the next one were read while the events of the last one were sorted, and freed at the end together."""
+    api = OneTree()
+    body = orjson.dumps({"ev": [{"text": "x" * 1000, "number": number} for number in range(100)]})
+    await asyncio.gather(*(api.take_batch(Request(b"POST", b"/", b"", [], body)) for _ in range(3)))
+    assert (api.most, api.now) == (1, 0)
+    assert api.left == 3 * list(range(99, -1, -1))

@@ -109,11 +109,13 @@ def test_doctor_examines_each_environment(file, tmp_path):
         options = {"ENVIRONMENTS_FILE": file, "UPSTREAM_URL": vendor.url, "DATA_DIR": tmp_path / "data"}
         done = run_doctor("--json", **options)
     findings = json.loads(done.stdout)["findings"]
-    assert [
-        (finding["state"], finding["code"], finding["message"].partition(":")[0])
-        for finding in findings
-        if finding["check"] == "upstream"
-    ] == [("ok", "ok", "production"), ("warn", "key-previous", "staging"), ("fail", "key-refused", "brand")]
+    upstream = [finding for finding in findings if finding["check"] == "upstream"]
+    assert [(finding["state"], finding["code"], finding["message"].partition(":")[0]) for finding in upstream] == [
+        ("ok", "ok", "production"),
+        ("warn", "key-previous", "staging"),
+        ("fail", "key-refused", "brand"),
+    ]
+    assert upstream[2]["remedy"].startswith(f"Compare account_id and sdk_key of environment brand in {file} with the ")
     (memory,) = [finding for finding in findings if finding["check"] == "memory"]
     assert memory["message"].startswith("2 environments with ")
     assert [f["message"].partition(":")[0] for f in findings if f["check"] == "events"] == list(KEYS)

@@ -14,6 +14,7 @@ from commands import run
 from process import ROOT, free_port, sample_document
 from vendor import Fault, Vendor
 
+from tornado_gateway import __version__
 from tornado_gateway.cli.doctor.remedies import REMEDIES
 
 ACCOUNT_ID = str(sample_document()["accountId"])
@@ -115,7 +116,7 @@ def test_a_compose_file_and_the_lines_of_all_sdks(init, tmp_path):
     key.write_text(SDK_KEY)
     result = init(*GIVEN, "--sdk-key-file", str(key), "--compose", str(path), "--port", "8123", SDK_KEY="")
     commands = [line.split("   #")[0].strip() for line in result.stdout.splitlines() if line.startswith("  docker ")]
-    assert commands == ["docker build -t tornado-gateway .", f"docker compose -f {path} up -d"]
+    assert commands == [f"docker build -t tornado-gateway:{__version__} .", f"docker compose -f {path} up -d"]
     service = yaml.safe_load(path.read_text())["services"]["gateway"]
     assert (service["env_file"], service["ports"]) == (str(tmp_path / "gateway.env"), ["8123:8123"])
     assert service["environment"]["DATA_DIR"] == "/data"

@@ -1,12 +1,19 @@
 """`simulate`, as a real process: its distribution is that of getFlag."""
 
 import http.client
+from argparse import ArgumentTypeError
 from collections import Counter
 
 import orjson
 import pytest
 from commands import run
 from process import SAMPLE_SETTINGS, Gateway, sample_document
+
+from tornado_gateway.cli.insight.parsers import ip_address
+from tornado_gateway.console.insight.simulator import plan_of
+from tornado_gateway.core import compile_settings
+from tornado_gateway.errors import RequestError
+from tornado_gateway.insight.cases import CASE_FIELDS
 
 FEATURES = ("new-checkout", "search-ranking", "promo-price", "dark-mode", "recommendations")
 IDS = [f"shopper {number}" for number in range(300)]
@@ -116,3 +123,28 @@ def test_a_mistake_is_named(arguments, code, message):
     assert result.returncode == code
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+ADDRESSES = [
+    *[("203.0.113.7", True), ("203.0.113.7:443", True), ("[2001:db8::1]:443", True), ("203.0.113.7, 10.0.0.1", True)],
+    *[("fe80::1%eth0", True), ("999.1.1.1", False), ("localhost", False), ("fe80::1%", True), ("1.2.3", False)],
+]
+
+
+@pytest.mark.parametrize(("address", "is_valid"), ADDRESSES)
+def test_commands_cases_and_the_console_accept_the_addresses_that_getflag_uses(address, is_valid):
+    settings = compile_settings(sample_document())
+    judged = [
+        accepts(lambda: ip_address(address)),
+        CASE_FIELDS["ip"].is_valid(address),
+        accepts(lambda: plan_of(settings, {"visitors": 1, "ipAddress": address})),
+    ]
+    assert judged == [is_valid] * 3
+
+
+def accepts(read):
+    try:
+        read()
+    except (ArgumentTypeError, RequestError):
+        return False
+    return True

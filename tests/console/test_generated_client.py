@@ -1,24 +1,16 @@
-"""A client that openapi-python-client generates from the API description, with a running gateway.
+"""A client that openapi-python-client generates from the API description, with a running gateway."""
 
-The package is not in the requirements of the tests: without it, this test is skipped, and says so.
-"""
-
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import orjson
-import pytest
 from process import Gateway, sample_document
 from vendor import Vendor
 
 from tornado_gateway.console.openapi import DOCUMENT
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("openapi_python_client") is None, reason="openapi-python-client is not installed"
-)
 # As docs/endpoints.md says: the generator has no parser of JSON lines.
 CONFIG = "content_type_overrides:\n  application/x-ndjson: text/plain\n"
 PROGRAM = """

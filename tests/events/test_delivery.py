@@ -4,9 +4,9 @@ import asyncio
 import sqlite3
 import threading
 import time
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 
-import orjson
 import pytest
 from ledger import STRICT, acknowledged, arrived, visitor_requests
 from length import length
@@ -143,25 +143,37 @@ def test_a_full_queue_rejects_decisions_if_configured_so(tmp_path, vendor):
 def test_decisions_continue_while_the_disk_does_not_respond(tmp_path, vendor):
     """Row A20: a write that takes too long is reported, and decisions do not wait for it.
 
-    The disk is played by another process's lock on the event log, which makes the gateway's commit wait.
+    The disk is played by another process's locks on the event logs, which make the commits of both workers wait. One
+    of them writes the lines for both.
     """
-    with Gateway.of_vendor(tmp_path / "data", vendor, EVENTS_PER_REQUEST=100) as gateway:
-        assert gateway.post("/server-side/getFlag", GOLD)[0] == 200
-        with closing(sqlite3.connect(tmp_path / "data" / "events-0.db", isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            answers = []
-            asking = threading.Thread(target=lambda: answers.append(gateway.post("/server-side/getFlag", GOLD)))
-            asking.start()
-            asking.join(60)
-            assert answers[0][0] == 200
-            other.execute("ROLLBACK")
-        assert "cannot be stored" in gateway.log()
-        deadline = time.monotonic() + 60
-        while gateway.post("/server-side/trackEvent", TRACK)[0] != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        events = orjson.loads(orjson.dumps(gateway.status()["events"]))
+    with Gateway.of_vendor(tmp_path / "data", vendor, EVENTS_PER_REQUEST=100, WORKERS=2) as gateway:
+        vendor.wait_until(lambda: [worker["state"] for worker in gateway.status()["workers"]] == ["serving"] * 2)
+        with ExitStack() as locks, ThreadPoolExecutor(16) as threads:
+            for number in range(2):
+                path = tmp_path / "data" / f"events-{number}.db"
+                other = locks.enter_context(closing(sqlite3.connect(path, isolation_level=None)))
+                other.execute("BEGIN IMMEDIATE")
+
+            def all_have_failed():
+                answers = list(threads.map(lambda _: gateway.post("/server-side/getFlag", GOLD)[0], range(16)))
+                assert set(answers) == {200}
+                return all(errors_of_workers(gateway))
+
+            vendor.wait_until(all_have_failed, 60, gateway.log)
+
+        def all_store_again():
+            return gateway.post("/server-side/trackEvent", TRACK)[0] == 200 and not any(errors_of_workers(gateway))
+
+        vendor.wait_until(all_store_again, 60, gateway.log)
+        log = gateway.log()
+        assert log.count("events cannot be stored: the store has not completed a write") == 1
+        assert log.count("events can be stored again") == 1
+        events = gateway.status()["events"]
         assert events["received"] == sum(count for name, count in events.items() if name in PARTS)
+
+
+def errors_of_workers(gateway):
+    return [worker["last_error"] for worker in gateway.status()["workers"]]
 
 
 PARTS = ("waiting", "delivered", "dead", "rejected", "discarded", "lost")

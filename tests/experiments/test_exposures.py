@@ -1,6 +1,7 @@
 """Visitors and decisions that are noted, and merged by several workers in one store."""
 
 import asyncio
+import gc
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import orjson
@@ -149,13 +150,15 @@ async def test_whitelisted_visitors_are_in_no_sample(tmp_path):
         event("A" * 32, 10**4000, 1),
         event("A" * 20 + " " * 12, 20, 1),
         event("A" * 16 + "é" * 16, 20, 1),
+        event("A" * 30 + "_A", 20, 1),
+        event("A" * 28 + " A A", 20, 1),
         event("A" * 32, {}, 1),
         event("A" * 32, 20, 3),
         event("A" * 32, 999, 1),
         {"event": {"props": None}},
         {"event": {}},
     ],
-    ids=range(13),
+    ids=range(15),
 )
 async def test_unusable_impressions_of_sdks_are_ignored(tmp_path, data):
     async with workers(tmp_path, 1) as (monitor,):
@@ -187,6 +190,12 @@ async def test_an_experiment_starts_again_when_weights_or_traffic_change(tmp_pat
         assert (await one(monitor))["sampled"] == 0
         await monitor.follow(SETTINGS)
         assert (await one(monitor))["sampled"] == 100  # taken back in time
+
+
+async def test_followed_settings_are_not_searched_for_garbage(tmp_path):
+    async with workers(tmp_path, 1) as (monitor,):
+        searched = {id(found) for found in gc.get_objects()}
+        assert [id(audience) in searched for audience in monitor.exposures.audiences] == [False]
 
 
 async def test_no_visitor_is_lost_while_new_settings_are_followed(tmp_path):

@@ -175,6 +175,22 @@ def test_the_steps_of_a_turn_end_when_one_was_costly_or_the_time_is_over():
     assert order == ["turn", "a", "b", "turn", "c", "turn", "d"]
 
 
+def test_pages_leave_turns_to_other_requests():
+    """Each turn had a page of 5 to 10 ms, and a lone request waited for one in each of its turns."""
+    done = []
+
+    async def run() -> None:
+        steps = RunQueue(every=3)
+        for _ in range(3):
+            steps.add(lambda: bool(done.append("page")) or True)
+        while done.count("page") < 3:
+            done.append("turn")
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert done == ["turn", "turn", "turn", "page"] * 3
+
+
 def test_a_client_that_waits_for_its_turn_is_not_idle(serve):
     """Its connection was half-closed after KEEP_ALIVE_SECONDS; writing the responses failed with a traceback."""
     live = serve(limits=QUICK._replace(keep_alive_seconds=0.2))

@@ -122,12 +122,15 @@ def test_only_heads_of_http_1_1_are_known():
     assert not any(is_known(known, data) for data in old)
 
 
-def test_known_heads_are_bounded():
+@pytest.mark.parametrize("lines", [[], ["A: b"] * 100], ids=["short", "many headers"])
+def test_known_heads_are_bounded_in_bytes(lines):
+    """A thousand heads with a hundred headers each took 20 MB."""
     known = KnownHeads()
-    for number in range(limits.MAX_HEADS + 2):
-        requests_in([get(f"/{number}")], lambda: known)
-    assert not is_known(known, get("/0"))
-    assert is_known(known, get(f"/{limits.MAX_HEADS + 1}"))
+    largest = limits.MAX_HEADS_BYTES // (limits.HEADER_BYTES * (len(lines) + 3))
+    for number in range(largest + 2):
+        requests_in([get(f"/{number}", *lines)], lambda: known)
+    assert not is_known(known, get("/0", *lines))
+    assert is_known(known, get(f"/{largest + 1}", *lines))
 
 
 def test_heads_that_differ_are_searched_and_remembered_rarely():

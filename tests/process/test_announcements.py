@@ -178,9 +178,17 @@ def test_a_problem_of_many_environments_is_a_bounded_number_of_lines(tmp_path):
             )  # a rejected key rests for a while
             lines = [record["message"] for record in records(gateway) if "No settings loaded yet" in record["message"]]
             shown = banner(gateway)["environments"]
+            reported = {one["environment"]: one for one in gateway.status()["problems"] if one["code"] == "key-refused"}
+            [of_one] = [one for one in gateway.status()["environments"] if one["name"] == "e14"]
     assert len(lines) == 10
     assert len({line.partition(":")[0] for line in lines} & set(names)) == 10
     assert [line for line in lines if "in /status only" in line] == lines[-1:]
+    for line in lines:
+        name = line.partition(":")[0]
+        assert f"(401). Check account_id and sdk_key of environment {name} in {tmp_path / 'data.toml'}. Retry" in line
+    place = f"account_id and sdk_key of environment e14 in {tmp_path / 'data.toml'}"
+    assert reported["e14"]["remedy"] == of_one["last_error_remedy"]
+    assert reported["e14"]["remedy"].startswith(f"Compare {place} with the dashboard")
     assert shown.startswith("e00 (account 111), e01 (account 111), ")
     assert shown.endswith(" and 10 more")
 
@@ -242,5 +250,22 @@ def test_with_redis_the_events_that_remain_there_are_reported(tmp_path):
         options = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": redis.port}
         with Gateway.of_vendor(tmp_path / "data", vendor, **options, **SILENT) as gateway:
             assert gateway.post("/server-side/trackEvent", {"eventName": "purchase", "userId": "u"})[0] == 200
+            vendor.wait_until(lambda: gateway.status()["events"]["waiting"] == 1)  # Redis has been read
+            assert gateway.terminate() == 0
+            assert "0 events were delivered, 1 remain stored in Redis until the next start." in gateway.log()
+
+
+@needs_redis_server
+def test_a_stop_reads_redis_although_the_last_regular_reading_failed(tmp_path):
+    """A worker that stopped before its first reading reported an unknown number of remaining events, too."""
+    with Vendor(sample_document()) as vendor, RedisServer(tmp_path / "redis") as redis:
+        vendor.event_faults.append(Fault(503, times=1000))
+        options = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": redis.port, "SOCKET_TIMEOUT": 1}
+        with Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
+            assert gateway.post("/server-side/trackEvent", {"eventName": "purchase", "userId": "u"})[0] == 200
+            vendor.wait_until(lambda: gateway.status()["events"]["waiting"] == 1)
+            redis.pause()
+            vendor.wait_until(lambda: gateway.status()["events"]["waiting"] is None)
+            redis.resume()
             assert gateway.terminate() == 0
             assert "0 events were delivered, 1 remain stored in Redis until the next start." in gateway.log()

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from process import ROOT, SAMPLE_SETTINGS, free_port
 
+from tornado_gateway import __version__
 from tornado_gateway.config import OPTIONS
 
 UNIT = ROOT / "conf" / "tornado-gateway.service"
@@ -297,9 +298,39 @@ def test_mypy_is_locked_as_the_build_wants_it():
 
 
 def dockerfile():
-    """Instructions with their arguments, continued lines joined."""
+    """Instructions with their arguments, continued lines joined, and the defaults of arguments in their places."""
     text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    for name, value in re.findall(r"^ARG (\w+)=(\S+)$", text, re.MULTILINE):
+        text = text.replace(f"${{{name}}}", value)
     return [line.split(None, 1) for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def images():
+    """The images of Dockerfile, Compose file and manifests. That of the chart is in tests/process/test_chart.py."""
+    stages = [argument.partition(" AS ")[0] for name, argument in dockerfile() if name == "FROM"]
+    return [*stages, *[service["image"] for service in compose()["services"].values()], container()["image"]]
+
+
+def test_images_of_others_are_named_by_digest_and_ours_by_version():
+    digested = re.compile(r"docker\.io/library/\S+:\S+@sha256:[0-9a-f]{64}")
+    others = [image for image in images() if not digested.fullmatch(image)]
+    assert others == [f"tornado-gateway:{__version__}"] * 2
+
+
+def test_the_documented_command_renews_all_digests(tmp_path):
+    """Another program stands in for Docker: its digests have the tag at their ends."""
+    names = ["Dockerfile", "docker-compose.yaml"]
+    for name in names:
+        shutil.copy(ROOT / name, tmp_path)
+    docker = tmp_path / "docker"
+    docker.write_text('#!/bin/sh\necho "sha256:${6##*:}"\n')
+    docker.chmod(0o755)
+    (command,) = re.findall(r"```sh\n(for image in .*?)```", (ROOT / "docs" / "releasing.md").read_text(), re.DOTALL)
+    done = subprocess.run(["bash", "-euc", command], cwd=tmp_path, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert done.returncode == 0
+    text = "".join((tmp_path / name).read_text() for name in names)
+    renewed = re.findall(r"docker\.io/library/\w+:(\S+)@sha256:(\S+)", text)
+    assert renewed == [(tag, tag) for tag in ("3.11-bookworm", "3.11-slim-bookworm", "7-alpine")]
 
 
 def test_hadolint_finds_no_fault_in_the_dockerfile():

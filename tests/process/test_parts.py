@@ -80,6 +80,16 @@ def test_the_order_of_a_worker(tmp_path, options, added):
 
     before, after = (
         ["publication", "connections", "store", "location", "location report"],
-        ["problems", "experiments", "environment", "waiting", "adoption", "client tokens", "server", "streams"],
+        [
+            "problems",
+            "experiments",
+            "last count",
+            "environment",
+            "waiting",
+            "adoption",
+            "client tokens",
+            "server",
+            "streams",
+        ],
     )
     assert asyncio.run(names()) == [*before, *added, *after, "lag measurement", "console"]

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import time
+import weakref
 
 import orjson
 import pytest
@@ -15,31 +16,74 @@ from vendor import Fault, Vendor
 
 EVENTS_PER_REQUEST = 50
 REQUESTS_PER_CONNECTION = 20
+LONGEST_PAUSE = 0.8  # of this process; a worker that stops keeps idle connections for a second
 SECONDS = 60.0  # for anything that is bound to happen; nothing is expected to take long
 DONE = ("waiting", "delivered", "dead", "rejected")
 
 
 class Visitors(Load):
-    """Load that goes on with a new connection whenever one is closed, and closes them often itself."""
+    """Load that goes on with a new connection whenever one is closed, and closes them often itself.
+
+    A stopping worker closes connections that have been idle for a second. If this process gets no core for that long,
+    its connections are idle, so such a pause excuses one request for each: it is sent again, as HTTP clients do if a
+    kept connection was closed before the first byte of the response (RFC 9110, 9.2.2; RFC 9112, 9.3.1).
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.repeated = self.pauses = 0
+        self._kept = weakref.WeakSet()  # connections with a response
 
     async def run(self):
-        await asyncio.gather(*(self._come_again() for _ in range(self.connections)))
+        watching = asyncio.create_task(self._note_pauses())
+        try:
+            await asyncio.gather(*(self._come_again() for _ in range(self.connections)))
+        finally:
+            watching.cancel()
+
+    async def _note_pauses(self):
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            self.pauses += time.monotonic() - before > LONGEST_PAUSE
 
     async def _come_again(self):
         while not self.stopping:
             await self._connection()
 
     async def _exchange(self, exchange, reader, writer):
-        closes = await super()._exchange(exchange, reader, writer)
+        try:
+            closes = await super()._exchange(exchange, reader, writer)
+        except (OSError, asyncio.IncompleteReadError) as error:
+            if writer not in self._kept or not is_before_first_byte(error):
+                raise
+            self.repeated += 1
+            return await self._repeat(exchange)
+        self._kept.add(writer)
         return closes or self.answered % REQUESTS_PER_CONNECTION == 0
+
+    async def _repeat(self, exchange):
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            await super()._exchange(exchange, reader, writer)
+        finally:
+            writer.close()
+        return True
 
     @property
     def failures(self):
-        return [(x.path, x.status, x.error) for x in self.exchanges if x.status != 200]
+        found = [(x.path, x.status, x.error) for x in self.exchanges if x.status != 200]
+        excused = self.pauses * self.connections
+        return [*found, *[("sent again", None, None)] * max(0, self.repeated - excused)]
 
     async def answers(self, more):
         """Wait until so many more requests have been answered."""
         await until(lambda now=self.answered: self.answered >= now + more, f"{more} more answers")
+
+
+def is_before_first_byte(error):
+    """Whether the connection was closed before the head of the response."""
+    return getattr(error, "expected", None) is None and not getattr(error, "partial", b"")
 
 
 async def until(condition, what):

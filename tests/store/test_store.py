@@ -211,6 +211,29 @@ async def test_a_confirmed_document_is_fresh_but_not_changed(store):
     assert (loaded.version, loaded.body) == (1, b"1")
 
 
+async def test_a_body_is_read_only_if_it_is_another_one(store, open_store):
+    other = open_store()
+    await other.open()
+    first, second = b"1" * 300_000, b"2" * 300_000  # in several pieces
+    assert (await store.state.save_document("s", first)).body is first
+    assert (await store.state.load_document("s")).body is first
+    assert (await store.state.wait_for_document("s", 0)).body is first
+    read = (await other.state.load_document("s")).body
+    assert read == first
+    await other.state.confirm_document("s", "two")
+    again = await other.state.load_document("s")
+    confirmation = await store.state.last_confirmation("s")
+    assert (again.body is read, again.saved_at) == (True, confirmation.at)
+    await other.state.save_document("s", second)
+    assert (await store.state.load_document("s")).body == second
+    await store.state.pin_document("s", Pin(digest_of(first), 0.0, "one"))
+    assert (await other.state.load_document("s")).body == first
+    await other.state.unpin_document("s")
+    assert (await store.state.load_document("s")).body == second
+    assert await store.state.load_version("s", digest_of(first)) == first
+    await other.close()
+
+
 async def test_a_change_of_a_document_is_noticed(store, open_store):
     other = open_store()
     await other.open()

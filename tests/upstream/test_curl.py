@@ -247,6 +247,25 @@ def test_a_large_body_to_a_slow_reader(run):
         assert server.connections == 1
 
 
+@pytest.mark.parametrize(("size", "joins"), [(1000, 0), (3_000_000, 1)])
+def test_a_large_response_is_put_together_beside_the_loop(run, monkeypatch, size, joins):
+    calls = []
+    in_thread = asyncio.to_thread
+    monkeypatch.setattr(asyncio, "to_thread", lambda *args: calls.append(args) or in_thread(*args))
+    expected = bytes(range(250)) * (size // 250)
+
+    async def get():
+        pool = CurlPool(timeout_seconds=PATIENCE_SECONDS, max_response_bytes=size)
+        try:
+            return [(await pool.request(server.url, body=b"{}")).body for _ in range(2)]
+        finally:
+            pool.close()
+
+    with Server(answers(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size, expected)) as server:
+        assert run(get()) == [expected] * 2
+    assert len(calls) == 2 * joins
+
+
 @pytest.mark.parametrize(("target", "key"), [("/a\r\nb: c", "key"), ("/a b", "key"), ("/ä", "key"), ("/a", "k\nb: c")])
 def test_no_request_is_made_of_what_would_be_another(run, target, key):
     async def ask():

@@ -20,7 +20,6 @@ import orjson
 from tornado_gateway.environments.client_tokens import Tickets
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.registry import Environments
-from tornado_gateway.errors import DisabledError
 from tornado_gateway.http.fields import is_from_browser, query_text, raw_query_value
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.http.streamed import EventStream
@@ -121,7 +120,7 @@ class StreamsApi:
             self._tickets.check_client(request)
         environment = self._environments.of(request)
         if not environment.access.decides:
-            raise DisabledError(environment.access.name_in_file)
+            raise environment.access.disabled()
         if self._tickets is not None:
             self._tickets.check_ticket(request, environment.access.name)
         if not self.has_room(request):

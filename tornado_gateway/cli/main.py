@@ -17,8 +17,8 @@ from tornado_gateway import core
 from tornado_gateway.cli.client import Client, ClientError
 from tornado_gateway.cli.configuration.sdks import LINES as SDKS
 from tornado_gateway.cli.insight.parsers import add_insight, ip_address
-from tornado_gateway.cli.output import bullets, code_of_options, file_problem, print_json
-from tornado_gateway.config import Config, ConfigError, add_flags, examine, given_flags, load
+from tornado_gateway.cli.output import bullets, file_problem, print_json
+from tornado_gateway.config import Config, ConfigError, SettingsFileError, add_flags, examine, given_flags, load
 from tornado_gateway.version import BUILD
 
 Command = Callable[[argparse.Namespace], int]
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except ConfigError as error:
         print(f"Invalid configuration:\n{bullets(error.problems)}", file=sys.stderr)
-        return code_of_options(error.problems)
+        return error.exit_code
     except core.SettingsError as error:
         print(f"Invalid settings document:\n{bullets(error.problems)}", file=sys.stderr)
         return 1
@@ -224,11 +224,9 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     try:
         config = _configuration(arguments)
-    except ConfigError as error:  # a file that cannot be read is like one that cannot be used: not ready, now or later
-        if code_of_options(error.problems) != 1:
-            raise
-        print(f"the gateway cannot start: {error.problems[0]}", file=sys.stderr)
-        return 1
+    except SettingsFileError as error:
+        print(f"the gateway cannot start: {error}", file=sys.stderr)
+        return error.exit_code
     return serve.serve(config)
 
 

@@ -64,15 +64,6 @@ def bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"  - {line}" for line in lines)
 
 
-def code_of_options(problems: Sequence[str]) -> int:
-    """Return the exit code for these problems with options, the same in all commands.
-
-    A SETTINGS_FILE that cannot be read is like one that cannot be used, which is no problem with an option.
-    """
-    is_about_file = len(problems) == 1 and "SETTINGS_FILE" in problems[0] and "a file that can be read" in problems[0]
-    return 1 if is_about_file else 2
-
-
 def file_problem(error: OSError) -> str:
     """Return a failed access to a file as a sentence: the file, the problem, the remedy."""
     if error.filename is None:

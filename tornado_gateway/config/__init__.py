@@ -11,7 +11,7 @@ from tornado_gateway.config.sources.env_file import fits_env_file
 from tornado_gateway.config.sources.flags import add_flags, given_flags
 from tornado_gateway.config.sources.load import Examined, examine, load
 from tornado_gateway.config.tokens import read_tokens, unknown_environments
-from tornado_gateway.errors import ConfigError
+from tornado_gateway.errors import ConfigError, SettingsFileError
 
 __all__ = [
     "OPTIONS",
@@ -22,6 +22,7 @@ __all__ = [
     "Examined",
     "Option",
     "OptionRow",
+    "SettingsFileError",
     "add_flags",
     "described",
     "described_environments",

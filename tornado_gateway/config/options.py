@@ -9,6 +9,7 @@ from typing import NamedTuple
 from tornado_gateway.config.clients_table import AllOptionValues
 from tornado_gateway.config.cores import usable_cores
 from tornado_gateway.config.kinds import Option
+from tornado_gateway.errors import account_options
 
 # A batch of 5000 events of about 1.6 KiB has to fit, whatever MAX_BODY_BYTES says about single requests.
 _SMALLEST_BATCH_BYTES = 8 * 1024 * 1024
@@ -70,6 +71,11 @@ class Config(AllOptionValues):
     def is_offline(self) -> bool:
         """Return whether the settings come from SETTINGS_FILE only, without polling."""
         return self.sdk_key is None
+
+    @property
+    def account_options(self) -> str:
+        """The names of the options with the account and its key, for advice."""
+        return account_options(self.environments_file, self.environment_name)
 
     @property
     def local_host(self) -> str:

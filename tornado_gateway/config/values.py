@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tornado_gateway.config import kinds
 from tornado_gateway.config.kinds import Option, is_placeholder, mask
 from tornado_gateway.config.options import BY_FILE_NAME, NAMES, option_name
 
@@ -41,6 +42,7 @@ class Findings:
     broken: set[str] = field(default_factory=set)
     spell: Callable[[str], str] = str
     invalid: dict[str, Invalid] = field(default_factory=dict)  # by the names of the options
+    unreadable: set[str] = field(default_factory=set)  # options with a file that cannot be read
 
     def add(self, name: str, source: str, expected: str, got: str, shown: str = "") -> None:
         self.add_problem(name, source, f"{self.spell(name)} ({source}): expected {expected}, got {got}", shown)
@@ -78,6 +80,8 @@ def parsed(
         except ValueError:
             shown = quoted(option, text)
             findings.add(option.name, source, option.expected, shown, shown)
+            if option.kind is kinds.file:
+                findings.unreadable.add(option.name)
     return values, sources
 
 

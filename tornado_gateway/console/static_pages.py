@@ -21,6 +21,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
+HEAD = b"  <!-- head.html -->\n"
 SMALLEST_BYTES = 1024  # of a body that is compressed: a smaller one fits into one packet anyway
 
 
@@ -33,7 +34,12 @@ class Form(NamedTuple):
 
 
 def web_file(name: str) -> bytes:
-    """Read a file of the package."""
+    """Read a file of the package. All pages have the lines of `head.html` in their heads."""
+    body = _read(name)
+    return body.replace(HEAD, _read("head.html")) if name.endswith(".html") else body
+
+
+def _read(name: str) -> bytes:
     return resources.files(__package__).joinpath("web", name).read_bytes()
 
 

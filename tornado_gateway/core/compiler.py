@@ -48,7 +48,7 @@ from tornado_gateway.core.types import (
     Variation,
     join_needs,
 )
-from tornado_gateway.core.validation import YieldPoint, check_document, items_of, never_yield
+from tornado_gateway.core.validation import YieldPoint, check_document, items_of, never_yield, paced
 
 DEFAULT_SDK = Sdk("fme-gateway", "0")
 
@@ -120,7 +120,8 @@ class _Compiler:
         self.account_id = str(document["accountId"])
         self.props = common_props(sdk, document["sdkKey"])
         # `featureId` conditions name features by a number.
-        self.feature_keys = {feature["id"]: feature["key"] for feature in items_of(document["features"])[::-1]}
+        features = items_of(document["features"])[::-1]
+        self.feature_keys = {feature["id"]: feature["key"] for feature in paced(features, yield_point)}
         self.groups: dict[str, Group] = {}
         self.group_features: dict[str, tuple[GroupFeature, ...]] = {}
         self.segments: dict[str, _Segment] = {}  # by their JSON
@@ -129,7 +130,7 @@ class _Compiler:
     def compile(self, read_again: Callable[[], Document] | None) -> Settings:
         document = self.document
         campaigns = [self.campaign(item) for item in items_of(document["campaigns"])]
-        by_id = {campaign.document["id"]: campaign for campaign in campaigns}  # the last of an id wins
+        by_id = {item.document["id"]: item for item in paced(campaigns, self.yield_point)}  # the last of an id wins
         linked = [self.rules(feature, by_id) for feature in items_of(document["features"])]
         holdouts = [self.holdout(item) for item in items_of(document.get("holdouts"))]
         applicable = [self.applicable(feature, holdouts) for feature in items_of(document["features"])]
@@ -150,8 +151,8 @@ class _Compiler:
             is_web_connected=bool(document.get("isWebConnectivityEnabled", True)),
             collection_prefix=prefix if isinstance(prefix, str) and prefix.strip() else None,
             features=MappingProxyType(dict(reversed(features.items()))),
-            has_list_checks=any(feature.list_checks for feature in features.values()),
-            event_names=_event_names(document),
+            has_list_checks=any(feature.list_checks for feature in paced(features.values(), self.yield_point)),
+            event_names=_event_names(document, self.yield_point),
             sdk=self.sdk,
             identify=identity_of(self.account_id),
             variations_by_key=self.variations_by_key(campaigns, linked),
@@ -440,9 +441,10 @@ def _candidates(rules: Iterable[Rule], members: frozenset[str]) -> tuple[Rule, .
     return tuple(found.values())
 
 
-def _event_names(document: Document) -> frozenset[str]:
-    metrics = [metric for feature in items_of(document["features"]) for metric in feature["metrics"]]
+def _event_names(document: Document, yield_point: YieldPoint) -> frozenset[str]:
+    features = paced(items_of(document["features"]), yield_point)
+    metrics = [metric for feature in features for metric in feature["metrics"]]
     for holdout in items_of(document.get("holdouts")):
         metrics += items_of(holdout.get("m")) or holdout["metrics"]  # "m" is not checked by the schema
-    names = (metric.get("identifier") for metric in metrics if isinstance(metric, dict))
+    names = (metric.get("identifier") for metric in paced(metrics, yield_point) if isinstance(metric, dict))
     return frozenset(name for name in names if isinstance(name, str))

@@ -4,12 +4,13 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha1
+from typing import Final
 
 # UUIDv5(URL namespace, "https://vwo.com"): the root of every account's namespace, the same for both brands.
 _ROOT = bytes.fromhex("11e13cd76c4853ec86797e9c752273c5")
 # The two high bits of the seventeenth digit are the RFC 4122 variant.
-_VARIANT = {digit: "89AB"[int(digit, 16) & 3] for digit in "0123456789ABCDEF"}
-_WEB_UUID = re.compile(r"[DJ][0-9A-Fa-f]{32}")
+_VARIANT: Final = {digit: "89AB"[int(digit, 16) & 3] for digit in "0123456789ABCDEF"}
+_WEB_UUID: Final = re.compile(r"[DJ][0-9A-Fa-f]{32}")
 
 
 def identity_of(account_id: str) -> Callable[[str], str]:

@@ -5,7 +5,7 @@ allows them.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 MOST_PROBLEMS = 20
@@ -39,6 +39,13 @@ YieldPoint = Callable[[], object]
 
 def never_yield() -> None:
     """Do nothing, for callers without other work."""
+
+
+def paced(items: Collection[Any], yield_point: YieldPoint) -> Iterator[Any]:
+    """Yield the items, with a yield point before each, for a loop over many that do little."""
+    for item in items:
+        yield_point()
+        yield item
 
 
 class Problems:
@@ -205,7 +212,7 @@ def _check_weights_of_variations(document: dict[str, Any], problems: Problems) -
 
 
 def _check_rules(document: dict[str, Any], problems: Problems) -> None:
-    campaigns = {campaign["id"]: campaign for campaign in items_of(document["campaigns"])}
+    campaigns = {item["id"]: item for item in paced(items_of(document["campaigns"]), problems.yield_point)}
     for index, feature in enumerate(items_of(document["features"])):
         problems.yield_point()
         path = ((None, "features"), index)

@@ -24,6 +24,7 @@ from tornado_gateway.enrichment.device_words import (
 from tornado_gateway.enrichment.words import Words, digest_of, read_words
 
 _LONGEST_AGENT = 2048  # characters; real ones have up to about 500
+_LONGEST_KNOWN = 512  # characters of an agent that is remembered, because 10,000 are
 _SECTIONS = ("os", "browser", "device", "device_type")
 
 
@@ -49,6 +50,7 @@ class DeviceReader:
         self._resolve: Resolver | None = None
         self._loading = threading.Lock()
         self._recent = lru_cache(maxsize=cache_size)(self._read)
+        self._long = 0  # agents that were too long to be remembered
 
     def load(self) -> Resolver:
         """Load the rules. It takes 0.1 s and 26 MB, which a gateway without device rules never needs.
@@ -65,11 +67,11 @@ class DeviceReader:
 
         The map is shared between callers: do not change it.
         """
-        return self._recent(user_agent if len(user_agent) <= _LONGEST_AGENT else user_agent[:_LONGEST_AGENT])[0]
+        return (self._recent(user_agent) if len(user_agent) <= _LONGEST_KNOWN else self._read_long(user_agent))[0]
 
     def encoded(self, user_agent: str) -> bytes:
         """Return `facts` as JSON, encoded once."""
-        return self._recent(user_agent if len(user_agent) <= _LONGEST_AGENT else user_agent[:_LONGEST_AGENT])[1]
+        return (self._recent(user_agent) if len(user_agent) <= _LONGEST_KNOWN else self._read_long(user_agent))[1]
 
     @property
     def hits(self) -> int:
@@ -79,7 +81,11 @@ class DeviceReader:
     @property
     def misses(self) -> int:
         """Cache misses: agents that were parsed."""
-        return self._recent.cache_info().misses
+        return self._recent.cache_info().misses + self._long
+
+    def _read_long(self, user_agent: str) -> tuple[dict[str, str], bytes]:
+        self._long += 1
+        return self._read(user_agent[:_LONGEST_AGENT])
 
     def _read(self, user_agent: str) -> tuple[dict[str, str], bytes]:
         # Lone surrogates (from JSON escapes) cannot be passed to the native resolver.

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from tornado_gateway.errors import DisabledError
+
 
 class Access(NamedTuple):
     """The names of an environment in requests. `sdk_keys` has the current key first, then the previous ones.
@@ -26,6 +28,6 @@ class Access(NamedTuple):
     def sdk_key(self) -> str | None:
         return self.sdk_keys[0] if self.sdk_keys else None
 
-    @property
-    def name_in_file(self) -> str | None:
-        return self.name if self.is_from_file else None
+    def disabled(self) -> DisabledError:
+        """Return the error of a request for a decision while `decides` is off."""
+        return DisabledError(self.name if self.is_from_file else None)

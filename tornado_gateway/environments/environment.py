@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tornado_gateway import core, logs
 from tornado_gateway.environments.access import Access
 from tornado_gateway.environments.evaluation import Evaluator
-from tornado_gateway.errors import DisabledError, NotLoadedError
+from tornado_gateway.errors import NotLoadedError
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.usage import UsageStatistics
@@ -127,7 +127,7 @@ class Environment:
         """Return the current settings for a decision. Raise DisabledError if this environment makes none."""
         snapshot = self.mirror.current
         if not self.access.decides:
-            raise DisabledError(self.access.name_in_file)
+            raise self.access.disabled()
         if snapshot is None:
             raise NotLoadedError
         return snapshot.settings

@@ -301,6 +301,11 @@ def with_address(context: core.Context) -> core.Context:
     return context
 
 
+def has_address(text: str) -> bool:
+    """Return whether decisions find an address in this `ipAddress`."""
+    return address_in(text) is not None
+
+
 def _has_own_facts(context: core.Context) -> bool:
     """Return whether the client has sent a location or a device, which replaces both look-ups."""
     return context.location is not None or context.device is not None

@@ -4,11 +4,15 @@ The gateway itself makes one kind of them: the debug event of a decision about a
 """
 
 import zlib
+from typing import Final
 
-DEBUG = "vwo_sdkDebug"
-NAMES = frozenset({"vwo_sdkUsageStats", DEBUG, "vwo_fmeSdkInit"})
-FORWARD, SAMPLE, DROP = "forward", "sample", "drop"  # the values of INTERNAL_EVENTS
-SAMPLE_EVERY = 10  # with SAMPLE, one of so many is forwarded
+DEBUG: Final = "vwo_sdkDebug"
+NAMES: Final = frozenset({"vwo_sdkUsageStats", DEBUG, "vwo_fmeSdkInit"})
+# The values of INTERNAL_EVENTS.
+FORWARD: Final = "forward"
+SAMPLE: Final = "sample"
+DROP: Final = "drop"
+SAMPLE_EVERY: Final = 10  # with SAMPLE, one of so many is forwarded
 
 
 def is_discarded(policy: str, name: str, document: bytes) -> bool:

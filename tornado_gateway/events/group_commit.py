@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from tornado_gateway.errors import StoreError
 from tornado_gateway.events.budget import ByteBudget
 from tornado_gateway.gate import Gate
-from tornado_gateway.logs import ThrottledLog
+from tornado_gateway.logs import ThrottledLog, once
 from tornado_gateway.store.interfaces import EventStore, NewChunk, Together
 from tornado_gateway.tasks import Periodic, end_tasks
 
@@ -171,7 +171,7 @@ class GroupCommit:
         self._budget = budget
         self._commits = commits
         self._terms = terms
-        self._log = ThrottledLog(logger)
+        self._log = ThrottledLog(logger, condition="commit")
         self._committing: Group | None = None
         self._context: contextvars.Context | None = None  # of the log lines; None: it was not started
         self._ended: asyncio.Future[None] | None = None  # done when the last commit of a stop has ended
@@ -245,7 +245,7 @@ class GroupCommit:
         try:
             if is_stored:
                 if self.failure is not None:
-                    logger.error("events can be stored again")
+                    logger.error("events can be stored again", extra=once("events are stored again"))
                     self.failure = None
                 self._stored(group)
             else:
@@ -279,7 +279,8 @@ class GroupCommit:
         group.release(f"the event could not be stored: {self.failure}")
 
     def _failed(self, reason: str) -> None:
-        self._log.error(reason, "events cannot be stored: %s", reason)
+        # One reason for the log: the texts differ in file names and numbers, although the cause is the same.
+        self._log.error("not stored", "events cannot be stored: %s", reason)
         self.failure = reason
 
     def _check_for_stall(self) -> None:

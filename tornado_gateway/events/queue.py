@@ -48,10 +48,14 @@ class EventCounts:
 
 @dataclass(slots=True)
 class _Kept:
-    """The dead letters that are kept: at most `limit` events, for `seconds` (0: without an end)."""
+    """The dead letters that are kept: at most `limit` events, for `seconds` (0: without an end).
+
+    `log` is about those that are not. Each worker has its own, so each writes its lines.
+    """
 
     limit: int
     seconds: float
+    log: ThrottledLog
     due_at: float = 0.0
 
     def is_due(self, now: float) -> bool:
@@ -109,10 +113,10 @@ class EventQueue:
         self.own_identities: tuple[Identity, ...] = (NO_IDENTITY,)  # of this environment, with previous SDK keys
         self._store = store
         self._limit = limit
-        self._kept = _Kept(dead_letter_limit, dead_letter_seconds)
+        self._kept = _Kept(dead_letter_limit, dead_letter_seconds, ThrottledLog(logger))
         self._shared = shared
         self._budget = ByteBudget(limit_bytes)
-        self._log = ThrottledLog(logger)
+        self._log = ThrottledLog(logger, condition="impressions")
         self._subscribers = _Subscribers()
         self._seen = (0, 0, 0)  # `lost`, `repairs` and `letters_version` of the store, as they are in the counts
         self._recounting = Periodic(partial(self._recount, Rests(pace)), RECOUNT_SECONDS, jitter=0.2)
@@ -317,7 +321,7 @@ class EventQueue:
             return
         self._count_discarded(discarded)
         if discarded:
-            self._log.warning("discarded", "the oldest %d dead letters were discarded (DEAD_LETTER_LIMIT)", discarded)
+            self._kept.log.warning("limit", "the oldest %d dead letters were discarded (DEAD_LETTER_LIMIT)", discarded)
 
     async def _expire_dead_letters(self) -> None:
         """Discard dead letters that are too old, if it is time to look for them. Best effort: the next time is soon."""

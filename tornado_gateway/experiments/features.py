@@ -4,12 +4,16 @@ Workers count for themselves, and add their counts to a record in the store.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tornado_gateway import core
 
 OUTCOMES = ("enabled", "disabled", "error")
-ENABLED, DISABLED, ERROR, EXPOSURES = range(4)  # in a tally
+# Places in a tally.
+ENABLED: Final = 0
+DISABLED: Final = 1
+ERROR: Final = 2
+EXPOSURES: Final = 3
 MOST_FEATURES = 2_000
 MOST_UNKNOWN = 100
 LONGEST_KEY = 100  # characters of an unknown key

@@ -33,9 +33,9 @@ _ALL_FILLED = int.from_bytes(b"\xff" * CELLS, "little")  # not Final: mypyc fail
 _FILLED: Final = bytes([0] + [255] * 255)
 
 
-def hashes_of(digits: Sequence[str]) -> list[tuple[int, int]]:
-    """Return the two parts of the hash of each visitor, from the last DIGITS hexadecimal digits of the uuid."""
-    numbers = array("I", bytes.fromhex("".join(digits)))
+def hashes_of(visitors: Sequence[bytes]) -> list[tuple[int, int]]:
+    """Return the two parts of the hash of each visitor, who is the last DIGITS hexadecimal digits of the uuid."""
+    numbers = array("I", b"".join(visitors))
     if _IS_LITTLE:
         numbers.byteswap()
     return list(zip(numbers[::2], numbers[1::2], strict=True))

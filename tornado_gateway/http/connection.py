@@ -41,7 +41,7 @@ class Activity:
         self.orphans: set[Connection] = set()  # connections that the peer has closed, with requests in flight
         self.tasks: set[asyncio.Future[Any]] = set()
         self.run_queue = RunQueue()
-        self.pages = RunQueue()  # one in each turn, besides
+        self.pages = RunQueue(every=4)  # besides: a page takes 5 to 10 ms of its turn
         self.log = ThrottledLog(logger)
 
 

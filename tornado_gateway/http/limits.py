@@ -26,9 +26,10 @@ WRITE_SLICE_BYTES: Final = 131072
 MAX_QUEUED_BYTES: Final = 262144
 # A request in flight counts this many times its body against the budget of the server, as its parsed form does.
 PARSED_FACTOR: Final = 8
-# Of remembered heads: the bytes of one, and their number.
+# Of remembered heads: the bytes of one, and of all with their objects. A header is three objects.
 HEAD_BYTES: Final = 2048
-MAX_HEADS: Final = 1000
+HEADER_BYTES: Final = 192
+MAX_HEADS_BYTES: Final = 2 << 20
 # Pipelined requests, large bodies and pages of all clients together get this much of each turn of the loop, and one
 # client this much before it is the turn of another. A lone request waits no longer than that, whatever others send.
 TURN_SECONDS: Final = 0.002
@@ -61,7 +62,7 @@ class Limits(NamedTuple):
     write_seconds: float = 30.0
     linger_seconds: float = 2.0
     drain_seconds: float = 1.0
-    max_bodies_bytes: int = 32 << 20  # of all clients together: unfinished bodies, and requests with large ones
+    max_bodies_bytes: int = 16 << 20  # of all clients together: unfinished bodies, and requests with large ones
     starved_seconds: float = 5.0  # that a body may wait for room in it
     # Of all clients together. Beyond it, each waits for its last response before its next request starts: tasks that
     # wait for the same event continue together, and a lone request would have to wait for all of them.
@@ -145,6 +146,7 @@ class KnownHeads:
 
     def __init__(self) -> None:
         self.by_bytes: dict[bytes, Head] = {}
+        self._bytes = 0
 
     def add(self, data: bytes, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]], body_size: int) -> None:
         """Remember the head of a slice of complete requests, if that is one request and its body is not chunked.
@@ -155,8 +157,10 @@ class KnownHeads:
         line = head.partition(b"\r\n")[0]
         if len(body) != body_size or len(head) > HEAD_BYTES or line[-len(_VERSION) :] != _VERSION:
             return
-        if len(self.by_bytes) >= MAX_HEADS:
+        self._bytes += 2 * len(head) + HEADER_BYTES * (len(headers) + 2)
+        if self._bytes > MAX_HEADS_BYTES:
             self.by_bytes.clear()
+            self._bytes = 0
         self.by_bytes[head] = Head(method, url, headers, body_size)
 
 
@@ -164,11 +168,14 @@ class KnownHeads:
 class RunQueue:
     """Steps of work that can wait for the requests of other clients. Each turn of the loop runs some, the oldest first.
 
-    A step that returns True is the last one of its turn, because the costly part of its work is still to come.
+    A step that returns True is the last one of its turn, because the costly part of its work is still to come. One of
+    `every` turns runs steps.
     """
 
-    def __init__(self, turn_seconds: float = TURN_SECONDS) -> None:
+    def __init__(self, turn_seconds: float = TURN_SECONDS, every: int = 1) -> None:
         self._turn_seconds = turn_seconds
+        self._every = every
+        self._rested = 0  # turns
         self._steps: deque[Callable[[], bool]] = deque()
         self.newcomers: set[object] = set()  # clients from which no bytes have arrived
         self._admitted = 0  # of them, in this turn
@@ -195,6 +202,11 @@ class RunQueue:
         self._admitted = 0
 
     def _run(self) -> None:
+        self._rested += 1
+        if self._rested < self._every:
+            asyncio.get_running_loop().call_soon(self._run)
+            return
+        self._rested = 0
         steps, end = self._steps, monotonic() + self._turn_seconds
         try:
             while not steps[0]() and len(steps) > 1 and monotonic() < end:

@@ -11,6 +11,7 @@ from tornado_gateway.errors import RequestError, default_code, reason_phrase
 from tornado_gateway.gate import Gate
 
 MAX_HOSTS = 100  # that are remembered
+LONGEST_HOST = 300  # of them, in bytes: 253 of a name, and a port
 JSON = b"application/json; charset=utf-8"
 RETRY_SECONDS = b"5"  # after a 503: a queue, a store or the settings recover within seconds, or not soon
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -223,7 +224,7 @@ VALID_HOSTS: set[bytes] = set()  # some of those that were valid
 def is_valid_host(value: bytes) -> bool:
     if not _HOST.fullmatch(value):
         return False
-    if len(VALID_HOSTS) < MAX_HOSTS:
+    if len(VALID_HOSTS) < MAX_HOSTS and len(value) <= LONGEST_HOST:
         VALID_HOSTS.add(value)
     return True
 

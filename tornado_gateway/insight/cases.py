@@ -3,7 +3,6 @@
 All mistakes of a file are reported at once, each with the number of its case and its line.
 """
 
-import ipaddress
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import orjson
 import yaml
 
+from tornado_gateway.environments.evaluation import has_address
 from tornado_gateway.errors import GatewayError
 from tornado_gateway.insight.suggestions import suggested
 
@@ -72,10 +72,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_address(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and bool(ipaddress.ip_address(value))
-    except ValueError:
-        return False
+    return isinstance(value, str) and has_address(value)
 
 
 def _is_json_object(value: Any) -> bool:

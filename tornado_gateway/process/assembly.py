@@ -94,7 +94,7 @@ class Assembly:
         self._config = config
         self._slot = slot
         self._memory = memory or new_counters(slot.scoreboard.rows)
-        self._verdict = Verdict(slot.scoreboard, self._memory)
+        self._verdict = Verdict(slot.scoreboard, self._memory, config.environments_file)
         self.stopping = asyncio.Event()
         self._observer = Observer(self._memory, slot.row, slot.generation)
         self._shared = build_shared(config, self._observer, stuck_after_seconds)

@@ -14,7 +14,14 @@ from tornado_gateway.process.location_parts import location_problem
 from tornado_gateway.settings.mirror import LastPoll, SettingsMirror
 from tornado_gateway.store.sqlite.repair.reports import DamagedFile, DamageWatch
 from tornado_gateway.telemetry.judging.verdict import Verdict
-from tornado_gateway.telemetry.problems import REMEDIES, Problem, code_of_redis, code_of_upstream, published, verdict_of
+from tornado_gateway.telemetry.problems import (
+    Problem,
+    code_of_redis,
+    code_of_upstream,
+    published,
+    remedy_of,
+    verdict_of,
+)
 from tornado_gateway.telemetry.scoreboard import (
     EVENT_COUNTS,
     PARTIAL_COUNTS,
@@ -43,13 +50,15 @@ def instance_status(scoreboard: Scoreboard, version: str, verdict: Verdict) -> d
         "version": version,
         "verdict": verdict_of(problems),
         "uptime_seconds": round(time.monotonic() - scoreboard.started_at, 3),
-        **_part_status(reading.workers, reading),
+        **_part_status(reading.workers, reading, verdict.account_options(None)),
         "problems": problems[:MOST_SHOWN],
         "slow_patterns": reading.slow_patterns,
         "workers": [_as_listed(worker, reading) for worker in reading.workers],
     }
     if reading.environments:
-        status["environments"] = [_environment(name, part) for name, part in reading.environments.items()]
+        status["environments"] = [
+            _environment(name, part, verdict.account_options(name)) for name, part in reading.environments.items()
+        ]
     return status
 
 
@@ -63,13 +72,16 @@ def instance_counts(scoreboard: Scoreboard) -> dict[str, Any]:
     }
 
 
-def _environment(name: str, part: PartReading) -> dict[str, Any]:
+def _environment(name: str, part: PartReading, account_options: str) -> dict[str, Any]:
     """Return the status of one environment of ENVIRONMENTS_FILE."""
     removed = {"is_removed": True} if all(one["is_removed"] for one in part.parts) else {}
-    return {"name": name, "account_id": part.parts[0]["account_id"], **removed, **_part_status(part.parts, part)}
+    identity = {"name": name, "account_id": part.parts[0]["account_id"], **removed}
+    return identity | _part_status(part.parts, part, account_options)
 
 
-def _part_status(parts: list[WorkerRecord], reading: InstanceReading | PartReading) -> dict[str, Any]:
+def _part_status(
+    parts: list[WorkerRecord], reading: InstanceReading | PartReading, account_options: str
+) -> dict[str, Any]:
     stuck = reading.waiting.stuck
     error, code = _last_error(parts, stuck["message"] if stuck else None)
     return {
@@ -79,7 +91,7 @@ def _part_status(parts: list[WorkerRecord], reading: InstanceReading | PartReadi
         "last_poll": _last_poll([part["last_poll"] for part in parts]),
         "last_flush": max(parts, key=_flush_order, default={"last_flush": None})["last_flush"],
         "last_error": error,
-        "last_error_remedy": code and REMEDIES[code],
+        "last_error_remedy": code and remedy_of(code, account_options),
     }
 
 

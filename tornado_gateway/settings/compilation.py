@@ -73,7 +73,10 @@ def _without_collector() -> Iterator[None]:
 
 def fingerprints_of(document: Mapping[str, Any], yield_point: YieldPoint = never_yield) -> Fingerprints:
     """Return a hash of each feature with the campaigns of its rules. Groups and holdouts are left out."""
-    campaigns = {campaign["id"]: campaign for campaign in document["campaigns"]}
+    campaigns: dict[object, object] = {}
+    for campaign in document["campaigns"]:
+        campaigns[campaign["id"]] = campaign
+        yield_point()
     fingerprints: dict[str, int] = {}
     for feature in document["features"]:
         linked = [campaigns.get(rule["campaignId"]) for rule in feature["rules"]]
@@ -93,10 +96,11 @@ def describe_change(before: Fingerprints | None, after: Fingerprints) -> str:
     """Return the number of features and the changed ones, for the log."""
     if before is None:
         return f"{len(after)} features"
+    differing = set() if before == after else {key for key, _ in before.items() ^ after.items()}
     parts = [
-        *(f"+{key}" for key in sorted(after.keys() - before.keys())),
-        *(f"-{key}" for key in sorted(before.keys() - after.keys())),
-        *(f"~{key}" for key in sorted(key for key, print_ in after.items() if before.get(key, print_) != print_)),
+        *(f"+{key}" for key in sorted(differing - before.keys())),
+        *(f"-{key}" for key in sorted(differing - after.keys())),
+        *(f"~{key}" for key in sorted(differing & before.keys() & after.keys())),
     ]
     if len(parts) > SHOWN_CHANGES:
         parts[SHOWN_CHANGES:] = [f"and {len(parts) - SHOWN_CHANGES} more"]

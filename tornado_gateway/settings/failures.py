@@ -6,7 +6,7 @@ import re
 
 from tornado_gateway import core
 from tornado_gateway.backoff import Backoff
-from tornado_gateway.errors import UpstreamError, describe_vwo
+from tornado_gateway.errors import ACCOUNT_OPTIONS, UpstreamError, describe_vwo
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.quantities import duration
 
@@ -18,17 +18,21 @@ LONGEST_REASON = 1000  # characters; parts of the text come from VWO and the ope
 UNUSABLE = "The settings cannot be used"
 _ADVICE = {  # at a start; later, the causes are elsewhere
     0: "Check the network and the proxy of this machine, and UPSTREAM_URL.",
-    401: "Check ACCOUNT_ID and SDK_KEY.",
-    403: "Check ACCOUNT_ID and SDK_KEY.",
+    401: "Check {account_options}.",
+    403: "Check {account_options}.",
 }
 
 
 class Failures:
-    """The failures since the last success. `tried` is set once the first attempt has ended."""
+    """The failures since the last success. `tried` is set once the first attempt has ended.
 
-    def __init__(self, poll_seconds: float) -> None:
+    `account_options` are the names of the options with the account and its key.
+    """
+
+    def __init__(self, poll_seconds: float, account_options: str = ACCOUNT_OPTIONS) -> None:
         self.tried = asyncio.Event()
         self.retry_seconds = 0.0
+        self._account_options = account_options
         self._backoff = Backoff(RETRY_SECONDS, max(RETRY_SECONDS, poll_seconds))
         self._throttled = ThrottledLog(logger, condition="settings")
 
@@ -42,15 +46,16 @@ class Failures:
         reason = describe_failure(error)
         self.retry_seconds = self._backoff.next()
         if is_logged:
-            advice = _ADVICE.get(error.status) if isinstance(error, UpstreamError) and current is None else None
-            self._log(f"{reason} {advice}" if advice else reason, current, age_seconds)
+            advice = _ADVICE.get(error.status, "") if isinstance(error, UpstreamError) else ""
+            self._log(reason, advice.format(account_options=self._account_options), current, age_seconds)
         self.tried.set()
         return reason
 
-    def _log(self, reason: str, current: core.Settings | None, age_seconds: float | None) -> None:
+    def _log(self, reason: str, advice: str, current: core.Settings | None, age_seconds: float | None) -> None:
         log = self._throttled
         if current is None:
-            log.error(f"none: {reason}", "No settings loaded yet: %s Retrying in %.0f s.", reason, self.retry_seconds)
+            advised = f"{reason} {advice}".rstrip()  # the advice names the environment, the reason is that of all
+            log.error(f"none: {reason}", "No settings loaded yet: %s Retrying in %.0f s.", advised, self.retry_seconds)
         else:
             age = duration(age_seconds or 0.0)
             log.error(

@@ -82,7 +82,7 @@ class SettingsHistory:
         stored = await self._state.load_document(self._name)
         if stored is None:
             raise RequestError(404, "no settings are stored yet: start a gateway with this configuration first")
-        return Kept(await self.versions(), stored, digest_of(stored.body))
+        return Kept(await self.versions(), stored, await asyncio.to_thread(digest_of, stored.body))
 
     async def versions(self) -> list[Version]:
         return await self._state.versions(self._name)

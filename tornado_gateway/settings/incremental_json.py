@@ -24,7 +24,7 @@ def parse(document: bytes, yield_point: YieldPoint, piece_bytes: int = PIECE_BYT
     so is the document, with the same values. In all other cases orjson parses the whole document.
     """
     cuts = _cuts(document, yield_point, piece_bytes)
-    if not cuts or _ESCAPED_MARK[1:-1] in document:
+    if not cuts:
         return orjson.loads(document)
     try:
         return _parse_pieces(document, cuts, yield_point)
@@ -47,13 +47,19 @@ def _cuts(document: bytes, yield_point: YieldPoint, piece_bytes: int) -> list[in
 
 
 def _parse_pieces(document: bytes, cuts: list[int], yield_point: YieldPoint) -> dict[str, Any]:
-    """Raise ValueError if a cut is not between two objects in an array of the outermost object."""
+    """Raise ValueError if a cut is not between two objects in an array of the outermost object.
+
+    Also if a piece has the mark: there is no cut inside of one, because it has no comma.
+    """
     whole: dict[str, Any] = {}
     unfinished: list[Any] = []  # the array that the last cut went through
     for begin, end in pairwise([-1, *cuts, len(document)]):
         head = b"{%b:[" % _ESCAPED_MARK if whole else b""
         tail = b",%b]}" % _ESCAPED_MARK if end < len(document) else b""
-        piece = orjson.loads(b"%b%b%b" % (head, document[begin + 1 : end], tail))
+        text = document[begin + 1 : end]
+        if _ESCAPED_MARK[1:-1] in text:
+            raise ValueError
+        piece = orjson.loads(b"%b%b%b" % (head, text, tail))
         yield_point()
         if whole:
             unfinished += piece.pop(_MARK)

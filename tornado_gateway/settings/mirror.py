@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tornado_gateway import core
-from tornado_gateway.errors import GatewayError, UpstreamError
+from tornado_gateway.errors import ACCOUNT_OPTIONS, GatewayError, UpstreamError
 from tornado_gateway.logs import once
 from tornado_gateway.settings.compilation import CompiledDocument, Fingerprints, compile_document, describe_change
 from tornado_gateway.settings.documents import SettingsDocument, read_document
@@ -82,7 +82,8 @@ class SettingsMirror:
     `fetch` gets the document from upstream (or reads the file, for a gateway without upstream). `bootstrap` is a file
     to start from if neither upstream nor the store has a document. `on_poll` is called after each poll with its outcome
     ("changed", "unchanged" or "failed"). `check` raises SettingsError for settings that may not be used here. `phase`
-    is the share of the first interval that is left out, so that environments do not poll at the same time.
+    is the share of the first interval that is left out, so that environments do not poll at the same time. Log lines
+    name the `account_options` if the key is rejected.
 
     Among all workers of a store the holder of a lease polls regularly; the others use the document that it stored.
     The lease is only a hint to avoid duplicate polls. A worker polls without it at its start, as long as it has no
@@ -105,6 +106,7 @@ class SettingsMirror:
         on_poll: Callable[[str], None] = lambda outcome: None,
         check: Callable[[core.Settings], None] = lambda settings: None,
         phase: float = 0.0,
+        account_options: str = ACCOUNT_OPTIONS,
     ) -> None:
         self.current: Snapshot | None = None
         self.last_poll = LastPoll()
@@ -120,7 +122,7 @@ class SettingsMirror:
         self._rejected: tuple[bytes, core.SettingsError] | None = None
         self._refreshes = Refreshes()
         self._replaced = ReplacedSettings()
-        self._poller = Poller(self, self._stored, poll_seconds, start_patience_seconds, phase)
+        self._poller = Poller(self, self._stored, poll_seconds, start_patience_seconds, phase, account_options)
 
     def subscribe(self, *subscribers: Subscriber) -> None:
         """Call the subscribers, in order, with each new snapshot."""
@@ -223,7 +225,7 @@ class SettingsMirror:
 
         Raise SettingsError and change nothing if it is not usable.
         """
-        if not self._is_known(document):
+        if not await self._is_known(document):
             compiled = await self._compile_new(document)
             async with self._applying:
                 await self._use_saved(compiled, document, await self._stored.save(document, cause))
@@ -236,9 +238,9 @@ class SettingsMirror:
                     await self._apply(stored)
         self._confirmed = time.monotonic()
 
-    def _is_known(self, document: bytes) -> bool:
+    async def _is_known(self, document: bytes) -> bool:
         if self.pinning.pin is not None:
-            return digest_of(document) == self.pinning.latest
+            return await asyncio.to_thread(digest_of, document) == self.pinning.latest
         return self.current is not None and document == self.current.document
 
     async def _compile_new(self, document: bytes) -> CompiledDocument:

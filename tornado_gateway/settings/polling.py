@@ -80,8 +80,9 @@ class Poller:
         poll_seconds: float,
         start_patience_seconds: float,
         phase: float,
+        account_options: str,
     ) -> None:
-        self.failures = Failures(poll_seconds)
+        self.failures = Failures(poll_seconds, account_options)
         self._mirror = mirror
         self._stored = stored
         self._poll_seconds = poll_seconds

@@ -1,5 +1,6 @@
 """The settings document in the store, and the lease of the worker that polls for all."""
 
+import asyncio
 import logging
 import time
 import zlib
@@ -56,7 +57,7 @@ class StoredSettings:
         """
         try:
             stored = await self._state.load_document(self._name)
-            if stored is not None and _is_latest(document, stored):
+            if stored is not None and await _is_latest(document, stored):
                 await self.confirm(document, source)
                 return stored
             if stored is not None and not stored.latest:  # an earlier version of the gateway stored it
@@ -75,7 +76,8 @@ class StoredSettings:
         It is kept as a version if it is none: an earlier version of the gateway stored it, or Redis lost its data.
         """
         try:
-            digest, versions = digest_of(document), await self._state.versions(self._name)
+            digest = await asyncio.to_thread(digest_of, document)
+            versions = await self._state.versions(self._name)
             if any(version.digest == digest for version in versions):
                 await self._state.confirm_document(self._name, self.owner)
             else:
@@ -114,5 +116,7 @@ class StoredSettings:
             logger.info("Poll lease could not be released, it will expire: %s", error)
 
 
-def _is_latest(document: bytes, stored: StoredDocument) -> bool:
-    return document == stored.body if stored.pin is None else digest_of(document) == stored.latest
+async def _is_latest(document: bytes, stored: StoredDocument) -> bool:
+    if stored.pin is None:
+        return document == stored.body
+    return await asyncio.to_thread(digest_of, document) == stored.latest

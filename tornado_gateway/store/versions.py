@@ -15,13 +15,30 @@ import orjson
 
 from tornado_gateway.errors import StoreError
 
+DIGEST_CHARACTERS = 16
 MOST_VERSIONS = 50  # of a document
 MOST_BYTES = 32 * 1024 * 1024  # of the compressed versions of a document
+PIECE_BYTES, REST_SECONDS = 128 * 1024, 0.002  # compressed in 1 ms, and the pause after it
 
 
 def digest_of(body: bytes) -> str:
     """Return the name of a version, which is the same at all workers."""
-    return hashlib.sha256(body).hexdigest()[:16]
+    return hashlib.sha256(body).hexdigest()[:DIGEST_CHARACTERS]
+
+
+def pack(body: bytes) -> tuple[str, bytes]:
+    """Return the digest of a document and its compressed form.
+
+    It rests after each piece, because a thread that computes without pauses takes the core from the loop.
+    """
+    digest, compressor, packed = hashlib.sha256(), zlib.compressobj(), []
+    for at in range(0, len(body), PIECE_BYTES):
+        piece = body[at : at + PIECE_BYTES]
+        digest.update(piece)
+        packed.append(compressor.compress(piece))
+        if len(piece) == PIECE_BYTES:
+            time.sleep(REST_SECONDS)
+    return digest.hexdigest()[:DIGEST_CHARACTERS], b"".join([*packed, compressor.flush()])
 
 
 @dataclass(frozen=True, slots=True)

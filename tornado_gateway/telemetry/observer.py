@@ -10,7 +10,7 @@ import random
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from tornado_gateway import core
 from tornado_gateway.telemetry.counters import CounterRow, SharedCounters
@@ -42,8 +42,9 @@ KNOWN_KEYS = 2048  # spellings of known routes that are cached
 LONGEST_PATH = 256  # bytes of one
 MAX_MEASURED = 10_000  # requests in flight whose start is remembered
 
-_ENABLED, _DISABLED = DECISIONS.at("enabled"), DECISIONS.at("disabled")
-_OUTCOME_OF_REASON = {"feature not found": DECISIONS.at("not_found"), "error": DECISIONS.at("error")}
+_ENABLED: Final = DECISIONS.at("enabled")
+_DISABLED: Final = DECISIONS.at("disabled")
+_OUTCOME_OF_REASON: Final = {"feature not found": DECISIONS.at("not_found"), "error": DECISIONS.at("error")}
 
 R = TypeVar("R")
 

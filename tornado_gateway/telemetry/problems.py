@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from tornado_gateway.errors import ACCOUNT_OPTIONS
+
 MOST_PROBLEMS = 20  # in the record of a worker
 LONGEST_MESSAGE = 500  # characters
 
@@ -114,8 +116,8 @@ CONDITIONS = {
     ),
     "no-settings": Condition(
         CRITICAL,
-        "Run `tornado-gateway doctor`: it shows whether the key is rejected, VWO cannot be reached or the document"
-        " is unusable. The gateway can start from a SETTINGS_FILE.",
+        "Follow the other problems, or run `tornado-gateway doctor`: the key is rejected, VWO"
+        " cannot be reached or the document is unusable. The gateway can start from a SETTINGS_FILE.",
     ),
     "settings-stale": Condition(
         WARNING,
@@ -196,6 +198,11 @@ CONDITIONS = {
 REMEDIES = {code: condition.remedy for code, condition in CONDITIONS.items()}
 
 
+def remedy_of(code: str, account_options: str) -> str:
+    """Return what to do about a condition. `account_options` are the names of the options with account and key."""
+    return REMEDIES[code].replace(ACCOUNT_OPTIONS, account_options)
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A problem in words. `code` is a key of CONDITIONS; `at` is in unix seconds.
@@ -222,13 +229,15 @@ def published(problems: Iterable[Problem]) -> list[dict[str, Any]]:
     return [problem | {"message": problem["message"][:LONGEST_MESSAGE]} for problem in shown]
 
 
-def as_shown(problem: Mapping[str, Any], environment: str | None, since: float) -> dict[str, Any]:
+def as_shown(
+    problem: Mapping[str, Any], environment: str | None, since: float, account_options: str = ACCOUNT_OPTIONS
+) -> dict[str, Any]:
     """Return a problem with all that its table has about it. `since` is in Unix seconds."""
     code = problem["code"]
-    severity, remedy = CONDITIONS[code]
     shown = {**_NO_FILE, **problem, "environment": environment, "since": since}
     shown.pop("subject", None)
-    return shown | {"severity": severity, "remedy": remedy, "runbook": runbook(code)}
+    remedy = remedy_of(code, account_options)
+    return shown | {"severity": CONDITIONS[code].severity, "remedy": remedy, "runbook": runbook(code)}
 
 
 def runbook(code: str) -> str:

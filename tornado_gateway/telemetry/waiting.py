@@ -11,7 +11,7 @@ oldest event is old although delivery works.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ from tornado_gateway.tasks import end_tasks
 READ_SECONDS = 2.0
 READ_SHARE = 0.01  # maximum share of the store's time for readings, unless that means a longer pause than this:
 LONGEST_PAUSE_SECONDS = 30.0
+LAST_SECONDS = 2.0  # a stop waits for its last reading
+RETRY_SECONDS = 0.05  # between two attempts at it
 STUCK_SECONDS = 60.0
 STUCK_INTERVALS = 3  # times the flush interval plus the time-out of a request
 
@@ -100,7 +102,7 @@ class Watch:
         self._store = store
         self._waiting = waiting
         self._stuck_after_seconds = stuck_after_seconds
-        self._is_shared = is_shared
+        self.is_shared = is_shared
         self._pace = pace
         self._depth: Depth | None = None
         self._known: Depth | None = None  # the last one that was read completely
@@ -133,15 +135,25 @@ class Watch:
             stuck_after=self._stuck_after_seconds,
         )
 
+    async def read_last(self, recount: Callable[[], Awaitable[None]], seconds: float = LAST_SECONDS) -> None:
+        """Read a shared store at a stop, then count its events with `recount`. If that fails, they are unknown."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not await self.read():  # a link to Redis that has failed rests between its attempts
+                    await asyncio.sleep(RETRY_SECONDS)
+                await recount()
+        except TimeoutError:
+            self._note_failure()
+
     async def read(self) -> bool:
         """Read the store. Return whether all of it could be read."""
-        if not self._is_shared and not self._waiting():
+        if not self.is_shared and not self._waiting():
             self._note(Depth(0, 0, None))
             return True
         try:
             depth = await self._store.depth()
         except StoreError:
-            self._unknown_since = self._unknown_since or self._read_at
+            self._note_failure()
             return False
         self._note(depth)
         return not depth.is_stale
@@ -155,9 +167,12 @@ class Watch:
         self._still_until = now
         self._depth = depth
         if depth.is_stale:
-            self._unknown_since = self._unknown_since or self._read_at
+            self._note_failure()
         else:
             self._known, self._read_at, self._unknown_since = depth, time.time(), None
+
+    def _note_failure(self) -> None:
+        self._unknown_since = self._unknown_since or self._read_at
 
     async def _run(self) -> None:
         while True:

@@ -29,6 +29,7 @@ CONNECTION_SECONDS = 60  # longest idle time and longest age of a connection, so
 LONGEST_SECONDS = 900  # of a request that makes progress
 CHECKS = 4  # of the progress of a request, until it counts as stalled
 MAX_RESPONSE_BYTES = 65_536
+LARGE_BYTES = 2 * 1024 * 1024  # bodies from this size on are joined in a thread, where that does not hold the lock
 E_TOO_LARGE = 100  # a head of more than 300 KB; pycurl does not name it
 WORDS = {  # text for each code of curl. After a colon, curl's own text is appended
     pycurl.E_OPERATION_TIMEDOUT: "no response in time",
@@ -120,10 +121,12 @@ class _Handle:
         self.done = asyncio.get_running_loop().create_future()
         return self.done
 
-    def response(self) -> CurlResponse:
+    async def response(self) -> CurlResponse:
         head = self.head()
         if head is None:
             raise CurlError(WORDS[pycurl.E_GOT_NOTHING])
+        if self._received >= LARGE_BYTES:
+            return head._replace(body=await asyncio.to_thread(b"".join, self.chunks))
         return head._replace(body=b"".join(self.chunks))
 
     def watch(self, stalled: "Callable[[_Handle], None]", seconds: float) -> None:
@@ -298,7 +301,7 @@ class CurlPool:
             self._busy[handle.curl] = handle
             self._multi.add_handle(handle.curl)
             await done
-            return handle.response()
+            return await handle.response()
         except (pycurl.error, UnicodeError) as error:
             raise CurlError(f"the request is not valid: {error}") from None
         finally:

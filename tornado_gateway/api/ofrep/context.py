@@ -1,7 +1,7 @@
 """The context of an OFREP request as the context of a decision."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -12,11 +12,11 @@ from tornado_gateway.errors import RequestError
 from tornado_gateway.http.fields import Fields, is_from_browser, json_object, json_value, limited_id
 from tornado_gateway.http.messages import Request
 
-IDS = ("targetingKey", "userId", "id")  # the vendor's own providers use the latter two
-OPTIONS = "fme"
-NO_OPTIONS: Fields = {}
+IDS: Final = ("targetingKey", "userId", "id")  # the vendor's own providers use the latter two
+OPTIONS: Final = "fme"
+NO_OPTIONS: Final[Fields] = {}
 MAX_FEATURES = 1000
-_SPELLINGS = {  # other spellings of fields
+_SPELLINGS: Final = {  # other spellings of fields
     "user_agent": "userAgent",
     "ip_address": "ipAddress",
     "variation_targeting_variables": "variationTargetingVariables",
@@ -27,7 +27,8 @@ _NAMES = (
     *("bucketingSeed", "sessionId", "postSegmentationVariables", "platformVariables", "_vwo", "_wingify"),
     *("useIdForWeb", "isDevMode"),
 )
-_FIELDS = {**_SPELLINGS, **{name: name for name in _NAMES}}  # of getFlag, by the attribute
+# The fields of getFlag by the attribute; "" for attributes that are neither fields nor custom variables.
+_FIELDS: Final = {**_SPELLINGS, **{name: name for name in _NAMES}, IDS[0]: "", OPTIONS: ""}
 
 
 class EvaluationRequest:
@@ -84,10 +85,12 @@ def read(body: bytes, address: str | None, user_agent: str | None) -> Evaluation
     custom: Fields = {}
     for name, value in attributes.items():
         field = _FIELDS.get(name)
-        if field is not None:
-            described[field] = value
-        elif name != id_name and name != OPTIONS and name != IDS[0]:
+        if field is None:
             custom[name] = value
+        elif field:
+            described[field] = value
+    if id_name != IDS[0]:
+        del custom[id_name]
     variables = described.get("customVariables")
     described["customVariables"] = {**custom, **variables} if isinstance(variables, dict) else custom
     described["ipAddress"] = described.get("ipAddress") or address  # a page may name the unknown as null or ""
@@ -120,7 +123,7 @@ def _user_id(attributes: Fields) -> tuple[str, str]:
     """Return the attribute with the visitor's id, and the id. A number counts as its text, a blank as absent."""
     for name in IDS:
         value = attributes.get(name)
-        if type(value) in (int, float):
+        if type(value) is int or type(value) is float:
             value = orjson.dumps(value).decode()
         if isinstance(value, str) and value and not value.isspace():
             try:

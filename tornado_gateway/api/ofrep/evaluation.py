@@ -110,16 +110,17 @@ class EvaluationApi:
     def _record(self, request: Request, call: Call, decision: core.Decision) -> None:
         """Append the impressions that this visitor had not a moment ago."""
         environment = call.environment
+        hashes: list[int] = []
         if decision.impressions:
-            self._recent.keep_new(environment.access.name, decision)
-            if not decision.impressions:
+            hashes = self._recent.keep_new(environment.access.name, decision)
+            if not hashes:
                 return
         documents, count = environment.evaluator.event_documents(call.settings, call.asked.context, decision)
         if count:
             gate = environment.events.append_impressions(documents, count)
             if environment.events.durable:
                 request.gate = gate
-            self._recent.note_once_stored(environment.access.name, gate, decision)
+            self._recent.note_once_stored(gate, hashes)
 
     # --- All flags ---
 

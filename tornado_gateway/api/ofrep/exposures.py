@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -22,12 +22,10 @@ from tornado_gateway.http.messages import Request, Response
 
 MAX_EXPOSURES = 100  # texts of one request
 MAX_PAIRS = 1000  # of one request
-REPEAT_SECONDS = 60.0
-GENERATION_ENTRIES = 32_768
+REPEAT_SECONDS: Final = 60.0
+GENERATION_ENTRIES: Final = 32_768
 
 Named = tuple[Any, ...]  # (campaign id, variation id), with the feature id for holdouts
-Shown = tuple[str, core.Impression]  # in this environment
-Times = dict[str | None, float]  # by uuid; of the monotonic clock. Garbage collections do not visit such a dict
 
 
 class Exposed(NamedTuple):
@@ -61,72 +59,75 @@ class ExposureIndex:
 class RecentExposures:
     """Remembers impressions for at least a minute, in bounded memory: two generations, the older one is dropped.
 
+    Each is a hash of 64 bits, of an environment, a visitor and a variation: texts of visitors would fill the memory
+    with objects that live for a minute, and slow down all other requests. Environments of one account have the same
+    visitors, and may have the same campaigns.
+
     One worker's own: a repeat at another worker is recorded again, which reports count once.
     """
 
     def __init__(self, seconds: float = REPEAT_SECONDS, entries: int = GENERATION_ENTRIES) -> None:
         self._seconds = seconds
         self._entries = entries
-        self._new: dict[Shown, Times] = {}
-        self._old: dict[Shown, Times] = {}
-        self._noted = 0  # impressions in the newer one
+        self._new: dict[int, float] = {}  # by hash; of the monotonic clock
+        self._old: dict[int, float] = {}
         self._began = time.monotonic()
+        self._group: _Stored | None = None  # the last one
 
-    def keep_new(self, environment: str, decision: core.Decision) -> None:
+    def keep_new(self, environment: str, decision: core.Decision) -> list[int]:
         """Remove the impressions from a decision that its visitor had in the last seconds in this environment.
 
-        Environments of one account have the same visitors, and may have the same campaigns.
+        Return the hashes of the others.
         """
         now = time.monotonic()
-        if now - self._began > self._seconds or self._noted >= self._entries:
-            self._old, self._new, self._noted, self._began = self._new, {}, 0, now
-        places = [
-            place
-            for place, impression in enumerate(decision.impressions)
-            if now - self._last((environment, impression), decision.uuid) > self._seconds
-        ]
-        if len(places) < len(decision.impressions):
-            decision.impressions = [decision.impressions[place] for place in places]
-            if (ids := decision.vwo_user_ids) is not None:
-                decision.vwo_user_ids = {new: ids[old] for new, old in enumerate(places) if old in ids}
+        if now - self._began > self._seconds or len(self._new) >= self._entries:
+            self._old, self._new, self._began = self._new, {}, now
+        hashes = [hash((environment, decision.uuid, impression.tail)) for impression in decision.impressions]
+        places = [place for place, shown in enumerate(hashes) if now - self._last(shown) > self._seconds]
+        if len(places) == len(hashes):
+            return hashes
+        decision.impressions = [decision.impressions[place] for place in places]
+        if (ids := decision.vwo_user_ids) is not None:
+            decision.vwo_user_ids = {new: ids[old] for new, old in enumerate(places) if old in ids}
+        return [hashes[place] for place in places]
 
-    def _last(self, shown: Shown, uuid: str | None) -> float:
+    def _last(self, shown: int) -> float:
         """Return the time at which a visitor had an impression."""
-        for generation in (self._new, self._old):
-            times = generation.get(shown)
-            if times is not None and uuid in times:
-                return times[uuid]
-        return -math.inf
+        last = self._new.get(shown)
+        if last is None:
+            last = self._old.get(shown)
+        return -math.inf if last is None else last
 
-    def note(self, environment: str, uuid: str | None, impressions: Sequence[core.Impression]) -> None:
+    def note(self, hashes: Sequence[int]) -> None:
         """Remember impressions, which have been stored."""
         now = time.monotonic()
-        self._noted += len(impressions)
-        for impression in impressions:
-            shown = environment, impression
-            times = self._new.get(shown)
-            if times is None:
-                times = self._new[shown] = {}
-            times[uuid] = now
+        for shown in hashes:
+            self._new[shown] = now
 
-    def note_once_stored(self, environment: str, gate: Gate | None, decision: core.Decision) -> None:
-        """Remember the impressions of a decision when the gate of their events opens. None: they were rejected."""
-        if gate is not None and decision.impressions:
-            gate.hold(_Stored(self, environment, gate, decision))
+    def note_once_stored(self, gate: Gate | None, hashes: Sequence[int]) -> None:
+        """Remember impressions when the gate of their events opens. None: they were rejected."""
+        if gate is None or not hashes:
+            return
+        group = self._group
+        if group is None or group.gate is not gate:
+            group = self._group = _Stored(self, gate)
+            gate.hold(group)
+        group.hashes.extend(hashes)
 
 
 class _Stored:
-    """Waits for a gate."""
+    """The impressions of the requests that wait for a gate."""
 
-    def __init__(self, recent: RecentExposures, environment: str, gate: Gate, decision: core.Decision) -> None:
+    __slots__ = ("_recent", "gate", "hashes")
+
+    def __init__(self, recent: RecentExposures, gate: Gate) -> None:
         self._recent = recent
-        self._environment = environment
-        self._gate = gate
-        self._decision = decision
+        self.gate = gate
+        self.hashes: list[int] = []
 
     def flush(self) -> None:
-        if not self._gate.is_lost:
-            self._recent.note(self._environment, self._decision.uuid, self._decision.impressions)
+        if not self.gate.is_lost:
+            self._recent.note(self.hashes)
 
 
 def name_of(impression: core.Impression) -> Named:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from tornado_gateway import __version__
 from tornado_gateway.config import OPTIONS, Config, ConfigError, Examined, fits_env_file, kinds
 
 _SECRETS = {option.name: option for option in OPTIONS if option.secret}
@@ -18,7 +19,7 @@ _FILES = frozenset(
     [option.file_name for option in _SECRETS.values()]
     + [option.name for option in OPTIONS if option.kind in (kinds.file, kinds.path) and option.name != "DATA_DIR"]
 )
-IMAGE = "tornado-gateway"  # in no registry: the Dockerfile of the repository makes it
+IMAGE = f"tornado-gateway:{__version__}"  # in no registry: the Dockerfile of the repository makes it
 WORKERS = 2  # of a container if the option is not set, because its memory limit depends on their number
 _HEAD = """\
 # Written by tornado-gateway init. `tornado-gateway serve --help-all` lists all options, docs/configuration.md the

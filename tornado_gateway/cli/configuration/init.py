@@ -10,7 +10,7 @@ from tornado_gateway.cli.client import Client
 from tornado_gateway.cli.configuration import files, questions, sdks
 from tornado_gateway.cli.doctor import command
 from tornado_gateway.cli.doctor.remedies import FAIL, Finding
-from tornado_gateway.config import Config, ConfigError, Examined, examine, given_flags, load
+from tornado_gateway.config import Config, Examined, examine, given_flags, load
 
 NOTHING_WRITTEN = "Nothing was written."
 
@@ -48,7 +48,7 @@ def _tested(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Examin
     while True:
         examined = examine(flags, environ, arguments.env_file)
         if examined.problems:
-            raise ConfigError(examined.problems)
+            raise examined.error
         if not asyncio.run(_has_failed(examined.config)):
             return examined
         choice = questions.choose("Enter the values again?", ("again", "write", "stop")) if is_asking else "stop"

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from itertools import chain, repeat
 
-from tornado_gateway.cli.output import bullets, code_of_options, paint, print_json
+from tornado_gateway.cli.output import bullets, paint, print_json
 from tornado_gateway.config import Examined, OptionRow, described, described_environments, environments_of
 
 COLUMNS = 80
@@ -27,7 +27,7 @@ def show(examined: Examined, arguments: argparse.Namespace) -> int:
     if examined.problems:
         sys.stdout.flush()
         print(f"\nInvalid configuration:\n{bullets(examined.problems)}", file=sys.stderr)
-    return code_of_options(examined.problems) if examined.problems else 0
+    return examined.error.exit_code if examined.problems else 0
 
 
 def _print_rows(rows: list[OptionRow]) -> None:

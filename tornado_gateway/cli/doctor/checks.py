@@ -26,6 +26,7 @@ from tornado_gateway.cli.doctor.store import (
 from tornado_gateway.cli.doctor.volume import check_volume
 from tornado_gateway.cli.doctor.vwo import Looked, check_server, check_settings
 from tornado_gateway.config import Config, EnvironmentConfig, environments_of
+from tornado_gateway.errors import ACCOUNT_OPTIONS
 
 PARALLEL_CHECKS = 8  # of settings
 
@@ -94,9 +95,12 @@ def _all_settings(environments: Sequence[EnvironmentConfig]) -> list[asyncio.Tas
 
 
 def _of(environment: EnvironmentConfig, finding: Finding) -> Finding:
-    """Return a finding that names its environment, if that is one of ENVIRONMENTS_FILE."""
+    """Return a finding that names its environment and the place of its key, if that is one of ENVIRONMENTS_FILE."""
     name = environment.config.environment_name
-    return finding if name is None else finding._replace(message=f"{name}: {finding.message}")
+    if name is None:
+        return finding
+    remedy = finding.remedy.replace(ACCOUNT_OPTIONS, environment.config.account_options)
+    return finding._replace(message=f"{name}: {finding.message}", own_remedy=remedy)
 
 
 async def _servers(configs: Sequence[Config], machine: Machine) -> AsyncIterator[Finding]:

@@ -27,7 +27,7 @@ class Reported(NamedTuple):
         """Return the finding as far as the gateway has not judged the same. None: its problem is in the report."""
         if finding.state != OK and finding.code in {problem["code"] for problem in self.problems}:
             return None
-        return finding._replace(state=OK, code=OK) if finding.code in JUDGED_BY_GATEWAY else finding
+        return finding._replace(state=OK, code=OK, own_remedy=None) if finding.code in JUDGED_BY_GATEWAY else finding
 
 
 def ask_gateway(config: Config) -> Reported | None:
@@ -45,4 +45,5 @@ def ask_gateway(config: Config) -> Reported | None:
 def _finding(problem: dict[str, Any]) -> Finding:
     name = problem["environment"]
     message = problem["message"] if name is None else f"{name}: {problem['message']}"
-    return Finding("gateway", FAIL if problem["severity"] == CRITICAL else WARN, problem["code"], message)
+    state = FAIL if problem["severity"] == CRITICAL else WARN
+    return Finding("gateway", state, problem["code"], message, problem.get("remedy"))

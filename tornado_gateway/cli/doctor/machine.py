@@ -45,6 +45,8 @@ class Machine:
 
 def estimate_memory(documents: Sequence[core.Settings]) -> Finding:
     """Return the memory that the settings of several environments need in each worker."""
+    if not documents:
+        return Finding("memory", OK, OK, "not estimated: no settings could be read")
     features = sum(len(settings.features) for settings in documents)
     size = f"about {math.ceil(features * FEATURE_BYTES / 1e6)} MB in each worker"
     amount = f"{counted(len(documents), 'environment')} with {counted(features, 'feature')}"

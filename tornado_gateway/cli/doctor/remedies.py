@@ -42,16 +42,18 @@ REMEDIES = {
 
 
 class Finding(NamedTuple):
-    """One line of the report. `code` is "ok" or a key of REMEDIES."""
+    """One line of the report. `code` is "ok" or a key of REMEDIES; `own_remedy` replaces the one of the code."""
 
     check: str
     state: str
     code: str
     message: str
+    own_remedy: str | None = None
 
     @property
     def remedy(self) -> str:
-        return REMEDIES.get(self.code, "")
+        return REMEDIES.get(self.code, "") if self.own_remedy is None else self.own_remedy
 
     def as_json(self) -> dict[str, str]:
-        return {**self._asdict(), "remedy": self.remedy}
+        shown = {"check": self.check, "state": self.state, "code": self.code, "message": self.message}
+        return {**shown, "remedy": self.remedy}

@@ -1,7 +1,6 @@
 """The options of these commands. The modules of the commands are imported when they run."""
 
 import argparse
-import ipaddress
 import math
 from collections.abc import Callable
 from functools import partial
@@ -94,11 +93,11 @@ def _scalar(text: str) -> object:
 
 
 def ip_address(text: str) -> str:
-    """Return the text if it is an address. Anything else would count as absent."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected an IPv4 or IPv6 address, got {text!r}") from None
+    """Return the text if it has an address. Anything else would count as absent."""
+    from tornado_gateway.environments.evaluation import has_address
+
+    if not has_address(text):
+        raise argparse.ArgumentTypeError(f"expected an IPv4 or IPv6 address, got {text!r}")
     return text
 
 

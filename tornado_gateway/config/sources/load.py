@@ -1,6 +1,6 @@
 """Read the configuration from flags, environment variables and an env file, and report all problems at once."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from tornado_gateway.config.sources.variables import (
 )
 from tornado_gateway.config.tokens import read_tokens, unknown_environments
 from tornado_gateway.config.values import Findings, Given, Invalid, parsed, read_secret_files
-from tornado_gateway.errors import ConfigError
+from tornado_gateway.errors import ConfigError, SettingsFileError
 
 # Options that name an account. Commands that need none ignore them, because they may be missing or wrong.
 _OF_ACCOUNTS = ("ACCOUNT_ID", "SDK_KEY", "SDK_KEY_FILE", "SETTINGS_FILE", "ENVIRONMENTS_FILE")
@@ -30,6 +30,13 @@ class Examined(NamedTuple):
     problems: tuple[str, ...]
     invalid: Mapping[str, Invalid]
     given: Mapping[str, str]  # values as text, secrets included, or the names of their files
+    unreadable: Collection[str] = ()  # options with a file that cannot be read
+
+    @property
+    def error(self) -> ConfigError:
+        """The problems as an error."""
+        is_about_settings = len(self.problems) == 1 and self.unreadable == {"SETTINGS_FILE"}
+        return SettingsFileError(self.problems) if is_about_settings else ConfigError(self.problems)
 
 
 def load(
@@ -47,7 +54,7 @@ def load(
     """
     examined = examine(argv_flags, environ, env_file, with_account=with_account)
     if examined.problems:
-        raise ConfigError(examined.problems)
+        raise examined.error
     return examined.config
 
 
@@ -76,7 +83,7 @@ def examine(
     _check(config, environ, findings, with_account=with_account)
     # Misspelt names alone are no problem: they may be of other programs. Together with one they may explain it.
     problems = (*findings.problems, *ignored.misspelt) if findings.problems else ()
-    return Examined(config, problems, findings.invalid, texts)
+    return Examined(config, problems, findings.invalid, texts, findings.unreadable)
 
 
 def _used_links(config: Config) -> list[str]:

@@ -17,9 +17,9 @@ from tornado.iostream import StreamClosedError
 from tornado_gateway import core
 from tornado_gateway.console.admin_pages import AdminApi, AdminPage
 from tornado_gateway.console.auth import Auth
-from tornado_gateway.environments.evaluation import Evaluator, with_address
+from tornado_gateway.environments.evaluation import Evaluator, has_address, with_address
 from tornado_gateway.errors import RequestError
-from tornado_gateway.http.fields import Fields, address_in, limited_id, required_text
+from tornado_gateway.http.fields import Fields, limited_id, required_text
 from tornado_gateway.insight.simulation import Simulation, generated_ids
 from tornado_gateway.insight.suggestions import suggested
 from tornado_gateway.insight.what_if import ChangeError, changed_settings
@@ -155,7 +155,7 @@ def plan_of(settings: core.Settings, fields: Fields, recent: Callable[[], Sequen
 
 def _check_address(sent: Any) -> None:
     """Raise RequestError for a text without an address: getFlag decides as if there were none."""
-    if isinstance(sent, str) and sent and address_in(sent) is None:
+    if isinstance(sent, str) and sent and not has_address(sent):
         raise RequestError(400, f"ipAddress: expected an IPv4 or IPv6 address, got {sent[:200]}")
 
 

@@ -81,7 +81,7 @@ class Builder:
         events = build_queue(config, store, self._pace, shared.commits)
         events.use_identity(Identity(*config.account))
         self.watch = build_watch(config, store, events, shared.stuck_after_seconds, self._pace)
-        mirror = self._build_mirror(upstream)
+        mirror = self._build_mirror(config, upstream)
         flusher = self._build_flusher(events, upstream)
         lists = ListChecks(_no_member if config.is_offline else upstream.check_attribute)
         environment = Environment(
@@ -130,20 +130,20 @@ class Builder:
             upstream.keys = Keys(self._environment.sdk_keys, REJECTED_SECONDS)
         return upstream
 
-    def _build_mirror(self, upstream: Upstream) -> SettingsMirror:
-        config, shared = self._config, self._shared
+    def _build_mirror(self, config: Config, upstream: Upstream) -> SettingsMirror:
         return SettingsMirror(
             self.store.state,
             settings_source(config, upstream),
             name=settings_name(config),
-            owner=shared.owner,
+            owner=self._shared.owner,
             source="file" if config.is_offline else "upstream",
             poll_seconds=config.poll_seconds,
             sdk=core.Sdk(config.sdk_name, __version__),
             bootstrap=None if config.is_offline else config.settings_file,
-            on_poll=self._both(shared.observer.polled, self.counts.polled),
+            on_poll=self._both(self._shared.observer.polled, self.counts.polled),
             check=partial(check_account, config.account_id),
             phase=phase_of(config),
+            account_options=config.account_options,
         )
 
     def _build_flusher(self, events: EventQueue, upstream: Upstream) -> Flusher:

@@ -81,10 +81,16 @@ class Served:
         return [
             *own,
             Part("experiments", environment.experiments.start, environment.experiments.stop),
+            Part("last count", lambda: None, self._count_remaining),
             Part("environment", environment.start, environment.stop, STORE_REMEDY),
             Part("waiting", self.waiting.start, self.waiting.stop),
             Part("adoption", adoption.start, adoption.stop),
         ]
+
+    async def _count_remaining(self) -> None:
+        """Count what remains in a shared store after the last flush, because the summary of the stop shows it."""
+        if self.waiting.is_shared:
+            await self.waiting.read_last(self.environment.events.recount_after_adoption)
 
     async def start(self) -> None:
         """Start all parts. If one of them fails, stop those that were started and raise StartError."""

@@ -5,7 +5,6 @@ import logging
 import random
 import sys
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -40,7 +39,7 @@ from tornado_gateway.store.redis.lua import (
     Value,
 )
 from tornado_gateway.store.redis.replies import ForbiddenError
-from tornado_gateway.store.versions import MOST_BYTES, MOST_VERSIONS, Pin, Version, digest_of, surplus, unpacked
+from tornado_gateway.store.versions import MOST_BYTES, MOST_VERSIONS, Pin, Version, pack, surplus, unpacked
 from tornado_gateway.tasks import end_tasks, wait_at_most
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,8 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS = 12.0  # until the lease of a killed process ends; a live one prolongs it four times in that time
 DECISION_SECONDS = 0.25  # that a decision waits for aliases and sticky decisions
 RECHECK_SECONDS = 3.0  # between two checks of a document without a message
-FIELDS = ("body", "version", "saved_at", "latest", "pin", "pin_ends", "unpinned_by")  # of a document
+FACTS = ("version", "saved_at", "latest", "pin")  # of a document
+FIELDS = ("body", *FACTS, "pin_ends", "unpinned_by")
 
 
 class RedisState:
@@ -88,6 +88,9 @@ class RedisState:
         self._notify()
 
     async def load_document(self, name: str) -> StoredDocument | None:
+        known = await self._load_known(name)
+        if known is not None:
+            return self._seen(name, known)
         fields = await self._link.call("HMGET", self._key("document", name), *FIELDS)
         body, version, saved_at, latest, pin, ends, unpinned_by = fields
         if not version:
@@ -99,13 +102,22 @@ class RedisState:
         document = StoredDocument(body, int(version), float(saved_at), names[0], pinned, left, names[1])
         return self._seen(name, document)
 
+    async def _load_known(self, name: str) -> StoredDocument | None:
+        """Return the document without reading its body again, None if it is not the one that was seen last."""
+        seen = self._last_seen.get(name)
+        if seen is None or seen.pin is not None:
+            return None
+        version, saved_at, latest, pin = await self._link.call("HMGET", self._key("document", name), *FACTS)
+        is_same = pin is None and (version, latest) == (b"%d" % seen.version, seen.latest.encode())
+        return replace(seen, saved_at=float(saved_at)) if is_same else None
+
     async def save_document(
         self, name: str, body: bytes, by: str = "", source: str = "", at: float | None = None
     ) -> StoredDocument:
         at = time.time() if at is None else at
         seen = self._last_seen[name].version if name in self._last_seen else 0
         keys = (*self._document_keys(name), self._key("versions", name), self._key("bodies", name))
-        digest, packed = digest_of(body), await asyncio.to_thread(zlib.compress, body)
+        digest, packed = await asyncio.to_thread(pack, body)
         facts, old = await self._facts(name, Version(digest, 0, at, at, source, by, len(body), len(packed)))
         arguments: list[Value] = [seen, repr(at), body, name, by, digest, facts, packed, *old]
         version, is_pinned = await self._link.run(SAVE_DOCUMENT, keys, *arguments)

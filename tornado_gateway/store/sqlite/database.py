@@ -29,6 +29,45 @@ _Job = tuple["asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...], Then | 
 TRANSACTION_BYTES = 8192  # bytes that a transaction adds to the WAL besides its events, roughly
 
 
+class JobResult(asyncio.Future[T]):
+    """The result of a job. The task that awaits it continues as soon as it arrives, not in the next turn of the loop.
+
+    A turn is long while the loop is busy, and the next group of events begins when this task continues. Only a callback
+    of the loop may set the result, because tasks do not run inside one another.
+    """
+
+    _waiting: tuple[Callable[[Any], object], contextvars.Context | None] | None = None
+
+    def add_done_callback(
+        self, callback: Callable[[Any], object], /, *, context: contextvars.Context | None = None
+    ) -> None:
+        """Call `callback`, the step of the awaiting task, at once when the result arrives."""
+        self._waiting = callback, context
+
+    def set_result(self, result: T) -> None:
+        super().set_result(result)
+        self._continue()
+
+    def set_exception(self, exception: type[BaseException] | BaseException) -> None:
+        super().set_exception(exception)
+        self._continue()
+
+    def cancel(self, msg: object = None) -> bool:
+        """Cancel. The awaiting task continues in the next turn of the loop: another one may have called this."""
+        if not super().cancel(msg):
+            return False
+        if self._waiting is not None:
+            callback, context = self._waiting
+            super().add_done_callback(callback, context=context)
+        return True
+
+    def _continue(self) -> None:
+        if self._waiting is not None:
+            callback, context = self._waiting
+            self._waiting = None
+            context.run(callback, self) if context is not None else callback(self)
+
+
 class Database:
     """One connection and the one thread that uses it.
 
@@ -68,7 +107,7 @@ class Database:
         """
         if self._thread is None:
             raise StoreError("the store is closed")
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        done: JobResult[T] = JobResult(loop=asyncio.get_running_loop())
         self._jobs.put((done, work, args, then))
         return await done
 

@@ -9,7 +9,6 @@ import logging
 import os
 import sqlite3
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from tornado_gateway.store.sqlite.locks import try_lock
 from tornado_gateway.store.sqlite.repair.guard import Guard, GuardedFile
 from tornado_gateway.store.sqlite.schema import STATE, STATE_PRAGMAS, synchronous
 from tornado_gateway.store.sqlite.space import DiskSpace, shrink
-from tornado_gateway.store.versions import MOST_BYTES, MOST_VERSIONS, Pin, Version, digest_of, surplus, unpacked
+from tornado_gateway.store.versions import MOST_BYTES, MOST_VERSIONS, Pin, Version, pack, surplus, unpacked
 from tornado_gateway.tasks import Periodic
 
 logger = logging.getLogger(__name__)
@@ -65,9 +64,11 @@ SELECT digest, number, first_at, at, source, owner, size, length(packed) FROM ve
 ORDER BY number DESC
 """
 LATEST = "SELECT digest, packed FROM versions WHERE name = ? ORDER BY number DESC LIMIT 1"
+# Without the body if it is known: reading a large one takes memory, and the interpreter's lock for some milliseconds.
 LOAD_DOCUMENT = """
-SELECT body, version, saved_at, pin, ends, coalesce(unpinned_by, ''),
-    (SELECT digest FROM versions WHERE versions.name = documents.name ORDER BY number DESC LIMIT 1)
+WITH newest AS (SELECT digest FROM versions WHERE name = ? ORDER BY number DESC LIMIT 1)
+SELECT CASE WHEN pin IS NULL AND version = ? AND (SELECT digest FROM newest) = ? THEN NULL ELSE body END,
+    version, saved_at, pin, ends, coalesce(unpinned_by, ''), (SELECT digest FROM newest)
 FROM documents LEFT JOIN pins USING (name) WHERE name = ?
 """
 UNPIN = """
@@ -119,6 +120,7 @@ class SqliteState:
         self._batch = batch
         self._sweeping = Periodic(self._sweep, sweep_seconds, jitter=0.2)
         self._leases: dict[str, tuple[str, int]] = {}  # owner and descriptor of each held lease
+        self._last_seen: dict[str, StoredDocument] = {}  # documents, by name
 
     async def open(self) -> None:
         await self._database.open(self._guard)
@@ -162,10 +164,11 @@ class SqliteState:
     async def save_document(
         self, name: str, body: bytes, by: str = "", source: str = "", at: float | None = None
     ) -> StoredDocument:
-        packed = await asyncio.to_thread(zlib.compress, body)
+        digest, packed = await asyncio.to_thread(pack, body)
         at = time.time() if at is None else at
-        kept = (digest_of(body), at, source, by, len(body), packed)
-        await self._database.run(_save_document, name, body, kept)
+        kept = (digest, at, source, by, len(body), packed)
+        number = await self._database.run(_save_document, name, body, kept)
+        self._last_seen[name] = StoredDocument(body, number, at, digest)
         stored = await self.load_document(name)
         if stored is None:
             raise StoreError(f"{self._path} has lost the document {name}")
@@ -202,13 +205,19 @@ class SqliteState:
             await asyncio.sleep(self._watch_seconds)
 
     def _load_document(self, connection: sqlite3.Connection, name: str) -> StoredDocument | None:
-        row = connection.execute(LOAD_DOCUMENT, (name,)).fetchone()
+        seen = self._last_seen.get(name)
+        known = (0, "") if seen is None or seen.pin is not None else (seen.version, seen.latest)
+        row = connection.execute(LOAD_DOCUMENT, (name, *known, name)).fetchone()
         if row is None:
             return None
         body, version, saved_at, pin, ends, unpinned_by, latest = row
+        if body is None and seen is not None:
+            body = seen.body
         left = None if ends is None else ends - self._reckoning.now()
         pinned = None if pin is None else Pin.decoded(pin)
-        return StoredDocument(body, version, saved_at, latest or "", pinned, left, unpinned_by)
+        found = StoredDocument(body, version, saved_at, latest or "", pinned, left, unpinned_by)
+        self._last_seen[name] = found
+        return found
 
     def _load_document_unless(
         self, connection: sqlite3.Connection, name: str, known_version: int
@@ -269,7 +278,8 @@ def _last_confirmation(connection: sqlite3.Connection, name: str) -> Confirmatio
 
 def _save_document(
     connection: sqlite3.Connection, name: str, body: bytes, kept: tuple[str, float, str, str, int, bytes]
-) -> None:
+) -> int:
+    """Return the number of the version."""
     digest, at, source, by, size, packed = kept
     with transaction(connection):
         (number,) = connection.execute(SAVE_DOCUMENT, (name, at, body)).fetchone()
@@ -279,6 +289,7 @@ def _save_document(
         pinned = [] if row is None or row[0] is None else [Pin.decoded(row[0]).digest]
         for old in surplus(_versions(connection, name), pinned, MOST_VERSIONS, MOST_BYTES):
             connection.execute("DELETE FROM versions WHERE name = ? AND digest = ?", (name, old))
+    return int(number)
 
 
 def _versions(connection: sqlite3.Connection, name: str) -> list[Version]:

@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from tornado_gateway.errors import account_options
 from tornado_gateway.telemetry.counters import SharedCounters
 from tornado_gateway.telemetry.judging.conditions import (
     RECENT_SECONDS,
@@ -56,9 +58,10 @@ class Found(NamedTuple):
 
 
 class Verdict:
-    """Judges readings of the scoreboard."""
+    """Judges readings of the scoreboard. Remedies name `environments_file`, if there is one."""
 
-    def __init__(self, scoreboard: Scoreboard, memory: SharedCounters) -> None:
+    def __init__(self, scoreboard: Scoreboard, memory: SharedCounters, environments_file: Path | None = None) -> None:
+        self._environments_file = environments_file
         self._scoreboard = scoreboard
         self._memory = memory
         self._requests = _requests(memory.layout)
@@ -69,8 +72,15 @@ class Verdict:
         with self._scoreboard.judged.changing() as memory:
             found = self._found(reading, memory)
             since = _starts(memory, found)
-        shown = [as_shown(one.problem, one.environment, since[key]) for key, one in found.items()]
+        options = self.account_options
+        shown = [
+            as_shown(one.problem, one.environment, since[key], options(one.environment)) for key, one in found.items()
+        ]
         return sorted(shown, key=lambda one: (-SEVERITIES.index(one["severity"]), one["since"]))
+
+    def account_options(self, environment: str | None) -> str:
+        """Return the names of the options with the account and its key; None: those of the gateway."""
+        return account_options(self._environments_file, environment)
 
     def _found(self, reading: InstanceReading, memory: Memory) -> dict[str, Found]:
         found: dict[str, Found] = {}
