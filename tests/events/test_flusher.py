@@ -153,6 +153,31 @@ async def test_a_part_of_a_batch_is_sent_after_the_interval(store, sink):
     assert sink.delivered() == [0, 1, 2]
 
 
+async def test_a_batch_waits_once_for_events_that_other_workers_have_claimed(store, sink):
+    queue = EventQueue(store, limit=1000, chunk_events=10, shared=True)
+    await queue.start()
+    flusher = flusher_of(store, queue, sink)
+
+    async def sizes_after(counted):
+        queue.stored = counted  # in a shared store, which counts those of others
+        await flusher.flush(everything=False)
+        return sizes(sink)
+
+    await append(queue, range(4))
+    assert await sizes_after(14) == []
+    await append(queue, range(4, 8))
+    assert await sizes_after(18) == []
+    await append(queue, range(8, 10))
+    assert await sizes_after(20) == [10]
+    await append(queue, range(10, 14))
+    assert await sizes_after(14) == [10]
+    async with asyncio.timeout(60):
+        while len(await sizes_after(14)) == 1:
+            await asyncio.sleep(0.05)
+    assert sizes(sink) == [10, 4]
+    await queue.stop()
+
+
 async def test_events_of_a_previous_process_are_sent_at_start(store, sink):
     queue = await started_queue(store)
     queue.append(documents(1), 1)

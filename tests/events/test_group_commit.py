@@ -1,16 +1,10 @@
-"""When a group of events begins."""
+"""When a round begins, and what concerns one environment of it."""
 
 import asyncio
 
-from tornado_gateway.events.group_commit import Group, Pace
+from tornado_gateway.events.group_commit import Pace
 
 NEVER = 3600.0
-
-
-def group_of(entries):
-    group = Group(one_gate=False)
-    group.entries = [(1, b"{}")] * entries
-    return group
 
 
 async def turns(count=5):
@@ -20,7 +14,7 @@ async def turns(count=5):
 
 async def test_a_group_after_several_requests_waits_for_its_time():
     pace = Pace(NEVER, timer_seconds=NEVER)
-    pace.begin(group_of(2))
+    pace.begin(2)
     waiting = asyncio.create_task(pace.wait(is_wanted=True))
     for _ in range(3):  # requests arrive
         await turns()
@@ -32,7 +26,7 @@ async def test_a_group_after_several_requests_waits_for_its_time():
 
 async def test_a_request_that_arrives_at_that_time_begins_it():
     pace = Pace(0.001, timer_seconds=NEVER)
-    pace.begin(group_of(2))
+    pace.begin(2)
     waiting = asyncio.create_task(pace.wait(is_wanted=True))
     while not waiting.done():
         await asyncio.sleep(0.001)
@@ -41,16 +35,16 @@ async def test_a_request_that_arrives_at_that_time_begins_it():
 
 async def test_without_further_requests_a_timer_begins_it():
     pace = Pace(NEVER, timer_seconds=0.001)
-    pace.begin(group_of(2))
+    pace.begin(2)
     await pace.wait(is_wanted=True)
-    pace.begin(group_of(2))
+    pace.begin(2)
     await pace.wait(is_wanted=True)  # again
 
 
 async def test_a_lone_client_never_waits():
     pace = Pace(NEVER, timer_seconds=NEVER)
-    pace.begin(group_of(2))
-    pace.begin(group_of(1))
+    pace.begin(2)
+    pace.begin(1)
     assert not pace.is_early()
     waiting = asyncio.create_task(pace.wait(is_wanted=False))
     await turns()

@@ -93,6 +93,33 @@ async def test_events_go_to_redis_while_it_works(gateway, server):
         assert await one.claimed() == ["a", "b"]
 
 
+async def test_the_local_store_is_not_read_while_it_is_unused(gateway, server):
+    async with gateway() as one:
+        await one.until_recovered()
+        await one.append("a")
+        await one.events.depth()
+        reads, read = [], one.local.depth
+
+        def counted():
+            reads.append(1)
+            return read()
+
+        one.local.depth = counted
+        assert [(await one.events.depth()).waiting for _ in range(3)] == [1, 1, 1]
+        assert not reads
+        server.kill()
+        await one.append("b")
+        assert (await one.events.depth()).waiting == 2
+        assert reads
+        server.start()
+        await one.until_recovered()
+        await one.events.settle([], [(NewChunk(1, b"dead"), "400")])
+        assert (await one.events.depth()).dead == 1
+        await one.events.discard_dead_letters([letter.id for letter in await one.events.dead_letters()])
+        depth = await one.events.depth()
+        assert (depth.waiting, depth.dead) == (1, 0)
+
+
 async def test_redis_is_away_at_start(gateway, server):
     server.kill()
     async with gateway() as one:

@@ -1,4 +1,4 @@
-"""The numbers of the overview: sampled once a second from /status, so they cover the whole instance."""
+"""The numbers of the overview: sampled once a second from the counts of /status, so they cover the whole instance."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -27,7 +27,7 @@ from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink, Requests
 from tornado_gateway.events.schedule import FlushSchedule
 from tornado_gateway.logs import ThrottledLog
-from tornado_gateway.store.interfaces import CLAIM_BYTES, EventStore, Identity, NewChunk
+from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, EventStore, Identity, NewChunk
 from tornado_gateway.tasks import Share, SharedLimit, end_tasks, wait_at_most
 
 logger = logging.getLogger(__name__)
@@ -166,8 +166,12 @@ class Flusher:
             self._schedule.is_due = True
         self._woken.clear()
 
+    def _has_full_batch(self) -> bool:
+        stored = self._queue.stored
+        return stored - self._claims.events >= self._events_per_request and not self._schedule.waits(stored)
+
     def _wake_if_a_batch_is_full(self) -> None:
-        if self._unclaimed < self._events_per_request:
+        if not self._has_full_batch():
             return
         if self._group is None or not self._senders:
             self._woken.set()
@@ -231,7 +235,7 @@ class Flusher:
     def _is_worth_a_claim(self) -> bool:
         if not self._claims.has_room(during_outage=self._outcomes.failures > 0):
             return False
-        return self._schedule.must_drain or self._unclaimed >= self._events_per_request
+        return self._schedule.must_drain or self._has_full_batch()
 
     async def _claim_batches(self) -> None:
         """Claim some batches. The store decides which; the count of stored events only shows when to ask."""
@@ -239,10 +243,20 @@ class Flusher:
         batches = pack(chunks, *self._most)
         if self._schedule.must_drain:
             self._schedule.record_claimed(sum([chunk.count for chunk in chunks]), self._events_per_request)
-        elif len(batches) > 1 and sum([chunk.count for chunk in batches[-1]]) < self._events_per_request:
+        elif batches and self._may_be_filled(batches):
             await self._store.release(batches.pop())  # more events may still fill it
         for batch in batches:
             self._claims.add(batch)
+
+    def _may_be_filled(self, batches: list[list[Chunk]]) -> bool:
+        """Return whether the last batch is not full, and may wait for more events."""
+        last = batches[-1]
+        missing = self._events_per_request - sum([chunk.count for chunk in last])
+        if missing <= 0 or len(batches) > 1:
+            return missing > 0
+        if 2 * sum([len(chunk.body) for chunk in last]) > self._claim_bytes:  # the bytes have ended the claim
+            return False
+        return self._schedule.may_wait(last[0].id, missing, self._queue.stored)
 
     # --- One request and its outcome ---
 

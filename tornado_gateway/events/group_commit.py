@@ -1,15 +1,23 @@
-"""Group commit: the events of concurrent requests are written to the store together. Used by `queue.py`."""
+"""Group commit: the events of concurrent requests are written to the store together. Used by `queue.py`.
+
+Each environment has groups of its own. Environments whose stores share a connection commit theirs in rounds, because a
+round costs far more than a group in it.
+"""
 
 import asyncio
+import contextvars
 import logging
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
 from time import monotonic
+from typing import Any, NamedTuple
 
 from tornado_gateway.errors import StoreError
 from tornado_gateway.events.budget import ByteBudget
 from tornado_gateway.gate import Gate
 from tornado_gateway.logs import ThrottledLog, once
-from tornado_gateway.tasks import Periodic
+from tornado_gateway.store.interfaces import EventStore, NewChunk, Together
+from tornado_gateway.tasks import Periodic, end_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +26,8 @@ CHECKS = 4  # of a commit within its time
 # Between the beginnings of two groups while requests are concurrent: to commit a group costs more than to decide.
 GROUP_SECONDS = 0.0005
 TIMER_SECONDS = 0.001  # the shortest time that uvloop can wait
+ROUND_GROUPS = 64  # in one step of the store, which does nothing else meanwhile
+ROUND_BYTES = 1024 * 1024  # so that a large group delays few others
 
 
 class Group:
@@ -76,37 +86,37 @@ class Group:
 
 
 class Pace:
-    """Wakes the task that commits. After a group of several requests it waits until `seconds` after their beginning.
+    """Wakes the task that commits. After a round with several requests it waits until `seconds` after its beginning.
 
-    So groups are fewer and larger under load, and a lone client never waits. Each arrival of a request checks the
-    time, because the timer is coarse.
+    So rounds are fewer and larger under load, and a lone client never waits. Each arrival of a group checks the time,
+    because the timer is coarse.
     """
 
     def __init__(self, seconds: float = GROUP_SECONDS, timer_seconds: float = TIMER_SECONDS) -> None:
         self._seconds = seconds
         self._timer_seconds = timer_seconds
-        self._next_at = 0.0  # when the next group may begin, by the monotonic clock
+        self._next_at = 0.0  # when the next round may begin, by the monotonic clock
         self._idle: asyncio.Future[None] | None = None  # done when there is something to do
         self._is_timed = False
 
-    def begin(self, group: Group) -> None:
-        """Note that a group begins."""
-        self._next_at = monotonic() + self._seconds if len(group.entries) > 1 else 0.0
+    def begin(self, requests: int) -> None:
+        """Note that a round with the events of so many requests begins."""
+        self._next_at = monotonic() + self._seconds if requests > 1 else 0.0
 
     def is_early(self) -> bool:
-        """Return whether the next group may not begin yet."""
+        """Return whether the next round may not begin yet."""
         return self._next_at > 0.0 and monotonic() < self._next_at
 
     async def wait(self, *, is_wanted: bool) -> None:
-        """Wait until there is something to do; `is_wanted`: there is, but the group may not begin yet."""
+        """Wait until there is something to do; `is_wanted`: there is, but the round may not begin yet."""
         idle = self._idle = asyncio.get_running_loop().create_future()
         if is_wanted:
             self.want()
         await idle
 
     def want(self, *, at_once: bool = False) -> None:
-        """End the wait, if there is one, as soon as the group may begin."""
-        if self._idle is None:
+        """End the wait, if there is one, as soon as the round may begin."""
+        if self._idle is None or self._idle.done():
             return
         if at_once or not self.is_early():
             self._idle.set_result(None)
@@ -120,107 +130,149 @@ class Pace:
         self.want(at_once=True)
 
 
-class GroupCommit:
-    """Writes groups of events, one after the other, for the queue that fills `pending` and then calls `want`.
-
-    Entries that arrive during a commit form the next group. `write` stores the entries of a group or raises StoreError.
-    `stored` is called with each group that was stored, and has to open it. `rejected` is called with each group that
-    will not be stored.
+class Terms(NamedTuple):
+    """How a queue commits.
 
     Without `durable` a group that cannot be stored is kept, and tried again after `retry_seconds`. With `durable` it is
     rejected, and the budget is closed while a commit takes longer than `commit_seconds`.
     """
 
+    durable: bool
+    commit_seconds: float
+    retry_seconds: float
+
+
+class GroupCommit:
+    """The groups of one environment, committed one after the other. The queue fills `pending` and calls `want`.
+
+    Entries that arrive during a commit form the next group. `chunks_of` returns the chunks of a group for the `store`.
+    `stored` is called with each group that was stored, and has to open it. `rejected` is called with each group that
+    will not be stored. `commits` begins the commits.
+    """
+
     def __init__(
         self,
-        write: Callable[[Group], Awaitable[None]],
+        store: EventStore,
+        chunks_of: Callable[[Group], list[NewChunk]],
         stored: Callable[[Group], None],
         rejected: Callable[[Group], None],
         budget: ByteBudget,
+        commits: "Commits",
+        terms: Terms,
         *,
-        durable: bool,
         one_gate: bool,
-        commit_seconds: float,
-        retry_seconds: float,
     ) -> None:
         self.pending = Group(one_gate=one_gate)
         self.failure: str | None = None  # of the commit in progress or the last one
-        self._write = write
+        self.store = store
+        self.chunks_of = chunks_of
         self._stored = stored
         self._rejected = rejected
         self._budget = budget
-        self._durable = durable
-        self._commit_seconds = commit_seconds
-        self._retry_seconds = retry_seconds
+        self._commits = commits
+        self._terms = terms
         self._log = ThrottledLog(logger, condition="commit")
         self._committing: Group | None = None
-        self._stopping = False
-        self._pace = Pace()
-        self._task: asyncio.Task[None] | None = None
-        self._watch = Periodic(self._check_for_stall, commit_seconds / CHECKS)
+        self._context: contextvars.Context | None = None  # of the log lines; None: it was not started
+        self._ended: asyncio.Future[None] | None = None  # done when the last commit of a stop has ended
+        self._watch = Periodic(self._check_for_stall, terms.commit_seconds / CHECKS)
 
     def start(self) -> None:
+        self._context = contextvars.copy_context()
         self._watch.start()
-        self._task = asyncio.create_task(self._run())
+        self._commits.open()
 
     async def stop(self) -> None:
         """Commit the events that are pending. Call when nothing is added any more."""
-        if self._task is not None:
-            self._stopping = True
-            self.want()
-            await self._task
-            self._task = None
+        if self._context is not None:
+            self._ended = asyncio.get_running_loop().create_future()
+            if self._committing is None:
+                self._continue(is_stored=True)
+            await self._ended
+            self._context = None
+            await self._commits.close()
         await self._watch.end()
 
     def want(self) -> None:
-        """Commit the pending group in the next turn of the loop, or as soon as it may begin."""
-        self._pace.want(at_once=self._stopping)
+        """Commit the pending group in the next turn of the loop, or as soon as it may begin.
+
+        During a commit without effect: the next one begins after it.
+        """
+        if self._committing is None:
+            self._commits.want(self)
 
     @property
     def uncommitted(self) -> int:
         """The number of events in memory."""
         return self.pending.count + (self._committing.count if self._committing is not None else 0)
 
-    async def _run(self) -> None:
-        while True:
-            is_wanted = bool(self.pending.entries)
-            if not self._stopping and (not is_wanted or self._pace.is_early()):
-                await self._pace.wait(is_wanted=is_wanted)
-            if self.pending.entries:
-                await self._commit()
-            if self._stopping and not (self._durable and self.pending.entries):
-                self._budget.close()  # a request that is still in progress would wait for a commit that never comes
-                return
+    # --- One commit ---
 
-    async def _commit(self) -> None:
+    @property
+    def can_begin(self) -> bool:
+        """Whether there is something to commit, and no commit in progress."""
+        return bool(self.pending.entries) and self._committing is None and self._context is not None
+
+    def begin(self) -> Group:
+        """Return the pending group, whose commit begins."""
         group, self.pending = self.pending, self.pending.next()
         self._committing = group
-        self._pace.begin(group)
         self._budget.begin(group.size)
+        return group
+
+    async def write(self, group: Group) -> None:
+        """Store a group that has begun, by itself."""
         is_stored, failure = False, ""
         try:
-            await self._write(group)
+            await self.store.append(self.chunks_of(group))
             is_stored = True
         except StoreError as error:
             failure = str(error)
         finally:
-            self._committing = None
             self._budget.end(is_stored=is_stored)
-        if not is_stored:
-            await self._not_stored(group, failure)
-            return
-        if self.failure is not None:
-            logger.error("events can be stored again", extra=once("events are stored again"))
-            self.failure = None
-        self._stored(group)
+        self._finish(group, failure, is_stored=is_stored)
 
-    async def _not_stored(self, group: Group, failure: str) -> None:
+    def written(self, group: Group, error: StoreError | None) -> None:
+        """End the commit of a group of a round. If it has failed, the group is written by itself."""
+        context = self._context or contextvars.copy_context()
+        if error is not None:
+            self._commits.run_alone(self.write(group), context)
+        else:
+            self._budget.end(is_stored=True)
+            context.run(self._finish, group, "", is_stored=True)
+
+    def _finish(self, group: Group, failure: str, *, is_stored: bool) -> None:
+        try:
+            if is_stored:
+                if self.failure is not None:
+                    logger.error("events can be stored again", extra=once("events are stored again"))
+                    self.failure = None
+                self._stored(group)
+            else:
+                self._not_stored(group, failure)
+        finally:
+            self._committing = None
+            if self.pending.entries or self._ended is not None:
+                self._continue(is_stored=is_stored)
+
+    def _continue(self, *, is_stored: bool) -> None:
+        """Commit what is pending, later if the store has failed to store it. With nothing left to do, a stop ends."""
+        is_kept = not (is_stored or self._terms.durable)  # for another try
+        if self.pending.entries and not (is_kept and self._ended is not None):
+            if is_kept:
+                asyncio.get_running_loop().call_later(self._terms.retry_seconds, self._commits.want, self)
+            else:
+                self._commits.want(self)
+        elif self._ended is not None and not self._ended.done():
+            self._budget.close()  # a request that is still in progress would wait for a commit that never comes
+            self._ended.set_result(None)
+
+    def _not_stored(self, group: Group, failure: str) -> None:
         self._failed(failure)
-        if self._durable:
+        if self._terms.durable:
             self._reject(group)
         else:
             self.pending.put_back(group)
-            await asyncio.sleep(self._retry_seconds)
 
     def _reject(self, group: Group) -> None:
         self._rejected(group)
@@ -239,9 +291,90 @@ class GroupCommit:
         group.checks += 1
         if group.checks <= CHECKS:
             return
-        self._failed(f"the store has not completed a write for {self._commit_seconds:g} s")
-        if self._durable:
+        self._failed(f"the store has not completed a write for {self._terms.commit_seconds:g} s")
+        if self._terms.durable:
             self._budget.close()
             group.release(f"the event could not be stored in time: {self.failure}")
             pending, self.pending = self.pending, self.pending.next()
             self._reject(pending)
+
+
+Begun = list[tuple[GroupCommit, Group]]
+
+
+class Commits:
+    """Begins the commits of environments whose stores have this `together`: those that wait share the next round.
+
+    A round ends when the store has responded. A group that could not be stored in it is written outside of rounds, so
+    that it delays no other environment. Without `together` there is one environment.
+    """
+
+    def __init__(self, together: Together | None = None) -> None:
+        self._together = together
+        self._waiting: deque[GroupCommit] = deque()
+        self._pace = Pace()
+        self._users = 0
+        self._task: asyncio.Task[None] | None = None
+        self._alone: set[asyncio.Task[None]] = set()
+
+    def open(self) -> None:
+        """Count one more environment. Each `open` needs one `close`."""
+        self._users += 1
+        if self._task is None:
+            context = None if self._together is None else contextvars.Context()  # of no environment
+            self._task = asyncio.get_running_loop().create_task(self._run(), context=context)
+
+    async def close(self) -> None:
+        self._users -= 1
+        if not self._users:
+            task, self._task = self._task, None
+            await end_tasks(task)
+
+    def want(self, member: GroupCommit) -> None:
+        """Commit the pending group of an environment in the next round."""
+        self._waiting.append(member)
+        self._pace.want()
+
+    def run_alone(self, work: Coroutine[Any, Any, None], context: contextvars.Context) -> None:
+        """Run work outside of rounds."""
+        task = asyncio.get_running_loop().create_task(work, context=context)
+        self._alone.add(task)
+        task.add_done_callback(self._alone.discard)
+
+    async def _run(self) -> None:
+        while True:
+            if not self._waiting or self._pace.is_early():
+                await self._pace.wait(is_wanted=bool(self._waiting))
+            if self._together is not None:
+                await self._write_together(self._together, self._begin())
+            elif self._waiting and (member := self._waiting.popleft()).pending.entries:
+                group = member.begin()
+                self._pace.begin(len(group.entries))
+                await member.write(group)
+
+    def _begin(self) -> Begun:
+        """Begin a round with the groups that have waited longest."""
+        begun: Begun = []
+        requests = size = 0
+        while self._waiting and len(begun) < ROUND_GROUPS and size < ROUND_BYTES:
+            member = self._waiting.popleft()
+            if member.can_begin:
+                group = member.begin()
+                begun.append((member, group))
+                requests += len(group.entries)
+                size += group.size
+        self._pace.begin(requests)
+        return begun
+
+    async def _write_together(self, together: Together, begun: Begun) -> None:
+        errors: Sequence[StoreError | None]
+        try:
+            errors = await together.append([(member.store, member.chunks_of(group)) for member, group in begun])
+        except Exception:  # a fault of ours must not end the commits of all environments
+            logger.exception("groups of events failed unexpectedly, they are written one by one")
+            errors = [StoreError("failed unexpectedly")] * len(begun)
+        for (member, group), error in zip(begun, errors, strict=True):
+            try:
+                member.written(group, error)
+            except Exception:
+                logger.exception("a commit failed unexpectedly")

@@ -5,7 +5,7 @@ At any time received = delivered + waiting + dead + rejected + discarded + lost.
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from functools import partial
 from tornado_gateway.errors import QueueFullError, StoreError
 from tornado_gateway.events.batches import REQUEST_BYTES, split_to_fit
 from tornado_gateway.events.budget import ByteBudget
-from tornado_gateway.events.group_commit import Entry, Group, GroupCommit
+from tornado_gateway.events.group_commit import Commits, Entry, Group, GroupCommit, Terms
 from tornado_gateway.gate import Gate
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import NO_IDENTITY, EventStore, Identity, NewChunk
@@ -86,7 +86,7 @@ class EventQueue:
 
     With `shared` other instances use the store as well. The store then counts the waiting events of all of them, and
     the sum of the counts holds over all instances. They are counted `pace` times as rarely while there
-    are none, and no new ones.
+    are none, and no new ones. `commits` begins the commits of all queues on the same connection.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class EventQueue:
         commit_seconds: float = 5.0,
         retry_seconds: float = 1.0,
         pace: int = 1,
+        commits: Commits | None = None,
     ) -> None:
         self.counts = EventCounts()
         self.stored = 0  # committed and not yet settled
@@ -120,14 +121,14 @@ class EventQueue:
         self._seen = (0, 0, 0)  # `lost`, `repairs` and `letters_version` of the store, as they are in the counts
         self._recounting = Periodic(partial(self._recount, Rests(pace)), RECOUNT_SECONDS, jitter=0.2)
         self._commits = GroupCommit(
-            partial(self._write, chunk_events),
+            store,
+            partial(self._chunks, chunk_events),
             self._group_stored,
             self._group_rejected,
             self._budget,
-            durable=durable,
+            commits or Commits(),
+            Terms(durable, commit_seconds, retry_seconds),
             one_gate=decisions_need_store,
-            commit_seconds=commit_seconds,
-            retry_seconds=retry_seconds,
         )
 
     def subscribe(
@@ -247,8 +248,8 @@ class EventQueue:
 
     # --- Storing ---
 
-    def _write(self, chunk_events: int, group: Group) -> Awaitable[None]:
-        return self._store.append(_chunks(group, chunk_events, self.identity))
+    def _chunks(self, chunk_events: int, group: Group) -> list[NewChunk]:
+        return _chunks(group, chunk_events, self.identity)
 
     def _group_stored(self, group: Group) -> None:
         self.stored += group.count

@@ -4,12 +4,17 @@ import asyncio
 import math
 import random
 
+REST_SECONDS = 1.0  # after a claim that found no full batch: until then a shared store is counted again
+
 
 class FlushSchedule:
     """A full flush is due after `interval_seconds`, and whenever `is_due` is set.
 
     Once it has begun, `must_drain` holds until as many events are claimed as were waiting then. `next_at` is the time
     of the next one, by the clock of the loop.
+
+    Of a shared store, other workers may have claimed what was counted. Then a batch that is not full waits, once, until
+    the missing events have been stored, or for REST_SECONDS.
     """
 
     def __init__(self, interval_seconds: float) -> None:
@@ -18,6 +23,9 @@ class FlushSchedule:
         self.next_at = math.inf
         self._interval_seconds = interval_seconds
         self._left = 0  # events to claim until the flush is complete
+        self._waiting: int | str = ""  # the oldest chunk of the batch that has waited
+        self._enough = 0  # stored events that end the wait
+        self._waits_until = 0.0
 
     def begin(self, unclaimed: int) -> None:
         """Begin a full flush, of so many events."""
@@ -35,3 +43,15 @@ class FlushSchedule:
         """Count claimed events. The flush is complete if there were fewer than the store had, and than one batch."""
         self._left -= events
         self.must_drain = events > 0 and (self._left > 0 or events >= batch_events)
+
+    def may_wait(self, oldest: int | str, missing: int, stored: int) -> bool:
+        """Return whether the batch with this oldest chunk waits for `missing` events, because it has not waited yet."""
+        if oldest == self._waiting:
+            return False
+        self._waiting, self._enough = oldest, stored + missing
+        self._waits_until = asyncio.get_running_loop().time() + REST_SECONDS
+        return True
+
+    def waits(self, stored: int) -> bool:
+        """Return whether a batch waits, with so many stored events."""
+        return stored < self._enough and asyncio.get_running_loop().time() < self._waits_until

@@ -5,6 +5,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -37,7 +38,8 @@ Json = dict[str, Any]
 class ExperimentMonitor:
     """Samples and counts of one environment. `then` is called with each decision that is counted.
 
-    While it has no decisions, it reads those of other workers `pace` times as rarely.
+    At most `most_merged` samples are merged at a time. While there are no decisions, those of other workers are read
+    `pace` times as rarely.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class ExperimentMonitor:
         most_experiments: int = MOST_EXPERIMENTS,
         merge_seconds: float = MERGE_SECONDS,
         forget_seconds: float = FORGET_SECONDS,
+        most_merged: int = MOST_MERGED,
         pace: int = 1,
     ) -> None:
         self.features = FeatureCounts(then)
@@ -64,7 +67,7 @@ class ExperimentMonitor:
         self._merging = asyncio.Lock()
         self._log = ThrottledLog(logger, condition="samples")
         self._rests = Rests(pace)
-        self._timer = Periodic(self._merge_regularly, merge_seconds, jitter=0.2)
+        self._timer = Periodic(partial(self._merge_regularly, most_merged), merge_seconds, jitter=0.2)
 
     def settings_changed(self, settings: core.Settings) -> None:
         """Follow new settings, in steps between which requests are served."""
@@ -99,11 +102,11 @@ class ExperimentMonitor:
 
     # --- Merging ---
 
-    async def _merge_regularly(self) -> None:
+    async def _merge_regularly(self, most: int = MOST_MERGED) -> None:
         if not self._rests.is_due(None) and not self._has_news():
             return
         try:
-            await self.merge(MOST_MERGED)
+            await self.merge(most)
         except StoreError as error:
             self._log.warning("failed", "the samples of experiments were not stored, retrying: %s", error)
 

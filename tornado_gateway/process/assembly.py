@@ -37,6 +37,7 @@ from tornado_gateway.enrichment.device import DeviceReader
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import StartError
+from tornado_gateway.events.group_commit import Commits
 from tornado_gateway.http.certificates import Certificates
 from tornado_gateway.http.fields import ClientAddress
 from tornado_gateway.http.limits import Limits, ServerOptions
@@ -58,7 +59,7 @@ from tornado_gateway.process.parent.sockets import PORT_REMEDY
 from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.parts import Part, explaining
 from tornado_gateway.process.publication import Publication
-from tornado_gateway.process.status import Problems, instance_status
+from tornado_gateway.process.status import Problems, instance_counts, instance_status
 from tornado_gateway.settings.failures import UNUSABLE
 from tornado_gateway.settings.history import SettingsHistory
 from tornado_gateway.store.interfaces import StateStore
@@ -269,7 +270,11 @@ class Assembly:
             self._operated,
             self._shared.location,
             self.status,
-            History(self.status, partial(request_latencies, self._memory), Series(board.series, self._slot.row)),
+            History(
+                partial(instance_counts, board),
+                partial(request_latencies, self._memory),
+                Series(board.series, self._slot.row),
+            ),
             LiveFeed(board, self._slot.row, self.environments),
             RecentEvents(board.recent, self._slot.row, self._config.sdk_key or ""),
         )
@@ -363,7 +368,9 @@ def build_shared(config: Config, observer: Observer, stuck_after_seconds: float 
     with explaining(UA_MAP_REMEDY):
         device = DeviceReader(map_file=config.ua_map_file)
     connections = Connections(config.sdk_name, __version__, config.socket_timeout_seconds, config.upstream_ca_path)
-    return Shared(owner, Stores(config, owner), location, device, connections, observer, stuck_after_seconds)
+    stores = Stores(config, owner)
+    commits = None if stores.together is None else Commits(stores.together)
+    return Shared(owner, stores, commits, location, device, connections, observer, stuck_after_seconds)
 
 
 def build_limits(config: Config, environments: int) -> Limits:

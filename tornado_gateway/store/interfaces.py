@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from tornado_gateway.core.types import StickyRecord
+from tornado_gateway.errors import StoreError
 from tornado_gateway.store.versions import Pin, Version
 
 CLAIM_BYTES = 4 * 1024 * 1024  # largest size of the bodies in one claim, except for a single larger chunk
@@ -148,8 +149,23 @@ class Confirmation:
     by: str
 
 
+Part = tuple[Any, Sequence[NewChunk]]  # a store, and chunks that are appended to it
+
+
+class Together(Protocol):
+    """Appends to several stores in one step, because they share a connection: each has it as `together`."""
+
+    async def append(self, parts: Sequence[Part]) -> Sequence[StoreError | None]:
+        """Append to each store all of its chunks, or none. Return the error of each part, None if it is stored.
+
+        A part that failed can be appended by itself.
+        """
+
+
 class EventStore(Protocol):
     """A durable queue of chunks, oldest first. `failure` is the reason why events are kept elsewhere at the moment.
+
+    `together` appends to this store and to others at once, None if it shares no connection.
 
     `lost` is the number of stored events that the store has lost and counted. `repairs` grows when events may be
     missing that it cannot count: the numbers of `depth` are true again, and the difference to those of the caller is
@@ -159,6 +175,9 @@ class EventStore(Protocol):
     failure: str | None
     repairs: int
     letters_version: int
+
+    @property
+    def together(self) -> Together | None: ...
 
     @property
     def lost(self) -> int: ...

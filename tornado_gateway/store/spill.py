@@ -19,7 +19,7 @@ from typing import TypeVar
 from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import StoreError
 from tornado_gateway.logs import once
-from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetters, Depth, EventStore, NewChunk
+from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetters, Depth, EventStore, NewChunk, Part
 from tornado_gateway.tasks import end_tasks, wait_at_most
 
 logger = logging.getLogger(__name__)
@@ -42,15 +42,24 @@ class SpillingEvents:
     before that and then have done nothing, otherwise work that it completes later is done twice.
     """
 
-    def __init__(self, primary: EventStore, local: EventStore, *, patience_seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        primary: EventStore,
+        local: EventStore,
+        *,
+        patience_seconds: float = 10.0,
+        together: "SpillingAppends | None" = None,
+    ) -> None:
+        self.together = together
         self.repairs = 0  # those of the local log are not counted: it holds events only while the primary fails
         self.letters_version = 0
         self.failure: str | None = None  # why the primary store is not used at the moment
-        self._primary = primary
+        self.primary = primary
         self._local = local
         self._patience_seconds = patience_seconds
         self._primary_is_open = False
         self._primary_depth = Depth(0, 0, None)
+        self._unused: tuple[object, Depth] | None = None  # depth of the local store, until it is used again
         self._delivered: list[Chunk] = []  # chunks that are not yet settled in the primary store
         self._local_first = False
         self._wanted = asyncio.Event()  # there are chunks to move, or the primary store has to be probed
@@ -59,7 +68,7 @@ class SpillingEvents:
 
     @property
     def lost(self) -> int:
-        return self._primary.lost
+        return self.primary.lost
 
     @property
     def is_degraded(self) -> bool:
@@ -74,9 +83,13 @@ class SpillingEvents:
         with suppress(StoreError):
             await self._open_primary()
         self._wanted.set()  # a previous process may have left chunks
+        if self.together is not None:
+            self.together.stores.add(self)
         self._task = asyncio.create_task(self._keep_moving())
 
     async def close(self) -> None:
+        if self.together is not None:
+            self.together.stores.discard(self)
         if self._task is not None:
             self._stopping.set()
             self._wanted.set()
@@ -85,7 +98,7 @@ class SpillingEvents:
             self._task = None
         if self._primary_is_open:
             self._primary_is_open = False
-            await self._primary.close()
+            await self.primary.close()
         await self._local.close()
 
     async def append(self, chunks: Sequence[NewChunk], seconds: float | None = None) -> None:
@@ -93,18 +106,19 @@ class SpillingEvents:
         seconds = min(APPEND_SECONDS, seconds or self._patience_seconds)
         if not self.is_degraded:
             with suppress(StoreError):
-                await self._ask(self._primary.append, chunks, seconds, within=seconds)
+                await self._ask(self.primary.append, chunks, seconds, within=seconds)
                 return
         try:
             await self._local.append(chunks)
         finally:
+            self._unused = None
             self._wanted.set()  # the primary may have recovered, and everything else moved, before this append ended
 
     async def claim(self, max_events: int, max_bytes: int = CLAIM_BYTES) -> list[Chunk]:
         """As promised by EventStore, of one of the two stores."""
         if not self.is_degraded:
             with suppress(StoreError):
-                return await self._ask(self._primary.claim, max_events, max_bytes)
+                return await self._ask(self.primary.claim, max_events, max_bytes)
         # A primary that is full and accepts no more events has to be drained, so claims alternate.
         self._local_first = not self._local_first
         claims = [self._claim_local, self._claim_primary]
@@ -116,7 +130,7 @@ class SpillingEvents:
     async def release(self, chunks: Sequence[Chunk]) -> None:
         local, primary = _split(chunks)
         if primary:
-            await self._primary.release(primary)
+            await self.primary.release(primary)
         if local:
             await self._local.release(local)
             self._wanted.set()
@@ -132,12 +146,13 @@ class SpillingEvents:
         has_failed = False
         if primary:
             try:
-                await self._ask(self._primary.settle, primary, dead, remaining)
+                await self._ask(self.primary.settle, primary, dead, remaining)
                 dead = remaining = ()
             except StoreError:
                 has_failed = True
         if local or dead or remaining:
             await self._local.settle(local, dead, remaining)
+            self._unused = None
         if has_failed:  # only now: if the local store fails too, all chunks still belong to the caller
             self._delivered += primary
         if remaining or has_failed:
@@ -145,17 +160,28 @@ class SpillingEvents:
 
     async def depth(self) -> Depth:
         """Return the sum of both stores; a primary store that fails counts with its last known depth."""
-        local = await self._local.depth()
+        local = await self._depth_of_local()
         is_stale = True
         if self._primary_is_open:
             with suppress(StoreError):
-                self._primary_depth = await self._ask(self._primary.depth, within=self._read_seconds)
+                self._primary_depth = await self._ask(self.primary.depth, within=self._read_seconds)
                 is_stale = False
         primary = self._primary_depth
         oldest = [at for at in (local.oldest_at, primary.oldest_at) if at is not None]
         size = local.waiting_bytes + primary.waiting_bytes
         waiting, dead = local.waiting + primary.waiting, local.dead + primary.dead
         return Depth(waiting, dead, min(oldest, default=None), size, is_stale)
+
+    async def _depth_of_local(self) -> Depth:
+        """Return the depth of the local store, as it was last while that is unused: its thread delays the loop."""
+        facts = (self._local.repairs, self._local.letters_version)
+        if self._unused is not None and self._unused[0] == facts:
+            return self._unused[1]
+        self._unused = None
+        depth = await self._local.depth()
+        if not depth.waiting:
+            self._unused = (facts, depth)
+        return depth
 
     async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> DeadLetters:
         """Return the letters of the local store, then those of the primary store, unless that fails."""
@@ -168,7 +194,7 @@ class SpillingEvents:
             try:
                 self._check_primary()
                 missing = limit - len(letters)
-                letters += await self._ask(self._primary.dead_letters, missing, first, within=self._read_seconds)
+                letters += await self._ask(self.primary.dead_letters, missing, first, within=self._read_seconds)
             except StoreError as error:
                 letters.unreadable = str(error)
         return letters
@@ -180,11 +206,12 @@ class SpillingEvents:
         moved = 0
         if primary is None or primary:
             self._check_primary()
-            moved += await self._ask_long(self._primary.requeue, primary, max_events)
+            moved += await self._ask_long(self.primary.requeue, primary, max_events)
         if local is None or local:
             left = None if max_events is None else max_events - moved
             try:
                 moved += await self._local.requeue(local, left)
+                self._unused = None
             except StoreError as error:
                 if not moved:
                     raise
@@ -195,26 +222,29 @@ class SpillingEvents:
     async def requeue_edited(self, id_: int | str, body: bytes) -> int:
         if _is_local(id_):
             moved = await self._local.requeue_edited(_local_id(id_), body)
+            self._unused = None
             self._wanted.set()
             return moved
         self._check_primary()
-        return await self._ask_long(self._primary.requeue_edited, id_, body)
+        return await self._ask_long(self.primary.requeue_edited, id_, body)
 
     async def discard_dead_letters(self, ids: Sequence[int | str]) -> int:
         """As promised by EventStore, first of the primary store: if it fails, nothing is discarded."""
         discarded = 0
         if primary := [id_ for id_ in ids if not _is_local(id_)]:
             self._check_primary()
-            discarded = await self._ask_long(self._primary.discard_dead_letters, primary)
+            discarded = await self._ask_long(self.primary.discard_dead_letters, primary)
         if local := [_local_id(id_) for id_ in ids if _is_local(id_)]:
             discarded += await self._local.discard_dead_letters(local)
+            self._unused = None
         return discarded
 
     async def expire_dead_letters(self, before: float) -> int:
         discarded = await self._local.expire_dead_letters(before)
+        self._unused = None
         if self._primary_is_open:
             with suppress(StoreError):
-                discarded += await self._ask_long(self._primary.expire_dead_letters, before)
+                discarded += await self._ask_long(self.primary.expire_dead_letters, before)
         return discarded
 
     def _check_primary(self) -> None:
@@ -224,9 +254,10 @@ class SpillingEvents:
     async def trim_dead_letters(self, max_events: int) -> int:
         """As promised by EventStore; each of the two stores keeps as many."""
         discarded = await self._local.trim_dead_letters(max_events)
+        self._unused = None
         if self._primary_is_open:
             with suppress(StoreError):
-                discarded += await self._ask_long(self._primary.trim_dead_letters, max_events)
+                discarded += await self._ask_long(self.primary.trim_dead_letters, max_events)
         return discarded
 
     @property
@@ -237,6 +268,7 @@ class SpillingEvents:
     async def adopt(self) -> int:
         """As promised by EventStore: such events are in the local store until the primary one can be written."""
         moved = await self._local.adopt()
+        self._unused = None
         if moved:
             self._wanted.set()
         return moved
@@ -247,7 +279,7 @@ class SpillingEvents:
     async def _claim_primary(self, max_events: int, max_bytes: int) -> list[Chunk]:
         if self._primary_is_open:
             with suppress(StoreError):
-                return await self._ask(self._primary.claim, max_events, max_bytes)
+                return await self._ask(self.primary.claim, max_events, max_bytes)
         return []
 
     async def _ask(self, work: Callable[..., Awaitable[T]], *args: object, within: float | None = None) -> T:
@@ -260,7 +292,7 @@ class SpillingEvents:
             error = StoreError(f"no response within {seconds:g} s")
         except StoreError as failure:
             error = failure
-        self._failed(error)
+        self.note_failure(error)
         raise error
 
     async def _ask_long(self, work: Callable[..., Awaitable[T]], *args: object) -> T:
@@ -268,12 +300,12 @@ class SpillingEvents:
         try:
             return await work(*args)
         except StoreError as error:
-            self._failed(error)
+            self.note_failure(error)
             raise
 
     async def _open_primary(self) -> None:
         if not self._primary_is_open:
-            await self._ask(self._primary.open)
+            await self._ask(self.primary.open)
             self._primary_is_open = True
 
     async def _keep_moving(self) -> None:
@@ -292,21 +324,22 @@ class SpillingEvents:
     async def _catch_up(self) -> None:
         """If the primary store can be written, settle the delivered chunks there and move all local ones."""
         await self._open_primary()
-        await self._ask(self._primary.append, ())
+        await self._ask(self.primary.append, ())
         if self._delivered:
             delivered = self._delivered[:]
-            await self._ask(self._primary.settle, delivered)
+            await self._ask(self.primary.settle, delivered)
             del self._delivered[: len(delivered)]
         self._recovered()
         while not self._stopping.is_set() and (chunks := await self._local.claim(MOVED_EVENTS)):
             try:
-                await self._ask(self._primary.append, [_renewed(chunk) for chunk in chunks])
+                await self._ask(self.primary.append, [_renewed(chunk) for chunk in chunks])
             except BaseException:
                 await self._local.release(chunks)
                 raise
             await self._local.settle(chunks)
+            self._unused = None
 
-    def _failed(self, error: StoreError) -> None:
+    def note_failure(self, error: StoreError) -> None:
         if self.failure is None:
             extra = once("primary store failed", is_of_instance=True)
             logger.error("the primary store failed, events go to the local store: %s", error, extra=extra)
@@ -318,6 +351,38 @@ class SpillingEvents:
             extra = once("primary store recovered", is_of_instance=True)
             logger.error("the primary store recovered, events go there again", extra=extra)
         self.failure = None
+
+
+class SpillingAppends:
+    """Appends to the primary stores of several environments, which share a connection.
+
+    A part fails if its primary store fails, or has failed before: appended by itself, it goes to the local store.
+    """
+
+    def __init__(self, append: Callable[[Sequence[Part], float], Awaitable[Sequence[StoreError | None]]]) -> None:
+        self.stores: set[SpillingEvents] = set()  # that are open
+        self._append = append
+
+    async def append(self, parts: Sequence[Part]) -> Sequence[StoreError | None]:
+        """As promised by Together. A connection that hangs delays all waiting chunks by APPEND_SECONDS at most."""
+        errors = {store: StoreError(store.failure) for store, _ in parts if store.is_degraded}
+        working = [(store, chunks) for store, chunks in parts if not store.is_degraded]
+        if working:
+            for (store, _), error in zip(working, await self._append_to_primaries(working), strict=True):
+                if error is not None:
+                    store.note_failure(error)
+                    errors[store] = error
+        return [errors.get(store) for store, _ in parts]
+
+    async def _append_to_primaries(self, parts: Sequence[Part]) -> Sequence[StoreError | None]:
+        try:
+            async with asyncio.timeout(APPEND_SECONDS):
+                return await self._append([(store.primary, chunks) for store, chunks in parts], APPEND_SECONDS)
+        except TimeoutError:
+            error = StoreError(f"no response within {APPEND_SECONDS:g} s")
+            for store in self.stores:  # otherwise those that wait would have to find out one after the other
+                store.note_failure(error)
+            return [error] * len(parts)
 
 
 def _renewed(chunk: Chunk) -> NewChunk:

@@ -19,11 +19,12 @@ from tornado_gateway.environments.registry import check_account
 from tornado_gateway.environments.slow_patterns import SlowPatterns
 from tornado_gateway.events.claims import MAX_CLAIMED_BYTES
 from tornado_gateway.events.flusher import PARALLEL_REQUESTS, Flusher
+from tornado_gateway.events.group_commit import Commits
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink
 from tornado_gateway.events.usage import UsageStatistics
 from tornado_gateway.experiments.campaigns import MOST_EXPERIMENTS
-from tornado_gateway.experiments.monitor import ExperimentMonitor
+from tornado_gateway.experiments.monitor import MOST_MERGED, ExperimentMonitor
 from tornado_gateway.process.environments.access import build_access
 from tornado_gateway.process.environments.stores import Stores, settings_name
 from tornado_gateway.settings.documents import read_document
@@ -49,6 +50,7 @@ class Shared:
 
     owner: str
     stores: Stores
+    commits: Commits | None  # of all environments, if their stores share a connection
     location: LocationReader
     device: DeviceReader
     connections: Connections
@@ -68,10 +70,7 @@ class Builder:
         self._environment = environment
         self._config = environment.config
         self.store = shared.stores.of(environment.config, number)
-        most_experiments = max(FEWEST_EXPERIMENTS, min(MOST_EXPERIMENTS, EXPERIMENTS_OF_ALL // number))
-        self.experiments = ExperimentMonitor(
-            self.store.state, shared.observer.decided, most_experiments=most_experiments, pace=self._pace
-        )
+        self.experiments = self._build_experiments()
         self.counts = EnvironmentCounts(
             self.experiments.features.decided, is_one_of_many=self._config.environment_name is not None
         )
@@ -79,7 +78,7 @@ class Builder:
     def build(self) -> Environment:
         config, shared, store = self._config, self._shared, self.store
         upstream = self._build_upstream()
-        events = build_queue(config, store, self._pace)
+        events = build_queue(config, store, self._pace, shared.commits)
         events.use_identity(Identity(*config.account))
         self.watch = build_watch(config, store, events, shared.stuck_after_seconds, self._pace)
         mirror = self._build_mirror(config, upstream)
@@ -105,6 +104,15 @@ class Builder:
         )
         mirror.subscribe(environment.settings_changed)
         return environment
+
+    def _build_experiments(self) -> ExperimentMonitor:
+        return ExperimentMonitor(
+            self.store.state,
+            self._shared.observer.decided,
+            most_experiments=max(FEWEST_EXPERIMENTS, min(MOST_EXPERIMENTS, EXPERIMENTS_OF_ALL // self._number)),
+            most_merged=max(1, MOST_MERGED // self._number),
+            pace=self._pace,
+        )
 
     def _build_upstream(self) -> Upstream:
         config, shared = self._config, self._shared
@@ -170,8 +178,7 @@ def phase_of(config: Config) -> float:
     return 0.0 if config.environment_name is None else zlib.crc32(config.environment_name.encode()) / 2**32
 
 
-def build_queue(config: Config, store: Store, pace: int) -> EventQueue:
-    redis_seconds = 2 * config.socket_timeout_seconds if config.uses_redis else 0
+def build_queue(config: Config, store: Store, pace: int, commits: Commits | None) -> EventQueue:
     return EventQueue(
         store.events,
         limit=config.event_queue_limit,
@@ -182,8 +189,9 @@ def build_queue(config: Config, store: Store, pace: int) -> EventQueue:
         durable=config.event_ack == "durable",
         shared=config.uses_redis,
         decisions_need_store=config.event_queue_full == "refuse",
-        commit_seconds=COMMIT_SECONDS + redis_seconds,
+        commit_seconds=COMMIT_SECONDS + (2 * config.socket_timeout_seconds if config.uses_redis else 0),
         pace=pace,
+        commits=commits,
     )
 
 

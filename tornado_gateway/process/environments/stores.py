@@ -20,6 +20,7 @@ from tornado_gateway.tasks import pace_of
 
 if TYPE_CHECKING:
     from tornado_gateway.store.redis.link import Links
+    from tornado_gateway.store.spill import SpillingAppends
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,16 @@ class Stores:
 
         return Links(redis_options(self._config))
 
+    @cached_property
+    def together(self) -> "SpillingAppends | None":
+        """The appends of all environments; None if each store has a connection of its own."""
+        if not self._config.uses_redis or self._links.shared is None:
+            return None
+        from tornado_gateway.store.redis.events import Appends
+        from tornado_gateway.store.spill import SpillingAppends
+
+        return SpillingAppends(Appends(self._links.shared))
+
     def of(self, config: Config, number: int = 1) -> Store:
         """Return the embedded store; with Redis, that one, and the embedded event log for the time when Redis fails.
 
@@ -85,7 +96,7 @@ class Stores:
 
         redis = open_redis(redis_options(config), config.namespace, self._owner, links=self._links, pace=pace)
         patience_seconds = 2 * config.socket_timeout_seconds  # requests to Redis have timed out by then
-        events = SpillingEvents(redis.events, local, patience_seconds=patience_seconds)
+        events = SpillingEvents(redis.events, local, patience_seconds=patience_seconds, together=self.together)
         if config.environment_name is not None:  # version 0.1 had no such file
             return Store(events, redis.state)
         former = config.former_namespace

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import Chunk
 from tornado_gateway.store.redis.entries import PAGE, chunk_of, order_of
-from tornado_gateway.store.redis.link import Link, TimelyScripts, prefix
+from tornado_gateway.store.redis.link import Link, prefix
 from tornado_gateway.store.redis.lua import CLAIM, HELD_CHUNKS, LEAVE
 from tornado_gateway.tasks import end_tasks
 
@@ -29,11 +29,10 @@ class Consumer:
     it claims chunks of others. (A process that is suspended for longer than that delivers its claimed chunks twice.)
     """
 
-    def __init__(self, link: Link, scripts: TimelyScripts, namespace: str, owner: str, alive_seconds: float) -> None:
+    def __init__(self, link: Link, namespace: str, owner: str, alive_seconds: float) -> None:
         # A process that starts anew under the same name and pid, as in containers, is another consumer.
         self.name = f"{owner}:{uuid.uuid4().hex[:8]}"
         self._link = link
-        self._scripts = scripts
         self._keys = tuple(f"{prefix(namespace)}:{name}" for name in ("events", "consumers"))
         self._alive_seconds = alive_seconds
         self._alive_since: float | None = None
@@ -124,7 +123,7 @@ class Consumer:
         may_take_over = self._alive_since is not None and asked_at - self._alive_since >= self._alive_seconds
         alive_ms = int(self._alive_seconds * 1000)
         try:
-            now_ms, was_alive, entries = await self._scripts.run(
+            now_ms, was_alive, entries = await self._link.scripts.run(
                 CLAIM,
                 self._keys,
                 GROUP,
@@ -139,7 +138,7 @@ class Consumer:
             if budget > 0:
                 self._in_doubt_until = time.monotonic() + self._link.timeout_seconds
             raise
-        self._scripts.note_clock(now_ms, asked_at)
+        self._link.scripts.note_clock(now_ms, asked_at)
         if not was_alive:
             self._alive_since = asked_at
         chunks = [chunk_of(entry) for entry in entries]
@@ -170,7 +169,7 @@ class Consumer:
         began = time.monotonic()
         known = set(self._ours)  # a reply may be older than a settlement that ends while it is awaited
         after = "0"
-        while entries := await self._scripts.run(HELD_CHUNKS, self._keys[:1], GROUP, self.name, after, PAGE):
+        while entries := await self._link.scripts.run(HELD_CHUNKS, self._keys[:1], GROUP, self.name, after, PAGE):
             chunks = [chunk_of(entry) for entry in entries if len(entry) == 6]
             found = [chunk for chunk in chunks if chunk.id not in known and chunk.id not in self._ours]
             self._own(found)

@@ -26,16 +26,18 @@ import logging
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 from tornado_gateway.errors import StoreError
 from tornado_gateway.logs import once
-from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetters, Depth, NewChunk, Store
+from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetters, Depth, NewChunk, Part, Store
 from tornado_gateway.store.redis.consumer import GROUP, Consumer
 from tornado_gateway.store.redis.durability import RISK_REMEDY, Ledger, risks
 from tornado_gateway.store.redis.entries import PAGE, arguments_of, letter_of, stored_at
-from tornado_gateway.store.redis.link import Link, Links, TimelyScripts, prefix
-from tornado_gateway.store.redis.lua import DEPTH, DISCARD, REQUEUE, SETTLE, TRIM, Value
+from tornado_gateway.store.redis.link import Link, Links, prefix
+from tornado_gateway.store.redis.lua import APPEND, DEPTH, DISCARD, REQUEUE, SETTLE, TRIM, Value
 from tornado_gateway.store.redis.options import RedisOptions
+from tornado_gateway.store.redis.replies import ForbiddenError, store_error, unwrapped
 from tornado_gateway.store.redis.state import RECHECK_SECONDS, RedisState
 
 logger = logging.getLogger(__name__)
@@ -76,10 +78,10 @@ class RedisEvents:
         self.repairs = 0
         self.letters_version = 0  # it stays: all processes share one number of dead events
         self._link = link
-        self._ledger = Ledger()
-        self._scripts = TimelyScripts(link)
-        self._consumer = Consumer(link, self._scripts, namespace, owner, alive_seconds)
-        self._keys = tuple(f"{prefix(namespace)}:{name}" for name in ("events", "counts", "dead"))
+        self.ledger = Ledger()
+        self.keys = tuple(f"{prefix(namespace)}:{name}" for name in ("events", "counts", "dead"))
+        self._append_all = Appends(link)
+        self._consumer = Consumer(link, namespace, owner, alive_seconds)
         self._format = f"{prefix(namespace)}:format"
 
     async def open(self) -> None:
@@ -102,18 +104,29 @@ class RedisEvents:
             await self._link.close()
 
     @property
+    def together(self) -> None:
+        """None: see SpillingEvents, which falls back to a local store for each part that fails."""
+
+    @property
     def lost(self) -> int:
-        return self._ledger.lost
+        return self.ledger.lost
 
     def _ledger_argument(self) -> str:
-        return self._ledger.argument(self._consumer.held_events)
+        return self.ledger.argument(self._consumer.held_events)
+
+    def append_arguments(self, chunks: Sequence[NewChunk]) -> list[Value]:
+        """Return the arguments of `append.lua` for these chunks, after their number."""
+        values: list[Value] = [0, self._ledger_argument(), sum([chunk.count for chunk in chunks])]
+        for chunk in chunks:
+            values += arguments_of(chunk)
+        values[0] = len(values) - 1
+        return values
 
     async def append(self, chunks: Sequence[NewChunk], seconds: float | None = None) -> None:
         """As promised by EventStore. Appending nothing tests whether chunks could be appended."""
-        values = [value for chunk in chunks for value in arguments_of(chunk)]
-        count, size = sum([chunk.count for chunk in chunks]), sum([len(chunk.body) for chunk in chunks])
-        work = (self._ledger_argument(), count, *values)
-        self._ledger.note(await self._scripts.append(self._keys, *work, size=size, seconds=seconds))
+        (error,) = await self._append_all([(self, chunks)], seconds)
+        if error is not None:
+            raise error
 
     async def claim(self, max_events: int, max_bytes: int = CLAIM_BYTES) -> list[Chunk]:
         return await self._consumer.claim(max_events, max_bytes)
@@ -131,12 +144,12 @@ class RedisEvents:
         rejected = [value for chunk, reason in dead for value in (*arguments_of(chunk), reason)]
         waiting = [value for chunk in remaining for value in arguments_of(chunk)]
         work = (len(chunks), *settled, len(dead), *rejected, len(remaining), *waiting)
-        self._ledger.note(await self._scripts.run(SETTLE, self._keys, GROUP, *work, self._ledger_argument()))
+        self.ledger.note(await self._link.scripts.run(SETTLE, self.keys, GROUP, *work, self._ledger_argument()))
         self._consumer.forget(chunks)
 
     async def depth(self) -> Depth:
-        ledger, first, size = await self._link.run(DEPTH, self._keys, self._ledger_argument())
-        self._ledger.note(ledger)
+        ledger, first, size = await self._link.run(DEPTH, self.keys, self._ledger_argument())
+        self.ledger.note(ledger)
         _, _, waiting, dead, _ = ledger
         return Depth(waiting, dead, stored_at(first) if first else None, max(0, size))
 
@@ -145,7 +158,7 @@ class RedisEvents:
         return 0
 
     async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> DeadLetters:
-        entries = await self._link.call("XRANGE", self._keys[2], "-" if first is None else first, "+", "COUNT", limit)
+        entries = await self._link.call("XRANGE", self.keys[2], "-" if first is None else first, "+", "COUNT", limit)
         return DeadLetters(letter_of(entry_id, fields) for entry_id, fields in entries)
 
     async def requeue(self, ids: Sequence[int | str] | None = None, max_events: int | None = None) -> int:
@@ -163,13 +176,13 @@ class RedisEvents:
     async def _requeued(self, ids: Sequence[int | str] | None, budget: int) -> AsyncIterator[int]:
         """Move one portion after the other. Yield the number of events of each."""
         if ids is None:
-            last = await self._link.call("XREVRANGE", self._keys[2], "+", "-", "COUNT", 1)
+            last = await self._link.call("XREVRANGE", self.keys[2], "+", "-", "COUNT", 1)
             ranges = [("-", last[0][0].decode(), PAGE)] if last else []
         else:
             ranges = [(id_, id_, 1) for id_ in _known(ids)]
         for first, last_id, page in ranges:
             while True:
-                letters, events = await self._link.run(REQUEUE, self._keys, first, last_id, page, budget)
+                letters, events = await self._link.run(REQUEUE, self.keys, first, last_id, page, budget)
                 yield events
                 budget -= events if budget >= 0 else 0
                 if letters < page or page == 1:
@@ -178,17 +191,17 @@ class RedisEvents:
     async def requeue_edited(self, id_: int | str, body: bytes) -> int:
         moved = 0
         for known in _known([id_]):
-            _, moved = await self._link.run(REQUEUE, self._keys, known, known, 1, -1, body)
+            _, moved = await self._link.run(REQUEUE, self.keys, known, known, 1, -1, body)
         return moved
 
     async def discard_dead_letters(self, ids: Sequence[int | str]) -> int:
-        return sum([(await self._link.run(DISCARD, self._keys, id_, id_, 1))[1] for id_ in _known(ids)])
+        return sum([(await self._link.run(DISCARD, self.keys, id_, id_, 1))[1] for id_ in _known(ids)])
 
     async def expire_dead_letters(self, before: float) -> int:
         """As promised by EventStore. All instances share the dead letters."""
         discarded, last = 0, int(before * 1000) - 1
         while last > 0:
-            letters, events = await self._link.run(DISCARD, self._keys, "-", last, PAGE)
+            letters, events = await self._link.run(DISCARD, self.keys, "-", last, PAGE)
             discarded += int(events)
             if letters < PAGE:
                 break
@@ -198,10 +211,43 @@ class RedisEvents:
         """As promised by EventStore. All instances share the dead letters, and the limit."""
         discarded = 0
         while True:
-            letters, events = await self._link.run(TRIM, self._keys, max_events, PAGE)
+            letters, events = await self._link.run(TRIM, self.keys, max_events, PAGE)
             discarded += int(events)
             if letters < PAGE:
                 return discarded
+
+
+class Appends:
+    """The appends on one link, of several environments by one script: an environment among many has few events.
+
+    Each part succeeds or fails by itself, unless Redis does not reply at all.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    async def __call__(self, parts: Sequence[Part], seconds: float | None = None) -> list[StoreError | None]:
+        """Append the chunks of each part to its store. Return the error of each, None if it is stored.
+
+        The caller waits for `seconds`.
+        """
+        keys = [key for store, _ in parts for key in store.keys]
+        values = [value for store, chunks in parts for value in store.append_arguments(chunks)]
+        try:
+            replies = await self._link.scripts.run(APPEND, keys, *values, seconds=seconds)
+        except ForbiddenError as error:  # perhaps for the keys of some of them only. Redis has executed nothing
+            if len(parts) == 1:
+                return [error]
+            return [(await self([part], seconds))[0] for part in parts]
+        except StoreError as error:
+            return [error] * len(parts)
+        return [self._finished(store, reply) for (store, _), reply in zip(parts, replies, strict=True)]
+
+    def _finished(self, store: RedisEvents, reply: Any) -> StoreError | None:
+        if isinstance(reply, Exception):
+            return store_error(self._link.name, unwrapped(reply))
+        store.ledger.note(reply)
+        return None
 
 
 def _known(ids: Sequence[int | str]) -> list[str]:

@@ -18,7 +18,6 @@ from redis.asyncio.client import PubSub
 
 from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.redis.appends import Appends
 from tornado_gateway.store.redis.lua import Script, Value
 from tornado_gateway.store.redis.options import RedisOptions
 from tornado_gateway.store.redis.replies import (
@@ -48,18 +47,15 @@ def make_link(options: RedisOptions, namespace: str) -> "Link":
 
 
 class Links:
-    """The links of this process, for any number of namespaces."""
+    """The links of this process, for any number of namespaces. `shared` is the one for all, None in a Cluster."""
 
     def __init__(self, options: RedisOptions) -> None:
         self._options = options
-        self._shared: Link | None = None
+        # Only a Cluster has slots, on which the route depends.
+        self.shared = None if options.is_cluster else make_link(options, "")
 
     def of(self, namespace: str) -> "Link":
-        if self._options.is_cluster:
-            return make_link(self._options, namespace)
-        if self._shared is None:
-            self._shared = make_link(self._options, namespace)
-        return self._shared
+        return self.shared or make_link(self._options, namespace)
 
 
 def prefix(namespace: str) -> str:
@@ -92,7 +88,11 @@ class Link:
         self._backoff = Backoff(RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS, RETRY_JITTER)
         self._retry_at = 0.0
         self._messages = _Messages()
-        self.appends = Appends(self.run, route.name)
+        self.scripts = TimelyScripts(self)
+
+    @property
+    def name(self) -> str:
+        return self._route.name
 
     @property
     def is_closed(self) -> bool:
@@ -316,19 +316,11 @@ class TimelyScripts:
         self._link = link
         self._server_clock: float | None = None  # the server's milliseconds at our monotonic 0
 
-    async def run(self, script: Script, keys: Sequence[str], *args: Value) -> Any:
-        """Return the reply of a script that begins with `on_time`."""
-        try:
-            return await self._link.run(script, keys, self._last_moment(self._link.timeout_seconds), *args)
-        except LateError:
-            self._forget_clock()
-            raise
-
-    async def append(self, keys: Sequence[str], *args: Value, size: int, seconds: float | None = None) -> Any:
-        """Return the reply of `append.lua` for one namespace. The caller waits for `seconds`."""
+    async def run(self, script: Script, keys: Sequence[str], *args: Value, seconds: float | None = None) -> Any:
+        """Return the reply of a script that begins with `on_time`. The caller waits for `seconds`."""
         patience = min(self._link.timeout_seconds, seconds or math.inf)
         try:
-            return await self._link.appends.add(keys, (self._last_moment(patience), *args), size, patience)
+            return await self._link.run(script, keys, self._last_moment(patience), *args)
         except LateError:
             self._forget_clock()
             raise

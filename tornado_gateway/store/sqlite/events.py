@@ -9,6 +9,7 @@ synchronous=FULL (STORE_SYNC=full) calls fsync for each commit and loses nothing
 """
 
 import logging
+import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -83,6 +84,10 @@ class SqliteEvents:
         self._deletions = PendingDeletions(self._database, self._space, settle_seconds, retry_seconds)
         self._adoption = Adoption(directory, self._database, self._space, self._ids, self._inserted)
 
+    @property
+    def together(self) -> None:
+        """None, because each log has a file and a thread of its own."""
+
     async def open(self) -> None:
         """Open the log, even if the disk is full: stored events can be delivered, and new ones are rejected."""
         guard, follower = self._files.lock()
@@ -105,9 +110,7 @@ class SqliteEvents:
         """
         if self._files.replaced == self.repairs:
             with suppress(StoreError):
-                self.letters_version = await self._database.run(letters.letters_version)
-            if self._memory.is_empty:
-                await self._shrink()
+                self.letters_version = await self._database.run(_look_after, self._memory.is_empty)
             return
         replaced, log = self._files.replaced, self._log
         try:
@@ -118,11 +121,6 @@ class SqliteEvents:
             logger.error("events in memory cannot be stored again yet: %s", error)
         else:
             self.repairs, self._former_log = replaced, log
-
-    async def _shrink(self) -> None:
-        """Return the disk space of events that were delivered, while none waits."""
-        with suppress(StoreError):
-            await self._database.run(shrink, "main", SHRINK_BYTES)
 
     @property
     def _log(self) -> str:
@@ -253,3 +251,11 @@ class SqliteEvents:
     async def adopt(self) -> int:
         """Move the contents of the logs of dead workers into this one. Return the number of events moved."""
         return await self._adoption.adopt(self._log)
+
+
+def _look_after(connection: sqlite3.Connection, is_empty: bool) -> int:
+    """Return `letters_version`. If no event waits, return the disk space of those that were delivered."""
+    version = letters.letters_version(connection)
+    if is_empty:
+        shrink(connection, "main", SHRINK_BYTES)
+    return version

@@ -1,21 +1,18 @@
--- Append to several namespaces. KEYS: events, counts and dead of each. ARGV[1] is 0; then follow, for each of them, the
--- number of its arguments, its last moment, its ledger, its number of events, and its chunks. A namespace that fails has
--- its error in the reply, and does not concern the others. If all fail, as with a full Redis, the reply is the error.
+-- Append to several namespaces. KEYS: events, counts and dead of each. After the last moment follow, for each of them, the
+-- number of its arguments, its ledger, its number of events, and its chunks. A namespace that fails has its error in the
+-- reply, and does not concern the others. If all fail, as with a full Redis, the reply is the error.
 local function append(place, first, last)
-    if late(ARGV[first]) then return late(ARGV[first]) end
     local events, counts = KEYS[place], KEYS[place + 1]
-    local ledger = ledger_of(events, counts, KEYS[place + 2], ARGV[first + 1])
+    local ledger = ledger_of(events, counts, KEYS[place + 2], ARGV[first])
+    ledger.waiting, ledger.sequence = ledger.waiting + ARGV[first + 1], ledger.sequence + 1
+    for i = first + 2, last, 5 do ledger.bytes = ledger.bytes + #ARGV[i + 2] end
     -- The counters come first: a full or read-only Redis rejects them, and then nothing has been written.
-    redis.call('HINCRBY', counts, 'waiting', ARGV[first + 2])
-    redis.call('HINCRBY', counts, 'sequence', 1)
-    local bytes = 0
-    for i = first + 3, last, 5 do
+    redis.call('HSET', counts, 'waiting', ledger.waiting, 'sequence', ledger.sequence, 'bytes', ledger.bytes)
+    for i = first + 2, last, 5 do
         redis.call('XADD', events, '*',
             'n', ARGV[i], 'q', ARGV[i + 1], 'b', ARGV[i + 2], 'a', ARGV[i + 3], 'k', ARGV[i + 4])
-        bytes = bytes + #ARGV[i + 2]
     end
-    redis.call('HINCRBY', counts, 'bytes', bytes)
-    return ledger()
+    return reply_of(ledger)
 end
 local replies, first, error = {}, 2, nil
 for place = 1, #KEYS, 3 do

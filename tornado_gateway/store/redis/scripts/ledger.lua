@@ -1,7 +1,7 @@
--- `ledger_of` returns the function that makes the ledger of a namespace for a reply. The argument is the ledger of the
--- caller: the epoch, the sequence number and the waiting and dead events of its last reply, and the name of a new epoch.
--- A missing epoch, or a sequence number below that of the caller, shows that Redis has lost data. The first caller that
--- notices it begins a new epoch, and gets the number of missing events.
+-- `ledger_of` returns the ledger of a namespace, with `lost` events. The argument is the ledger of the caller: the epoch,
+-- the sequence number and the waiting and dead events of its last reply, and the name of a new epoch. A missing epoch, or a
+-- sequence number below that of the caller, shows that Redis has lost data. The first caller that notices it begins a new
+-- epoch, and gets the number of missing events.
 local function total(stream)  -- of a stream whose counter is gone
     local events, after, last = 0, '-', nil
     while true do
@@ -13,30 +13,29 @@ local function total(stream)  -- of a stream whose counter is gone
         after, last = page[#page][1], page[#page][1]
     end
 end
+local function left(stored, number, stream)
+    if not stored then return total(stream) end
+    return number ~= 0 and redis.call('XLEN', stream) == 0 and 0 or number
+end
 local function ledger_of(events, counts, letters, argument)
     local known_epoch, known_sequence, known_waiting, known_dead, new_epoch =
         string.match(argument, '(%S+) (%S+) (%S+) (%S+) (%S+)')
-    local function has_written(...) return not (type(redis.pcall('HSET', counts, ...)) == 'table') end  -- a full Redis rejects it
-    local function find_lost()
-        local epoch, sequence, waiting, dead = unpack(redis.call('HMGET', counts, 'epoch', 'sequence', 'waiting', 'dead'))
-        local before_waiting, before_dead = tonumber(waiting or 0), tonumber(dead or 0)
-        waiting = not waiting and total(events) or redis.call('XLEN', events) == 0 and 0 or before_waiting
-        dead = not dead and total(letters) or redis.call('XLEN', letters) == 0 and 0 or before_dead
-        local is_known = epoch and epoch == known_epoch
-        if known_epoch ~= '-' and (not epoch or (is_known and tonumber(sequence) < tonumber(known_sequence))) then
-            before_waiting = math.max(before_waiting, tonumber(known_waiting))
-            before_dead = math.max(before_dead, tonumber(known_dead))
-            epoch = false
-        end
-        local lost = math.max(0, before_waiting - waiting) + math.max(0, before_dead - dead)
-        if epoch and lost == 0 then return 0 end
-        local is_new = has_written('epoch', epoch or new_epoch, 'sequence', math.max(tonumber(sequence or 0), tonumber(known_sequence)),
-            'waiting', waiting, 'dead', dead)
-        return is_new and lost or 0
+    known_sequence = tonumber(known_sequence)
+    local stored = redis.call('HMGET', counts, 'epoch', 'sequence', 'waiting', 'dead', 'bytes')
+    local epoch, sequence, bytes = stored[1], tonumber(stored[2] or 0), tonumber(stored[5] or 0)
+    local waiting, dead = tonumber(stored[3] or 0), tonumber(stored[4] or 0)
+    local found = {epoch = epoch or '-', sequence = sequence, waiting = waiting, dead = dead, bytes = bytes, lost = 0}
+    local waiting_left, dead_left = left(stored[3], waiting, events), left(stored[4], dead, letters)
+    if known_epoch ~= '-' and (not epoch or (epoch == known_epoch and sequence < known_sequence)) then
+        waiting, dead = math.max(waiting, tonumber(known_waiting)), math.max(dead, tonumber(known_dead))
+        epoch = false
     end
-    local lost = find_lost()
-    return function()
-        local values = redis.call('HMGET', counts, 'epoch', 'sequence', 'waiting', 'dead')
-        return {values[1] or '-', tonumber(values[2] or 0), tonumber(values[3] or 0), tonumber(values[4] or 0), lost}
-    end
+    local lost = math.max(0, waiting - waiting_left) + math.max(0, dead - dead_left)
+    if epoch and lost == 0 then return found end
+    epoch, sequence = epoch or new_epoch, math.max(sequence, known_sequence)
+    local is_full = type(redis.pcall('HSET', counts,
+        'epoch', epoch, 'sequence', sequence, 'waiting', waiting_left, 'dead', dead_left)) == 'table'
+    if is_full then return found end  -- the loss is counted when it can be noted
+    return {epoch = epoch, sequence = sequence, waiting = waiting_left, dead = dead_left, bytes = bytes, lost = lost}
 end
+local function reply_of(ledger) return {ledger.epoch, ledger.sequence, ledger.waiting, ledger.dead, ledger.lost} end

@@ -27,9 +27,9 @@ for _ = 1, tonumber(next_argument()) do
     waiting = waiting + tonumber(count)
     bytes = bytes + #body
 end
-waiting = redis.call('HINCRBY', KEYS[2], 'waiting', waiting)
+ledger.waiting = redis.call('HINCRBY', KEYS[2], 'waiting', waiting)
 -- Chunks of earlier versions were stored without being counted in bytes.
-if waiting > 0 then redis.call('HINCRBY', KEYS[2], 'bytes', bytes) else redis.call('HDEL', KEYS[2], 'bytes') end
-redis.call('HINCRBY', KEYS[2], 'dead', dead)
-redis.call('HINCRBY', KEYS[2], 'sequence', 1)
-return ledger()
+if ledger.waiting > 0 then redis.call('HINCRBY', KEYS[2], 'bytes', bytes) else redis.call('HDEL', KEYS[2], 'bytes') end
+ledger.dead = redis.call('HINCRBY', KEYS[2], 'dead', dead)
+ledger.sequence = redis.call('HINCRBY', KEYS[2], 'sequence', 1)
+return reply_of(ledger)
