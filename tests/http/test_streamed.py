@@ -305,6 +305,23 @@ def test_d2_no_page_starts_behind_one_that_is_not_read(pages):
     assert [clients[0].response().body for _ in range(8)] == [LARGE] * 8
 
 
+def test_page_of_a_client_that_has_gone_is_not_started(pages):
+    """It took its turn from those of others, and its task was left over after a stop."""
+    live = pages()
+
+    def ask_and_leave():
+        (connection,) = live.server.activity.clients
+        connection.data_received(get("/large"))
+        connection.output.abort()
+
+    live.connect()
+    live.until(lambda: live.server.activity.clients)
+    live.call(ask_and_leave)
+    live.until(lambda: not live.server.activity.clients)
+    assert live.ask(get("/page")).status == 200
+    assert events == []
+
+
 def test_stop_finishes_a_streamed_answer(pages):
     live = pages()
     client = live.connect().send(get("/parts"))

@@ -149,6 +149,9 @@ class Page(HTTPConnection):
             self._run_queue.add(self._start)
 
     def _start(self) -> bool:
+        if self._connection.output.open_transport() is None:  # its client has gone meanwhile
+            self._connection.page_finished(self._request)
+            return False
         task = asyncio.ensure_future(self._run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
