@@ -119,7 +119,9 @@ class EventsApi:
         return self._take_event(request, document, body, document_problem(document, body))
 
     async def _take_large_event(self, request: Request) -> Response:
-        return self._take_event(request, *await self._read_large_event(request.body))
+        async with self._reading:
+            read = await asyncio.to_thread(_read_event, request.body)
+        return self._take_event(request, *read)
 
     def _take_event(self, request: Request, document: Any, body: bytes, problem: RequestError | None) -> Response:
         scope = self._environments.scope_of(request)
@@ -156,10 +158,6 @@ class EventsApi:
             document = (await asyncio.to_thread(_read_in_pieces, request.body))[0]
             response = self._take_document(request, document)
             return response if isinstance(response, Response) else await response
-
-    async def _read_large_event(self, body: bytes) -> tuple[Any, bytes, RequestError | None]:
-        async with self._reading:
-            return await asyncio.to_thread(_read_event, body)
 
     def _take_document(self, request: Request, document: object) -> Response | Awaitable[Response]:
         scope = self._environments.scope_of(request, has_header=True)

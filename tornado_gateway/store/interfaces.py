@@ -153,7 +153,7 @@ Part = tuple[Any, Sequence[NewChunk]]  # a store, and chunks that are appended t
 
 
 class Together(Protocol):
-    """Appends to several stores in one step, because they share a connection: each has it as `together`."""
+    """Appends to several stores in one step, because they share a connection."""
 
     async def append(self, parts: Sequence[Part]) -> Sequence[StoreError | None]:
         """Append to each store all of its chunks, or none. Return the error of each part, None if it is stored.
@@ -165,8 +165,6 @@ class Together(Protocol):
 class EventStore(Protocol):
     """A durable queue of chunks, oldest first. `failure` is the reason why events are kept elsewhere at the moment.
 
-    `together` appends to this store and to others at once, None if it shares no connection.
-
     `lost` is the number of stored events that the store has lost and counted. `repairs` grows when events may be
     missing that it cannot count: the numbers of `depth` are true again, and the difference to those of the caller is
     lost. `letters_version` changes when another process has changed dead letters, perhaps those that `depth` counts.
@@ -175,9 +173,6 @@ class EventStore(Protocol):
     failure: str | None
     repairs: int
     letters_version: int
-
-    @property
-    def together(self) -> Together | None: ...
 
     @property
     def lost(self) -> int: ...

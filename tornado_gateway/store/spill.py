@@ -50,7 +50,7 @@ class SpillingEvents:
         patience_seconds: float = 10.0,
         together: "SpillingAppends | None" = None,
     ) -> None:
-        self.together = together
+        self._together = together
         self.repairs = 0  # those of the local log are not counted: it holds events only while the primary fails
         self.letters_version = 0
         self.failure: str | None = None  # why the primary store is not used at the moment
@@ -83,13 +83,13 @@ class SpillingEvents:
         with suppress(StoreError):
             await self._open_primary()
         self._wanted.set()  # a previous process may have left chunks
-        if self.together is not None:
-            self.together.stores.add(self)
+        if self._together is not None:
+            self._together.stores.add(self)
         self._task = asyncio.create_task(self._keep_moving())
 
     async def close(self) -> None:
-        if self.together is not None:
-            self.together.stores.discard(self)
+        if self._together is not None:
+            self._together.stores.discard(self)
         if self._task is not None:
             self._stopping.set()
             self._wanted.set()

@@ -104,10 +104,6 @@ class RedisEvents:
             await self._link.close()
 
     @property
-    def together(self) -> None:
-        """None: see SpillingEvents, which falls back to a local store for each part that fails."""
-
-    @property
     def lost(self) -> int:
         return self.ledger.lost
 

@@ -84,10 +84,6 @@ class SqliteEvents:
         self._deletions = PendingDeletions(self._database, self._space, settle_seconds, retry_seconds)
         self._adoption = Adoption(directory, self._database, self._space, self._ids, self._inserted)
 
-    @property
-    def together(self) -> None:
-        """None, because each log has a file and a thread of its own."""
-
     async def open(self) -> None:
         """Open the log, even if the disk is full: stored events can be delivered, and new ones are rejected."""
         guard, follower = self._files.lock()
