@@ -1,6 +1,6 @@
 """The user of one call: the inputs of a decision that a caller provides."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -93,45 +93,74 @@ def context_from_json(fields: Mapping[str, Any], user_id: Any) -> Context:
     Fields of a wrong type count as absent, except null variables, which stay None (see Context). With `_vwo` or
     `_wingify` present, `location` and `device` are never None: missing fields are unknown, not to be looked up.
     """
-    get = fields.get
-    context = Context(
-        user_id,
-        None,
-        _variables(get("customVariables", EMPTY_PROPERTIES)),
-        _variables(get("variationTargetingVariables", EMPTY_PROPERTIES)),
-        (),
-        None,
-        _text(get("userAgent")),
-        _text(get("ipAddress")),
-        None,
-        None,
-        get("sessionId"),
-        get("useIdForWeb") is True,
-        bool(get("isDevMode")),
-    )
-    if "bucketingSeed" in fields:
-        context.bucketing_seed = _text(fields["bucketingSeed"])
-    if "postSegmentationVariables" in fields:
-        context.post_segmentation_variables = _names(fields["postSegmentationVariables"])
-    if "platformVariables" in fields and isinstance(fields["platformVariables"], Mapping):
-        context.web_testing_campaigns = fields["platformVariables"].get("webTestingCampaigns")
-    known = get("_vwo") or get("_wingify")
-    if known and isinstance(known, Mapping):
-        context.location = _facts(known.get("location"))
-        context.device = _facts(known.get("userAgent"))
+    context = Context(user_id)
+    for name in fields:
+        use = _FIELDS.get(name)
+        if use is not None:
+            use(context, fields[name])
+    if "_vwo" in fields or "_wingify" in fields:
+        known = fields.get("_vwo") or fields.get("_wingify")
+        if known and isinstance(known, Mapping):
+            context.location = _facts(known.get("location"))
+            context.device = _facts(known.get("userAgent"))
     return context
 
 
-def _variables(value: object) -> Properties | None:
-    return value if value is EMPTY_PROPERTIES or isinstance(value, dict) else None
+def _use_custom_variables(context: Context, value: object) -> None:
+    context.custom_variables = value if isinstance(value, dict) else None
 
 
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+def _use_variation_targeting_variables(context: Context, value: object) -> None:
+    context.variation_targeting_variables = value if isinstance(value, dict) else None
 
 
-def _names(value: object) -> Sequence[str]:
-    return tuple(name for name in value if isinstance(name, str)) if isinstance(value, list) else ()
+def _use_user_agent(context: Context, value: object) -> None:
+    context.user_agent = value if isinstance(value, str) else None
+
+
+def _use_ip_address(context: Context, value: object) -> None:
+    context.ip_address = value if isinstance(value, str) else None
+
+
+def _use_session_id(context: Context, value: object) -> None:
+    context.session_id = value
+
+
+def _use_id_for_web(context: Context, value: object) -> None:
+    context.use_id_for_web = value is True
+
+
+def _use_dev_mode(context: Context, value: object) -> None:
+    context.is_dev_mode = bool(value)
+
+
+def _use_bucketing_seed(context: Context, value: object) -> None:
+    context.bucketing_seed = value if isinstance(value, str) else None
+
+
+def _use_post_segmentation_variables(context: Context, value: object) -> None:
+    names = value if isinstance(value, list) else ()
+    context.post_segmentation_variables = tuple(name for name in names if isinstance(name, str))
+
+
+def _use_platform_variables(context: Context, value: object) -> None:
+    if isinstance(value, Mapping):
+        context.web_testing_campaigns = value.get("webTestingCampaigns")
+
+
+# A request has few of these fields, so they are found by their names instead of being asked for one after the other.
+_FIELDS: Final[Mapping[str, Callable[[Context, object], None]]] = {
+    "customVariables": _use_custom_variables,
+    "variationTargetingVariables": _use_variation_targeting_variables,
+    "userAgent": _use_user_agent,
+    "ipAddress": _use_ip_address,
+    "sessionId": _use_session_id,
+    "useIdForWeb": _use_id_for_web,
+    "isDevMode": _use_dev_mode,
+    "bucketingSeed": _use_bucketing_seed,
+    "postSegmentationVariables": _use_post_segmentation_variables,
+    "platformVariables": _use_platform_variables,
+}
 
 
 def _facts(value: object) -> Properties:
