@@ -54,8 +54,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         *("activity", "blocked", "corked", "eof", "find", "gate", "has_served", "held", "is_lingering"),
-        *("is_queued", "last_progress", "on_response", "options", "output", "peer", "queue", "queued_bytes", "reader"),
-        *("since", "stopping", "tls", "waiting"),
+        *("is_new", "is_queued", "last_progress", "on_response", "options", "output", "peer", "queue", "queued_bytes"),
+        *("reader", "since", "stopping", "tls", "waiting"),
     )
 
     def __init__(self, options: ServerOptions, activity: Activity, stopping: bool = False, peer: str = "") -> None:
@@ -74,6 +74,7 @@ class Connection(asyncio.Protocol):
         self.queued_bytes = 0  # of the complete responses in the queue
         self.gate: Gate | None = None  # the last one that knows this connection, so that it is called only once
         self.has_served = False  # a request of the bytes that have just arrived
+        self.is_new = True  # no bytes have arrived
         self.is_queued = False  # in the run queue
         self.corked = self.blocked = False
         self.last_progress: tuple[int, list[tuple[bytes, bytes]], int] = (-1, self.reader.head_headers, 0)
@@ -90,7 +91,6 @@ class Connection(asyncio.Protocol):
         if self.tls:  # as for plain connections; the default for TLS is eight times as much
             transport.set_write_buffer_limits(WRITE_BYTES)  # type: ignore[attr-defined]  # see above
         self.activity.clients.add(self)
-        self.activity.run_queue.newcomers.add(self)
         most = self.options.limits.max_connections
         if most and len(self.activity.clients) > most:
             self.activity.log.error("connections", "too many connections: beyond %d, new ones get a 503", most)
@@ -100,10 +100,12 @@ class Connection(asyncio.Protocol):
         reader = self.reader
         if reader.phase >= ENDED:
             return
-        has_turn = not self.activity.run_queue.newcomers or self.activity.run_queue.admits(self)
-        if self.blocked or not has_turn or len(data) > self.options.slice_size(data):
-            self._hold_and_pump(data)
-            return
+        if self.blocked or self.is_new or len(data) > self.options.small_bytes:
+            has_turn = not self.is_new or self.activity.run_queue.admits()
+            self.is_new = False
+            if self.blocked or not has_turn or len(data) > self.options.slice_size(data):
+                self._hold_and_pump(data)
+                return
         self.corked, self.has_served = True, False
         reader.read(data)
         self.corked = False
@@ -125,7 +127,6 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Complete the requests of a peer that has closed the connection; their responses are dropped."""
         self.activity.clients.discard(self)
-        self.activity.run_queue.newcomers.discard(self)
         self.activity.orphans.add(self)
         self.output.lost()
         pages = [request.page for request in self.queue if request.page is not None]
@@ -235,7 +236,7 @@ class Connection(asyncio.Protocol):
     # --- Serving ---
 
     def _deliver(self, request: Request) -> None:
-        if self.has_served or self._is_ending():
+        if self.has_served or (self.queue and self._is_ending()):
             self._block()
             self.waiting.append(request)
         else:
@@ -281,7 +282,7 @@ class Connection(asyncio.Protocol):
 
     def _enqueue(self, request: Request) -> None:
         self.queue.append(request)
-        if len(self.queue) >= self.options.limits.max_pipelined or self.queued_bytes >= MAX_QUEUED_BYTES:
+        if self.queued_bytes >= MAX_QUEUED_BYTES or len(self.queue) >= self.options.max_pipelined:
             self._block()
 
     def _hold(self, gate: Gate) -> None:
@@ -366,13 +367,12 @@ class Connection(asyncio.Protocol):
     def _send(self, request: Request, response: Response) -> None:
         plain = request.keep_alive and request.version == "1.1" and request.method != b"HEAD" and not self.stopping
         data = response.encoded if plain and not request.wants_echo else self._render(request, response)
-        if self.on_response is not None:
-            self.count(request, response.status)
+        self.count(request, response.status)
         request.charge = None  # now, because a traceback may keep the request
         output = self.output
         output.pieces.append(data)
-        output.size += len(data)
-        if output.size >= WRITE_BYTES:
+        size = output.size = output.size + len(data)
+        if size >= WRITE_BYTES:
             output.write_pieces()
 
     def _render(self, request: Request, response: Response) -> bytes:
@@ -397,11 +397,10 @@ class Connection(asyncio.Protocol):
 
     def count(self, request: Request, status: int) -> None:
         """Report a finished response to the metrics hook."""
-        if self.on_response is not None:
-            try:
-                self.on_response(request, status)
-            except Exception:
-                logger.exception("the on_response hook failed", extra=log_fields(request))
+        try:
+            self.on_response(request, status)
+        except Exception:
+            logger.exception("the on_response hook failed", extra=log_fields(request))
 
     def page_finished(self, request: Request) -> None:
         """Continue after the page at the head of the queue has been written completely."""

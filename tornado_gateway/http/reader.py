@@ -235,7 +235,9 @@ class Reader:
 
     def read(self, data: bytes) -> None:
         """Read a slice completely, limits included."""
-        slices = [] if self.phase == IDLE and self._read_known(data) else [data]
+        if self.phase == IDLE and self._read_known(data):
+            return
+        slices = [data]
         while slices and self.phase < ENDED:  # the last one first
             data = slices.pop()
             started = self.phase
