@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 Entry = tuple[int, bytes]  # number of events, their documents joined by newlines
 CHECKS = 4  # of a commit within its time
 # Between the beginnings of two groups while requests are concurrent: to commit a group costs more than to decide.
-GROUP_SECONDS = 0.0005
+GROUP_SECONDS = 0.001
 TIMER_SECONDS = 0.001  # the shortest time that uvloop can wait
 ROUND_GROUPS = 64  # in one step of the store, which does nothing else meanwhile
 ROUND_BYTES = 1024 * 1024  # so that a large group delays few others
