@@ -6,7 +6,7 @@ memberships are arguments. Used by all rooms that decide, describe features or w
 
 from tornado_gateway.core.compiler import compile_settings, with_tracing
 from tornado_gateway.core.context import Context, context_from_json
-from tornado_gateway.core.decision import Decision, context_problem, decide, exposure, uuid_of
+from tornado_gateway.core.decision import OUTCOMES, Decision, context_problem, decide, exposure, uuid_of
 from tornado_gateway.core.event_templates import to_json
 from tornado_gateway.core.identity import is_web_uuid, visitor_uuid
 from tornado_gateway.core.operators import list_value
@@ -23,6 +23,7 @@ from tornado_gateway.core.validation import SettingsError, YieldPoint, never_yie
 
 __all__ = [
     "DISABLED_BODY",
+    "OUTCOMES",
     "Context",
     "Decision",
     "Feature",

@@ -1,7 +1,7 @@
 """`decide` returns the variation of a feature that a user sees, and the reason (decision engine 3.1 and 3.2)."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from tornado_gateway.core.compiler import with_tracing
 from tornado_gateway.core.context import Abort, Context
@@ -30,6 +30,10 @@ from tornado_gateway.core.types import (
 )
 
 INVALID_WEB_UUID = "UUID passed in context is not a valid UUID"
+
+OUTCOMES: Final = ("enabled", "disabled", "error", "not_found")  # as decisions are counted
+_DISABLED: Final = 1
+_OUTCOME_OF_REASON: Final = {"error": 2, "feature not found": 3}
 
 
 class Decision:
@@ -79,6 +83,11 @@ class Decision:
     @property
     def enabled(self) -> bool:
         return self.variation is not None
+
+    @property
+    def outcome(self) -> int:
+        """The place of its outcome in OUTCOMES."""
+        return 0 if self.variation is not None else _OUTCOME_OF_REASON.get(self.reason, _DISABLED)
 
     @property
     def variables(self) -> list[dict[str, Any]]:

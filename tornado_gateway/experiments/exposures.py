@@ -99,15 +99,13 @@ class Exposures:
 
     def shown(self, decision: core.Decision) -> None:
         """Note the impressions of a decision. Whitelisted visitors are counted, but they are in no sample."""
-        uuid = None if decision.reason == "whitelisted" else decision.uuid
+        find = self._shown.get
         for impression in decision.impressions:
-            shown = self._shown.get(impression.tail)
-            if shown is None:
-                continue
-            shown.tally[EXPOSURES] += 1
-            audience = shown.audience
-            if audience is not None and uuid:
-                self._note(bytes.fromhex(uuid[-DIGITS:]), audience, shown.code)
+            shown = find(impression.tail)
+            if shown is not None:
+                shown.tally[EXPOSURES] += 1
+                if shown.audience is not None and decision.uuid and decision.reason != "whitelisted":
+                    self._note(bytes.fromhex(decision.uuid[-DIGITS:]), shown.audience, shown.code)
 
     def shown_by_sdk(self, data: dict[str, Any]) -> None:
         """Note the impression of an event `vwo_variationShown`, if the settings have its variation."""

@@ -3,17 +3,14 @@
 Workers count for themselves, and add their counts to a record in the store.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from tornado_gateway import core
 
-OUTCOMES = ("enabled", "disabled", "error")
-# Places in a tally.
-ENABLED: Final = 0
-DISABLED: Final = 1
-ERROR: Final = 2
-EXPOSURES: Final = 3
+# In a tally, the exposures are behind the decisions with each outcome but the last one, which no feature has.
+NOT_FOUND: Final = len(core.OUTCOMES) - 1
+EXPOSURES: Final = NOT_FOUND
 MOST_FEATURES = 2_000
 MOST_UNKNOWN = 100
 LONGEST_KEY = 100  # characters of an unknown key
@@ -32,10 +29,16 @@ class FeatureNews(NamedTuple):
 
 
 class FeatureCounts:
-    """The counts of one worker that are not yet in the record. `then` counts each decision as well."""
+    """The counts of one worker that are not yet in the record.
 
-    def __init__(self, then: Callable[[core.Decision], None] = lambda decision: None) -> None:
-        self._then = then
+    `decisions` has the numbers of all decisions since the start, by outcome. They are also counted in `counters`, those
+    of all environments, beginning at `first`.
+    """
+
+    def __init__(self, counters: list[int] | None = None, first: int = 0) -> None:
+        self.decisions = [0] * len(core.OUTCOMES)
+        self._counters = counters or [0] * len(core.OUTCOMES)
+        self._first = first
         self._tallies: dict[str, Tally] = {}
         self._unknown: dict[str, int] = {}
 
@@ -52,20 +55,17 @@ class FeatureCounts:
 
     def decided(self, decision: core.Decision) -> None:
         """Count a decision."""
-        self._then(decision)
+        outcome = decision.outcome
+        self.decisions[outcome] += 1
+        self._counters[self._first + outcome] += 1
         tally = self._tallies.get(decision.feature_key)
-        if tally is None:
-            self._count_unknown(decision)
-        elif decision.variation is not None:
-            tally[ENABLED] += 1
-        else:
-            tally[ERROR if decision.reason == "error" else DISABLED] += 1
+        if outcome == NOT_FOUND:
+            self._count_unknown(decision.feature_key[:LONGEST_KEY])
+        elif tally is not None:
+            tally[outcome] += 1
 
-    def _count_unknown(self, decision: core.Decision) -> None:
+    def _count_unknown(self, key: str) -> None:
         """Count a key that no feature has. The keys that were requested last remain."""
-        if decision.reason != "feature not found":
-            return
-        key = decision.feature_key[:LONGEST_KEY]
         unknown = self._unknown
         unknown[key] = unknown.pop(key, 0) + 1
         if len(unknown) > MOST_UNKNOWN:
@@ -129,7 +129,7 @@ def usage_of(record: Mapping[str, Any], key: str, now: float) -> Json:
     counts = feature.get("counts") or [0] * (EXPOSURES + 1)
     last, since = feature.get("last"), record.get("since", now)
     return {
-        "decisions": dict(zip(OUTCOMES, counts, strict=False)),
+        "decisions": dict(zip(core.OUTCOMES[:NOT_FOUND], counts, strict=False)),
         "exposures": counts[EXPOSURES],
         "exposures_per_minute": (feature.get("recent") or {}).get(str(int(now // 60) - 1), 0),
         "last_evaluated_at": last,

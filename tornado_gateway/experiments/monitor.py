@@ -4,7 +4,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -36,7 +36,7 @@ Json = dict[str, Any]
 
 
 class ExperimentMonitor:
-    """Samples and counts of one environment. `then` is called with each decision that is counted.
+    """Samples and counts of one environment. `features` are its counts of decisions.
 
     At most `most_merged` samples are merged at a time. While there are no decisions, those of other workers are read
     `pace` times as rarely.
@@ -45,7 +45,7 @@ class ExperimentMonitor:
     def __init__(
         self,
         state: StateStore,
-        then: Callable[[core.Decision], None] = lambda decision: None,
+        features: FeatureCounts | None = None,
         *,
         most_experiments: int = MOST_EXPERIMENTS,
         merge_seconds: float = MERGE_SECONDS,
@@ -53,7 +53,7 @@ class ExperimentMonitor:
         most_merged: int = MOST_MERGED,
         pace: int = 1,
     ) -> None:
-        self.features = FeatureCounts(then)
+        self.features = features or FeatureCounts()
         self.exposures = Exposures(self.features, most_experiments)
         self._mismatches: dict[str, str] = {}  # sentences, by the name of the sample
         self._state = state

@@ -3,11 +3,10 @@
 The counters of `layout` are fixed before the workers start; environments come and go while they run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tornado_gateway import core
-from tornado_gateway.telemetry.layout import DECISIONS, FLUSHES, OUTCOMES, POLLS
-from tornado_gateway.telemetry.observer import decision_counter
+from tornado_gateway.telemetry.layout import FLUSHES, POLLS
 
 Counts = dict[str, dict[str, int]]  # by metric, and by the value of its label
 
@@ -15,24 +14,20 @@ KEYS = ("current", "previous")  # SDK keys that requests name
 
 
 class EnvironmentCounts:
-    """Its methods are hooks that other rooms call. `decided` is called with each decision of getFlag.
+    """Its methods are hooks that other rooms call.
 
-    Decisions are counted here if the environment `is_one_of_many`; `on_decision` counts them anyway. `watch` is called
+    `decided` is called with each decision of getFlag, and counts it in `decisions`, by its outcome. `watch` is called
     with the user and the decision while a console watches decisions, otherwise only for the first ones of each tick of
     the live feed. Then it is None.
     """
 
     def __init__(
-        self,
-        on_decision: Callable[[core.Decision], None] = lambda decision: None,
-        *,
-        is_one_of_many: bool = False,
+        self, decided: Callable[[core.Decision], None] = lambda decision: None, decisions: Sequence[int] = ()
     ) -> None:
         self.watch: Callable[[str, core.Decision], None] | None = None
-        self.decided = self._decided if is_one_of_many else on_decision
+        self.decided = decided
         self.keys = [0] * len(KEYS)
-        self._on_decision = on_decision
-        self._decisions = [0] * len(OUTCOMES)
+        self._decisions = decisions or [0] * len(core.OUTCOMES)
         self._polls = dict.fromkeys(POLLS, 0)
         self._flushes = dict.fromkeys(FLUSHES, 0)
 
@@ -44,12 +39,8 @@ class EnvironmentCounts:
 
     def as_record(self) -> Counts:
         return {
-            "decisions": dict(zip(OUTCOMES, self._decisions, strict=True)),
+            "decisions": dict(zip(core.OUTCOMES, self._decisions, strict=True)),
             "polls": self._polls,
             "flushes": self._flushes,
             "keys": dict(zip(KEYS, self.keys, strict=True)),
         }
-
-    def _decided(self, decision: core.Decision) -> None:
-        self._on_decision(decision)
-        self._decisions[decision_counter(decision) - DECISIONS.start] += 1

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from tornado_gateway import core
+
 OTHER = "other"
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)
 STATUSES = (200, 204, 304, 400, 401, 403, 404, 405, 408, 409, 413, 415, 417, 429, 431, 500, 501, 503, 505, OTHER)
 STREAM_ENDS = ("client", "age", "slow", "removed", "drain")  # why streams of changes have ended
 EXPOSURES = ("recorded", "unknown")  # that clients name
-OUTCOMES = ("enabled", "disabled", "not_found", "error")  # of decisions
 USAGE_RESULTS = ("delivered", "dropped")
 FLUSHES = ("delivered", "refused", "failed")
 POLLS = ("changed", "unchanged", "failed")
@@ -93,7 +94,7 @@ class _Blocks:
 
 
 _BLOCKS = _Blocks()
-DECISIONS = _BLOCKS.block(OUTCOMES)
+DECISIONS = _BLOCKS.block(core.OUTCOMES)
 TRACKED_EXPOSURES = _BLOCKS.block(EXPOSURES)
 STREAMS_CLOSED = _BLOCKS.block(STREAM_ENDS)
 FLUSH_REQUESTS = _BLOCKS.block(FLUSHES)

@@ -10,14 +10,12 @@ import random
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from tornado_gateway import core
 from tornado_gateway.telemetry.counters import CounterRow, SharedCounters
 from tornado_gateway.telemetry.layout import (
     CACHE_LOOKUPS,
     CACHES,
-    DECISIONS,
     FLUSH_REQUESTS,
     FLUSH_SECONDS,
     GAUGES,
@@ -42,10 +40,6 @@ KNOWN_KEYS = 2048  # spellings of known routes that are cached
 LONGEST_PATH = 256  # bytes of one
 MAX_MEASURED = 10_000  # requests in flight whose start is remembered
 
-_ENABLED: Final = DECISIONS.at("enabled")
-_DISABLED: Final = DECISIONS.at("disabled")
-_OUTCOME_OF_REASON: Final = {"feature not found": DECISIONS.at("not_found"), "error": DECISIONS.at("error")}
-
 R = TypeVar("R")
 
 
@@ -56,11 +50,6 @@ class ObservedRequest(Protocol):
     def method(self) -> bytes: ...
     @property
     def path(self) -> bytes: ...
-
-
-def decision_counter(decision: core.Decision) -> int:
-    """Return the index of the counter of DECISIONS for a decision."""
-    return _ENABLED if decision.variation is not None else _OUTCOME_OF_REASON.get(decision.reason, _DISABLED)
 
 
 Find = Callable[[bytes, bytes], Callable[[Any], R] | None]  # the handler of a method and a path
@@ -173,10 +162,6 @@ class Observer:
         return total, sum(counts[decisions : decisions + statuses])
 
     # --- Other hooks ---
-
-    def decided(self, decision: core.Decision) -> None:
-        """Count a decision."""
-        self.counts[decision_counter(decision)] += 1
 
     def exposures_tracked(self, result: str, number: int) -> None:
         """Count exposures that clients named: "recorded" or "unknown"."""

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import orjson
 
+from tornado_gateway import core
 from tornado_gateway.console.admin_pages import AdminApi, AdminPage
 from tornado_gateway.console.auth import Auth
 from tornado_gateway.console.insight.live_feed import SHOWN_PER_SECOND, Filter, Watch
 from tornado_gateway.errors import RequestError
-from tornado_gateway.telemetry.layout import OUTCOMES
 
 SEND_SECONDS = 0.5
 MAX_SECONDS = 300.0  # then the browser connects again, and its session is checked again
@@ -72,6 +72,6 @@ class LivePage(AdminPage):
         for key, text in texts.items():
             if len(text) > LONGEST_FILTER:
                 raise RequestError(400, f"{key}: expected at most {LONGEST_FILTER} characters")
-        if texts["outcome"] not in ("", *OUTCOMES):
-            raise RequestError(400, f"outcome: expected {', '.join(OUTCOMES)}")
+        if texts["outcome"] not in ("", *core.OUTCOMES):
+            raise RequestError(400, f"outcome: expected {', '.join(core.OUTCOMES)}")
         return Filter(self._live.name_of(name), **texts)

@@ -24,8 +24,6 @@ from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError
 from tornado_gateway.events.group_commit import Entry
 from tornado_gateway.tasks import Periodic
-from tornado_gateway.telemetry.layout import DECISIONS, OUTCOMES
-from tornado_gateway.telemetry.observer import decision_counter
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 Json = dict[str, Any]
@@ -174,7 +172,7 @@ class LiveFeed:
         name = environment.access.name
         if not self.visitors.note(name, user_id) and not self._samples:
             environment.counts.watch = None
-        outcome = OUTCOMES[decision_counter(decision) - DECISIONS.start]
+        outcome = core.OUTCOMES[decision.outcome]
         for sample in self._samples.values():
             if sample.filter.accepts_decision(name, decision.feature_key, user_id, outcome):
                 sample.offer(partial(_decision_row, user_id, decision, outcome))

@@ -24,6 +24,7 @@ from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink
 from tornado_gateway.events.usage import UsageStatistics
 from tornado_gateway.experiments.campaigns import MOST_EXPERIMENTS
+from tornado_gateway.experiments.features import FeatureCounts
 from tornado_gateway.experiments.monitor import MOST_MERGED, ExperimentMonitor
 from tornado_gateway.process.environments.access import build_access
 from tornado_gateway.process.environments.stores import Stores, settings_name
@@ -32,6 +33,7 @@ from tornado_gateway.settings.mirror import Fetch, SettingsMirror
 from tornado_gateway.store.interfaces import Identity, StateStore, Store
 from tornado_gateway.tasks import SharedLimit, pace_of
 from tornado_gateway.telemetry.environment_counts import EnvironmentCounts
+from tornado_gateway.telemetry.layout import DECISIONS
 from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.waiting import Watch, stuck_after
 from tornado_gateway.upstream.client import Connections, Dialect, DiscardingSink, Upstream
@@ -71,9 +73,8 @@ class Builder:
         self._config = environment.config
         self.store = shared.stores.of(environment.config, number)
         self.experiments = self._build_experiments()
-        self.counts = EnvironmentCounts(
-            self.experiments.features.decided, is_one_of_many=self._config.environment_name is not None
-        )
+        features = self.experiments.features
+        self.counts = EnvironmentCounts(features.decided, features.decisions)
 
     def build(self) -> Environment:
         config, shared, store = self._config, self._shared, self.store
@@ -108,7 +109,7 @@ class Builder:
     def _build_experiments(self) -> ExperimentMonitor:
         return ExperimentMonitor(
             self.store.state,
-            self._shared.observer.decided,
+            FeatureCounts(self._shared.observer.counts, DECISIONS.start),
             most_experiments=max(FEWEST_EXPERIMENTS, min(MOST_EXPERIMENTS, EXPERIMENTS_OF_ALL // self._number)),
             most_merged=max(1, MOST_MERGED // self._number),
             pace=self._pace,
