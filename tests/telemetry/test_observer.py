@@ -2,9 +2,10 @@
 
 import pytest
 
+from tornado_gateway.core import OUTCOMES
 from tornado_gateway.http.messages import Request
 from tornado_gateway.process.counters import LAYOUT, new_counters
-from tornado_gateway.telemetry.layout import CACHE_LOOKUPS, OTHER
+from tornado_gateway.telemetry.layout import CACHE_LOOKUPS, DECISIONS, OTHER
 from tornado_gateway.telemetry.observer import KNOWN_KEYS, Observer
 
 
@@ -71,6 +72,13 @@ def test_a_cache_that_begins_anew_takes_nothing_back():
     block = CACHE_LOOKUPS
     assert observer.counts[block.at("location", "hit")] == 8
     assert observer.counts[block.at("location", "miss")] == 4
+
+
+def test_decisions_of_environments_are_added_also_if_one_begins_anew():
+    observer, _ = observer_of()
+    for environment, decisions in (("a", [5, 1, 0, 2]), ("b", [1, 0, 0, 0]), ("a", [6, 1, 1, 2]), ("a", [1, 0, 0, 0])):
+        observer.count_decisions(environment, decisions)
+    assert [observer.counts[DECISIONS.at(outcome)] for outcome in OUTCOMES] == [8, 1, 1, 2]
 
 
 def test_long_paths_of_flags_are_counted_and_take_no_memory():

@@ -30,20 +30,19 @@ def event_documents(
         return b"", 0
     uuid = decision.uuid
     environment, _, shown_head, usage_tail = settings.event_parts
-    visitor = _visitor(context)
+    visitor = "" if context.user_agent is None and context.ip_address is None else _visitor(context)
     message, start = _message(uuid, now_ms), _start(uuid, context.session_id or now_ms // 1000, visitor)
     end = f'}}}},"event":{{"time":{now_ms},'
     documents = []
     if impressions:
         shown = f"{start}{environment}{_shown_props(context)}{end}{shown_head}"
-        for index, impression in enumerate(impressions):
-            number = serial + index
+        for number, impression in enumerate(impressions, serial):
             if impression.feature_id is not None:
                 held_out = _held_out_start(settings, context, now_ms, number, visitor)
                 feature_id = to_json(impression.feature_id)
                 documents.append(f"{held_out}{environment}{end}{shown_head}{impression.tail}{feature_id}}}}}}}}}")
-            elif decision.vwo_user_ids and index in decision.vwo_user_ids:
-                props = _shown_props(context, {VWO_USER_ID: decision.vwo_user_ids[index]})
+            elif decision.vwo_user_ids and number - serial in decision.vwo_user_ids:
+                props = _shown_props(context, {VWO_USER_ID: decision.vwo_user_ids[number - serial]})
                 documents.append(f"{message}{number}{start}{environment}{props}{end}{shown_head}{impression.tail}")
             else:
                 documents.append(f"{message}{number}{shown}{impression.tail}")

@@ -31,14 +31,11 @@ class FeatureNews(NamedTuple):
 class FeatureCounts:
     """The counts of one worker that are not yet in the record.
 
-    `decisions` has the numbers of all decisions since the start, by outcome. They are also counted in `counters`, those
-    of all environments, beginning at `first`.
+    `decisions` has the numbers of all decisions since the start, by outcome.
     """
 
-    def __init__(self, counters: list[int] | None = None, first: int = 0) -> None:
+    def __init__(self) -> None:
         self.decisions = [0] * len(core.OUTCOMES)
-        self._counters = counters or [0] * len(core.OUTCOMES)
-        self._first = first
         self._tallies: dict[str, Tally] = {}
         self._unknown: dict[str, int] = {}
 
@@ -57,7 +54,6 @@ class FeatureCounts:
         """Count a decision."""
         outcome = decision.outcome
         self.decisions[outcome] += 1
-        self._counters[self._first + outcome] += 1
         tally = self._tallies.get(decision.feature_key)
         if outcome == NOT_FOUND:
             self._count_unknown(decision.feature_key[:LONGEST_KEY])

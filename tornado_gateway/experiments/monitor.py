@@ -36,7 +36,7 @@ Json = dict[str, Any]
 
 
 class ExperimentMonitor:
-    """Samples and counts of one environment. `features` are its counts of decisions.
+    """Samples and counts of one environment.
 
     At most `most_merged` samples are merged at a time. While there are no decisions, those of other workers are read
     `pace` times as rarely.
@@ -45,7 +45,6 @@ class ExperimentMonitor:
     def __init__(
         self,
         state: StateStore,
-        features: FeatureCounts | None = None,
         *,
         most_experiments: int = MOST_EXPERIMENTS,
         merge_seconds: float = MERGE_SECONDS,
@@ -53,7 +52,7 @@ class ExperimentMonitor:
         most_merged: int = MOST_MERGED,
         pace: int = 1,
     ) -> None:
-        self.features = features or FeatureCounts()
+        self.features = FeatureCounts()
         self.exposures = Exposures(self.features, most_experiments)
         self._mismatches: dict[str, str] = {}  # sentences, by the name of the sample
         self._state = state

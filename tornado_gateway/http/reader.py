@@ -262,9 +262,7 @@ class Reader:
         if known is None or not end or len(body) != known.body_size:
             self.misses = (self.misses + 1) % CYCLE_SLICES
             return False
-        self.misses = 0
-        self.version = "1.1"
-        self.url = known.url
+        self.misses, self.version, self.url = 0, "1.1", known.url
         self.fields = self.head_headers = known.headers.copy()
         request = Request(known.method, known.path, known.query, self.head_headers, body, self.peer)
         request.wants_echo = self.options.echo_headers is None

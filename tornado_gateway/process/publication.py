@@ -73,6 +73,8 @@ class Publication:
         self._observer.count_lookups("location", self._location.hits, self._location.misses)
         self._observer.count_lookups("device", self._device.hits, self._device.misses)
         served = self._serving.all
+        for one in served:
+            self._observer.count_decisions(one.config.name, one.counts.decisions)
         is_failing = any(one.store.events.failure for one in served)
         self._observer.publish(
             {

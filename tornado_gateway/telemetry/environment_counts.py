@@ -27,7 +27,7 @@ class EnvironmentCounts:
         self.watch: Callable[[str, core.Decision], None] | None = None
         self.decided = decided
         self.keys = [0] * len(KEYS)
-        self._decisions = decisions or [0] * len(core.OUTCOMES)
+        self.decisions = decisions or [0] * len(core.OUTCOMES)
         self._polls = dict.fromkeys(POLLS, 0)
         self._flushes = dict.fromkeys(FLUSHES, 0)
 
@@ -39,7 +39,7 @@ class EnvironmentCounts:
 
     def as_record(self) -> Counts:
         return {
-            "decisions": dict(zip(core.OUTCOMES, self._decisions, strict=True)),
+            "decisions": dict(zip(core.OUTCOMES, self.decisions, strict=True)),
             "polls": self._polls,
             "flushes": self._flushes,
             "keys": dict(zip(KEYS, self.keys, strict=True)),

@@ -9,17 +9,18 @@ import math
 import random
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from tornado_gateway.telemetry.counters import CounterRow, SharedCounters
 from tornado_gateway.telemetry.layout import (
     CACHE_LOOKUPS,
-    CACHES,
+    DECISIONS,
     FLUSH_REQUESTS,
     FLUSH_SECONDS,
     GAUGES,
     LAG_SECONDS,
+    LOOKUPS,
     METHODS,
     OTHER,
     RESPONSES,
@@ -73,7 +74,7 @@ class Observer:
         self._sampled = 0
         self._due = 0.0
         self._beat: asyncio.TimerHandle | None = None
-        self._caches = dict.fromkeys(CACHES, (0, 0))
+        self._sources: dict[str, list[int]] = {}  # what each had counted at the last call
         self._inherited = self._totals()
 
     def start(self) -> None:
@@ -197,13 +198,21 @@ class Observer:
         self.counts[UPSTREAM_REQUESTS.at(call.replace(" ", "_"), label)] += 1
 
     def count_lookups(self, name: str, hits: int, misses: int) -> None:
-        """Add the lookups of a cache since the last call; a cache that was replaced starts from zero again."""
-        before_hits, before_misses = self._caches[name]
-        if hits < before_hits or misses < before_misses:
-            before_hits = before_misses = 0
-        self.counts[CACHE_LOOKUPS.at(name, "hit")] += hits - before_hits
-        self.counts[CACHE_LOOKUPS.at(name, "miss")] += misses - before_misses
-        self._caches[name] = hits, misses
+        """Add the lookups of a cache since the last call."""
+        self._add_new(name, CACHE_LOOKUPS.at(name, LOOKUPS[0]), [hits, misses])
+
+    def count_decisions(self, environment: str, decisions: Sequence[int]) -> None:
+        """Add the decisions of an environment since the last call, by outcome."""
+        self._add_new(f"decisions of {environment}", DECISIONS.start, list(decisions))
+
+    def _add_new(self, source: str, first: int, numbers: list[int]) -> None:
+        """Add what a source has counted since the last call; one that was replaced starts from zero again."""
+        before = self._sources.get(source)
+        if before is None or any(new < old for new, old in zip(numbers, before, strict=True)):
+            before = [0] * len(numbers)
+        for at, (new, old) in enumerate(zip(numbers, before, strict=True), first):
+            self.counts[at] += new - old
+        self._sources[source] = numbers
 
     def _observe(self, histogram: Histogram, value: str, seconds: float, weight: int = 1) -> None:
         start = histogram.at(value)

@@ -24,7 +24,6 @@ from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.requests import EventSink
 from tornado_gateway.events.usage import UsageStatistics
 from tornado_gateway.experiments.campaigns import MOST_EXPERIMENTS
-from tornado_gateway.experiments.features import FeatureCounts
 from tornado_gateway.experiments.monitor import MOST_MERGED, ExperimentMonitor
 from tornado_gateway.process.environments.access import build_access
 from tornado_gateway.process.environments.stores import Stores, settings_name
@@ -33,7 +32,6 @@ from tornado_gateway.settings.mirror import Fetch, SettingsMirror
 from tornado_gateway.store.interfaces import Identity, StateStore, Store
 from tornado_gateway.tasks import SharedLimit, pace_of
 from tornado_gateway.telemetry.environment_counts import EnvironmentCounts
-from tornado_gateway.telemetry.layout import DECISIONS
 from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.waiting import Watch, stuck_after
 from tornado_gateway.upstream.client import Connections, Dialect, DiscardingSink, Upstream
@@ -109,7 +107,6 @@ class Builder:
     def _build_experiments(self) -> ExperimentMonitor:
         return ExperimentMonitor(
             self.store.state,
-            FeatureCounts(self._shared.observer.counts, DECISIONS.start),
             most_experiments=max(FEWEST_EXPERIMENTS, min(MOST_EXPERIMENTS, EXPERIMENTS_OF_ALL // self._number)),
             most_merged=max(1, MOST_MERGED // self._number),
             pace=self._pace,
