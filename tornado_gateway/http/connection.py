@@ -54,8 +54,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         *("activity", "blocked", "corked", "eof", "find", "gate", "has_served", "held", "is_lingering"),
-        *("is_new", "is_queued", "last_progress", "on_response", "options", "output", "peer", "queue", "queued_bytes"),
-        *("reader", "since", "stopping", "tls", "waiting"),
+        *("is_queued", "last_progress", "on_response", "options", "output", "peer", "queue", "queued_bytes", "reader"),
+        *("since", "stopping", "tls", "waiting"),
     )
 
     def __init__(self, options: ServerOptions, activity: Activity, stopping: bool = False, peer: str = "") -> None:
@@ -74,7 +74,6 @@ class Connection(asyncio.Protocol):
         self.queued_bytes = 0  # of the complete responses in the queue
         self.gate: Gate | None = None  # the last one that knows this connection, so that it is called only once
         self.has_served = False  # a request of the bytes that have just arrived
-        self.is_new = True  # no bytes have arrived
         self.is_queued = False  # in the run queue
         self.corked = self.blocked = False
         self.last_progress: tuple[int, list[tuple[bytes, bytes]], int] = (-1, self.reader.head_headers, 0)
@@ -91,6 +90,7 @@ class Connection(asyncio.Protocol):
         if self.tls:  # as for plain connections; the default for TLS is eight times as much
             transport.set_write_buffer_limits(WRITE_BYTES)  # type: ignore[attr-defined]  # see above
         self.activity.clients.add(self)
+        self.activity.run_queue.newcomers.add(self)
         most = self.options.limits.max_connections
         if most and len(self.activity.clients) > most:
             self.activity.log.error("connections", "too many connections: beyond %d, new ones get a 503", most)
@@ -100,9 +100,9 @@ class Connection(asyncio.Protocol):
         reader = self.reader
         if reader.phase >= ENDED:
             return
-        if self.blocked or self.is_new or len(data) > self.options.small_bytes:
-            has_turn = not self.is_new or self.activity.run_queue.admits()
-            self.is_new = False
+        run_queue = self.activity.run_queue
+        if self.blocked or run_queue.newcomers or len(data) > self.options.small_bytes:
+            has_turn = run_queue.admits(self)
             if self.blocked or not has_turn or len(data) > self.options.slice_size(data):
                 self._hold_and_pump(data)
                 return
@@ -127,6 +127,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Complete the requests of a peer that has closed the connection; their responses are dropped."""
         self.activity.clients.discard(self)
+        self.activity.run_queue.newcomers.discard(self)
         self.activity.orphans.add(self)
         self.output.lost()
         pages = [request.page for request in self.queue if request.page is not None]
@@ -282,7 +283,7 @@ class Connection(asyncio.Protocol):
 
     def _enqueue(self, request: Request) -> None:
         self.queue.append(request)
-        if self.queued_bytes >= MAX_QUEUED_BYTES or len(self.queue) >= self.options.max_pipelined:
+        if self.queued_bytes >= MAX_QUEUED_BYTES or len(self.queue) >= self.options.limits.max_pipelined:
             self._block()
 
     def _hold(self, gate: Gate) -> None:

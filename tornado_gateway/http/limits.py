@@ -177,18 +177,22 @@ class RunQueue:
         self._every = every
         self._rested = 0  # turns
         self._steps: deque[Callable[[], bool]] = deque()
-        self._admitted = 0  # new clients, in this turn
+        self.newcomers: set[object] = set()  # clients from which no bytes have arrived
+        self._admitted = 0  # of them, in this turn
 
     def add(self, step: Callable[[], bool]) -> None:
         self._steps.append(step)
         if len(self._steps) == 1:
             asyncio.get_running_loop().call_soon(self._run)
 
-    def admits(self) -> bool:
-        """Return whether the first bytes of a new client are read at once, or in a later step.
+    def admits(self, client: object) -> bool:
+        """Return whether the bytes of a client are read at once, or in a later step.
 
         A flood of new connections does not hold up those that are kept.
         """
+        if client not in self.newcomers:
+            return True
+        self.newcomers.discard(client)
         if not self._admitted:
             asyncio.get_running_loop().call_soon(self._end_turn)
         self._admitted += 1
@@ -264,9 +268,6 @@ class ServerOptions:
         self.find = find
         self.fallback = fallback
         self.limits = limits
-        # Read for each request: an attribute of a named tuple costs more in compiled code.
-        self.max_pipelined = limits.max_pipelined
-        self._slice_bytes = limits.slice_bytes
         self.small_bytes = min(DENSE_SLICE_BYTES, limits.slice_bytes)  # that are never cut into slices
         self.body_limit = body_limit or (lambda path: (limits.max_body_bytes, too_large(limits.max_body_bytes)))
         self.on_response = on_response or _nothing
@@ -283,7 +284,7 @@ class ServerOptions:
 
     def slice_size(self, data: bytes) -> int:
         """Return how much of the data the parser gets at once."""
-        most = self._slice_bytes
+        most = self.limits.slice_bytes
         if len(data) <= DENSE_SLICE_BYTES or data.count(END_OF_HEAD) <= self.limits.max_pipelined:
             return most
         return min(DENSE_SLICE_BYTES, most)

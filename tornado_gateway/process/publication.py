@@ -70,11 +70,8 @@ class Publication:
     def _publish(self) -> None:
         """Publish, with the parts of environments that had no traffic since they were made."""
         self._slot.scoreboard.beat(self._slot.row)
-        self._observer.count_lookups("location", self._location.hits, self._location.misses)
-        self._observer.count_lookups("device", self._device.hits, self._device.misses)
+        self._collect()
         served = self._serving.all
-        for one in served:
-            self._observer.count_decisions(one.config.name, one.counts.decisions)
         is_failing = any(one.store.events.failure for one in served)
         self._observer.publish(
             {
@@ -85,6 +82,13 @@ class Publication:
             }
         )
         self._slot.scoreboard.publish(self._slot.row, self._record())
+
+    def _collect(self) -> None:
+        """Add what caches and environments have counted."""
+        self._observer.count_lookups("location", self._location.hits, self._location.misses)
+        self._observer.count_lookups("device", self._device.hits, self._device.misses)
+        for served in self._serving.all:
+            self._observer.count_decisions(served.config.name, served.counts.decisions)
 
     def _record(self) -> WorkerRecord:
         """Return the part of this worker's state that other workers may see."""
