@@ -16,6 +16,7 @@ from tornado_gateway.api.ofrep.exposures import RecentExposures
 from tornado_gateway.events.group_commit import Group
 
 SETTINGS = core.compile_settings(sample_document())
+FEATURES = list(SETTINGS.features)
 
 
 def decision(feature="new-checkout", settings=SETTINGS):
@@ -52,6 +53,24 @@ def test_exposure_that_a_full_queue_rejected_is_recorded_again():
     recent = RecentExposures()
     note(recent, None)
     assert not is_repeat(recent)
+
+
+def holdout_of(*features):
+    """Settings in which every visitor is held out of these features."""
+    ids = [SETTINGS.features[feature].id for feature in features]
+    holdout = {"id": 900, "name": "h", "segments": {}, "featureIds": ids, "isGlobal": False, "percentTraffic": 100}
+    return core.compile_settings(sample_document() | {"holdouts": [holdout | {"metrics": []}]})
+
+
+def test_a_holdout_of_two_features_is_recorded_for_each():
+    """The features have the same holdout and variation, so that of the second one counted as a repetition."""
+    recent, group, features = RecentExposures(), Group(one_gate=False), FEATURES[:2]
+    settings = holdout_of(*features)
+    recent.note_once_stored(group.decisions, recent.keep_new("production", decision(features[0], settings)))
+    group.open()
+    second = decision(features[1], settings)
+    assert recent.keep_new("production", second)
+    assert [shown.feature_id for shown in second.impressions] == [settings.features[features[1]].id]
 
 
 def test_only_the_new_ones_of_several_impressions_are_recorded():

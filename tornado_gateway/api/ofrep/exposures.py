@@ -59,9 +59,9 @@ class ExposureIndex:
 class RecentExposures:
     """Remembers impressions for at least a minute, in bounded memory: two generations, the older one is dropped.
 
-    Each is a hash of 64 bits, of an environment, a visitor and a variation: texts of visitors would fill the memory
+    Each is a hash of 64 bits, of an environment, a visitor and an impression: texts of visitors would fill the memory
     with objects that live for a minute, and slow down all other requests. Environments of one account have the same
-    visitors, and may have the same campaigns.
+    visitors, and may have the same campaigns. Holdouts have an impression for each feature.
 
     One worker's own: a repeat at another worker is recorded again, which reports count once.
     """
@@ -80,7 +80,7 @@ class RecentExposures:
         Return the hashes of the others.
         """
         visitor = environment, decision.uuid
-        hashes = [hash((visitor, impression.tail)) for impression in decision.impressions]
+        hashes = [hash((visitor, impression)) for impression in decision.impressions]
         if self._new.keys().isdisjoint(hashes) and self._old.keys().isdisjoint(hashes):
             return hashes
         return self._without_recent(decision, hashes)
