@@ -131,7 +131,7 @@ class EvaluationApi:
 
     def evaluate_all(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
-        newer = self._catch_up(request, environment)
+        newer = self._catch_up(request, environment) if request.query else None
         if newer is None and environment.mirror.current is not None:
             return self._evaluate_all(request, environment)
         return self._evaluate_all_later(request, environment, newer)
@@ -151,7 +151,8 @@ class EvaluationApi:
         settings = environment.decision_settings()
         browser = self._browsers.of(request) if request.wants_echo else None
         announcement = b"" if browser is None else self._announce(request, environment)
-        validator = validate(request, environment, settings, announcement.decode(), str(browser))
+        more = () if browser is None else (announcement.decode(), *map(str, browser))
+        validator = validate(request, environment, settings, "OFREP", *more)
         if validator.is_known:
             return not_modified(validator.etag)
         visitor, _, options = context.read(request.body, browser)
