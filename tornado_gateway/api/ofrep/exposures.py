@@ -79,11 +79,15 @@ class RecentExposures:
 
         Return the hashes of the others.
         """
-        visitor = environment, decision.uuid
-        hashes = [hash((visitor, impression)) for impression in decision.impressions]
-        if self._new.keys().isdisjoint(hashes) and self._old.keys().isdisjoint(hashes):
-            return hashes
-        return self._without_recent(decision, hashes)
+        uuid, new, old = decision.uuid, self._new, self._old
+        hashes: list[int] = []
+        has_recent = False
+        for impression in decision.impressions:
+            shown = hash((environment, uuid, impression))
+            hashes.append(shown)
+            if shown in new or shown in old:
+                has_recent = True
+        return self._without_recent(decision, hashes) if has_recent else hashes
 
     def _without_recent(self, decision: core.Decision, hashes: list[int]) -> list[int]:
         now = time.monotonic()
