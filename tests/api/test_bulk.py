@@ -12,6 +12,7 @@ from process import Gateway
 from sdk.wire import ask
 
 from tornado_gateway import core
+from tornado_gateway.api.ofrep.context import Browser
 from tornado_gateway.api.ofrep.context import read as read_context
 
 SAMPLE, FEATURES = flags.SAMPLE, flags.FEATURES
@@ -233,5 +234,23 @@ def test_a_rejected_get_flag_records_nothing(gateway, vendor):
 def test_a_browser_that_sends_no_value_gets_the_values_of_its_connection(given):
     """A page that names its unknown address as null or "" had none: location and device rules did not work."""
     body = orjson.dumps({"context": {"targetingKey": "u", "ipAddress": given, "userAgent": given}})
-    asked = read_context(body, "192.0.2.1", "Mozilla/5.0")
-    assert (asked.context.ip_address, asked.context.user_agent) == ("192.0.2.1", "Mozilla/5.0")
+    visitor, _, _ = read_context(body, Browser("192.0.2.1", "Mozilla/5.0"))
+    assert (visitor.ip_address, visitor.user_agent) == ("192.0.2.1", "Mozilla/5.0")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "user_id", "variables"),
+    [
+        ({"targetingKey": "u", "plan": "gold", "id": "x", "key": "a"}, "u", {"plan": "gold", "id": "x", "key": "a"}),
+        ({"targetingKey": 5, "fme": {"impressions": True}}, "5", {}),
+        ({"targetingKey": " ", "userId": 2.5, "id": "x"}, "2.5", {"id": "x"}),
+        ({"targetingKey": None, "userId": "", "id": "x" * 300}, "x" * 300, {"userId": ""}),
+        ({"targetingKey": "u", "user_agent": "", "plan": "gold"}, "u", {"plan": "gold"}),
+        ({"targetingKey": "u", "a": 1, "b": 1, "custom_variables": {"b": 2}}, "u", {"a": 1, "b": 2}),
+    ],
+)
+@pytest.mark.parametrize("browser", [None, Browser(None, None)])
+def test_attributes_without_a_meaning_are_custom_variables(browser, attributes, user_id, variables):
+    visitor, variable, _ = read_context(orjson.dumps({"context": attributes}), browser)
+    assert (visitor.user_id, visitor.custom_variables) == (user_id, variables)
+    assert (variable, visitor.user_agent, visitor.ip_address) == (attributes.get("key"), None, None)

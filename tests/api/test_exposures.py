@@ -1,6 +1,8 @@
 """Which exposures count as recorded a moment ago: only those that were stored, in their own environment."""
 
 import re
+import time
+from types import SimpleNamespace
 
 import pytest
 from exchanges import exchange
@@ -9,14 +11,16 @@ from several import KEYS, KeyedVendor, gateway_of
 from vendor import Fault, Vendor
 
 from tornado_gateway import core
+from tornado_gateway.api.ofrep import exposures
 from tornado_gateway.api.ofrep.exposures import RecentExposures
 from tornado_gateway.events.group_commit import Group
 
 SETTINGS = core.compile_settings(sample_document())
+FEATURES = list(SETTINGS.features)
 
 
-def decision():
-    return core.decide(SETTINGS, "new-checkout", core.context_from_json({}, "user-1"))
+def decision(feature="new-checkout", settings=SETTINGS):
+    return core.decide(settings, feature, core.context_from_json({}, "user-1"))
 
 
 def is_repeat(recent):
@@ -48,6 +52,47 @@ def test_exposure_that_could_not_be_stored_is_recorded_again(one_gate):
 def test_exposure_that_a_full_queue_rejected_is_recorded_again():
     recent = RecentExposures()
     note(recent, None)
+    assert not is_repeat(recent)
+
+
+def holdout_of(*features):
+    """Settings in which every visitor is held out of these features."""
+    ids = [SETTINGS.features[feature].id for feature in features]
+    holdout = {"id": 900, "name": "h", "segments": {}, "featureIds": ids, "isGlobal": False, "percentTraffic": 100}
+    return core.compile_settings(sample_document() | {"holdouts": [holdout | {"metrics": []}]})
+
+
+def test_a_holdout_of_two_features_is_recorded_for_each():
+    """The features have the same holdout and variation, so that of the second one counted as a repetition."""
+    recent, group, features = RecentExposures(), Group(one_gate=False), FEATURES[:2]
+    settings = holdout_of(*features)
+    recent.note_once_stored(group.decisions, recent.keep_new("production", decision(features[0], settings)))
+    group.open()
+    second = decision(features[1], settings)
+    assert recent.keep_new("production", second)
+    assert [shown.feature_id for shown in second.impressions] == [settings.features[features[1]].id]
+
+
+def test_only_the_new_ones_of_several_impressions_are_recorded():
+    recent, group = RecentExposures(), Group(one_gate=False)
+    first, again = decision("recommendations"), decision("recommendations")
+    assert len(first.impressions) == 2
+    known = first.impressions.pop(0)
+    recent.note_once_stored(group.decisions, recent.keep_new("production", first))
+    group.open()
+    again.vwo_user_ids = {0: "a", 1: "b"}
+    assert len(recent.keep_new("production", again)) == 1
+    assert (again.impressions, again.vwo_user_ids) == ([known], {0: "a"})
+
+
+def test_exposures_are_recorded_again_after_their_time(monkeypatch):
+    recent, group, clock = RecentExposures(seconds=60), Group(one_gate=False), SimpleNamespace(now=time.monotonic())
+    monkeypatch.setattr(exposures.time, "monotonic", lambda: clock.now)
+    note(recent, group.decisions)
+    group.open()
+    clock.now += 59
+    assert is_repeat(recent)
+    clock.now += 2
     assert not is_repeat(recent)
 
 

@@ -6,7 +6,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from tornado_gateway.api.endpoints import Endpoints
-from tornado_gateway.api.router import Router
+from tornado_gateway.api.router import LONGEST_KNOWN, MAX_KNOWN, Router
 from tornado_gateway.api.routes import ROUTES
 from tornado_gateway.http.messages import Request
 
@@ -35,12 +35,36 @@ def test_each_row_leads_to_its_endpoint(route, spelling):
 
 
 def leads_to(handler, wanted):
-    """Whether a handler is this endpoint, or calls it with another shape of errors."""
+    """Whether a handler is this endpoint, or calls it with another shape of errors, or with the end of its path."""
     if handler is wanted:
         return True
     wanted.reset_mock()
     handler(Request(b"", b"", b"", []))
     return wanted.called
+
+
+def test_the_endpoint_of_a_tree_gets_the_end_of_the_path():
+    endpoints, made = router()
+    for path, key in ((b"/ofrep/v1/evaluate/flags/a%2Fb+c", "a/b+c"), (b"/eu01//ofrep/v1/evaluate/flags//a", "a")):
+        request = Request(b"POST", path, b"", [])
+        made.find(b"POST", path)(request)
+        endpoints.evaluation.evaluate.assert_called_with(key, request)
+
+
+def test_paths_are_remembered_until_prefixes_change_and_in_bounded_number():
+    _, made = router()
+    path = "/ofrep/v1/evaluate/flags/{}".format
+    first = made.find(b"POST", path(0).encode())
+    assert made.find(b"POST", path(0).encode()) is first
+    for number in range(1, MAX_KNOWN + 1):
+        assert made.find(b"POST", path(number).encode()) is not None
+    assert made.find(b"POST", path(0).encode()) is not first
+    assert len(made._known) <= MAX_KNOWN
+    long = path("x" * LONGEST_KNOWN).encode()
+    assert made.find(b"POST", long) is not made.find(b"POST", long)
+    assert made.find(b"POST", b"/eu02/events/t") is not None
+    made.settings_changed(SimpleNamespace(settings=SimpleNamespace(collection_prefix="eu02")))
+    assert not made._known
 
 
 def test_methods_and_paths_are_unique():
@@ -51,8 +75,9 @@ def test_methods_and_paths_are_unique():
 def test_the_protection_of_a_route_is_in_front_of_its_endpoint(route):
     endpoints, made = router(protect=lambda route, handler: lambda request: (route, handler))
     room, name = route.handler.split(".")
-    found = made.find(route.method.encode(), route.path.encode())(Request(b"", b"", b"", []))
-    assert found == (route, getattr(getattr(endpoints, room), name))
+    protected, handler = made.find(route.method.encode(), route.path.encode())(Request(b"", b"", b"", []))
+    assert protected is route
+    assert leads_to(handler, getattr(getattr(endpoints, room), name))
 
 
 @pytest.mark.parametrize("path", [b"/", b"/health", b"/us-01/events/t", b"/events/t/", b"/EVENTS/T"])

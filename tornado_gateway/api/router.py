@@ -4,18 +4,22 @@ import re
 from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
+from typing import Any
 
 import orjson
 
 from tornado_gateway.api.cors import OPERATORS_PATHS, respond_to_preflight
 from tornado_gateway.api.endpoints import Endpoints
-from tornado_gateway.api.routes import ROUTES, TREES, Route
+from tornado_gateway.api.ofrep.errors import flag_key
+from tornado_gateway.api.routes import KEY, ROUTES, TREES, Route
 from tornado_gateway.errors import RequestError
-from tornado_gateway.http.messages import Handler, Request, Response, Result, json_error
+from tornado_gateway.http.messages import ErrorShape, Handler, Request, Response, Result, json_error
 from tornado_gateway.settings.mirror import Snapshot
 
 SLASHES = re.compile(b"//+")
 MAX_PREFIXES = 256  # one for each account; the newest
+MAX_KNOWN = 1000  # paths that are remembered with their handlers
+LONGEST_KNOWN = 256  # bytes of such a path
 OTHER_PREFIX = re.compile(rb"/[a-z0-9]{2,8}(/.+)")  # of an account whose settings are not known here, or not yet
 
 
@@ -35,15 +39,13 @@ class Router:
         serves_browsers: bool,
         protect: Protect | None = None,
     ) -> None:
-        self._handlers: dict[tuple[bytes, bytes], Handler] = {}
+        self._endpoints = endpoints
+        self._protect = protect
+        self._routes: dict[tuple[bytes, bytes], Route] = {}
         for route in ROUTES:
-            handler: Handler = attrgetter(route.handler)(endpoints)
-            if protect is not None:
-                handler = protect(route, handler)
-            if route.error_shape is not None:
-                handler = _shaped(handler, route.error_shape)
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
-                self._handlers[method.encode(), route.path.encode()] = handler
+                self._routes[method.encode(), route.path.encode()] = route
+        self._known: dict[tuple[bytes, bytes], Handler] = {}  # by method and path, as requests have it
         self._not_allowed = _handlers_of_wrong_methods()
         self._event_paths = frozenset(route.path.encode() for route in ROUTES if route.is_event)
         self._batch_paths = frozenset(route.path.encode() for route in ROUTES if route.is_batch)
@@ -57,10 +59,11 @@ class Router:
         found = f"/{prefix}/".encode() if prefix else b""
         if found and found not in self._prefixes:
             self._prefixes = (*self._prefixes, found)[-MAX_PREFIXES:]
+            self._known.clear()
 
     def find(self, method: bytes, path: bytes) -> Handler | None:
         """Return the handler of a request, None if the path is not that of a data route."""
-        return self._handlers.get((method, path)) or self._find_leniently(method, path)
+        return self._known.get((method, path)) or self._find_leniently(method, path)
 
     def takes_events(self, path: bytes) -> bool:
         """Whether bodies may be as large as a single event."""
@@ -87,11 +90,28 @@ class Router:
         return shape(path, RequestError(response.status, error["error"], code=error["code"]))
 
     def _find_leniently(self, method: bytes, path: bytes) -> Handler | None:
-        path = self._route_path(path)
-        handler = self._handlers.get((method, path))
-        if handler is None and method == b"OPTIONS" and self._serves_browsers and not path.startswith(OPERATORS_PATHS):
+        route_path = self._route_path(path)
+        route = self._routes.get((method, path)) or self._routes.get((method, route_path))
+        if route is not None:
+            return self._remember(method, path, self._handler(route, path))
+        if method == b"OPTIONS" and self._serves_browsers and not route_path.startswith(OPERATORS_PATHS):
             return respond_to_preflight
-        return handler or self._not_allowed.get(path)
+        return self._not_allowed.get(route_path)
+
+    def _handler(self, route: Route, path: bytes) -> Handler:
+        """Return the handler of requests to a path. That of a tree is the endpoint, with the end of the path."""
+        endpoint: Any = attrgetter(route.handler)(self._endpoints)
+        handler: Handler = partial(endpoint, flag_key(path)) if route.path.endswith(KEY) else endpoint
+        if self._protect is not None:
+            handler = self._protect(route, handler)
+        return handler if route.error_shape is None else _shaped(handler, partial(route.error_shape, path))
+
+    def _remember(self, method: bytes, path: bytes, handler: Handler) -> Handler:
+        if len(path) <= LONGEST_KNOWN:
+            if len(self._known) >= MAX_KNOWN:  # unknown flags, too; the others are known again soon
+                self._known.clear()
+            self._known[method, path] = handler
+        return handler
 
     def _route_path(self, path: bytes) -> bytes:
         """Return the path of the route of a request, if there is one."""
@@ -114,9 +134,9 @@ def _whole_tree(path: bytes) -> bytes | None:
     return None
 
 
-def _shaped(handler: Handler, shape: Callable[[bytes, RequestError], Response]) -> Handler:
+def _shaped(handler: Handler, shape: ErrorShape) -> Handler:
     def respond(request: Request) -> Result:
-        request.error_shape = partial(shape, request.path)
+        request.error_shape = shape
         return handler(request)
 
     return respond

@@ -133,7 +133,7 @@ def _status_line(status: int, content_type: bytes | None) -> bytes:
 
 def header_lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-    if lines.count(b"\r") != len(headers) or lines.count(b"\n") != len(headers) or b"\0" in lines:
+    if lines.count(b"\r") != len(headers) or lines.count(b"\n") != len(headers) or lines.find(b"\0") >= 0:
         raise ValueError(f"line breaks in headers: {lines!r}")
     return lines
 

@@ -18,7 +18,7 @@ from tornado_gateway.api.events import EventsApi
 from tornado_gateway.api.flags import FlagsApi
 from tornado_gateway.api.lists import ListsApi
 from tornado_gateway.api.ofrep.bulk import BulkApi
-from tornado_gateway.api.ofrep.context import StandIn
+from tornado_gateway.api.ofrep.context import Browsers
 from tornado_gateway.api.ofrep.evaluation import EvaluationApi
 from tornado_gateway.api.ofrep.exposures import ExposuresApi
 from tornado_gateway.api.router import Router
@@ -218,7 +218,7 @@ class Assembly:
             BulkApi(environments),
             EvaluationApi(
                 environments,
-                StandIn(client_address),
+                Browsers(client_address),
                 streams.announcement,
                 streams.catch_up,
                 wait_seconds=config.socket_timeout_seconds,

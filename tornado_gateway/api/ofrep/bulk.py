@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import zlib
 from collections.abc import Awaitable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import orjson
@@ -24,6 +24,8 @@ from tornado_gateway.gate import Gate
 from tornado_gateway.http.fields import accepts_gzip, boolean, json_object, user_id
 from tornado_gateway.http.messages import JSON, Request, Response
 
+IF_NONE_MATCH = b"If-None-Match"
+MAX_BEGUN = 256  # digests that are remembered: one for each environment and endpoint
 SMALLEST_COMPRESSED_BYTES = 1024
 LARGEST_INLINE_BYTES = 16 * 1024  # compressed in 0.2 ms; larger bodies are compressed in a thread
 _GZIP = 16 + zlib.MAX_WBITS  # zlib's parameter for this format
@@ -54,7 +56,7 @@ class BulkApi:
     def get_flags(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
         settings = environment.decision_settings()
-        validator = validate(request, environment, settings)
+        validator = validate(request, environment, settings, "getFlags")
         if validator.is_known:
             return not_modified(validator.etag)
         fields = json_object(request.body)
@@ -116,12 +118,14 @@ class Recorder:
         return request.gate
 
 
-def validate(request: Request, environment: Environment, settings: core.Settings, *more: str) -> Validator:
-    """Return the ETag of the response to a request. The response depends on `more` as well."""
+def validate(
+    request: Request, environment: Environment, settings: core.Settings, endpoint: str, *more: str
+) -> Validator:
+    """Return the ETag of the response of an endpoint to a request. The response depends on `more` as well."""
     evaluator, snapshot = environment.evaluator, environment.mirror.current
     if snapshot is None or not evaluator.is_pure(settings):
         return Validator(None, False)
-    etag = _digest([snapshot.digest, evaluator.facts_version, request.path.decode("latin-1"), *more], request.body)
+    etag = _etag(_begun(snapshot.digest, evaluator.facts_version, endpoint), orjson.dumps(more) + request.body)
     return Validator(etag, _is_known(request, etag))
 
 
@@ -133,7 +137,7 @@ async def respond(request: Request, body: bytes, validator: Validator | None) ->
     """Return the response, compressed if the client accepts that. Without a validator it has no ETag."""
     headers = [(b"Vary", b"Accept-Encoding"), (b"Cache-Control", b"no-cache")]
     if validator is not None:
-        etag = validator.etag or _digest([], body)
+        etag = validator.etag or _etag(_begun(), body)
         if validator.etag is None and _is_known(request, etag):
             return not_modified(etag)
         headers.append((b"ETag", etag))
@@ -144,17 +148,25 @@ async def respond(request: Request, body: bytes, validator: Validator | None) ->
     return Response(200, body, JSON, headers)
 
 
-def _digest(texts: Sequence[str], body: bytes) -> bytes:
-    """Return an ETag of a list of texts and a body. It is weak, because compressed responses have the same."""
-    digest = hashlib.blake2b(orjson.dumps(texts), digest_size=12)
-    digest.update(body)
+@lru_cache(maxsize=MAX_BEGUN)
+def _begun(*texts: str) -> hashlib.blake2b:
+    """Return a digest of texts that the ETags of many requests have in common."""
+    return hashlib.blake2b(orjson.dumps(texts), digest_size=12)
+
+
+def _etag(begun: hashlib.blake2b, rest: bytes) -> bytes:
+    """Return the ETag of a digest, which is not changed, and more. It is weak: compressed responses have the same."""
+    digest = begun.copy()
+    digest.update(rest)
     return b'W/"%b"' % digest.hexdigest().encode()
 
 
 def _is_known(request: Request, etag: bytes) -> bool:
     """Return whether If-None-Match lists the ETag. Weak marks and missing quotes are ignored, `*` matches nothing."""
+    if (IF_NONE_MATCH, etag) in request.headers:  # as nearly all clients send it
+        return True
     given = request.list_header(b"if-none-match")
-    return given == etag or (bool(given) and any(_opaque(item) == _opaque(etag) for item in given.split(b",")))
+    return any(_opaque(item) == _opaque(etag) for item in given.split(b","))
 
 
 def _opaque(etag: bytes) -> bytes:

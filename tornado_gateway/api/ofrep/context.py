@@ -1,7 +1,7 @@
 """The context of an OFREP request as the context of a decision."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -9,12 +9,12 @@ from tornado_gateway import core
 from tornado_gateway.api.ofrep.errors import INVALID_CONTEXT, PARSE_ERROR, TARGETING_KEY_MISSING, EvaluationError
 from tornado_gateway.environments.evaluation import with_address
 from tornado_gateway.errors import RequestError
-from tornado_gateway.http.fields import Fields, is_from_browser, json_object, json_value, limited_id
+from tornado_gateway.http.fields import SHORT_ID, Fields, is_from_browser, json_object, json_value, limited_id
 from tornado_gateway.http.messages import Request
 
-IDS: Final = ("targetingKey", "userId", "id")  # the vendor's own providers use the latter two
+TARGETING_KEY: Final = "targetingKey"
+OTHER_IDS: Final = ("userId", "id")  # of the vendor's own providers
 OPTIONS: Final = "fme"
-NO_OPTIONS: Final[Fields] = {}
 MAX_FEATURES = 1000
 _SPELLINGS: Final = {  # other spellings of fields
     "user_agent": "userAgent",
@@ -27,110 +27,109 @@ _NAMES = (
     *("bucketingSeed", "sessionId", "postSegmentationVariables", "platformVariables", "_vwo", "_wingify"),
     *("useIdForWeb", "isDevMode"),
 )
-# The fields of getFlag by the attribute; "" for attributes that are neither fields nor custom variables.
-_FIELDS: Final = {**_SPELLINGS, **{name: name for name in _NAMES}, IDS[0]: "", OPTIONS: ""}
+_FIELDS: Final = {**_SPELLINGS, **{name: name for name in _NAMES}}  # the fields of getFlag by the attribute
+_ATTRIBUTES: Final = frozenset(_FIELDS)
 
 
-class EvaluationRequest:
-    """The context of a decision, and what the request says beside it.
+class Options(NamedTuple):
+    """The attribute `fme`. `features` limits a bulk evaluation, None does not. `impressions` None: as usual."""
 
-    `variable` is the attribute `key`, by which the vendor's providers name a variable. `features` limits a bulk
-    evaluation, None does not. `impressions` is None if the request does not say.
-    """
-
-    __slots__ = ("context", "features", "has_variables", "impressions", "variable")
-
-    def __init__(
-        self,
-        context: core.Context,
-        variable: Any,
-        features: tuple[str, ...] | None = None,
-        has_variables: bool = True,
-        impressions: bool | None = None,
-    ) -> None:
-        self.context = context
-        self.variable = variable
-        self.features = features
-        self.has_variables = has_variables
-        self.impressions = impressions
+    features: tuple[str, ...] | None = None
+    has_variables: bool = True
+    impressions: bool | None = None
 
 
-class StandIn:
-    """The address and the user agent of a browser, for a context without them: a page does not know its address."""
+NO_OPTIONS: Final = Options()
+
+
+class Browser(NamedTuple):
+    """The client of a page, which does not know its address: for a context without it, or without a user agent."""
+
+    address: str | None
+    user_agent: str | None
+
+
+class Browsers:
+    """Finds the browsers that send requests. Those of servers say nothing about visitors."""
 
     def __init__(self, client_address: Callable[[Request], str]) -> None:
         self._client_address = client_address
 
-    def __call__(self, request: Request) -> tuple[str | None, str | None]:
-        """Return both, or None for a server, whose visitors are elsewhere."""
+    def of(self, request: Request) -> Browser | None:
+        """Return the browser that has sent a request, None for a server."""
         if not is_from_browser(request):
-            return None, None
+            return None
         agent = request.header(b"user-agent")
-        return self._client_address(request) or None, None if agent is None else agent.decode("latin-1")
+        return Browser(self._client_address(request) or None, None if agent is None else agent.decode("latin-1"))
 
 
-def read(body: bytes, address: str | None, user_agent: str | None) -> EvaluationRequest:
-    """Return the request that a body describes. `address` and `user_agent` replace those that it lacks.
+def read(body: bytes, browser: Browser | None) -> tuple[core.Context, object, Options]:
+    """Return the visitor, the attribute `key`, by which the vendor's providers name a variable, and the options.
 
     Raise EvaluationError for a body that is not JSON, and a context that is invalid or has no targeting key.
     """
-    attributes = _fields(body).get("context")
+    try:
+        attributes = json_object(body).get("context")
+    except RequestError as problem:
+        raise _unreadable(body, problem) from None
     if not isinstance(attributes, dict):
         raise _invalid("context", "an object")
-    options = attributes.get(OPTIONS, NO_OPTIONS)
-    if not isinstance(options, dict):
-        raise _invalid(f"context.{OPTIONS}", "an object")
-    id_name, user_id = _user_id(attributes)
-    described: Fields = {}
-    custom: Fields = {}
-    for name, value in attributes.items():
-        field = _FIELDS.get(name)
-        if field is None:
-            custom[name] = value
-        elif field:
-            described[field] = value
-    if id_name != IDS[0]:
-        del custom[id_name]
-    variables = described.get("customVariables")
-    described["customVariables"] = {**custom, **variables} if isinstance(variables, dict) else custom
-    described["ipAddress"] = described.get("ipAddress") or address  # a page may name the unknown as null or ""
-    described["userAgent"] = described.get("userAgent") or user_agent
-    context = with_address(core.context_from_json(described, user_id))
-    if not options:
-        return EvaluationRequest(context, attributes.get("key"))
-    return EvaluationRequest(
-        context,
-        attributes.get("key"),
-        _features(options.get("features")),
-        _boolean(options, "variables") is not False,
-        _boolean(options, "impressions"),
-    )
+    options = _options(attributes.pop(OPTIONS)) if OPTIONS in attributes else NO_OPTIONS
+    variable = attributes.get("key")
+    user_id = attributes.pop(TARGETING_KEY, None)
+    if type(user_id) is not str or not user_id or len(user_id) > SHORT_ID or user_id.isspace():
+        user_id = _take_other_id(attributes, user_id)
+    if browser is None and _ATTRIBUTES.isdisjoint(attributes):  # only custom variables, as in nearly all contexts
+        return core.Context(user_id, None, attributes), variable, options
+    return _described(attributes, user_id, browser), variable, options
 
 
-def _fields(body: bytes) -> Fields:
+def _described(attributes: Fields, user_id: str, browser: Browser | None) -> core.Context:
+    """Return the context of a decision. Attributes that are no fields of getFlag are custom variables."""
+    fields: Fields = {}
+    for name in [name for name in attributes if name in _FIELDS]:
+        fields[_FIELDS[name]] = attributes.pop(name)
+    variables = fields.get("customVariables")
+    fields["customVariables"] = {**attributes, **variables} if isinstance(variables, dict) else attributes
+    address, user_agent = (None, None) if browser is None else browser
+    fields["ipAddress"] = fields.get("ipAddress") or address  # a page may name the unknown as null or ""
+    fields["userAgent"] = fields.get("userAgent") or user_agent
+    return with_address(core.context_from_json(fields, user_id))
+
+
+def _unreadable(body: bytes, problem: RequestError) -> EvaluationError:
+    code = INVALID_CONTEXT
     try:
-        return json_object(body)
-    except RequestError as problem:
-        code = INVALID_CONTEXT
-        try:
-            json_value(body)
-        except RequestError:
-            code = PARSE_ERROR
-        raise EvaluationError(problem.status, code, str(problem)) from None
+        json_value(body)
+    except RequestError:
+        code = PARSE_ERROR
+    return EvaluationError(problem.status, code, str(problem))
 
 
-def _user_id(attributes: Fields) -> tuple[str, str]:
-    """Return the attribute with the visitor's id, and the id. A number counts as its text, a blank as absent."""
-    for name in IDS:
-        value = attributes.get(name)
+def _take_other_id(attributes: Fields, targeting_key: object) -> str:
+    """Return the visitor's id, and remove its attribute. A number counts as its text, a blank as absent."""
+    for name in (TARGETING_KEY, *OTHER_IDS):
+        value = targeting_key if name == TARGETING_KEY else attributes.get(name)
         if type(value) is int or type(value) is float:
             value = orjson.dumps(value).decode()
         if isinstance(value, str) and value and not value.isspace():
-            try:
-                return name, limited_id(f"context.{name}", value)
-            except RequestError as error:
-                raise EvaluationError(400, INVALID_CONTEXT, str(error)) from error
+            attributes.pop(name, None)
+            return _limited(name, value)
     raise EvaluationError(400, TARGETING_KEY_MISSING, "context.targetingKey is required")
+
+
+def _limited(name: str, value: str) -> str:
+    try:
+        return limited_id(f"context.{name}", value)
+    except RequestError as error:
+        raise EvaluationError(400, INVALID_CONTEXT, str(error)) from error
+
+
+def _options(value: object) -> Options:
+    if not isinstance(value, dict):
+        raise _invalid(f"context.{OPTIONS}", "an object")
+    features, has_variables = _features(value.get("features")), _boolean(value, "variables") is not False
+    return Options(features, has_variables, _boolean(value, "impressions"))
 
 
 def feature_keys(name: str, value: Any) -> tuple[str, ...] | None:

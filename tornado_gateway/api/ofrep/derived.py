@@ -1,10 +1,9 @@
-"""Values that are made from the settings of an environment when they are first needed, and bounded memories of them."""
+"""Values that are made from settings when they are first needed, and bounded memories of them."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from tornado_gateway import core
-from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.registry import Environments
 
 T = TypeVar("T")
@@ -13,22 +12,24 @@ ENTRY_BYTES = 512  # of the objects of one value, beside its bytes
 
 
 class Derived(Generic[T]):
-    """One value for each environment, made again by `make` when its settings have changed."""
+    """One value for the settings of each environment, made by `make`."""
 
     def __init__(self, environments: Environments, make: Callable[[core.Settings], T]) -> None:
         self._environments = environments
         self._make = make
-        self._version = environments.version
-        self._values: dict[Environment, tuple[core.Settings, T]] = {}
+        self._values: dict[core.Settings, T] = {}
 
-    def of(self, environment: Environment, settings: core.Settings) -> T:
-        known = self._values.get(environment)
-        if known is None or known[0] is not settings:
-            if self._version != self._environments.version:  # some environments may be gone
-                self._version = self._environments.version
-                self._values.clear()
-            known = self._values[environment] = settings, self._make(settings)
-        return known[1]
+    def of(self, settings: core.Settings) -> T:
+        value = self._values.get(settings)
+        return self._add(settings) if value is None else value
+
+    def _add(self, settings: core.Settings) -> T:
+        """Make the value of new settings. Drop those of settings that no environment has any more."""
+        snapshots = [environment.mirror.current for environment in self._environments.all]
+        current = {snapshot.settings for snapshot in snapshots if snapshot is not None}
+        self._values = {known: value for known, value in self._values.items() if known in current}
+        value = self._values[settings] = self._make(settings)
+        return value
 
 
 class Remembered(Generic[T]):

@@ -59,9 +59,9 @@ class ExposureIndex:
 class RecentExposures:
     """Remembers impressions for at least a minute, in bounded memory: two generations, the older one is dropped.
 
-    Each is a hash of 64 bits, of an environment, a visitor and a variation: texts of visitors would fill the memory
+    Each is a hash of 64 bits, of an environment, a visitor and an impression: texts of visitors would fill the memory
     with objects that live for a minute, and slow down all other requests. Environments of one account have the same
-    visitors, and may have the same campaigns.
+    visitors, and may have the same campaigns. Holdouts have an impression for each feature.
 
     One worker's own: a repeat at another worker is recorded again, which reports count once.
     """
@@ -79,13 +79,19 @@ class RecentExposures:
 
         Return the hashes of the others.
         """
+        uuid, new, old = decision.uuid, self._new, self._old
+        hashes: list[int] = []
+        has_recent = False
+        for impression in decision.impressions:
+            shown = hash((environment, uuid, impression))
+            hashes.append(shown)
+            if shown in new or shown in old:
+                has_recent = True
+        return self._without_recent(decision, hashes) if has_recent else hashes
+
+    def _without_recent(self, decision: core.Decision, hashes: list[int]) -> list[int]:
         now = time.monotonic()
-        if now - self._began > self._seconds or len(self._new) >= self._entries:
-            self._old, self._new, self._began = self._new, {}, now
-        hashes = [hash((environment, decision.uuid, impression.tail)) for impression in decision.impressions]
         places = [place for place, shown in enumerate(hashes) if now - self._last(shown) > self._seconds]
-        if len(places) == len(hashes):
-            return hashes
         decision.impressions = [decision.impressions[place] for place in places]
         if (ids := decision.vwo_user_ids) is not None:
             decision.vwo_user_ids = {new: ids[old] for new, old in enumerate(places) if old in ids}
@@ -101,12 +107,13 @@ class RecentExposures:
     def note(self, hashes: Sequence[int]) -> None:
         """Remember impressions, which have been stored."""
         now = time.monotonic()
-        for shown in hashes:
-            self._new[shown] = now
+        if now - self._began > self._seconds or len(self._new) >= self._entries:
+            self._old, self._new, self._began = self._new, {}, now
+        self._new.update(dict.fromkeys(hashes, now))
 
     def note_once_stored(self, gate: Gate | None, hashes: Sequence[int]) -> None:
         """Remember impressions when the gate of their events opens. None: they were rejected."""
-        if gate is None or not hashes:
+        if gate is None:
             return
         group = self._group
         if group is None or group.gate is not gate:
@@ -195,7 +202,7 @@ class ExposuresApi:
         environment = self._environments.of(request)
         settings = environment.decision_settings()
         fields = json_object(request.body)
-        exposed = self._indexes.of(environment, settings).find(fields.get("exposures"))
+        exposed = self._indexes.of(settings).find(fields.get("exposures"))
         context = with_address(core.context_from_json(fields, user_id(fields)))
         if (problem := core.context_problem(settings, context)) is not None:
             raise RequestError(400, problem)

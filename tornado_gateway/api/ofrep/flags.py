@@ -53,7 +53,7 @@ class Flags:
     """The flags of one settings document."""
 
     def __init__(self, settings: core.Settings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._variables: dict[str, tuple[str, ...]] = {}
         self._found: dict[tuple[str, str | None], Flag] = {}  # by key and attribute `key`
         self._ready: Remembered[Ready] = Remembered(MAX_READY_BYTES)
@@ -64,18 +64,21 @@ class Flags:
 
         `variable` is the attribute `key` of the context: the vendor's providers name the variable of a feature so.
         """
-        feature = self._settings.features.get(key)
-        name = variable if isinstance(variable, str) and feature and variable in self._names(feature) else None
-        flag = self._found.get((key, name))
-        if flag is None:
-            flag = self._variable(key) if feature is None else Flag(key, key, name)
-            if flag is not None:
-                self._found[key, name] = flag
+        name = variable if isinstance(variable, str) else None
+        return self._found.get((key, name)) or self._find(key, name)
+
+    def _find(self, key: str, name: str | None) -> Flag | None:
+        feature = self.settings.features.get(key)
+        if name is not None and (feature is None or name not in self._names(feature)):
+            return self.find(key)
+        flag = self._variable(key) if feature is None else Flag(key, key, name)
+        if flag is not None:
+            self._found[key, name] = flag
         return flag
 
     def _variable(self, key: str) -> Flag | None:
         """Return the flag of `<feature>.<variable>` or `<feature>.*`, None if there is none."""
-        features, found = self._settings.features, None
+        features, found = self.settings.features, None
         for at in _separators(key):
             name, rest = key[:at], key[at + 1 :]
             candidate = features.get(name)
@@ -84,13 +87,13 @@ class Flags:
         return found
 
     def response(self, flag: Flag, decision: core.Decision) -> Response:
-        """Return the response with one flag."""
-        key = flag, _outcome_key(decision)
-        response = self._responses.get(key)
-        if response is None:
-            body = entry(flag.key, self.ready(decision).entries[flag.variable])
-            response = self._responses.add(key, Response(200, body), 2 * len(body))
-        return response
+        """Return the response with one flag for a decision without error."""
+        key = flag, decision.reason, decision.rollout, decision.experiment, *decision.impressions
+        return self._responses.get(key) or self._add_response(key, flag, decision)
+
+    def _add_response(self, key: Key, flag: Flag, decision: core.Decision) -> Response:
+        body = entry(flag.key, self.ready(decision).entries[flag.variable])
+        return self._responses.add(key, Response(200, body), 2 * len(body))
 
     def ready(self, decision: core.Decision) -> Ready:
         """Return the entries for a decision, which depend on its outcome only."""
@@ -102,14 +105,14 @@ class Flags:
         return ready
 
     def _make(self, decision: core.Decision) -> Ready:
-        feature = self._settings.features[decision.feature_key]
+        feature = self.settings.features[decision.feature_key]
         if decision.error is not None:
             entries: dict[str | None, bytes] = {
                 None: b'"errorCode":"GENERAL","errorDetails":%b' % encoded(decision.error)
             }
             return Ready(entries, entry(feature.key, entries[None]))
         values = {variable["key"]: encoded(value_of(variable)) for variable in decision.variables}
-        suffix = _suffix(outcome_of(self._settings, decision))
+        suffix = _suffix(outcome_of(self.settings, decision))
         entries = {None: b'"value":%b,%b' % (b"true" if decision.enabled else b"false", suffix)}
         missing = b'"reason":"DISABLED",%b' % suffix.partition(b",")[2]
         for name in self._names(feature):
