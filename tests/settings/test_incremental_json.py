@@ -1,6 +1,7 @@
 """Long computations in turns: the same results as in one go, with yield points in between."""
 
 import json
+import tracemalloc
 from unittest.mock import patch
 
 import orjson
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tornado_gateway.core import never_yield
+from tornado_gateway.core.validation import LongArray
 from tornado_gateway.settings.incremental_json import parse
 from tornado_gateway.settings.pacing import PIECE_BYTES
 
@@ -38,7 +40,15 @@ def result(work, document):
 
 
 def parsed_in_pieces(document, piece_bytes):
-    return parse(document, never_yield, piece_bytes)
+    """Parse, and read the long arrays twice, because each iteration has to give the same."""
+    parsed = parse(document, never_yield, piece_bytes)
+    if not isinstance(parsed, dict):
+        return parsed
+    read, again = [
+        {key: list(value) if isinstance(value, LongArray) else value for key, value in parsed.items()} for _ in "12"
+    ]
+    assert read == again
+    return read
 
 
 @pytest.mark.parametrize("indent", [None, 1])
@@ -61,6 +71,21 @@ def test_it_yields_between_pieces():
 def test_the_same_as_in_one_go(value, piece_bytes, indent):
     document = json.dumps(value, indent=indent, ensure_ascii=False).encode()
     assert result(lambda it: parsed_in_pieces(it, piece_bytes), document) == result(orjson.loads, document)
+
+
+def test_the_items_of_long_arrays_are_not_kept():
+    document = orjson.dumps({"features": [{"id": n} for n in range(90_000)], "campaigns": [{}]})
+    parsed = parse(document, never_yield)
+    features = parsed["features"]
+    assert isinstance(features, LongArray)
+    assert parsed["campaigns"] == [{}]
+    tracemalloc.start()
+    try:
+        assert sum(feature["id"] for feature in features) == sum(range(90_000))
+        _, highest = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert highest < len(document)  # all items take 18 times as much
 
 
 DAMAGE = [b"{", b"}", b"[", b"]", b",", b":", b'"', b"1", b" ", b""]

@@ -10,6 +10,7 @@ import orjson
 
 from tornado_gateway import core
 from tornado_gateway.core import YieldPoint, never_yield
+from tornado_gateway.core.validation import each_of
 from tornado_gateway.settings import incremental_json
 from tornado_gateway.settings.documents import SettingsDocument, prepare_document
 from tornado_gateway.settings.pacing import empty_gradually
@@ -35,7 +36,7 @@ def compile_document(document: bytes, sdk: core.Sdk, yield_point: YieldPoint = n
     with _without_collector():
         parsed = parse(document, yield_point)
         try:
-            # The settings keep the bytes, because the parsed document takes five times as much memory.
+            # The settings keep the bytes only, because the parsed document takes five times as much memory.
             read_again = partial(orjson.loads, document)
             compiled = CompiledDocument(
                 core.compile_settings(parsed, sdk=sdk, yield_point=yield_point, read_again=read_again),
@@ -73,14 +74,14 @@ def _without_collector() -> Iterator[None]:
 
 def fingerprints_of(document: Mapping[str, Any], yield_point: YieldPoint = never_yield) -> Fingerprints:
     """Return a hash of each feature with the campaigns of its rules. Groups and holdouts are left out."""
-    campaigns: dict[object, object] = {}
-    for campaign in document["campaigns"]:
-        campaigns[campaign["id"]] = campaign
+    campaigns: dict[object, int] = {}
+    for campaign in each_of(document["campaigns"]):
+        campaigns[campaign["id"]] = _fingerprint(campaign)
         yield_point()
     fingerprints: dict[str, int] = {}
-    for feature in document["features"]:
+    for feature in each_of(document["features"]):
         linked = [campaigns.get(rule["campaignId"]) for rule in feature["rules"]]
-        fingerprints.setdefault(feature["key"], _fingerprint([feature, *linked]))
+        fingerprints.setdefault(feature["key"], hash((_fingerprint(feature), *linked)))
         yield_point()
     return fingerprints
 
