@@ -4,6 +4,7 @@ import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import orjson
@@ -97,12 +98,13 @@ def describe_change(before: Fingerprints | None, after: Fingerprints) -> str:
     """Return the number of features and the changed ones, for the log."""
     if before is None:
         return f"{len(after)} features"
-    differing = set() if before == after else {key for key, _ in before.items() ^ after.items()}
-    parts = [
-        *(f"+{key}" for key in sorted(differing - before.keys())),
-        *(f"-{key}" for key in sorted(differing - after.keys())),
-        *(f"~{key}" for key in sorted(differing & before.keys() & after.keys())),
-    ]
-    if len(parts) > SHOWN_CHANGES:
-        parts[SHOWN_CHANGES:] = [f"and {len(parts) - SHOWN_CHANGES} more"]
+    differing = {
+        "+": after.keys() - before.keys(),
+        "-": before.keys() - after.keys(),
+        "~": [key for key, fingerprint in after.items() if before.get(key, fingerprint) != fingerprint],
+    }
+    # The loop waits for this, so a new name of each of 10,000 features would be too much.
+    parts = list(islice((f"{sign}{key}" for sign, keys in differing.items() for key in sorted(keys)), SHOWN_CHANGES))
+    if (count := sum(map(len, differing.values()))) > SHOWN_CHANGES:
+        parts.append(f"and {count - SHOWN_CHANGES} more")
     return f"{len(after)} features" + (f" ({', '.join(parts)})" if parts else "")
