@@ -327,6 +327,18 @@ async def test_outcomes_and_unknown_keys_are_counted(tmp_path):
         }
 
 
+async def test_a_record_that_no_other_worker_has_changed_is_not_read(tmp_path, monkeypatch):
+    read = []
+    load = SqliteState.load_statistics
+    monkeypatch.setattr(SqliteState, "load_statistics", lambda self, name: read.append(name) or load(self, name))
+    async with workers(tmp_path, 1) as (monitor,):
+        for number in range(3):
+            show(monitor, users(5, first=5 * number))
+            await monitor.merge()
+        assert "features" not in read
+        assert sum(monitor.usage()["f"]["decisions"].values()) == 15
+
+
 def news(**tallies):
     return FeatureNews(tallies, {})
 

@@ -75,6 +75,7 @@ class Exposures:
             for audience in audiences
             for code, variation in enumerate(audience.experiment.variations, 1)
         }
+        yield
         by_tail: dict[str, _Shown] = {}
         named: dict[tuple[str, str], _Shown] = {}
         for number, feature in enumerate(settings.features.values(), 1):
