@@ -54,6 +54,19 @@ def show(monitor, users, settings=SETTINGS):
         monitor.exposures.shown(decision)
 
 
+@pytest.mark.parametrize("campaign", [20, "20"])
+@pytest.mark.parametrize("ids", [(1, 2), ("1", "2"), ("blue", "red")])
+async def test_an_sdk_names_variations_by_numbers_or_texts(tmp_path, campaign, ids):
+    variations = [{**variation(1, 50), "id": each} for each in ids]
+    settings = compile_settings(one_feature(rollout(), ab(20, variations=variations)))
+    async with workers(tmp_path, 1, settings) as (monitor,):
+        for number in range(10):
+            visitor = visitor_uuid("12345", f"guest-{number}")
+            monitor.exposures.shown_by_sdk(event(visitor, campaign, ids[number % 2]))
+            monitor.exposures.shown_by_sdk(event(visitor, campaign, "green"))
+        assert (await one(monitor))["sampled"] == 10
+
+
 def event(visitor, campaign, variation):
     props = {"id": campaign, "variation": variation}
     return {"visId": visitor, "event": {"name": "vwo_variationShown", "props": props}}

@@ -48,7 +48,7 @@ def compiled_parts(document):
 @pytest.mark.parametrize("piece_bytes", [1, 500, 5000])
 def test_settings_from_long_arrays_are_the_same(piece_bytes):
     document = numbered_document(30)
-    read = incremental_json.parse(orjson.dumps(document), core.never_yield, piece_bytes)
+    read = incremental_json.parse_outline(orjson.dumps(document), core.never_yield, piece_bytes)
     assert isinstance(read["features"], LongArray)
     assert compiled_parts(read) == compiled_parts(document)
     assert fingerprints_of(read) == fingerprints_of(document)
@@ -75,7 +75,7 @@ def test_problems_of_long_arrays_are_the_same(name):
     document = numbered_document(5)
     WRONG[name](document)
     problems = []
-    for read in document, incremental_json.parse(orjson.dumps(document), core.never_yield, 1):
+    for read in document, incremental_json.parse_outline(orjson.dumps(document), core.never_yield, 1):
         with pytest.raises(core.SettingsError) as raised:
             core.compile_settings(read)
         problems.append(raised.value.problems)

@@ -1,6 +1,8 @@
 """Long computations in turns: the same results as in one go, with yield points in between."""
 
+import gc
 import json
+import sys
 import tracemalloc
 from unittest.mock import patch
 
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from tornado_gateway.core import never_yield
 from tornado_gateway.core.validation import LongArray
-from tornado_gateway.settings.incremental_json import parse
+from tornado_gateway.settings.incremental_json import parse, parse_outline
 from tornado_gateway.settings.pacing import PIECE_BYTES
 
 SETTINGS = {
@@ -40,15 +42,18 @@ def result(work, document):
 
 
 def parsed_in_pieces(document, piece_bytes):
-    """Parse, and read the long arrays twice, because each iteration has to give the same."""
+    """Parse in both ways, and read the long arrays twice: all have to give the same."""
     parsed = parse(document, never_yield, piece_bytes)
-    if not isinstance(parsed, dict):
-        return parsed
-    read, again = [
-        {key: list(value) if isinstance(value, LongArray) else value for key, value in parsed.items()} for _ in "12"
-    ]
-    assert read == again
-    return read
+    outline = parse_outline(document, never_yield, piece_bytes)
+    for _ in range(2):
+        assert json.dumps(_read(outline)) == json.dumps(parsed)
+    return parsed
+
+
+def _read(outline):
+    if not isinstance(outline, dict):
+        return outline
+    return {key: list(value) if isinstance(value, LongArray) else value for key, value in outline.items()}
 
 
 @pytest.mark.parametrize("indent", [None, 1])
@@ -75,10 +80,10 @@ def test_the_same_as_in_one_go(value, piece_bytes, indent):
 
 def test_the_items_of_long_arrays_are_not_kept():
     document = orjson.dumps({"features": [{"id": n} for n in range(90_000)], "campaigns": [{}]})
-    parsed = parse(document, never_yield)
-    features = parsed["features"]
+    outline = parse_outline(document, never_yield)
+    features = outline["features"]
     assert isinstance(features, LongArray)
-    assert parsed["campaigns"] == [{}]
+    assert outline["campaigns"] == [{}]
     tracemalloc.start()
     try:
         assert sum(feature["id"] for feature in features) == sum(range(90_000))
@@ -86,6 +91,19 @@ def test_the_items_of_long_arrays_are_not_kept():
     finally:
         tracemalloc.stop()
     assert highest < len(document)  # all items take 18 times as much
+
+
+def test_an_outline_is_freed_without_garbage_collection():
+    document = orjson.dumps({"features": [{"id": n} for n in range(9000)]})
+    before = sys.getrefcount(document)
+    gc.disable()
+    try:
+        outline = parse_outline(document, never_yield)
+        assert sys.getrefcount(document) > before
+        del outline
+        assert sys.getrefcount(document) == before
+    finally:
+        gc.enable()
 
 
 DAMAGE = [b"{", b"}", b"[", b"]", b",", b":", b'"', b"1", b" ", b""]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from tornado_gateway import core
+from tornado_gateway.core.event_templates import shown_tail
 from tornado_gateway.core.types import Feature
 from tornado_gateway.experiments.campaigns import Experiment, experiments_of
 from tornado_gateway.experiments.features import EXPOSURES, FeatureCounts
@@ -56,7 +57,7 @@ class Exposures:
         self._most = most
         self._noted: list[tuple[bytes, Audience, int]] = []  # visitors not yet in a sample, and their codes
         self._shown: dict[str, _Shown] = {}  # by the tail of the impression
-        self._named: dict[tuple[str, str], _Shown] = {}  # by the ids of campaign and variation, as texts
+        self._named: dict[tuple[str, str], _Shown] = {}  # by ids as texts, unless both are numbers
 
     def follow(self, settings: core.Settings) -> Iterator[None]:
         """Follow new settings, in steps. Experiments that have not changed keep their samples.
@@ -104,7 +105,9 @@ class Exposures:
                 audience, code = codes.get(impression.tail, (None, 0))
                 shown = _Shown(tally, audience, code)
                 by_tail.setdefault(impression.tail, shown)
-                named.setdefault((str(impression.campaign_id), str(impression.variation_id)), shown)
+                names = str(impression.campaign_id), str(impression.variation_id)
+                if impression.tail != shown_tail(*names):
+                    named.setdefault(names, shown)
 
     def shown(self, decision: core.Decision) -> None:
         """Note the impressions of a decision. Whitelisted visitors are counted, but they are in no sample."""
@@ -123,7 +126,8 @@ class Exposures:
         props, visitor = data["event"].get("props"), data.get("visId")
         if not isinstance(props, dict):
             return
-        shown = self._named.get((_text(props.get("id")), _text(props.get("variation"))))
+        names = _text(props.get("id")), _text(props.get("variation"))
+        shown = self._shown.get(shown_tail(*names)) or self._named.get(names)
         if shown is None:
             return
         shown.tally[EXPOSURES] += 1

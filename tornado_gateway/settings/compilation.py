@@ -53,9 +53,9 @@ def compile_document(document: bytes, sdk: core.Sdk, yield_point: YieldPoint = n
 
 
 def parse(document: bytes, yield_point: YieldPoint) -> Any:
-    """Parse a document. Raise SettingsError if it is not JSON."""
+    """Parse a document, without keeping the items of long arrays. Raise SettingsError if it is not JSON."""
     try:
-        return incremental_json.parse(document, yield_point)
+        return incremental_json.parse_outline(document, yield_point)
     except orjson.JSONDecodeError as error:
         raise core.SettingsError((f"the settings document is not JSON: {error}",)) from error
 
