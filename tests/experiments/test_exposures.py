@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import pairwise
 
 import orjson
 import pytest
@@ -10,18 +11,22 @@ from core.documents import ab, document, feature, holdout, one_feature, rollout,
 
 from tornado_gateway.core import Context, compile_settings, decide, visitor_uuid
 from tornado_gateway.errors import StoreError
+from tornado_gateway.experiments.exposures import FREED_AT_ONCE, Exposures
 from tornado_gateway.experiments.features import (
     FORGET_SECONDS,
     LONGEST_KEY,
     MOST_UNKNOWN,
     STALE_SECONDS,
+    STEP_FEATURES,
+    FeatureCounts,
     FeatureNews,
-    merged,
+    merge,
     unknown_keys,
     usage_of,
 )
 from tornado_gateway.experiments.monitor import ExperimentMonitor
 from tornado_gateway.store.sqlite.state import SqliteState
+from tornado_gateway.tasks import in_steps
 
 SETTINGS = compile_settings(one_feature(rollout(), ab()))
 NOW = 1_700_000_000.0
@@ -47,6 +52,19 @@ def show(monitor, users, settings=SETTINGS):
         decision = decide(settings, "f", Context(user, custom_variables={}))
         monitor.features.decided(decision)
         monitor.exposures.shown(decision)
+
+
+@pytest.mark.parametrize("campaign", [20, "20"])
+@pytest.mark.parametrize("ids", [(1, 2), ("1", "2"), ("blue", "red")])
+async def test_an_sdk_names_variations_by_numbers_or_texts(tmp_path, campaign, ids):
+    variations = [{**variation(1, 50), "id": each} for each in ids]
+    settings = compile_settings(one_feature(rollout(), ab(20, variations=variations)))
+    async with workers(tmp_path, 1, settings) as (monitor,):
+        for number in range(10):
+            visitor = visitor_uuid("12345", f"guest-{number}")
+            monitor.exposures.shown_by_sdk(event(visitor, campaign, ids[number % 2]))
+            monitor.exposures.shown_by_sdk(event(visitor, campaign, "green"))
+        assert (await one(monitor))["sampled"] == 10
 
 
 def event(visitor, campaign, variation):
@@ -198,6 +216,20 @@ async def test_followed_settings_are_not_searched_for_garbage(tmp_path):
         assert [id(audience) in searched for audience in monitor.exposures.audiences] == [False]
 
 
+def test_the_tables_of_replaced_settings_are_freed_in_steps():
+    count = 2 * FREED_AT_ONCE
+    campaigns = [rollout(10 + number) for number in range(count)]
+    features = [feature(number, rule(campaign)) for number, campaign in enumerate(campaigns)]
+    exposures = Exposures(FeatureCounts(), 1)
+    assert all(step is None for step in exposures.follow(compile_settings(document(features, campaigns))))
+    former = exposures._shown
+    left = [len(former)]
+    for _ in exposures.follow(SETTINGS):
+        left.append(len(former))
+    assert (left[0], left[-1]) == (count, 0)
+    assert max(before - after for before, after in pairwise(left)) <= FREED_AT_ONCE
+
+
 async def test_no_visitor_is_lost_while_new_settings_are_followed(tmp_path):
     async with workers(tmp_path, 1) as (monitor,):
         show(monitor, users(10))
@@ -308,8 +340,30 @@ async def test_outcomes_and_unknown_keys_are_counted(tmp_path):
         }
 
 
+async def test_a_record_that_no_other_worker_has_changed_is_not_read(tmp_path, monkeypatch):
+    read = []
+    load = SqliteState.load_statistics
+    monkeypatch.setattr(SqliteState, "load_statistics", lambda self, name: read.append(name) or load(self, name))
+    async with workers(tmp_path, 1) as (monitor,):
+        for number in range(3):
+            show(monitor, users(5, first=5 * number))
+            await monitor.merge()
+        assert "features" not in read
+        assert sum(monitor.usage()["f"]["decisions"].values()) == 15
+
+
 def news(**tallies):
     return FeatureNews(tallies, {})
+
+
+def merged(*arguments):
+    return asyncio.run(in_steps(merge(*arguments)))
+
+
+def test_counts_of_many_features_are_merged_in_steps():
+    keys = [f"f{number}" for number in range(10 * STEP_FEATURES)]
+    steps = merge({}, news(**{key: [1, 0, 0, 0] for key in keys}), keys, NOW)
+    assert sum(1 for _ in steps) >= 10
 
 
 def test_exposures_of_the_last_full_minute_are_shown():

@@ -1,6 +1,9 @@
 """Long computations in turns: the same results as in one go, with yield points in between."""
 
+import gc
 import json
+import sys
+import tracemalloc
 from unittest.mock import patch
 
 import orjson
@@ -9,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tornado_gateway.core import never_yield
-from tornado_gateway.settings.incremental_json import parse
+from tornado_gateway.core.validation import LongArray
+from tornado_gateway.settings.incremental_json import parse, parse_outline
 from tornado_gateway.settings.pacing import PIECE_BYTES
 
 SETTINGS = {
@@ -38,7 +42,18 @@ def result(work, document):
 
 
 def parsed_in_pieces(document, piece_bytes):
-    return parse(document, never_yield, piece_bytes)
+    """Parse in both ways, and read the long arrays twice: all have to give the same."""
+    parsed = parse(document, never_yield, piece_bytes)
+    outline = parse_outline(document, never_yield, piece_bytes)
+    for _ in range(2):
+        assert json.dumps(_read(outline)) == json.dumps(parsed)
+    return parsed
+
+
+def _read(outline):
+    if not isinstance(outline, dict):
+        return outline
+    return {key: list(value) if isinstance(value, LongArray) else value for key, value in outline.items()}
 
 
 @pytest.mark.parametrize("indent", [None, 1])
@@ -61,6 +76,34 @@ def test_it_yields_between_pieces():
 def test_the_same_as_in_one_go(value, piece_bytes, indent):
     document = json.dumps(value, indent=indent, ensure_ascii=False).encode()
     assert result(lambda it: parsed_in_pieces(it, piece_bytes), document) == result(orjson.loads, document)
+
+
+def test_the_items_of_long_arrays_are_not_kept():
+    document = orjson.dumps({"features": [{"id": n} for n in range(90_000)], "campaigns": [{}]})
+    outline = parse_outline(document, never_yield)
+    features = outline["features"]
+    assert isinstance(features, LongArray)
+    assert outline["campaigns"] == [{}]
+    tracemalloc.start()
+    try:
+        assert sum(feature["id"] for feature in features) == sum(range(90_000))
+        _, highest = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert highest < len(document)  # all items take 18 times as much
+
+
+def test_an_outline_is_freed_without_garbage_collection():
+    document = orjson.dumps({"features": [{"id": n} for n in range(9000)]})
+    before = sys.getrefcount(document)
+    gc.disable()
+    try:
+        outline = parse_outline(document, never_yield)
+        assert sys.getrefcount(document) > before
+        del outline
+        assert sys.getrefcount(document) == before
+    finally:
+        gc.enable()
 
 
 DAMAGE = [b"{", b"}", b"[", b"]", b",", b":", b'"', b"1", b" ", b""]

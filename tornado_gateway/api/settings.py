@@ -16,7 +16,7 @@ from tornado_gateway.errors import AttemptsError, NotLoadedError, UpstreamError
 from tornado_gateway.http.fields import ClientAddress, accepts_gzip, query_text
 from tornado_gateway.http.messages import Request, Response, error_response, json_error
 from tornado_gateway.settings.documents import SettingsDocument, prepare_document
-from tornado_gateway.settings.incremental_json import parse
+from tornado_gateway.settings.incremental_json import parse_outline
 from tornado_gateway.settings.pacing import empty_gradually, throttled
 from tornado_gateway.tasks import SharedResult
 from tornado_gateway.telemetry.attempts import TokenCheck
@@ -229,7 +229,7 @@ def _prepare_unchecked(document: bytes) -> SettingsDocument | None:
     """Prepare a document at a slow pace, without compiling it. Return None if it is not a settings document."""
     yield_point = throttled()
     try:
-        fields = parse(document, yield_point)
+        fields = parse_outline(document, yield_point)
     except orjson.JSONDecodeError:
         return None
     if not isinstance(fields, dict) or not fields.keys() >= {"version", "accountId", "features", "campaigns"}:

@@ -132,9 +132,10 @@ def _rule(settings: Settings, rule: Document, campaign: Document) -> Description
 
 def _ranges(settings: Settings, campaign: Document) -> Mapping[Any, tuple[int, int]]:
     """Return the range of the 10,000 buckets for each variation."""
-    for variations in settings.variations_by_key.get(campaign["key"], ()):
-        return {variation.id: (variation.start, variation.end) for variation in variations}
-    return {}
+    ranges: dict[Any, tuple[int, int]] = {}
+    for variation in settings.variations_by_key.get(campaign["key"], ()):
+        ranges.setdefault(variation.id, (variation.start, variation.end))
+    return ranges
 
 
 def _variation(

@@ -4,7 +4,7 @@ Everything that depends on the settings alone happens here: rules are linked to 
 segments become closures, responses and the ends of event documents become texts.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,12 +18,12 @@ from tornado_gateway.core.event_templates import (
     shown_start,
     to_json,
 )
+from tornado_gateway.core.groups import compiled_group, features_of_groups
 from tornado_gateway.core.identity import identity_of
 from tornado_gateway.core.recorder import record_node
 from tornado_gateway.core.segments import compile_segment
 from tornado_gateway.core.types import (
     AB,
-    MEG_KEY_PREFIX,
     NO_NEEDS,
     OTHER,
     PERSONALIZE,
@@ -31,12 +31,13 @@ from tornado_gateway.core.types import (
     CampaignName,
     EventParts,
     Feature,
+    FeatureDraft,
     Group,
     GroupFeature,
     Holdout,
     Id,
     Impression,
-    MemberNames,
+    LinkedRule,
     Needs,
     Predicate,
     Recorder,
@@ -47,10 +48,12 @@ from tornado_gateway.core.types import (
     SettingsSource,
     Variation,
     join_needs,
+    member_names,
 )
-from tornado_gateway.core.validation import YieldPoint, check_document, items_of, never_yield, paced
+from tornado_gateway.core.validation import YieldPoint, check_document, each_of, items_of, never_yield, paced
 
 DEFAULT_SDK = Sdk("fme-gateway", "0")
+FREED_AT_ONCE = 50  # objects: some microseconds
 
 _KINDS = {"FLAG_ROLLOUT": ROLLOUT, "FLAG_TESTING": AB, "FLAG_PERSONALIZE": PERSONALIZE}
 
@@ -94,15 +97,25 @@ class _Segment(NamedTuple):
 _NO_SEGMENT = _Segment(None, NO_NEEDS)
 
 
+class _Reach(NamedTuple):
+    """The inputs and the records that a decision about one feature can read."""
+
+    needs: Needs
+    storage_keys: tuple[str, ...]
+
+
 class _Campaign(NamedTuple):
     """A campaign of the document with its compiled variations and their segments."""
 
-    document: Document
     name: CampaignName
     kind: str
     variations: tuple[Variation, ...]
     segments: list[_Segment]
     segment: _Segment
+    salt: Any
+    limit: Any
+    is_forced: bool
+    is_user_list: bool
 
 
 class _Compiler:
@@ -119,28 +132,29 @@ class _Compiler:
         self.recorder = recorder
         self.account_id = str(document["accountId"])
         self.props = common_props(sdk, document["sdkKey"])
-        # `featureId` conditions name features by a number.
-        features = items_of(document["features"])[::-1]
-        self.feature_keys = {feature["id"]: feature["key"] for feature in paced(features, yield_point)}
+        self.event_names: set[str] = set()
         self.groups: dict[str, Group] = {}
-        self.group_features: dict[str, tuple[GroupFeature, ...]] = {}
         self.segments: dict[str, _Segment] = {}  # by their JSON
         self.shared: dict[Any, Any] = {}
+        self.drafts = [self.draft(feature) for feature in each_of(document["features"])]
+        # `featureId` conditions name features by a number. The first of an id wins.
+        self.feature_keys = {draft.id: draft.key for draft in paced(self.drafts[::-1], yield_point)}
 
     def compile(self, read_again: Callable[[], Document] | None) -> Settings:
         document = self.document
-        campaigns = [self.campaign(item) for item in items_of(document["campaigns"])]
-        by_id = {item.document["id"]: item for item in paced(campaigns, self.yield_point)}  # the last of an id wins
-        linked = [self.rules(feature, by_id) for feature in items_of(document["features"])]
-        holdouts = [self.holdout(item) for item in items_of(document.get("holdouts"))]
-        applicable = [self.applicable(feature, holdouts) for feature in items_of(document["features"])]
-        self.fill_groups(linked, applicable)
-        wants_lookups = any(
-            self.segment(item["segments"]).needs.wants_lookups for item in items_of(document.get("holdouts"))
+        campaigns = [self.campaign(item) for item in each_of(document["campaigns"])]
+        by_id = {item.name.id: item for item in paced(campaigns, self.yield_point)}  # the last of an id wins
+        linked = [self.rules(feature, by_id) for feature in self.drafts]
+        holdouts = [self.holdout(item) for item in each_of(document.get("holdouts"))]
+        applicable = [self.applicable(feature, holdouts) for feature in self.drafts]
+        group_features = features_of_groups(
+            self.groups.values(), document, self.drafts, linked, applicable, self.yield_point
         )
-        features = {}
-        for index, item in list(enumerate(items_of(document["features"])))[::-1]:  # the first of a key wins
-            features[item["key"]] = self.feature(item, linked[index], applicable[index], wants_lookups)
+        variations_by_key = self.variations_by_key(campaigns, linked)
+        wants_lookups = any(holdout.needs.wants_lookups for holdout in holdouts)
+        features = self.features(linked, applicable, group_features, wants_lookups)
+        for needed in (campaigns, by_id, self.shared):
+            _empty(needed, self.yield_point)
         prefix = document.get("collectionPrefix")
         return Settings(
             account_id=self.account_id,
@@ -150,13 +164,13 @@ class _Compiler:
             is_dev_mode=bool(document.get("devMode")),
             is_web_connected=bool(document.get("isWebConnectivityEnabled", True)),
             collection_prefix=prefix if isinstance(prefix, str) and prefix.strip() else None,
-            features=MappingProxyType(dict(reversed(features.items()))),
+            features=MappingProxyType(features),
             has_list_checks=any(feature.list_checks for feature in paced(features.values(), self.yield_point)),
-            event_names=_event_names(document, self.yield_point),
+            event_names=frozenset(self.event_names),
             sdk=self.sdk,
             identify=identity_of(self.account_id),
-            variations_by_key=self.variations_by_key(campaigns, linked),
-            group_features=self.group_features,
+            variations_by_key=variations_by_key,
+            group_features=group_features,
             event_parts=EventParts(
                 f'"vwo_fs_environment":{to_json(document["sdkKey"])}',
                 self.props,
@@ -168,6 +182,27 @@ class _Compiler:
             ),
         )
 
+    # --- Features as they are in the document ---
+
+    def draft(self, document: Document) -> FeatureDraft:
+        self.yield_point()
+        self.add_event_names(document["metrics"])
+        return FeatureDraft(
+            self.share(document["key"]),
+            document["id"],
+            self.share(document["name"]),
+            [
+                LinkedRule(self.share(rule["ruleKey"]), rule["campaignId"], rule.get("variationId"))
+                for rule in document["rules"]
+            ],
+            (document.get("impactCampaign") or {}).get("campaignId"),
+            bool(document.get("isDebuggerEnabled")),
+        )
+
+    def add_event_names(self, metrics: list[Any]) -> None:
+        names = (metric.get("identifier") for metric in metrics if isinstance(metric, dict))
+        self.event_names.update(self.share(name) for name in names if isinstance(name, str))
+
     # --- Campaigns ---
 
     def campaign(self, document: Document) -> _Campaign:
@@ -176,12 +211,25 @@ class _Compiler:
         items = items_of(document["variations"])
         ranges = ranges_of(item["weight"] for item in items) if kind is AB else [(0, 0)] * len(items)
         segments = [self.segment(item.get("segments")) for item in items]
-        variations = tuple(map(self.variation, [document["id"]] * len(items), items, ranges, segments))
-        own = self.segment(document["segments"]) if kind is AB else next(iter(segments), _NO_SEGMENT)
         name = CampaignName(document["id"], self.share(document["key"]), self.share(document["name"]))
-        return _Campaign(document, name, kind, variations, segments, own)
+        key = name.key if kind is AB else None
+        variations = tuple(map(self.variation, [name.id] * len(items), [key] * len(items), items, ranges, segments))
+        own = self.segment(document["segments"]) if kind is AB else next(iter(segments), _NO_SEGMENT)
+        return _Campaign(
+            name,
+            kind,
+            variations,
+            segments,
+            own,
+            document.get("salt"),
+            document.get("percentTraffic"),
+            bool(document.get("isForcedVariationEnabled")),
+            bool(document.get("isUserListEnabled")),
+        )
 
-    def variation(self, campaign_id: Id, document: Document, bounds: tuple[int, int], segment: _Segment) -> Variation:
+    def variation(
+        self, campaign_id: Id, key: str | None, document: Document, bounds: tuple[int, int], segment: _Segment
+    ) -> Variation:
         variables = [
             {"value": item["value"], "type": item["type"], "key": item["key"], "id": item["id"]}
             for item in items_of(document.get("variables"))
@@ -195,6 +243,7 @@ class _Compiler:
             salt=document.get("salt"),
             body=self.share(f'{{"isEnabled":true,"variables":{to_json(variables)}}}'.encode()),
             impression=impression(campaign_id, document["id"]),
+            match=None if key is None else RuleMatch(campaign_id, key, document["id"]),
             segment=segment.predicate,
             needs=segment.needs,
         )
@@ -220,98 +269,93 @@ class _Compiler:
 
     # --- Rules ---
 
-    def rules(self, feature: Document, campaigns: Mapping[Any, _Campaign]) -> tuple[Rule, ...]:
+    def rules(self, feature: FeatureDraft, campaigns: Mapping[Any, _Campaign]) -> tuple[Rule, ...]:
         """Link the rules of a feature to their campaigns; a rule for an unknown campaign does not exist."""
-        found = ((rule, campaigns.get(rule["campaignId"])) for rule in feature["rules"])
+        found = ((rule, campaigns.get(rule.campaign_id)) for rule in feature.rules)
         return tuple(self.rule(feature, rule, campaign) for rule, campaign in found if campaign)
 
-    def rule(self, feature: Document, rule: Document, campaign: _Campaign) -> Rule:
+    def rule(self, feature: FeatureDraft, rule: LinkedRule, campaign: _Campaign) -> Rule:
         self.yield_point()
-        document, kind, segment = campaign.document, campaign.kind, campaign.segment
-        variations = _linked_variations(campaign, rule.get("variationId"))
+        campaign_id, kind, segment = campaign.name.id, campaign.kind, campaign.segment
+        variations = _linked_variations(campaign, rule.variation_id)
         if kind is not AB and variations != campaign.variations:
             segment = campaign.segments[campaign.variations.index(variations[0])]
         needs = segment.needs
-        if kind is AB and document.get("isForcedVariationEnabled"):
+        if kind is AB and campaign.is_forced:
             needs = join_needs([needs, *(variation.needs for variation in variations)])
             needs = needs._replace(wants_lookups=segment.needs.wants_lookups)
-        salt = document.get("salt") if kind is AB else variations and variations[0].salt
-        prefix = f"{salt or document['id']}_"
-        limit = document.get("percentTraffic") if kind is AB else variations and variations[0].weight
-        feature_rule_key = self.share(f"{feature['key']}_{rule['ruleKey']}")
-        personal_member = f"{document['id']}_{variations[0].id}" if variations else ""
-        key = feature_rule_key if kind in (ROLLOUT, PERSONALIZE) else campaign.name.key
-        member = personal_member if kind is PERSONALIZE and variations[0].id else str(document["id"])
+        salt = campaign.salt if kind is AB else variations and variations[0].salt
+        prefix = f"{salt or campaign_id}_"
+        limit = campaign.limit if kind is AB else variations and variations[0].weight
+        has_own_key = kind in (ROLLOUT, PERSONALIZE)
+        key = self.share(f"{feature.key}_{rule.key}") if has_own_key else campaign.name.key
         return Rule(
             kind=kind,
-            rule_key=self.share(rule["ruleKey"]),
+            rule_key=rule.key,
             campaign=campaign.name,
             variations=variations,
             segment=segment.predicate,
             needs=needs,
-            is_forced=kind is AB and bool(document.get("isForcedVariationEnabled")),
-            is_user_list=bool(document.get("isUserListEnabled")),
+            is_forced=kind is AB and campaign.is_forced,
+            is_user_list=campaign.is_user_list,
             traffic_prefix=prefix.encode(),
             variation_prefix=f"{prefix}{self.account_id}_".encode(),
             limit=limit if isinstance(limit, int | float) else None,
             key=key,
-            members=MemberNames(member, personal_member),
-            group=self.group(member),
-            outcomes={item.id: RuleMatch(document["id"], key, item.id) for item in variations},
+            group=self.group(member_names(kind, campaign_id, variations).listed),
+            match=RuleMatch(campaign_id, key, variations[0].id) if has_own_key else None,
         )
 
+    def features(
+        self,
+        linked: list[tuple[Rule, ...]],
+        applicable: list[tuple[Holdout, ...]],
+        group_features: Mapping[str, tuple[GroupFeature, ...]],
+        wants_lookups: bool,
+    ) -> dict[str, Feature]:
+        """Compile all features, the last one first, because the first of a key wins. Free their drafts meanwhile."""
+        found: dict[str, Feature] = {}
+        while self.drafts:
+            draft, rules, holdouts = self.drafts.pop(), linked.pop(), applicable.pop()
+            reach = _reach(draft.key, rules, holdouts, group_features)
+            found[draft.key] = self.feature(draft, rules, holdouts, reach, wants_lookups)
+        return dict(reversed(found.items()))
+
     def feature(
-        self, document: Document, rules: tuple[Rule, ...], holdouts: tuple[Holdout, ...], wants_lookups: bool
+        self,
+        draft: FeatureDraft,
+        rules: tuple[Rule, ...],
+        holdouts: tuple[Holdout, ...],
+        reach: _Reach,
+        wants_lookups: bool,
     ) -> Feature:
         self.yield_point()
-        needs, storage_keys = self.reach(document["key"], rules, holdouts)
+        needs, storage_keys = reach
         wants_lookups = wants_lookups or any(rule.needs.wants_lookups for rule in rules)
-        impact_id = (document.get("impactCampaign") or {}).get("campaignId")
         impact: tuple[Impression, Impression] | None = None
-        if impact_id:
-            impact = impression(impact_id, 1), impression(impact_id, 2)
+        if draft.impact_id:
+            impact = impression(draft.impact_id, 1), impression(draft.impact_id, 2)
         return Feature(
-            key=document["key"],
-            id=document["id"],
-            name=document["name"],
+            key=draft.key,
+            id=draft.id,
+            name=draft.name,
             holdouts=holdouts,
             rollouts=tuple(rule for rule in rules if rule.kind is ROLLOUT),
             experiments=tuple(rule for rule in rules if rule.kind in (AB, PERSONALIZE)),
-            campaign_ids=tuple(rule["campaignId"] for rule in document["rules"]),
+            campaign_ids=tuple(rule.campaign_id for rule in draft.rules),
             impact=impact,
-            is_debugged=bool(document.get("isDebuggerEnabled")),
+            is_debugged=draft.is_debugged,
             needs_location=wants_lookups and needs.location,
             needs_device=wants_lookups and needs.device,
             list_checks=needs.lists,
             storage_keys=storage_keys,
         )
 
-    def reach(self, key: str, rules: tuple[Rule, ...], holdouts: tuple[Holdout, ...]) -> tuple[Needs, tuple[str, ...]]:
-        """Return the needs and the storage keys that a decision about one feature can read."""
-        needs = [holdout.needs for holdout in holdouts]
-        keys = {key: None}
-        groups: dict[str, Group] = {}
-        waiting = [rule for rule in rules if rule.kind is not OTHER]
-        for rule in waiting:  # which grows during the loop
-            needs.append(rule.needs)
-            group = rule.group
-            if group is None or group.id in groups:
-                continue
-            groups[group.id] = group
-            keys[group.storage_key] = None
-            for member in self.group_features.get(group.id, ()):
-                keys[member.key] = None
-                needs += [holdout.needs for holdout in member.holdouts]
-                needs += [candidate.needs for candidate in member.candidates]
-                waiting += member.rollouts
-        joined = join_needs(needs)
-        keys.update(dict.fromkeys(joined.features))
-        return joined, tuple(keys)
-
     # --- Holdouts ---
 
     def holdout(self, document: Document) -> Holdout:
         segment = self.segment(document["segments"])
+        self.add_event_names(items_of(document.get("m")) or document["metrics"])  # "m" is not checked by the schema
         start = shown_start(document["id"])
         return Holdout(
             id=document["id"],
@@ -325,9 +369,9 @@ class _Compiler:
             needs=segment.needs,
         )
 
-    def applicable(self, feature: Document, holdouts: list[Holdout]) -> tuple[Holdout, ...]:
+    def applicable(self, feature: FeatureDraft, holdouts: list[Holdout]) -> tuple[Holdout, ...]:
         self.yield_point()
-        return tuple(holdout for holdout in holdouts if holdout.is_global or feature["id"] in holdout.feature_ids)
+        return tuple(holdout for holdout in holdouts if holdout.is_global or feature.id in holdout.feature_ids)
 
     # --- Groups ---
 
@@ -338,53 +382,34 @@ class _Compiler:
             return None
         group_id = str(number)
         if group_id not in self.groups:
-            self.groups[group_id] = _group(group_id, (self.document.get("groups") or {}).get(group_id))
+            self.groups[group_id] = compiled_group(group_id, (self.document.get("groups") or {}).get(group_id))
         return self.groups[group_id]
-
-    def fill_groups(self, linked: list[tuple[Rule, ...]], applicable: list[tuple[Holdout, ...]]) -> None:
-        features = items_of(self.document["features"])
-        by_campaign, by_key = self.feature_indexes(features)
-        for group in self.groups.values():
-            if group.problem:
-                continue
-            members = self.document["groups"][group.id].get("campaigns") or []
-            try:
-                indexes = _features_of(members, features, by_campaign)
-            except ValueError:
-                group.run_problem = f"group {group.id} lists a campaign that is not a number: {members}"
-                continue
-            self.group_features[group.id] = tuple(
-                _group_feature(key, by_key[key], frozenset(members), linked, applicable)
-                for key in dict.fromkeys(features[index]["key"] for index in indexes)
-            )
-
-    def feature_indexes(self, features: list[Document]) -> tuple[dict[Any, list[int]], dict[str, list[int]]]:
-        """Return the positions of the features by the ids of their campaigns, and by their keys."""
-        by_campaign: dict[Any, list[int]] = {}
-        by_key: dict[str, list[int]] = {}
-        for index, feature in enumerate(features):
-            self.yield_point()
-            by_key.setdefault(feature["key"], []).append(index)
-            for rule in feature["rules"]:
-                by_campaign.setdefault(rule["campaignId"], []).append(index)
-        return by_campaign, by_key
 
     # --- Variations by the keys in records ---
 
     def variations_by_key(
         self, campaigns: list[_Campaign], linked: list[tuple[Rule, ...]]
-    ) -> dict[str, list[tuple[Variation, ...]]]:
+    ) -> dict[str, tuple[Variation, ...]]:
         """Index variations by the keys that records use: the first campaign of a key, then the rules."""
-        found: dict[str, list[tuple[Variation, ...]]] = {}
-        for campaign in campaigns:
-            self.yield_point()
-            found.setdefault(self.share(campaign.document["key"]), [campaign.variations])
-        for rules in linked:
-            self.yield_point()
-            for rule in rules:
-                if rule.kind is not OTHER:
-                    found.setdefault(rule.key, []).append(rule.variations)
+        found: dict[str, tuple[Variation, ...]] = {}
+        further: dict[str, list[Variation]] = {}
+        for campaign in paced(campaigns, self.yield_point):
+            found.setdefault(campaign.name.key, campaign.variations)
+        for rule in (rule for rules in paced(linked, self.yield_point) for rule in rules if rule.kind is not OTHER):
+            if found.setdefault(rule.key, rule.variations) is not rule.variations:
+                further.setdefault(rule.key, []).extend(rule.variations)
+        for key, variations in paced(further.items(), self.yield_point):
+            found[key] += tuple(variations)
         return found
+
+
+def _empty(made: list[Any] | dict[Any, Any], yield_point: YieldPoint) -> None:
+    """Free the objects that only a compilation needs, a few at a time: freeing all at once would block the loop."""
+    pop: Callable[[], object] = made.popitem if isinstance(made, dict) else made.pop
+    while made:
+        for _ in range(min(len(made), FREED_AT_ONCE)):
+            pop()
+        yield_point()
 
 
 def _linked_variations(campaign: _Campaign, variation_id: Id | None) -> tuple[Variation, ...]:
@@ -396,55 +421,29 @@ def _linked_variations(campaign: _Campaign, variation_id: Id | None) -> tuple[Va
     return campaign.variations
 
 
-def _group(group_id: str, document: Document | None) -> Group:
-    group = Group(group_id, MEG_KEY_PREFIX + group_id, f"{group_id}_".encode())
-    if document is None or "name" not in document:
-        group.problem = f"group {group_id} does not exist or has no name"
-        return group
-    group.is_random = document.get("et", 1) == 1
-    group.priority = tuple(document.get("p") or ())
-    group.weights = document.get("wt") or {}
-    return group
-
-
-def _features_of(members: list[str], features: list[Document], by_campaign: Mapping[Any, list[int]]) -> list[int]:
-    """Return the features that have a rule for a member, in order of the members, then of the document."""
-    found: dict[int, None] = {}
-    for member in members:
-        campaign, _, variation = member.partition("_")
-        campaign_id, variation_id = int(campaign), int(variation) if variation else None
-        for index in by_campaign.get(campaign_id, ()):
-            for rule in features[index]["rules"]:
-                if rule["campaignId"] == campaign_id and variation_id in (None, rule.get("variationId")):
-                    found.setdefault(index)
-    return list(found)
-
-
-def _group_feature(
+def _reach(
     key: str,
-    indexes: list[int],
-    members: frozenset[str],
-    linked: list[tuple[Rule, ...]],
-    applicable: list[tuple[Holdout, ...]],
-) -> GroupFeature:
-    """If a key is repeated, the first feature wins, but the rules of all can be candidates."""
-    rollouts = tuple(rule for rule in linked[indexes[0]] if rule.kind is ROLLOUT)
-    candidates = _candidates([rule for index in indexes for rule in linked[index]], members)
-    return GroupFeature(key, applicable[indexes[0]], rollouts, candidates)
-
-
-def _candidates(rules: Iterable[Rule], members: frozenset[str]) -> tuple[Rule, ...]:
-    found: dict[str, Rule] = {}
-    for rule in rules:
-        if str(rule.campaign.id) in members or rule.members.personal in members:
-            found.setdefault(rule.rule_key, rule)
-    return tuple(found.values())
-
-
-def _event_names(document: Document, yield_point: YieldPoint) -> frozenset[str]:
-    features = paced(items_of(document["features"]), yield_point)
-    metrics = [metric for feature in features for metric in feature["metrics"]]
-    for holdout in items_of(document.get("holdouts")):
-        metrics += items_of(holdout.get("m")) or holdout["metrics"]  # "m" is not checked by the schema
-    names = (metric.get("identifier") for metric in paced(metrics, yield_point) if isinstance(metric, dict))
-    return frozenset(name for name in names if isinstance(name, str))
+    rules: tuple[Rule, ...],
+    holdouts: tuple[Holdout, ...],
+    group_features: Mapping[str, tuple[GroupFeature, ...]],
+) -> _Reach:
+    """Return the needs and the storage keys that a decision about one feature can read."""
+    needs = [holdout.needs for holdout in holdouts]
+    keys = {key: None}
+    groups: dict[str, Group] = {}
+    waiting = [rule for rule in rules if rule.kind is not OTHER]
+    for rule in waiting:  # which grows during the loop
+        needs.append(rule.needs)
+        group = rule.group
+        if group is None or group.id in groups:
+            continue
+        groups[group.id] = group
+        keys[group.storage_key] = None
+        for member in group_features.get(group.id, ()):
+            keys[member.key] = None
+            needs += [holdout.needs for holdout in member.holdouts]
+            needs += [candidate.needs for candidate in member.candidates]
+            waiting += member.rollouts
+    joined = join_needs(needs)
+    keys.update(dict.fromkeys(joined.features))
+    return _Reach(joined, tuple(keys))

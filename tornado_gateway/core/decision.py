@@ -303,7 +303,7 @@ def _pass_rollout(evaluation: Evaluation, decision: Decision, feature: Feature) 
             if not in_traffic(evaluation, rule):
                 decision.reason = "out of traffic"
                 return None
-            decision.rollout = rule.outcomes[rule.variations[0].id]
+            decision.rollout = rule.match
             _show(evaluation, decision, rule.variations[0], "rollout")
             return decision.rollout
     return None
@@ -318,7 +318,7 @@ def _pass_experiment(
         if rule.kind is AB and (rule.is_forced or evaluation.context.variation_targeting_variables is None):
             variation = forced_variation(evaluation, rule)
             if variation is not None:
-                decision.experiment = rule.outcomes[variation.id]
+                decision.experiment = variation.match
                 _show(evaluation, decision, variation, "whitelisted")
                 return shown
         if passes(evaluation, feature, rule, winners):
@@ -326,7 +326,7 @@ def _pass_experiment(
             if variation is None:
                 _note_miss(decision, "out of traffic")
                 return shown
-            decision.experiment = rule.outcomes[variation.id]
+            decision.experiment = rule.match or variation.match
             _show(evaluation, decision, variation, "experiment")
             return decision.rollout
     if winners:

@@ -37,9 +37,12 @@ def shown_head(props: dict[str, Any]) -> str:
 def impression(campaign_id: Id, variation_id: Id) -> Impression:
     """Return the event of showing a variation."""
     variation_id = whole(variation_id)
-    return Impression(
-        campaign_id, variation_id, f'{shown_start(campaign_id)}{to_json(variation_id)},"isFirst":1}}}}}}}}'
-    )
+    return Impression(campaign_id, variation_id, shown_tail(to_json(campaign_id), to_json(variation_id)))
+
+
+def shown_tail(campaign: str, variation: str) -> str:
+    """Return the end of the event of showing a variation. The ids are JSON."""
+    return f'"id":{campaign},"variation":{variation},"isFirst":1}}}}}}}}'
 
 
 def shown_start(campaign_id: Id) -> str:

@@ -4,6 +4,7 @@ A group lets each user see only one of its campaigns. Which one is found by eval
 one feature evaluates rules of others here.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from tornado_gateway.core.bucketing import VARIATION_BUCKETS, bucket_of, ranges_of
@@ -11,7 +12,21 @@ from tornado_gateway.core.context import Abort
 from tornado_gateway.core.holdouts import evaluate_holdouts, known_holdouts
 from tornado_gateway.core.records import read_record, write_record
 from tornado_gateway.core.rules import in_segment, in_traffic, vwo_user_id_of
-from tornado_gateway.core.types import AB, PERSONALIZE, Evaluation, Feature, Group, GroupFeature, Rule, RuleMatch
+from tornado_gateway.core.types import (
+    AB,
+    MEG_KEY_PREFIX,
+    PERSONALIZE,
+    ROLLOUT,
+    Evaluation,
+    Feature,
+    FeatureDraft,
+    Group,
+    GroupFeature,
+    Holdout,
+    Rule,
+    RuleMatch,
+)
+from tornado_gateway.core.validation import YieldPoint
 
 # Group id -> its winner in this decision: a campaign id, "campaignId_variationId", or NO_WINNER.
 Winners = dict[str, Any]
@@ -198,3 +213,95 @@ def _group_experiment_key(winner: Rule) -> str:
     if winner.kind is not PERSONALIZE:
         return winner.campaign.key
     return f"{winner.campaign.key.rsplit('_', 1)[0]}_{winner.rule_key}"
+
+
+# --- The groups of a document ---
+
+
+def compiled_group(group_id: str, document: Mapping[str, Any] | None) -> Group:
+    group = Group(group_id, MEG_KEY_PREFIX + group_id, f"{group_id}_".encode())
+    if document is None or "name" not in document:
+        group.problem = f"group {group_id} does not exist or has no name"
+        return group
+    group.is_random = document.get("et", 1) == 1
+    group.priority = tuple(document.get("p") or ())
+    group.weights = document.get("wt") or {}
+    return group
+
+
+def features_of_groups(
+    groups: Iterable[Group],
+    document: Mapping[str, Any],
+    drafts: Sequence[FeatureDraft],
+    linked: Sequence[tuple[Rule, ...]],
+    applicable: Sequence[tuple[Holdout, ...]],
+    yield_point: YieldPoint,
+) -> dict[str, tuple[GroupFeature, ...]]:
+    """Return the features of each group by its id. Each feature has its linked rules and applicable holdouts."""
+    usable = [group for group in groups if not group.problem]
+    if not usable:
+        return {}
+    found: dict[str, tuple[GroupFeature, ...]] = {}
+    by_campaign, by_key = _indexes(drafts, yield_point)
+    for group in usable:
+        members = document["groups"][group.id].get("campaigns") or []
+        try:
+            indexes = _features_of(members, drafts, by_campaign)
+        except ValueError:
+            group.run_problem = f"group {group.id} lists a campaign that is not a number: {members}"
+            continue
+        found[group.id] = tuple(
+            _group_feature(key, by_key[key], frozenset(members), linked, applicable)
+            for key in dict.fromkeys(drafts[index].key for index in indexes)
+        )
+    return found
+
+
+def _indexes(
+    drafts: Sequence[FeatureDraft], yield_point: YieldPoint
+) -> tuple[dict[Any, list[int]], dict[str, list[int]]]:
+    """Return the positions of the features by the ids of their campaigns, and by their keys."""
+    by_campaign: dict[Any, list[int]] = {}
+    by_key: dict[str, list[int]] = {}
+    for index, draft in enumerate(drafts):
+        yield_point()
+        by_key.setdefault(draft.key, []).append(index)
+        for rule in draft.rules:
+            by_campaign.setdefault(rule.campaign_id, []).append(index)
+    return by_campaign, by_key
+
+
+def _features_of(
+    members: Sequence[str], drafts: Sequence[FeatureDraft], by_campaign: Mapping[Any, list[int]]
+) -> list[int]:
+    """Return the features that have a rule for a member, in order of the members, then of the document."""
+    found: dict[int, None] = {}
+    for member in members:
+        campaign, _, variation = member.partition("_")
+        campaign_id, variation_id = int(campaign), int(variation) if variation else None
+        for index in by_campaign.get(campaign_id, ()):
+            for rule in drafts[index].rules:
+                if rule.campaign_id == campaign_id and variation_id in (None, rule.variation_id):
+                    found.setdefault(index)
+    return list(found)
+
+
+def _group_feature(
+    key: str,
+    indexes: list[int],
+    members: frozenset[str],
+    linked: Sequence[tuple[Rule, ...]],
+    applicable: Sequence[tuple[Holdout, ...]],
+) -> GroupFeature:
+    """If a key is repeated, the first feature wins, but the rules of all can be candidates."""
+    rollouts = tuple(rule for rule in linked[indexes[0]] if rule.kind is ROLLOUT)
+    candidates = _candidates([rule for index in indexes for rule in linked[index]], members)
+    return GroupFeature(key, applicable[indexes[0]], rollouts, candidates)
+
+
+def _candidates(rules: Iterable[Rule], members: frozenset[str]) -> tuple[Rule, ...]:
+    found: dict[str, Rule] = {}
+    for rule in rules:
+        if str(rule.campaign.id) in members or rule.members.personal in members:
+            found.setdefault(rule.rule_key, rule)
+    return tuple(found.values())

@@ -93,12 +93,37 @@ def join_needs(needs: list[Needs]) -> Needs:
     )
 
 
+# --- Settings while they are compiled ---
+
+
+class LinkedRule(NamedTuple):
+    """A rule of a document, which links a feature to a campaign."""
+
+    key: str
+    campaign_id: Id
+    variation_id: Id | None
+
+
+class FeatureDraft(NamedTuple):
+    """A feature of a document, without the fields that nothing needs."""
+
+    key: str
+    id: Id
+    name: str
+    rules: list[LinkedRule]
+    impact_id: Any
+    is_debugged: bool
+
+
 # --- Compiled settings ---
 
 
 @dataclass(slots=True, eq=False)
 class Variation:
-    """A variation with its encoded response. `segment` is None if the document has none."""
+    """A variation with its encoded response. `segment` is None if the document has none.
+
+    `match` is that of all rules for an A/B campaign; other rules have their own.
+    """
 
     id: Id
     name: str
@@ -108,6 +133,7 @@ class Variation:
     salt: Any
     body: bytes
     impression: Impression
+    match: RuleMatch | None
     segment: Predicate | None
     needs: Needs
 
@@ -133,12 +159,19 @@ class MemberNames(NamedTuple):
     personal: str
 
 
+def member_names(kind: str, campaign_id: Id, variations: tuple[Variation, ...]) -> MemberNames:
+    """Return the names of a rule with these variations."""
+    personal = f"{campaign_id}_{variations[0].id}" if variations else ""
+    is_personal = kind is PERSONALIZE and variations[0].id
+    return MemberNames(personal if is_personal else str(campaign_id), personal)
+
+
 @dataclass(slots=True, eq=False)
 class Rule:
     """A rule of one feature, linked to its campaign.
 
-    Only the first variation of rollouts and personalizations counts. `key` is the rollout key of rollouts and the
-    experiment key of the others.
+    Only the first variation of rollouts and personalizations counts: `match` is for that one. `key` is the rollout key
+    of rollouts and the experiment key of the others.
     """
 
     kind: str
@@ -153,9 +186,13 @@ class Rule:
     variation_prefix: bytes
     limit: int | float | None  # as in the document, because an int in it stays one
     key: str
-    members: MemberNames
     group: "Group | None"
-    outcomes: Mapping[Id, RuleMatch]  # by variation id
+    match: RuleMatch | None
+
+    @property
+    def members(self) -> MemberNames:
+        """The names in groups; made on demand because few rules are in a group."""
+        return member_names(self.kind, self.campaign.id, self.variations)
 
     @property
     def first(self) -> Variation:
@@ -264,7 +301,7 @@ class Settings:
     event_names: frozenset[str]
     sdk: Sdk
     identify: Callable[[str], str]
-    variations_by_key: Mapping[str, list[tuple[Variation, ...]]]
+    variations_by_key: Mapping[str, tuple[Variation, ...]]
     group_features: Mapping[str, tuple[GroupFeature, ...]]  # by group id
     event_parts: EventParts
     source: SettingsSource
@@ -287,10 +324,9 @@ class Settings:
 
     def find_variation(self, key: object, variation_id: object) -> Variation | None:
         """Return the variation that a record names by the key of its rule and its id, if the settings still have it."""
-        for variations in self.variations_by_key.get(key, ()) if isinstance(key, str) else ():
-            for variation in variations:
-                if variation.id == variation_id:
-                    return variation
+        for variation in self.variations_by_key.get(key, ()) if isinstance(key, str) else ():
+            if variation.id == variation_id:
+                return variation
         return None
 
 

@@ -5,7 +5,7 @@ allows them.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 MOST_PROBLEMS = 20
@@ -41,11 +41,24 @@ def never_yield() -> None:
     """Do nothing, for callers without other work."""
 
 
-def paced(items: Collection[Any], yield_point: YieldPoint) -> Iterator[Any]:
+def paced(items: Iterable[Any], yield_point: YieldPoint) -> Iterator[Any]:
     """Yield the items, with a yield point before each, for a loop over many that do little."""
     for item in items:
         yield_point()
         yield item
+
+
+class LongArray:
+    """An array of a document that is not in memory as a whole: each iteration reads its items again.
+
+    Parsed items take five times as much memory as their text.
+    """
+
+    def __init__(self, read: Callable[[], Iterator[Any]]) -> None:
+        self._read = read
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._read()
 
 
 class Problems:
@@ -92,6 +105,11 @@ def items_of(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def each_of(value: object) -> Iterable[Any]:
+    """Return the items of an array that may be long, and that the vendor may send as `{}` or leave out."""
+    return value if isinstance(value, LongArray) else items_of(value)
+
+
 def _check_fields(
     value: Mapping[str, Any], table: tuple[Field, ...], path: DocumentPath | None, problems: Problems
 ) -> None:
@@ -123,7 +141,7 @@ def _shown(value: object) -> str:
         return f"the number {value}"
     if isinstance(value, dict):
         return "an object" if value else "an empty object"
-    return "an array" if isinstance(value, list) else type(value).__name__
+    return "an array" if isinstance(value, list | LongArray) else type(value).__name__
 
 
 # --- Nested values ---
@@ -132,7 +150,7 @@ def _shown(value: object) -> str:
 def _each(table: tuple[Field, ...]) -> Check:
     """Check the objects of a list."""
 
-    def check(items: list[Any], path: DocumentPath, problems: Problems) -> None:
+    def check(items: Iterable[Any], path: DocumentPath, problems: Problems) -> None:
         problems.yield_point()
         for index, item in enumerate(items):
             if type(item) is dict:
@@ -148,7 +166,7 @@ def _each_or_empty(table: tuple[Field, ...]) -> Check:
     check_list = _each(table)
 
     def check(items: Any, path: DocumentPath, problems: Problems) -> None:
-        if type(items) is list:
+        if type(items) is not dict:
             check_list(items, path, problems)
         elif items:
             problems.add(path, "an array", "an object with keys")
@@ -196,31 +214,34 @@ def _check_loadable(document: dict[str, Any], problems: Problems) -> None:
     """Check requirements beyond the schema, for documents that fulfil the schema."""
     if not document.get("sdkKey"):
         problems.add((None, "sdkKey"), "a string that is not empty", _shown(document.get("sdkKey", _ABSENT)))
-    _check_weights_of_variations(document, problems)
-    _check_rules(document, problems)
+    _check_rules(document, _check_campaigns(document, problems), problems)
 
 
-def _check_weights_of_variations(document: dict[str, Any], problems: Problems) -> None:
-    for index, campaign in enumerate(items_of(document["campaigns"])):
+def _check_campaigns(document: dict[str, Any], problems: Problems) -> set[object]:
+    """Check the weights. Return the ids of the campaigns that have no variation but need one."""
+    incomplete: set[object] = set()
+    for index, campaign in enumerate(each_of(document["campaigns"])):
         problems.yield_point()
+        incomplete.discard(campaign["id"])  # the last of an id counts
         if campaign["type"] in _KINDS_WITH_ONE_VARIATION:
+            if not campaign["variations"]:
+                incomplete.add(campaign["id"])
             continue
         for place, variation in enumerate(items_of(campaign["variations"])):
             if variation["weight"] and isinstance(variation["weight"], str):
                 path_of_weight = (((((None, "campaigns"), index), "variations"), place), "weight")
                 problems.add(path_of_weight, "a number in this type of campaign", _shown(variation["weight"]))
+    return incomplete
 
 
-def _check_rules(document: dict[str, Any], problems: Problems) -> None:
-    campaigns = {item["id"]: item for item in paced(items_of(document["campaigns"]), problems.yield_point)}
-    for index, feature in enumerate(items_of(document["features"])):
+def _check_rules(document: dict[str, Any], incomplete: set[object], problems: Problems) -> None:
+    for index, feature in enumerate(each_of(document["features"])):
         problems.yield_point()
         path = ((None, "features"), index)
         if "rules" not in feature:
             problems.add((path, "rules"), "an array", _shown(_ABSENT))
         for place, rule in enumerate(feature.get("rules", ())):
-            campaign = campaigns.get(rule["campaignId"])
-            if campaign and campaign["type"] in _KINDS_WITH_ONE_VARIATION and not campaign["variations"]:
+            if rule["campaignId"] in incomplete:
                 path_of_id = (((path, "rules"), place), "campaignId")
                 problems.add(path_of_id, "a campaign with variations", f"campaign {rule['campaignId']} without")
 
@@ -236,7 +257,7 @@ _ID = (int, float, str)
 _BOOLEAN = (bool,)
 _ARRAY = (list,)
 _OBJECT = (dict,)
-_ARRAY_OR_EMPTY = (list, dict)
+_ARRAY_OR_EMPTY = (list, dict, LongArray)
 
 _METRIC = (
     Field("id", True, _NUMBER, "a number"),

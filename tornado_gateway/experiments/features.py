@@ -3,7 +3,7 @@
 Workers count for themselves, and add their counts to a record in the store.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from tornado_gateway import core
@@ -12,6 +12,7 @@ from tornado_gateway import core
 NOT_FOUND: Final = len(core.OUTCOMES) - 1
 EXPOSURES: Final = NOT_FOUND
 MOST_FEATURES = 2_000
+STEP_FEATURES: Final = 50
 MOST_UNKNOWN = 100
 LONGEST_KEY = 100  # characters of an unknown key
 STALE_SECONDS = 30 * 86_400.0
@@ -94,13 +95,19 @@ class FeatureCounts:
 # --- The record of all workers ---
 
 
-def merged(record: Json, news: FeatureNews, known: Iterable[str], now: float) -> Json:
-    """Return the record with further counts. `known` are the features of the settings; others are forgotten."""
+def merge(record: Json, news: FeatureNews, known: Iterable[str], now: float) -> Generator[None, None, Json]:
+    """Return the record with further counts. `known` are the features of the settings; others are forgotten.
+
+    It is made in steps of half a millisecond, because requests wait for each.
+    """
     features = dict(record.get("features") or {})
     minute = int(now // 60)
-    for key, tally in news.tallies.items():
+    for number, (key, tally) in enumerate(news.tallies.items(), 1):
         features[key] = _added(features.get(key) or {}, tally, minute, now)
+        if number % STEP_FEATURES == 0:
+            yield
     kept = set(known)
+    yield
     features = {
         key: feature for key, feature in features.items() if key in kept or now - feature["last"] < FORGET_SECONDS
     }

@@ -14,13 +14,13 @@ from tornado_gateway import core
 from tornado_gateway.errors import StoreError
 from tornado_gateway.experiments.campaigns import MOST_EXPERIMENTS
 from tornado_gateway.experiments.exposures import Audience, Exposures
-from tornado_gateway.experiments.features import FeatureCounts, FeatureNews, merged, unknown_keys, usage_of
+from tornado_gateway.experiments.features import FeatureCounts, FeatureNews, merge, unknown_keys, usage_of
 from tornado_gateway.experiments.ratio import ALARM_P, LEAST_VISITORS
 from tornado_gateway.experiments.report import is_mismatched, report_of, sentence_of
 from tornado_gateway.experiments.sample import VisitorSample, pack, unpack
 from tornado_gateway.logs import ThrottledLog, once
 from tornado_gateway.store.interfaces import StateStore
-from tornado_gateway.tasks import Periodic, Rests, end_tasks
+from tornado_gateway.tasks import Periodic, Rests, end_tasks, in_steps
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ class ExperimentMonitor:
         """Follow new settings."""
         self._known = list(settings.features)
         self.features.use(settings)
+        await asyncio.sleep(FOLLOW_PAUSE_SECONDS)
         for _ in self.exposures.follow(settings):
             await asyncio.sleep(FOLLOW_PAUSE_SECONDS)
         # The tables have no cycles. The collection before the next compilation would block the loop while it searches
@@ -183,18 +184,20 @@ class ExperimentMonitor:
             return
         is_stored = False
         try:
-            is_stored = await self._store_features(news)
+            is_stored = await self._store_features(news, version)
         finally:
             if not is_stored:
                 self.features.put_back(news)
 
-    async def _store_features(self, news: FeatureNews) -> bool:
+    async def _store_features(self, news: FeatureNews, version: int) -> bool:
         for _ in range(ATTEMPTS):
-            await self._load_record()
-            record = merged(self._record, news, self._known, time.time())
+            if version != self._record_version:
+                await self._load_record()
+            record = await in_steps(merge(self._record, news, self._known, time.time()))
             if await self._state.replace_statistics(FEATURES, orjson.dumps(record), self._record_version):
                 self._record, self._record_version = record, self._record_version + 1
                 return True
+            version = -1  # another worker was faster
         return False
 
     async def _load_record(self) -> None:

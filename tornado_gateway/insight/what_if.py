@@ -6,7 +6,7 @@ from typing import Any
 
 from tornado_gateway import core
 from tornado_gateway.core.types import AB, Rule
-from tornado_gateway.core.validation import items_of
+from tornado_gateway.core.validation import each_of, items_of
 from tornado_gateway.errors import GatewayError
 from tornado_gateway.insight.suggestions import suggested
 
@@ -47,7 +47,7 @@ def changed_settings(
     if problems:
         raise ChangeError(problems)
     document = settings.document
-    campaigns = [_applied(campaign, changes.get(campaign["id"], ())) for campaign in items_of(document["campaigns"])]
+    campaigns = [_applied(campaign, changes.get(campaign["id"], ())) for campaign in each_of(document["campaigns"])]
     return core.compile_settings({**document, "campaigns": campaigns}, sdk=settings.sdk, yield_point=yield_point)
 
 

@@ -4,12 +4,14 @@ import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import orjson
 
 from tornado_gateway import core
 from tornado_gateway.core import YieldPoint, never_yield
+from tornado_gateway.core.validation import each_of
 from tornado_gateway.settings import incremental_json
 from tornado_gateway.settings.documents import SettingsDocument, prepare_document
 from tornado_gateway.settings.pacing import empty_gradually
@@ -35,7 +37,7 @@ def compile_document(document: bytes, sdk: core.Sdk, yield_point: YieldPoint = n
     with _without_collector():
         parsed = parse(document, yield_point)
         try:
-            # The settings keep the bytes, because the parsed document takes five times as much memory.
+            # The settings keep the bytes only, because the parsed document takes five times as much memory.
             read_again = partial(orjson.loads, document)
             compiled = CompiledDocument(
                 core.compile_settings(parsed, sdk=sdk, yield_point=yield_point, read_again=read_again),
@@ -51,9 +53,9 @@ def compile_document(document: bytes, sdk: core.Sdk, yield_point: YieldPoint = n
 
 
 def parse(document: bytes, yield_point: YieldPoint) -> Any:
-    """Parse a document. Raise SettingsError if it is not JSON."""
+    """Parse a document, without keeping the items of long arrays. Raise SettingsError if it is not JSON."""
     try:
-        return incremental_json.parse(document, yield_point)
+        return incremental_json.parse_outline(document, yield_point)
     except orjson.JSONDecodeError as error:
         raise core.SettingsError((f"the settings document is not JSON: {error}",)) from error
 
@@ -73,14 +75,14 @@ def _without_collector() -> Iterator[None]:
 
 def fingerprints_of(document: Mapping[str, Any], yield_point: YieldPoint = never_yield) -> Fingerprints:
     """Return a hash of each feature with the campaigns of its rules. Groups and holdouts are left out."""
-    campaigns: dict[object, object] = {}
-    for campaign in document["campaigns"]:
-        campaigns[campaign["id"]] = campaign
+    campaigns: dict[object, int] = {}
+    for campaign in each_of(document["campaigns"]):
+        campaigns[campaign["id"]] = _fingerprint(campaign)
         yield_point()
     fingerprints: dict[str, int] = {}
-    for feature in document["features"]:
+    for feature in each_of(document["features"]):
         linked = [campaigns.get(rule["campaignId"]) for rule in feature["rules"]]
-        fingerprints.setdefault(feature["key"], _fingerprint([feature, *linked]))
+        fingerprints.setdefault(feature["key"], hash((_fingerprint(feature), *linked)))
         yield_point()
     return fingerprints
 
@@ -96,12 +98,13 @@ def describe_change(before: Fingerprints | None, after: Fingerprints) -> str:
     """Return the number of features and the changed ones, for the log."""
     if before is None:
         return f"{len(after)} features"
-    differing = set() if before == after else {key for key, _ in before.items() ^ after.items()}
-    parts = [
-        *(f"+{key}" for key in sorted(differing - before.keys())),
-        *(f"-{key}" for key in sorted(differing - after.keys())),
-        *(f"~{key}" for key in sorted(differing & before.keys() & after.keys())),
-    ]
-    if len(parts) > SHOWN_CHANGES:
-        parts[SHOWN_CHANGES:] = [f"and {len(parts) - SHOWN_CHANGES} more"]
+    differing = {
+        "+": after.keys() - before.keys(),
+        "-": before.keys() - after.keys(),
+        "~": [key for key, fingerprint in after.items() if before.get(key, fingerprint) != fingerprint],
+    }
+    # The loop waits for this, so a new name of each of 10,000 features would be too much.
+    parts = list(islice((f"{sign}{key}" for sign, keys in differing.items() for key in sorted(keys)), SHOWN_CHANGES))
+    if (count := sum(map(len, differing.values()))) > SHOWN_CHANGES:
+        parts.append(f"and {count - SHOWN_CHANGES} more")
     return f"{len(after)} features" + (f" ({', '.join(parts)})" if parts else "")

@@ -34,7 +34,7 @@ def prepare_document(document: bytes, fields: Mapping[str, Any], yield_point: Yi
     Older SDKs require lists where upstream writes `{}` for "none".
     """
     empty: dict[str, list[object]] = {key: [] for key in ("features", "campaigns") if fields.get(key) == {}}
-    body = orjson.dumps({**fields, **empty}) if empty else document
+    body = orjson.dumps({**fields, **empty}, default=list) if empty else document
     etag = b'"%b"' % hashlib.sha256(body).hexdigest()[:32].encode()
     return SettingsDocument(body, etag, _compress(body, yield_point))
 

@@ -112,7 +112,7 @@ def _rule_of(feature: Feature, passed: RuleMatch) -> Rule | None:
     """Return the rule that was passed: the one that made the match, or the campaign's, for a stored decision."""
     rules = [*feature.rollouts, *feature.experiments]
     for rule in rules:
-        if rule.outcomes.get(passed.variation_id) is passed:
+        if rule.match is passed or any(variation.match is passed for variation in rule.variations):
             return rule
     return next((rule for rule in rules if rule.campaign.id == passed.id), None)
 
