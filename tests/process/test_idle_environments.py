@@ -73,27 +73,46 @@ async def test_samples_without_news_are_merged_rarely():
     assert store.versions == 10
 
 
-def test_the_parts_of_environments_without_traffic_are_made_rarely(monkeypatch):
-    made = []
+def served_environment(name):
+    return SimpleNamespace(
+        config=SimpleNamespace(name=name),
+        environment=SimpleNamespace(events=SimpleNamespace(counts=EventCounts())),
+        is_draining=False,
+    )
+
+
+async def test_the_parts_of_environments_without_traffic_are_made_rarely(monkeypatch):
+    made, shown = [], []
     monkeypatch.setattr(publication, "_part", lambda served: made.append(served) or {})
-    served = [
-        SimpleNamespace(
-            config=SimpleNamespace(name=str(number)),
-            environment=SimpleNamespace(events=SimpleNamespace(counts=EventCounts())),
-            is_draining=False,
-        )
-        for number in range(MANY)
-    ]
+    served = [served_environment(str(number)) for number in range(MANY)]
     published = publication.Publication.__new__(publication.Publication)
     published._serving = SimpleNamespace(is_from_file=True, with_drained=lambda: served)
     published._parts = {}
+    published._publish = lambda: shown.append(len(published._environments()["environments"]))
     for _ in range(ROUNDS):
-        assert len(published._environments()["environments"]) == MANY
+        await published._publish_regularly()
+    assert shown == [MANY] * ROUNDS
     assert len(made) == MANY * 10
     served[3].environment.events.counts.received += 1
     made.clear()
-    published._environments()
+    await published._publish_regularly()
     assert served[3] in made
+
+
+async def test_the_parts_of_environments_with_traffic_are_made_a_few_in_each_turn(monkeypatch):
+    made_in_turn = [0]
+    monkeypatch.setattr(publication, "_part", lambda served: made_in_turn.append(made_in_turn.pop() + 1) or {})
+    served = [served_environment(str(number)) for number in range(MANY)]
+    published = publication.Publication.__new__(publication.Publication)
+    published._serving = SimpleNamespace(is_from_file=True, with_drained=lambda: served)
+    published._parts = {}
+    published._publish = published._environments
+    publishing = asyncio.ensure_future(published._publish_regularly())
+    while not publishing.done():
+        made_in_turn.append(0)
+        await asyncio.sleep(0)
+    assert sum(made_in_turn) == MANY
+    assert max(made_in_turn) <= publication.PARTS_AT_ONCE
 
 
 @pytest.fixture
