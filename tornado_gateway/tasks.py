@@ -33,7 +33,8 @@ class Periodic:
     def start(self, *, at_once: bool = False, phase: float = 0.0) -> None:
         """Start. The first call takes place after one interval, or in the next turn of the loop if `at_once`.
 
-        `phase` is the share of the first interval that is left out.
+        `phase` is the share of the first interval that is left out. A random one spreads the work of environments that
+        start together: otherwise their threads and commands would hold up requests at the same moment.
         """
         self.stop()
         self._task = asyncio.create_task(self._run(at_once, phase))

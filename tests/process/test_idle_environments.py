@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from tornado_gateway.events.queue import EventCounts, EventQueue
+from tornado_gateway.events.schedule import FlushSchedule
 from tornado_gateway.experiments.monitor import ExperimentMonitor
 from tornado_gateway.process import publication
 from tornado_gateway.store.interfaces import Depth
 from tornado_gateway.store.sqlite.database import Database
 from tornado_gateway.store.sqlite.events import SqliteEvents
 from tornado_gateway.store.sqlite.repair.guard import Guard
-from tornado_gateway.tasks import FULL_PACE, Rests, pace_of
+from tornado_gateway.tasks import FULL_PACE, Periodic, Rests, pace_of
 
 MANY = 8 * FULL_PACE
 PACE = pace_of(MANY)
@@ -149,3 +150,24 @@ async def test_an_event_log_of_many_rests_and_has_one_thread(tmp_path, jobs):
     assert jobs.get(of_many._files._guard, 0) <= jobs[one._files._guard] / 2
     await one.close()
     await of_many.close()
+
+
+async def test_environments_that_start_together_work_at_different_times(tmp_path, monkeypatch):
+    phases = {}
+    monkeypatch.setattr(Periodic, "start", lambda self, *, at_once=False, phase=0.0: phases.update({self: phase}))
+    for number in range(5):
+        log = SqliteEvents(tmp_path / str(number))
+        await log.open()
+        await log.close()
+        await EventQueue(CountedStore(), limit=10, chunk_events=1, shared=True).start()
+        ExperimentMonitor(CountedStore()).start()
+    spread = [phase for phase in phases.values() if phase]
+    assert len(spread) == len(set(spread)) == 3 * 5
+
+
+async def test_a_first_flush_leaves_out_a_part_of_its_interval():
+    schedule, now = FlushSchedule(100.0, phase=0.75), asyncio.get_running_loop().time()
+    schedule.begin(0)
+    assert 22 < schedule.next_at - now < 27
+    schedule.begin(0)
+    assert 90 <= schedule.next_at - now < 102
