@@ -4,10 +4,10 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +153,28 @@ def few_per_turn(steps: deque[Callable[[], object]], most: int = WOKEN) -> None:
         steps.popleft()()
     if steps:
         asyncio.get_running_loop().call_soon(few_per_turn, steps, most)
+
+
+Steps = Generator[None, None, T]  # work in steps, which returns a result
+
+
+def at_once(steps: Steps[T]) -> T:
+    """Take all steps. Return the result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(T, end.value)
+
+
+async def in_turns(steps: Steps[T]) -> T:
+    """Take each step in a turn of the loop of its own. Return the result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(T, end.value)
+        await asyncio.sleep(0)
 
 
 class SharedResult(Generic[T]):

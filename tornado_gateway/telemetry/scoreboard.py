@@ -35,6 +35,7 @@ from typing import Any
 
 import orjson
 
+from tornado_gateway.tasks import Steps, at_once
 from tornado_gateway.telemetry import series, waiting
 from tornado_gateway.telemetry.attempts import Attempts
 from tornado_gateway.telemetry.judging.memory import Judged
@@ -49,6 +50,7 @@ RECENT_BYTES = 1 << 18
 WATCHED_BYTES = 1 << 14  # the filters of the live streams of one worker
 FOUND_BYTES = 1 << 17  # the matches that a worker has found for the live streams of all workers
 VISITORS_BYTES = 1 << 17  # the IDs of users that a worker has seen recently
+PARTS_IN_STEP = 10  # environments that are merged in one step of a reading: 0.2 ms
 MOST_NAMES = 100  # features whose slow patterns are counted by name
 OTHER = "other"
 FINAL_COUNTS = ("delivered", "rejected", "discarded", "lost")
@@ -141,7 +143,13 @@ class Scoreboard:
         self._write(row, record)
 
     def read_all(self) -> InstanceReading:
-        """Read the totals last: a worker that is retired in the meantime is found in them and omitted here."""
+        return at_once(self.read_in_steps())
+
+    def read_in_steps(self) -> Steps[InstanceReading]:
+        """Read all records, then merge the parts of some environments in each step.
+
+        The totals come last: a worker that is retired in the meantime is found in them and omitted here.
+        """
         records = [record for row in range(self.rows) if (record := self._read(row)) is not None]
         totals = self._totals()
         living = [record for record in records if not _is_retired(record, totals)]
@@ -149,7 +157,9 @@ class Scoreboard:
         whole = _merged(living, totals, is_shared=is_shared)
         living.sort(key=lambda record: (record["slot"], record["generation"]))
         environments = {}
-        for name in _names_of(living):
+        for number, name in enumerate(_names_of(living)):
+            if number % PARTS_IN_STEP == 0:
+                yield
             sums = totals["environments"].get(name, _NO_SUMS)
             parts = [record["environments"][name] for record in living if name in record.get("environments", {})]
             environments[name] = _merged(parts, sums, is_shared=is_shared)
