@@ -35,7 +35,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PIPELINES = 4  # pipelines in flight; later commands share the next one
-PATIENT_SECONDS = 0.05  # that a patient command waits for others, whose round trip it shares
+# That a patient command waits for others, whose round trip it shares. Longer waits would make each reading of the store
+# look slow, so that it would be read more rarely (`telemetry/waiting.py`).
+PATIENT_SECONDS = 0.02
 RETRY_FIRST_SECONDS = 0.1
 RETRY_LONGEST_SECONDS = 2.0
 RETRY_JITTER = 0.5
