@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ class Periodic:
     def start(self, *, at_once: bool = False, phase: float = 0.0) -> None:
         """Start. The first call takes place after one interval, or in the next turn of the loop if `at_once`.
 
-        `phase` is the share of the first interval that is left out.
+        `phase` is the share of the first interval that is left out. A random one spreads the work of environments that
+        start together: otherwise their threads and commands would hold up requests at the same moment.
         """
         self.stop()
         self._task = asyncio.create_task(self._run(at_once, phase))
@@ -163,6 +164,28 @@ def few_per_turn(steps: deque[Callable[[], object]], most: int = WOKEN) -> None:
         steps.popleft()()
     if steps:
         asyncio.get_running_loop().call_soon(few_per_turn, steps, most)
+
+
+Steps = Generator[None, None, T]  # work in steps, which returns a result
+
+
+def at_once(steps: Steps[T]) -> T:
+    """Take all steps. Return the result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(T, end.value)
+
+
+async def in_turns(steps: Steps[T]) -> T:
+    """Take each step in a turn of the loop of its own. Return the result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(T, end.value)
+        await asyncio.sleep(0)
 
 
 class SharedResult(Generic[T]):

@@ -10,22 +10,31 @@ from tornado_gateway.telemetry.scoreboard import Scoreboard
 from tornado_gateway.telemetry.series import GAUGES, PUBLISHED, RATES, RINGS, SHARED_BYTES, Sample, Series, quantile_ms
 
 
-def test_the_overview_samples_rates_and_gauges():
+def reading(make):
+    """Return what reads the counts, as the scoreboard does."""
+
+    async def read():
+        return make()
+
+    return read
+
+
+async def test_the_overview_samples_rates_and_gauges():
     workers = {"pid": 1, "requests": {"total": 0, "decisions": 0}}
     events = {"received": 0, "delivered": 0, "rejected": 0, "lost": 0, "waiting": 0, "dead": 0}
     latencies = [0] * (len(REQUEST_BUCKETS) + 1)
     history = History(
-        lambda: {"workers": [dict(workers, requests=dict(workers["requests"]))], "events": dict(events)},
+        reading(lambda: {"workers": [dict(workers, requests=dict(workers["requests"]))], "events": dict(events)}),
         lambda: list(latencies),
     )
-    history.sample()
+    await history.sample()
     workers["requests"]["total"] += 500
     events["received"] += 70
     events["waiting"] = 7
     events["lost"] = 70
     latencies[1] = 500
     time.sleep(0.05)
-    history.sample()
+    await history.sample()
     series = history.series()
     seconds = 70 / series["received"][0]
     assert series["requests"][0] == pytest.approx(500 / seconds, rel=0.01)
@@ -35,7 +44,7 @@ def test_the_overview_samples_rates_and_gauges():
     workers["pid"] = 2  # the worker has been replaced
     workers["requests"]["total"] = 20
     time.sleep(0.05)
-    history.sample()
+    await history.sample()
     assert history.series()["requests"][1] > 0
 
 
@@ -86,18 +95,18 @@ def test_a_worker_that_replaces_another_continues_the_long_rings():
     assert later.columns("5m")["at"] == []
 
 
-def test_the_rates_of_events_are_those_of_all_environments_as_the_requests_are():
+async def test_the_rates_of_events_are_those_of_all_environments_as_the_requests_are():
     counts = dict.fromkeys(COUNTS, 0)
     environments = [{"name": name, "events": dict(counts)} for name in ("production", "staging")]
     status = {"workers": [], "events": environments[0]["events"], "environments": environments}
-    history = History(lambda: status, lambda: [0] * (len(REQUEST_BUCKETS) + 1))
-    history.sample()
+    history = History(reading(lambda: status), lambda: [0] * (len(REQUEST_BUCKETS) + 1))
+    await history.sample()
     for one, number in zip(environments, (30, 40), strict=True):
         one["events"] |= {"received": number, "delivered": number, "waiting": number}
-    history.sample()
+    await history.sample()
     series = history.series()
     assert series["waiting"] == [70]
     assert series["received"] == series["delivered"]
     environments[1]["events"]["waiting"] = None  # its store cannot be read
-    history.sample()
+    await history.sample()
     assert history.series()["waiting"][1] is None

@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from tornado_gateway.events.queue import EventCounts, EventQueue
+from tornado_gateway.events.schedule import FlushSchedule
 from tornado_gateway.experiments.monitor import ExperimentMonitor
 from tornado_gateway.process import publication
 from tornado_gateway.store.interfaces import Depth
 from tornado_gateway.store.sqlite.database import Database
 from tornado_gateway.store.sqlite.events import SqliteEvents
 from tornado_gateway.store.sqlite.repair.guard import Guard
-from tornado_gateway.tasks import FULL_PACE, Rests, pace_of
+from tornado_gateway.tasks import FULL_PACE, Periodic, Rests, pace_of
 
 MANY = 8 * FULL_PACE
 PACE = pace_of(MANY)
@@ -73,27 +74,46 @@ async def test_samples_without_news_are_merged_rarely():
     assert store.versions == 10
 
 
-def test_the_parts_of_environments_without_traffic_are_made_rarely(monkeypatch):
-    made = []
+def served_environment(name):
+    return SimpleNamespace(
+        config=SimpleNamespace(name=name),
+        environment=SimpleNamespace(events=SimpleNamespace(counts=EventCounts())),
+        is_draining=False,
+    )
+
+
+async def test_the_parts_of_environments_without_traffic_are_made_rarely(monkeypatch):
+    made, shown = [], []
     monkeypatch.setattr(publication, "_part", lambda served: made.append(served) or {})
-    served = [
-        SimpleNamespace(
-            config=SimpleNamespace(name=str(number)),
-            environment=SimpleNamespace(events=SimpleNamespace(counts=EventCounts())),
-            is_draining=False,
-        )
-        for number in range(MANY)
-    ]
+    served = [served_environment(str(number)) for number in range(MANY)]
     published = publication.Publication.__new__(publication.Publication)
     published._serving = SimpleNamespace(is_from_file=True, with_drained=lambda: served)
     published._parts = {}
+    published._publish = lambda: shown.append(len(published._environments()["environments"]))
     for _ in range(ROUNDS):
-        assert len(published._environments()["environments"]) == MANY
+        await published._publish_regularly()
+    assert shown == [MANY] * ROUNDS
     assert len(made) == MANY * 10
     served[3].environment.events.counts.received += 1
     made.clear()
-    published._environments()
+    await published._publish_regularly()
     assert served[3] in made
+
+
+async def test_the_parts_of_environments_with_traffic_are_made_a_few_in_each_turn(monkeypatch):
+    made_in_turn = [0]
+    monkeypatch.setattr(publication, "_part", lambda served: made_in_turn.append(made_in_turn.pop() + 1) or {})
+    served = [served_environment(str(number)) for number in range(MANY)]
+    published = publication.Publication.__new__(publication.Publication)
+    published._serving = SimpleNamespace(is_from_file=True, with_drained=lambda: served)
+    published._parts = {}
+    published._publish = published._environments
+    publishing = asyncio.ensure_future(published._publish_regularly())
+    while not publishing.done():
+        made_in_turn.append(0)
+        await asyncio.sleep(0)
+    assert sum(made_in_turn) == MANY
+    assert max(made_in_turn) <= publication.PARTS_AT_ONCE
 
 
 @pytest.fixture
@@ -130,3 +150,24 @@ async def test_an_event_log_of_many_rests_and_has_one_thread(tmp_path, jobs):
     assert jobs.get(of_many._files._guard, 0) <= jobs[one._files._guard] / 2
     await one.close()
     await of_many.close()
+
+
+async def test_environments_that_start_together_work_at_different_times(tmp_path, monkeypatch):
+    phases = {}
+    monkeypatch.setattr(Periodic, "start", lambda self, *, at_once=False, phase=0.0: phases.update({self: phase}))
+    for number in range(5):
+        log = SqliteEvents(tmp_path / str(number))
+        await log.open()
+        await log.close()
+        await EventQueue(CountedStore(), limit=10, chunk_events=1, shared=True).start()
+        ExperimentMonitor(CountedStore()).start()
+    spread = [phase for phase in phases.values() if phase]
+    assert len(spread) == len(set(spread)) == 3 * 5
+
+
+async def test_a_first_flush_leaves_out_a_part_of_its_interval():
+    schedule, now = FlushSchedule(100.0, phase=0.75), asyncio.get_running_loop().time()
+    schedule.begin(0)
+    assert 22 < schedule.next_at - now < 27
+    schedule.begin(0)
+    assert 90 <= schedule.next_at - now < 102

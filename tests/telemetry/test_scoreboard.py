@@ -1,5 +1,6 @@
 """The instance's numbers in shared memory: whole records only, and sums that stay right when workers come and go."""
 
+import asyncio
 import os
 import signal
 import time
@@ -9,9 +10,13 @@ import pytest
 
 from tornado_gateway.process.counters import new_counters
 from tornado_gateway.process.status import instance_status
+from tornado_gateway.tasks import in_turns
+from tornado_gateway.telemetry import scoreboard
 from tornado_gateway.telemetry.judging.verdict import Verdict
 from tornado_gateway.telemetry.scoreboard import EVENT_COUNTS, ROW_BYTES, Scoreboard
 from tornado_gateway.telemetry.waiting import Reading
+
+merge = scoreboard._merged
 
 
 def counts(waiting=0, delivered=0, dead=0, rejected=0, discarded=0, internal=0):
@@ -404,3 +409,21 @@ def test_d7_counts_of_slow_patterns_never_decrease_and_are_bounded():
     assert seen["common"] == 39
     assert sum(seen.values()) == 39 * 11
     assert len(seen) <= 101
+
+
+async def test_many_environments_are_read_in_steps(monkeypatch):
+    board, merged = Scoreboard(2), []
+    monkeypatch.setattr(scoreboard, "_merged", lambda *args, **options: merged.append(1) or merge(*args, **options))
+    for row in range(2):
+        parts = {f"environment-{number}": record(row, row + 1, delivered=number) for number in range(35)}
+        board.publish(row, record(row, row + 1, delivered=1) | {"environments": parts})
+    reading = asyncio.ensure_future(in_turns(board.read_in_steps()))
+    most = 0
+    while not reading.done():
+        before = len(merged)
+        await asyncio.sleep(0)
+        most = max(most, len(merged) - before)
+    assert most <= scoreboard.PARTS_IN_STEP
+    assert len(merged) == 1 + 35
+    assert reading.result().environments["environment-34"].events == counts(delivered=68)
+    assert reading.result() == board.read_all()

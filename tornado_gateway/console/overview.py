@@ -1,7 +1,7 @@
 """The numbers of the overview: sampled once a second from the counts of /status, so they cover the whole instance."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from tornado_gateway.errors import RequestError
@@ -11,6 +11,7 @@ from tornado_gateway.telemetry.layout import REQUEST_BUCKETS
 from tornado_gateway.telemetry.series import RINGS, Sample, Series
 
 Status = Callable[[], Mapping[str, Any]]
+Counts = Callable[[], Awaitable[Mapping[str, Any]]]  # those of /status
 Json = dict[str, Any]
 
 SAMPLE_SECONDS = 1.0
@@ -32,8 +33,8 @@ def request_latencies(memory: SharedCounters) -> list[int]:
 class History:
     """Takes one sample per second for the series of the charts."""
 
-    def __init__(self, status: Status, latencies: Callable[[], list[int]], series: Series | None = None) -> None:
-        self._status = status
+    def __init__(self, counts: Counts, latencies: Callable[[], list[int]], series: Series | None = None) -> None:
+        self._read_counts = counts
         self._latencies = latencies
         self._series = series or Series()
         self._samples = 0
@@ -44,17 +45,16 @@ class History:
 
     def start(self) -> None:
         self._series.adopt()
-        self.sample()
-        self._timer.start()
+        self._timer.start(at_once=True)
 
     def stop(self) -> None:
         self._timer.stop()
 
-    def sample(self) -> None:
-        status = self._status()
+    async def sample(self) -> None:
         now = time.monotonic()
         lag_ms = max(0.0, (now - self._due) * 1000) if self._due is not None else 0.0
         self._due = now + SAMPLE_SECONDS if lag_ms > SAMPLE_SECONDS * 1000 or self._due is None else self._due + 1.0
+        status = await self._read_counts()
         self._count_requests(status.get("workers") or ())
         events = _events_of_all(status)
         values = {**self._totals, **events, "lag_ms": round(lag_ms, 2)}

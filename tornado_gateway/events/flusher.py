@@ -49,7 +49,8 @@ class Flusher:
     pause, when the queue asks for it, and at stop. `on_request` is called after each request with its outcome
     ("delivered", "refused" or "failed") and its duration in seconds. With `discards` the sink delivers nothing, and its
     events count as discarded. `share` limits the concurrent requests of all flushers of this worker.
-    At most `claimed_bytes` of events are in memory, apart from the last claim.
+    At most `claimed_bytes` of events are in memory, apart from the last claim. `phase` is the share of the first
+    interval that is left out.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Flusher:
         discards: bool = False,
         share: Share | None = None,
         claimed_bytes: int = MAX_CLAIMED_BYTES,
+        phase: float = 0.0,
     ) -> None:
         self._store = store
         self._queue = queue
@@ -75,7 +77,7 @@ class Flusher:
         self._claims = Claims(claimed_bytes, store.drop_bodies)
         self._claim_bytes = min(CLAIM_BYTES, claimed_bytes)
         self._outcomes = Outcomes(retries or RetryPolicy())
-        self._schedule = FlushSchedule(interval_seconds)
+        self._schedule = FlushSchedule(interval_seconds, phase)
         self._claiming = asyncio.Lock()
         self._group: asyncio.TaskGroup | None = None  # the senders of the flush in progress
         self._senders = 0

@@ -4,6 +4,7 @@ At any time received = delivered + waiting + dead + rejected + discarded + lost.
 """
 
 import logging
+import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -165,7 +166,7 @@ class EventQueue:
 
     async def start(self) -> None:
         self._seen = self._now_seen()
-        self._recounting.start(at_once=self._shared)
+        self._recounting.start(at_once=self._shared, phase=random.random())
         if not self._shared:
             depth = await self._store.depth()
             self.stored = self.counts.waiting = depth.waiting

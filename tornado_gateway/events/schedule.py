@@ -11,17 +11,18 @@ class FlushSchedule:
     """A full flush is due after `interval_seconds`, and whenever `is_due` is set.
 
     Once it has begun, `must_drain` holds until as many events are claimed as were waiting then. `next_at` is the time
-    of the next one, by the clock of the loop.
+    of the next one, by the clock of the loop. `phase` is the share of the first interval that is left out.
 
     Of a shared store, other workers may have claimed what was counted. Then a batch that is not full waits, once, until
     the missing events have been stored, or for REST_SECONDS.
     """
 
-    def __init__(self, interval_seconds: float) -> None:
+    def __init__(self, interval_seconds: float, phase: float = 0.0) -> None:
         self.is_due = False
         self.must_drain = False
         self.next_at = math.inf
         self._interval_seconds = interval_seconds
+        self._phase = phase
         self._left = 0  # events to claim until the flush is complete
         self._waiting: int | str = ""  # the oldest chunk of the batch that has waited
         self._enough = 0  # stored events that end the wait
@@ -32,7 +33,8 @@ class FlushSchedule:
         self.is_due = False
         self.must_drain = True
         self._left = unclaimed
-        interval = self._interval_seconds * random.uniform(0.9, 1.0)
+        interval = self._interval_seconds * random.uniform(0.9, 1.0) * (1.0 - self._phase)
+        self._phase = 0.0
         self.next_at = asyncio.get_running_loop().time() + interval
 
     def begin_if_due(self, unclaimed: int) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import random
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -86,7 +87,7 @@ class ExperimentMonitor:
         gc.freeze()
 
     def start(self) -> None:
-        self._timer.start()
+        self._timer.start(phase=random.random())
 
     async def stop(self) -> None:
         """Stop, and merge once more."""

@@ -20,6 +20,7 @@ from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.scoreboard import WorkerRecord
 
 PUBLISH_SECONDS = 0.25  # maximum age of the numbers of other workers in /status
+PARTS_AT_ONCE = 8  # in a turn of the loop: the parts of 50 environments with traffic take 2 ms
 
 
 class Publication:
@@ -51,7 +52,7 @@ class Publication:
         self._is_shared = is_shared
         self._started_at = time.monotonic()
         self._parts: dict[str, _Part] = {}
-        self._timer = Periodic(self._publish, PUBLISH_SECONDS, jitter=0.1)
+        self._timer = Periodic(self._publish_regularly, PUBLISH_SECONDS, jitter=0.1)
 
     def start(self) -> None:
         self.publish()
@@ -67,8 +68,16 @@ class Publication:
         self._parts.clear()
         self._publish()
 
+    async def _publish_regularly(self) -> None:
+        """Renew the parts of environments that had traffic, some in each turn of the loop, then publish."""
+        served = self._serving.with_drained() if self._serving.is_from_file else []
+        for first in range(0, len(served), PARTS_AT_ONCE):
+            for one in served[first : first + PARTS_AT_ONCE]:
+                self._renew(one, pace_of(len(served)))
+            await asyncio.sleep(0)
+        self._publish()
+
     def _publish(self) -> None:
-        """Publish, with the parts of environments that had no traffic since they were made."""
         self._slot.scoreboard.beat(self._slot.row)
         self._collect()
         served = self._serving.all
@@ -111,15 +120,17 @@ class Publication:
         if not self._serving.is_from_file:
             return {}
         served = self._serving.with_drained()
-        pace = pace_of(len(served))
-        return {"environments": {one.config.name: self._part_of(one, pace) for one in served}}
+        pace, parts = pace_of(len(served)), self._parts
+        made = [(one.config.name, parts.get(one.config.name) or self._renew(one, pace)) for one in served]
+        return {"environments": {name: part.record for name, part in made}}
 
-    def _part_of(self, served: Served, pace: int) -> dict[str, Any]:
+    def _renew(self, served: Served, pace: int) -> "_Part":
+        """Make the part anew, unless nothing has changed since."""
         part = self._parts.setdefault(served.config.name, _Part(Rests(pace)))
         counts = served.environment.events.counts
         if part.rests.is_due((served, counts.received, counts.waiting, counts.dead, served.is_draining)):
             part.record = _part(served)
-        return part.record
+        return part
 
     def _traffic(self) -> dict[str, Any]:
         requests, decisions = self._observer.totals()

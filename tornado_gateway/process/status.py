@@ -13,6 +13,7 @@ from tornado_gateway.process.environments.served import Served
 from tornado_gateway.process.location_parts import location_problem
 from tornado_gateway.settings.mirror import LastPoll, SettingsMirror
 from tornado_gateway.store.sqlite.repair.reports import DamagedFile, DamageWatch
+from tornado_gateway.tasks import in_turns
 from tornado_gateway.telemetry.judging.verdict import Verdict
 from tornado_gateway.telemetry.problems import (
     Problem,
@@ -62,9 +63,9 @@ def instance_status(scoreboard: Scoreboard, version: str, verdict: Verdict) -> d
     return status
 
 
-def instance_counts(scoreboard: Scoreboard) -> dict[str, Any]:
+async def instance_counts(scoreboard: Scoreboard) -> dict[str, Any]:
     """Return the counts of /status, as published last. With many environments the rest of it takes most of the time."""
-    reading = scoreboard.read_all()
+    reading = await in_turns(scoreboard.read_in_steps())
     return {
         "events": _events(reading),
         "workers": [{"pid": worker["pid"], "requests": worker["requests"]} for worker in reading.workers],

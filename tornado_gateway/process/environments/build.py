@@ -157,6 +157,7 @@ class Builder:
             discards=isinstance(sink, DiscardingSink),
             share=self._shared.delivery.share(),
             claimed_bytes=max(SMALLEST_SHARE_BYTES, MAX_CLAIMED_BYTES // self._number),
+            phase=phase_of(config),
         )
 
     def _flushed(self, outcome: str, seconds: float) -> None:
@@ -172,7 +173,7 @@ class Builder:
 
 
 def phase_of(config: Config) -> float:
-    """Return a number from 0 to 1 that spreads the polls of many environments over the interval."""
+    """Return a number from 0 to 1 that spreads the polls and flushes of many environments over the interval."""
     return 0.0 if config.environment_name is None else zlib.crc32(config.environment_name.encode()) / 2**32
 
 

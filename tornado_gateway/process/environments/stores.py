@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+STANDBY_PACE = 4  # of an event log that is used only while Redis fails
 COMMON_NAMESPACE = "common"  # no account has this name
 DIRECTORY = "environments"  # in DATA_DIR
 
@@ -83,7 +84,7 @@ class Stores:
             fresh_bytes=FRESH_BYTES // number,
             # With Redis a machine shows one number of dead events: those in Redis, and all in its directory.
             counts_all_letters=config.uses_redis,
-            pace=pace,
+            pace=pace * STANDBY_PACE if config.uses_redis else pace,
         )
         if config.uses_redis:
             return self._with_redis(config, local, pace)

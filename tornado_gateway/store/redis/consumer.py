@@ -117,7 +117,7 @@ class Consumer:
     def release(self, chunks: Sequence[Chunk]) -> None:
         self._held = sorted([*self._held, *chunks], key=lambda chunk: order_of(str(chunk.id)))
 
-    async def _claim_events(self, budget: int, max_bytes: int = 0) -> list[Chunk]:
+    async def _claim_events(self, budget: int, max_bytes: int = 0, *, patient: bool = False) -> list[Chunk]:
         """Send a heartbeat and claim until one of the budgets is reached; the last chunk may exceed it."""
         asked_at = time.monotonic()
         may_take_over = self._alive_since is not None and asked_at - self._alive_since >= self._alive_seconds
@@ -133,6 +133,7 @@ class Consumer:
                 budget,
                 CLAIMED_CHUNKS,
                 max_bytes,
+                patient=patient,
             )
         except (StoreError, asyncio.CancelledError):
             if budget > 0:
@@ -184,6 +185,6 @@ class Consumer:
             beats = 4 if self._ours else 2
             await asyncio.sleep(self._alive_seconds / beats * random.uniform(0.8, 1.0))
             try:
-                await self._claim_events(0)
+                await self._claim_events(0, patient=True)
             except StoreError as error:
                 logger.debug("a heartbeat failed: %s", error)

@@ -144,7 +144,7 @@ class RedisEvents:
         self._consumer.forget(chunks)
 
     async def depth(self) -> Depth:
-        ledger, first, size = await self._link.run(DEPTH, self.keys, self._ledger_argument())
+        ledger, first, size = await self._link.run(DEPTH, self.keys, self._ledger_argument(), patient=True)
         self.ledger.note(ledger)
         _, _, waiting, dead, _ = ledger
         return Depth(waiting, dead, stored_at(first) if first else None, max(0, size))

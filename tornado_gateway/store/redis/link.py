@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PIPELINES = 4  # pipelines in flight; later commands share the next one
+# That a patient command waits for others, whose round trip it shares. Longer waits would make each reading of the store
+# look slow, so that it would be read more rarely (`telemetry/waiting.py`).
+PATIENT_SECONDS = 0.02
 RETRY_FIRST_SECONDS = 0.1
 RETRY_LONGEST_SECONDS = 2.0
 RETRY_JITTER = 0.5
@@ -72,9 +75,10 @@ class _Call:
 class Link:
     """The connection of this process to Redis: a few sockets, and pipelines on them.
 
-    Commands of the same turn of the loop share one round trip. A command is sent again only if Redis certainly has not
-    executed it. After a connection has failed, commands fail at once, except for one after each backoff, which tries
-    again.
+    Commands of the same turn of the loop share one round trip. Regular work of many environments is `patient`: it waits
+    for up to PATIENT_SECONDS to share that of others, because a round trip costs far more than a command in it.
+    A command is sent again only if Redis certainly has not executed it. After a connection has failed, commands fail at
+    once, except for one after each backoff, which tries again.
     """
 
     def __init__(self, route: Route, timeout_seconds: float) -> None:
@@ -83,6 +87,7 @@ class Link:
         self._users = 0
         self._client: Redis | None = None
         self._pending: list[_Call] = []
+        self._patient: list[_Call] = []
         self._in_flight: set[asyncio.Task[None]] = set()
         self._failure: str | None = None
         self._backoff = Backoff(RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS, RETRY_JITTER)
@@ -121,21 +126,26 @@ class Link:
         await client.aclose()
         await self._route.close()
 
-    async def call(self, *command: Value) -> Any:
+    async def call(self, *command: Value, patient: bool = False) -> Any:
         """Send one command. Return its reply."""
         if self.is_closed:
             raise StoreError("the store is closed")
         loop = asyncio.get_running_loop()
         call = _Call(command, loop.create_future())
-        if not self._pending:
-            loop.call_soon(self._send)
-        self._pending.append(call)
+        if patient:
+            if not self._patient:
+                loop.call_later(PATIENT_SECONDS, self._send_patient)
+            self._patient.append(call)
+        else:
+            if not self._pending:
+                loop.call_soon(self._send)
+            self._pending.append(call)
         return await call.reply
 
-    async def run(self, script: Script, keys: Sequence[str], *args: Value) -> Any:
+    async def run(self, script: Script, keys: Sequence[str], *args: Value, patient: bool = False) -> Any:
         """Run a script. Return its reply."""
         try:
-            return await self.call("EVALSHA", script.sha, len(keys), *keys, *args)
+            return await self.call("EVALSHA", script.sha, len(keys), *keys, *args, patient=patient)
         except UnknownScriptError:
             return await self.call("EVAL", script.text, len(keys), *keys, *args)
 
@@ -144,11 +154,16 @@ class Link:
         if self._client is not None:
             await self._messages.listen(self._client, channel, notify, self.timeout_seconds)
 
+    def _send_patient(self) -> None:
+        self._pending += self._patient
+        self._patient = []
+        self._send()
+
     def _send(self) -> None:
         """Send the pending commands, unless all pipelines are busy: the first one that ends sends them then."""
         if not self._pending or len(self._in_flight) >= PIPELINES:
             return
-        calls, self._pending = self._pending, []
+        calls, self._pending, self._patient = [*self._pending, *self._patient], [], []
         task = asyncio.create_task(self._exchange(calls))
         self._in_flight.add(task)
         task.add_done_callback(self._sent)
@@ -316,20 +331,22 @@ class TimelyScripts:
         self._link = link
         self._server_clock: float | None = None  # the server's milliseconds at our monotonic 0
 
-    async def run(self, script: Script, keys: Sequence[str], *args: Value, seconds: float | None = None) -> Any:
+    async def run(
+        self, script: Script, keys: Sequence[str], *args: Value, seconds: float | None = None, patient: bool = False
+    ) -> Any:
         """Return the reply of a script that begins with `on_time`. The caller waits for `seconds`."""
-        patience = min(self._link.timeout_seconds, seconds or math.inf)
+        limit = min(self._link.timeout_seconds, seconds or math.inf)
         try:
-            return await self._link.run(script, keys, self._last_moment(patience), *args)
+            return await self._link.run(script, keys, self._last_moment(limit), *args, patient=patient)
         except LateError:
             self._forget_clock()
             raise
 
-    def _last_moment(self, patience: float) -> int:
+    def _last_moment(self, seconds: float) -> int:
         """Return the last moment at which a script may begin, by the server's clock; 0 if that is not known."""
         if self._server_clock is None:
             return 0
-        return int(self._server_clock + (time.monotonic() + patience * ON_TIME_SHARE) * 1000)
+        return int(self._server_clock + (time.monotonic() + seconds * ON_TIME_SHARE) * 1000)
 
     def _forget_clock(self) -> None:
         """Forget the server's clock, which may have been set. The next heartbeat reads it."""

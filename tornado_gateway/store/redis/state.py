@@ -217,14 +217,14 @@ class RedisState:
             await asyncio.sleep(self._lease_seconds / 4 * random.uniform(0.8, 1.0))
             for name, owner in list(self._leases.items()):
                 try:
-                    await self._prolong(name, owner)
+                    await self._prolong(name, owner, patient=True)
                 except StoreError as error:
                     logger.debug("the lease %s was not prolonged: %s", name, error)
 
-    async def _prolong(self, name: str, owner: str) -> bool:
+    async def _prolong(self, name: str, owner: str, *, patient: bool = False) -> bool:
         """Acquire or prolong the lease, and forget it if another process holds it."""
         key, milliseconds = self._key("lease", name), _milliseconds(self._lease_seconds)
-        is_held = bool(await self._link.run(ACQUIRE_LEASE, (key,), owner, milliseconds))
+        is_held = bool(await self._link.run(ACQUIRE_LEASE, (key,), owner, milliseconds, patient=patient))
         if not is_held:
             self._leases.pop(name, None)
         return is_held
@@ -259,7 +259,7 @@ class RedisState:
         await within(DECISION_SECONDS, asyncio.gather(*writes))
 
     async def statistics_versions(self) -> dict[str, int]:
-        versions: list[bytes] = await self._link.call("HGETALL", self._key("statistics", "versions"))
+        versions: list[bytes] = await self._link.call("HGETALL", self._key("statistics", "versions"), patient=True)
         return {name.decode(): int(version) for name, version in zip(versions[::2], versions[1::2], strict=True)}
 
     async def load_statistics(self, name: str) -> Statistics:
@@ -289,7 +289,7 @@ class RedisState:
         return document
 
     async def _load_unless(self, name: str, known_version: int) -> StoredDocument | None:
-        version = await self._link.call("HGET", self._key("document", name), "version")
+        version = await self._link.call("HGET", self._key("document", name), "version", patient=True)
         if version is None and name in self._last_seen:
             await self._put_back(name, self._last_seen[name])
         if version is None or int(version) == known_version:

@@ -9,6 +9,7 @@ synchronous=FULL (STORE_SYNC=full) calls fsync for each commit and loses nothing
 """
 
 import logging
+import random
 import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
@@ -97,7 +98,7 @@ class SqliteEvents:
             logger.error("the events of an ended worker could not be adopted, retrying: %s", error)
         await self._report_start()
         self.repairs, self._former_log = self._files.replaced, self._log
-        self._repair_watch.start()
+        self._repair_watch.start(phase=random.random())
 
     async def _tend(self) -> None:
         """Store the chunks in memory again, under their ids, if a new file has replaced that of this log.
