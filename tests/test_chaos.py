@@ -76,7 +76,8 @@ def test_a_duplicate_without_a_fault_is_unexplained():
         (UNEXPLAINED, [Incident("exit", 12.0, 12.1)], Taken(10.0, 10.1)),  # an orderly end settles first
         ("worker stopped", [Incident("stop", 10.05, 14.0)], Taken(10.0, 10.1)),
         ("worker stopped", [Incident("stop", 11.0, 19.0)], Taken(10.0, 10.1)),  # it lost its claims
-        (UNEXPLAINED, [Incident("stop", 15.0, 18.0)], Taken(10.0, 10.1)),
+        ("worker stopped", [Incident("stop", 14.0, 19.0)], Taken(10.0, 10.1)),  # its last heartbeat was at 12.9
+        (UNEXPLAINED, [Incident("stop", 15.0, 19.0)], Taken(10.0, 10.1)),
         ("reply of Redis lost or late", [Incident("redis", 9.05, 9.2)], Taken(10.0, 10.1)),
         (UNEXPLAINED, [Incident("redis", 13.0, 14.0)], Taken(10.0, 10.1)),
         (UNEXPLAINED, [Incident("clock", 5.0, 30.0)], Taken(10.0, 10.1)),  # the clock is no reason
