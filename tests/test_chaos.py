@@ -1,11 +1,14 @@
 """scripts/chaos: its plan and its verdict; a short run of everything with LONG_TESTS=1."""
 
+import asyncio
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 
 import pytest
 from chaos.plan import PARTS, plan
+from chaos.traffic import Clients, Newcomers, requests_of
 from chaos.verdict import (
     IN_FLIGHT,
     UNEXPLAINED,
@@ -46,6 +49,26 @@ def test_all_faults_occur_within_a_few_seeds():
     for store, parts in PARTS.items():
         wanted = {fault for faults, _ in parts.values() for fault in faults}
         assert {step.fault for seed in range(20) for step in plan(seed, store, 60)} == wanted
+
+
+@pytest.mark.parametrize(("clients", "connections"), [(Clients, 1), (Newcomers, 3)])
+async def test_newcomers_have_a_connection_for_each_request(clients, connections):
+    accepted = []
+
+    async def respond(reader, writer):
+        accepted.append(writer)
+        with suppress(asyncio.IncompleteReadError):  # the client has closed it
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.partition(b"Content-Length: ")[2]))
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
+        load = clients(server.sockets[0].getsockname()[1], requests_of("run"), connections=1, total=3)
+        await load.run()
+    assert [exchange.status for exchange in load.exchanges] == [200] * 3
+    assert len(accepted) == connections
 
 
 def test_an_acknowledged_event_that_never_arrived_is_lost():
