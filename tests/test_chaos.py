@@ -1,11 +1,14 @@
 """scripts/chaos: its plan and its verdict; a short run of everything with LONG_TESTS=1."""
 
+import asyncio
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 
 import pytest
 from chaos.plan import PARTS, plan
+from chaos.traffic import Clients, Newcomers, requests_of
 from chaos.verdict import (
     IN_FLIGHT,
     UNEXPLAINED,
@@ -48,6 +51,26 @@ def test_all_faults_occur_within_a_few_seeds():
         assert {step.fault for seed in range(20) for step in plan(seed, store, 60)} == wanted
 
 
+@pytest.mark.parametrize(("clients", "connections"), [(Clients, 1), (Newcomers, 3)])
+async def test_newcomers_have_a_connection_for_each_request(clients, connections):
+    accepted = []
+
+    async def respond(reader, writer):
+        accepted.append(writer)
+        with suppress(asyncio.IncompleteReadError):  # the client has closed it
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.partition(b"Content-Length: ")[2]))
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
+        load = clients(server.sockets[0].getsockname()[1], requests_of("run"), connections=1, total=3)
+        await load.run()
+    assert [exchange.status for exchange in load.exchanges] == [200] * 3
+    assert len(accepted) == connections
+
+
 def test_an_acknowledged_event_that_never_arrived_is_lost():
     assert "1 acknowledged events are lost" in problems(evidence([]))[0]
     assert problems(evidence([], dead=[KEY])) == []
@@ -76,7 +99,8 @@ def test_a_duplicate_without_a_fault_is_unexplained():
         (UNEXPLAINED, [Incident("exit", 12.0, 12.1)], Taken(10.0, 10.1)),  # an orderly end settles first
         ("worker stopped", [Incident("stop", 10.05, 14.0)], Taken(10.0, 10.1)),
         ("worker stopped", [Incident("stop", 11.0, 19.0)], Taken(10.0, 10.1)),  # it lost its claims
-        (UNEXPLAINED, [Incident("stop", 15.0, 18.0)], Taken(10.0, 10.1)),
+        ("worker stopped", [Incident("stop", 14.0, 19.0)], Taken(10.0, 10.1)),  # its last heartbeat was at 12.9
+        (UNEXPLAINED, [Incident("stop", 15.0, 19.0)], Taken(10.0, 10.1)),
         ("reply of Redis lost or late", [Incident("redis", 9.05, 9.2)], Taken(10.0, 10.1)),
         (UNEXPLAINED, [Incident("redis", 13.0, 14.0)], Taken(10.0, 10.1)),
         (UNEXPLAINED, [Incident("clock", 5.0, 30.0)], Taken(10.0, 10.1)),  # the clock is no reason

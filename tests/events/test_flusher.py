@@ -65,14 +65,6 @@ class SlowSink(Sink):
 
 
 @pytest.fixture
-def store(tmp_path, io_loop):
-    store = open_sqlite(tmp_path)
-    io_loop.run_sync(store.open)
-    yield store.events
-    io_loop.run_sync(store.close)
-
-
-@pytest.fixture
 def sink():
     return Sink()
 

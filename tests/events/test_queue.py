@@ -14,14 +14,6 @@ from tornado_gateway.store.interfaces import NewChunk
 from tornado_gateway.store.sqlite.events import open_sqlite
 
 
-@pytest.fixture
-def store(tmp_path, io_loop):
-    store = open_sqlite(tmp_path)
-    io_loop.run_sync(store.open)
-    yield store.events
-    io_loop.run_sync(store.close)
-
-
 async def started_queue(store, limit=1000, durable=True, **options):
     queue = EventQueue(store, limit=limit, chunk_events=10, durable=durable, retry_seconds=0.01, **options)
     await queue.start()

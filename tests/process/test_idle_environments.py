@@ -70,7 +70,7 @@ async def test_samples_without_news_are_merged_rarely():
     store = CountedStore()
     monitor = ExperimentMonitor(store, pace=PACE)
     for _ in range(ROUNDS):
-        await monitor._merge_regularly()
+        await monitor._merge_regularly(1)
     assert store.versions == 10
 
 

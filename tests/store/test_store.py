@@ -39,7 +39,15 @@ def open_store(request, tmp_path, deployment):
         return lambda: open_sqlite(tmp_path / "data")
     redis = deployment(request.param)
     redis.flush()
-    return lambda: open_redis(redis_options(Config(**redis.options)), "123456", "worker")
+    return lambda: patient_store(redis)
+
+
+def patient_store(redis):
+    """A store whose decisions wait for replies as long as everything else, however slow the machine is."""
+    options = redis_options(Config(**redis.options))
+    store = open_redis(options, "123456", "worker")
+    store.state.decision_seconds = options.timeout_seconds
+    return store
 
 
 @pytest.fixture
@@ -428,10 +436,12 @@ async def test_b5_aliases_have_a_limit(store):
 
 async def test_records_are_kept_for_their_time(store):
     await store.state.save_records("u", {"f": {"rolloutId": 1}, "g": {"rolloutId": 2}}, 300)
-    await store.state.save_records("u", {"g": {"rolloutId": 3}}, 2)
+    await store.state.save_records("u", {"g": {"rolloutId": 3}}, 300)
     assert await store.state.load_records("u", ["f", "g", "h"]) == {"f": {"rolloutId": 1}, "g": {"rolloutId": 3}}
+    await store.state.save_records("u", {"g": {"rolloutId": 4}}, 1)
     async with asyncio.timeout(60):
         while "g" in (records := await store.state.load_records("u", ["f", "g"])):
+            assert records["g"] == {"rolloutId": 4}
             await asyncio.sleep(0.1)
     assert records == {"f": {"rolloutId": 1}}
     assert await store.state.load_records("other", ["f"]) == {}

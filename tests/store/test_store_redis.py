@@ -185,14 +185,37 @@ async def test_after_an_outage_nobody_takes_over_what_the_living_work_on(own_ser
         await asyncio.sleep(2 * TIMEOUT_SECONDS)  # all count as dead now
         own_server.resume()
 
-        async def claimed_by_two():
-            return [await claimed(two)]
-
         for _ in range(20):
-            assert await until(claimed_by_two) == [[]]
+            assert await until(lambda: claimed_as_list(two)) == [[]]
             await asyncio.sleep(0.1)
         await one.events.settle(mine)
         assert (await two.events.depth()).waiting == 0
+
+
+async def test_after_a_short_outage_a_consumer_waits_for_the_others_before_it_takes_over(own_server):
+    """Its own heartbeat lasted, but others may need longer to reach Redis again."""
+    stores = store_on(own_server.port, alive_seconds=60), store_on(own_server.port, "two", alive_seconds=60)
+    async with Opened(*stores) as (one, two):
+        await one.events.append(chunks("a"))
+        await one.events.claim(1)
+        own_server.command("ZADD", "{fme:1}:consumers", 1, one.events._consumer.name)  # its last heartbeat was long ago
+        _let_have_lived(two, 60)
+        own_server.pause()
+        with pytest.raises(StoreError):
+            await two.events.claim(1)
+        own_server.resume()
+        assert await until(lambda: claimed_as_list(two)) == [[]]
+        _let_have_lived(two, 60)
+        assert await until(lambda: claimed(two)) == ["a"]
+
+
+def _let_have_lived(store, seconds):
+    store.events._consumer._alive_since = time.monotonic() - seconds
+
+
+async def claimed_as_list(store):
+    """Claim, so that the result is true also if there is nothing to claim."""
+    return [await claimed(store)]
 
 
 async def test_a_chunk_that_another_settled_meanwhile_is_not_counted_twice(server):

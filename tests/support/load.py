@@ -22,6 +22,7 @@ class Exchange:
     error: str | None = None
     seconds: float = 0.0
     sent_at: float = 0.0  # by the monotonic clock
+    written_at: float = 0.0  # by that clock, when the kernel had the request
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Load:
         exchange.sent_at = started = time.monotonic()
         body = orjson.dumps(exchange.fields)
         writer.write(f"POST {exchange.path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        exchange.written_at = time.monotonic()
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0])
         exchange.body = await reader.readexactly(length)

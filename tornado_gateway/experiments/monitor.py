@@ -103,7 +103,7 @@ class ExperimentMonitor:
 
     # --- Merging ---
 
-    async def _merge_regularly(self, most: int = MOST_MERGED) -> None:
+    async def _merge_regularly(self, most: int) -> None:
         if not self._rests.is_due(None) and not self._has_news():
             return
         try:

@@ -59,7 +59,7 @@ class SpillingEvents:
         self._patience_seconds = patience_seconds
         self._primary_is_open = False
         self._primary_depth = Depth(0, 0, None)
-        self._unused: tuple[object, Depth] | None = None  # depth of the local store, until it is used again
+        self._unused: tuple[object, Depth] | None = None  # depth of the local store, until it changes
         self._delivered: list[Chunk] = []  # chunks that are not yet settled in the primary store
         self._local_first = False
         self._wanted = asyncio.Event()  # there are chunks to move, or the primary store has to be probed
@@ -109,9 +109,8 @@ class SpillingEvents:
                 await self._ask(self.primary.append, chunks, seconds, within=seconds)
                 return
         try:
-            await self._local.append(chunks)
+            await self._change(self._local.append(chunks))
         finally:
-            self._unused = None
             self._wanted.set()  # the primary may have recovered, and everything else moved, before this append ended
 
     async def claim(self, max_events: int, max_bytes: int = CLAIM_BYTES) -> list[Chunk]:
@@ -151,8 +150,7 @@ class SpillingEvents:
             except StoreError:
                 has_failed = True
         if local or dead or remaining:
-            await self._local.settle(local, dead, remaining)
-            self._unused = None
+            await self._change(self._local.settle(local, dead, remaining))
         if has_failed:  # only now: if the local store fails too, all chunks still belong to the caller
             self._delivered += primary
         if remaining or has_failed:
@@ -177,11 +175,16 @@ class SpillingEvents:
         facts = (self._local.repairs, self._local.letters_version)
         if self._unused is not None and self._unused[0] == facts:
             return self._unused[1]
-        self._unused = None
         depth = await self._local.depth()
-        if not depth.waiting:
-            self._unused = (facts, depth)
+        self._unused = None if depth.waiting else (facts, depth)
         return depth
+
+    async def _change(self, work: Awaitable[T]) -> T:
+        """Change the local store, and forget its depth."""
+        try:
+            return await work
+        finally:
+            self._unused = None
 
     async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> DeadLetters:
         """Return the letters of the local store, then those of the primary store, unless that fails."""
@@ -210,8 +213,7 @@ class SpillingEvents:
         if local is None or local:
             left = None if max_events is None else max_events - moved
             try:
-                moved += await self._local.requeue(local, left)
-                self._unused = None
+                moved += await self._change(self._local.requeue(local, left))
             except StoreError as error:
                 if not moved:
                     raise
@@ -221,8 +223,7 @@ class SpillingEvents:
 
     async def requeue_edited(self, id_: int | str, body: bytes) -> int:
         if _is_local(id_):
-            moved = await self._local.requeue_edited(_local_id(id_), body)
-            self._unused = None
+            moved = await self._change(self._local.requeue_edited(_local_id(id_), body))
             self._wanted.set()
             return moved
         self._check_primary()
@@ -235,13 +236,11 @@ class SpillingEvents:
             self._check_primary()
             discarded = await self._ask_long(self.primary.discard_dead_letters, primary)
         if local := [_local_id(id_) for id_ in ids if _is_local(id_)]:
-            discarded += await self._local.discard_dead_letters(local)
-            self._unused = None
+            discarded += await self._change(self._local.discard_dead_letters(local))
         return discarded
 
     async def expire_dead_letters(self, before: float) -> int:
-        discarded = await self._local.expire_dead_letters(before)
-        self._unused = None
+        discarded = await self._change(self._local.expire_dead_letters(before))
         if self._primary_is_open:
             with suppress(StoreError):
                 discarded += await self._ask_long(self.primary.expire_dead_letters, before)
@@ -253,8 +252,7 @@ class SpillingEvents:
 
     async def trim_dead_letters(self, max_events: int) -> int:
         """As promised by EventStore; each of the two stores keeps as many."""
-        discarded = await self._local.trim_dead_letters(max_events)
-        self._unused = None
+        discarded = await self._change(self._local.trim_dead_letters(max_events))
         if self._primary_is_open:
             with suppress(StoreError):
                 discarded += await self._ask_long(self.primary.trim_dead_letters, max_events)
@@ -267,8 +265,7 @@ class SpillingEvents:
 
     async def adopt(self) -> int:
         """As promised by EventStore: such events are in the local store until the primary one can be written."""
-        moved = await self._local.adopt()
-        self._unused = None
+        moved = await self._change(self._local.adopt())
         if moved:
             self._wanted.set()
         return moved
@@ -336,8 +333,7 @@ class SpillingEvents:
             except BaseException:
                 await self._local.release(chunks)
                 raise
-            await self._local.settle(chunks)
-            self._unused = None
+            await self._change(self._local.settle(chunks))
 
     def note_failure(self, error: StoreError) -> None:
         if self.failure is None:

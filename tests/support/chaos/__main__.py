@@ -24,7 +24,7 @@ from redis_servers import REDIS_SERVER
 
 from chaos import faults
 from chaos.plan import PARTS, of_part, plan
-from chaos.traffic import Clients, requests_of, sendings
+from chaos.traffic import Clients, Newcomers, requests_of, sendings
 from chaos.verdict import Evidence, Key, Taken, change_problems, problems, summary, unbalanced
 from chaos.watch import Watch, counts_of
 from chaos.world import World, world_of
@@ -55,9 +55,10 @@ class Run:
     async def run(self) -> None:
         watching = asyncio.create_task(self.watch.run())
         try:
-            await self._under_load(self._fail(), CONNECTIONS, PAUSE_SECONDS, "load")
+            await self._under_load(self._fail(), Clients, CONNECTIONS, PAUSE_SECONDS, "load")
             self.world.note("everything is repaired")
-            await self._under_load(self._until_accounted_for(), 2, 0.2, "drain")  # events die only while others succeed
+            # An event dies only while others of its worker succeed.
+            await self._under_load(self._until_accounted_for(), Newcomers, 2, 0.2, "drain")
             await self._until(lambda counts: not any(each["waiting"] for each in counts), "events still wait")
             await self._audit()
             await asyncio.to_thread(self._judge, await self._evidence())  # beside the proxy to Redis
@@ -66,9 +67,9 @@ class Run:
             with suppress(asyncio.CancelledError):
                 await watching
 
-    async def _under_load(self, work: Any, connections: int, pause: float, name: str) -> None:
+    async def _under_load(self, work: Any, clients: type[Clients], connections: int, pause: float, name: str) -> None:
         loads = [
-            Clients(
+            clients(
                 gateway.port,
                 requests_of(f"{self._seed}-{name}-{number}", poison=name == "load"),
                 connections,
@@ -77,13 +78,13 @@ class Run:
             )
             for number, gateway in enumerate(self.world.gateways)
         ]
-        clients = asyncio.gather(*(load.run() for load in loads))
+        running = asyncio.gather(*(load.run() for load in loads))
         try:
             await work
         finally:
             for load in loads:
                 load.stopping = True
-            await clients
+            await running
             self._exchanges += [exchange for load in loads for exchange in load.exchanges]
 
     async def _fail(self) -> None:

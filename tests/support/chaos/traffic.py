@@ -86,3 +86,11 @@ class Clients(Load):
             if closes or self.stopping or (number := next(self._numbers, None)) is None:
                 return
             exchange = Exchange(*self.make(number))
+
+
+class Newcomers(Clients):
+    """Clients with a connection for each request, so that each worker gets some of them, however few they are."""
+
+    async def _exchange(self, exchange: Exchange, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        await super()._exchange(exchange, reader, writer)
+        return True

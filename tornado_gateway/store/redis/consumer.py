@@ -24,9 +24,10 @@ class Consumer:
     """Holds claimed chunks for as long as it is alive, however long they are worked on.
 
     A consumer without a heartbeat for `alive_seconds` is considered dead and others claim its chunks, so that a
-    SIGKILL delays events by a few seconds only. The chunks of one that left the group can be claimed at once. After an
-    outage of Redis no heartbeat is recent, so the first consumer to return has to live for `alive_seconds` again before
-    it claims chunks of others. (A process that is suspended for longer than that delivers its claimed chunks twice.)
+    SIGKILL delays events by a few seconds only. The chunks of one that left the group can be claimed at once. After a
+    failed heartbeat, as in an outage of Redis, a consumer has to live for `alive_seconds` again before it claims chunks
+    of others, because they may need longer to return. (A process that is suspended for longer than that delivers its
+    claimed chunks twice.)
     """
 
     def __init__(self, link: Link, namespace: str, owner: str, alive_seconds: float) -> None:
@@ -136,11 +137,12 @@ class Consumer:
                 patient=patient,
             )
         except (StoreError, asyncio.CancelledError):
+            self._alive_since = None
             if budget > 0:
                 self._in_doubt_until = time.monotonic() + self._link.timeout_seconds
             raise
         self._link.scripts.note_clock(now_ms, asked_at)
-        if not was_alive:
+        if not was_alive or self._alive_since is None:
             self._alive_since = asked_at
         chunks = [chunk_of(entry) for entry in entries]
         self._own(chunks)

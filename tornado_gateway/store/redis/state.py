@@ -66,6 +66,7 @@ class RedisState:
         recheck_seconds: float = RECHECK_SECONDS,
     ) -> None:
         self.max_aliases = MAX_ALIASES
+        self.decision_seconds = DECISION_SECONDS
         self._link = link
         self._lease_seconds = lease_seconds
         self._recheck_seconds = recheck_seconds
@@ -240,14 +241,14 @@ class RedisState:
     async def aliases(self, ids: Sequence[str]) -> dict[str, str]:
         if not ids:
             return {}
-        users = await within(DECISION_SECONDS, self._link.run(ALIASES, [self._key("aliases")], *ids))
+        users = await within(self.decision_seconds, self._link.run(ALIASES, [self._key("aliases")], *ids))
         return {id_: user.decode() for id_, user in zip(ids, users, strict=True) if user is not None}
 
     async def load_records(self, user_id: str, keys: Sequence[str]) -> dict[str, StickyRecord]:
         if not keys:
             return {}
         names = [self._record_key(user_id, key) for key in keys]
-        values = await within(DECISION_SECONDS, self._link.call("MGET", *names))
+        values = await within(self.decision_seconds, self._link.call("MGET", *names))
         return {key: orjson.loads(value) for key, value in zip(keys, values, strict=True) if value is not None}
 
     async def save_records(self, user_id: str, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
@@ -256,7 +257,7 @@ class RedisState:
             self._link.call("SET", self._record_key(user_id, key), orjson.dumps(record), *ends)
             for key, record in records.items()
         ]
-        await within(DECISION_SECONDS, asyncio.gather(*writes))
+        await within(self.decision_seconds, asyncio.gather(*writes))
 
     async def statistics_versions(self) -> dict[str, int]:
         versions: list[bytes] = await self._link.call("HGETALL", self._key("statistics", "versions"), patient=True)
