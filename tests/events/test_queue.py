@@ -192,7 +192,7 @@ class CountedDisk(FullDisk):
 
     depths = 0
 
-    async def depth(self):
+    async def depth(self, *, patient=False):
         self.depths += 1
         return await self._store.depth()
 

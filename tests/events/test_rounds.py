@@ -136,7 +136,7 @@ async def test_a_round_is_limited_in_groups_and_bytes(tmp_path):
         failure = None
         lost = repairs = letters_version = 0
 
-        async def depth(self):
+        async def depth(self, *, patient=False):
             raise AssertionError
 
     together = Counted()

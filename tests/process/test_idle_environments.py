@@ -43,7 +43,7 @@ class CountedStore:
         self.depths = self.versions = 0
         self.waiting = 0
 
-    async def depth(self):
+    async def depth(self, *, patient=False):
         self.depths += 1
         return Depth(self.waiting, 0, None)
 

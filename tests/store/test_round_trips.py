@@ -62,7 +62,7 @@ async def test_readings_of_many_environments_share_a_round_trip(tmp_path, trips,
     async with opened_stores(tmp_path) as stores:
         monkeypatch.setattr(link, "PATIENT_SECONDS", 1.0)
         trips.clear()
-        readings = await asyncio.gather(*await begun(store.events.depth() for store in stores))
+        readings = await asyncio.gather(*await begun(store.events.depth(patient=True) for store in stores))
         assert [reading.waiting for reading in readings] == [1] + [0] * (MANY - 1)
         assert trips == [["EVALSHA"] * MANY]
 
@@ -71,7 +71,7 @@ async def test_readings_travel_with_the_next_append(tmp_path, trips, monkeypatch
     async with opened_stores(tmp_path) as stores:
         monkeypatch.setattr(link, "PATIENT_SECONDS", 60.0)
         trips.clear()
-        readings = await begun(store.events.depth() for store in stores)
+        readings = await begun(store.events.depth(patient=True) for store in stores)
         assert trips == []
         await stores[1].events.append([NewChunk(3, b"{}\n{}\n{}")])
         assert trips == [["EVALSHA"] * (MANY + 1)]

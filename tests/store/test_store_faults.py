@@ -36,11 +36,11 @@ class Faults:
     def of_link(self, call):
         """A call fails before it reached Redis, or its answer gets lost."""
 
-        async def unreliable(*command):
+        async def unreliable(*command, **options):
             await self._wait()
             if self._fails():
                 raise StoreError("injected")
-            reply = await call(*command)
+            reply = await call(*command, **options)
             await self._wait()
             if self._fails():
                 raise StoreError("injected")

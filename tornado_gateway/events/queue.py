@@ -407,7 +407,7 @@ class EventQueue:
                 return
             if rests is not None and not self.counts.waiting and not rests.is_due(self.counts.received):
                 return
-            depth = await self._store.depth()
+            depth = await self._store.depth(patient=True)
         except StoreError as error:
             logger.debug("the waiting events could not be counted: %s", error)
             return

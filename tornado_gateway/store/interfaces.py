@@ -207,7 +207,8 @@ class EventStore(Protocol):
         keep, this may return before the chunks are deleted: after a crash a few of them are sent again.
         """
 
-    async def depth(self) -> Depth: ...
+    async def depth(self, *, patient: bool = False) -> Depth:
+        """Return the numbers of all events. `patient`: regular work asks, which may wait for that of others."""
 
     async def dead_letters(self, limit: int = 100, first: int | str | None = None) -> DeadLetters:
         """Return the oldest dead letters, beginning with the id `first`, or with the next one if it is gone."""

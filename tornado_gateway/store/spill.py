@@ -14,6 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from tornado_gateway.backoff import Backoff
@@ -156,13 +157,17 @@ class SpillingEvents:
         if remaining or has_failed:
             self._wanted.set()
 
-    async def depth(self) -> Depth:
-        """Return the sum of both stores; a primary store that fails counts with its last known depth."""
+    async def depth(self, *, patient: bool = False) -> Depth:
+        """Return the sum of both stores; a primary store that fails counts with its last known depth.
+
+        It is not patient while the local store has events, which may move between the two readings.
+        """
         local = await self._depth_of_local()
         is_stale = True
         if self._primary_is_open:
             with suppress(StoreError):
-                self._primary_depth = await self._ask(self.primary.depth, within=self._read_seconds)
+                read = partial(self.primary.depth, patient=patient and not local.waiting)
+                self._primary_depth = await self._ask(read, within=self._read_seconds)
                 is_stale = False
         primary = self._primary_depth
         oldest = [at for at in (local.oldest_at, primary.oldest_at) if at is not None]

@@ -151,7 +151,7 @@ class Watch:
             self._note(Depth(0, 0, None))
             return True
         try:
-            depth = await self._store.depth()
+            depth = await self._store.depth(patient=True)
         except StoreError:
             self._note_failure()
             return False

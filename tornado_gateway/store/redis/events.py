@@ -143,8 +143,8 @@ class RedisEvents:
         self.ledger.note(await self._link.scripts.run(SETTLE, self.keys, GROUP, *work, self._ledger_argument()))
         self._consumer.forget(chunks)
 
-    async def depth(self) -> Depth:
-        ledger, first, size = await self._link.run(DEPTH, self.keys, self._ledger_argument(), patient=True)
+    async def depth(self, *, patient: bool = False) -> Depth:
+        ledger, first, size = await self._link.run(DEPTH, self.keys, self._ledger_argument(), patient=patient)
         self.ledger.note(ledger)
         _, _, waiting, dead, _ = ledger
         return Depth(waiting, dead, stored_at(first) if first else None, max(0, size))

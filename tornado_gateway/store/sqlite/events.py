@@ -98,6 +98,7 @@ class SqliteEvents:
             logger.error("the events of an ended worker could not be adopted, retrying: %s", error)
         await self._report_start()
         self.repairs, self._former_log = self._files.replaced, self._log
+        self.letters_version = await self._database.run(letters.letters_version)  # what is read from now on is newer
         self._repair_watch.start(phase=random.random())
 
     async def _tend(self) -> None:
@@ -191,7 +192,7 @@ class SqliteEvents:
         """Make the next claim read. Even a job that failed may have inserted chunks."""
         self._memory.note_stored(self._ids.last)
 
-    async def depth(self) -> Depth:
+    async def depth(self, *, patient: bool = False) -> Depth:
         """As promised by EventStore; dead events are those that this log counts.
 
         Settled chunks do not count although some are in the file. The result is exact at the moment at which the caller
