@@ -21,6 +21,7 @@ from tornado_gateway.config import OPTIONS, Config
 from tornado_gateway.console.insight.live import MAX_SECONDS
 from tornado_gateway.console.openapi import DOCUMENT
 from tornado_gateway.console.recent_events import RESPONSE_BYTES, SHOWN_BYTES
+from tornado_gateway.core.context import FIELDS
 from tornado_gateway.enrichment.lists import FRESH_SECONDS
 from tornado_gateway.environments.slow_patterns import MOST_NAMES
 from tornado_gateway.events import flusher
@@ -174,7 +175,7 @@ def test_h4_only_foreign_documents_have_fields_without_a_description():
 
 
 class Recorded(dict):
-    """A body that remembers which fields were read."""
+    """A body that remembers which fields were asked for; those of the table are found in a body that has them."""
 
     def __init__(self):
         super().__init__(_wingify={})
@@ -200,7 +201,7 @@ def test_h4_the_fields_of_a_visitor_are_those_that_are_read(name):
         "ExplainRequest": {"featureKey", "version"},
     }
     described = set(DOCUMENT["components"]["schemas"][name]["properties"])
-    assert described == fields.read | {"userId", "id"} | own[name]
+    assert described == fields.read | set(FIELDS) | {"userId", "id"} | own[name]
 
 
 # --- Limits ---

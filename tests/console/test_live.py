@@ -122,7 +122,7 @@ def test_events_name_their_rule_and_variation(gateway):
 @pytest.mark.parametrize(
     ("query", "status", "text"),
     [
-        ("?outcome=maybe", 400, "outcome: expected enabled, disabled, not_found, error"),
+        ("?outcome=maybe", 400, "outcome: expected enabled, disabled, error, not_found"),
         (f"?user={'x' * 201}", 400, "user: expected at most 200 characters"),
         ("?environment=none", 404, "there is no environment"),
     ],

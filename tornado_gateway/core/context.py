@@ -95,7 +95,7 @@ def context_from_json(fields: Mapping[str, Any], user_id: Any) -> Context:
     """
     context = Context(user_id)
     for name in fields:
-        use = _FIELDS.get(name)
+        use = FIELDS.get(name)
         if use is not None:
             use(context, fields[name])
     if "_vwo" in fields or "_wingify" in fields:
@@ -149,7 +149,7 @@ def _use_platform_variables(context: Context, value: object) -> None:
 
 
 # A request has few of these fields, so they are found by their names instead of being asked for one after the other.
-_FIELDS: Final[Mapping[str, Callable[[Context, object], None]]] = {
+FIELDS: Final[Mapping[str, Callable[[Context, object], None]]] = {
     "customVariables": _use_custom_variables,
     "variationTargetingVariables": _use_variation_targeting_variables,
     "userAgent": _use_user_agent,
