@@ -133,17 +133,6 @@ async def end_tasks(*tasks: asyncio.Task[Any] | None) -> None:
         await asyncio.wait(started)
 
 
-async def in_steps(steps: Generator[None, None, T]) -> T:
-    """Return the result of a computation on the loop. Requests are served between its steps."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as ended:
-            result: T = ended.value
-            return result
-        await asyncio.sleep(0)
-
-
 def signature(paths: Iterable[Path]) -> Signature:
     """Return values that change with the files."""
     return tuple(_signature_of(path) for path in paths)

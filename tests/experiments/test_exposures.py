@@ -26,7 +26,7 @@ from tornado_gateway.experiments.features import (
 )
 from tornado_gateway.experiments.monitor import ExperimentMonitor
 from tornado_gateway.store.sqlite.state import SqliteState
-from tornado_gateway.tasks import in_steps
+from tornado_gateway.tasks import in_turns
 
 SETTINGS = compile_settings(one_feature(rollout(), ab()))
 NOW = 1_700_000_000.0
@@ -357,7 +357,7 @@ def news(**tallies):
 
 
 def merged(*arguments):
-    return asyncio.run(in_steps(merge(*arguments)))
+    return asyncio.run(in_turns(merge(*arguments)))
 
 
 def test_counts_of_many_features_are_merged_in_steps():

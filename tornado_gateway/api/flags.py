@@ -15,7 +15,6 @@ from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import with_address
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import DisabledError, NotLoadedError, RequestError
-from tornado_gateway.gate import Gate
 from tornado_gateway.http.fields import Fields, boolean, json_object, printable, required_text, user_id
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.settings.mirror import Snapshot
@@ -40,11 +39,12 @@ class FlagsApi:
         feature_key = required_text(fields, "featureKey")
         is_detailed = "details" in fields and has_details(fields)
         context = with_address(core.context_from_json(fields, user_id(fields)))
-        decision = environment.evaluator.decide(settings, feature_key, context)
+        evaluator = environment.evaluator
+        decision = evaluator.decide(settings, feature_key, context)
         if decision is None:
-            return self._get_flag_with_io(request, environment, settings, feature_key, context, is_detailed)
-        response = self._flag_response(request, environment, settings, context, decision)
-        return _detailed(settings, decision) if is_detailed else response
+            respond = partial(self._flag_response, request, environment, settings, context, is_detailed)
+            return evaluator.respond_with_io(request, settings, feature_key, context, respond)
+        return self._flag_response(request, environment, settings, context, is_detailed, decision)
 
     def track_event(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
@@ -75,31 +75,13 @@ class FlagsApi:
         evaluator = environment.evaluator
         return evaluator.after_alias(context, store) if evaluator.resolves_aliases else store()
 
-    async def _get_flag_with_io(
-        self,
-        request: Request,
-        environment: Environment,
-        settings: core.Settings,
-        feature_key: str,
-        context: core.Context,
-        is_detailed: bool,
-    ) -> Response:
-        responses: list[Response] = []
-
-        def respond(decision: core.Decision) -> Gate | None:
-            response = self._flag_response(request, environment, settings, context, decision)
-            responses.append(_detailed(settings, decision) if is_detailed else response)
-            return request.gate
-
-        await environment.evaluator.decide_with_io(settings, feature_key, context, respond)
-        return responses[0]
-
     def _flag_response(
         self,
         request: Request,
         environment: Environment,
         settings: core.Settings,
         context: core.Context,
+        is_detailed: bool,
         decision: core.Decision,
     ) -> Response:
         environment.counts.decided(decision)
@@ -111,6 +93,8 @@ class FlagsApi:
             gate = events.append_impressions(documents, count)
             if events.durable:
                 request.gate = gate
+        if is_detailed:
+            return Response(200, with_details(settings, decision))
         response = self._responses.get(decision.body)
         if response is None:
             response = self._responses[decision.body] = Response(200, decision.body)
@@ -120,10 +104,6 @@ class FlagsApi:
 def has_details(fields: Fields) -> bool:
     """Return whether a body asks for the reason of the decision. Raise RequestError for another type of value."""
     return boolean(fields, "details")
-
-
-def _detailed(settings: core.Settings, decision: core.Decision) -> Response:
-    return Response(200, with_details(settings, decision))
 
 
 def _track(

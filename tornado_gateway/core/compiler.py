@@ -50,7 +50,7 @@ from tornado_gateway.core.types import (
     join_needs,
     member_names,
 )
-from tornado_gateway.core.validation import YieldPoint, check_document, each_of, items_of, never_yield, paced
+from tornado_gateway.core.validation import YieldPoint, check_document, each_of, emptied, items_of, never_yield, paced
 
 DEFAULT_SDK = Sdk("fme-gateway", "0")
 FREED_AT_ONCE = 50  # objects: some microseconds
@@ -154,7 +154,8 @@ class _Compiler:
         wants_lookups = any(holdout.needs.wants_lookups for holdout in holdouts)
         features = self.features(linked, applicable, group_features, wants_lookups)
         for needed in (campaigns, by_id, self.shared):
-            _empty(needed, self.yield_point)
+            for _ in emptied(needed, FREED_AT_ONCE):
+                self.yield_point()
         prefix = document.get("collectionPrefix")
         return Settings(
             account_id=self.account_id,
@@ -401,15 +402,6 @@ class _Compiler:
         for key, variations in paced(further.items(), self.yield_point):
             found[key] += tuple(variations)
         return found
-
-
-def _empty(made: list[Any] | dict[Any, Any], yield_point: YieldPoint) -> None:
-    """Free the objects that only a compilation needs, a few at a time: freeing all at once would block the loop."""
-    pop: Callable[[], object] = made.popitem if isinstance(made, dict) else made.pop
-    while made:
-        for _ in range(min(len(made), FREED_AT_ONCE)):
-            pop()
-        yield_point()
 
 
 def _linked_variations(campaign: _Campaign, variation_id: Id | None) -> tuple[Variation, ...]:

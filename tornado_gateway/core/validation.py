@@ -48,6 +48,15 @@ def paced(items: Iterable[Any], yield_point: YieldPoint) -> Iterator[Any]:
         yield item
 
 
+def emptied(made: list[Any] | dict[Any, Any], at_once: int) -> Iterator[None]:
+    """Free objects without other users in steps of so many: freeing all of them at once would block the loop."""
+    pop: Callable[[], object] = made.popitem if isinstance(made, dict) else made.pop
+    while made:
+        for _ in range(min(len(made), at_once)):
+            pop()
+        yield
+
+
 class LongArray:
     """An array of a document that is not in memory as a whole: each iteration reads its items again.
 

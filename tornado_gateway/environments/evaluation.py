@@ -20,7 +20,7 @@ from tornado_gateway.environments.slow_patterns import SlowPatterns
 from tornado_gateway.errors import StoreError
 from tornado_gateway.gate import Gate, has_happened
 from tornado_gateway.http.fields import address_in
-from tornado_gateway.http.messages import Response
+from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.store.interfaces import StateStore
 
 logger = logging.getLogger(__name__)
@@ -139,6 +139,26 @@ class Evaluator:
         if keeps:
             await self._keep_once_recorded(gate, inputs, [decision])
         return decision
+
+    async def respond_with_io(
+        self,
+        request: Request,
+        settings: core.Settings,
+        feature_key: str,
+        context: core.Context,
+        respond: Callable[[core.Decision], Response],
+        *,
+        keeps: bool = True,
+    ) -> Response:
+        """Return the response that `respond` makes of a decision: see `decide_with_io`. Its gate is the request.s."""
+        responses: list[Response] = []
+
+        def record(decision: core.Decision) -> Gate | None:
+            responses.append(respond(decision))
+            return request.gate
+
+        await self.decide_with_io(settings, feature_key, context, record, keeps=keeps)
+        return responses[0]
 
     def event_documents(
         self, settings: core.Settings, context: core.Context, decision: core.Decision

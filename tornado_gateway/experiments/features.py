@@ -3,16 +3,17 @@
 Workers count for themselves, and add their counts to a record in the store.
 """
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from tornado_gateway import core
+from tornado_gateway.tasks import Steps
 
 # In a tally, the exposures are behind the decisions with each outcome but the last one, which no feature has.
 NOT_FOUND: Final = len(core.OUTCOMES) - 1
 EXPOSURES: Final = NOT_FOUND
 MOST_FEATURES = 2_000
-STEP_FEATURES: Final = 50
+STEP_FEATURES: Final = 50  # half a millisecond: merged, or added to the tables of exposures
 MOST_UNKNOWN = 100
 LONGEST_KEY = 100  # characters of an unknown key
 STALE_SECONDS = 30 * 86_400.0
@@ -95,7 +96,7 @@ class FeatureCounts:
 # --- The record of all workers ---
 
 
-def merge(record: Json, news: FeatureNews, known: Iterable[str], now: float) -> Generator[None, None, Json]:
+def merge(record: Json, news: FeatureNews, known: Iterable[str], now: float) -> Steps[Json]:
     """Return the record with further counts. `known` are the features of the settings; others are forgotten.
 
     It is made in steps of half a millisecond, because requests wait for each.

@@ -21,7 +21,7 @@ from tornado_gateway.experiments.report import is_mismatched, report_of, sentenc
 from tornado_gateway.experiments.sample import VisitorSample, pack, unpack
 from tornado_gateway.logs import ThrottledLog, once
 from tornado_gateway.store.interfaces import StateStore
-from tornado_gateway.tasks import Periodic, Rests, end_tasks, in_steps
+from tornado_gateway.tasks import Periodic, Rests, end_tasks, in_turns
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class ExperimentMonitor:
         for _ in range(ATTEMPTS):
             if version != self._record_version:
                 await self._load_record()
-            record = await in_steps(merge(self._record, news, self._known, time.time()))
+            record = await in_turns(merge(self._record, news, self._known, time.time()))
             if await self._state.replace_statistics(FEATURES, orjson.dumps(record), self._record_version):
                 self._record, self._record_version = record, self._record_version + 1
                 return True

@@ -11,6 +11,7 @@ from typing import Any
 
 from tornado_gateway import core
 from tornado_gateway.core import YieldPoint
+from tornado_gateway.core.validation import emptied
 
 # Periods of a thread that computes. A loop at half of its maximal rate needs this much rest when the machine is slow
 # for a while: with half of the rest, requests queued up during a refresh.
@@ -44,8 +45,7 @@ def throttled(rest_seconds: float = REST_SECONDS) -> YieldPoint:
 def empty_gradually(document: Any, yield_point: YieldPoint) -> None:
     """Empty the arrays of a parsed document without other users: freeing all at once would take too long."""
     for items in document.values() if isinstance(document, dict) else ():
-        while isinstance(items, list) and items:
-            items.pop()
+        for _ in emptied(items, 1) if isinstance(items, list) else ():
             yield_point()
 
 

@@ -13,7 +13,6 @@ from tornado_gateway.api.ofrep.exposures import RecentExposures
 from tornado_gateway.api.ofrep.flags import Flag, Flags, entry
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.registry import Environments
-from tornado_gateway.gate import Gate
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.tasks import wait_at_most
 
@@ -62,27 +61,10 @@ class EvaluationApi:
         is_recorded = options.impressions is not False
         decision = environment.evaluator.decide(settings, flag.feature, visitor)
         if decision is None:
-            return self._evaluate_with_io(request, environment, flags, flag, visitor, is_recorded)
+            respond = partial(self._response, request, environment, flags, flag, visitor, is_recorded)
+            evaluator = environment.evaluator
+            return evaluator.respond_with_io(request, settings, flag.feature, visitor, respond, keeps=is_recorded)
         return self._response(request, environment, flags, flag, visitor, is_recorded, decision)
-
-    async def _evaluate_with_io(
-        self,
-        request: Request,
-        environment: Environment,
-        flags: Flags,
-        flag: Flag,
-        visitor: core.Context,
-        is_recorded: bool,
-    ) -> Response:
-        responses: list[Response] = []
-
-        def respond(decision: core.Decision) -> Gate | None:
-            responses.append(self._response(request, environment, flags, flag, visitor, is_recorded, decision))
-            return request.gate
-
-        evaluator = environment.evaluator
-        await evaluator.decide_with_io(flags.settings, flag.feature, visitor, respond, keeps=is_recorded)
-        return responses[0]
 
     def _response(
         self,
