@@ -107,7 +107,7 @@ def first_alarm(numbers, first_of_256):
 def test_a_sample_grows_as_in_the_simulation():
     numbers = random.Random(14)
     sample = VisitorSample()
-    visitors = [numbers.randbytes(DIGITS // 2) for _ in range(100_000)]
+    visitors = [numbers.randbytes(DIGITS // 2).hex() for _ in range(100_000)]
     for start in range(0, 100_000, 10_000):
         new = visitors[start : start + 10_000]
         for (place, rest), byte in zip(hashes_of(new), numbers.randbytes(10_000), strict=True):

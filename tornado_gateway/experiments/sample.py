@@ -6,15 +6,16 @@ A cell keeps the variation of the first visitor that selects it, and never chang
 visitors in the order of their first visits, which is all that a test of their shares needs. Repeated visits and merges
 change nothing.
 
-A slot keeps the visitor with the smallest rest of the hash. The rests show how many visitors there were, however many
-these are, and a visitor that comes back with another variation is recognized.
+A slot keeps the visitor with the smallest rest of the hash, of the quarter of all visitors whose rests are below LIMIT:
+the others would change nothing once there are more visitors than cells can count. The rests show how many visitors there
+were, however many these are, and a visitor that comes back with another variation is recognized.
 """
 
 import math
 import sys
 import zlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 CELLS: Final = 32_768
@@ -25,6 +26,7 @@ MOST_CODES: Final = 127  # variations of an experiment; the codes begin with 1
 DIGITS: Final = 16  # of the uuid: the first of these holds the variant, so it is not random
 
 _RESTS: Final = 2**32
+LIMIT: Final = _RESTS // 4
 _EMPTY: Final = 2**41 - 1  # larger than any visitor
 _SWITCHED: Final = 0x80  # added to the code of the first variation
 _FULL_SHARE: Final = 0.9  # of the cells: beyond it, the slots estimate the number of visitors more precisely
@@ -33,12 +35,12 @@ _ALL_FILLED = int.from_bytes(b"\xff" * CELLS, "little")  # not Final: mypyc fail
 _FILLED: Final = bytes([0] + [255] * 255)
 
 
-def hashes_of(visitors: Sequence[bytes]) -> list[tuple[int, int]]:
-    """Return the two parts of the hash of each visitor, who is the last DIGITS hexadecimal digits of the uuid."""
-    numbers = array("I", b"".join(visitors))
+def hashes_of(uuids: Sequence[str]) -> Iterable[tuple[int, int]]:
+    """Return the two parts of the hash of each visitor, which are the last DIGITS hexadecimal digits of the uuid."""
+    numbers = array("I", bytes.fromhex("".join([uuid[-DIGITS:] for uuid in uuids])))
     if _IS_LITTLE:
         numbers.byteswap()
-    return list(zip(numbers[::2], numbers[1::2], strict=True))
+    return zip(numbers[::2], numbers[1::2], strict=True)
 
 
 class VisitorSample:
@@ -66,10 +68,11 @@ class VisitorSample:
         if not self.cells[cell]:
             self.cells[cell] = code
             self.has_news = True
-        slot = place % SLOTS
-        kept = self.slots[slot]
-        if rest <= kept >> 8:
-            self._use(slot, rest << 8 | code, kept)
+        if rest < LIMIT:
+            slot = place % SLOTS
+            kept = self.slots[slot]
+            if rest <= kept >> 8:
+                self._use(slot, rest << 8 | code, kept)
 
     def _use(self, slot: int, entry: int, kept: int) -> None:
         """Use a visitor for a slot: a smaller one, or the same again."""
@@ -117,15 +120,19 @@ class VisitorSample:
         size = self.size
         if size < _FULL_SHARE * CELLS:
             return round(-CELLS * math.log1p(-size / CELLS))
-        total = sum([min(entry >> 8, _RESTS) for entry in self.slots])
-        return round(SLOTS * (SLOTS - 1) * _RESTS / total)
+        total = sum([min(entry >> 8, LIMIT) for entry in self.slots])
+        return round(SLOTS * _RESTS * len(self._kept) / total)
 
     @property
     def switched(self) -> int:
         """The number of distinct visitors that were shown more than one variation, from those of the slots."""
-        kept = [entry for entry in self.slots if entry != _EMPTY]
+        kept = self._kept
         found = sum([1 for entry in kept if entry & _SWITCHED])
         return round(self.visitors * found / len(kept)) if found else 0
+
+    @property
+    def _kept(self) -> list[int]:
+        return [entry for entry in self.slots if entry >> 8 < LIMIT]
 
 
 def pack(raw: bytes) -> bytes:
