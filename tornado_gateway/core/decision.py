@@ -250,7 +250,7 @@ def _apply_rollout(evaluation: Evaluation, decision: Decision, feature: Feature 
     decision.rollout = RuleMatch(record["rolloutId"], key, variation_id)
     decision.variation = variation
     decision.reason = "stored"
-    evaluation.rollouts_passed.add(feature.key)
+    evaluation.rollouts_passed += (feature.key,)
 
 
 def _announce(
@@ -299,7 +299,7 @@ def _pass_rollout(evaluation: Evaluation, decision: Decision, feature: Feature) 
     """Take the first rollout whose segment the user is in; traffic is checked for that one only."""
     for rule in feature.rollouts:
         if passes(evaluation, feature, rule, {}):
-            evaluation.rollouts_passed.add(feature.key)
+            evaluation.rollouts_passed += (feature.key,)
             if not in_traffic(evaluation, rule):
                 decision.reason = "out of traffic"
                 return None

@@ -152,7 +152,7 @@ def _is_reachable(evaluation: Evaluation, feature: Feature, member: GroupFeature
         return True
     for rule in member.rollouts:
         if passes(evaluation, feature, rule, {}) and in_traffic(evaluation, rule):
-            evaluation.rollouts_passed.add(member.key)
+            evaluation.rollouts_passed += (member.key,)
             return True
     return False
 

@@ -362,7 +362,7 @@ class Evaluation:
         self.impressions = impressions
         self.writes = writes
         self.not_in: list[Any] = []  # ids of holdouts that the record lists as "not in"
-        self.rollouts_passed: set[str] = set()
+        self.rollouts_passed: tuple[str, ...] = ()  # keys of features
 
     def web_campaigns(self) -> dict[str, str]:
         """Return the caller's web testing campaigns: campaign id -> variation id."""

@@ -15,7 +15,7 @@ from tornado_gateway.telemetry.slots import Slots
 NOTED_PER_TICK = 32  # decisions of one worker
 MOST_VISITORS = 2000  # of one worker, in all environments
 KEPT_SECONDS = 3600.0
-PUBLISH_SECONDS = 2.0
+PUBLISH_SECONDS = 10.0  # until other workers know of a visitor: 2,000 of them take 2 ms
 
 Json = dict[str, Any]
 User = tuple[str, str]  # environment, ID
