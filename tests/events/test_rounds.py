@@ -66,12 +66,12 @@ async def until(condition):
 
 
 @contextlib.asynccontextmanager
-async def environments(server, folder, number, hold=lambda together: together, **options):
+async def environments(server, folder, number, hold=lambda together: together, append_seconds=SECONDS, **options):
     """So many environments of a worker, whose scripts Redis knows."""
     options = {"redis_host": "127.0.0.1", "redis_port": server.port, "socket_timeout_seconds": SECONDS, **options}
     config = redis_options(Config(**options))
     links = Links(config)
-    together = SpillingAppends(Appends(links.shared))
+    together = SpillingAppends(Appends(links.shared), append_seconds)
     commits = Commits(hold(together))
     found = []
     async with contextlib.AsyncExitStack() as stack:
@@ -184,7 +184,7 @@ async def test_a_redis_that_hangs_costs_all_environments_one_time_out(server, tm
     """Also those that wait behind the round that hangs, and each event is stored once."""
     held = []
     hold = lambda together: held.append(HeldAppends(together)) or held[0]  # noqa: E731
-    async with environments(server, tmp_path, 6, hold) as found:
+    async with environments(server, tmp_path, 6, hold, append_seconds=0.25) as found:
         held[0].go.set()
         assert all(await accept_all(found, "before"))
         rounds = held[0].rounds

@@ -360,12 +360,17 @@ class SpillingAppends:
     A part fails if its primary store fails, or has failed before: appended by itself, it goes to the local store.
     """
 
-    def __init__(self, append: Callable[[Sequence[Part], float], Awaitable[Sequence[StoreError | None]]]) -> None:
+    def __init__(
+        self,
+        append: Callable[[Sequence[Part], float], Awaitable[Sequence[StoreError | None]]],
+        seconds: float = APPEND_SECONDS,
+    ) -> None:
         self.stores: set[SpillingEvents] = set()  # that are open
         self._append = append
+        self._seconds = seconds
 
     async def append(self, parts: Sequence[Part]) -> Sequence[StoreError | None]:
-        """As promised by Together. A connection that hangs delays all waiting chunks by APPEND_SECONDS at most."""
+        """As promised by Together. A connection that hangs delays all waiting chunks by so many seconds at most."""
         errors = {store: StoreError(store.failure) for store, _ in parts if store.is_degraded}
         working = [(store, chunks) for store, chunks in parts if not store.is_degraded]
         if working:
@@ -377,10 +382,10 @@ class SpillingAppends:
 
     async def _append_to_primaries(self, parts: Sequence[Part]) -> Sequence[StoreError | None]:
         try:
-            async with asyncio.timeout(APPEND_SECONDS):
-                return await self._append([(store.primary, chunks) for store, chunks in parts], APPEND_SECONDS)
+            async with asyncio.timeout(self._seconds):
+                return await self._append([(store.primary, chunks) for store, chunks in parts], self._seconds)
         except TimeoutError:
-            error = StoreError(f"no response within {APPEND_SECONDS:g} s")
+            error = StoreError(f"no response within {self._seconds:g} s")
             for store in self.stores:  # otherwise those that wait would have to find out one after the other
                 store.note_failure(error)
             return [error] * len(parts)
