@@ -110,7 +110,7 @@ def test_a_sample_grows_as_in_the_simulation():
     visitors = [numbers.randbytes(DIGITS // 2).hex() for _ in range(100_000)]
     for start in range(0, 100_000, 10_000):
         new = visitors[start : start + 10_000]
-        for (place, rest), byte in zip(hashes_of(new), numbers.randbytes(10_000), strict=True):
+        for place, rest, byte in zip(*hashes_of(new), numbers.randbytes(10_000), strict=True):
             sample.add(place, rest, 1 + byte % 2)
         assert sample.size == pytest.approx(filled(start + 10_000), rel=0.01)
     assert not is_mismatch([sample.count(1), sample.count(2)], [0.5, 0.5])

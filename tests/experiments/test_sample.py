@@ -25,7 +25,7 @@ def sample_of(digits, codes=None):
 
 
 def add(sample, digits, codes):
-    for (place, rest), code in zip(hashes_of(digits), codes, strict=True):
+    for place, rest, code in zip(*hashes_of(digits), codes, strict=True):
         sample.add(place, rest, code)
 
 

@@ -111,9 +111,8 @@ class Exposures:
 
     def shown(self, decision: core.Decision) -> None:
         """Note the impressions of a decision. Whitelisted visitors are counted, but they are in no sample."""
-        find = self._shown.get
         for impression in decision.impressions:
-            shown = find(impression.tail)
+            shown = self._shown.get(impression.tail)
             if shown is not None:
                 shown.tally[EXPOSURES] += 1
                 if shown.audience is not None and decision.uuid and decision.reason != "whitelisted":
@@ -145,10 +144,11 @@ class Exposures:
         """Add the noted visitors to their samples."""
         noted, self._noted = self._noted, []
         visitors, self._visitors = self._visitors, []
-        for (place, rest), shown in zip(hashes_of(visitors), noted, strict=True):
+        places, rests = hashes_of(visitors)
+        for number, shown in enumerate(noted):
             audience = shown.audience
             if audience is not None:
-                (audience.sample or audience.opened()).add(place, rest, shown.code)
+                (audience.sample or audience.opened()).add(places[number], rests[number], shown.code)
 
 
 def _text(value: object) -> str:

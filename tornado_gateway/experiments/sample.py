@@ -6,7 +6,7 @@ A cell keeps the variation of the first visitor that selects it, and never chang
 visitors in the order of their first visits, which is all that a test of their shares needs. Repeated visits and merges
 change nothing.
 
-A slot keeps the visitor with the smallest rest of the hash, of the quarter of all visitors whose rests are below LIMIT:
+A slot keeps the visitor with the smallest rest of the hash, of the quarter of all visitors whose rests are below _LIMIT:
 the others would change nothing once there are more visitors than cells can count. The rests show how many visitors there
 were, however many these are, and a visitor that comes back with another variation is recognized.
 """
@@ -15,7 +15,7 @@ import math
 import sys
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 CELLS: Final = 32_768
@@ -26,7 +26,7 @@ MOST_CODES: Final = 127  # variations of an experiment; the codes begin with 1
 DIGITS: Final = 16  # of the uuid: the first of these holds the variant, so it is not random
 
 _RESTS: Final = 2**32
-LIMIT: Final = _RESTS // 4
+_LIMIT: Final = _RESTS // 4
 _EMPTY: Final = 2**41 - 1  # larger than any visitor
 _SWITCHED: Final = 0x80  # added to the code of the first variation
 _FULL_SHARE: Final = 0.9  # of the cells: beyond it, the slots estimate the number of visitors more precisely
@@ -35,12 +35,12 @@ _ALL_FILLED = int.from_bytes(b"\xff" * CELLS, "little")  # not Final: mypyc fail
 _FILLED: Final = bytes([0] + [255] * 255)
 
 
-def hashes_of(uuids: Sequence[str]) -> Iterable[tuple[int, int]]:
-    """Return the two parts of the hash of each visitor, which are the last DIGITS hexadecimal digits of the uuid."""
+def hashes_of(uuids: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Return the places and the rests of visitors: the two halves of the last DIGITS hexadecimal digits of a uuid."""
     numbers = array("I", bytes.fromhex("".join([uuid[-DIGITS:] for uuid in uuids])))
     if _IS_LITTLE:
         numbers.byteswap()
-    return zip(numbers[::2], numbers[1::2], strict=True)
+    return numbers[::2].tolist(), numbers[1::2].tolist()
 
 
 class VisitorSample:
@@ -60,7 +60,7 @@ class VisitorSample:
     # --- Recording ---
 
     def add(self, place: int, rest: int, code: int) -> None:
-        """Add a visitor with the two parts of its hash, and the code of its variation.
+        """Add a visitor with its place and its rest (`hashes_of`), and the code of its variation.
 
         They come in the order of their visits: if those of one variation came first, it would get more of the cells.
         """
@@ -68,7 +68,7 @@ class VisitorSample:
         if not self.cells[cell]:
             self.cells[cell] = code
             self.has_news = True
-        if rest < LIMIT:
+        if rest < _LIMIT:
             slot = place % SLOTS
             kept = self.slots[slot]
             if rest <= kept >> 8:
@@ -120,7 +120,7 @@ class VisitorSample:
         size = self.size
         if size < _FULL_SHARE * CELLS:
             return round(-CELLS * math.log1p(-size / CELLS))
-        total = sum([min(entry >> 8, LIMIT) for entry in self.slots])
+        total = sum([min(entry >> 8, _LIMIT) for entry in self.slots])
         return round(SLOTS * _RESTS * len(self._kept) / total)
 
     @property
@@ -132,7 +132,7 @@ class VisitorSample:
 
     @property
     def _kept(self) -> list[int]:
-        return [entry for entry in self.slots if entry >> 8 < LIMIT]
+        return [entry for entry in self.slots if entry >> 8 < _LIMIT]
 
 
 def pack(raw: bytes) -> bytes:
