@@ -39,10 +39,30 @@ library.mallinfo2.restype = Figures
 del bodies
 print(library.mallinfo2().figure8)  # bytes in free blocks
 """
+DOCUMENT = """
+import asyncio, resource, sys
+from pathlib import Path
+from tornado_gateway.store.sqlite.state import SqliteState
+
+async def grown(folder):
+    state = SqliteState(Path(folder))
+    await state.open()
+    await state.save_document("settings", b"small")
+    document = b'{"key": "value"}' * 1_500_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    await state.save_document("settings", document)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    await state.close()
+    return after - before
+
+print(asyncio.run(grown(sys.argv[1])))
+"""
 
 
-def numbers_of(script):
-    output = subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, timeout=60).stdout
+def numbers_of(script, *arguments):
+    output = subprocess.run(
+        [sys.executable, "-c", script, *arguments], check=True, stdout=subprocess.PIPE, timeout=60
+    ).stdout
     return [int(word) for word in output.split()]
 
 
@@ -56,3 +76,9 @@ def test_a_collection_examines_few_objects():
 def test_the_memory_of_bodies_is_returned():
     (unused,) = numbers_of(BODIES)
     assert unused < 4 << 20
+
+
+def test_a_stored_document_is_not_copied(tmp_path):
+    """SQLite copies parameters: for a document of 24 MB these were 48 MB, while two sets of settings are in memory."""
+    (kilobytes,) = numbers_of(DOCUMENT, str(tmp_path))
+    assert kilobytes < 12 << 10

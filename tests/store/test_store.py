@@ -290,6 +290,21 @@ async def test_the_number_and_the_bytes_of_versions_are_limited(store):
     assert [one.digest for one in await store.state.versions("s")] == [large, first]
 
 
+async def test_a_large_document_is_stored_completely(store, open_store):
+    other = open_store()
+    await other.open()
+    for body in (random.Random(1).randbytes(1_000_003), b"small", random.Random(2).randbytes(600_000)):
+        (digest,) = await saved(store, body)
+        found = await other.state.load_document("s")
+        assert (found.body, found.latest) == (body, digest)
+        assert await store.state.pin_document("s", Pin(digest, 1.0, "me"))
+        await saved(store, b"another")
+        assert (await other.state.load_document("s")).body == body
+        assert await store.state.unpin_document("s")
+        assert (await other.state.load_document("s")).body == b"another"
+    await other.close()
+
+
 async def test_a_pinned_version_stays_the_document_until_it_is_unpinned(store, open_store):
     other = open_store()
     await other.open()

@@ -19,7 +19,7 @@ from tornado_gateway.experiments.sample import DIGITS, VisitorSample, hashes_of
 # that live longer spread later ones over memory that is not, which slows down the whole request.
 MOST_NOTED: Final = 256
 FREED_AT_ONCE: Final = 500  # entries of the former tables: 0.2 ms
-_HASH: Final = re.compile(r"[0-9A-Fa-f]{%d}" % DIGITS)
+_HASH: Final = re.compile(f"[0-9A-Fa-f]{{{DIGITS}}}")
 LONGEST_ID: Final = 64  # characters of a visitor in an event of an SDK
 
 

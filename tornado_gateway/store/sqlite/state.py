@@ -46,13 +46,13 @@ FORMER_TABLES = {
     "aliases": "INSERT OR IGNORE INTO user_aliases SELECT ?, alias_id, user_id FROM aliases",
     "records": "INSERT OR IGNORE INTO decisions SELECT ?, user_id, key, until, record FROM records",
 }
+# The body of a document is written in slices after these statements: SQLite copies a parameter twice.
 SAVE_DOCUMENT = """
-INSERT INTO documents (name, version, saved_at, body) VALUES (?, 1, ?, ?)
-ON CONFLICT (name) DO UPDATE SET version = version + 1, saved_at = excluded.saved_at,
-    body = CASE WHEN EXISTS (SELECT 1 FROM pins WHERE pins.name = excluded.name AND pin IS NOT NULL)
-        THEN body ELSE excluded.body END
-RETURNING version
+INSERT INTO documents (name, version, saved_at, body) VALUES (?, 1, ?, zeroblob(?))
+ON CONFLICT (name) DO UPDATE SET version = version + 1, saved_at = excluded.saved_at, body = excluded.body
+RETURNING rowid, version
 """
+SAVE_TIME = "UPDATE documents SET version = version + 1, saved_at = ? WHERE name = ? RETURNING version"
 KEEP_VERSION = """
 INSERT INTO versions (name, digest, number, first_at, at, source, owner, size, packed)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -74,7 +74,8 @@ FROM documents LEFT JOIN pins USING (name) WHERE name = ?
 UNPIN = """
 UPDATE pins SET pin = NULL, ends = NULL, unpinned_by = ? WHERE name = ? AND pin = coalesce(?, pin)
 """
-REPLACE_BODY = "UPDATE documents SET version = version + 1, body = ? WHERE name = ?"
+REPLACE_BODY = "UPDATE documents SET version = version + 1, body = zeroblob(?) WHERE name = ? RETURNING rowid"
+SLICE_BYTES = 256 * 1024
 NOTE_OWNER = "INSERT OR REPLACE INTO confirmations (name, owner) VALUES (?, ?)"
 FORGET_EXPIRED = """
 DELETE FROM decisions WHERE (namespace, user_id, key) IN
@@ -282,14 +283,37 @@ def _save_document(
     """Return the number of the version."""
     digest, at, source, by, size, packed = kept
     with transaction(connection):
-        (number,) = connection.execute(SAVE_DOCUMENT, (name, at, body)).fetchone()
+        row = connection.execute("SELECT pin FROM pins WHERE name = ? AND pin IS NOT NULL", (name,)).fetchone()
+        pinned = [] if row is None else [Pin.decoded(row[0]).digest]
+        number = _save_latest(connection, name, at, body, is_pinned=row is not None)
         connection.execute(NOTE_OWNER, (name, by))
         connection.execute(KEEP_VERSION, (name, digest, number, at, at, source, by, size, packed))
-        row = connection.execute("SELECT pin FROM pins WHERE name = ?", (name,)).fetchone()
-        pinned = [] if row is None or row[0] is None else [Pin.decoded(row[0]).digest]
         for old in surplus(_versions(connection, name), pinned, MOST_VERSIONS, MOST_BYTES):
             connection.execute("DELETE FROM versions WHERE name = ? AND digest = ?", (name, old))
+    return number
+
+
+def _save_latest(connection: sqlite3.Connection, name: str, at: float, body: bytes, *, is_pinned: bool) -> int:
+    """Replace the document, unless another one is pinned. Return the number of the version."""
+    if is_pinned and (row := connection.execute(SAVE_TIME, (at, name)).fetchone()) is not None:
+        return int(row[0])
+    place, number = connection.execute(SAVE_DOCUMENT, (name, at, len(body))).fetchone()
+    _write_body(connection, place, body)
     return int(number)
+
+
+def _replace_body(connection: sqlite3.Connection, name: str, body: bytes) -> bool:
+    """Return False if there is no such document."""
+    row = connection.execute(REPLACE_BODY, (len(body), name)).fetchone()
+    if row is not None:
+        _write_body(connection, row[0], body)
+    return row is not None
+
+
+def _write_body(connection: sqlite3.Connection, place: int, body: bytes) -> None:
+    with connection.blobopen("documents", "body", place) as blob:
+        for start in range(0, len(body), SLICE_BYTES):
+            blob.write(body[start : start + SLICE_BYTES])
 
 
 def _versions(connection: sqlite3.Connection, name: str) -> list[Version]:
@@ -303,7 +327,7 @@ def _load_version(connection: sqlite3.Connection, name: str, digest: str) -> byt
 
 def _pin_document(connection: sqlite3.Connection, name: str, body: bytes, pin: bytes, ends: float | None) -> bool:
     with transaction(connection):
-        is_stored = connection.execute(REPLACE_BODY, (body, name)).rowcount > 0
+        is_stored = _replace_body(connection, name, body)
         if is_stored:
             connection.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?, '')", (name, pin.decode(), ends))
     return is_stored
@@ -314,7 +338,7 @@ def _unpin_document(connection: sqlite3.Connection, name: str, pin: str | None, 
         was_pinned = connection.execute(UNPIN, (by, name, pin)).rowcount > 0
         latest = connection.execute(LATEST, (name,)).fetchone() if was_pinned else None
         if latest is not None:
-            connection.execute(REPLACE_BODY, (unpacked(latest[1]), name))
+            _replace_body(connection, name, unpacked(latest[1]))
     return was_pinned
 
 
