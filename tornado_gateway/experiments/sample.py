@@ -6,9 +6,9 @@ A cell keeps the variation of the first visitor that selects it, and never chang
 visitors in the order of their first visits, which is all that a test of their shares needs. Repeated visits and merges
 change nothing.
 
-A slot keeps the visitor with the smallest rest of the hash, if that is below _LIMIT, as a quarter of them are: the others
-would change nothing once there are more visitors than cells can count. The rests show how many visitors there were,
-however many these are, and a visitor that comes back with another variation is recognized.
+A slot keeps the visitor with the smallest rest of the hash, if that is below _LIMIT, as a quarter of them are: the
+others would change nothing once there are more visitors than cells can count. The rests show how many visitors there
+were, however many these are, and a visitor that comes back with another variation is recognized.
 """
 
 import math
