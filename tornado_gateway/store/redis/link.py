@@ -7,17 +7,17 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from redis import exceptions as errors
-from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import StoreError
+from tornado_gateway.store.redis.connections import Connections
 from tornado_gateway.store.redis.lua import Script, Value
 from tornado_gateway.store.redis.options import RedisOptions
 from tornado_gateway.store.redis.replies import (
@@ -25,9 +25,8 @@ from tornado_gateway.store.redis.replies import (
     LateError,
     UnknownScriptError,
     store_error,
-    unwrapped,
 )
-from tornado_gateway.store.redis.topology import HEALTH_CHECK_SECONDS, Route, packing, route_to
+from tornado_gateway.store.redis.topology import HEALTH_CHECK_SECONDS, Route, route_to
 from tornado_gateway.tasks import end_tasks
 
 logger = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ class Link:
         self.timeout_seconds = timeout_seconds
         self._route = route
         self._users = 0
-        self._client: Redis | None = None
+        self._connections: Connections | None = None
         self._pending: list[_Call] = []
         self._patient: list[_Call] = []
         self._in_flight: set[asyncio.Task[None]] = set()
@@ -105,11 +104,8 @@ class Link:
 
     def open(self) -> None:
         """Open the connection, or count one more user of it. Each `open` needs one `close`."""
-        if self._client is None:
-            self._client = self._route.client()
-            self._client.response_callbacks.clear()  # replies stay in the form in which Redis sent them
-            pool = self._client.connection_pool
-            pool.connection_class = packing(pool.connection_class)  # type: ignore[arg-type]  # a class is hashable
+        if self._connections is None:
+            self._connections = Connections(self._route.client())
             self._forget_failure()
         self._users += 1
 
@@ -117,13 +113,13 @@ class Link:
         if self._users == 0:
             return
         self._users -= 1
-        if self._users or self._client is None:
+        if self._users or self._connections is None:
             return
-        client, self._client = self._client, None
+        connections, self._connections = self._connections, None
         await self._messages.stop()
         while self._in_flight:
             await asyncio.wait(self._in_flight)
-        await client.aclose()
+        await connections.close()
         await self._route.close()
 
     async def call(self, *command: Value, patient: bool = False) -> Any:
@@ -151,8 +147,8 @@ class Link:
 
     async def listen(self, channel: str, notify: Callable[[], None]) -> None:
         """Call `notify` for each message, and when one may have been missed. Run until cancelled."""
-        if self._client is not None:
-            await self._messages.listen(self._client, channel, notify, self.timeout_seconds)
+        if self._connections is not None:
+            await self._messages.listen(self._connections, channel, notify, self.timeout_seconds)
 
     def _send_patient(self) -> None:
         self._pending += self._patient
@@ -213,13 +209,10 @@ class Link:
                 replies[i] = reply
         return replies
 
-    async def _send_pipeline(self, commands: Iterable[tuple[Value, ...]]) -> list[Any]:
-        if self._client is None:
+    async def _send_pipeline(self, commands: Sequence[tuple[Value, ...]]) -> list[Any]:
+        if self._connections is None:
             raise StoreError("the store is closed")
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        return [unwrapped(reply) for reply in await pipeline.execute(raise_on_error=False)]
+        return await self._connections.exchange(commands)
 
     async def _failed(self, reason: str) -> StoreError:
         """Note the reason, and the time of the next attempt. Return the error to raise."""
@@ -235,9 +228,8 @@ class Link:
     async def _forget_connections(self) -> None:
         """Connect again for the next commands: idle connections are probably broken too, or end at the wrong node."""
         self._route.forget()
-        if self._client is not None:
-            with suppress(errors.RedisError, OSError):
-                await self._client.connection_pool.disconnect(inuse_connections=False)
+        if self._connections is not None:
+            await self._connections.disconnect()
 
 
 class _Messages:
@@ -248,11 +240,13 @@ class _Messages:
         self._subscription: PubSub | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def listen(self, client: Redis, channel: str, notify: Callable[[], None], timeout_seconds: float) -> None:
+    async def listen(
+        self, connections: Connections, channel: str, notify: Callable[[], None], timeout_seconds: float
+    ) -> None:
         self._listeners[channel] = notify
         try:
             if self._task is None:
-                self._task = asyncio.create_task(self._run(client, timeout_seconds))
+                self._task = asyncio.create_task(self._run(connections, timeout_seconds))
             elif self._subscription is not None:
                 await self._change(self._subscription.subscribe(channel))
                 notify()
@@ -270,13 +264,13 @@ class _Messages:
         with suppress(errors.RedisError, OSError):  # if the connection fails, the next one has the right channels
             await change
 
-    async def _run(self, client: Redis, timeout_seconds: float) -> None:
+    async def _run(self, connections: Connections, timeout_seconds: float) -> None:
         backoff = Backoff(RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS, RETRY_JITTER)
         while True:
             while not self._listeners:
                 await asyncio.sleep(RETRY_LONGEST_SECONDS)
             try:
-                async with client.pubsub() as subscription:
+                async with connections.subscription() as subscription:
                     async with asyncio.timeout(timeout_seconds):
                         await subscription.subscribe(*self._listeners)
                     self._subscription = subscription
