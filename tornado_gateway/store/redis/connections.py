@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.asyncio.connection import AbstractConnection
 
-from tornado_gateway.store.redis.lua import Value
+from tornado_gateway.store.redis.lua import Command
 from tornado_gateway.store.redis.replies import unwrapped
 
 
@@ -23,8 +23,8 @@ class Connections:
         self._pool = client.connection_pool
         self._kept: list[AbstractConnection] = []
 
-    async def exchange(self, commands: Sequence[tuple[Value, ...]]) -> list[Any]:
-        """Send the commands in one round trip. Return the reply to each, or its error.
+    async def exchange(self, commands: Sequence[Command]) -> tuple[list[Any], bool]:
+        """Send the commands in one round trip. Return the reply to each, or its error, and whether there are errors.
 
         Raise RedisError or OSError if there are none. A connection that has failed is connected again by its next use.
         """
@@ -35,15 +35,17 @@ class Connections:
             await self._pool.ensure_connection(connection)
             packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
             await connection.send_packed_command(packed)
-            replies = []
+            replies: list[Any] = []
+            failed = False
             for _ in commands:
                 try:
                     replies.append(await connection.read_response())
                 except errors.ResponseError as error:
                     replies.append(unwrapped(error))
+                    failed = True
         finally:
             self._kept.append(connection)
-        return replies
+        return replies, failed
 
     async def disconnect(self) -> None:
         """Disconnect those that are not in use."""
