@@ -120,10 +120,11 @@ class TimeLimit:
     __slots__ = ("_earlier", "_is_over", "_task", "_timer")
 
     def __init__(self, seconds: float) -> None:
-        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+        loop = asyncio.get_running_loop()
+        self._task = cast("asyncio.Task[Any]", asyncio.current_task(loop))
         self._earlier = self._task.cancelling()  # cancellations by others
         self._is_over = False
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._end)
+        self._timer = loop.call_later(seconds, self._end)
 
     def __enter__(self) -> None:
         pass

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import hiredis
@@ -28,9 +27,7 @@ class Connections:
 
         Raise RedisError or OSError if there are none. A connection that has failed is connected again by its next use.
         """
-        connection: AbstractConnection = (
-            self._kept.pop() if self._kept else self._pool.get_available_connection()  # type: ignore[no-untyped-call]
-        )
+        connection = self._kept.pop() if self._kept else self._new()
         try:
             await self._pool.ensure_connection(connection)
             packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
@@ -47,12 +44,16 @@ class Connections:
             self._kept.append(connection)
         return replies, failed
 
+    def _new(self) -> AbstractConnection:
+        connection: AbstractConnection = self._pool.get_available_connection()  # type: ignore[no-untyped-call]
+        connection.health_check_interval = 0  # a command fails in time by itself
+        return connection
+
     async def disconnect(self) -> None:
         """Disconnect those that are not in use."""
         kept, self._kept = self._kept, []
-        with suppress(errors.RedisError, OSError):
-            await asyncio.gather(*(self._pool.release(connection) for connection in kept))
-            await self._pool.disconnect(inuse_connections=False)
+        await asyncio.gather(*(connection.disconnect() for connection in kept), return_exceptions=True)
+        self._kept += kept
 
     def subscription(self) -> PubSub:
         return self._client.pubsub()

@@ -81,6 +81,7 @@ class Link:
         self._route = route
         self._users = 0
         self._connections: Connections | None = None
+        self._loop: asyncio.AbstractEventLoop  # since `open`: to ask for the running one is a system call each time
         self._pending: list[_Call] = []
         self._patient: list[_Call] = []
         self._in_flight: set[asyncio.Task[None]] = set()
@@ -102,6 +103,7 @@ class Link:
         """Open the connection, or count one more user of it. Each `open` needs one `close`."""
         if self._connections is None:
             self._connections = Connections(self._route.client())
+            self._loop = asyncio.get_running_loop()
             self._forget_failure()
         self._users += 1
 
@@ -138,15 +140,14 @@ class Link:
         """Send a command in the next pipeline. The future has its reply."""
         if self.is_closed:
             raise StoreError("the store is closed")
-        loop = asyncio.get_running_loop()
-        reply = loop.create_future()
+        reply = self._loop.create_future()
         if patient:
             if not self._patient:
-                loop.call_later(PATIENT_SECONDS, self._send_patient)
+                self._loop.call_later(PATIENT_SECONDS, self._send_patient)
             self._patient.append((command, reply))
         else:
             if not self._pending:
-                loop.call_soon(self._send)
+                self._loop.call_soon(self._send)
             self._pending.append((command, reply))
         return reply
 
@@ -161,7 +162,7 @@ class Link:
             return
         calls = self._pending + self._patient
         self._pending, self._patient = [], []
-        task = asyncio.create_task(self._exchange(calls))
+        task = self._loop.create_task(self._exchange(calls))
         self._in_flight.add(task)
         task.add_done_callback(self._sent)
 
