@@ -7,7 +7,7 @@ import pytest
 
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.http.certificates import Certificates
-from tornado_gateway.tasks import WOKEN, Periodic, SharedLimit, SharedResult, end_tasks
+from tornado_gateway.tasks import WOKEN, Periodic, SharedLimit, SharedResult, TimeLimit, end_tasks
 
 REAL_TIME = time.time
 
@@ -76,6 +76,40 @@ async def test_calls_do_not_overlap_and_stop_cancels_the_one_in_progress():
     assert calls == [1]
     timer.stop()
     await until(lambda: calls == [1, 2])
+
+
+async def test_a_time_limit_ends_only_what_takes_too_long():
+    with TimeLimit(60):
+        await asyncio.sleep(0)
+    with pytest.raises(TimeoutError), TimeLimit(0.001):
+        await asyncio.sleep(60)
+    await asyncio.sleep(0.01)  # nothing is left of them that could cancel this
+    assert not asyncio.current_task().cancelling()
+
+
+async def test_an_inner_time_limit_leaves_the_outer_one_alone():
+    with TimeLimit(60):
+        with pytest.raises(TimeoutError), TimeLimit(0.001):
+            await asyncio.sleep(60)
+        await asyncio.sleep(0.01)
+
+
+async def test_a_cancellation_within_a_time_limit_is_no_timeout():
+    async def limited(seconds):
+        with TimeLimit(seconds):
+            try:
+                await asyncio.sleep(60)
+            finally:
+                cancelled.set()
+
+    for seconds in (60, 0):  # with 0 both happen in the same turn
+        cancelled = asyncio.Event()
+        task = asyncio.create_task(limited(seconds))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert cancelled.is_set()
 
 
 async def test_end_tasks_waits_for_tasks_that_clean_up():

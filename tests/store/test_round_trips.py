@@ -10,8 +10,9 @@ from tornado_gateway.config import Config
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import NewChunk
 from tornado_gateway.store.redis import link
+from tornado_gateway.store.redis.connections import Connections
 from tornado_gateway.store.redis.events import open_redis
-from tornado_gateway.store.redis.link import Link, Links
+from tornado_gateway.store.redis.link import Links
 
 pytestmark = needs_redis_server
 
@@ -22,14 +23,13 @@ MANY = 20
 def trips(monkeypatch):
     """The commands of each round trip."""
     made = []
-    send = Link._send_pipeline
+    exchange = Connections.exchange
 
-    async def counted_send(self, commands):
-        commands = list(commands)
+    async def counted_exchange(self, commands):
         made.append([command[0] for command in commands])
-        return await send(self, commands)
+        return await exchange(self, commands)
 
-    monkeypatch.setattr(Link, "_send_pipeline", counted_send)
+    monkeypatch.setattr(Connections, "exchange", counted_exchange)
     return made
 
 

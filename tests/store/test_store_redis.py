@@ -266,6 +266,26 @@ async def test_a_broken_connection_is_replaced(server):
         await until(lambda: works(store))
 
 
+async def test_a_connection_that_was_closed_while_idle_is_noticed_before_its_next_use(server):
+    async with Opened(store_on(server.port, alive_seconds=60)) as store:
+        await works(store)
+        server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await asyncio.sleep(0.1)  # until this process has been told
+        assert await works(store)
+
+
+async def test_a_command_that_fails_leaves_the_replies_of_the_others(server):
+    link = Links(redis_options(Config(redis_host="127.0.0.1", redis_port=server.port))).of("1")
+    link.open()
+    await link.call("SET", "text", "a")
+    results = await asyncio.gather(
+        link.call("GET", "text"), link.call("INCR", "text"), link.call("STRLEN", "text"), return_exceptions=True
+    )
+    assert [type(result) for result in results] == [bytes, StoreError, int]
+    assert await link.call("GET", "text") == b"a"
+    await link.close()
+
+
 async def test_commands_of_one_turn_of_the_loop_share_a_round_trip(server):
     async with Proxy(server.port) as proxy, Opened(store_on(proxy.port, alive_seconds=60)) as store:
         await store.state.save_records("u1", {"f": {"rolloutId": 1}}, 60)

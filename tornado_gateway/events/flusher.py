@@ -231,8 +231,7 @@ class Flusher:
     def _has_retry_due(self) -> bool:
         """Return whether a part is to be sent again now. At stop each part gets a last attempt."""
         retries = self._claims.retries
-        is_last_chance = self._stopping.is_set() and len(retries) > 0
-        return is_last_chance or retries.due <= asyncio.get_running_loop().time()
+        return bool(retries) and (self._stopping.is_set() or retries.due <= asyncio.get_running_loop().time())
 
     def _is_worth_a_claim(self) -> bool:
         if not self._claims.has_room(during_outage=self._outcomes.failures > 0):

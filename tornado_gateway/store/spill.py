@@ -21,7 +21,7 @@ from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import StoreError
 from tornado_gateway.logs import once
 from tornado_gateway.store.interfaces import CLAIM_BYTES, Chunk, DeadLetters, Depth, EventStore, NewChunk, Part
-from tornado_gateway.tasks import end_tasks, wait_at_most
+from tornado_gateway.tasks import TimeLimit, end_tasks, wait_at_most
 
 logger = logging.getLogger(__name__)
 
@@ -288,7 +288,7 @@ class SpillingEvents:
         """Call the primary store. If it fails, note the failure and raise StoreError."""
         seconds = within or self._patience_seconds
         try:
-            async with asyncio.timeout(seconds):
+            with TimeLimit(seconds):
                 return await work(*args)
         except TimeoutError:
             error = StoreError(f"no response within {seconds:g} s")
@@ -382,7 +382,7 @@ class SpillingAppends:
 
     async def _append_to_primaries(self, parts: Sequence[Part]) -> Sequence[StoreError | None]:
         try:
-            async with asyncio.timeout(self._seconds):
+            with TimeLimit(self._seconds):
                 return await self._append([(store.primary, chunks) for store, chunks in parts], self._seconds)
         except TimeoutError:
             error = StoreError(f"no response within {self._seconds:g} s")

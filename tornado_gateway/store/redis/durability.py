@@ -32,15 +32,16 @@ class Ledger:
         return f"{self._epoch} {self._sequence} {waiting} {self._dead} {self._next_epoch}"
 
     def note(self, reply: list[Any]) -> None:
-        epoch, sequence, waiting, dead, lost = reply
+        name, sequence, waiting, dead, lost = reply
+        epoch = name.decode()
         self.lost += int(lost)
-        if epoch.decode() == self._epoch and sequence < self._sequence:
+        if epoch == self._epoch and sequence < self._sequence:
             return  # a reply that was overtaken by a later one
-        if epoch.decode() == NO_EPOCH:
+        if epoch == NO_EPOCH:
             return  # Redis has lost its numbers and is full or read-only: the loss is counted once it can be noted
-        if epoch.decode() == self._next_epoch:
+        if epoch == self._next_epoch:
             self._next_epoch = _new_name()
-        self._epoch, self._sequence, self._waiting, self._dead = epoch.decode(), sequence, waiting, dead
+        self._epoch, self._sequence, self._waiting, self._dead = epoch, sequence, waiting, dead
 
 
 def _new_name() -> str:

@@ -7,28 +7,26 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from redis import exceptions as errors
-from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from tornado_gateway.backoff import Backoff
 from tornado_gateway.errors import StoreError
-from tornado_gateway.store.redis.lua import Script, Value
+from tornado_gateway.store.redis.connections import Connections
+from tornado_gateway.store.redis.lua import Command, Script, Value
 from tornado_gateway.store.redis.options import RedisOptions
 from tornado_gateway.store.redis.replies import (
     MASTER_IS_ELSEWHERE,
     LateError,
     UnknownScriptError,
     store_error,
-    unwrapped,
 )
-from tornado_gateway.store.redis.topology import HEALTH_CHECK_SECONDS, Route, packing, route_to
-from tornado_gateway.tasks import end_tasks
+from tornado_gateway.store.redis.topology import HEALTH_CHECK_SECONDS, Route, route_to
+from tornado_gateway.tasks import TimeLimit, end_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +64,7 @@ def prefix(namespace: str) -> str:
     return f"{{fme:{namespace}}}"
 
 
-@dataclass(slots=True)
-class _Call:
-    command: tuple[Value, ...]
-    reply: asyncio.Future[Any]
+_Call = tuple[Command, asyncio.Future[Any]]
 
 
 class Link:
@@ -85,7 +80,8 @@ class Link:
         self.timeout_seconds = timeout_seconds
         self._route = route
         self._users = 0
-        self._client: Redis | None = None
+        self._connections: Connections | None = None
+        self._loop: asyncio.AbstractEventLoop  # since `open`: to ask for the running one is a system call each time
         self._pending: list[_Call] = []
         self._patient: list[_Call] = []
         self._in_flight: set[asyncio.Task[None]] = set()
@@ -105,11 +101,9 @@ class Link:
 
     def open(self) -> None:
         """Open the connection, or count one more user of it. Each `open` needs one `close`."""
-        if self._client is None:
-            self._client = self._route.client()
-            self._client.response_callbacks.clear()  # replies stay in the form in which Redis sent them
-            pool = self._client.connection_pool
-            pool.connection_class = packing(pool.connection_class)  # type: ignore[arg-type]  # a class is hashable
+        if self._connections is None:
+            self._connections = Connections(self._route.client())
+            self._loop = asyncio.get_running_loop()
             self._forget_failure()
         self._users += 1
 
@@ -117,42 +111,45 @@ class Link:
         if self._users == 0:
             return
         self._users -= 1
-        if self._users or self._client is None:
+        if self._users or self._connections is None:
             return
-        client, self._client = self._client, None
+        connections, self._connections = self._connections, None
         await self._messages.stop()
         while self._in_flight:
             await asyncio.wait(self._in_flight)
-        await client.aclose()
+        await connections.close()
         await self._route.close()
 
     async def call(self, *command: Value, patient: bool = False) -> Any:
         """Send one command. Return its reply."""
-        if self.is_closed:
-            raise StoreError("the store is closed")
-        loop = asyncio.get_running_loop()
-        call = _Call(command, loop.create_future())
-        if patient:
-            if not self._patient:
-                loop.call_later(PATIENT_SECONDS, self._send_patient)
-            self._patient.append(call)
-        else:
-            if not self._pending:
-                loop.call_soon(self._send)
-            self._pending.append(call)
-        return await call.reply
+        return await self._reply_to(command, patient)
 
     async def run(self, script: Script, keys: Sequence[str], *args: Value, patient: bool = False) -> Any:
         """Run a script. Return its reply."""
         try:
-            return await self.call("EVALSHA", script.sha, len(keys), *keys, *args, patient=patient)
+            return await self._reply_to(("EVALSHA", script.sha, len(keys), *keys, *args), patient)
         except UnknownScriptError:
-            return await self.call("EVAL", script.text, len(keys), *keys, *args)
+            return await self._reply_to(("EVAL", script.text, len(keys), *keys, *args))
 
     async def listen(self, channel: str, notify: Callable[[], None]) -> None:
         """Call `notify` for each message, and when one may have been missed. Run until cancelled."""
-        if self._client is not None:
-            await self._messages.listen(self._client, channel, notify, self.timeout_seconds)
+        if self._connections is not None:
+            await self._messages.listen(self._connections, channel, notify, self.timeout_seconds)
+
+    def _reply_to(self, command: Command, patient: bool = False) -> asyncio.Future[Any]:
+        """Send a command in the next pipeline. The future has its reply."""
+        if self.is_closed:
+            raise StoreError("the store is closed")
+        reply = self._loop.create_future()
+        if patient:
+            if not self._patient:
+                self._loop.call_later(PATIENT_SECONDS, self._send_patient)
+            self._patient.append((command, reply))
+        else:
+            if not self._pending:
+                self._loop.call_soon(self._send)
+            self._pending.append((command, reply))
+        return reply
 
     def _send_patient(self) -> None:
         self._pending += self._patient
@@ -163,8 +160,9 @@ class Link:
         """Send the pending commands, unless all pipelines are busy: the first one that ends sends them then."""
         if not self._pending or len(self._in_flight) >= PIPELINES:
             return
-        calls, self._pending, self._patient = [*self._pending, *self._patient], [], []
-        task = asyncio.create_task(self._exchange(calls))
+        calls = self._pending + self._patient
+        self._pending, self._patient = [], []
+        task = self._loop.create_task(self._exchange(calls))
         self._in_flight.add(task)
         task.add_done_callback(self._sent)
 
@@ -173,53 +171,51 @@ class Link:
         self._send()
 
     async def _exchange(self, calls: Sequence[_Call]) -> None:
+        replies: Sequence[Any]
         try:
-            replies = await self._replies([call.command for call in calls])
+            replies = await self._replies([command for command, _ in calls])
         except StoreError as error:
             replies = [StoreError(str(error)) for _ in calls]
-        for call, reply in zip(calls, replies, strict=True):
-            if call.reply.done():  # the caller has been cancelled
+        for (_, future), reply in zip(calls, replies, strict=True):
+            if future.done():  # the caller has been cancelled
                 continue
             if isinstance(reply, Exception):
-                call.reply.set_exception(store_error(self._route.name, reply))
+                future.set_exception(store_error(self._route.name, reply))
             else:
-                call.reply.set_result(reply)
+                future.set_result(reply)
 
-    async def _replies(self, commands: Sequence[tuple[Value, ...]]) -> list[Any]:
+    async def _replies(self, commands: Sequence[Command]) -> list[Any]:
         """Return one reply or error for each command. Raise StoreError if there are none."""
         if self._failure is not None:
             now = time.monotonic()
             if now < self._retry_at:
                 raise StoreError(self._failure)
             self._retry_at = now + self.timeout_seconds  # other commands fail at once while this one tries
+        if self._connections is None:
+            raise StoreError("the store is closed")
         try:
-            async with asyncio.timeout(self.timeout_seconds):
-                replies = await self._pipeline(commands)
+            with TimeLimit(self.timeout_seconds):
+                replies, failed = await self._connections.exchange(commands)
+                if failed:
+                    await self._find_node(self._connections, commands, replies)
         except TimeoutError:
             raise await self._failed(f"{self._route.name}: no response within {self.timeout_seconds:g} s") from None
         except (errors.RedisError, OSError) as error:
             raise await self._failed(str(store_error(self._route.name, error))) from error
-        if any(isinstance(reply, MASTER_IS_ELSEWHERE) for reply in replies):
-            await self._forget_connections()
-        self._forget_failure()
+        if self._failure is not None:
+            self._forget_failure()
         return replies
 
-    async def _pipeline(self, commands: Sequence[tuple[Value, ...]]) -> list[Any]:
-        replies = await self._send_pipeline(commands)
+    async def _find_node(self, connections: Connections, commands: Sequence[Command], replies: list[Any]) -> None:
+        """Find the node again if these errors of commands say so. Send those that it would have executed to it."""
         moved = [i for i, reply in enumerate(replies) if isinstance(reply, errors.MovedError)]
         if moved:  # Redis did not execute these
             await self._forget_connections()
-            for i, reply in zip(moved, await self._send_pipeline([commands[i] for i in moved]), strict=True):
+            others, _ = await connections.exchange([commands[i] for i in moved])
+            for i, reply in zip(moved, others, strict=True):
                 replies[i] = reply
-        return replies
-
-    async def _send_pipeline(self, commands: Iterable[tuple[Value, ...]]) -> list[Any]:
-        if self._client is None:
-            raise StoreError("the store is closed")
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        return [unwrapped(reply) for reply in await pipeline.execute(raise_on_error=False)]
+        if any(isinstance(reply, MASTER_IS_ELSEWHERE) for reply in replies):
+            await self._forget_connections()
 
     async def _failed(self, reason: str) -> StoreError:
         """Note the reason, and the time of the next attempt. Return the error to raise."""
@@ -235,9 +231,8 @@ class Link:
     async def _forget_connections(self) -> None:
         """Connect again for the next commands: idle connections are probably broken too, or end at the wrong node."""
         self._route.forget()
-        if self._client is not None:
-            with suppress(errors.RedisError, OSError):
-                await self._client.connection_pool.disconnect(inuse_connections=False)
+        if self._connections is not None:
+            await self._connections.disconnect()
 
 
 class _Messages:
@@ -248,11 +243,13 @@ class _Messages:
         self._subscription: PubSub | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def listen(self, client: Redis, channel: str, notify: Callable[[], None], timeout_seconds: float) -> None:
+    async def listen(
+        self, connections: Connections, channel: str, notify: Callable[[], None], timeout_seconds: float
+    ) -> None:
         self._listeners[channel] = notify
         try:
             if self._task is None:
-                self._task = asyncio.create_task(self._run(client, timeout_seconds))
+                self._task = asyncio.create_task(self._run(connections, timeout_seconds))
             elif self._subscription is not None:
                 await self._change(self._subscription.subscribe(channel))
                 notify()
@@ -270,13 +267,13 @@ class _Messages:
         with suppress(errors.RedisError, OSError):  # if the connection fails, the next one has the right channels
             await change
 
-    async def _run(self, client: Redis, timeout_seconds: float) -> None:
+    async def _run(self, connections: Connections, timeout_seconds: float) -> None:
         backoff = Backoff(RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS, RETRY_JITTER)
         while True:
             while not self._listeners:
                 await asyncio.sleep(RETRY_LONGEST_SECONDS)
             try:
-                async with client.pubsub() as subscription:
+                async with connections.subscription() as subscription:
                     async with asyncio.timeout(timeout_seconds):
                         await subscription.subscribe(*self._listeners)
                     self._subscription = subscription
@@ -318,7 +315,7 @@ async def delete_namespace(link: Link, namespace: str) -> int:
 async def within(seconds: float, work: Awaitable[T]) -> T:
     """Await work on the path of a decision, which must not wait for a Redis that hangs. Raise StoreError."""
     try:
-        async with asyncio.timeout(seconds):
+        with TimeLimit(seconds):
             return await work
     except TimeoutError:
         raise StoreError(f"Redis: no response within {seconds:g} s") from None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 
 Value = str | bytes | int | float  # of an argument
+Command = tuple[Value, ...]
 
 _FILES = resources.files("tornado_gateway.store.redis") / "scripts"
 

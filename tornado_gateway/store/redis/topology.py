@@ -3,10 +3,8 @@
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
-import hiredis
 from redis import exceptions as errors
 from redis.asyncio import Connection, ConnectionPool, Redis, Sentinel, SSLConnection
 from redis.asyncio.retry import Retry
@@ -184,16 +182,3 @@ class _SlotConnection(Connection):
 
 class _SlotSSLConnection(_SlotConnection, SSLConnection):
     pass
-
-
-class _Packing:
-    """Packs commands in C: redis-py needs 1,500 operations of the interpreter for one commit."""
-
-    def pack_command(self, name: str | bytes, *values: str | bytes | float) -> list[bytes]:
-        return [hiredis.pack_command((*name.split(), *values))]  # a name such as "CLIENT SETINFO" is two words
-
-
-@cache
-def packing(kind: type[Any]) -> type[Any]:
-    """Return a class of connections that packs commands in C."""
-    return type(kind.__name__, (_Packing, kind), {})
