@@ -38,7 +38,7 @@ end
 -- at first. If all waiting events together have too many bytes, always one.
 local function portion()
     if #claimed == 0 or tonumber(redis.call('HGET', counts, 'bytes') or 0) > max_bytes - bytes then return 1 end
-    return math.max(1, math.min(most - #claimed, 100, math.floor((budget - events) / largest)))
+    return math.max(1, math.min(most - #claimed, math.floor((budget - events) / largest)))
 end
 if budget > 0 then
     if gone_before > 0 then gone_before = alive_until > now and now or 0 end
