@@ -170,7 +170,7 @@ class Identification:
         carried, has_hosts = request.query, bool(self._by_host)
         for name, value in request.headers:
             size = len(name)
-            if (size == 4 and has_hosts) or size == 9 or size == 13 or size == 17:
+            if size in (9, 13, 17) or (size == 4 and has_hosts):
                 carried = self._with_header(carried, name.lower(), value)
         return carried
 
