@@ -105,19 +105,6 @@ async def test_a_full_flush_is_complete_when_the_events_that_waited_are_claimed(
     assert not schedule.must_drain
 
 
-async def test_a_full_flush_begins_only_for_events_that_have_waited_since_the_last_look():
-    schedule = FlushSchedule(interval_seconds=600.0)
-    for claimed, is_flushed in ((30, False), (40, False), (29, True)):
-        schedule.next_at = 0.0
-        schedule.begin_if_due(30)
-        assert not schedule.must_drain
-        schedule.record_claimed(claimed, batch_events=10)
-        schedule.next_at = 0.0
-        schedule.begin_if_due(50)
-        assert schedule.must_drain == is_flushed
-        schedule.record_claimed(50, batch_events=100)
-
-
 async def test_a_full_flush_ends_when_the_store_has_no_more_events():
     schedule = FlushSchedule(interval_seconds=600.0)
     schedule.begin(30)

@@ -168,6 +168,6 @@ async def test_environments_that_start_together_work_at_different_times(tmp_path
 async def test_a_first_flush_leaves_out_a_part_of_its_interval():
     schedule, now = FlushSchedule(100.0, phase=0.75), asyncio.get_running_loop().time()
     schedule.begin(0)
-    assert 11 < schedule.next_at - now < 13.5
+    assert 22 < schedule.next_at - now < 27
     schedule.begin(0)
-    assert 45 <= schedule.next_at - now < 51
+    assert 90 <= schedule.next_at - now < 102

@@ -164,7 +164,8 @@ class Flusher:
             return
         interval = max(0.0, self._schedule.next_at - now)
         retry = SETTLE_RETRY_SECONDS if claims.unsettled else max(0.0, claims.retries.due - now)
-        await wait_at_most(self._woken, min(interval, retry))
+        if not await wait_at_most(self._woken, min(interval, retry)) and interval <= retry:
+            self._schedule.is_due = True
         self._woken.clear()
 
     def _has_full_batch(self) -> bool:
@@ -242,10 +243,10 @@ class Flusher:
         """Claim some batches. The store decides which; the count of stored events only shows when to ask."""
         chunks = await self._store.claim(CLAIMED_BATCHES * self._events_per_request, self._claim_bytes)
         batches = pack(chunks, *self._most)
-        if batches and not self._schedule.must_drain and self._may_be_filled(batches):
+        if self._schedule.must_drain:
+            self._schedule.record_claimed(sum([chunk.count for chunk in chunks]), self._events_per_request)
+        elif batches and self._may_be_filled(batches):
             await self._store.release(batches.pop())  # more events may still fill it
-        claimed = sum([chunk.count for batch in batches for chunk in batch])
-        self._schedule.record_claimed(claimed, self._events_per_request)
         for batch in batches:
             self._claims.add(batch)
 

@@ -8,12 +8,10 @@ REST_SECONDS = 1.0  # after a claim that found no full batch: until then a share
 
 
 class FlushSchedule:
-    """A full flush is due whenever `is_due` is set, and before an event has waited for `interval_seconds`.
+    """A full flush is due after `interval_seconds`, and whenever `is_due` is set.
 
-    Once it has begun, `must_drain` holds until as many events are claimed as were waiting then. Twice in an interval,
-    at `next_at` by the clock of the loop, the waiting events are noted. If some of those that were noted before still
-    wait then, a full flush begins: events of a busy environment are in full batches long before. `phase` is the share
-    of the first interval that is left out.
+    Once it has begun, `must_drain` holds until as many events are claimed as were waiting then. `next_at` is the time
+    of the next one, by the clock of the loop. `phase` is the share of the first interval that is left out.
 
     Of a shared store, other workers may have claimed what was counted. Then a batch that is not full waits, once, until
     the missing events have been stored, or for REST_SECONDS.
@@ -25,7 +23,7 @@ class FlushSchedule:
         self.next_at = math.inf
         self._interval_seconds = interval_seconds
         self._phase = phase
-        self._left = 0  # of the noted events, those that are not yet claimed
+        self._left = 0  # events to claim until the flush is complete
         self._waiting: int | str = ""  # the oldest chunk of the batch that has waited
         self._enough = 0  # stored events that end the wait
         self._waits_until = 0.0
@@ -34,30 +32,19 @@ class FlushSchedule:
         """Begin a full flush, of so many events."""
         self.is_due = False
         self.must_drain = True
-        self._note(unclaimed)
+        self._left = unclaimed
+        interval = self._interval_seconds * random.uniform(0.9, 1.0) * (1.0 - self._phase)
+        self._phase = 0.0
+        self.next_at = asyncio.get_running_loop().time() + interval
 
     def begin_if_due(self, unclaimed: int) -> None:
-        is_time = asyncio.get_running_loop().time() >= self.next_at
-        if self.is_due or (is_time and self._left > 0):
+        if self.is_due or asyncio.get_running_loop().time() >= self.next_at:
             self.begin(unclaimed)
-        elif is_time:
-            self._note(unclaimed)
-
-    def _note(self, unclaimed: int) -> None:
-        self._left = unclaimed
-        seconds = self._interval_seconds / 2 * random.uniform(0.9, 1.0) * (1.0 - self._phase)
-        self._phase = 0.0
-        self.next_at = asyncio.get_running_loop().time() + seconds
 
     def record_claimed(self, events: int, batch_events: int) -> None:
-        """Count claimed events, the oldest first.
-
-        A flush is complete if there were fewer than the store had, and than one batch.
-        """
+        """Count claimed events. The flush is complete if there were fewer than the store had, and than one batch."""
         self._left -= events
-        if self.must_drain and (not events or (self._left <= 0 and events < batch_events)):
-            self.must_drain = False
-            self._left = 0
+        self.must_drain = events > 0 and (self._left > 0 or events >= batch_events)
 
     def may_wait(self, oldest: int | str, missing: int, stored: int) -> bool:
         """Return whether the batch with this oldest chunk waits for `missing` events, because it has not waited yet."""
