@@ -66,7 +66,7 @@ async def test_a_shared_queue_without_events_is_counted_rarely_and_one_with_even
     assert store.depths == 10 + ROUNDS
 
 
-async def test_samples_without_news_are_merged_rarely():
+async def test_samples_of_many_are_merged_rarely():
     store = CountedStore()
     monitor = ExperimentMonitor(store, pace=PACE)
     for _ in range(ROUNDS):
@@ -82,37 +82,37 @@ def served_environment(name):
     )
 
 
-async def test_the_parts_of_environments_without_traffic_are_made_rarely(monkeypatch):
+async def test_the_parts_of_many_environments_are_made_in_turn(monkeypatch):
     made, shown = [], []
     monkeypatch.setattr(publication, "_part", lambda served: made.append(served) or {})
     served = [served_environment(str(number)) for number in range(MANY)]
     published = publication.Publication.__new__(publication.Publication)
     published._serving = SimpleNamespace(is_from_file=True, with_drained=lambda: served)
-    published._parts = {}
+    published._parts, published._tick = {}, 0
     published._publish = lambda: shown.append(len(published._environments()["environments"]))
-    for _ in range(ROUNDS):
-        await published._publish_regularly()
-    assert shown == [MANY] * ROUNDS
-    assert len(made) == MANY * 10
-    served[3].environment.events.counts.received += 1
-    made.clear()
     await published._publish_regularly()
-    assert served[3] in made
+    assert made.pop() == served[-1]
+    made.clear()
+    for _ in range(PACE):
+        await published._publish_regularly()
+        assert len(made) <= FULL_PACE * len(shown)
+    assert shown == [MANY] * (PACE + 1)
+    assert sorted(map(served.index, made)) == list(range(MANY))
 
 
-async def test_the_parts_of_environments_with_traffic_are_made_a_few_in_each_turn(monkeypatch):
+async def test_the_parts_of_environments_are_made_a_few_in_each_turn(monkeypatch):
     made_in_turn = [0]
     monkeypatch.setattr(publication, "_part", lambda served: made_in_turn.append(made_in_turn.pop() + 1) or {})
-    served = [served_environment(str(number)) for number in range(MANY)]
+    served = [served_environment(str(number)) for number in range(FULL_PACE)]
     published = publication.Publication.__new__(publication.Publication)
     published._serving = SimpleNamespace(is_from_file=True, with_drained=lambda: served)
-    published._parts = {}
+    published._parts, published._tick = {}, 0
     published._publish = published._environments
     publishing = asyncio.ensure_future(published._publish_regularly())
     while not publishing.done():
         made_in_turn.append(0)
         await asyncio.sleep(0)
-    assert sum(made_in_turn) == MANY
+    assert sum(made_in_turn) == FULL_PACE
     assert max(made_in_turn) <= publication.PARTS_AT_ONCE
 
 

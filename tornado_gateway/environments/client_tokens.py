@@ -88,7 +88,7 @@ class Tickets:
 
     def credential(self, request: Request, environment: str) -> dict[str, str]:
         """Return the parameters for the stream of a client that has sent this request."""
-        token = getattr(request, "client", None)
+        token = request.client
         if isinstance(token, ClientToken):
             return {"ticket": f"{token.id}.{_signature(token, environment)}"}
         key = query_text(request.query, b"sdkKey")

@@ -69,12 +69,16 @@ class Scope:
         self.is_final = request is None and key is not None  # documents are not asked
 
 
-class _Known(NamedTuple):
-    """The environment of a request that was seen before. `tally` counts requests with its SDK key, if it has one."""
+@final
+class _Known:
+    """The environment of a request that was seen before. `tally` counts requests with its SDK key, at `place`."""
 
-    environment: Environment
-    tally: list[int] | None
-    place: int  # in the tally
+    __slots__ = ("environment", "place", "tally")
+
+    def __init__(self, environment: Environment, tally: list[int], place: int) -> None:
+        self.environment = environment
+        self.tally = tally
+        self.place = place
 
 
 class Identification:
@@ -96,19 +100,21 @@ class Identification:
 
     def of(self, request: Request) -> Environment:
         """Return the environment of a request. Raise RequestError 400 without exactly one."""
-        if token_of(request) is not None:
+        if request.client is not None and token_of(request) is not None:
             return self._of_unknown(request)
         carried = self._carried(request)
         found = self._known.get(carried)
         if found is None:
-            environment = self._of_unknown(request)
-            key = self._key_of(request)
-            owner = None if key is None else self._by_key.get(key)
-            found = _Known(environment, None if owner is None else owner.counts.keys, self._place_of(owner, key))
+            found = self._found(request)
             self._remember(carried, found)
-        if found.tally is not None:
-            found.tally[found.place] += 1
+        found.tally[found.place] += 1
         return found.environment
+
+    def _found(self, request: Request) -> _Known:
+        environment, key = self._of_unknown(request), self._key_of(request)
+        owner = None if key is None else self._by_key.get(key)
+        tally = [0] if owner is None else owner.counts.keys
+        return _Known(environment, tally, self._place_of(owner, key))
 
     def _key_of(self, request: Request, parameters: Sequence[bytes] = KEY_PARAMETERS) -> str | None:
         """Return the SDK key in the query or in a header."""
@@ -164,7 +170,7 @@ class Identification:
         carried, has_hosts = request.query, bool(self._by_host)
         for name, value in request.headers:
             size = len(name)
-            if (size == 4 and has_hosts) or size == 9 or size == 13 or size == 17:
+            if size in (9, 13, 17) or (size == 4 and has_hosts):
                 carried = self._with_header(carried, name.lower(), value)
         return carried
 
@@ -345,7 +351,7 @@ class Identification:
 
 def token_of(request: Request) -> ClientToken | None:
     """Return the token of a request if it is for some environments only."""
-    token = getattr(request, "client", None)
+    token = request.client
     return token if isinstance(token, ClientToken) and token.environments else None
 
 

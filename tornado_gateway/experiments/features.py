@@ -69,11 +69,6 @@ class FeatureCounts:
         if len(unknown) > MOST_UNKNOWN:
             del unknown[next(iter(unknown))]
 
-    @property
-    def has_news(self) -> bool:
-        """Whether there are counts since the last `take`."""
-        return bool(self._unknown) or any(any(tally) for tally in self._tallies.values())
-
     def take(self) -> FeatureNews | None:
         """Return the counts since the last call, None if there are none."""
         tallies = {key: list(tally) for key, tally in self._tallies.items() if any(tally)}

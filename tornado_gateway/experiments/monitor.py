@@ -40,8 +40,7 @@ Json = dict[str, Any]
 class ExperimentMonitor:
     """Samples and counts of one environment.
 
-    At most `most_merged` samples are merged at a time. While there are no decisions, those of other workers are read
-    `pace` times as rarely.
+    At most `most_merged` samples are merged at a time, of one among many environments `pace` times as rarely.
     """
 
     def __init__(
@@ -105,17 +104,12 @@ class ExperimentMonitor:
     # --- Merging ---
 
     async def _merge_regularly(self, most: int) -> None:
-        if not self._rests.is_due(None) and not self._has_news():
+        if not self._rests.is_due(None):
             return
         try:
             await self.merge(most)
         except StoreError as error:
             self._log.warning("failed", "the samples of experiments were not stored, retrying: %s", error)
-
-    def _has_news(self) -> bool:
-        self.exposures.fold()
-        samples = [audience.sample for audience in self.exposures.audiences]
-        return self.features.has_news or any(sample is not None and sample.has_news for sample in samples)
 
     async def merge(self, most: int | None = None) -> None:
         """Exchange the samples with those in the store, at most so many that have changed. Raise StoreError."""

@@ -46,8 +46,8 @@ class Request:
     """One request, complete with its body. `headers` keep the client's order and spelling; `version` is "1.1" or "1.0".
 
     A handler may set `gate`: its response is then held back until that gate opens. `wants_echo`: see `ServerOptions`.
-    `response` or `page` is set by the connection when the request waits for its turn. Two attributes exist only where
-    they are needed: `client` is the client that the credentials name, `error_shape` makes the response to a failure.
+    `response` or `page` is set by the connection when the request waits for its turn. `client` is the client that the
+    credentials name. `error_shape`, which makes the response to a failure, exists only where it is needed.
     """
 
     __slots__ = (
@@ -69,7 +69,6 @@ class Request:
         "wants_echo",
     )
 
-    client: object
     error_shape: "ErrorShape"
 
     def __init__(
@@ -92,6 +91,7 @@ class Request:
         self.keep_alive = keep_alive
         self.version = version
         self.wants_echo = False
+        self.client: object = None
         self.gate: Gate | None = None
         self.response: Response | None = None
         self.page: Page | None = None

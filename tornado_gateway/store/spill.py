@@ -371,13 +371,15 @@ class SpillingAppends:
 
     async def append(self, parts: Sequence[Part]) -> Sequence[StoreError | None]:
         """As promised by Together. A connection that hangs delays all waiting chunks by so many seconds at most."""
-        errors = {store: StoreError(store.failure) for store, _ in parts if store.is_degraded}
-        working = [(store, chunks) for store, chunks in parts if not store.is_degraded]
-        if working:
-            for (store, _), error in zip(working, await self._append_to_primaries(working), strict=True):
-                if error is not None:
-                    store.note_failure(error)
-                    errors[store] = error
+        errors = {store: StoreError(store.failure) for store, _ in parts if store.failure is not None}
+        working = [part for part in parts if part[0] not in errors] if errors else parts
+        found = await self._append_to_primaries(working) if working else []
+        if not errors and not any(found):
+            return found
+        for (store, _), error in zip(working, found, strict=True):
+            if error is not None:
+                store.note_failure(error)
+                errors[store] = error
         return [errors.get(store) for store, _ in parts]
 
     async def _append_to_primaries(self, parts: Sequence[Part]) -> Sequence[StoreError | None]:
@@ -398,7 +400,7 @@ def _renewed(chunk: Chunk) -> NewChunk:
 def _split(chunks: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
     """Return the chunks of the local store, under its own names, and those of the primary one."""
     local = [replace(chunk, id=_local_id(chunk.id)) for chunk in chunks if _is_local(chunk.id)]
-    return local, [chunk for chunk in chunks if not _is_local(chunk.id)]
+    return local, [chunk for chunk in chunks if not _is_local(chunk.id)] if local else list(chunks)
 
 
 def _is_local(id_: int | str) -> bool:

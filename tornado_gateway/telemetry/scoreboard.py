@@ -146,11 +146,15 @@ class Scoreboard:
         return at_once(self.read_in_steps())
 
     def read_in_steps(self) -> Steps[InstanceReading]:
-        """Read all records, then merge the parts of some environments in each step.
+        """Read a record in each step, then merge the parts of some environments in each.
 
         The totals come last: a worker that is retired in the meantime is found in them and omitted here.
         """
-        records = [record for row in range(self.rows) if (record := self._read(row)) is not None]
+        records = []
+        for row in range(self.rows):
+            if (record := self._read(row)) is not None:
+                records.append(record)
+                yield
         totals = self._totals()
         living = [record for record in records if not _is_retired(record, totals)]
         is_shared = any(record["is_queue_shared"] for record in living)

@@ -6,7 +6,7 @@ from typing import Any
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.redis.link import Link
 
-NO_EPOCH = "-"
+NO_EPOCH = b"-"
 RISK_REMEDY = "Set `maxmemory-policy noeviction` and `appendonly yes` in redis.conf."
 
 
@@ -21,27 +21,31 @@ class Ledger:
     def __init__(self) -> None:
         self.lost = 0
         self._epoch = NO_EPOCH
-        self._next_epoch = _new_name()
+        self._epochs = (NO_EPOCH.decode(), _new_name())  # this one and the next, as text
         self._sequence = 0
         self._waiting = 0
         self._dead = 0
 
     def argument(self, held: int) -> str:
         """Return the last argument of the scripts. `held` events are in memory, and are delivered from there."""
-        waiting = max(0, self._waiting - held)
-        return f"{self._epoch} {self._sequence} {waiting} {self._dead} {self._next_epoch}"
+        epoch, new_epoch = self._epochs
+        waiting = self._waiting - held if self._waiting > held else 0
+        return f"{epoch} {self._sequence} {waiting} {self._dead} {new_epoch}"
 
     def note(self, reply: list[Any]) -> None:
-        name, sequence, waiting, dead, lost = reply
-        epoch = name.decode()
-        self.lost += int(lost)
-        if epoch == self._epoch and sequence < self._sequence:
+        epoch, sequence, waiting, dead, lost = reply
+        self.lost += lost
+        if epoch != self._epoch:
+            if epoch == NO_EPOCH:
+                return  # Redis has lost its numbers and is full or read-only: the loss is counted once it can be noted
+            self._begin(epoch)
+        elif sequence < self._sequence:
             return  # a reply that was overtaken by a later one
-        if epoch == NO_EPOCH:
-            return  # Redis has lost its numbers and is full or read-only: the loss is counted once it can be noted
-        if epoch == self._next_epoch:
-            self._next_epoch = _new_name()
-        self._epoch, self._sequence, self._waiting, self._dead = epoch, sequence, waiting, dead
+        self._sequence, self._waiting, self._dead = sequence, waiting, dead
+
+    def _begin(self, epoch: bytes) -> None:
+        name, new_epoch = epoch.decode(), self._epochs[1]
+        self._epoch, self._epochs = epoch, (name, _new_name() if name == new_epoch else new_epoch)
 
 
 def _new_name() -> str:

@@ -1,11 +1,13 @@
 """Chunks and dead letters as entries of streams."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from tornado_gateway.store.interfaces import Chunk, DeadLetter, Identity, NewChunk, read_letter
 from tornado_gateway.store.redis.lua import Value
 
 PAGE = 100  # entries in one reply of Redis
+MOST_IDENTITIES = 1000  # that are remembered: nearly all chunks have the same few
 
 
 def arguments_of(chunk: NewChunk) -> tuple[Value, ...]:
@@ -15,7 +17,12 @@ def arguments_of(chunk: NewChunk) -> tuple[Value, ...]:
 
 def chunk_of(entry: Sequence[bytes]) -> Chunk:
     entry_id, count, query, body, account, key = entry
-    return Chunk(entry_id.decode(), int(count), body, query.decode(), Identity(account.decode(), key.decode()))
+    return Chunk(entry_id.decode(), int(count), body, query.decode(), _identity(account, key))
+
+
+@lru_cache(maxsize=MOST_IDENTITIES)
+def _identity(account: bytes, key: bytes) -> Identity:
+    return Identity(account.decode(), key.decode())
 
 
 def letter_of(entry_id: bytes, fields: Sequence[bytes]) -> DeadLetter:

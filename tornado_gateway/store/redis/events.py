@@ -26,7 +26,6 @@ import logging
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from typing import Any
 
 from tornado_gateway.errors import StoreError
 from tornado_gateway.logs import once
@@ -112,7 +111,7 @@ class RedisEvents:
 
     def append_arguments(self, chunks: Sequence[NewChunk]) -> list[Value]:
         """Return the arguments of `append.lua` for these chunks, after their number."""
-        values: list[Value] = [0, self._ledger_argument(), sum([chunk.count for chunk in chunks])]
+        values: list[Value] = [0, self.ledger.argument(self._consumer.held_events)]
         for chunk in chunks:
             values += arguments_of(chunk)
         values[0] = len(values) - 1
@@ -136,10 +135,13 @@ class RedisEvents:
     async def settle(
         self, chunks: Sequence[Chunk], dead: Sequence[tuple[NewChunk, str]] = (), remaining: Sequence[NewChunk] = ()
     ) -> None:
-        settled: list[Value] = [value for chunk in chunks for value in (chunk.id, chunk.count, chunk.size)]
+        sizes = [len(chunk.body) or chunk.dropped for chunk in chunks]
+        facts = " ".join([f"{chunk.count} {size}" for chunk, size in zip(chunks, sizes, strict=True)])
+        numbers = len(chunks), sum([chunk.count for chunk in chunks]), sum(sizes)
+        settled: list[Value] = [*numbers, *[chunk.id for chunk in chunks], facts]
         rejected = [value for chunk, reason in dead for value in (*arguments_of(chunk), reason)]
         waiting = [value for chunk in remaining for value in arguments_of(chunk)]
-        work = (len(chunks), *settled, len(dead), *rejected, len(remaining), *waiting)
+        work = (*settled, len(dead), *rejected, len(remaining), *waiting)
         self.ledger.note(await self._link.scripts.run(SETTLE, self.keys, GROUP, *work, self._ledger_argument()))
         self._consumer.forget(chunks)
 
@@ -227,8 +229,11 @@ class Appends:
 
         The caller waits for `seconds`.
         """
-        keys = [key for store, _ in parts for key in store.keys]
-        values = [value for store, chunks in parts for value in store.append_arguments(chunks)]
+        keys: list[str] = []
+        values: list[Value] = []
+        for store, chunks in parts:
+            keys += store.keys
+            values += store.append_arguments(chunks)
         try:
             replies = await self._link.scripts.run(APPEND, keys, *values, seconds=seconds)
         except ForbiddenError as error:  # perhaps for the keys of some of them only. Redis has executed nothing
@@ -237,13 +242,14 @@ class Appends:
             return [(await self([part], seconds))[0] for part in parts]
         except StoreError as error:
             return [error] * len(parts)
-        return [self._finished(store, reply) for (store, _), reply in zip(parts, replies, strict=True)]
-
-    def _finished(self, store: RedisEvents, reply: Any) -> StoreError | None:
-        if isinstance(reply, Exception):
-            return store_error(self._link.name, unwrapped(reply))
-        store.ledger.note(reply)
-        return None
+        errors: list[StoreError | None] = []
+        for (store, _), reply in zip(parts, replies, strict=True):
+            if isinstance(reply, Exception):
+                errors.append(store_error(self._link.name, unwrapped(reply)))
+            else:
+                store.ledger.note(reply)
+                errors.append(None)
+        return errors
 
 
 def _known(ids: Sequence[int | str]) -> list[str]:

@@ -1,18 +1,19 @@
 -- Append to several namespaces. KEYS: events, counts and dead of each. After the last moment follow, for each of them, the
--- number of its arguments, its ledger, its number of events, and its chunks. A namespace that fails has its error in the
--- reply, and does not concern the others. If all fail, as with a full Redis, the reply is the error.
+-- number of its arguments, its ledger, and its chunks. A namespace that fails has its error in the reply, and does not concern
+-- the others. If all fail, as with a full Redis, the reply is the error.
 local function append(place, first, last)
     local events, counts = KEYS[place], KEYS[place + 1]
-    local ledger = ledger_of(events, counts, KEYS[place + 2], ARGV[first])
-    ledger.waiting, ledger.sequence = ledger.waiting + ARGV[first + 1], ledger.sequence + 1
-    for i = first + 2, last, 5 do ledger.bytes = ledger.bytes + #ARGV[i + 2] end
+    local ledger, bytes = ledger_of(events, counts, KEYS[place + 2], ARGV[first])
+    local waiting, sequence = ledger[WAITING], ledger[SEQUENCE] + 1
+    for i = first + 1, last, 5 do waiting, bytes = waiting + ARGV[i], bytes + #ARGV[i + 2] end
+    ledger[WAITING], ledger[SEQUENCE] = waiting, sequence
     -- The counters come first: a full or read-only Redis rejects them, and then nothing has been written.
-    redis.call('HSET', counts, 'waiting', ledger.waiting, 'sequence', ledger.sequence, 'bytes', ledger.bytes)
-    for i = first + 2, last, 5 do
+    redis.call('HSET', counts, 'waiting', waiting, 'sequence', sequence, 'bytes', bytes)
+    for i = first + 1, last, 5 do
         redis.call('XADD', events, '*',
             'n', ARGV[i], 'q', ARGV[i + 1], 'b', ARGV[i + 2], 'a', ARGV[i + 3], 'k', ARGV[i + 4])
     end
-    return reply_of(ledger)
+    return ledger
 end
 local replies, first, error = {}, 2, nil
 for place = 1, #KEYS, 3 do

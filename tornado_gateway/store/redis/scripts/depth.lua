@@ -1,3 +1,3 @@
-local ledger = ledger_of(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
+local ledger, bytes = ledger_of(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
-return {reply_of(ledger), first[1] and first[1][1] or false, ledger.bytes}
+return {ledger, first[1] and first[1][1] or false, bytes}

@@ -1,7 +1,9 @@
--- `ledger_of` returns the ledger of a namespace, with `lost` events. The argument is the ledger of the caller: the epoch,
--- the sequence number and the waiting and dead events of its last reply, and the name of a new epoch. A missing epoch, or a
+-- `ledger_of` returns the ledger of a namespace as it is sent to the caller: the epoch, the sequence number, the waiting, dead
+-- and lost events; and the bytes of the waiting ones. The argument is the ledger of the caller: the epoch, the sequence number
+-- and the waiting and dead events of its last reply, and the name of a new epoch. A missing epoch, or a
 -- sequence number below that of the caller, shows that Redis has lost data. The first caller that notices it begins a new
 -- epoch, and gets the number of missing events.
+local SEQUENCE, WAITING, DEAD = 2, 3, 4
 local function total(stream)  -- of a stream whose counter is gone
     local events, after, last = 0, '-', nil
     while true do
@@ -18,24 +20,23 @@ local function left(stored, number, stream)
     return number ~= 0 and redis.call('XLEN', stream) == 0 and 0 or number
 end
 local function ledger_of(events, counts, letters, argument)
-    local known_epoch, known_sequence, known_waiting, known_dead, new_epoch =
-        string.match(argument, '(%S+) (%S+) (%S+) (%S+) (%S+)')
+    local known_epoch, known_sequence = string.match(argument, '^(%S+) (%S+)')
     known_sequence = tonumber(known_sequence)
     local stored = redis.call('HMGET', counts, 'epoch', 'sequence', 'waiting', 'dead', 'bytes')
     local epoch, sequence, bytes = stored[1], tonumber(stored[2] or 0), tonumber(stored[5] or 0)
     local waiting, dead = tonumber(stored[3] or 0), tonumber(stored[4] or 0)
-    local found = {epoch = epoch or '-', sequence = sequence, waiting = waiting, dead = dead, bytes = bytes, lost = 0}
+    local found = {epoch or '-', sequence, waiting, dead, 0}
     local waiting_left, dead_left = left(stored[3], waiting, events), left(stored[4], dead, letters)
     if known_epoch ~= '-' and (not epoch or (epoch == known_epoch and sequence < known_sequence)) then
+        local known_waiting, known_dead = string.match(argument, '^%S+ %S+ (%S+) (%S+)')
         waiting, dead = math.max(waiting, tonumber(known_waiting)), math.max(dead, tonumber(known_dead))
         epoch = false
     end
     local lost = math.max(0, waiting - waiting_left) + math.max(0, dead - dead_left)
-    if epoch and lost == 0 then return found end
-    epoch, sequence = epoch or new_epoch, math.max(sequence, known_sequence)
+    if epoch and lost == 0 then return found, bytes end
+    epoch, sequence = epoch or string.match(argument, '%S+$'), math.max(sequence, known_sequence)
     local is_full = type(redis.pcall('HSET', counts,
         'epoch', epoch, 'sequence', sequence, 'waiting', waiting_left, 'dead', dead_left)) == 'table'
-    if is_full then return found end  -- the loss is counted when it can be noted
-    return {epoch = epoch, sequence = sequence, waiting = waiting_left, dead = dead_left, bytes = bytes, lost = lost}
+    if is_full then return found, bytes end  -- the loss is counted when it can be noted
+    return {epoch, sequence, waiting_left, dead_left, lost}, bytes
 end
-local function reply_of(ledger) return {ledger.epoch, ledger.sequence, ledger.waiting, ledger.dead, ledger.lost} end
