@@ -27,7 +27,7 @@ class Page(Protocol):
         """Report that the client has closed, or half-closed, its side."""
 
 
-ErrorShape = Callable[[RequestError], "Response"]
+ErrorShape = Callable[[bytes, RequestError], "Response"]  # from the path of the request
 
 
 class Packed(NamedTuple):
@@ -46,15 +46,14 @@ class Request:
     """One request, complete with its body. `headers` keep the client's order and spelling; `version` is "1.1" or "1.0".
 
     A handler may set `gate`: its response is then held back until that gate opens. `wants_echo`: see `ServerOptions`.
-    `response` or `page` is set by the connection when the request waits for its turn. Two attributes exist only where
-    they are needed: `client` is the client that the credentials name, `error_shape` makes the response to a failure.
+    `response` or `page` is set by the connection when the request waits for its turn. `client`, the client that the
+    credentials name, exists only where it is needed.
     """
 
     __slots__ = (
         "body",
         "charge",
         "client",
-        "error_shape",
         "gate",
         "headers",
         "keep_alive",
@@ -70,7 +69,6 @@ class Request:
     )
 
     client: object
-    error_shape: "ErrorShape"
 
     def __init__(
         self,
@@ -140,7 +138,10 @@ def header_lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
 
 @final
 class Response:
-    """A response, encoded once and used for any number of requests. `content_type` None: no such header."""
+    """A response, encoded once and used for any number of requests. `content_type` None: no such header.
+
+    `lines` are header lines that are encoded already, and known to have no other line breaks.
+    """
 
     __slots__ = ("_head", "body", "encoded", "status")
 
@@ -150,18 +151,21 @@ class Response:
         body: bytes = b"",
         content_type: bytes | None = JSON,
         headers: Iterable[tuple[bytes, bytes]] = (),
+        *,
+        lines: bytes = b"",
     ) -> None:
         self.status = status
+        if headers:
+            lines += header_lines(tuple(headers))
         if status in (204, 304):
             # RFC 9110: no content, so no headers that describe it.
             self.body = b""
-            self._head = _status_line(status, None)
+            self._head = _status_line(status, None) + lines
+            self.encoded = self._head + b"\r\n"
         else:
             self.body = body
-            self._head = b"%bContent-Length: %d\r\n" % (_status_line(status, content_type), len(body))
-        if headers:
-            self._head += header_lines(tuple(headers))
-        self.encoded = b"%b\r\n%b" % (self._head, self.body)
+            self._head = b"%bContent-Length: %d\r\n%b" % (_status_line(status, content_type), len(body), lines)
+            self.encoded = b"%b\r\n%b" % (self._head, body)
 
     def render(self, connection: bytes, is_head: bool) -> bytes:
         """Return the bytes for a request other than plain HTTP/1.1 keep-alive; `connection` is b"" or a header line."""

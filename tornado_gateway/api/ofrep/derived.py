@@ -43,9 +43,7 @@ class Remembered(Generic[T]):
         self._entry_bytes = entry_bytes
         self._size = 0
         self._values: dict[object, T] = {}
-
-    def get(self, key: object) -> T | None:
-        return self._values.get(key)
+        self.get: Callable[[object], T | None] = self._values.get
 
     def add(self, key: object, value: T, size: int) -> T:
         """Remember a value of `size` bytes, and return it."""

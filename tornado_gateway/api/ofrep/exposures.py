@@ -72,30 +72,30 @@ class RecentExposures:
         self._new: dict[int, float] = {}  # by hash; of the monotonic clock
         self._old: dict[int, float] = {}
         self._began = time.monotonic()
-        self._group: _Stored | None = None  # the last one
+        self._group = _Stored(self, Gate())  # the last one
 
-    def keep_new(self, environment: str, decision: core.Decision) -> list[int]:
+    def keep_new(self, environment: str, decision: core.Decision) -> list[int] | None:
         """Remove the impressions from a decision that its visitor had in the last seconds in this environment.
 
-        Return the hashes of the others.
+        Return the hashes of the others. None: there are no others.
         """
         uuid, new, old = decision.uuid, self._new, self._old
         hashes: list[int] = []
-        has_recent = False
         for impression in decision.impressions:
             shown = hash((environment, uuid, impression))
-            hashes.append(shown)
             if shown in new or shown in old:
-                has_recent = True
-        return self._without_recent(decision, hashes) if has_recent else hashes
+                return self._without_recent(environment, decision)
+            hashes.append(shown)
+        return hashes
 
-    def _without_recent(self, decision: core.Decision, hashes: list[int]) -> list[int]:
+    def _without_recent(self, environment: str, decision: core.Decision) -> list[int] | None:
         now = time.monotonic()
+        hashes = [hash((environment, decision.uuid, impression)) for impression in decision.impressions]
         places = [place for place, shown in enumerate(hashes) if now - self._last(shown) > self._seconds]
         decision.impressions = [decision.impressions[place] for place in places]
         if (ids := decision.vwo_user_ids) is not None:
             decision.vwo_user_ids = {new: ids[old] for new, old in enumerate(places) if old in ids}
-        return [hashes[place] for place in places]
+        return [hashes[place] for place in places] or None
 
     def _last(self, shown: int) -> float:
         """Return the time at which a visitor had an impression."""
@@ -113,13 +113,13 @@ class RecentExposures:
 
     def note_once_stored(self, gate: Gate | None, hashes: Sequence[int]) -> None:
         """Remember impressions when the gate of their events opens. None: they were rejected."""
-        if gate is None:
-            return
         group = self._group
-        if group is None or group.gate is not gate:
-            group = self._group = _Stored(self, gate)
-            gate.hold(group)
-        group.hashes.extend(hashes)
+        if group.gate is gate:
+            group.hashes.extend(hashes)
+        elif gate is not None:
+            self._group = _Stored(self, gate)
+            self._group.hashes.extend(hashes)
+            gate.hold(self._group)
 
 
 class _Stored:

@@ -11,8 +11,9 @@ import orjson
 
 from tornado_gateway import core
 from tornado_gateway.api.ofrep.derived import Remembered
+from tornado_gateway.api.ofrep.errors import flag_key
 from tornado_gateway.api.ofrep.outcomes import Outcome, encoded, outcome_of
-from tornado_gateway.core.types import Feature
+from tornado_gateway.core.types import Feature, RuleMatch
 from tornado_gateway.http.messages import Response
 
 SEPARATOR = "."
@@ -21,6 +22,8 @@ MAX_READY_BYTES = 8 * 1024 * 1024  # of the entries of outcomes that are remembe
 MAX_RESPONSES_BYTES = 8 * 1024 * 1024  # the same for responses with one flag
 LARGEST_FLOAT, LARGEST_INTEGER = 2**1023, 2**63  # larger values stay as they are
 MAX_SPLITS = 64  # dots of a flag key that are tried
+MAX_PATHS = 1000  # that are remembered with their flags
+LONGEST_PATH = 256  # bytes of one
 
 Key = tuple[object, ...]
 
@@ -49,15 +52,38 @@ class Ready(NamedTuple):
     bulk: bytes
 
 
+class Answer:
+    """The response with one flag, and the facts about the decision that it was made for."""
+
+    __slots__ = ("experiment", "impressions", "response", "rollout")
+
+    def __init__(self, decision: core.Decision, response: Response) -> None:
+        self.rollout: RuleMatch | None = decision.rollout
+        self.experiment: RuleMatch | None = decision.experiment
+        self.impressions = decision.impressions.copy()
+        self.response = response
+
+
 class Flags:
-    """The flags of one settings document."""
+    """The flags of one settings document. `by_path` has some of those that paths name, without a variable."""
 
     def __init__(self, settings: core.Settings) -> None:
         self.settings = settings
         self._variables: dict[str, tuple[str, ...]] = {}
         self._found: dict[tuple[str, str | None], Flag] = {}  # by key and attribute `key`
+        self.by_path: dict[bytes, Flag] = {}
         self._ready: Remembered[Ready] = Remembered(MAX_READY_BYTES)
         self._responses: Remembered[Response] = Remembered(MAX_RESPONSES_BYTES)
+        self._latest: Remembered[Answer] = Remembered(MAX_RESPONSES_BYTES)  # mostly of the same responses
+
+    def at(self, path: bytes, variable: object) -> Flag | None:
+        """Return the flag that the path of a request names, None if there is none. `variable`: see `find`."""
+        flag = self.find(flag_key(path), variable)
+        if flag is not None and variable is None and len(path) <= LONGEST_PATH:
+            if len(self.by_path) >= MAX_PATHS:  # a flag has many spellings; the others are known again soon
+                self.by_path.clear()
+            self.by_path[path] = flag
+        return flag
 
     def find(self, key: str, variable: object = None) -> Flag | None:
         """Return the flag of this key, None if there is none.
@@ -87,9 +113,27 @@ class Flags:
         return found
 
     def response(self, flag: Flag, decision: core.Decision) -> Response:
-        """Return the response with one flag for a decision without error."""
+        """Return the response with one flag for a decision without error.
+
+        Nearly always it is that of the last decision with this variation and reason. To compare both costs less than
+        to find it by all facts, whose parts would have to be fetched into the processor's cache.
+        """
+        latest = self._latest.get((flag, decision.variation, decision.reason))
+        if (
+            latest is not None
+            and latest.rollout is decision.rollout
+            and latest.experiment is decision.experiment
+            and latest.impressions == decision.impressions
+        ):
+            return latest.response
+        return self._other_response(flag, decision)
+
+    def _other_response(self, flag: Flag, decision: core.Decision) -> Response:
         key = flag, decision.reason, decision.rollout, decision.experiment, *decision.impressions
-        return self._responses.get(key) or self._add_response(key, flag, decision)
+        response = self._responses.get(key) or self._add_response(key, flag, decision)
+        latest = flag, decision.variation, decision.reason
+        self._latest.add(latest, Answer(decision, response), 2 * len(response.body))
+        return response
 
     def _add_response(self, key: Key, flag: Flag, decision: core.Decision) -> Response:
         body = entry(flag.key, self.ready(decision).entries[flag.variable])
