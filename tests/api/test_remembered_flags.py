@@ -38,22 +38,22 @@ def test_a_response_is_that_of_its_own_decision(change):
     """Decisions with the same variation may differ in all else."""
     flags, other = Flags(SETTINGS), decision()
     flag = flags.find(KEY)
-    first = flags.response(flag, decision())
-    assert flags.response(flag, decision()) is first
+    first = flags.answer(flag, decision())
+    assert flags.answer(flag, decision()) is first
     change(other)
-    assert flags.response(flag, other).body == Flags(SETTINGS).response(flag, other).body
-    assert flags.response(flag, decision()) is first
+    assert flags.answer(flag, other).response.body == Flags(SETTINGS).answer(flag, other).response.body
+    assert flags.answer(flag, decision()) is first
 
 
 def test_impressions_that_are_removed_later_stay_those_of_the_response():
     """Recent impressions are removed from a decision after its response was made."""
     flags, first = Flags(SETTINGS), decision()
     flag = flags.find(KEY)
-    made = flags.response(flag, first)
+    made = flags.answer(flag, first)
     first.impressions.clear()
-    assert flags.response(flag, decision()) is made
-    assert b"exposure" in made.body
-    assert b"exposure" not in flags.response(flag, first).body
+    assert flags.answer(flag, decision()) is made
+    assert b"exposure" in made.response.body
+    assert b"exposure" not in flags.answer(flag, first).response.body
 
 
 def test_paths_are_remembered_with_their_flags_in_bounded_number():

@@ -122,7 +122,7 @@ def etag_of(
     evaluator, snapshot = environment.evaluator, environment.mirror.current
     if snapshot is None or not evaluator.is_pure(settings):
         return FROM_BODY
-    begun = _begun(snapshot.digest, evaluator.facts_version, endpoint, bool(more))
+    begun = _begun(snapshot.digest, evaluator.facts_versions, endpoint, bool(more))
     return _etag(begun, orjson.dumps(more) + request.body if more else request.body)
 
 
@@ -147,7 +147,7 @@ async def respond(request: Request, body: bytes, etag: bytes | None) -> Response
 
 
 @lru_cache(maxsize=MAX_BEGUN)
-def _begun(*facts: str | bool) -> hashlib.blake2b:
+def _begun(*facts: str | bool | tuple[str, str]) -> hashlib.blake2b:
     """Return a digest of facts that the ETags of many requests have in common."""
     return hashlib.blake2b(orjson.dumps(facts), digest_size=12)
 

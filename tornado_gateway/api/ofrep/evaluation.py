@@ -4,9 +4,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from tornado_gateway import core
-from tornado_gateway.api.ofrep import context
 from tornado_gateway.api.ofrep.bulk import Recorder, etag_of, is_known, not_modified, respond
-from tornado_gateway.api.ofrep.context import Browsers, Options
+from tornado_gateway.api.ofrep.context import Browsers, Options, read
 from tornado_gateway.api.ofrep.derived import Derived
 from tornado_gateway.api.ofrep.errors import FLAG_NOT_FOUND, GENERAL, INVALID_CONTEXT, EvaluationError
 from tornado_gateway.api.ofrep.exposures import RecentExposures
@@ -49,8 +48,8 @@ class EvaluationApi:
         environment = self._environments.of(request)
         settings = environment.decision_settings()
         browser = self._browsers.of(request) if request.wants_echo else None  # all with Origin want it
-        visitor, variable, options = context.read(request.body, browser)
-        flags = self._flags.of(settings)
+        visitor, variable, options = read(request.body, browser)
+        flags = self._flags.known(settings) or self._flags.of(settings)
         flag = flags.by_path.get(request.path) if variable is None else None
         if flag is None:
             flag = flags.at(request.path, variable)
@@ -82,10 +81,10 @@ class EvaluationApi:
             counts.watch(visitor.user_id, decision)
         if decision.error is not None:
             raise EvaluationError(400, GENERAL, decision.error)
-        response = flags.response(flag, decision)
-        hashes = self._recent.keep_new(environment.access.name, decision) if is_recorded else None
+        answer = flags.answer(flag, decision)
+        hashes = self._recent.keep_new(environment.access.name, decision, answer.shown) if is_recorded else None
         if hashes is None:
-            return response
+            return answer.response
         documents, count = environment.evaluator.event_documents(flags.settings, visitor, decision)
         if count:
             events = environment.events
@@ -93,7 +92,7 @@ class EvaluationApi:
             if events.durable:
                 request.gate = gate
             self._recent.note_once_stored(gate, hashes)
-        return response
+        return answer.response
 
     # --- All flags ---
 
@@ -123,7 +122,7 @@ class EvaluationApi:
         etag = etag_of(request, environment, settings, "OFREP", more)
         if etag and is_known(request, etag):
             return not_modified(etag)
-        visitor, _, options = context.read(request.body, browser)
+        visitor, _, options = read(request.body, browser)
         _check_id(settings, visitor)
         given = None if options.impressions is True else etag
         return self._decide_all(request, environment, settings, visitor, options, announcement, given)

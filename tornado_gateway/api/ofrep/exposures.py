@@ -74,34 +74,33 @@ class RecentExposures:
         self._began = time.monotonic()
         self._group = _Stored(self, Gate())  # the last one
 
-    def keep_new(self, environment: str, decision: core.Decision) -> list[int] | None:
+    def keep_new(self, environment: str, decision: core.Decision, shown: Sequence[int]) -> list[int] | None:
         """Remove the impressions from a decision that its visitor had in the last seconds in this environment.
 
-        Return the hashes of the others. None: there are no others.
+        `shown` are the hashes of its impressions. Return those of the others with the visitor. None: there are none.
         """
-        uuid, new, old = decision.uuid, self._new, self._old
+        visitor, new, old = hash((environment, decision.uuid)), self._new, self._old
         hashes: list[int] = []
-        for impression in decision.impressions:
-            shown = hash((environment, uuid, impression))
-            if shown in new or shown in old:
-                return self._without_recent(environment, decision)
-            hashes.append(shown)
+        for impression in shown:
+            exposure = visitor + impression
+            if exposure in new or exposure in old:
+                return self._without_recent(decision, [visitor + impression for impression in shown])
+            hashes.append(exposure)
         return hashes
 
-    def _without_recent(self, environment: str, decision: core.Decision) -> list[int] | None:
+    def _without_recent(self, decision: core.Decision, hashes: list[int]) -> list[int] | None:
         now = time.monotonic()
-        hashes = [hash((environment, decision.uuid, impression)) for impression in decision.impressions]
-        places = [place for place, shown in enumerate(hashes) if now - self._last(shown) > self._seconds]
+        places = [place for place, exposure in enumerate(hashes) if now - self._last(exposure) > self._seconds]
         decision.impressions = [decision.impressions[place] for place in places]
         if (ids := decision.vwo_user_ids) is not None:
             decision.vwo_user_ids = {new: ids[old] for new, old in enumerate(places) if old in ids}
         return [hashes[place] for place in places] or None
 
-    def _last(self, shown: int) -> float:
+    def _last(self, exposure: int) -> float:
         """Return the time at which a visitor had an impression."""
-        last = self._new.get(shown)
+        last = self._new.get(exposure)
         if last is None:
-            last = self._old.get(shown)
+            last = self._old.get(exposure)
         return -math.inf if last is None else last
 
     def note(self, hashes: Sequence[int]) -> None:

@@ -19,7 +19,7 @@ from tornado_gateway.http.messages import Response
 SEPARATOR = "."
 ALL = "*"
 MAX_READY_BYTES = 8 * 1024 * 1024  # of the entries of outcomes that are remembered
-MAX_RESPONSES_BYTES = 8 * 1024 * 1024  # the same for responses with one flag
+MAX_ANSWERS_BYTES = 8 * 1024 * 1024  # the same for responses with one flag
 LARGEST_FLOAT, LARGEST_INTEGER = 2**1023, 2**63  # larger values stay as they are
 MAX_SPLITS = 64  # dots of a flag key that are tried
 MAX_PATHS = 1000  # that are remembered with their flags
@@ -53,14 +53,18 @@ class Ready(NamedTuple):
 
 
 class Answer:
-    """The response with one flag, and the facts about the decision that it was made for."""
+    """The response with one flag, and the facts about the decision that it was made for.
 
-    __slots__ = ("experiment", "impressions", "response", "rollout")
+    `shown` are the hashes of its impressions.
+    """
+
+    __slots__ = ("experiment", "impressions", "response", "rollout", "shown")
 
     def __init__(self, decision: core.Decision, response: Response) -> None:
         self.rollout: RuleMatch | None = decision.rollout
         self.experiment: RuleMatch | None = decision.experiment
         self.impressions = decision.impressions.copy()
+        self.shown = tuple(map(hash, decision.impressions))
         self.response = response
 
 
@@ -73,8 +77,8 @@ class Flags:
         self._found: dict[tuple[str, str | None], Flag] = {}  # by key and attribute `key`
         self.by_path: dict[bytes, Flag] = {}
         self._ready: Remembered[Ready] = Remembered(MAX_READY_BYTES)
-        self._responses: Remembered[Response] = Remembered(MAX_RESPONSES_BYTES)
-        self._latest: Remembered[Answer] = Remembered(MAX_RESPONSES_BYTES)  # mostly of the same responses
+        self._answers: Remembered[Answer] = Remembered(MAX_ANSWERS_BYTES)
+        self._latest: Remembered[Answer] = Remembered(MAX_ANSWERS_BYTES)  # nearly all of the same answers
 
     def at(self, path: bytes, variable: object) -> Flag | None:
         """Return the flag that the path of a request names, None if there is none. `variable`: see `find`."""
@@ -112,7 +116,7 @@ class Flags:
                 found = Flag(key, name, rest)
         return found
 
-    def response(self, flag: Flag, decision: core.Decision) -> Response:
+    def answer(self, flag: Flag, decision: core.Decision) -> Answer:
         """Return the response with one flag for a decision without error.
 
         Nearly always it is that of the last decision with this variation and reason. To compare both costs less than
@@ -125,19 +129,18 @@ class Flags:
             and latest.experiment is decision.experiment
             and latest.impressions == decision.impressions
         ):
-            return latest.response
-        return self._other_response(flag, decision)
+            return latest
+        return self._other_answer(flag, decision)
 
-    def _other_response(self, flag: Flag, decision: core.Decision) -> Response:
+    def _other_answer(self, flag: Flag, decision: core.Decision) -> Answer:
         key = flag, decision.reason, decision.rollout, decision.experiment, *decision.impressions
-        response = self._responses.get(key) or self._add_response(key, flag, decision)
+        answer = self._answers.get(key) or self._add_answer(key, flag, decision)
         latest = flag, decision.variation, decision.reason
-        self._latest.add(latest, Answer(decision, response), 2 * len(response.body))
-        return response
+        return self._latest.add(latest, answer, 2 * len(answer.response.body))
 
-    def _add_response(self, key: Key, flag: Flag, decision: core.Decision) -> Response:
+    def _add_answer(self, key: Key, flag: Flag, decision: core.Decision) -> Answer:
         body = entry(flag.key, self.ready(decision).entries[flag.variable])
-        return self._responses.add(key, Response(200, body), 2 * len(body))
+        return self._answers.add(key, Answer(decision, Response(200, body)), 2 * len(body))
 
     def ready(self, decision: core.Decision) -> Ready:
         """Return the entries for a decision, which depend on its outcome only."""
