@@ -167,13 +167,14 @@ class KnownHeads:
         line = head.partition(b"\r\n")[0]
         if len(body) != body_size or len(head) > HEAD_BYTES or line[-len(_VERSION) :] != _VERSION:
             return
-        self._bytes += 2 * len(head) + HEADER_BYTES * (len(headers) + 2)
         if self._bytes > MAX_HEADS_BYTES:
             self.by_bytes.clear()
             self._headers.clear()
             self._bytes = 0
         # Heads with different paths have most headers in common. Many copies would not stay in the processor's cache.
+        before = len(self._headers)
         common = [self._headers.setdefault(header, header) for header in headers]
+        self._bytes += 2 * len(head) + HEADER_BYTES * (len(self._headers) - before + 2)
         self.by_bytes[head] = Head(method, url, common, body_size)
 
 
