@@ -23,13 +23,17 @@ def decision(feature="new-checkout", settings=SETTINGS):
     return core.decide(settings, feature, core.context_from_json({}, "user-1"))
 
 
+def kept(recent, of):
+    return recent.keep_new("production", of, tuple(map(hash, of.impressions)))
+
+
 def is_repeat(recent):
     again = decision()
-    return not recent.keep_new("production", again) and not again.impressions
+    return not kept(recent, again) and not again.impressions
 
 
 def note(recent, gate):
-    recent.note_once_stored(gate, recent.keep_new("production", decision()))
+    recent.note_once_stored(gate, kept(recent, decision()))
 
 
 def test_stored_exposure_is_not_repeated():
@@ -66,10 +70,10 @@ def test_a_holdout_of_two_features_is_recorded_for_each():
     """The features have the same holdout and variation, so that of the second one counted as a repetition."""
     recent, group, features = RecentExposures(), Group(one_gate=False), FEATURES[:2]
     settings = holdout_of(*features)
-    recent.note_once_stored(group.decisions, recent.keep_new("production", decision(features[0], settings)))
+    recent.note_once_stored(group.decisions, kept(recent, decision(features[0], settings)))
     group.open()
     second = decision(features[1], settings)
-    assert recent.keep_new("production", second)
+    assert kept(recent, second)
     assert [shown.feature_id for shown in second.impressions] == [settings.features[features[1]].id]
 
 
@@ -78,10 +82,10 @@ def test_only_the_new_ones_of_several_impressions_are_recorded():
     first, again = decision("recommendations"), decision("recommendations")
     assert len(first.impressions) == 2
     known = first.impressions.pop(0)
-    recent.note_once_stored(group.decisions, recent.keep_new("production", first))
+    recent.note_once_stored(group.decisions, kept(recent, first))
     group.open()
     again.vwo_user_ids = {0: "a", 1: "b"}
-    assert len(recent.keep_new("production", again)) == 1
+    assert len(kept(recent, again)) == 1
     assert (again.impressions, again.vwo_user_ids) == ([known], {0: "a"})
 
 

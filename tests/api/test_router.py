@@ -3,11 +3,13 @@
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
+import orjson
 import pytest
 
 from tornado_gateway.api.endpoints import Endpoints
 from tornado_gateway.api.router import LONGEST_KNOWN, MAX_KNOWN, Router
 from tornado_gateway.api.routes import ROUTES
+from tornado_gateway.errors import RequestError
 from tornado_gateway.http.messages import Request
 
 EACH_ROUTE = pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
@@ -35,33 +37,41 @@ def test_each_row_leads_to_its_endpoint(route, spelling):
 
 
 def leads_to(handler, wanted):
-    """Whether a handler is this endpoint, or calls it with another shape of errors, or with the end of its path."""
-    if handler is wanted:
-        return True
-    wanted.reset_mock()
-    handler(Request(b"", b"", b"", []))
-    return wanted.called
+    return handler is wanted
 
 
-def test_the_endpoint_of_a_tree_gets_the_end_of_the_path():
+@pytest.mark.parametrize("start", ["", "/eu01/", "//eu01/"])
+@pytest.mark.parametrize(
+    ("end", "name"), [("/a%2Fb+c", "evaluate"), ("//a", "evaluate"), ("/", "evaluate_all"), ("///", "evaluate_all")]
+)
+def test_a_tree_has_all_paths_below_it_but_an_empty_key_means_all_flags(start, end, name):
     endpoints, made = router()
-    for path, key in ((b"/ofrep/v1/evaluate/flags/a%2Fb+c", "a/b+c"), (b"/eu01//ofrep/v1/evaluate/flags//a", "a")):
-        request = Request(b"POST", path, b"", [])
-        made.find(b"POST", path)(request)
-        endpoints.evaluation.evaluate.assert_called_with(key, request)
+    found = made.find(b"POST", f"{start}/ofrep/v1/evaluate/flags{end}".encode())
+    assert leads_to(found, getattr(endpoints.evaluation, name))
+
+
+def test_failures_have_the_shape_of_their_route():
+    _, made = router()
+    error = RequestError(400, "no")
+    bodies = [
+        orjson.loads(made.error_response(path, error).body) for path in (b"/ofrep/v1/evaluate/flags/a", b"/stream")
+    ]
+    assert bodies[0] == {"key": "a", "errorCode": "GENERAL", "errorDetails": "no"}
+    assert bodies[1]["error"] == "no"
 
 
 def test_paths_are_remembered_until_prefixes_change_and_in_bounded_number():
     _, made = router()
     path = "/ofrep/v1/evaluate/flags/{}".format
-    first = made.find(b"POST", path(0).encode())
-    assert made.find(b"POST", path(0).encode()) is first
+    first = b"POST", path(0).encode()
+    assert made.find(*first) is made.find(*first) is made._known[first]
     for number in range(1, MAX_KNOWN + 1):
         assert made.find(b"POST", path(number).encode()) is not None
-    assert made.find(b"POST", path(0).encode()) is not first
+    assert first not in made._known
     assert len(made._known) <= MAX_KNOWN
-    long = path("x" * LONGEST_KNOWN).encode()
-    assert made.find(b"POST", long) is not made.find(b"POST", long)
+    long = b"POST", path("x" * LONGEST_KNOWN).encode()
+    assert made.find(*long) is not None
+    assert long not in made._known
     assert made.find(b"POST", b"/eu02/events/t") is not None
     made.settings_changed(SimpleNamespace(settings=SimpleNamespace(collection_prefix="eu02")))
     assert not made._known

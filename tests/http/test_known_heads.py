@@ -122,15 +122,29 @@ def test_only_heads_of_http_1_1_are_known():
     assert not any(is_known(known, data) for data in old)
 
 
-@pytest.mark.parametrize("lines", [[], ["A: b"] * 100], ids=["short", "many headers"])
+@pytest.mark.parametrize("lines", [0, 100], ids=["short", "many headers"])
 def test_known_heads_are_bounded_in_bytes(lines):
     """A thousand heads with a hundred headers each took 20 MB."""
+
+    def head(number):
+        return get(f"/{number}", *[f"A{line}: {number}" for line in range(lines)])
+
     known = KnownHeads()
-    largest = limits.MAX_HEADS_BYTES // (limits.HEADER_BYTES * (len(lines) + 3))
+    largest = limits.MAX_HEADS_BYTES // (limits.HEADER_BYTES * (lines + 2))
     for number in range(largest + 2):
-        requests_in([get(f"/{number}", *lines)], lambda: known)
-    assert not is_known(known, get("/0", *lines))
-    assert is_known(known, get(f"/{largest + 1}", *lines))
+        requests_in([head(number)], lambda: known)
+    assert not is_known(known, head(0))
+    assert is_known(known, head(largest + 1))
+
+
+def test_heads_have_equal_headers_in_common():
+    """A client asks for many paths with the same headers: each head had copies of its own, which took 2 MB for 1,300."""
+    known = KnownHeads()
+    for number in range(2000):
+        requests_in([get(f"/{number}", "A: b", "C: d", "E: f")], lambda: known)
+    assert is_known(known, get("/0", "A: b", "C: d", "E: f"))
+    first, last = (known.by_bytes[get(f"/{number}", "A: b", "C: d", "E: f")[:-4]].headers for number in (0, 1999))
+    assert all(one is other for one, other in zip(first, last, strict=True))
 
 
 def test_heads_that_differ_are_searched_and_remembered_rarely():

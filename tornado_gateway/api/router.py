@@ -2,18 +2,15 @@
 
 import re
 from collections.abc import Callable
-from functools import partial
 from operator import attrgetter
-from typing import Any
 
 import orjson
 
 from tornado_gateway.api.cors import OPERATORS_PATHS, respond_to_preflight
 from tornado_gateway.api.endpoints import Endpoints
-from tornado_gateway.api.ofrep.errors import flag_key
-from tornado_gateway.api.routes import KEY, ROUTES, TREES, Route
+from tornado_gateway.api.routes import ROUTES, TREES, Route
 from tornado_gateway.errors import RequestError
-from tornado_gateway.http.messages import ErrorShape, Handler, Request, Response, Result, json_error
+from tornado_gateway.http.messages import Handler, Response, error_response, json_error
 from tornado_gateway.settings.mirror import Snapshot
 
 SLASHES = re.compile(b"//+")
@@ -39,12 +36,12 @@ class Router:
         serves_browsers: bool,
         protect: Protect | None = None,
     ) -> None:
-        self._endpoints = endpoints
-        self._protect = protect
-        self._routes: dict[tuple[bytes, bytes], Route] = {}
+        self._handlers: dict[tuple[bytes, bytes], Handler] = {}  # by method and path of the route
         for route in ROUTES:
+            endpoint: Handler = attrgetter(route.handler)(endpoints)
+            handler = endpoint if protect is None else protect(route, endpoint)
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
-                self._routes[method.encode(), route.path.encode()] = route
+                self._handlers[method.encode(), route.path.encode()] = handler
         self._known: dict[tuple[bytes, bytes], Handler] = {}  # by method and path, as requests have it
         self._not_allowed = _handlers_of_wrong_methods()
         self._event_paths = frozenset(route.path.encode() for route in ROUTES if route.is_event)
@@ -89,22 +86,19 @@ class Router:
         error = orjson.loads(response.body)
         return shape(path, RequestError(response.status, error["error"], code=error["code"]))
 
+    def error_response(self, path: bytes, error: RequestError) -> Response:
+        """Return the response to a request that has failed, in the route's shape."""
+        shape = self._shapes.get(self._route_path(path))
+        return error_response(error) if shape is None else shape(path, error)
+
     def _find_leniently(self, method: bytes, path: bytes) -> Handler | None:
         route_path = self._route_path(path)
-        route = self._routes.get((method, path)) or self._routes.get((method, route_path))
-        if route is not None:
-            return self._remember(method, path, self._handler(route, path))
+        handler = self._handlers.get((method, path)) or self._handlers.get((method, route_path))
+        if handler is not None:
+            return self._remember(method, path, handler)
         if method == b"OPTIONS" and self._serves_browsers and not route_path.startswith(OPERATORS_PATHS):
             return respond_to_preflight
         return self._not_allowed.get(route_path)
-
-    def _handler(self, route: Route, path: bytes) -> Handler:
-        """Return the handler of requests to a path. That of a tree is the endpoint, with the end of the path."""
-        endpoint: Any = attrgetter(route.handler)(self._endpoints)
-        handler: Handler = partial(endpoint, flag_key(path)) if route.path.endswith(KEY) else endpoint
-        if self._protect is not None:
-            handler = self._protect(route, handler)
-        return handler if route.error_shape is None else _shaped(handler, partial(route.error_shape, path))
 
     def _remember(self, method: bytes, path: bytes, handler: Handler) -> Handler:
         if len(path) <= LONGEST_KNOWN:
@@ -127,19 +121,14 @@ class Router:
 
 
 def _whole_tree(path: bytes) -> bytes | None:
-    """Return the path of the route that stands for all paths like this one."""
+    """Return the path of the route that stands for all paths like this one.
+
+    With an empty key it is the path without the slash: OFREP clients send an empty key for all flags.
+    """
     for start, route_path in TREES.items():
         if path.startswith(start):
-            return route_path
+            return route_path if path[len(start) :].lstrip(b"/") else start[:-1]
     return None
-
-
-def _shaped(handler: Handler, shape: ErrorShape) -> Handler:
-    def respond(request: Request) -> Result:
-        request.error_shape = shape
-        return handler(request)
-
-    return respond
 
 
 def _always(response: Response) -> Handler:

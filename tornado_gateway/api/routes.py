@@ -19,8 +19,7 @@ class Route(NamedTuple):
     DECISION_REQUIRED enables it. `error_shape` makes the response to a failure from the path and the error, if it is
     not that of all errors. `is_event`, `is_batch`: bodies may have the size of an event or of a batch. `is_for_sdks`:
     the query is read leniently, because some SDKs do not escape theirs. `is_lookup`: values of a visitor are in it, so
-    that not each `i` names a key. A path that ends with `{key}` stands for all paths below; the endpoint also gets
-    their ends, as its first argument.
+    that not each `i` names a key. A path that ends with `{key}` stands for all paths below.
     """
 
     method: str

@@ -54,6 +54,7 @@ class LocationReader:
         self.error: str | None = None  # the reason why the last database was rejected, until one is accepted
         self._words: Words = read_words(overrides_file, _SECTIONS) if overrides_file else {}
         self._words_digest = digest_of(self._words)
+        self.version = f"{None} {self._words_digest}"  # changes with the locations that are found
         self._copy_directory = copy_directory
         self._cache_size = cache_size
         self._database: LocationDatabase | None = None
@@ -109,12 +110,6 @@ class LocationReader:
         database = self._database
         return database.build_epoch if database else None
 
-    @property
-    def version(self) -> str:
-        """A text that changes with the locations that are found."""
-        database = self._database
-        return f"{database.digest if database else None} {self._words_digest}"
-
     def age_seconds(self, now: float) -> float | None:
         """Return the age of the data, None without a database."""
         database = self._database
@@ -128,6 +123,7 @@ class LocationReader:
         """Drop the database: lookups find nothing from now on."""
         with self._changing:
             self._database = self._seen = None
+            self.version = f"{None} {self._words_digest}"
 
     def check(self) -> bool:
         """Reload if the file has changed. Return True if a new database is in use. Safe on any thread."""
@@ -163,6 +159,7 @@ class LocationReader:
             database = LocationDatabase(opened, self._words, self._cache_size)
             self.path, self._seen, self.error = path, signature, None
             self._database = database
+            self.version = f"{database.digest} {self._words_digest}"
         logger.info("location database loaded: %s, built %s", database.database_type, time.ctime(database.build_epoch))
 
     def start(self, check_seconds: float = 60.0) -> None:

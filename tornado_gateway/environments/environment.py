@@ -120,7 +120,7 @@ class Environment:
     def version(self) -> bytes:
         """Return a name of everything that decisions depend on, other than their contexts; equal in all processes."""
         snapshot = self.mirror.current
-        named = "" if snapshot is None else f"{snapshot.digest} {self.evaluator.facts_version}"
+        named = "" if snapshot is None else " ".join((snapshot.digest, *self.evaluator.facts_versions))
         return hashlib.blake2b(named.encode(), digest_size=8).hexdigest().encode()
 
     def decision_settings(self) -> core.Settings:

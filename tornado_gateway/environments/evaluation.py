@@ -265,9 +265,9 @@ class Evaluator:
         return not self._uses_store and not settings.has_list_checks
 
     @property
-    def facts_version(self) -> str:
-        """A text that changes with the location database and the device rules."""
-        return f"{self._location.version} {self._device.version}"
+    def facts_versions(self) -> tuple[str, str]:
+        """Texts that change with the location database and the device rules."""
+        return self._location.version, self._device.version
 
     async def _keep_once_recorded(self, gate: Gate | None, inputs: Inputs, decisions: Sequence[core.Decision]) -> None:
         if self._sticky is not None and await has_happened(gate):

@@ -253,7 +253,7 @@ class Connection(asyncio.Protocol):
                     return
             response = self.options.guard(handler, request) if request.wants_echo else handler(request)
         except Exception as error:
-            response = error_response(request, error)
+            response = error_response(request, error, self.options.error_shape)
         if type(response) is Response:
             gate = request.gate
             if gate is None and not self.queue and not self.stopping:
@@ -300,7 +300,7 @@ class Connection(asyncio.Protocol):
         try:
             task = asyncio.ensure_future(response)
         except TypeError as error:  # neither a Response nor an awaitable
-            self._complete(request, error_response(request, error))
+            self._complete(request, error_response(request, error, self.options.error_shape))
             self.flush()
             return
         self.activity.tasks.add(task)
@@ -308,7 +308,7 @@ class Connection(asyncio.Protocol):
 
     def _finish_task(self, request: Request, task: asyncio.Future[Response]) -> None:
         self.activity.tasks.discard(task)
-        self._complete(request, outcome(request, task))
+        self._complete(request, outcome(request, task, self.options.error_shape))
         if request.gate is not None:
             self._hold(request.gate)
         self.flush()
@@ -342,7 +342,7 @@ class Connection(asyncio.Protocol):
                 if not gate.is_open:
                     return
                 if gate.failure is not None:
-                    response = failure_response(request, gate.failure)
+                    response = failure_response(request, gate.failure, self.options.error_shape)
             queue.popleft()
             self.queued_bytes -= size
             self._send(request, response)

@@ -9,7 +9,16 @@ from typing import Final, NamedTuple, final
 from tornado.httputil import HTTPServerConnectionDelegate
 
 from tornado_gateway.http.codings import Unpacking
-from tornado_gateway.http.messages import Handler, Request, Response, Result, split_target, too_large
+from tornado_gateway.http.messages import (
+    ErrorShape,
+    Handler,
+    Request,
+    Response,
+    Result,
+    error_response,
+    split_target,
+    too_large,
+)
 
 # The parser cannot be paused within one call, so it gets at most this much at once.
 SLICE_BYTES: Final = 16384
@@ -147,6 +156,7 @@ class KnownHeads:
     def __init__(self) -> None:
         self.by_bytes: dict[bytes, Head] = {}
         self._bytes = 0
+        self._headers: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {}  # those of all heads, each once
 
     def add(self, data: bytes, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]], body_size: int) -> None:
         """Remember the head of a slice of complete requests, if that is one request and its body is not chunked.
@@ -157,11 +167,15 @@ class KnownHeads:
         line = head.partition(b"\r\n")[0]
         if len(body) != body_size or len(head) > HEAD_BYTES or line[-len(_VERSION) :] != _VERSION:
             return
-        self._bytes += 2 * len(head) + HEADER_BYTES * (len(headers) + 2)
         if self._bytes > MAX_HEADS_BYTES:
             self.by_bytes.clear()
+            self._headers.clear()
             self._bytes = 0
-        self.by_bytes[head] = Head(method, url, headers, body_size)
+        # Heads with different paths have most headers in common. Many copies would not stay in the processor's cache.
+        before = len(self._headers)
+        common = [self._headers.setdefault(header, header) for header in headers]
+        self._bytes += 2 * len(head) + HEADER_BYTES * (len(self._headers) - before + 2)
+        self.by_bytes[head] = Head(method, url, common, body_size)
 
 
 @final
@@ -247,7 +261,7 @@ class ServerOptions:
     headers. `guard(handler, request)` responds to these requests and may call their handler. `page_lines(request,
     status)` returns the lines of the application's responses. `lenient(path)`: whether a query with spaces, tabs and
     bytes above 0x7F is accepted. `proxy_trusts(address)`: whether connections from an address begin with a header of
-    the PROXY protocol.
+    the PROXY protocol. `error_shape(path, error)` returns the response to a request that has failed.
     """
 
     def __init__(
@@ -264,6 +278,7 @@ class ServerOptions:
         lenient: Callable[[bytes], bool] | None = None,
         page_lines: Callable[[Request, int], bytes] | None = None,
         proxy_trusts: Callable[[str], bool] | None = None,
+        error_shape: ErrorShape | None = None,
     ) -> None:
         self.find = find
         self.fallback = fallback
@@ -271,6 +286,7 @@ class ServerOptions:
         self.small_bytes = min(DENSE_SLICE_BYTES, limits.slice_bytes)  # that are never cut into slices
         self.body_limit = body_limit or (lambda path: (limits.max_body_bytes, too_large(limits.max_body_bytes)))
         self.on_response = on_response or _nothing
+        self.error_shape = error_shape or (lambda path, error: error_response(error))
         self.extra_header_lines = extra_header_lines or _no_lines
         self.guard = Unpacking(guard).call
         self.echo_headers = echo_headers if extra_header_lines else ()

@@ -27,7 +27,7 @@ class Page(Protocol):
         """Report that the client has closed, or half-closed, its side."""
 
 
-ErrorShape = Callable[[RequestError], "Response"]
+ErrorShape = Callable[[bytes, RequestError], "Response"]  # from the path of the request
 
 
 class Packed(NamedTuple):
@@ -47,14 +47,13 @@ class Request:
 
     A handler may set `gate`: its response is then held back until that gate opens. `wants_echo`: see `ServerOptions`.
     `response` or `page` is set by the connection when the request waits for its turn. `client` is the client that the
-    credentials name. `error_shape`, which makes the response to a failure, exists only where it is needed.
+    credentials name.
     """
 
     __slots__ = (
         "body",
         "charge",
         "client",
-        "error_shape",
         "gate",
         "headers",
         "keep_alive",
@@ -68,8 +67,6 @@ class Request:
         "version",
         "wants_echo",
     )
-
-    error_shape: "ErrorShape"
 
     def __init__(
         self,
@@ -140,7 +137,10 @@ def header_lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
 
 @final
 class Response:
-    """A response, encoded once and used for any number of requests. `content_type` None: no such header."""
+    """A response, encoded once and used for any number of requests. `content_type` None: no such header.
+
+    `lines` are header lines that are encoded already, and known to have no other line breaks.
+    """
 
     __slots__ = ("_head", "body", "encoded", "status")
 
@@ -150,18 +150,21 @@ class Response:
         body: bytes = b"",
         content_type: bytes | None = JSON,
         headers: Iterable[tuple[bytes, bytes]] = (),
+        *,
+        lines: bytes = b"",
     ) -> None:
         self.status = status
+        if headers:
+            lines += header_lines(tuple(headers))
         if status in (204, 304):
             # RFC 9110: no content, so no headers that describe it.
             self.body = b""
-            self._head = _status_line(status, None)
+            self._head = _status_line(status, None) + lines
+            self.encoded = self._head + b"\r\n"
         else:
             self.body = body
-            self._head = b"%bContent-Length: %d\r\n" % (_status_line(status, content_type), len(body))
-        if headers:
-            self._head += header_lines(tuple(headers))
-        self.encoded = b"%b\r\n%b" % (self._head, self.body)
+            self._head = b"%bContent-Length: %d\r\n%b" % (_status_line(status, content_type), len(body), lines)
+            self.encoded = b"%b\r\n%b" % (self._head, body)
 
     def render(self, connection: bytes, is_head: bool) -> bytes:
         """Return the bytes for a request other than plain HTTP/1.1 keep-alive; `connection` is b"" or a header line."""

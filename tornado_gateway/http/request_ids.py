@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, final
 
 from tornado_gateway.errors import RequestError
-from tornado_gateway.http import messages
 from tornado_gateway.http.messages import CANCELLED, ErrorShape, Request, Response
 
 logger = logging.getLogger(__name__)
@@ -88,38 +87,34 @@ def log_failure(request: Request, error: BaseException | None) -> None:
     FAILURES.log(request, error)
 
 
-def failure_response(request: Request, error: Exception) -> Response:
+def failure_response(request: Request, error: Exception, shape: ErrorShape) -> Response:
     """Return the response that replaces one that a failed gate held back."""
-    return _shaped(request, RequestError(getattr(error, "status", 500), str(error), code=getattr(error, "code", "")))
+    status, code = getattr(error, "status", 500), getattr(error, "code", "")
+    return shape(request.path, RequestError(status, str(error), code=code))
 
 
-def error_response(request: Request, error: BaseException) -> Response:
+def error_response(request: Request, error: BaseException, shape: ErrorShape) -> Response:
     """Return the response for an exception of a handler. It does not wait for a gate, because it confirms nothing."""
     request.gate = None
     if isinstance(error, RequestError):
-        return _shaped(request, error)
+        return shape(request.path, error)
     if isinstance(error, asyncio.CancelledError):
         return CANCELLED
     log_failure(request, error)
-    return _shaped(request, RequestError(500, "internal error"))
+    return shape(request.path, RequestError(500, "internal error"))
 
 
-def _shaped(request: Request, error: RequestError) -> Response:
-    shape: ErrorShape = getattr(request, "error_shape", messages.error_response)
-    return shape(error)
-
-
-def outcome(request: Request, task: asyncio.Future[Any]) -> Response:
+def outcome(request: Request, task: asyncio.Future[Any], shape: ErrorShape) -> Response:
     """Return the response of a handler's awaitable, even if it has failed or returned another value."""
     if task.cancelled():
         return CANCELLED
     error = task.exception()  # not raised, because its traceback would refer to the task: a cycle with the request
     if error is not None:
-        return error_response(request, error)
+        return error_response(request, error, shape)
     response = task.result()
     if isinstance(response, Response):
         return response
-    return error_response(request, TypeError(f"a handler must return a Response, not {response!r}"))
+    return error_response(request, TypeError(f"a handler must return a Response, not {response!r}"), shape)
 
 
 class Tracing:

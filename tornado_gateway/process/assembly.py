@@ -332,6 +332,7 @@ class Assembly:
             lenient=router.is_sdk_path,
             proxy_trusts=build_client_address(self._config).trusts if self._config.proxy_protocol else None,
             page_lines=None if cors is None else cors.page_lines,
+            error_shape=router.error_response,
         )
         return Server(options, self._certificates.context if self._certificates else None)
 

@@ -10,7 +10,7 @@ import hashlib
 import zlib
 from collections.abc import Awaitable, Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -29,13 +29,7 @@ MAX_BEGUN = 256  # digests that are remembered: one for each environment and end
 SMALLEST_COMPRESSED_BYTES = 1024
 LARGEST_INLINE_BYTES = 16 * 1024  # compressed in 0.2 ms; larger bodies are compressed in a thread
 _GZIP = 16 + zlib.MAX_WBITS  # zlib's parameter for this format
-
-
-class Validator(NamedTuple):
-    """The inputs of an ETag that are known before the decisions. `etag` is None if they do not suffice."""
-
-    etag: bytes | None
-    is_known: bool  # to the client, whose copy is up to date
+FROM_BODY: Final = b""  # instead of an ETag: that of the response
 
 
 class Asked(NamedTuple):
@@ -56,15 +50,15 @@ class BulkApi:
     def get_flags(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
         settings = environment.decision_settings()
-        validator = validate(request, environment, settings, "getFlags")
-        if validator.is_known:
-            return not_modified(validator.etag)
+        etag = etag_of(request, environment, settings, "getFlags")
+        if etag and is_known(request, etag):
+            return not_modified(etag)
         fields = json_object(request.body)
         has_impressions = boolean(fields, "impressions")
         keys, has_details = feature_keys("featureKeys", fields.get("featureKeys")), boolean(fields, "details")
         context = with_address(core.context_from_json(fields, user_id(fields)))
         asked = Asked(tuple(settings.features) if keys is None else keys, context, has_impressions, has_details)
-        return self._decide_all(request, environment, settings, asked, None if has_impressions else validator)
+        return self._decide_all(request, environment, settings, asked, None if has_impressions else etag)
 
     async def _decide_all(
         self,
@@ -72,7 +66,7 @@ class BulkApi:
         environment: Environment,
         settings: core.Settings,
         asked: Asked,
-        validator: Validator | None,
+        etag: bytes | None,
     ) -> Response:
         entries: list[bytes] = []
         recorder = Recorder(environment, settings, asked.context)
@@ -89,7 +83,7 @@ class BulkApi:
         record = partial(recorder.append, request)
         keeps = asked.has_impressions
         await environment.evaluator.decide_many(settings, asked.keys, asked.context, add, record, keeps=keeps)
-        return await respond(request, b'{"flags":{%b}}' % b",".join(entries), validator)
+        return await respond(request, b'{"flags":{%b}}' % b",".join(entries), etag)
 
 
 class Recorder:
@@ -118,28 +112,32 @@ class Recorder:
         return request.gate
 
 
-def validate(
-    request: Request, environment: Environment, settings: core.Settings, endpoint: str, *more: str
-) -> Validator:
-    """Return the ETag of the response of an endpoint to a request. The response depends on `more` as well."""
+def etag_of(
+    request: Request, environment: Environment, settings: core.Settings, endpoint: str, more: tuple[str, ...] = ()
+) -> bytes:
+    """Return the ETag of the response of an endpoint to a request. The response depends on `more` as well.
+
+    FROM_BODY: it is not known before the decisions.
+    """
     evaluator, snapshot = environment.evaluator, environment.mirror.current
     if snapshot is None or not evaluator.is_pure(settings):
-        return Validator(None, False)
-    etag = _etag(_begun(snapshot.digest, evaluator.facts_version, endpoint), orjson.dumps(more) + request.body)
-    return Validator(etag, _is_known(request, etag))
+        return FROM_BODY
+    begun = _begun(snapshot.digest, evaluator.facts_versions, endpoint, bool(more))
+    return _etag(begun, orjson.dumps(more) + request.body if more else request.body)
 
 
-def not_modified(etag: bytes | None) -> Response:
-    return Response(304, headers=[(b"ETag", etag or b"")])
+def not_modified(etag: bytes) -> Response:
+    return Response(304, lines=b"ETag: %b\r\n" % etag)
 
 
-async def respond(request: Request, body: bytes, validator: Validator | None) -> Response:
-    """Return the response, compressed if the client accepts that. Without a validator it has no ETag."""
+async def respond(request: Request, body: bytes, etag: bytes | None) -> Response:
+    """Return the response, compressed if the client accepts that. With None it has no ETag."""
     headers = [(b"Vary", b"Accept-Encoding"), (b"Cache-Control", b"no-cache")]
-    if validator is not None:
-        etag = validator.etag or _etag(_begun(), body)
-        if validator.etag is None and _is_known(request, etag):
-            return not_modified(etag)
+    if etag is not None:
+        if not etag:
+            etag = _etag(_begun(), body)
+            if is_known(request, etag):
+                return not_modified(etag)
         headers.append((b"ETag", etag))
     is_large = len(body) > SMALLEST_COMPRESSED_BYTES
     if is_large and accepts_gzip(request.list_header(b"accept-encoding").decode("latin-1")):
@@ -149,9 +147,9 @@ async def respond(request: Request, body: bytes, validator: Validator | None) ->
 
 
 @lru_cache(maxsize=MAX_BEGUN)
-def _begun(*texts: str) -> hashlib.blake2b:
-    """Return a digest of texts that the ETags of many requests have in common."""
-    return hashlib.blake2b(orjson.dumps(texts), digest_size=12)
+def _begun(*facts: str | bool | tuple[str, str]) -> hashlib.blake2b:
+    """Return a digest of facts that the ETags of many requests have in common."""
+    return hashlib.blake2b(orjson.dumps(facts), digest_size=12)
 
 
 def _etag(begun: hashlib.blake2b, rest: bytes) -> bytes:
@@ -161,7 +159,7 @@ def _etag(begun: hashlib.blake2b, rest: bytes) -> bytes:
     return b'W/"%b"' % digest.hexdigest().encode()
 
 
-def _is_known(request: Request, etag: bytes) -> bool:
+def is_known(request: Request, etag: bytes) -> bool:
     """Return whether If-None-Match lists the ETag. Weak marks and missing quotes are ignored, `*` matches nothing."""
     if (IF_NONE_MATCH, etag) in request.headers:  # as nearly all clients send it
         return True

@@ -18,16 +18,18 @@ class Derived(Generic[T]):
         self._environments = environments
         self._make = make
         self._values: dict[core.Settings, T] = {}
+        self.known: Callable[[core.Settings], T | None] = self._values.get
 
     def of(self, settings: core.Settings) -> T:
-        value = self._values.get(settings)
+        value = self.known(settings)
         return self._add(settings) if value is None else value
 
     def _add(self, settings: core.Settings) -> T:
         """Make the value of new settings. Drop those of settings that no environment has any more."""
         snapshots = [environment.mirror.current for environment in self._environments.all]
         current = {snapshot.settings for snapshot in snapshots if snapshot is not None}
-        self._values = {known: value for known, value in self._values.items() if known in current}
+        for former in self._values.keys() - current:
+            del self._values[former]
         value = self._values[settings] = self._make(settings)
         return value
 
@@ -43,9 +45,7 @@ class Remembered(Generic[T]):
         self._entry_bytes = entry_bytes
         self._size = 0
         self._values: dict[object, T] = {}
-
-    def get(self, key: object) -> T | None:
-        return self._values.get(key)
+        self.get: Callable[[object], T | None] = self._values.get
 
     def add(self, key: object, value: T, size: int) -> T:
         """Remember a value of `size` bytes, and return it."""

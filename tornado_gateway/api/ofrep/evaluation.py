@@ -4,9 +4,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from tornado_gateway import core
-from tornado_gateway.api.ofrep import context
-from tornado_gateway.api.ofrep.bulk import Recorder, Validator, not_modified, respond, validate
-from tornado_gateway.api.ofrep.context import Browsers, Options
+from tornado_gateway.api.ofrep.bulk import Recorder, etag_of, is_known, not_modified, respond
+from tornado_gateway.api.ofrep.context import Browsers, Options, read
 from tornado_gateway.api.ofrep.derived import Derived
 from tornado_gateway.api.ofrep.errors import FLAG_NOT_FOUND, GENERAL, INVALID_CONTEXT, EvaluationError
 from tornado_gateway.api.ofrep.exposures import RecentExposures
@@ -45,15 +44,15 @@ class EvaluationApi:
 
     # --- One flag ---
 
-    def evaluate(self, key: str, request: Request) -> Response | Awaitable[Response]:
-        if not key:  # clients send an empty key as the path of all flags with a slash
-            return self.evaluate_all(request)
+    def evaluate(self, request: Request) -> Response | Awaitable[Response]:
         environment = self._environments.of(request)
         settings = environment.decision_settings()
         browser = self._browsers.of(request) if request.wants_echo else None  # all with Origin want it
-        visitor, variable, options = context.read(request.body, browser)
-        flags = self._flags.of(settings)
-        flag = flags.find(key, variable)
+        visitor, variable, options = read(request.body, browser)
+        flags = self._flags.known(settings) or self._flags.of(settings)
+        flag = flags.by_path.get(request.path) if variable is None else None
+        if flag is None:
+            flag = flags.at(request.path, variable)
         if flag is None:
             raise EvaluationError(404, FLAG_NOT_FOUND, "there is no feature or variable with this key")
         if visitor.use_id_for_web:
@@ -82,32 +81,18 @@ class EvaluationApi:
             counts.watch(visitor.user_id, decision)
         if decision.error is not None:
             raise EvaluationError(400, GENERAL, decision.error)
-        response = flags.response(flag, decision)
-        if is_recorded:
-            self._record(request, environment, flags.settings, visitor, decision)
-        return response
-
-    def _record(
-        self,
-        request: Request,
-        environment: Environment,
-        settings: core.Settings,
-        visitor: core.Context,
-        decision: core.Decision,
-    ) -> None:
-        """Append the impressions that this visitor had not a moment ago."""
-        hashes: list[int] = []
-        if decision.impressions:
-            hashes = self._recent.keep_new(environment.access.name, decision)
-            if not hashes:
-                return
-        documents, count = environment.evaluator.event_documents(settings, visitor, decision)
+        answer = flags.answer(flag, decision)
+        hashes = self._recent.keep_new(environment.access.name, decision, answer.shown) if is_recorded else None
+        if hashes is None:
+            return answer.response
+        documents, count = environment.evaluator.event_documents(flags.settings, visitor, decision)
         if count:
             events = environment.events
             gate = events.append_impressions(documents, count)
             if events.durable:
                 request.gate = gate
             self._recent.note_once_stored(gate, hashes)
+        return answer.response
 
     # --- All flags ---
 
@@ -134,12 +119,12 @@ class EvaluationApi:
         browser = self._browsers.of(request) if request.wants_echo else None
         announcement = b"" if browser is None else self._announce(request, environment)
         more = () if browser is None else (announcement.decode(), *map(str, browser))
-        validator = validate(request, environment, settings, "OFREP", *more)
-        if validator.is_known:
-            return not_modified(validator.etag)
-        visitor, _, options = context.read(request.body, browser)
+        etag = etag_of(request, environment, settings, "OFREP", more)
+        if etag and is_known(request, etag):
+            return not_modified(etag)
+        visitor, _, options = read(request.body, browser)
         _check_id(settings, visitor)
-        given = None if options.impressions is True else validator
+        given = None if options.impressions is True else etag
         return self._decide_all(request, environment, settings, visitor, options, announcement, given)
 
     async def _decide_all(
@@ -150,10 +135,10 @@ class EvaluationApi:
         visitor: core.Context,
         options: Options,
         announcement: bytes,
-        validator: Validator | None,
+        etag: bytes | None,
     ) -> Response:
         entries = await self._entries(request, environment, settings, visitor, options)
-        return await respond(request, b'{"flags":[%b]%b}' % (b",".join(entries), announcement), validator)
+        return await respond(request, b'{"flags":[%b]%b}' % (b",".join(entries), announcement), etag)
 
     async def _entries(
         self,

@@ -72,36 +72,35 @@ class RecentExposures:
         self._new: dict[int, float] = {}  # by hash; of the monotonic clock
         self._old: dict[int, float] = {}
         self._began = time.monotonic()
-        self._group: _Stored | None = None  # the last one
+        self._group = _Stored(self, Gate())  # the last one
 
-    def keep_new(self, environment: str, decision: core.Decision) -> list[int]:
+    def keep_new(self, environment: str, decision: core.Decision, shown: Sequence[int]) -> list[int] | None:
         """Remove the impressions from a decision that its visitor had in the last seconds in this environment.
 
-        Return the hashes of the others.
+        `shown` are the hashes of its impressions. Return those of the others with the visitor. None: there are none.
         """
-        uuid, new, old = decision.uuid, self._new, self._old
+        visitor, new, old = hash((environment, decision.uuid)), self._new, self._old
         hashes: list[int] = []
-        has_recent = False
-        for impression in decision.impressions:
-            shown = hash((environment, uuid, impression))
-            hashes.append(shown)
-            if shown in new or shown in old:
-                has_recent = True
-        return self._without_recent(decision, hashes) if has_recent else hashes
+        for impression in shown:
+            exposure = visitor + impression
+            if exposure in new or exposure in old:
+                return self._without_recent(decision, [visitor + impression for impression in shown])
+            hashes.append(exposure)
+        return hashes
 
-    def _without_recent(self, decision: core.Decision, hashes: list[int]) -> list[int]:
+    def _without_recent(self, decision: core.Decision, hashes: list[int]) -> list[int] | None:
         now = time.monotonic()
-        places = [place for place, shown in enumerate(hashes) if now - self._last(shown) > self._seconds]
+        places = [place for place, exposure in enumerate(hashes) if now - self._last(exposure) > self._seconds]
         decision.impressions = [decision.impressions[place] for place in places]
         if (ids := decision.vwo_user_ids) is not None:
             decision.vwo_user_ids = {new: ids[old] for new, old in enumerate(places) if old in ids}
-        return [hashes[place] for place in places]
+        return [hashes[place] for place in places] or None
 
-    def _last(self, shown: int) -> float:
+    def _last(self, exposure: int) -> float:
         """Return the time at which a visitor had an impression."""
-        last = self._new.get(shown)
+        last = self._new.get(exposure)
         if last is None:
-            last = self._old.get(shown)
+            last = self._old.get(exposure)
         return -math.inf if last is None else last
 
     def note(self, hashes: Sequence[int]) -> None:
@@ -113,13 +112,13 @@ class RecentExposures:
 
     def note_once_stored(self, gate: Gate | None, hashes: Sequence[int]) -> None:
         """Remember impressions when the gate of their events opens. None: they were rejected."""
-        if gate is None:
-            return
         group = self._group
-        if group is None or group.gate is not gate:
-            group = self._group = _Stored(self, gate)
-            gate.hold(group)
-        group.hashes.extend(hashes)
+        if group.gate is gate:
+            group.hashes.extend(hashes)
+        elif gate is not None:
+            self._group = _Stored(self, gate)
+            self._group.hashes.extend(hashes)
+            gate.hold(self._group)
 
 
 class _Stored:

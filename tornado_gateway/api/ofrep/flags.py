@@ -11,16 +11,19 @@ import orjson
 
 from tornado_gateway import core
 from tornado_gateway.api.ofrep.derived import Remembered
+from tornado_gateway.api.ofrep.errors import flag_key
 from tornado_gateway.api.ofrep.outcomes import Outcome, encoded, outcome_of
-from tornado_gateway.core.types import Feature
+from tornado_gateway.core.types import Feature, RuleMatch
 from tornado_gateway.http.messages import Response
 
 SEPARATOR = "."
 ALL = "*"
 MAX_READY_BYTES = 8 * 1024 * 1024  # of the entries of outcomes that are remembered
-MAX_RESPONSES_BYTES = 8 * 1024 * 1024  # the same for responses with one flag
+MAX_ANSWERS_BYTES = 8 * 1024 * 1024  # the same for responses with one flag
 LARGEST_FLOAT, LARGEST_INTEGER = 2**1023, 2**63  # larger values stay as they are
 MAX_SPLITS = 64  # dots of a flag key that are tried
+MAX_PATHS = 1000  # that are remembered with their flags
+LONGEST_PATH = 256  # bytes of one
 
 Key = tuple[object, ...]
 
@@ -49,15 +52,42 @@ class Ready(NamedTuple):
     bulk: bytes
 
 
+class Answer:
+    """The response with one flag, and the facts about the decision that it was made for.
+
+    `shown` are the hashes of its impressions.
+    """
+
+    __slots__ = ("experiment", "impressions", "response", "rollout", "shown")
+
+    def __init__(self, decision: core.Decision, response: Response) -> None:
+        self.rollout: RuleMatch | None = decision.rollout
+        self.experiment: RuleMatch | None = decision.experiment
+        self.impressions = decision.impressions.copy()
+        self.shown = tuple(map(hash, decision.impressions))
+        self.response = response
+
+
 class Flags:
-    """The flags of one settings document."""
+    """The flags of one settings document. `by_path` has some of those that paths name, without a variable."""
 
     def __init__(self, settings: core.Settings) -> None:
         self.settings = settings
         self._variables: dict[str, tuple[str, ...]] = {}
         self._found: dict[tuple[str, str | None], Flag] = {}  # by key and attribute `key`
+        self.by_path: dict[bytes, Flag] = {}
         self._ready: Remembered[Ready] = Remembered(MAX_READY_BYTES)
-        self._responses: Remembered[Response] = Remembered(MAX_RESPONSES_BYTES)
+        self._answers: Remembered[Answer] = Remembered(MAX_ANSWERS_BYTES)
+        self._latest: Remembered[Answer] = Remembered(MAX_ANSWERS_BYTES)  # nearly all of the same answers
+
+    def at(self, path: bytes, variable: object) -> Flag | None:
+        """Return the flag that the path of a request names, None if there is none. `variable`: see `find`."""
+        flag = self.find(flag_key(path), variable)
+        if flag is not None and variable is None and len(path) <= LONGEST_PATH:
+            if len(self.by_path) >= MAX_PATHS:  # a flag has many spellings; the others are known again soon
+                self.by_path.clear()
+            self.by_path[path] = flag
+        return flag
 
     def find(self, key: str, variable: object = None) -> Flag | None:
         """Return the flag of this key, None if there is none.
@@ -86,14 +116,31 @@ class Flags:
                 found = Flag(key, name, rest)
         return found
 
-    def response(self, flag: Flag, decision: core.Decision) -> Response:
-        """Return the response with one flag for a decision without error."""
-        key = flag, decision.reason, decision.rollout, decision.experiment, *decision.impressions
-        return self._responses.get(key) or self._add_response(key, flag, decision)
+    def answer(self, flag: Flag, decision: core.Decision) -> Answer:
+        """Return the response with one flag for a decision without error.
 
-    def _add_response(self, key: Key, flag: Flag, decision: core.Decision) -> Response:
+        Nearly always it is that of the last decision with this variation and reason. To compare both costs less than
+        to find it by all facts, whose parts would have to be fetched into the processor's cache.
+        """
+        latest = self._latest.get((flag, decision.variation, decision.reason))
+        if (
+            latest is not None
+            and latest.rollout is decision.rollout
+            and latest.experiment is decision.experiment
+            and latest.impressions == decision.impressions
+        ):
+            return latest
+        return self._other_answer(flag, decision)
+
+    def _other_answer(self, flag: Flag, decision: core.Decision) -> Answer:
+        key = flag, decision.reason, decision.rollout, decision.experiment, *decision.impressions
+        answer = self._answers.get(key) or self._add_answer(key, flag, decision)
+        latest = flag, decision.variation, decision.reason
+        return self._latest.add(latest, answer, 2 * len(answer.response.body))
+
+    def _add_answer(self, key: Key, flag: Flag, decision: core.Decision) -> Answer:
         body = entry(flag.key, self.ready(decision).entries[flag.variable])
-        return self._responses.add(key, Response(200, body), 2 * len(body))
+        return self._answers.add(key, Answer(decision, Response(200, body)), 2 * len(body))
 
     def ready(self, decision: core.Decision) -> Ready:
         """Return the entries for a decision, which depend on its outcome only."""
