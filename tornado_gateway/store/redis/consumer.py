@@ -17,7 +17,7 @@ from tornado_gateway.tasks import end_tasks
 logger = logging.getLogger(__name__)
 
 GROUP = "gateway"
-STEP_CHUNKS = 25  # of a claim in one step of Redis, which does nothing else meanwhile: 0.5 ms
+STEP_CHUNKS = 100  # of a claim in one step of Redis, which does nothing else meanwhile: 2 ms at most
 
 
 class Consumer:
