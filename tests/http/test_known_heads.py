@@ -138,7 +138,7 @@ def test_known_heads_are_bounded_in_bytes(lines):
 
 
 def test_heads_have_equal_headers_in_common():
-    """A client asks for many paths with the same headers: a copy of these for each head took 2 MB."""
+    """A client asks for many paths with the same headers. With copies of its own for each head, 1,600 took 2 MB."""
     known = KnownHeads()
     for number in range(2000):
         requests_in([get(f"/{number}", "A: b", "C: d", "E: f")], lambda: known)
