@@ -15,7 +15,7 @@ from http_harness import QUICK, Routes, get, post, serve
 
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.codings import STEP_BYTES, unpacked
-from tornado_gateway.http.messages import BAD_ENCODING, Packed, Request, Response, too_large
+from tornado_gateway.http.messages import BAD_ENCODING, Packed, Request, Response, json_error, too_large
 from tornado_gateway.http.request_ids import outcome
 
 __all__ = ["serve"]
@@ -118,7 +118,7 @@ async def test_a_request_that_failed_is_freed_at_once():
     try:
         task = asyncio.ensure_future(fail(request))
         await asyncio.wait([task])
-        assert outcome(request, task).status == 400
+        assert outcome(request, task, lambda path, error: json_error(error.status, str(error))).status == 400
         del request, task
         assert freed() is None
     finally:

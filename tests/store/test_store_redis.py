@@ -362,6 +362,25 @@ async def test_changes_are_announced_also_after_a_broken_connection(server):
             assert (await asyncio.wait_for(waiting, SECONDS)).body == b"after"
 
 
+async def test_a_change_that_could_not_be_read_is_read_soon(server, monkeypatch):
+    """The message and the reading use different connections, and both may be broken at the same time."""
+    async with Opened(store_on(server.port, recheck_seconds=3600), store_on(server.port, "two")) as (one, two):
+        before = await two.state.save_document("s", b"before")
+        load, failures = one.state._load_unless, [StoreError("broken")]
+
+        async def load_later(*names):
+            found = await load(*names)
+            if found is not None and failures:
+                raise failures.pop()
+            return found
+
+        monkeypatch.setattr(one.state, "_load_unless", load_later)
+        waiting = asyncio.create_task(one.state.wait_for_document("s", before.version))
+        await two.state.save_document("s", b"after")
+        assert (await asyncio.wait_for(waiting, SECONDS)).body == b"after"
+        assert failures == []
+
+
 async def test_waiting_for_a_document_ends_when_the_store_is_closed(server):
     store = store_on(server.port)
     await store.open()

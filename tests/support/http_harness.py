@@ -212,7 +212,9 @@ class Live:
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
         ssl_context = options.pop("ssl_context", None)
-        self.server = Server(ServerOptions(options.pop("find", self.routes.find), **options), ssl_context)
+        proxy_trusts = options.pop("proxy_trusts", None)
+        options = ServerOptions(options.pop("find", self.routes.find), **options)
+        self.server = Server(options, ssl_context, proxy_trusts)
         self.run(self.server.listen(**(listen or {"host": "127.0.0.1"})))
 
     def _run(self) -> None:

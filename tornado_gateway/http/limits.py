@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Collection
 from time import monotonic, sleep
-from typing import Final, NamedTuple, final
+from typing import Any, Final, NamedTuple, final
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
@@ -156,9 +156,9 @@ class KnownHeads:
     def __init__(self) -> None:
         self.by_bytes: dict[bytes, Head] = {}
         self._bytes = 0
-        self._headers: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {}  # those of all heads, each once
+        self._headers: dict[Any, Any] = {}  # those of all heads, each once. Compiled code copies tuples of known types
 
-    def add(self, data: bytes, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]], body_size: int) -> None:
+    def add(self, data: bytes, method: bytes, url: bytes, headers: list[Any], body_size: int) -> None:
         """Remember the head of a slice of complete requests, if that is one request and its body is not chunked.
 
         Of several requests, the first head is followed by more than the last body; the same holds for chunks.
@@ -260,8 +260,7 @@ class ServerOptions:
     in addition; with `echo_headers`, names in lower case, it is called only for requests that have one of these
     headers. `guard(handler, request)` responds to these requests and may call their handler. `page_lines(request,
     status)` returns the lines of the application's responses. `lenient(path)`: whether a query with spaces, tabs and
-    bytes above 0x7F is accepted. `proxy_trusts(address)`: whether connections from an address begin with a header of
-    the PROXY protocol. `error_shape(path, error)` returns the response to a request that has failed.
+    bytes above 0x7F is accepted. `error_shape(path, error)` returns the response to a request that has failed.
     """
 
     def __init__(
@@ -277,7 +276,6 @@ class ServerOptions:
         echo_headers: Collection[bytes] | None = None,
         lenient: Callable[[bytes], bool] | None = None,
         page_lines: Callable[[Request, int], bytes] | None = None,
-        proxy_trusts: Callable[[str], bool] | None = None,
         error_shape: ErrorShape | None = None,
     ) -> None:
         self.find = find
@@ -291,7 +289,6 @@ class ServerOptions:
         self.guard = Unpacking(guard).call
         self.echo_headers = echo_headers if extra_header_lines else ()
         self.lenient = lenient
-        self.proxy_trusts = proxy_trusts
         self.budget = Budget(limits.max_bodies_bytes)
         self.heads = KnownHeads()
         self.page_lines = page_lines or _no_page_lines

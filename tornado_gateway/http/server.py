@@ -32,10 +32,20 @@ CHECK_SECONDS = 0.01  # between two checks of the requests in flight while the s
 
 
 class Server:
-    """Listens on one address, and stops without losing a request."""
+    """Listens on one address, and stops without losing a request.
 
-    def __init__(self, options: ServerOptions, ssl_context: ssl.SSLContext | None = None) -> None:
+    `proxy_trusts(address)`: whether connections from an address begin with a header of the PROXY protocol. None: no
+    connection does.
+    """
+
+    def __init__(
+        self,
+        options: ServerOptions,
+        ssl_context: ssl.SSLContext | None = None,
+        proxy_trusts: Callable[[str], bool] | None = None,
+    ) -> None:
         self.options = options
+        self._proxy_trusts = proxy_trusts
         self.activity = Activity()
         self.port = 0
         self.stopping = False
@@ -82,7 +92,7 @@ class Server:
             self._backlog.close()
             sock.close()
             raise
-        if self.options.proxy_trusts is not None:
+        if self._proxy_trusts is not None:
             self._accept_by_ourselves()
         self._sweep()
 
@@ -159,7 +169,7 @@ class Server:
         sockets: Iterable[Any] = getattr(self._listener, "sockets")  # noqa: B009 - typed as a tuple, with uvloop a list
         for listening in sockets:
             asyncio.get_running_loop().remove_reader(listening.fileno())
-        if self.options.proxy_trusts is not None:
+        if self._proxy_trusts is not None:
             asyncio.get_running_loop().remove_reader(self._backlog.fileno())
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -177,11 +187,11 @@ class Server:
     def _adopt(self, accepted: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         task: asyncio.Task[Any]
-        if self.options.proxy_trusts is None:
+        if self._proxy_trusts is None:
             connecting = loop.connect_accepted_socket(self._new_connection, accepted, **self._tls_options())
             task = loop.create_task(connecting)
         else:
-            task = loop.create_task(self._adopt_proxied(accepted, self.options.proxy_trusts))
+            task = loop.create_task(self._adopt_proxied(accepted, self._proxy_trusts))
         self.activity.tasks.add(task)
         task.add_done_callback(self._adopted)
 

@@ -330,11 +330,11 @@ class Assembly:
             guard=OriginCheck(cors, router.carries_events, router.shaped),
             echo_headers=tracing.echo_headers,
             lenient=router.is_sdk_path,
-            proxy_trusts=build_client_address(self._config).trusts if self._config.proxy_protocol else None,
             page_lines=None if cors is None else cors.page_lines,
             error_shape=router.error_response,
         )
-        return Server(options, self._certificates.context if self._certificates else None)
+        proxy_trusts = build_client_address(self._config).trusts if self._config.proxy_protocol else None
+        return Server(options, self._certificates.context if self._certificates else None, proxy_trusts)
 
     # --- Work beside requests ---
 

@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS = 12.0  # until the lease of a killed process ends; a live one prolongs it four times in that time
 DECISION_SECONDS = 0.25  # that a decision waits for aliases and sticky decisions
 RECHECK_SECONDS = 3.0  # between two checks of a document without a message
+RETRY_SECONDS = 1.0  # after a check has failed
 FACTS = ("version", "saved_at", "latest", "pin")  # of a document
 FIELDS = ("body", *FACTS, "pin_ends", "unpinned_by")
 
@@ -189,16 +190,16 @@ class RedisState:
         """
         self._listen()
         while True:
-            changed = self._changed
+            changed, seconds = self._changed, self._recheck_seconds * random.uniform(0.8, 1.0)
             try:
                 stored = await self._load_unless(name, known_version)
             except StoreError:
                 if self._link.is_closed:
                     raise
-                stored = None
+                stored, seconds = None, min(seconds, RETRY_SECONDS)  # the change that was announced is not read yet
             if stored is not None:
                 return stored
-            await wait_at_most(changed, self._recheck_seconds * random.uniform(0.8, 1.0))
+            await wait_at_most(changed, seconds)
 
     async def acquire_lease(self, name: str, owner: str) -> bool:
         is_held = await self._prolong(name, owner)
