@@ -150,7 +150,7 @@ class Evaluator:
         *,
         keeps: bool = True,
     ) -> Response:
-        """Return the response that `respond` makes of a decision: see `decide_with_io`. Its gate is the request.s."""
+        """Return the response that `respond` makes of a decision: see `decide_with_io`. Its gate is the request's."""
         responses: list[Response] = []
 
         def record(decision: core.Decision) -> Gate | None:

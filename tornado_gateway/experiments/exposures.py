@@ -116,10 +116,7 @@ class Exposures:
             if shown is not None:
                 shown.tally[EXPOSURES] += 1
                 if shown.audience is not None and decision.uuid and decision.reason != "whitelisted":
-                    self._visitors.append(decision.uuid)
-                    self._noted.append(shown)
-        if len(self._noted) >= MOST_NOTED:
-            self.fold()
+                    self._note(decision.uuid, shown)
 
     def shown_by_sdk(self, data: dict[str, Any]) -> None:
         """Note the impression of an event `vwo_variationShown`, if the settings have its variation."""
@@ -135,10 +132,13 @@ class Exposures:
             return
         digits = visitor.replace("-", "")[-DIGITS:]
         if _HASH.fullmatch(digits):
-            self._visitors.append(digits)
-            self._noted.append(shown)
-            if len(self._noted) >= MOST_NOTED:
-                self.fold()
+            self._note(digits, shown)
+
+    def _note(self, visitor: str, shown: _Shown) -> None:
+        self._visitors.append(visitor)
+        self._noted.append(shown)
+        if len(self._noted) >= MOST_NOTED:
+            self.fold()
 
     def fold(self) -> None:
         """Add the noted visitors to their samples."""

@@ -285,7 +285,7 @@ def _save_document(
     with transaction(connection):
         row = connection.execute("SELECT pin FROM pins WHERE name = ? AND pin IS NOT NULL", (name,)).fetchone()
         pinned = [] if row is None else [Pin.decoded(row[0]).digest]
-        number = _save_latest(connection, name, at, body, is_pinned=row is not None)
+        number = _save_latest(connection, name, at, body, is_pinned=bool(pinned))
         connection.execute(NOTE_OWNER, (name, by))
         connection.execute(KEEP_VERSION, (name, digest, number, at, at, source, by, size, packed))
         for old in surplus(_versions(connection, name), pinned, MOST_VERSIONS, MOST_BYTES):
