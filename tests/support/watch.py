@@ -1,6 +1,7 @@
 """The state of a gateway, read from outside: memory, descriptors, threads, the size of DATA_DIR, log and accounting."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,15 +9,20 @@ from metrics import assert_adds_up, samples_of, scrape
 from process import Gateway
 
 MB = 1 << 20
+LISTENING = "0A"  # in /proc/net/tcp
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The state of a gateway at one moment; of several workers the sum, except for the memory of the largest."""
+    """The state of a gateway at one moment; of several workers the sum, except for the memory of the largest.
+
+    `connections` are the TCP connections of clients and to the upstream, `descriptors` all other open files.
+    """
 
     at: float
     memory_bytes: int
     descriptors: int
+    connections: int
     threads: int
     data_bytes: int
 
@@ -48,12 +54,31 @@ def core_times(pid: int) -> tuple[int, int]:
     return int(ran), int(waited)
 
 
+def connected_sockets() -> set[str]:
+    """The sockets of this machine with a TCP connection, as /proc/PID/fd names them."""
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table]
+    return {f"socket:[{row[9]}]" for row in rows if row[3] != LISTENING}
+
+
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process refer to."""
+    found = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.append(str(path.readlink()))
+    return found
+
+
 def read(gateway: Gateway, at: float) -> Reading:
     pids = gateway.worker_pids()
+    files = [name for pid in pids for name in open_files(pid)]
+    connections = len(connected_sockets().intersection(files))
     return Reading(
         at,
         max(map(memory_of, pids)),
-        sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids),
+        len(files) - connections,
+        connections,
         sum(field_of(pid, "Threads") for pid in pids),
         directory_bytes(gateway.data_dir),
     )
