@@ -84,15 +84,10 @@ class FlagsApi:
         is_detailed: bool,
         decision: core.Decision,
     ) -> Response:
-        environment.counts.decided(decision)
-        if environment.counts.watch is not None:
-            environment.counts.watch(context.user_id, decision)
+        environment.counts.decided(context.user_id, decision)
         documents, count = environment.evaluator.event_documents(settings, context, decision)
         if count:
-            events = environment.events
-            gate = events.append_impressions(documents, count)
-            if events.durable:
-                request.gate = gate
+            environment.append_impressions(request, documents, count)
         if is_detailed:
             return Response(200, with_details(settings, decision))
         response = self._responses.get(decision.body)

@@ -72,9 +72,7 @@ class BulkApi:
         recorder = Recorder(environment, settings, asked.context)
 
         def add(decision: core.Decision) -> None:
-            environment.counts.decided(decision)
-            if environment.counts.watch is not None:
-                environment.counts.watch(asked.context.user_id, decision)
+            environment.counts.decided(asked.context.user_id, decision)
             body = with_details(settings, decision) if asked.has_details else decision.body
             entries.append(b"%b:%b" % (encoded(decision.feature_key), body))
             if asked.has_impressions:
@@ -105,10 +103,7 @@ class Recorder:
     def append(self, request: Request) -> Gate | None:
         """Append the events. The response waits until they are stored, if EVENT_ACK says so. Return the gate."""
         if self._count:
-            events = self._environment.events
-            gate = events.append_impressions(b"\n".join(self._documents), self._count)
-            if events.durable:
-                request.gate = gate
+            self._environment.append_impressions(request, b"\n".join(self._documents), self._count)
         return request.gate
 
 

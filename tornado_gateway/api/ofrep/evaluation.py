@@ -75,10 +75,7 @@ class EvaluationApi:
         is_recorded: bool,
         decision: core.Decision,
     ) -> Response:
-        counts = environment.counts
-        counts.decided(decision)
-        if counts.watch is not None:
-            counts.watch(visitor.user_id, decision)
+        environment.counts.decided(visitor.user_id, decision)
         if decision.error is not None:
             raise EvaluationError(400, GENERAL, decision.error)
         answer = flags.answer(flag, decision)
@@ -87,10 +84,7 @@ class EvaluationApi:
             return answer.response
         documents, count = environment.evaluator.event_documents(flags.settings, visitor, decision)
         if count:
-            events = environment.events
-            gate = events.append_impressions(documents, count)
-            if events.durable:
-                request.gate = gate
+            gate = environment.append_impressions(request, documents, count)
             self._recent.note_once_stored(gate, hashes)
         return answer.response
 
@@ -154,9 +148,7 @@ class EvaluationApi:
         entries = [entry(name, NOT_FOUND) for name in names if name not in settings.features]
 
         def add(decision: core.Decision) -> None:
-            environment.counts.decided(decision)
-            if environment.counts.watch is not None:
-                environment.counts.watch(visitor.user_id, decision)
+            environment.counts.decided(visitor.user_id, decision)
             ready = flags.ready(decision)
             entries.append(ready.bulk if options.has_variables else entry(decision.feature_key, ready.entries[None]))
             if options.impressions:
