@@ -1,8 +1,9 @@
 """When a round begins, and what concerns one environment of it."""
 
 import asyncio
+import time
 
-from tornado_gateway.events.group_commit import Pace
+from tornado_gateway.events.group_commit import GROUP_SECONDS, MANY_REQUESTS, Pace
 
 NEVER = 3600.0
 
@@ -12,9 +13,16 @@ async def turns(count=5):
         await asyncio.sleep(0)
 
 
-async def test_a_group_after_several_requests_waits_for_its_time():
-    pace = Pace(NEVER, timer_seconds=NEVER)
+def busy_pace(seconds, timer_seconds):
+    """A pace while requests are many."""
+    pace = Pace(seconds, timer_seconds, rate_seconds=0.0)
     pace.begin(2)
+    pace.begin(1000 * MANY_REQUESTS)
+    return pace
+
+
+async def test_a_group_after_many_requests_waits_for_its_time():
+    pace = busy_pace(NEVER, timer_seconds=NEVER)
     waiting = asyncio.create_task(pace.wait(is_wanted=True))
     for _ in range(3):  # requests arrive
         await turns()
@@ -25,8 +33,7 @@ async def test_a_group_after_several_requests_waits_for_its_time():
 
 
 async def test_a_request_that_arrives_at_that_time_begins_it():
-    pace = Pace(0.001, timer_seconds=NEVER)
-    pace.begin(2)
+    pace = busy_pace(0.001, timer_seconds=NEVER)
     waiting = asyncio.create_task(pace.wait(is_wanted=True))
     while not waiting.done():
         await asyncio.sleep(0.001)
@@ -34,16 +41,14 @@ async def test_a_request_that_arrives_at_that_time_begins_it():
 
 
 async def test_without_further_requests_a_timer_begins_it():
-    pace = Pace(NEVER, timer_seconds=0.001)
-    pace.begin(2)
+    pace = busy_pace(NEVER, timer_seconds=0.001)
     await pace.wait(is_wanted=True)
     pace.begin(2)
     await pace.wait(is_wanted=True)  # again
 
 
 async def test_a_lone_client_never_waits():
-    pace = Pace(NEVER, timer_seconds=NEVER)
-    pace.begin(2)
+    pace = busy_pace(NEVER, timer_seconds=NEVER)
     pace.begin(1)
     assert not pace.is_early()
     waiting = asyncio.create_task(pace.wait(is_wanted=False))
@@ -51,3 +56,12 @@ async def test_a_lone_client_never_waits():
     assert not waiting.done()
     pace.want()
     await waiting
+
+
+def test_requests_that_are_few_never_wait():
+    """Two at a time, but too rarely to share rounds with others."""
+    pace = Pace(rate_seconds=0.0)
+    for _ in range(3):
+        time.sleep(3 * GROUP_SECONDS)
+        pace.begin(2)
+        assert not pace.is_early()

@@ -23,8 +23,10 @@ logger = logging.getLogger(__name__)
 
 Entry = tuple[int, bytes]  # number of events, their documents joined by newlines
 CHECKS = 4  # of a commit within its time
-# Between the beginnings of two groups while requests are concurrent: to commit a group costs more than to decide.
+# Between the beginnings of two rounds while requests are many: to commit a group costs more than to decide.
 GROUP_SECONDS = 0.001
+MANY_REQUESTS = 4  # on average in that time. To wait for fewer would cost them more time than it saves of the core's
+RATE_SECONDS = 0.02  # over which they are counted
 TIMER_SECONDS = 0.001  # the shortest time that uvloop can wait
 ROUND_GROUPS = 64  # in one step of the store, which does nothing else meanwhile
 ROUND_BYTES = 1024 * 1024  # so that a large group delays few others
@@ -86,22 +88,38 @@ class Group:
 
 
 class Pace:
-    """Wakes the task that commits. After a round with several requests it waits until `seconds` after its beginning.
+    """Wakes the task that commits. While requests are many, a round begins `seconds` after the one before it.
 
-    So rounds are fewer and larger under load, and a lone client never waits. Each arrival of a group checks the time,
-    because the timer is coarse.
+    So rounds are fewer and larger under load. After a round with one request the next one begins at once. Each arrival
+    of a group checks the time, because the timer is coarse. `rate_seconds` is the shortest time over which requests are
+    counted.
     """
 
-    def __init__(self, seconds: float = GROUP_SECONDS, timer_seconds: float = TIMER_SECONDS) -> None:
+    def __init__(
+        self,
+        seconds: float = GROUP_SECONDS,
+        timer_seconds: float = TIMER_SECONDS,
+        rate_seconds: float = RATE_SECONDS,
+    ) -> None:
         self._seconds = seconds
         self._timer_seconds = timer_seconds
+        self._rate_seconds = rate_seconds
+        self._counted_since = 0.0
+        self._requests = 0  # since then
+        self._are_many = False
         self._next_at = 0.0  # when the next round may begin, by the monotonic clock
         self._idle: asyncio.Future[None] | None = None  # done when there is something to do
         self._is_timed = False
 
     def begin(self, requests: int) -> None:
         """Note that a round with the events of so many requests begins."""
-        self._next_at = monotonic() + self._seconds if requests > 1 else 0.0
+        now = monotonic()
+        self._requests += requests
+        passed = now - self._counted_since
+        if passed >= self._rate_seconds:
+            self._are_many = self._requests * self._seconds >= MANY_REQUESTS * passed
+            self._requests, self._counted_since = 0, now
+        self._next_at = now + self._seconds if self._are_many and requests > 1 else 0.0
 
     def is_early(self) -> bool:
         """Return whether the next round may not begin yet."""

@@ -24,7 +24,7 @@ beyond it new events are rejected with 503. For the same reason Redis must not e
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from tornado_gateway.errors import StoreError
@@ -163,28 +163,24 @@ class RedisEvents:
         """Move dead letters back; each moves in one step, and those moved before an error stay moved."""
         moved = 0
         try:
-            async for events in self._requeued(ids, -1 if max_events is None else max_events):
-                moved += events
+            for first, last in await self._ranges(ids):
+                letters = PAGE
+                while letters == PAGE:
+                    budget = -1 if max_events is None else max_events - moved
+                    letters, events = await self._link.run(REQUEUE, self.keys, first, last, PAGE, budget)
+                    moved += events
         except StoreError as error:
             if not moved:
                 raise
             logger.error("requeued %d dead events, the others stay dead: %s", moved, error)
         return moved
 
-    async def _requeued(self, ids: Sequence[int | str] | None, budget: int) -> AsyncIterator[int]:
-        """Move one portion after the other. Yield the number of events of each."""
-        if ids is None:
-            last = await self._link.call("XREVRANGE", self.keys[2], "+", "-", "COUNT", 1)
-            ranges = [("-", last[0][0].decode(), PAGE)] if last else []
-        else:
-            ranges = [(id_, id_, 1) for id_ in _known(ids)]
-        for first, last_id, page in ranges:
-            while True:
-                letters, events = await self._link.run(REQUEUE, self.keys, first, last_id, page, budget)
-                yield events
-                budget -= events if budget >= 0 else 0
-                if letters < page or page == 1:
-                    break
+    async def _ranges(self, ids: Sequence[int | str] | None) -> list[tuple[str, str]]:
+        """Return the first and last ids of the letters with these ids, with None of all letters."""
+        if ids is not None:
+            return [(id_, id_) for id_ in _known(ids)]
+        last = await self._link.call("XREVRANGE", self.keys[2], "+", "-", "COUNT", 1)
+        return [("-", last[0][0].decode())] if last else []
 
     async def requeue_edited(self, id_: int | str, body: bytes) -> int:
         moved = 0
