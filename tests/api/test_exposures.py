@@ -2,7 +2,6 @@
 
 import re
 import time
-from types import SimpleNamespace
 
 import pytest
 from exchanges import exchange
@@ -12,7 +11,7 @@ from vendor import Fault, Vendor
 
 from tornado_gateway import core
 from tornado_gateway.api.ofrep import exposures
-from tornado_gateway.api.ofrep.exposures import RecentExposures
+from tornado_gateway.api.ofrep.exposures import GENERATIONS, RecentExposures
 from tornado_gateway.events.group_commit import Group
 
 SETTINGS = core.compile_settings(sample_document())
@@ -89,15 +88,52 @@ def test_only_the_new_ones_of_several_impressions_are_recorded():
     assert (again.impressions, again.vwo_user_ids) == ([known], {0: "a"})
 
 
-def test_exposures_are_recorded_again_after_their_time(monkeypatch):
-    recent, group, clock = RecentExposures(seconds=60), Group(one_gate=False), SimpleNamespace(now=time.monotonic())
-    monkeypatch.setattr(exposures.time, "monotonic", lambda: clock.now)
-    note(recent, group.decisions)
-    group.open()
-    clock.now += 59
-    assert is_repeat(recent)
-    clock.now += 2
-    assert not is_repeat(recent)
+class Clock:
+    """A recent memory of 60 seconds, and its time."""
+
+    def __init__(self, monkeypatch, **options):
+        self.now = time.monotonic()
+        monkeypatch.setattr(exposures.time, "monotonic", lambda: self.now)
+        self.recent = RecentExposures(seconds=60, **options)
+
+    def note(self):
+        group = Group(one_gate=False)
+        note(self.recent, group.decisions)
+        group.open()
+
+
+@pytest.mark.parametrize("noted_at", [0, 1, 29, 31, 59, 61, 1000])
+@pytest.mark.parametrize("is_used", [False, True])
+def test_exposures_are_remembered_for_60_to_90_seconds(monkeypatch, noted_at, is_used):
+    clock = Clock(monkeypatch)
+    clock.now += noted_at
+    clock.note()
+    seconds = 0
+    while is_repeat(clock.recent):
+        clock.now += 1
+        seconds += 1
+        if is_used:  # by other visitors
+            clock.recent.note([seconds])
+    assert 60 <= seconds <= 90
+
+
+def test_exposures_are_recorded_again_after_a_long_time_without_others(monkeypatch):
+    clock = Clock(monkeypatch)
+    clock.note()
+    clock.now += 1e7
+    assert not is_repeat(clock.recent)
+
+
+def test_the_memory_of_exposures_is_bounded(monkeypatch):
+    """The oldest are forgotten first, one generation at a time."""
+    clock = Clock(monkeypatch, entries=10)
+    clock.note()
+    for number in range(GENERATIONS - 1):
+        clock.recent.note(range(100 * number, 100 * number + 10))
+        assert is_repeat(clock.recent)
+    clock.recent.note(range(1000, 1010))
+    clock.recent.note([2000])
+    assert not is_repeat(clock.recent)
 
 
 def test_environments_of_one_account_have_their_own_exposures(tmp_path):

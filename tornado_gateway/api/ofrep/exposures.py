@@ -1,6 +1,5 @@
 """Exposures: which impressions an `exposure` text names, and which were recorded a moment ago."""
 
-import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -23,7 +22,8 @@ from tornado_gateway.http.messages import Request, Response
 MAX_EXPOSURES = 100  # texts of one request
 MAX_PAIRS = 1000  # of one request
 REPEAT_SECONDS: Final = 60.0
-GENERATION_ENTRIES: Final = 32_768
+GENERATIONS: Final = 3
+GENERATION_ENTRIES: Final = 19_000  # with more, a set takes 2 MB instead of 0.5, too much for the processor's cache
 
 Named = tuple[Any, ...]  # (campaign id, variation id), with the feature id for holdouts
 
@@ -57,20 +57,24 @@ class ExposureIndex:
 
 
 class RecentExposures:
-    """Remembers impressions for at least a minute, in bounded memory: two generations, the older one is dropped.
+    """Remembers impressions for at least `seconds`, and half as long again at most, in bounded memory.
 
-    Each is a hash of 64 bits, of an environment, a visitor and an impression: texts of visitors would fill the memory
-    with objects that live for a minute, and slow down all other requests. Environments of one account have the same
-    visitors, and may have the same campaigns. Holdouts have an impression for each feature.
+    There are three generations. A new one begins after half of the seconds, and earlier if it has so many `entries`;
+    then the oldest one is dropped.
+
+    Each impression is a hash of 64 bits, of an environment, a visitor and an impression: texts of visitors would fill
+    the memory with objects that live for a minute, and slow down all other requests. Environments of one account have
+    the same visitors, and may have the same campaigns. Holdouts have an impression for each feature.
 
     One worker's own: a repeat at another worker is recorded again, which reports count once.
     """
 
     def __init__(self, seconds: float = REPEAT_SECONDS, entries: int = GENERATION_ENTRIES) -> None:
-        self._seconds = seconds
+        self._seconds = seconds / (GENERATIONS - 1)  # of a generation
         self._entries = entries
-        self._new: dict[int, float] = {}  # by hash; of the monotonic clock
-        self._old: dict[int, float] = {}
+        self._new: set[int] = set()  # the generations
+        self._old: set[int] = set()
+        self._oldest: set[int] = set()
         self._began = time.monotonic()
         self._group = _Stored(self, Gate())  # the last one
 
@@ -79,36 +83,40 @@ class RecentExposures:
 
         `shown` are the hashes of its impressions. Return those of the others with the visitor. None: there are none.
         """
-        visitor, new, old = hash((environment, decision.uuid)), self._new, self._old
+        visitor = hash((environment, decision.uuid))
+        new, old, oldest = self._new, self._old, self._oldest
         hashes: list[int] = []
         for impression in shown:
             exposure = visitor + impression
-            if exposure in new or exposure in old:
+            if exposure in new or exposure in old or exposure in oldest:
                 return self._without_recent(decision, [visitor + impression for impression in shown])
             hashes.append(exposure)
         return hashes
 
     def _without_recent(self, decision: core.Decision, hashes: list[int]) -> list[int] | None:
-        now = time.monotonic()
-        places = [place for place, exposure in enumerate(hashes) if now - self._last(exposure) > self._seconds]
+        self._begin_generations()
+        known = (self._new, self._old, self._oldest)
+        places = [place for place, exposure in enumerate(hashes) if not any(exposure in one for one in known)]
         decision.impressions = [decision.impressions[place] for place in places]
         if (ids := decision.vwo_user_ids) is not None:
             decision.vwo_user_ids = {new: ids[old] for new, old in enumerate(places) if old in ids}
         return [hashes[place] for place in places] or None
 
-    def _last(self, exposure: int) -> float:
-        """Return the time at which a visitor had an impression."""
-        last = self._new.get(exposure)
-        if last is None:
-            last = self._old.get(exposure)
-        return -math.inf if last is None else last
+    def _begin_generations(self) -> None:
+        """Begin the generations that are due."""
+        now = time.monotonic()
+        due = int((now - self._began) / self._seconds)
+        if due:
+            self._began += due * self._seconds
+        elif len(self._new) >= self._entries:
+            due, self._began = 1, now
+        for _ in range(min(due, GENERATIONS)):
+            self._oldest, self._old, self._new = self._old, self._new, set()
 
     def note(self, hashes: Sequence[int]) -> None:
         """Remember impressions, which have been stored."""
-        now = time.monotonic()
-        if now - self._began > self._seconds or len(self._new) >= self._entries:
-            self._old, self._new, self._began = self._new, {}, now
-        self._new.update(dict.fromkeys(hashes, now))
+        self._begin_generations()
+        self._new.update(hashes)
 
     def note_once_stored(self, gate: Gate | None, hashes: Sequence[int]) -> None:
         """Remember impressions when the gate of their events opens. None: they were rejected."""
