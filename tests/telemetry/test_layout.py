@@ -31,6 +31,8 @@ ROUTES_OF_PATHS = {
     b"/events/t": "/events/t",
     b"//events//t": "/events/t",
     b"/prefix/events/t": "/events/t",
+    b"/ofrep/v1/evaluate/flags": "/ofrep/v1/evaluate/flags",
+    b"//ofrep/v1/evaluate/flags/events/t": "/ofrep/v1/evaluate/flags/{key}",
     b"/admin/events/requeue": "/admin",
     b"/web/main.js": "/web",
     b"/": "/",

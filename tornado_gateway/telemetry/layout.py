@@ -122,11 +122,11 @@ class Routes(NamedTuple):
     def label_of(self, path: bytes) -> str:
         """Return the label of a path. SDKs may double slashes and prepend the account's prefix (wire contract 0.8)."""
         text = _SLASHES.sub("/", path.decode("latin-1"))
+        for tree, label in self.data_trees.items():
+            if text.startswith(tree):
+                return label
         if text in self.data or text in self.pages:
             return text
-        for tree in self.data_trees:
-            if text.startswith(tree):
-                return self.data_trees[tree]
         first, _, rest = text[1:].partition("/")
         if f"/{rest}" in self.data:
             return f"/{rest}"
