@@ -81,7 +81,7 @@ def test_the_longest_turn_is_measured_with_its_callbacks(tmp_path):
 
 def readings(**growth):
     """90 readings; each figure that is named grows by so much in the whole time."""
-    start = {"memory_bytes": 80 * MB, "descriptors": 100, "threads": 12, "data_bytes": 10 * MB}
+    start = {"memory_bytes": 80 * MB, "descriptors": 90, "connections": 80, "threads": 12, "data_bytes": 10 * MB}
 
     def figures(number):
         progress = max(0, number - 30) / 60
@@ -94,20 +94,21 @@ def readings(**growth):
     ("growth", "grows"),
     [
         ({}, []),
-        ({"memory_bytes": 5 * MB, "descriptors": 10, "data_bytes": 5 * MB}, []),
+        ({"memory_bytes": 5 * MB, "descriptors": 6, "connections": 40, "data_bytes": 5 * MB}, []),
         ({"memory_bytes": 20 * MB}, ["memory_bytes"]),
-        ({"descriptors": 40, "threads": 12}, ["descriptors", "threads"]),
+        ({"descriptors": 12, "threads": 12}, ["descriptors", "threads"]),
+        ({"connections": 80}, ["connections"]),
         ({"data_bytes": 20 * MB}, ["data_bytes"]),
     ],
 )
 def test_the_verdict_about_growth(growth, grows):
     result = soak.Result(readings(**growth), {"200": 1})
     assert [fault.split()[0] for fault in soak.faults(result)] == grows
-    assert soak.table(result).count("\n") == 5
+    assert soak.table(result).count("\n") == 6
 
 
 def test_growth_of_the_first_third_is_a_warm_up():
-    cold = [Reading(0, 0, 0, 0, 0)] * 30
+    cold = [Reading(0, 0, 0, 0, 0, 0)] * 30
     assert soak.faults(soak.Result(cold + readings()[:60], {"200": 1})) == []
 
 

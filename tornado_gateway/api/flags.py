@@ -87,7 +87,10 @@ class FlagsApi:
         environment.counts.decided(context.user_id, decision)
         documents, count = environment.evaluator.event_documents(settings, context, decision)
         if count:
-            environment.append_impressions(request, documents, count)
+            events = environment.events
+            gate = events.append_impressions(documents, count)
+            if events.durable:
+                request.gate = gate
         if is_detailed:
             return Response(200, with_details(settings, decision))
         response = self._responses.get(decision.body)

@@ -13,7 +13,6 @@ from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.events.usage import UsageStatistics
 from tornado_gateway.experiments.monitor import ExperimentMonitor
-from tornado_gateway.gate import Gate
 from tornado_gateway.http.messages import Request
 from tornado_gateway.settings.mirror import Fetch, SettingsMirror, Snapshot
 from tornado_gateway.store.interfaces import Identity, StateStore
@@ -141,13 +140,6 @@ class Environment:
         gate = self.events.append(documents, count)
         if self.events.durable:
             request.gate = gate
-
-    def append_impressions(self, request: Request, documents: bytes, count: int) -> Gate | None:
-        """Accept the events of decisions, as `append` does. Return their gate; None if they cannot be accepted now."""
-        gate = self.events.append_impressions(documents, count)
-        if self.events.durable:
-            request.gate = gate
-        return gate
 
     def settings_changed(self, snapshot: Snapshot) -> None:
         """Follow new settings: their key is a secret, and upstream expects their prefix in the paths of events."""

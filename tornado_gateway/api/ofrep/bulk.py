@@ -103,7 +103,10 @@ class Recorder:
     def append(self, request: Request) -> Gate | None:
         """Append the events. The response waits until they are stored, if EVENT_ACK says so. Return the gate."""
         if self._count:
-            self._environment.append_impressions(request, b"\n".join(self._documents), self._count)
+            events = self._environment.events
+            gate = events.append_impressions(b"\n".join(self._documents), self._count)
+            if events.durable:
+                request.gate = gate
         return request.gate
 
 

@@ -84,7 +84,10 @@ class EvaluationApi:
             return answer.response
         documents, count = environment.evaluator.event_documents(flags.settings, visitor, decision)
         if count:
-            gate = environment.append_impressions(request, documents, count)
+            events = environment.events
+            gate = events.append_impressions(documents, count)
+            if events.durable:
+                request.gate = gate
             self._recent.note_once_stored(gate, hashes)
         return answer.response
 
