@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 Entry = tuple[int, bytes]  # number of events, their documents joined by newlines
 CHECKS = 4  # of a commit within its time
 # Between the beginnings of two rounds while requests are many: to commit a group costs more than to decide.
-GROUP_SECONDS = 0.0005
-MANY_REQUESTS = 1  # on average in that time. To wait for fewer would cost them more time than it saves of the core's
+GROUP_SECONDS = 0.001
+MANY_REQUESTS = 2  # on average in that time. To wait for fewer would cost them more time than it saves of the core's
 RATE_SECONDS = 0.02  # over which they are counted
 TIMER_SECONDS = 0.001  # the shortest time that uvloop can wait
 ROUND_GROUPS = 64  # in one step of the store, which does nothing else meanwhile
