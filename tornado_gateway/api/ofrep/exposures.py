@@ -72,9 +72,7 @@ class RecentExposures:
     def __init__(self, seconds: float = REPEAT_SECONDS, entries: int = GENERATION_ENTRIES) -> None:
         self._seconds = seconds / (GENERATIONS - 1)  # of a generation
         self._entries = entries
-        self._new: set[int] = set()  # the generations
-        self._old: set[int] = set()
-        self._oldest: set[int] = set()
+        self._generations: tuple[set[int], set[int], set[int]] = (set(), set(), set())  # the oldest one last
         self._began = time.monotonic()
         self._group = _Stored(self, Gate())  # the last one
 
@@ -84,7 +82,7 @@ class RecentExposures:
         `shown` are the hashes of its impressions. Return those of the others with the visitor. None: there are none.
         """
         visitor = hash((environment, decision.uuid))
-        new, old, oldest = self._new, self._old, self._oldest
+        new, old, oldest = self._generations
         hashes: list[int] = []
         for impression in shown:
             exposure = visitor + impression
@@ -95,11 +93,11 @@ class RecentExposures:
 
     def _without_recent(self, decision: core.Decision, hashes: list[int]) -> list[int] | None:
         self._begin_generations()
-        known = (self._new, self._old, self._oldest)
-        places = [place for place, exposure in enumerate(hashes) if not any(exposure in one for one in known)]
+        new, old, oldest = self._generations
+        places = [at for at, one in enumerate(hashes) if one not in new and one not in old and one not in oldest]
         decision.impressions = [decision.impressions[place] for place in places]
         if (ids := decision.vwo_user_ids) is not None:
-            decision.vwo_user_ids = {new: ids[old] for new, old in enumerate(places) if old in ids}
+            decision.vwo_user_ids = {at: ids[place] for at, place in enumerate(places) if place in ids}
         return [hashes[place] for place in places] or None
 
     def _begin_generations(self) -> None:
@@ -108,15 +106,15 @@ class RecentExposures:
         due = int((now - self._began) / self._seconds)
         if due:
             self._began += due * self._seconds
-        elif len(self._new) >= self._entries:
+        elif len(self._generations[0]) >= self._entries:
             due, self._began = 1, now
         for _ in range(min(due, GENERATIONS)):
-            self._oldest, self._old, self._new = self._old, self._new, set()
+            self._generations = (set(), *self._generations[:-1])
 
     def note(self, hashes: Sequence[int]) -> None:
         """Remember impressions, which have been stored."""
         self._begin_generations()
-        self._new.update(hashes)
+        self._generations[0].update(hashes)
 
     def note_once_stored(self, gate: Gate | None, hashes: Sequence[int]) -> None:
         """Remember impressions when the gate of their events opens. None: they were rejected."""
