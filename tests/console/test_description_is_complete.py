@@ -15,7 +15,7 @@ from vendor import Fault, Vendor
 from tornado_gateway import core
 from tornado_gateway.api.cors import MAX_AGE_SECONDS
 from tornado_gateway.api.ofrep.context import MAX_FEATURES
-from tornado_gateway.api.ofrep.exposures import GENERATIONS, REPEAT_SECONDS
+from tornado_gateway.api.ofrep.exposures import REPEAT_SECONDS
 from tornado_gateway.api.router import OTHER_PREFIX
 from tornado_gateway.config import OPTIONS, Config
 from tornado_gateway.console.insight.live import MAX_SECONDS
@@ -224,7 +224,7 @@ def quantities():
     yield f"{int(shortest)} to {int(longest)} small"
     yield f"Max-Age: {MAX_AGE_SECONDS}"
     yield from (f"{MOST_NAMES} features", f"{MAX_FEATURES} features", f"{REPEAT_SECONDS:.0f} s")
-    yield f"{REPEAT_SECONDS:.0f} to {REPEAT_SECONDS * GENERATIONS / (GENERATIONS - 1):.0f} s"
+    yield f"{REPEAT_SECONDS:.0f} to {2 * REPEAT_SECONDS:.0f} s"
     yield from (f"{STALE_SECONDS / 86_400:.0f} days", f"{MERGE_SECONDS:.0f} seconds")
     for name in ("EVENT_QUEUE_LIMIT", "EVENT_QUEUE_BYTES"):
         (option,) = (option for option in OPTIONS if option.name == name)

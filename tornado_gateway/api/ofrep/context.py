@@ -28,7 +28,8 @@ _NAMES = (
     *("useIdForWeb", "isDevMode"),
 )
 _FIELDS: Final = {**_SPELLINGS, **{name: name for name in _NAMES}}  # the fields of getFlag by the attribute
-_ATTRIBUTES: Final = frozenset(_FIELDS)
+VARIABLE: Final = "key"  # by which the vendor's providers name a variable
+_ATTRIBUTES: Final = frozenset((*_FIELDS, OPTIONS, VARIABLE))  # all others are custom variables
 
 
 class Options(NamedTuple):
@@ -64,7 +65,7 @@ class Browsers:
 
 
 def read(body: bytes, browser: Browser | None) -> tuple[core.Context, object, Options]:
-    """Return the visitor, the attribute `key`, by which the vendor's providers name a variable, and the options.
+    """Return the visitor, the value of the attribute VARIABLE, and the options.
 
     Raise EvaluationError for a body that is not JSON, and a context that is invalid or has no targeting key.
     """
@@ -74,13 +75,13 @@ def read(body: bytes, browser: Browser | None) -> tuple[core.Context, object, Op
         raise _unreadable(body, problem) from None
     if not isinstance(attributes, dict):
         raise _invalid("context", "an object")
-    options = _options(attributes.pop(OPTIONS)) if OPTIONS in attributes else NO_OPTIONS
-    variable = attributes.get("key")
     user_id = attributes.pop(TARGETING_KEY, None)
     if type(user_id) is not str or not user_id or len(user_id) > SHORT_ID or user_id.isspace():
         user_id = _take_other_id(attributes, user_id)
-    if browser is None and _ATTRIBUTES.isdisjoint(attributes):  # only custom variables, as in nearly all contexts
-        return core.Context(user_id, None, attributes), variable, options
+    if browser is None and _ATTRIBUTES.isdisjoint(attributes):  # as in nearly all contexts
+        return core.Context(user_id, None, attributes), None, NO_OPTIONS
+    options = _options(attributes.pop(OPTIONS)) if OPTIONS in attributes else NO_OPTIONS
+    variable = attributes.get(VARIABLE)
     return _described(attributes, user_id, browser), variable, options
 
 

@@ -53,10 +53,8 @@ class EvaluationApi:
         flag = flags.by_path.get(request.path) if variable is None else None
         if flag is None:
             flag = flags.at(request.path, variable)
-        if flag is None:
-            raise EvaluationError(404, FLAG_NOT_FOUND, "there is no feature or variable with this key")
-        if visitor.use_id_for_web:
-            _check_id(settings, visitor)
+            if flag is None:
+                raise EvaluationError(404, FLAG_NOT_FOUND, "there is no feature or variable with this key")
         is_recorded = options.impressions is not False
         decision = environment.evaluator.decide(settings, flag.feature, visitor)
         if decision is None:
@@ -77,10 +75,11 @@ class EvaluationApi:
     ) -> Response:
         environment.counts.decided(visitor.user_id, decision)
         if decision.error is not None:
+            _check_id(flags.settings, visitor)
             raise EvaluationError(400, GENERAL, decision.error)
         answer = flags.answer(flag, decision)
-        hashes = self._recent.keep_new(environment.access.name, decision, answer.shown) if is_recorded else None
-        if hashes is None:
+        noted = self._recent.keep_new(environment.access.name, decision, answer.shown) if is_recorded else None
+        if noted is None:
             return answer.response
         documents, count = environment.evaluator.event_documents(flags.settings, visitor, decision)
         if count:
@@ -88,7 +87,7 @@ class EvaluationApi:
             gate = events.append_impressions(documents, count)
             if events.durable:
                 request.gate = gate
-            self._recent.note_once_stored(gate, hashes)
+            self._recent.note_once_stored(gate, noted)
         return answer.response
 
     # --- All flags ---

@@ -1,7 +1,7 @@
 """Exposures: which impressions an `exposure` text names, and which were recorded a moment ago."""
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -22,10 +22,11 @@ from tornado_gateway.http.messages import Request, Response
 MAX_EXPOSURES = 100  # texts of one request
 MAX_PAIRS = 1000  # of one request
 REPEAT_SECONDS: Final = 60.0
-GENERATIONS: Final = 3
-GENERATION_ENTRIES: Final = 19_000  # with more, a set takes 2 MB instead of 0.5, too much for the processor's cache
+GENERATION_ENTRIES: Final = 20_000  # a dictionary with 22,000 would be twice as large, too much for a processor's cache
 
 Named = tuple[Any, ...]  # (campaign id, variation id), with the feature id for holdouts
+Shown = tuple[Named, ...]  # the impressions of a decision
+Noted = tuple[object, Shown]  # the hash of a visitor and a feature, and the impressions
 
 
 class Exposed(NamedTuple):
@@ -57,48 +58,46 @@ class ExposureIndex:
 
 
 class RecentExposures:
-    """Remembers impressions for at least `seconds`, and half as long again at most, in bounded memory.
+    """Remembers which impressions of a feature a visitor had, for `seconds` at least and twice as long at most.
 
-    There are three generations. A new one begins after half of the seconds, and earlier if it has so many `entries`;
-    then the oldest one is dropped.
+    There are two generations. A new one begins after these seconds, and earlier if it has so many `entries`; then the
+    older one is dropped.
 
-    Each impression is a hash of 64 bits, of an environment, a visitor and an impression: texts of visitors would fill
-    the memory with objects that live for a minute, and slow down all other requests. Environments of one account have
-    the same visitors, and may have the same campaigns. Holdouts have an impression for each feature.
+    An entry is the impressions by a hash of 64 bits of an environment, a feature and a visitor: texts of visitors would
+    fill the memory with objects that live for a minute, and slow down all other requests. Environments of one account
+    have the same visitors, and may have the same campaigns.
 
-    One worker's own: a repeat at another worker is recorded again, which reports count once.
+    One worker's own: a repeat at another worker is recorded again, which reports count once. So is one of another
+    feature with the same campaign.
     """
 
     def __init__(self, seconds: float = REPEAT_SECONDS, entries: int = GENERATION_ENTRIES) -> None:
-        self._seconds = seconds / (GENERATIONS - 1)  # of a generation
+        self._seconds = seconds  # of a generation
         self._entries = entries
-        self._generations: tuple[set[int], set[int], set[int]] = (set(), set(), set())  # the oldest one last
+        self._new: dict[object, Shown] = {}
+        self._old: dict[object, Shown] = {}
         self._began = time.monotonic()
         self._group = _Stored(self, Gate())  # the last one
 
-    def keep_new(self, environment: str, decision: core.Decision, shown: Sequence[int]) -> list[int] | None:
+    def keep_new(self, environment: str, decision: core.Decision, shown: Shown) -> Noted | None:
         """Remove the impressions from a decision that its visitor had in the last seconds in this environment.
 
-        `shown` are the hashes of its impressions. Return those of the others with the visitor. None: there are none.
+        `shown` are its impressions. Return the entry to note when the others are stored. None: there are none.
         """
-        visitor = hash((environment, decision.uuid))
-        new, old, oldest = self._generations
-        hashes: list[int] = []
-        for impression in shown:
-            exposure = visitor + impression
-            if exposure in new or exposure in old or exposure in oldest:
-                return self._without_recent(decision, [visitor + impression for impression in shown])
-            hashes.append(exposure)
-        return hashes
+        visitor = hash((environment, decision.feature_key, decision.uuid))
+        if visitor in self._new or visitor in self._old:
+            return self._without_recent(decision, visitor, shown)
+        return visitor, shown
 
-    def _without_recent(self, decision: core.Decision, hashes: list[int]) -> list[int] | None:
+    def _without_recent(self, decision: core.Decision, visitor: object, shown: Shown) -> Noted | None:
         self._begin_generations()
-        new, old, oldest = self._generations
-        places = [at for at, one in enumerate(hashes) if one not in new and one not in old and one not in oldest]
+        new, old = self._new.get(visitor, ()), self._old.get(visitor, ())
+        places = [at for at, one in enumerate(shown) if one not in new and one not in old]
         decision.impressions = [decision.impressions[place] for place in places]
         if (ids := decision.vwo_user_ids) is not None:
             decision.vwo_user_ids = {at: ids[place] for at, place in enumerate(places) if place in ids}
-        return [hashes[place] for place in places] or None
+        others = tuple(shown[place] for place in places)
+        return (visitor, new + others) if others else None
 
     def _begin_generations(self) -> None:
         """Begin the generations that are due."""
@@ -106,40 +105,41 @@ class RecentExposures:
         due = int((now - self._began) / self._seconds)
         if due:
             self._began += due * self._seconds
-        elif len(self._generations[0]) >= self._entries:
+        elif len(self._new) >= self._entries:
             due, self._began = 1, now
-        for _ in range(min(due, GENERATIONS)):
-            self._generations = (set(), *self._generations[:-1])
+        if due:
+            self._old = self._new if due == 1 else {}
+            self._new = {}
 
-    def note(self, hashes: Sequence[int]) -> None:
+    def note(self, noted: Iterable[Noted]) -> None:
         """Remember impressions, which have been stored."""
         self._begin_generations()
-        self._generations[0].update(hashes)
+        self._new.update(noted)
 
-    def note_once_stored(self, gate: Gate | None, hashes: Sequence[int]) -> None:
+    def note_once_stored(self, gate: Gate | None, noted: Noted) -> None:
         """Remember impressions when the gate of their events opens. None: they were rejected."""
         group = self._group
         if group.gate is gate:
-            group.hashes.extend(hashes)
+            group.noted.append(noted)
         elif gate is not None:
             self._group = _Stored(self, gate)
-            self._group.hashes.extend(hashes)
+            self._group.noted.append(noted)
             gate.hold(self._group)
 
 
 class _Stored:
     """The impressions of the requests that wait for a gate."""
 
-    __slots__ = ("_recent", "gate", "hashes")
+    __slots__ = ("_recent", "gate", "noted")
 
     def __init__(self, recent: RecentExposures, gate: Gate) -> None:
         self._recent = recent
         self.gate = gate
-        self.hashes: list[int] = []
+        self.noted: list[Noted] = []
 
     def flush(self) -> None:
         if not self.gate.is_lost:
-            self._recent.note(self.hashes)
+            self._recent.note(self.noted)
 
 
 def name_of(impression: core.Impression) -> Named:

@@ -12,6 +12,7 @@ import orjson
 from tornado_gateway import core
 from tornado_gateway.api.ofrep.derived import Remembered
 from tornado_gateway.api.ofrep.errors import flag_key
+from tornado_gateway.api.ofrep.exposures import name_of
 from tornado_gateway.api.ofrep.outcomes import Outcome, encoded, outcome_of
 from tornado_gateway.core.types import Feature, RuleMatch
 from tornado_gateway.http.messages import Response
@@ -55,7 +56,7 @@ class Ready(NamedTuple):
 class Answer:
     """The response with one flag, and the facts about the decision that it was made for.
 
-    `shown` are the hashes of its impressions.
+    `shown` names its impressions.
     """
 
     __slots__ = ("experiment", "impressions", "response", "rollout", "shown")
@@ -64,7 +65,7 @@ class Answer:
         self.rollout: RuleMatch | None = decision.rollout
         self.experiment: RuleMatch | None = decision.experiment
         self.impressions = decision.impressions.copy()
-        self.shown = tuple(map(hash, decision.impressions))
+        self.shown = tuple(map(name_of, decision.impressions))
         self.response = response
 
 
