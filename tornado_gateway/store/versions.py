@@ -19,6 +19,8 @@ DIGEST_CHARACTERS = 16
 MOST_VERSIONS = 50  # of a document
 MOST_BYTES = 32 * 1024 * 1024  # of the compressed versions of a document
 PIECE_BYTES, REST_SECONDS = 128 * 1024, 0.002  # compressed in 1 ms, and the pause after it
+PACKED_PIECE_BYTES = 8 * 1024  # decompressed in about as long
+PACKED_START = b"\x78"  # the first byte of each compressed document, and of no JSON text
 
 
 def digest_of(body: bytes) -> str:
@@ -106,8 +108,15 @@ def surplus(versions: Iterable[Version], keep: Collection[str], most: int, most_
 
 
 def unpacked(packed: bytes) -> bytes:
-    """Return a compressed document. Raise StoreError if it is damaged."""
+    """Return a compressed document, with rests as in `pack`. Raise StoreError if it is damaged."""
+    decompressor, pieces = zlib.decompressobj(), []
     try:
-        return zlib.decompress(packed)
+        for at in range(0, len(packed), PACKED_PIECE_BYTES):
+            if at:
+                time.sleep(REST_SECONDS)
+            pieces.append(decompressor.decompress(packed[at : at + PACKED_PIECE_BYTES]))
     except zlib.error as error:
         raise StoreError(f"a stored version of the settings is damaged: {error}") from error
+    if not decompressor.eof:
+        raise StoreError("a stored version of the settings is damaged: its end is missing")
+    return b"".join(pieces)
