@@ -50,26 +50,32 @@ def directory() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def vendor(*, settings: Path | None = None, is_changing: bool = False, unleash: Path | None = None) -> Iterator[int]:
-    """The stand-in for the vendor, on the core of the load. Gives its port."""
+def vendor(
+    *,
+    settings: Path | None = None,
+    is_changing: bool = False,
+    unleash: Path | None = None,
+    cores: Sequence[int] = (LOAD_CORE,),
+) -> Iterator[int]:
+    """The stand-in for the vendor. Gives its port."""
     port = free_port()
     command: list[object] = [sys.executable, HERE / "vendor.py", port]
     command += ["--settings", settings] if settings else []
     command += ["--changing"] if is_changing else []
     command += ["--unleash", unleash] if unleash else []
-    with process(*command, cores=[LOAD_CORE], ready=accepts(port)):
+    with process(*command, cores=cores, ready=accepts(port)):
         yield port
 
 
 @contextlib.contextmanager
-def redis() -> Iterator[int]:
-    """A Redis on the core of the load, with an append-only file that is synced every second. Gives its port."""
+def redis(*, cores: Sequence[int] = (LOAD_CORE,)) -> Iterator[int]:
+    """A Redis with an append-only file that is synced every second. Gives its port."""
     command = needed("redis-server")
     port = free_port()
     with directory() as folder:
         options = ["--port", port, "--bind", "127.0.0.1", "--dir", folder]
         options += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
-        with process(command, *options, cores=[LOAD_CORE], ready=accepts(port)):
+        with process(command, *options, cores=cores, ready=accepts(port)):
             yield port
 
 
