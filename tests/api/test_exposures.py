@@ -99,6 +99,32 @@ def test_a_visitor_who_changes_between_two_variations_has_each_recorded_once():
         assert len(one.impressions) == new
 
 
+@pytest.mark.parametrize("has_one_gate", [True, False])
+def test_two_variations_of_a_visitor_at_the_same_time_are_both_remembered(has_one_gate):
+    """The entry of the second one replaced that of the first."""
+    recent, groups = RecentExposures(), [Group(one_gate=False), Group(one_gate=False)]
+    for impression, group in zip(decision("recommendations").impressions, groups, strict=True):
+        one = decision("recommendations")
+        one.impressions = [impression]
+        recent.note_once_stored(groups[0].decisions if has_one_gate else group.decisions, kept(recent, one))
+    for group in groups:
+        group.open()
+    again = decision("recommendations")
+    assert kept(recent, again) is None
+    assert not again.impressions
+
+
+def test_a_decision_without_impressions_is_always_recorded():
+    """It may have a usage or a debug event, which counted as repetitions."""
+    recent = RecentExposures()
+    for shown in ([], decision().impressions, []):
+        one = decision()
+        one.impressions = shown
+        assert kept(recent, one) is not None
+        if shown:
+            stored(recent, one)
+
+
 def stored(recent, of):
     group = Group(one_gate=False)
     recent.note_once_stored(group.decisions, kept(recent, of))
@@ -145,8 +171,8 @@ def test_the_memory_of_exposures_is_bounded(monkeypatch):
     """The oldest are forgotten first, one generation at a time."""
     clock = Clock(monkeypatch, entries=10)
     clock.note()
-    clock.recent.note((number, ()) for number in range(10))
-    clock.recent.note((number, ()) for number in range(10, 19))
+    clock.recent.note([(number, ()) for number in range(10)])
+    clock.recent.note([(number, ()) for number in range(10, 19)])
     assert is_repeat(clock.recent)
     clock.recent.note([(19, ()), (20, ())])
     assert not is_repeat(clock.recent)

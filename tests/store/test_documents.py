@@ -1,5 +1,6 @@
 """How documents are stored: compressed, so that a large one costs a busy core and its disk little."""
 
+import asyncio
 import random
 import sqlite3
 
@@ -7,6 +8,8 @@ import orjson
 import pytest
 
 from tornado_gateway.errors import StoreError
+from tornado_gateway.store.sqlite.repair.rescue import replace
+from tornado_gateway.store.sqlite.schema import STATE
 from tornado_gateway.store.sqlite.state import SqliteState
 from tornado_gateway.store.versions import PACKED_PIECE_BYTES, PACKED_START, Pin, digest_of, pack, unpacked
 
@@ -90,3 +93,54 @@ async def test_a_damaged_latest_version_does_not_replace_a_pinned_one(tmp_path):
         await state.unpin_document("s")
     assert (await state.load_document("s")).body == b'{"a":1}'
     await state.close()
+
+
+async def test_documents_versions_and_pins_survive_the_repair_of_a_damaged_file(tmp_path):
+    """Compressed documents counted as damaged rows."""
+    state = await opened(tmp_path)
+    await state.save_document("s", b'{"a":1}')
+    await state.save_document("s", b'{"b":2}')
+    await state.pin_document("s", Pin(digest_of(b'{"a":1}'), 0.0, "one"))
+    await state.close()
+    replace(tmp_path / "state.db", STATE, "a test")
+    state = await opened(tmp_path)
+    loaded = await state.load_document("s")
+    assert (loaded.body, loaded.pin.digest) == (b'{"a":1}', digest_of(b'{"a":1}'))
+    assert await state.load_version("s", digest_of(b'{"b":2}')) == b'{"b":2}'
+    await state.close()
+
+
+async def test_a_damaged_document_is_replaced_by_the_next_one(tmp_path):
+    state = await opened(tmp_path)
+    await state.save_document("s", b'{"a":1}')
+    await state.close()
+    connection = sqlite3.connect(tmp_path / "state.db")
+    with connection:
+        connection.execute("UPDATE documents SET body = CAST(x'78' || substr(body, 3) AS BLOB)")
+    connection.close()
+    state = await opened(tmp_path)
+    assert await state.load_document("s") is None
+    assert (await state.save_document("s", b'{"b":2}')).body == b'{"b":2}'
+    await state.close()
+
+
+async def test_documents_are_pinned_and_saved_while_others_write(tmp_path):
+    """Transactions that read first failed at once with "database is locked"."""
+    states = [await opened(tmp_path) for _ in range(2)]
+    await states[0].save_document("s", LARGE)
+    is_done = False
+
+    async def write():
+        while not is_done:
+            await states[1].save_records("user", {"key": {"rolloutId": 1}}, 60)
+
+    writing = asyncio.create_task(write())
+    for number in range(60):
+        await states[0].pin_document("s", Pin(digest_of(LARGE), 0.0, "one"))
+        await states[0].unpin_document("s")
+        await states[0].save_document("s", b"%d" % (number % 2) + LARGE)
+        await states[0].save_document("s", LARGE)
+    is_done = True
+    await writing
+    for state in states:
+        await state.close()

@@ -5,6 +5,7 @@ bounds are a number and a size; the newest and the pinned version stay, whatever
 """
 
 import hashlib
+import logging
 import time
 import zlib
 from collections.abc import Collection, Iterable
@@ -14,12 +15,15 @@ from typing import Any, Self
 import orjson
 
 from tornado_gateway.errors import StoreError
+from tornado_gateway.logs import once
+
+logger = logging.getLogger(__name__)
 
 DIGEST_CHARACTERS = 16
 MOST_VERSIONS = 50  # of a document
 MOST_BYTES = 32 * 1024 * 1024  # of the compressed versions of a document
 PIECE_BYTES, REST_SECONDS = 128 * 1024, 0.002  # compressed in 1 ms, and the pause after it
-PACKED_PIECE_BYTES = 8 * 1024  # decompressed in about as long
+PACKED_PIECE_BYTES = 32 * 1024  # usually decompressed in about as long
 PACKED_START = b"\x78"  # the first byte of each compressed document, and of no JSON text
 
 
@@ -41,6 +45,18 @@ def pack(body: bytes) -> tuple[str, bytes]:
         if len(piece) == PIECE_BYTES:
             time.sleep(REST_SECONDS)
     return digest.hexdigest()[:DIGEST_CHARACTERS], b"".join([*packed, compressor.flush()])
+
+
+def body_of(stored: bytes, place: object) -> bytes | None:
+    """Return a document from a store at `place`. Former versions of the gateway have not compressed it.
+
+    None, and a log line, if it is damaged: then the next document replaces it.
+    """
+    try:
+        return unpacked(stored) if stored[:1] == PACKED_START else stored
+    except StoreError as error:
+        logger.error("%s: %s", place, error, extra=once(f"{place} is damaged"))
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +123,13 @@ def surplus(versions: Iterable[Version], keep: Collection[str], most: int, most_
     return found
 
 
-def unpacked(packed: bytes) -> bytes:
+def unpacked(packed: bytes, rest_seconds: float = REST_SECONDS) -> bytes:
     """Return a compressed document, with rests as in `pack`. Raise StoreError if it is damaged."""
     decompressor, pieces = zlib.decompressobj(), []
     try:
         for at in range(0, len(packed), PACKED_PIECE_BYTES):
             if at:
-                time.sleep(REST_SECONDS)
+                time.sleep(rest_seconds)
             pieces.append(decompressor.decompress(packed[at : at + PACKED_PIECE_BYTES]))
     except zlib.error as error:
         raise StoreError(f"a stored version of the settings is damaged: {error}") from error

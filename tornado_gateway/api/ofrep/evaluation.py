@@ -55,6 +55,8 @@ class EvaluationApi:
             flag = flags.at(request.path, variable)
             if flag is None:
                 raise EvaluationError(404, FLAG_NOT_FOUND, "there is no feature or variable with this key")
+        if visitor.use_id_for_web:
+            _check_id(settings, visitor)
         is_recorded = options.impressions is not False
         decision = environment.evaluator.decide(settings, flag.feature, visitor)
         if decision is None:
@@ -75,7 +77,6 @@ class EvaluationApi:
     ) -> Response:
         environment.counts.decided(visitor.user_id, decision)
         if decision.error is not None:
-            _check_id(flags.settings, visitor)
             raise EvaluationError(400, GENERAL, decision.error)
         answer = flags.answer(flag, decision)
         noted = self._recent.keep_new(environment.access.name, decision, answer.shown) if is_recorded else None
@@ -87,7 +88,8 @@ class EvaluationApi:
             gate = events.append_impressions(documents, count)
             if events.durable:
                 request.gate = gate
-            self._recent.note_once_stored(gate, noted)
+            if answer.shown:
+                self._recent.note_once_stored(gate, noted)
         return answer.response
 
     # --- All flags ---

@@ -1,7 +1,7 @@
 """Exposures: which impressions an `exposure` text names, and which were recorded a moment ago."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -97,7 +97,7 @@ class RecentExposures:
         if (ids := decision.vwo_user_ids) is not None:
             decision.vwo_user_ids = {at: ids[place] for at, place in enumerate(places) if place in ids}
         others = tuple(shown[place] for place in places)
-        return (visitor, new + others) if others else None
+        return (visitor, others) if others or not shown else None
 
     def _begin_generations(self) -> None:
         """Begin the generations that are due."""
@@ -111,10 +111,16 @@ class RecentExposures:
             self._old = self._new if due == 1 else {}
             self._new = {}
 
-    def note(self, noted: Iterable[Noted]) -> None:
+    def note(self, noted: Sequence[Noted]) -> None:
         """Remember impressions, which have been stored."""
         self._begin_generations()
-        self._new.update(noted)
+        new, entries = self._new, dict(noted)
+        if len(entries) < len(noted) or not new.keys().isdisjoint(entries):  # a visitor had another variation before
+            for visitor, shown in noted:
+                known = new.get(visitor, ())
+                new[visitor] = known + tuple(one for one in shown if one not in known)
+        else:
+            new.update(entries)
 
     def note_once_stored(self, gate: Gate | None, noted: Noted) -> None:
         """Remember impressions when the gate of their events opens. None: they were rejected."""

@@ -33,9 +33,9 @@ from tornado_gateway.store.sqlite.space import DiskSpace, shrink
 from tornado_gateway.store.versions import (
     MOST_BYTES,
     MOST_VERSIONS,
-    PACKED_START,
     Pin,
     Version,
+    body_of,
     pack,
     surplus,
     unpacked,
@@ -85,7 +85,10 @@ FROM documents LEFT JOIN pins USING (name) WHERE name = ?
 UNPIN = """
 UPDATE pins SET pin = NULL, ends = NULL, unpinned_by = ? WHERE name = ? AND pin = coalesce(?, pin)
 """
-REPLACE_BODY = "UPDATE documents SET version = version + 1, body = ? WHERE name = ?"
+REPLACE_BODY = """
+UPDATE documents SET version = version + 1, body = (SELECT packed FROM versions WHERE name = ? AND digest = ?)
+WHERE name = ? AND EXISTS (SELECT 1 FROM versions WHERE name = ? AND digest = ?)
+"""
 NOTE_OWNER = "INSERT OR REPLACE INTO confirmations (name, owner) VALUES (?, ?)"
 FORGET_EXPIRED = """
 DELETE FROM decisions WHERE (namespace, user_id, key) IN
@@ -223,10 +226,13 @@ class SqliteState:
         if row is None:
             return None
         packed, version, saved_at, pin, ends, unpinned_by, latest = row
+        body: bytes | None
         if packed is None and seen is not None:
             body = seen.body
         else:
-            body = await asyncio.to_thread(_body_of, packed)
+            body = await asyncio.to_thread(body_of, packed, self._path)
+        if body is None:
+            return None
         left = None if ends is None else ends - self._reckoning.now()
         pinned = None if pin is None else Pin.decoded(pin)
         found = StoredDocument(body, version, saved_at, latest or "", pinned, left, unpinned_by)
@@ -297,19 +303,14 @@ def _load_document_unless(
     return _load_document(connection, name, seen) if row and row[0] != known_version else None
 
 
-def _body_of(stored: bytes) -> bytes:
-    """Return a document from its row. Former versions have not compressed it."""
-    return unpacked(stored) if stored[:1] == PACKED_START else stored
-
-
 def _save_document(connection: sqlite3.Connection, name: str, kept: tuple[str, float, str, str, int, bytes]) -> int:
     """Return the number of the version."""
     digest, at, source, by, size, packed = kept
     with transaction(connection):
+        connection.execute(NOTE_OWNER, (name, by))  # first: see `_replace_body`
         row = connection.execute("SELECT pin FROM pins WHERE name = ? AND pin IS NOT NULL", (name,)).fetchone()
         pinned = [] if row is None else [Pin.decoded(row[0]).digest]
         number = _save_latest(connection, name, at, packed, is_pinned=bool(pinned))
-        connection.execute(NOTE_OWNER, (name, by))
         connection.execute(KEEP_VERSION, (name, digest, number, at, at, source, by, size, packed))
         for old in surplus(_versions(connection, name), pinned, MOST_VERSIONS, MOST_BYTES):
             connection.execute("DELETE FROM versions WHERE name = ? AND digest = ?", (name, old))
@@ -334,8 +335,7 @@ def _load_version(connection: sqlite3.Connection, name: str, digest: str) -> byt
 
 def _pin_document(connection: sqlite3.Connection, name: str, pin: Pin, ends: float | None) -> bool:
     with transaction(connection):
-        packed = _load_version(connection, name, pin.digest)
-        is_stored = packed is not None and connection.execute(REPLACE_BODY, (packed, name)).rowcount > 0
+        is_stored = _replace_body(connection, name, pin.digest)
         if is_stored:
             connection.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?, '')", (name, pin.encoded().decode(), ends))
     return is_stored
@@ -346,9 +346,17 @@ def _unpin_document(connection: sqlite3.Connection, name: str, pin: str | None, 
         was_pinned = connection.execute(UNPIN, (by, name, pin)).rowcount > 0
         latest = connection.execute(LATEST, (name,)).fetchone() if was_pinned else None
         if latest is not None:
-            unpacked(latest[1])  # an error if it is damaged: the pinned one stays in use
-            connection.execute(REPLACE_BODY, (latest[1], name))
+            unpacked(latest[1], rest_seconds=0)  # an error if it is damaged: the pinned one stays in use
+            _replace_body(connection, name, latest[0])
     return was_pinned
+
+
+def _replace_body(connection: sqlite3.Connection, name: str, digest: str) -> bool:
+    """Put a version in force. Return False if there is no such version, or no document.
+
+    It is one statement: a transaction that reads first fails if another one has written when it begins to write.
+    """
+    return connection.execute(REPLACE_BODY, (name, digest, name, name, digest)).rowcount > 0
 
 
 def _confirm_document(connection: sqlite3.Connection, name: str, now: float, by: str) -> None:

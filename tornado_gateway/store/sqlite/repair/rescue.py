@@ -1,6 +1,7 @@
 """Moving a damaged file aside, and copying its readable rows into a new one.
 
-A row is copied if it can be read and its event documents are JSON, because a damaged page can also yield wrong bytes.
+A row is copied if it can be read and its documents are JSON, or compressed and complete, because a damaged page can
+also yield wrong bytes.
 """
 
 import logging
@@ -16,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from tornado_gateway.errors import StoreError
 from tornado_gateway.store.sqlite.repair.reports import STAMP, write_report
 from tornado_gateway.store.sqlite.schema import (
     IDENTITY_COLUMNS,
@@ -26,13 +28,14 @@ from tornado_gateway.store.sqlite.schema import (
     set_up,
     tables,
 )
+from tornado_gateway.store.versions import PACKED_START, unpacked
 
 logger = logging.getLogger(__name__)
 
 DAMAGE_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 SUFFIXES = ("", "-wal", "-shm")
 FIRST_PAGE_BYTES = 4096
-JSON_COLUMNS = {"body", "record"}
+DOCUMENT_COLUMNS = {"body", "record", "packed"}
 LONGEST_GAP = 1 << 40  # ids that are skipped at most, to find the next readable row
 MOST_GAPS = 10_000
 TEXT_SIGN = "Could not decode"  # in the error for a text of damaged bytes, which has no code
@@ -153,8 +156,8 @@ def _decoded(names: list[str], row: Row) -> Row | None:
     """Return the row with texts instead of their bytes, None if it is damaged."""
     values = []
     for name, value in zip(names, row, strict=True):
-        is_document = name in JSON_COLUMNS
-        if is_document and not _is_json(value):
+        is_document = name in DOCUMENT_COLUMNS
+        if is_document and not (_is_json(value) or _is_packed(value)):
             return None
         if isinstance(value, bytes) and not is_document:
             try:
@@ -168,6 +171,14 @@ def _decoded(names: list[str], row: Row) -> Row | None:
 def _is_json(body: object) -> bool:
     """Return whether it is a JSON document, or a document in each line."""
     return isinstance(body, bytes) and (_parses(body) or all(map(_parses, body.split(b"\n"))))
+
+
+def _is_packed(body: object) -> bool:
+    """Return whether it is a compressed document, which has a checksum."""
+    try:
+        return isinstance(body, bytes) and body[:1] == PACKED_START and bool(unpacked(body, rest_seconds=0))
+    except StoreError:
+        return False
 
 
 def _parses(text: bytes) -> bool:
