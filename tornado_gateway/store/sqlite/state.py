@@ -352,7 +352,7 @@ def _unpin_document(connection: sqlite3.Connection, name: str, pin: str | None, 
 
 
 def _replace_body(connection: sqlite3.Connection, name: str, digest: str) -> bool:
-    """Put a version in force. Return False if there is no such version, or no document.
+    """Use a version as the document. Return False if there is no such version, or no document.
 
     It is one statement: a transaction that reads first fails if another one has written when it begins to write.
     """
