@@ -24,6 +24,7 @@ from measure import (
     cpu_seconds,
     effort,
     end_cleanly_when_told,
+    fastest,
     run_cases,
     say,
     wrk,
@@ -82,7 +83,7 @@ def least(row: Row) -> float:
     """Return the smallest CPU time of the rounds of a row. It has to be valid."""
     if not row.get("is_valid"):
         raise RuntimeError(f"{row['name']}: {row.get('skipped') or 'errors or lost events'}")
-    return min(float(one["cpu_us"]) for one in row["rounds"])
+    return fastest(row)
 
 
 def compared(measured: Sequence[Row]) -> list[Row]:

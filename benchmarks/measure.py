@@ -297,6 +297,11 @@ def summary(name: str, rounds: Sequence[Row], skipped: str | None = None) -> Row
     return row
 
 
+def fastest(row: Row) -> float:
+    """Return the smallest CPU time of the rounds of a row: noise only adds time."""
+    return min(float(one["cpu_us"]) for one in row["rounds"])
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 

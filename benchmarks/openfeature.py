@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import accounts
-from measure import COMPILED, PURE, Case, Row, effort, end_cleanly_when_told, run_cases, say
+from measure import COMPILED, PURE, Case, Row, effort, end_cleanly_when_told, fastest, run_cases, say
 from report import DELIVERED, LOAD_COLUMNS, Column, Result, save
 from servers import FLAG_PROBE, constant, directory, gateway
 
@@ -106,11 +106,10 @@ def cases(known_file: Path) -> list[Case]:
 
 
 def add_units(rows: list[Row]) -> None:
-    """Add the cost in units to each row, and its limit. Both are of the fastest round: noise only adds time."""
+    """Add the cost in units to each row, and its limit. Both are of the fastest rounds."""
     by_name = {row["name"]: row for row in rows}
     for build in BUILDS:
-        measured = {name: row["rounds"] for name, row in by_name.items() if name.endswith(build) and row.get("rounds")}
-        cost = {name: min(one["cpu_us"] for one in rounds) for name, rounds in measured.items()}
+        cost = {name: fastest(row) for name, row in by_name.items() if name.endswith(build) and row.get("rounds")}
         unit, getflag = cost[f"{CONSTANT}, {build}"], cost[f"{GET_FLAG}, {build}"]
         limits = dict.fromkeys((SINGLE, AGAIN), getflag / unit + 0.5) | {UNCHANGED: 2}
         limits |= dict.fromkeys((BULK_OF_ALL, GET_FLAGS_OF_ALL), FEATURES) if build == PURE_BUILD else {}

@@ -140,9 +140,7 @@ class Clock:
         self.recent = RecentExposures(seconds=60, **options)
 
     def note(self):
-        group = Group(one_gate=False)
-        note(self.recent, group.decisions)
-        group.open()
+        stored(self.recent, decision())
 
 
 @pytest.mark.parametrize("noted_at", [0, 1, 29, 31, 59, 61, 1000])

@@ -38,10 +38,12 @@ def test_a_document_with_another_byte_is_damaged():
         unpacked(bytes(packed))
 
 
-def rows(directory):
+def execute(directory, statement, *parameters):
+    """Execute a statement in the file of a store that is closed, or beside it. Return its rows."""
     connection = sqlite3.connect(directory / "state.db")
     try:
-        return connection.execute("SELECT name, body FROM documents").fetchall()
+        with connection:
+            return connection.execute(statement, parameters).fetchall()
     finally:
         connection.close()
 
@@ -52,12 +54,23 @@ async def opened(directory):
     return state
 
 
+async def pinned(directory):
+    """A store with two versions of a document, the first one pinned."""
+    state = await opened(directory)
+    await state.save_document("s", b'{"a":1}')
+    await state.save_document("s", b'{"b":2}')
+    await state.pin_document("s", Pin(digest_of(b'{"a":1}'), 0.0, "one"))
+    return state
+
+
 async def test_a_document_takes_little_space_in_the_file(tmp_path):
     state = await opened(tmp_path)
     body = orjson.dumps([{"id": number, "name": "a feature"} for number in range(100_000)])
     await state.save_document("s", body)
     await state.close()
-    assert [(name, len(stored) < len(body) / 5) for name, stored in rows(tmp_path)] == [("s", True)]
+    assert [
+        (name, len(stored) < len(body) / 5) for name, stored in execute(tmp_path, "SELECT name, body FROM documents")
+    ] == [("s", True)]
     assert (tmp_path / "state.db").stat().st_size < len(body)
 
 
@@ -66,10 +79,7 @@ async def test_a_document_of_a_former_version_is_read_and_replaced(tmp_path):
     state = await opened(tmp_path)
     await state.save_document("s", b'{"a":1}')
     await state.close()
-    connection = sqlite3.connect(tmp_path / "state.db")
-    with connection:
-        connection.execute("UPDATE documents SET body = ?, version = 7", (b'{"former":1}',))
-    connection.close()
+    execute(tmp_path, "UPDATE documents SET body = ?, version = 7", b'{"former":1}')
     state = await opened(tmp_path)
     assert (await state.load_document("s")).body == b'{"former":1}'
     assert (await state.wait_for_document("s", 1)).version == 7
@@ -81,14 +91,8 @@ async def test_a_document_of_a_former_version_is_read_and_replaced(tmp_path):
 
 
 async def test_a_damaged_latest_version_does_not_replace_a_pinned_one(tmp_path):
-    state = await opened(tmp_path)
-    await state.save_document("s", b'{"a":1}')
-    await state.save_document("s", b'{"b":2}')
-    await state.pin_document("s", Pin(digest_of(b'{"a":1}'), 0.0, "one"))
-    connection = sqlite3.connect(tmp_path / "state.db")
-    with connection:
-        connection.execute("UPDATE versions SET packed = x'78' WHERE digest = ?", (digest_of(b'{"b":2}'),))
-    connection.close()
+    state = await pinned(tmp_path)
+    execute(tmp_path, "UPDATE versions SET packed = x'78' WHERE digest = ?", digest_of(b'{"b":2}'))
     with pytest.raises(StoreError, match="damaged"):
         await state.unpin_document("s")
     assert (await state.load_document("s")).body == b'{"a":1}'
@@ -97,10 +101,7 @@ async def test_a_damaged_latest_version_does_not_replace_a_pinned_one(tmp_path):
 
 async def test_documents_versions_and_pins_survive_the_repair_of_a_damaged_file(tmp_path):
     """Compressed documents counted as damaged rows."""
-    state = await opened(tmp_path)
-    await state.save_document("s", b'{"a":1}')
-    await state.save_document("s", b'{"b":2}')
-    await state.pin_document("s", Pin(digest_of(b'{"a":1}'), 0.0, "one"))
+    state = await pinned(tmp_path)
     await state.close()
     replace(tmp_path / "state.db", STATE, "a test")
     state = await opened(tmp_path)
@@ -114,10 +115,7 @@ async def test_a_damaged_document_is_replaced_by_the_next_one(tmp_path):
     state = await opened(tmp_path)
     await state.save_document("s", b'{"a":1}')
     await state.close()
-    connection = sqlite3.connect(tmp_path / "state.db")
-    with connection:
-        connection.execute("UPDATE documents SET body = CAST(x'78' || substr(body, 3) AS BLOB)")
-    connection.close()
+    execute(tmp_path, "UPDATE documents SET body = CAST(x'78' || substr(body, 3) AS BLOB)")
     state = await opened(tmp_path)
     assert await state.load_document("s") is None
     assert (await state.save_document("s", b'{"b":2}')).body == b'{"b":2}'

@@ -13,6 +13,7 @@ from tornado_gateway import core
 from tornado_gateway.api.ofrep.outcomes import with_details
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import with_address
+from tornado_gateway.environments.impressions import append_impressions
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import DisabledError, NotLoadedError, RequestError
 from tornado_gateway.http.fields import Fields, boolean, json_object, printable, required_text, user_id
@@ -87,10 +88,7 @@ class FlagsApi:
         environment.counts.decided(context.user_id, decision)
         documents, count = environment.evaluator.event_documents(settings, context, decision)
         if count:
-            events = environment.events
-            gate = events.append_impressions(documents, count)
-            if events.durable:
-                request.gate = gate
+            append_impressions(environment, request, documents, count)
         if is_detailed:
             return Response(200, with_details(settings, decision))
         response = self._responses.get(decision.body)

@@ -19,6 +19,7 @@ from tornado_gateway.api.ofrep.context import feature_keys
 from tornado_gateway.api.ofrep.outcomes import encoded, with_details
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.environments.evaluation import with_address
+from tornado_gateway.environments.impressions import append_impressions
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.gate import Gate
 from tornado_gateway.http.fields import accepts_gzip, boolean, json_object, user_id
@@ -103,10 +104,7 @@ class Recorder:
     def append(self, request: Request) -> Gate | None:
         """Append the events. The response waits until they are stored, if EVENT_ACK says so. Return the gate."""
         if self._count:
-            events = self._environment.events
-            gate = events.append_impressions(b"\n".join(self._documents), self._count)
-            if events.durable:
-                request.gate = gate
+            append_impressions(self._environment, request, b"\n".join(self._documents), self._count)
         return request.gate
 
 

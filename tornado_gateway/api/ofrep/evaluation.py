@@ -11,6 +11,7 @@ from tornado_gateway.api.ofrep.errors import FLAG_NOT_FOUND, GENERAL, INVALID_CO
 from tornado_gateway.api.ofrep.exposures import RecentExposures
 from tornado_gateway.api.ofrep.flags import Flag, Flags, entry
 from tornado_gateway.environments.environment import Environment
+from tornado_gateway.environments.impressions import append_impressions
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.http.messages import Request, Response
 from tornado_gateway.tasks import wait_at_most
@@ -84,10 +85,7 @@ class EvaluationApi:
             return answer.response
         documents, count = environment.evaluator.event_documents(flags.settings, visitor, decision)
         if count:
-            events = environment.events
-            gate = events.append_impressions(documents, count)
-            if events.durable:
-                request.gate = gate
+            gate = append_impressions(environment, request, documents, count)
             if answer.shown:
                 self._recent.note_once_stored(gate, noted)
         return answer.response

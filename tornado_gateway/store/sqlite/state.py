@@ -86,8 +86,8 @@ UNPIN = """
 UPDATE pins SET pin = NULL, ends = NULL, unpinned_by = ? WHERE name = ? AND pin = coalesce(?, pin)
 """
 REPLACE_BODY = """
-UPDATE documents SET version = version + 1, body = (SELECT packed FROM versions WHERE name = ? AND digest = ?)
-WHERE name = ? AND EXISTS (SELECT 1 FROM versions WHERE name = ? AND digest = ?)
+UPDATE documents SET version = version + 1, body = packed FROM versions
+WHERE documents.name = ? AND versions.name = documents.name AND digest = ?
 """
 NOTE_OWNER = "INSERT OR REPLACE INTO confirmations (name, owner) VALUES (?, ?)"
 FORGET_EXPIRED = """
@@ -173,8 +173,7 @@ class SqliteState:
             os.close(self._leases.popitem()[1][1])
 
     async def load_document(self, name: str) -> StoredDocument | None:
-        seen = self._last_seen.get(name)
-        return await self._document(name, await self._database.run(_load_document, name, seen), seen)
+        return await self._load(name)
 
     async def save_document(
         self, name: str, body: bytes, by: str = "", source: str = "", at: float | None = None
@@ -214,23 +213,20 @@ class SqliteState:
 
     async def wait_for_document(self, name: str, known_version: int) -> StoredDocument:
         while True:
-            seen = self._last_seen.get(name)
-            row = await self._database.run(_load_document_unless, name, seen, known_version)
-            stored = await self._document(name, row, seen)
+            stored = await self._load(name, known_version)
             if stored is not None:
                 return stored
             await asyncio.sleep(self._watch_seconds)
 
-    async def _document(self, name: str, row: _Row | None, seen: StoredDocument | None) -> StoredDocument | None:
-        """Return the document of a row that was read when `seen` was known, None without a row."""
+    async def _load(self, name: str, known_version: int | None = None) -> StoredDocument | None:
+        """Return the document. None: there is none, it is damaged, or its version is the known one."""
+        seen = self._last_seen.get(name)
+        row = await self._database.run(_read_document, name, seen, known_version)
         if row is None:
             return None
         packed, version, saved_at, pin, ends, unpinned_by, latest = row
-        body: bytes | None
-        if packed is None and seen is not None:
-            body = seen.body
-        else:
-            body = await asyncio.to_thread(body_of, packed, self._path)
+        known = None if packed is not None or seen is None else seen.body
+        body = await asyncio.to_thread(body_of, packed, self._path) if known is None else known
         if body is None:
             return None
         left = None if ends is None else ends - self._reckoning.now()
@@ -289,18 +285,16 @@ def _last_confirmation(connection: sqlite3.Connection, name: str) -> Confirmatio
     return Confirmation(*row) if row else None
 
 
-def _load_document(connection: sqlite3.Connection, name: str, seen: StoredDocument | None) -> _Row | None:
-    known = (0, "") if seen is None or seen.pin is not None else (seen.version, seen.latest)
-    row: _Row | None = connection.execute(LOAD_DOCUMENT, (name, *known, name)).fetchone()
-    return row
-
-
-def _load_document_unless(
-    connection: sqlite3.Connection, name: str, seen: StoredDocument | None, known_version: int
+def _read_document(
+    connection: sqlite3.Connection, name: str, seen: StoredDocument | None, known_version: int | None
 ) -> _Row | None:
-    """Return the document, if its version is another than the known one (checking costs one small row)."""
-    row = connection.execute("SELECT version FROM documents WHERE name = ?", (name,)).fetchone()
-    return _load_document(connection, name, seen) if row and row[0] != known_version else None
+    if known_version is not None:  # to check the version costs one small row
+        row = connection.execute("SELECT version FROM documents WHERE name = ?", (name,)).fetchone()
+        if row is None or row[0] == known_version:
+            return None
+    known = (0, "") if seen is None or seen.pin is not None else (seen.version, seen.latest)
+    found: _Row | None = connection.execute(LOAD_DOCUMENT, (name, *known, name)).fetchone()
+    return found
 
 
 def _save_document(connection: sqlite3.Connection, name: str, kept: tuple[str, float, str, str, int, bytes]) -> int:
@@ -356,7 +350,7 @@ def _replace_body(connection: sqlite3.Connection, name: str, digest: str) -> boo
 
     It is one statement: a transaction that reads first fails if another one has written when it begins to write.
     """
-    return connection.execute(REPLACE_BODY, (name, digest, name, name, digest)).rowcount > 0
+    return connection.execute(REPLACE_BODY, (name, digest)).rowcount > 0
 
 
 def _confirm_document(connection: sqlite3.Connection, name: str, now: float, by: str) -> None:
