@@ -2,7 +2,7 @@
 
        openloop PORT RATE SECONDS FEATURES CONNECTIONS FIRST_VISITOR [QUERY...] > samples
 
-   With queries, such as ?sdkKey=..., requests have them in turn.
+   With queries, such as ?sdkKey=..., each request has one of them, by a hash of its visitor.
    Waits until the next request is due or an answer is there, whichever comes first. Writes for each answer three
    doubles: when the request was meant to leave (seconds since the start), how long after that its answer was there, and
    how late it left although a connection was free, both in seconds. Says on standard error when it started (monotonic
@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -69,6 +70,13 @@ static void ask(int connection, long number, long feature, unsigned long long vi
     if (send(sockets[connection], request, (size_t)size, MSG_NOSIGNAL) != size) fail("send");
 }
 
+static uint32_t mixed(uint32_t value) /* the same as in openloop.py */
+{
+    value = (value ^ value >> 16) * 0x85ebca6bu;
+    value = (value ^ value >> 13) * 0xc2b2ae35u;
+    return value ^ value >> 16;
+}
+
 static void put_idle(int connection, int connections)
 {
     if (!idle_count) idle_since = now();
@@ -115,7 +123,8 @@ int main(int argc, char **argv)
             int connection = take_idle(connections);
             asked[connection].due = due;
             asked[connection].late = time - ready;
-            ask(connection, sent, sent / queries % features, visitor, argc > 7 ? argv[7 + sent % queries] : "");
+            uint32_t query = mixed((uint32_t)(visitor + (unsigned long long)sent)) % (uint32_t)queries;
+            ask(connection, sent, sent / queries % features, visitor, argc > 7 ? argv[7 + query] : "");
         }
         if (time > end) break;
         double patience = sent < count && idle_count ? due - time : 1.0;

@@ -41,7 +41,7 @@ class Samples:
 def run(
     port: int, *, rate: float, seconds: float, features: int, connections: int = 64, queries: Sequence[str] = ()
 ) -> Row:
-    """Send everything, with each query in turn, and wait for all answers.
+    """Send everything, each request with one of the queries (`query_of`), and wait for all answers.
 
     Raises UnavailableError where the generator cannot be compiled.
     """
@@ -53,7 +53,19 @@ def run(
         raise RuntimeError(f"the generator of the load failed: {done.stderr.decode()}")
     started_at, errors = done.stderr.split()
     values = array("d", done.stdout)
-    return _result(Samples(float(started_at), values[::3], values[1::3], values[2::3], int(errors)))
+    samples = Samples(float(started_at), values[::3], values[1::3], values[2::3], int(errors))
+    return _result(samples) | {"first_visitor": first_visitor}
+
+
+def query_of(visitor: int, queries: int) -> int:
+    """The place of the query in the request of a visitor. In turn, they would all have a full batch at the same time.
+
+    It is the same hash as in openloop.c.
+    """
+    value = visitor & 0xFFFFFFFF
+    value = (value ^ value >> 16) * 0x85EBCA6B & 0xFFFFFFFF
+    value = (value ^ value >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
+    return (value ^ value >> 16) % queries
 
 
 def _program() -> Path:

@@ -53,7 +53,12 @@ class Setting:
         self.environments = Environments(environments, is_from_file=True, on_unidentified=self.unidentified.append)
 
     def of(self, query="", headers=(), path="/server-side/getFlag", token=None):
-        return self.result(self.environments.of, request_of(query, headers, path, token))
+        """Return the environment of a request, and check that another one with the same head is of the same one."""
+        request = request_of(query, headers, path, token)
+        request.head = object()
+        found = self.result(self.environments.of, request)
+        assert found == self.result(self.environments.of, request) or not isinstance(found, str)
+        return found
 
     def of_lookup(self, query="", headers=(), list_id=None, token=None):
         return self.result(self.environments.of_lookup, request_of(query, headers, token=token), list_id)
@@ -382,6 +387,7 @@ def test_requests_that_never_repeat_take_no_memory(make):
     for number in range(2 * KNOWN_REQUESTS):
         assert setting.of(f"a=1&r={number}") == "production"
         assert len(setting.environments._identification._known) <= KNOWN_REQUESTS
+        assert len(setting.environments._identification._by_head) <= KNOWN_REQUESTS
     for number in range(10):  # values that name nothing are not remembered
         setting.of("a=1", [("Authorization", f"Bearer {number}")])
     assert len(setting.environments._identification._known) <= KNOWN_REQUESTS

@@ -80,6 +80,10 @@ def requests_in(slices, heads):
         if reader.phase < ENDED:
             options.heads = heads()
             reader.read(data)
+    by_head = {}
+    for request in found:
+        facts = request.method, request.path, request.query, request.headers
+        assert request.head is None or by_head.setdefault(request.head, facts) == facts
     names = ("method", "path", "query", "headers", "body", "peer", "keep_alive", "wants_echo")
     requests = [[getattr(request, name) for name in names] for request in found]
     return requests, reader.phase, reader.rejection and reader.rejection.status

@@ -93,6 +93,7 @@ class Identification:
         self._by_host = {host.encode(): one for one in environments for host in one.access.hosts}
         self._default = next((one for one in environments if one.access.is_default), None)
         self._known: dict[bytes, _Known] = {}
+        self._by_head: dict[object, _Known] = {}  # the same, for requests whose head the front knows
         self._lists: dict[str, tuple[Snapshot, frozenset[str]]] = {}
         self._log = ThrottledLog(logger, 3600)
 
@@ -102,13 +103,21 @@ class Identification:
         """Return the environment of a request. Raise RequestError 400 without exactly one."""
         if request.client is not None and token_of(request) is not None:
             return self._of_unknown(request)
+        found = self._by_head.get(request.head) or self._of_head(request)
+        found.tally[found.place] += 1
+        return found.environment
+
+    def _of_head(self, request: Request) -> _Known:
         carried = self._carried(request)
         found = self._known.get(carried)
         if found is None:
             found = self._found(request)
             self._remember(carried, found)
-        found.tally[found.place] += 1
-        return found.environment
+        if request.head is not None:
+            if len(self._by_head) >= KNOWN_REQUESTS:  # heads have sizes and other headers, too
+                self._by_head = {}
+            self._by_head[request.head] = found
+        return found
 
     def _found(self, request: Request) -> _Known:
         environment, key = self._of_unknown(request), self._key_of(request)

@@ -47,7 +47,8 @@ class Request:
 
     A handler may set `gate`: its response is then held back until that gate opens. `wants_echo`: see `ServerOptions`.
     `response` or `page` is set by the connection when the request waits for its turn. `client` is the client that the
-    credentials name.
+    credentials name. Requests with the same `head` have the same headers, method and target; None if it was not seen
+    before.
     """
 
     __slots__ = (
@@ -55,6 +56,7 @@ class Request:
         "charge",
         "client",
         "gate",
+        "head",
         "headers",
         "keep_alive",
         "method",
@@ -89,6 +91,7 @@ class Request:
         self.version = version
         self.wants_echo = False
         self.client: object = None
+        self.head: object = None
         self.gate: Gate | None = None
         self.response: Response | None = None
         self.page: Page | None = None

@@ -266,6 +266,7 @@ class Reader:
         self.fields = self.head_headers = known.headers.copy()
         request = Request(known.method, known.path, known.query, self.head_headers, body, self.peer)
         request.wants_echo = self.options.echo_headers is None
+        request.head = known
         self.deliver(request)
         return True
 

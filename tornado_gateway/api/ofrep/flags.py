@@ -102,7 +102,7 @@ class Flags:
         feature = self.settings.features.get(key)
         if name is not None and (feature is None or name not in self._names(feature)):
             return self.find(key)
-        flag = self._variable(key) if feature is None else Flag(key, key, name)
+        flag = self._variable(key) if feature is None else Flag(key, feature.key, name)
         if flag is not None:
             self._found[key, name] = flag
         return flag
@@ -114,7 +114,7 @@ class Flags:
             name, rest = key[:at], key[at + 1 :]
             candidate = features.get(name)
             if candidate is not None and (rest == ALL or rest in self._names(candidate)):
-                found = Flag(key, name, rest)
+                found = Flag(key, candidate.key, rest)
         return found
 
     def answer(self, flag: Flag, decision: core.Decision) -> Answer:
