@@ -18,7 +18,7 @@ from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import NO_STATISTICS, Chunk, NewChunk, Store
 from tornado_gateway.store.redis.events import open_redis
 from tornado_gateway.store.redis.state import LEASE_SECONDS
-from tornado_gateway.store.sqlite.events import CHECKPOINT_BYTES, SqliteEvents, open_sqlite
+from tornado_gateway.store.sqlite.events import LEAST_CHECKPOINT_BYTES, SqliteEvents, open_sqlite
 from tornado_gateway.store.sqlite.state import SqliteState
 from tornado_gateway.store.versions import MOST_BYTES, MOST_VERSIONS, Pin, digest_of
 
@@ -589,7 +589,7 @@ async def test_whatever_happens_each_chunk_is_claimed_in_turn_and_settled_once(t
 
 async def test_the_wal_begins_anew_while_events_come(tmp_path):
     """A WAL file never shrinks: it is smaller than half of all events only if it has begun anew."""
-    store = store_with(tmp_path, checkpoint_bytes=CHECKPOINT_BYTES // 4)
+    store = store_with(tmp_path, checkpoint_bytes=LEAST_CHECKPOINT_BYTES // 4)
     await store.open()
     wal, count = tmp_path / "events-0.db-wal", 0
     async with asyncio.timeout(60):

@@ -31,7 +31,10 @@ from tornado_gateway.tasks import Periodic
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_BYTES = 4 * 1024 * 1024
+# Between two checkpoints. Each of them holds up commits for 1 to 2 ms, while the disk syncs, so they must be rare: with
+# 4 MB, 1.5 % of the requests at 20,000/s waited for one.
+CHECKPOINT_BYTES = 16 * 1024 * 1024
+LEAST_CHECKPOINT_BYTES = 4 * 1024 * 1024  # of one of many logs, whose WALs must not fill the disk
 FRESH_BYTES = 8 * 1024 * 1024  # appended chunks that stay in memory until they are claimed; the others are read
 SETTLE_SECONDS = 0.02  # deletions wait this long for the next append, to share its transaction
 REPAIR_SECONDS = 0.5
