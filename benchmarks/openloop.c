@@ -124,7 +124,7 @@ int main(int argc, char **argv)
             asked[connection].due = due;
             asked[connection].late = time - ready;
             uint32_t query = mixed((uint32_t)(visitor + (unsigned long long)sent)) % (uint32_t)queries;
-            ask(connection, sent, sent / queries % features, visitor, argc > 7 ? argv[7 + query] : "");
+            ask(connection, sent, sent % features, visitor, argc > 7 ? argv[7 + query] : "");
         }
         if (time > end) break;
         double patience = sent < count && idle_count ? due - time : 1.0;

@@ -38,29 +38,39 @@ class Samples:
     errors: int
 
 
+def new_visitors() -> int:
+    """The first of many visitors that no other run has had."""
+    return time.time_ns() // 1000 % 10**10 * 1000
+
+
 def run(
-    port: int, *, rate: float, seconds: float, features: int, connections: int = 64, queries: Sequence[str] = ()
+    port: int,
+    *,
+    rate: float,
+    seconds: float,
+    features: int,
+    connections: int = 64,
+    queries: Sequence[str] = (),
+    first_visitor: int = 0,
 ) -> Row:
     """Send everything, each request with one of the queries (`query_of`), and wait for all answers.
 
     Raises UnavailableError where the generator cannot be compiled.
     """
-    first_visitor = time.time_ns() // 1000 % 10**10 * 1000
-    numbers = (port, rate, seconds, features, connections, first_visitor)
+    numbers = (port, rate, seconds, features, connections, first_visitor or new_visitors())
     command = ["taskset", "-c", str(LOAD_CORE), str(_program()), *map(str, numbers), *queries]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the generator of the load failed: {done.stderr.decode()}")
     started_at, errors = done.stderr.split()
     values = array("d", done.stdout)
-    samples = Samples(float(started_at), values[::3], values[1::3], values[2::3], int(errors))
-    return _result(samples) | {"first_visitor": first_visitor}
+    return _result(Samples(float(started_at), values[::3], values[1::3], values[2::3], int(errors)))
 
 
 def query_of(visitor: int, queries: int) -> int:
-    """The place of the query in the request of a visitor. In turn, they would all have a full batch at the same time.
+    """The index of the query for a visitor, by the same hash as in openloop.c.
 
-    It is the same hash as in openloop.c.
+    If queries were used in turn, all environments would have a full batch at the same time.
     """
     value = visitor & 0xFFFFFFFF
     value = (value ^ value >> 16) * 0x85EBCA6B & 0xFFFFFFFF

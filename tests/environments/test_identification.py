@@ -15,7 +15,7 @@ from tornado_gateway.environments.identification import KNOWN_REQUESTS, LONGEST_
 from tornado_gateway.environments.registry import Environments
 from tornado_gateway.errors import RequestError
 from tornado_gateway.events.queue import EventQueue
-from tornado_gateway.http.messages import Request
+from tornado_gateway.http.messages import Head, Request
 from tornado_gateway.store.sqlite.events import open_sqlite
 
 PRODUCTION, STAGING, BRAND = "p" * 32, "s" * 32, "b" * 32
@@ -53,11 +53,12 @@ class Setting:
         self.environments = Environments(environments, is_from_file=True, on_unidentified=self.unidentified.append)
 
     def of(self, query="", headers=(), path="/server-side/getFlag", token=None):
-        """Return the environment of a request, and check that another one with the same head is of the same one."""
+        """Return the environment of a request, and check that others with the same head get the same result."""
         request = request_of(query, headers, path, token)
-        request.head = object()
-        found = self.result(self.environments.of, request)
-        assert found == self.result(self.environments.of, request) or not isinstance(found, str)
+        request.known_head = head_of(request)
+        found, seen = self.result(self.environments.of, request), len(self.unidentified)
+        assert self.result(self.environments.of, request) == found
+        del self.unidentified[seen:]
         return found
 
     def of_lookup(self, query="", headers=(), list_id=None, token=None):
@@ -77,6 +78,10 @@ class Setting:
         except RequestError as error:
             return error.status, str(error)
         return None if environment is None else environment.access.name
+
+
+def head_of(request):
+    return Head(request.method, request.path + b"?" + request.query, request.headers, 0)
 
 
 def request_of(query="", headers=(), path="/", token=None):
@@ -379,6 +384,28 @@ def test_a_replacement_counts_for_the_next_request(make):
     assert brand not in setting.environments.all
 
 
+def test_a_known_head_is_found_again_after_a_change_of_the_file(make):
+    setting = make()
+    request = request_of(f"i={STAGING}")
+    request.known_head = head_of(request)
+    production, staging, _ = setting.environments.all
+    assert [setting.result(setting.environments.of, request) for _ in range(2)] == ["staging"] * 2
+    setting.environments.replace([production])
+    assert setting.result(setting.environments.of, request) == (400, WRONG)
+    staging.use_access(staging.access._replace(name="renamed"))
+    setting.environments.replace([production, staging])
+    assert setting.result(setting.environments.of, request) == "renamed"
+
+
+def test_a_token_is_checked_although_the_head_is_known(make):
+    setting = make()
+    request = request_of(f"i={BRAND}")
+    request.known_head = head_of(request)
+    assert setting.result(setting.environments.of, request) == "brand"
+    request.client = TOKEN
+    assert setting.result(setting.environments.of, request) == NOT_ALLOWED
+
+
 def test_requests_that_never_repeat_take_no_memory(make):
     setting = make()
     known = setting.environments._identification._known
@@ -387,7 +414,7 @@ def test_requests_that_never_repeat_take_no_memory(make):
     for number in range(2 * KNOWN_REQUESTS):
         assert setting.of(f"a=1&r={number}") == "production"
         assert len(setting.environments._identification._known) <= KNOWN_REQUESTS
-        assert len(setting.environments._identification._by_head) <= KNOWN_REQUESTS
+        assert len(setting.environments._identification._by_number) <= KNOWN_REQUESTS
     for number in range(10):  # values that name nothing are not remembered
         setting.of("a=1", [("Authorization", f"Bearer {number}")])
     assert len(setting.environments._identification._known) <= KNOWN_REQUESTS

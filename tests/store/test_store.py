@@ -18,7 +18,8 @@ from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.store.interfaces import NO_STATISTICS, Chunk, NewChunk, Store
 from tornado_gateway.store.redis.events import open_redis
 from tornado_gateway.store.redis.state import LEASE_SECONDS
-from tornado_gateway.store.sqlite.events import LEAST_CHECKPOINT_BYTES, SqliteEvents, open_sqlite
+from tornado_gateway.store.sqlite.events import CHECKPOINT_BYTES, LEAST_CHECKPOINT_BYTES, SqliteEvents, open_sqlite
+from tornado_gateway.store.sqlite.space import DiskSpace
 from tornado_gateway.store.sqlite.state import SqliteState
 from tornado_gateway.store.versions import MOST_BYTES, MOST_VERSIONS, Pin, digest_of
 
@@ -598,6 +599,19 @@ async def test_the_wal_begins_anew_while_events_come(tmp_path):
             count += 1
             assert wal.stat().st_size < 60_000_000, "at 64 MB SQLite itself would make a checkpoint"
     assert (await store.events.depth()).waiting == count
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("disk_bytes", "expected"),
+    [(10**12, CHECKPOINT_BYTES), (5 * 2**30, 10 * 2**20), (10**8, LEAST_CHECKPOINT_BYTES)],
+)
+async def test_checkpoints_are_more_frequent_on_small_disks(tmp_path, monkeypatch, disk_bytes, expected):
+    """A WAL file does not shrink, and that of each worker takes space from events."""
+    monkeypatch.setattr(DiskSpace, "total", lambda _: disk_bytes)
+    store = store_with(tmp_path)
+    await store.open()
+    assert store.events._checkpoints._every_bytes == expected
     await store.close()
 
 

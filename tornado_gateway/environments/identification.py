@@ -6,6 +6,7 @@ environments is a mistake in a configuration. A request that names none belongs 
 to the default one. A wrong key costs a look-up and never a request to VWO. See docs/environments.md.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, final
@@ -20,6 +21,7 @@ from tornado_gateway.settings.mirror import Snapshot
 
 logger = logging.getLogger(__name__)
 
+_numbers = itertools.count(1)
 ACCOUNT_PARAMETERS = (b"accountId", b"a")
 KEY_PARAMETERS = (b"sdkKey", b"i", b"env")
 # Values of visitors are in queries of lookups, and some SDKs do not escape them, so that `a` can be a part of one.
@@ -71,12 +73,16 @@ class Scope:
 
 @final
 class _Known:
-    """The environment of a request that was seen before. `tally` counts requests with its SDK key, at `place`."""
+    """The environment of a request that was seen before. `tally` counts requests with its SDK key, at `place`.
 
-    __slots__ = ("environment", "place", "tally")
+    `number` is its own in this process, so that what was found by another version of the file is not found again.
+    """
+
+    __slots__ = ("environment", "number", "place", "tally")
 
     def __init__(self, environment: Environment, tally: list[int], place: int) -> None:
         self.environment = environment
+        self.number = next(_numbers)
         self.tally = tally
         self.place = place
 
@@ -93,7 +99,7 @@ class Identification:
         self._by_host = {host.encode(): one for one in environments for host in one.access.hosts}
         self._default = next((one for one in environments if one.access.is_default), None)
         self._known: dict[bytes, _Known] = {}
-        self._by_head: dict[object, _Known] = {}  # the same, for requests whose head the front knows
+        self._by_number: dict[int, _Known] = {}  # the same, by the memo of known heads
         self._lists: dict[str, tuple[Snapshot, frozenset[str]]] = {}
         self._log = ThrottledLog(logger, 3600)
 
@@ -103,20 +109,21 @@ class Identification:
         """Return the environment of a request. Raise RequestError 400 without exactly one."""
         if request.client is not None and token_of(request) is not None:
             return self._of_unknown(request)
-        found = self._by_head.get(request.head) or self._of_head(request)
+        head = request.known_head
+        found = None if head is None else self._by_number.get(head.memo)
+        if found is None:
+            found = self._of_carried(request)
+            if head is not None:
+                head.memo = found.number
         found.tally[found.place] += 1
         return found.environment
 
-    def _of_head(self, request: Request) -> _Known:
+    def _of_carried(self, request: Request) -> _Known:
         carried = self._carried(request)
         found = self._known.get(carried)
         if found is None:
             found = self._found(request)
             self._remember(carried, found)
-        if request.head is not None:
-            if len(self._by_head) >= KNOWN_REQUESTS:  # heads have sizes and other headers, too
-                self._by_head = {}
-            self._by_head[request.head] = found
         return found
 
     def _found(self, request: Request) -> _Known:
@@ -191,8 +198,8 @@ class Identification:
     def _remember(self, carried: bytes, found: _Known) -> None:
         if len(carried) <= LONGEST_KNOWN:
             if len(self._known) >= KNOWN_REQUESTS:  # some clients add a random parameter; others are known again soon
-                self._known = {}
-            self._known[carried] = found
+                self._known, self._by_number = {}, {}
+            self._known[carried] = self._by_number[found.number] = found
 
     # --- The places, in the order in which they decide ---
 

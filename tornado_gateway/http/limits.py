@@ -12,11 +12,11 @@ from tornado_gateway.http.codings import Unpacking
 from tornado_gateway.http.messages import (
     ErrorShape,
     Handler,
+    Head,
     Request,
     Response,
     Result,
     error_response,
-    split_target,
     too_large,
 )
 
@@ -129,20 +129,6 @@ class Charge:
 
     def __del__(self) -> None:
         self._budget.add(-self._size)
-
-
-@final
-class Head:
-    """The parsed form of a head, for requests whose bodies have the same size."""
-
-    __slots__ = ("body_size", "headers", "method", "path", "query", "url")
-
-    def __init__(self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]], body_size: int) -> None:
-        self.method = method
-        self.url = url
-        self.path, self.query = split_target(url)
-        self.headers = headers
-        self.body_size = body_size
 
 
 @final

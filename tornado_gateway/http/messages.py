@@ -42,13 +42,31 @@ class Packed(NamedTuple):
 
 
 @final
+class Head:
+    """The parsed form of a head, for requests whose bodies have the same size.
+
+    `memo` is a number that readers of requests may keep with it: what they know about all requests with this head.
+    """
+
+    __slots__ = ("body_size", "headers", "memo", "method", "path", "query", "url")
+
+    def __init__(self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]], body_size: int) -> None:
+        self.method = method
+        self.url = url
+        self.path, self.query = split_target(url)
+        self.headers = headers
+        self.body_size = body_size
+        self.memo = 0
+
+
+@final
 class Request:
     """One request, complete with its body. `headers` keep the client's order and spelling; `version` is "1.1" or "1.0".
 
     A handler may set `gate`: its response is then held back until that gate opens. `wants_echo`: see `ServerOptions`.
     `response` or `page` is set by the connection when the request waits for its turn. `client` is the client that the
-    credentials name. Requests with the same `head` have the same headers, method and target; None if it was not seen
-    before.
+    credentials name. `known_head` is the known head that the request was read from, if any: requests with the same one
+    have the same method, target and headers.
     """
 
     __slots__ = (
@@ -56,9 +74,9 @@ class Request:
         "charge",
         "client",
         "gate",
-        "head",
         "headers",
         "keep_alive",
+        "known_head",
         "method",
         "packed",
         "page",
@@ -91,7 +109,7 @@ class Request:
         self.version = version
         self.wants_echo = False
         self.client: object = None
-        self.head: object = None
+        self.known_head: Head | None = None
         self.gate: Gate | None = None
         self.response: Response | None = None
         self.page: Page | None = None

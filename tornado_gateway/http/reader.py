@@ -265,7 +265,7 @@ class Reader:
         self.misses, self.version, self.url = 0, "1.1", known.url
         self.fields = self.head_headers = known.headers.copy()
         request = Request(known.method, known.path, known.query, self.head_headers, body, self.peer)
-        request.head, request.wants_echo = known, self.options.echo_headers is None
+        request.known_head, request.wants_echo = known, self.options.echo_headers is None
         self.deliver(request)
         return True
 

@@ -75,8 +75,8 @@ class Stores:
     def of(self, config: Config, number: int = 1) -> Store:
         """Return the embedded store; with Redis, that one, and the embedded event log for the time when Redis fails.
 
-        It is one of so many, which share the memory for events and the size of WALs, and rest while they have no
-        traffic.
+        It is one of so many, which share the memory for events, and rest while they have no traffic. Their WALs are
+        smaller.
         """
         directory, pace = data_dir_of(config), pace_of(number)
         local = SqliteEvents(

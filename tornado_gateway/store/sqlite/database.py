@@ -244,9 +244,10 @@ class Checkpoints:
         self._task: asyncio.Task[None] | None = None
         self._follower: Follower | None = None  # to be opened with the first checkpoint: most logs need none
 
-    def use(self, follower: Follower) -> None:
-        """Make checkpoints with this connection from now on."""
+    def use(self, follower: Follower, most_bytes: int) -> None:
+        """Make checkpoints with this connection from now on, after `most_bytes` at the latest."""
         self._follower = follower
+        self._every_bytes = min(self._every_bytes, most_bytes)
 
     async def close(self) -> None:
         if self._task is not None:

@@ -16,7 +16,7 @@ FLOOR_BYTES = 4 * 1024 * 1024
 FLOOR_SHARE = 8  # the floor is at most this part of a small file system
 RESERVE_BYTES = 1024 * 1024
 RESERVE_SHARE = 32
-AMPLE_BYTES = 256 * 1024 * 1024  # more than the WALs of all workers
+AMPLE_BYTES = 1024 * 1024 * 1024  # more than the WALs of all workers
 CHECK_SECONDS = 0.1  # between two checks, unless many bytes were written
 CHECKPOINT_TRIES = 25  # another connection may be making a checkpoint at the moment
 CHECKPOINT_PAUSE_SECONDS = 0.02
@@ -90,7 +90,7 @@ class DiskSpace:
     def keep_reserve(self) -> None:
         """Allocate the reserve, if there is none and enough space."""
         with suppress(OSError):
-            size = min(RESERVE_BYTES, self._total() // RESERVE_SHARE)
+            size = min(RESERVE_BYTES, self.total() // RESERVE_SHARE)
             if self._reserve.exists() or self._free() < self._floor() + size:
                 return
             descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -106,13 +106,14 @@ class DiskSpace:
         return self._directory / "reserve"
 
     def _floor(self) -> int:
-        return min(FLOOR_BYTES, self._total() // FLOOR_SHARE)
+        return min(FLOOR_BYTES, self.total() // FLOOR_SHARE)
 
     def _free(self) -> int:
         status = os.statvfs(self._directory)
         return status.f_bavail * status.f_frsize
 
-    def _total(self) -> int:
+    def total(self) -> int:
+        """Return the bytes of the file system."""
         status = os.statvfs(self._directory)
         return status.f_blocks * status.f_frsize
 
