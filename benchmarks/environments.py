@@ -18,7 +18,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import openloop
@@ -30,6 +29,7 @@ from servers import directory, redis, started_gateway, vendor
 ENVIRONMENTS = (1, 50)
 FEATURES, WORKERS = 100, 2
 RATES = (1000.0, 2000.0, 4000.0)  # requests/s: with the last one, all of them keep two cores busy for 80 % of the time
+WARM_UP_SECONDS = 2.0
 SHUTDOWN_SECONDS = 5  # enough for the last delivery
 PERCENT = 15.0  # largest difference that passes
 KEPT = ("delivered", "waiting", "dead", "rejected", "discarded", "lost")
@@ -85,13 +85,14 @@ def measured(count: int, rate: float, seconds: float) -> Row:
     queries = [f"?accountId={ACCOUNT_ID}&sdkKey={key}" for key in keys.values()]
     with directory() as folder, redis(cores=CORES) as redis_port, stand_in(folder) as vendor_port:
         with served(folder, redis_port, vendor_port, keys) as port:
-            load = partial(openloop.run, port, rate=rate, features=FEATURES, queries=queries)
-            warm_visitors = openloop.new_visitors()
-            warm = load(seconds=2, first_visitor=warm_visitors)
-            visitors = openloop.new_visitors()
-            row = load(seconds=seconds, first_visitor=visitors)
-            loads = [(warm_visitors, warm["requests"]), (visitors, row["requests"])]
-            expected = dict(zip(keys, events_of(count, loads), strict=True))
+            visitors, row = [], {}
+            for duration in (WARM_UP_SECONDS, seconds):
+                first = openloop.new_visitors()
+                row = openloop.run(
+                    port, rate=rate, seconds=duration, features=FEATURES, queries=queries, first_visitor=first
+                )
+                visitors.append(range(first, first + row["requests"]))
+            expected = dict(zip(keys, events_of(count, visitors), strict=True))
             events = counted(port, expected)
         arrived = fetch_json(f"http://127.0.0.1:{vendor_port}/count")["by_key"]
     got = {name: arrived.get(key, 0) for name, key in keys.items()}
@@ -144,15 +145,15 @@ def counted(port: int, expected: dict[str, int]) -> dict[str, Row]:
         time.sleep(0.1)
 
 
-def events_of(environments: int, loads: Sequence[tuple[int, int]]) -> list[int]:
+def events_of(environments: int, loads: Sequence[range]) -> list[int]:
     """Return the events of each environment: two of each visitor with the plan that a rule asks for, one of others.
 
-    `loads` are the first visitor and the number of visitors of each load.
+    `loads` are the visitors of each load.
     """
     events = [0] * environments
-    for first, visitors in loads:
-        for number in range(visitors):
-            events[openloop.query_of(first + number, environments)] += 1 + (number + 1) % 2
+    for visitors in loads:
+        for number, visitor in enumerate(visitors):
+            events[openloop.query_of(visitor, environments)] += 1 + (number + 1) % 2
     return events
 
 
