@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from tornado_gateway import tasks
 from tornado_gateway.enrichment.location import LocationReader
 from tornado_gateway.http.certificates import Certificates
 from tornado_gateway.tasks import WOKEN, Periodic, SharedLimit, SharedResult, TimeLimit, end_tasks
@@ -269,3 +270,37 @@ async def test_a_shared_result_survives_its_callers_and_hands_on_errors():
     ended.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await ended.outcome()
+
+
+async def test_steps_rest_between_each_other_for_a_limited_time(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(asyncio, "sleep", record(pauses))
+
+    def steps(number):
+        for _ in range(number):
+            yield
+        return number
+
+    assert await tasks.in_turns(steps(3)) == 3
+    assert pauses == [0, 0, 0]
+    pauses.clear()
+    assert await tasks.in_turns(steps(3), float("inf")) == 3
+    assert pauses == [tasks.PAUSE_SECONDS] * 3
+    pauses.clear()
+
+    def slow_steps():
+        for _ in range(3):
+            yield
+            time.sleep(0.15)  # as on a loaded machine, longer than the rest
+
+    await tasks.in_turns(slow_steps(), 0.1)
+    assert pauses == [tasks.PAUSE_SECONDS, 0, 0]
+
+
+def record(pauses):
+    """Return what replaces `asyncio.sleep`."""
+
+    async def sleep(seconds):
+        pauses.append(seconds)
+
+    return sleep

@@ -9,12 +9,13 @@ import pytest
 from tornado_gateway.events.queue import EventCounts, EventQueue
 from tornado_gateway.events.schedule import FlushSchedule
 from tornado_gateway.experiments.monitor import ExperimentMonitor
-from tornado_gateway.process import publication
+from tornado_gateway.process import publication, status
 from tornado_gateway.store.interfaces import Depth
 from tornado_gateway.store.sqlite.database import Database
 from tornado_gateway.store.sqlite.events import SqliteEvents
 from tornado_gateway.store.sqlite.repair.guard import Guard
-from tornado_gateway.tasks import FULL_PACE, Periodic, Rests, pace_of
+from tornado_gateway.tasks import FULL_PACE, PAUSE_SECONDS, Periodic, Rests, at_once, pace_of
+from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 MANY = 8 * FULL_PACE
 PACE = pace_of(MANY)
@@ -82,13 +83,18 @@ def served_environment(name):
     )
 
 
+def publication_of(served):
+    published = publication.Publication.__new__(publication.Publication)
+    published._serving = SimpleNamespace(is_from_file=True, with_drained=lambda: served)
+    published._parts, published._tick = {}, 0
+    return published
+
+
 async def test_the_parts_of_many_environments_are_made_in_turn(monkeypatch):
     made, shown = [], []
     monkeypatch.setattr(publication, "_part", lambda served: made.append(served) or {})
     served = [served_environment(str(number)) for number in range(MANY)]
-    published = publication.Publication.__new__(publication.Publication)
-    published._serving = SimpleNamespace(is_from_file=True, with_drained=lambda: served)
-    published._parts, published._tick = {}, 0
+    published = publication_of(served)
     published._publish = lambda: shown.append(len(published._environments()["environments"]))
     await published._publish_regularly()
     assert made.pop() == served[-1]
@@ -104,9 +110,7 @@ async def test_the_parts_of_environments_are_made_a_few_in_each_turn(monkeypatch
     made_in_turn = [0]
     monkeypatch.setattr(publication, "_part", lambda served: made_in_turn.append(made_in_turn.pop() + 1) or {})
     served = [served_environment(str(number)) for number in range(FULL_PACE)]
-    published = publication.Publication.__new__(publication.Publication)
-    published._serving = SimpleNamespace(is_from_file=True, with_drained=lambda: served)
-    published._parts, published._tick = {}, 0
+    published = publication_of(served)
     published._publish = published._environments
     publishing = asyncio.ensure_future(published._publish_regularly())
     while not publishing.done():
@@ -114,6 +118,32 @@ async def test_the_parts_of_environments_are_made_a_few_in_each_turn(monkeypatch
         await asyncio.sleep(0)
     assert sum(made_in_turn) == FULL_PACE
     assert max(made_in_turn) <= publication.PARTS_AT_ONCE
+
+
+async def test_between_the_parts_of_a_few_environments_requests_have_their_time(monkeypatch):
+    pauses = []
+
+    async def sleep(seconds):
+        pauses.append(seconds)
+
+    monkeypatch.setattr(publication, "_part", lambda served: {})
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    published = publication_of([served_environment(str(number)) for number in range(FULL_PACE)])
+    published._publish = published._environments
+    await published._publish_regularly()
+    assert pauses == [PAUSE_SECONDS] * -(-FULL_PACE // publication.PARTS_AT_ONCE)
+
+
+async def test_the_charts_of_many_environments_are_counted_with_pauses(monkeypatch):
+    rests = []
+
+    async def in_turns(steps, rest_seconds):
+        rests.append(rest_seconds)
+        return at_once(steps)
+
+    monkeypatch.setattr(status, "in_turns", in_turns)
+    assert (await status.instance_counts(Scoreboard(1)))["workers"] == []
+    assert rests == [status.REST_SECONDS]
 
 
 @pytest.fixture

@@ -132,6 +132,8 @@ class ExperimentMonitor:
     @property
     def mismatches(self) -> list[str]:
         """The sentences about experiments with wrong shares."""
+        if not self._mismatches:  # as nearly always: asked several times a second, in each environment
+            return []
         return [
             self._mismatches[audience.experiment.sample]
             for audience in self.exposures.audiences

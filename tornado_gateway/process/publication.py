@@ -16,7 +16,7 @@ from tornado_gateway.process.environments.serving import Serving
 from tornado_gateway.process.open_files import open_files_limit
 from tornado_gateway.process.parent.worker_process import WorkerSlot
 from tornado_gateway.process.status import Problems, environment_record
-from tornado_gateway.tasks import Periodic, pace_of
+from tornado_gateway.tasks import PAUSE_SECONDS, Periodic, pace_of
 from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.scoreboard import WorkerRecord
 
@@ -71,7 +71,7 @@ class Publication:
         self._publish()
 
     async def _publish_regularly(self) -> None:
-        """Renew the parts of environments, of many some each time, a few in each turn of the loop. Then publish."""
+        """Renew the parts of environments, of many some each time, a few between two pauses. Then publish."""
         served = self._serving.with_drained() if self._serving.is_from_file else []
         pace = pace_of(len(served))
         self._tick += 1
@@ -79,7 +79,7 @@ class Publication:
         for first in range(0, len(due), PARTS_AT_ONCE):
             for one in due[first : first + PARTS_AT_ONCE]:
                 self._renew(one)
-            await asyncio.sleep(0)
+            await asyncio.sleep(PAUSE_SECONDS)
         self._publish()
 
     def _publish(self) -> None:
@@ -98,11 +98,12 @@ class Publication:
         self._slot.scoreboard.publish(self._slot.row, self._record())
 
     def _collect(self) -> None:
-        """Add what caches and environments have counted."""
+        """Add what caches have counted, and the only environment. Those of ENVIRONMENTS_FILE have it in their parts."""
         self._observer.count_lookups("location", self._location.hits, self._location.misses)
         self._observer.count_lookups("device", self._device.hits, self._device.misses)
-        for served in self._serving.all:
-            self._observer.count_decisions(served.config.name, served.counts.decisions)
+        if not self._serving.is_from_file:
+            only = self._serving.first
+            self._observer.count_decisions(only.config.name, only.counts.decisions)
 
     def _record(self) -> WorkerRecord:
         """Return the part of this worker's state that other workers may see."""

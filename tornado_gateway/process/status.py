@@ -33,6 +33,7 @@ from tornado_gateway.telemetry.scoreboard import (
 )
 
 MOST_SHOWN = 100  # problems, the most severe first
+REST_SECONDS = 0.3  # of a count for the charts, once a second: then it goes on without pauses
 
 # Parts of a record that /status does not show for each worker.
 _INTERNAL = frozenset(
@@ -65,7 +66,7 @@ def instance_status(scoreboard: Scoreboard, version: str, verdict: Verdict) -> d
 
 async def instance_counts(scoreboard: Scoreboard) -> dict[str, Any]:
     """Return the counts of /status, as published last. With many environments the rest of it takes most of the time."""
-    reading = await in_turns(scoreboard.read_in_steps())
+    reading = await in_turns(scoreboard.read_in_steps(), REST_SECONDS)
     return {
         "events": _events(reading),
         "workers": [{"pid": worker["pid"], "requests": worker["requests"]} for worker in reading.workers],
