@@ -194,8 +194,8 @@ def at_once(steps: Steps[T]) -> T:
             return cast(T, end.value)
 
 
-# Between two steps of regular work that nobody waits for. Without it a request that arrives meanwhile waits several
-# times: for a step before its decision, and for another one before each reply of the store.
+# Between two steps of regular work whose result is not awaited by a request. Without it, requests that arrive
+# meanwhile wait several times: for a step before their decision, and for another one before each reply of the store.
 PAUSE_SECONDS = 0.003
 
 

@@ -33,7 +33,7 @@ from tornado_gateway.telemetry.scoreboard import (
 )
 
 MOST_SHOWN = 100  # problems, the most severe first
-REST_SECONDS = 0.3  # of a count for the charts, once a second: then it goes on without pauses
+REST_SECONDS = 0.3  # of a count for the charts, once a second: then it continues without pauses
 
 # Parts of a record that /status does not show for each worker.
 _INTERNAL = frozenset(
