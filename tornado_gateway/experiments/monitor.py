@@ -21,12 +21,11 @@ from tornado_gateway.experiments.report import is_mismatched, report_of, sentenc
 from tornado_gateway.experiments.sample import VisitorSample, pack, unpack
 from tornado_gateway.logs import ThrottledLog, once
 from tornado_gateway.store.interfaces import StateStore
-from tornado_gateway.tasks import Periodic, Rests, end_tasks, in_turns
+from tornado_gateway.tasks import PAUSE_SECONDS, Periodic, Rests, end_tasks, in_turns
 
 logger = logging.getLogger(__name__)
 
 MERGE_SECONDS = 5.0
-FOLLOW_PAUSE_SECONDS = 0.003  # between two steps: 10,000 features are 200 of them, 0.1 s of work
 MOST_MERGED = 8  # samples in one round: each takes 0.8 ms of CPU
 MOST_FOR_REPORT = 32  # 1.3 MB are written at most
 FORGET_SECONDS = 3_600.0  # after an experiment was removed or changed, so that a setting can be taken back
@@ -79,9 +78,9 @@ class ExperimentMonitor:
         """Follow new settings."""
         self._known = list(settings.features)
         self.features.use(settings)
-        await asyncio.sleep(FOLLOW_PAUSE_SECONDS)
-        for _ in self.exposures.follow(settings):
-            await asyncio.sleep(FOLLOW_PAUSE_SECONDS)
+        await asyncio.sleep(PAUSE_SECONDS)
+        for _ in self.exposures.follow(settings):  # 200 steps for 10,000 features, 0.1 s of work
+            await asyncio.sleep(PAUSE_SECONDS)
         # The tables have no cycles. The collection before the next compilation would block the loop while it searches
         # them: 22 ms for 10,000 features.
         gc.freeze()
