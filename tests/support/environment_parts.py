@@ -8,7 +8,7 @@ from tornado_gateway.enrichment.lists import ListChecks
 from tornado_gateway.environments.access import Access
 from tornado_gateway.environments.environment import Documents, Environment
 from tornado_gateway.environments.evaluation import Evaluator
-from tornado_gateway.environments.registry import Environments
+from tornado_gateway.environments.single import SingleEnvironment
 from tornado_gateway.errors import UpstreamError
 from tornado_gateway.events.flusher import Flusher
 from tornado_gateway.events.queue import EventQueue
@@ -49,5 +49,5 @@ def environment_of(
 
 def environments_of(
     mirror: Any, queue: EventQueue, store: Store, *, sdk_key: str | None = None, **parts: Any
-) -> Environments:
-    return Environments([environment_of(mirror, queue, store, sdk_key=sdk_key, **parts)])
+) -> SingleEnvironment:
+    return SingleEnvironment([environment_of(mirror, queue, store, sdk_key=sdk_key, **parts)])

@@ -17,9 +17,8 @@ import orjson
 
 from tornado_gateway.core.event_templates import SHOWN
 from tornado_gateway.environments.environment import Environment
-from tornado_gateway.environments.identification import Scope
 from tornado_gateway.environments.internal_events import is_discarded
-from tornado_gateway.environments.registry import Environments
+from tornado_gateway.environments.registry import Environments, Scope
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.fields import (
     ABSENT_TEXTS,

@@ -138,7 +138,7 @@ class StreamsApi:
         """
         if not is_from_browser(request) or not self.has_room(request):
             return b""
-        query = {"environment": environment.access.name} if self._environments.is_from_file else {}
+        query = {"environment": environment.access.name} if environment.access.is_from_file else {}
         if self._tickets is not None:
             query |= self._tickets.credential(request, environment.access.name)
         target = f"/stream?{urlencode({**query, SINCE.decode(): environment.version()})}"

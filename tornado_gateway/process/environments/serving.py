@@ -6,6 +6,8 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 
 from tornado_gateway.config.environments import EnvironmentConfig
 from tornado_gateway.environments.registry import Environments
+from tornado_gateway.environments.several import SeveralEnvironments
+from tornado_gateway.environments.single import SingleEnvironment
 from tornado_gateway.http.messages import Request
 from tornado_gateway.process.environments.served import Served
 
@@ -28,11 +30,11 @@ class Serving:
     ) -> None:
         self.all = [make(config, len(configs)) for config in configs]
         self.is_from_file = self.all[0].owns_store
-        self.environments = Environments(
-            [one.environment for one in self.all],
-            is_from_file=self.is_from_file,
-            needs_key=configs[0].config.client_key_required,
-            on_unidentified=on_unidentified,
+        environments, needs_key = [one.environment for one in self.all], configs[0].config.client_key_required
+        self.environments: Environments = (
+            SeveralEnvironments(environments, needs_key=needs_key, on_unidentified=on_unidentified)
+            if self.is_from_file
+            else SingleEnvironment(environments, needs_key=needs_key)
         )
         self._make = make
         self._connect: Callable[[Served], None] = lambda served: None

@@ -11,8 +11,8 @@ from tornado_gateway.api.cors import EnvironmentsCors
 from tornado_gateway.core import compile_settings
 from tornado_gateway.environments.access import Access
 from tornado_gateway.environments.client_tokens import ClientToken
-from tornado_gateway.environments.identification import KNOWN_REQUESTS, LONGEST_KNOWN
-from tornado_gateway.environments.registry import Environments
+from tornado_gateway.environments.registry import KNOWN_REQUESTS, LONGEST_KNOWN, NO_KEY
+from tornado_gateway.environments.several import SeveralEnvironments
 from tornado_gateway.errors import RequestError
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.messages import Head, Request
@@ -50,7 +50,7 @@ class Setting:
             queue = EventQueue(store.events, limit=10, chunk_events=10)
             mirror = SimpleNamespace(current=SimpleNamespace(settings=settings))
             environments.append(environment_of(mirror, queue, store, access=access))
-        self.environments = Environments(environments, is_from_file=True, on_unidentified=self.unidentified.append)
+        self.environments = SeveralEnvironments(environments, on_unidentified=self.unidentified.append)
 
     def of(self, query="", headers=(), path="/server-side/getFlag", token=None):
         """Return the environment of a request, and check that others with the same head get the same result."""
@@ -406,18 +406,29 @@ def test_a_token_is_checked_although_the_head_is_known(make):
     assert setting.result(setting.environments.of, request) == NOT_ALLOWED
 
 
+def test_a_key_can_be_required(make):
+    setting = make()
+    setting.environments.needs_key = True
+    assert setting.of() == setting.of("environment=staging") == setting.of_lookup() == (400, NO_KEY)
+    assert setting.of(headers=[("Authorization", "Basic abc")], token=TOKEN) == (400, NO_KEY)
+    assert setting.of(f"env={STAGING}") == setting.of(headers=[("X-API-Key", STAGING)]) == "staging"
+    assert setting.of_lookup(f"i={STAGING}") == (400, NO_KEY)  # `i` can be a part of a visitor's value
+    assert setting.of_lookup(f"sdkKey={STAGING}") == "staging"
+    assert setting.result(lambda: setting.environments.of_lookup(request_of(), without_key=True)) == "production"
+
+
 def test_requests_that_never_repeat_take_no_memory(make):
     setting = make()
-    known = setting.environments._identification._known
+    known = setting.environments._known
     setting.of(f"i={BRAND}&x={'x' * LONGEST_KNOWN}")
     assert known == {}
     for number in range(2 * KNOWN_REQUESTS):
         assert setting.of(f"a=1&r={number}") == "production"
-        assert len(setting.environments._identification._known) <= KNOWN_REQUESTS
-        assert len(setting.environments._identification._by_number) <= KNOWN_REQUESTS
+        assert len(setting.environments._known) <= KNOWN_REQUESTS
+        assert len(setting.environments._by_number) <= KNOWN_REQUESTS
     for number in range(10):  # values that name nothing are not remembered
         setting.of("a=1", [("Authorization", f"Bearer {number}")])
-    assert len(setting.environments._identification._known) <= KNOWN_REQUESTS
+    assert len(setting.environments._known) <= KNOWN_REQUESTS
 
 
 # --- Pages of other origins ---

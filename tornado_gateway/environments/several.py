@@ -1,4 +1,4 @@
-"""The environment that a request means, if ENVIRONMENTS_FILE names several.
+"""Several environments, those of ENVIRONMENTS_FILE, and the one that a request means.
 
 A request can name one in several places: an SDK key in a header or in the query, a name, an account, and the documents
 of events. The first place in this order decides, and the others must agree, because a request that names two
@@ -9,10 +9,25 @@ to the default one. A wrong key costs a look-up and never a request to VWO. See 
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, final
+from typing import final
 
 from tornado_gateway.environments.client_tokens import ClientToken
 from tornado_gateway.environments.environment import Environment
+from tornado_gateway.environments.registry import (
+    ACCOUNT_PARAMETERS,
+    KEY_HEADERS,
+    KEY_PARAMETERS,
+    KNOWN_REQUESTS,
+    LONGEST_KNOWN,
+    LOOKUP_ACCOUNT_PARAMETERS,
+    LOOKUP_KEY_PARAMETERS,
+    Claim,
+    Environments,
+    Scope,
+    bare,
+    no_key,
+    wrong_account,
+)
 from tornado_gateway.errors import RequestError
 from tornado_gateway.http.fields import printable, query_text
 from tornado_gateway.http.messages import Request
@@ -22,53 +37,9 @@ from tornado_gateway.settings.mirror import Snapshot
 logger = logging.getLogger(__name__)
 
 _numbers = itertools.count(1)
-ACCOUNT_PARAMETERS = (b"accountId", b"a")
-KEY_PARAMETERS = (b"sdkKey", b"i", b"env")
-# Values of visitors are in queries of lookups, and some SDKs do not escape them, so that `a` can be a part of one.
-LOOKUP_ACCOUNT_PARAMETERS, LOOKUP_KEY_PARAMETERS = ACCOUNT_PARAMETERS[:1], KEY_PARAMETERS[:1]
 NAME_PARAMETER, NAME_HEADER = b"environment", b"x-fme-environment"
-KEY_HEADERS = (b"authorization", b"x-api-key")
-BEARER = b"bearer "
 SHOWN = {b"authorization": "Authorization", b"x-api-key": "X-API-Key", NAME_HEADER: "X-FME-Environment"}
-KNOWN_REQUESTS = 1000  # remembered queries, with the headers that name an environment
-LONGEST_KNOWN = 1024  # bytes of one
-WRONG_ACCOUNT = "accountId or sdkKey does not match this gateway"
 QUESTION = "which environment? name it by SDK key, X-FME-Environment or host"
-
-
-class Claim(NamedTuple):
-    """An environment, and the place in a request that names it."""
-
-    environment: Environment
-    place: str
-
-
-@final
-class Scope:
-    """What a request with events says about their environment, besides its body.
-
-    `named` is the environment that it names; `key` its SDK key, served here or not. Events that name none belong to
-    `otherwise`, None if there is no such environment. `counting` counts the events that are rejected.
-    """
-
-    __slots__ = ("counting", "fallback_key", "is_final", "key", "named", "otherwise", "request")
-
-    def __init__(
-        self,
-        counting: Environment,
-        key: str | None = None,
-        named: Claim | None = None,
-        otherwise: Environment | None = None,
-        request: Request | None = None,
-        fallback_key: str | None = None,
-    ) -> None:
-        self.counting = counting
-        self.fallback_key = fallback_key  # of events that name none
-        self.key = key
-        self.named = named
-        self.otherwise = otherwise
-        self.request = request  # None without a file
-        self.is_final = request is None and key is not None  # documents are not asked
 
 
 @final
@@ -87,26 +58,39 @@ class _Known:
         self.place = place
 
 
-class Identification:
-    """Tables of the environments of one version of the file. `on_unidentified`: see `Environments`."""
+@final
+class SeveralEnvironments(Environments):
+    """The environments of ENVIRONMENTS_FILE.
 
-    def __init__(self, environments: Sequence[Environment], on_unidentified: Callable[[Request], None]) -> None:
-        self._environments = environments
+    `on_unidentified` is called with each request that names no environment while there is no default one.
+    """
+
+    def __init__(
+        self,
+        environments: Sequence[Environment],
+        *,
+        needs_key: bool = False,
+        on_unidentified: Callable[[Request], None],
+    ) -> None:
         self._on_unidentified = on_unidentified
+        self._log = ThrottledLog(logger, 3600)
+        super().__init__(environments, needs_key=needs_key)
+
+    def replace(self, environments: Sequence[Environment]) -> None:
+        super().replace(environments)
         self._by_key = {key: one for one in environments for key in one.access.sdk_keys}
         self._by_raw_key = {key.encode(): one for key, one in self._by_key.items()}
-        self._by_name = {one.access.name: one for one in environments}
         self._by_host = {host.encode(): one for one in environments for host in one.access.hosts}
-        self._default = next((one for one in environments if one.access.is_default), None)
         self._known: dict[bytes, _Known] = {}
         self._by_number: dict[int, _Known] = {}  # the same, by the memo of known heads
         self._lists: dict[str, tuple[Snapshot, frozenset[str]]] = {}
-        self._log = ThrottledLog(logger, 3600)
 
-    # --- One request ---
+    def settings_changed(self, snapshot: Snapshot) -> None:
+        """Do nothing: accounts and keys are those of the file."""
+
+    # --- Requests ---
 
     def of(self, request: Request) -> Environment:
-        """Return the environment of a request. Raise RequestError 400 without exactly one."""
         if request.client is not None and token_of(request) is not None:
             return self._of_unknown(request)
         head = request.known_head
@@ -151,8 +135,11 @@ class Identification:
         if owner is not None:
             owner.counts.keys[self._place_of(owner, key)] += 1
 
-    def of_lookup(self, request: Request, list_id: str | None) -> Environment | None:
-        """Return the environment of a request for an alias or a list, None if it names none."""
+    def of_lookup(
+        self, request: Request, list_id: str | None = None, *, without_key: bool = False
+    ) -> Environment | None:
+        if self.needs_key and not without_key and not self.has_key(request, is_lookup=True):
+            raise no_key()
         claim = self._named(request, LOOKUP_KEY_PARAMETERS)
         if claim is not None:
             self._count(self._key_of(request, LOOKUP_KEY_PARAMETERS))
@@ -166,7 +153,6 @@ class Identification:
         return found
 
     def named_by(self, request: Request) -> Environment | None:
-        """Return the environment that a key or a name in a request means, None without exactly one."""
         try:
             claim = self._named(request)
         except RequestError:
@@ -174,9 +160,11 @@ class Identification:
         return None if claim is None else claim.environment
 
     def _of_unknown(self, request: Request) -> Environment:
+        if self.needs_key and not self.has_key(request):
+            raise no_key()
         claim, account = self._named(request), _account(request.query)
         if account is not None and not (_has_one_account(request.query, account) and self._is_served(account, claim)):
-            raise RequestError(400, WRONG_ACCOUNT, code="wrong_account")
+            raise wrong_account()
         if claim is not None:
             return claim.environment
         return self._of_account(request, account) or self._otherwise(request, account) or self._reject(request)
@@ -236,7 +224,7 @@ class Identification:
             key = query_text(request.query, parameter)
             if key is not None:
                 if key not in self._by_key:
-                    raise RequestError(400, WRONG_ACCOUNT, code="wrong_account")
+                    raise wrong_account()
                 yield Claim(self._by_key[key], parameter.decode())
 
     def _by_names(self, request: Request) -> Iterator[Claim]:
@@ -257,14 +245,14 @@ class Identification:
         """Return the only environment of an account that the request's token allows, None if there are several."""
         if account is None:
             return None
-        own = [one for one in self._environments if one.access.account_id == account]
+        own = [one for one in self.all if one.access.account_id == account]
         allowed = [one for one in own if _allows(token_of(request), one)]
         if own and not allowed:
             _check_token(request, own[0])
         return allowed[0] if len(allowed) == 1 else None
 
-    def has_key(self, request: Request, parameters: Sequence[bytes] = KEY_PARAMETERS) -> bool:
-        """Return whether a request has an SDK key. Raise RequestError 400 for a wrong one in its query."""
+    def has_key(self, request: Request, is_lookup: bool = False) -> bool:
+        parameters = LOOKUP_KEY_PARAMETERS if is_lookup else KEY_PARAMETERS
         return any(True for _ in (*self._by_key_header(request), *self._by_key_parameter(request, parameters)))
 
     def _of_list(self, request: Request, account: str | None, list_id: str) -> Environment | None:
@@ -273,7 +261,7 @@ class Identification:
         Lists belong to accounts, so any environment of the account will do; that of the host is preferred.
         """
         token = token_of(request)
-        served = [one for one in self._environments if account is None or one.access.account_id == account]
+        served = [one for one in self.all if account is None or one.access.account_id == account]
         mentioning = [one for one in served if _allows(token, one) and list_id in self._lists_of(one)]
         if len({one.access.account_id for one in mentioning}) != 1:
             return None
@@ -293,7 +281,7 @@ class Identification:
 
     def _otherwise(self, request: Request, account: str | None = None) -> Environment | None:
         """Return the environment of a host name, or the default one, unless it is of another account."""
-        found, token = self._of_host(request) or self._default, token_of(request)
+        found, token = self._of_host(request) or self.default, token_of(request)
         if token is not None and (found is None or not _allows(token, found)):
             found = self._of_token(token)
         return found if found is None or account is None or found.access.account_id == account else None
@@ -310,7 +298,7 @@ class Identification:
         """Return whether the account is that of the named environment, or of any one if none is named."""
         if claim is not None:
             return claim.environment.access.account_id == account
-        return any(one.access.account_id == account for one in self._environments)
+        return any(one.access.account_id == account for one in self.all)
 
     def _reject(self, request: Request) -> Environment:
         self._note(request)
@@ -323,18 +311,18 @@ class Identification:
 
     # --- Events ---
 
-    def scope_of(self, request: Request) -> Scope:
+    def scope_of(self, request: Request, *, has_header: bool = False) -> Scope:
         """Return what the query and the headers say. A key that is not served here is no error: see `of_event`."""
         query = request.query
         key = query_text(query, b"env") or query_text(query, b"sdkKey") or query_text(query, b"i")
         otherwise = self._otherwise(request)
         if key is not None and key not in self._by_key:
-            return Scope(otherwise or self._environments[0], key, None, otherwise, request)
+            return Scope(otherwise or self.all[0], key, None, otherwise, request)
         claim = self._named(request)
         self._count(key if key is not None or claim is None else self._key_of(request))
         if claim is None and (own := self._of_account(request, _account(query))) is not None:
             claim = Claim(own, "account")
-        counting = otherwise or self._environments[0] if claim is None else claim.environment
+        counting = otherwise or self.all[0] if claim is None else claim.environment
         return Scope(counting, key, claim, otherwise, request, fallback_key=self._key_of_headers(request))
 
     def of_event(self, scope: Scope, key: str | None) -> Environment | None:
@@ -360,7 +348,7 @@ class Identification:
         return scope.otherwise
 
     def of_usage_statistics(self, scope: Scope, key: str | None) -> Environment:
-        """Return the environment of a key that is served here, otherwise any: the event goes to another account."""
+        """Return the environment of a key that is served here, otherwise any."""
         own = None if key is None or scope.named is not None else self._by_key.get(key)
         return own or scope.counting
 
@@ -406,8 +394,3 @@ def _account(query: bytes, parameters: Sequence[bytes] = ACCOUNT_PARAMETERS) -> 
 
 def _has_one_account(query: bytes, account: str) -> bool:
     return all(query_text(query, parameter) in (None, account) for parameter in ACCOUNT_PARAMETERS)
-
-
-def bare(value: bytes) -> bytes:
-    """Return the value of a header without the word Bearer."""
-    return value[len(BEARER) :].strip() if value[: len(BEARER)].lower() == BEARER else value

@@ -8,7 +8,8 @@ from environment_parts import environments_of
 from process import sample_document
 
 from tornado_gateway.core import compile_settings
-from tornado_gateway.environments.registry import KNOWN_QUERIES, NO_KEY, Environments
+from tornado_gateway.environments.registry import KNOWN_REQUESTS, NO_KEY
+from tornado_gateway.environments.single import SingleEnvironment
 from tornado_gateway.errors import RequestError
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.http.messages import Request
@@ -28,7 +29,7 @@ class Setting:
         queue = EventQueue(store.events, limit=10, chunk_events=10)
         queue.use_identity(Identity(account_id, sdk_key or ""))
         default = environments_of(self.mirror, queue, store, sdk_key=sdk_key).default
-        self.environments = Environments([default], needs_key=needs_key)
+        self.environments = SingleEnvironment([default], needs_key=needs_key)
         if loaded:
             self.load("1", OWN)
 
@@ -144,9 +145,9 @@ def test_settings_of_another_account_check_known_queries_again(make):
 def test_queries_that_never_repeat_take_no_memory_and_no_place_of_others(make):
     """Requests for settings have a random parameter; queries of decisions are constant."""
     setting = make()
-    for number in range(2 * KNOWN_QUERIES):
+    for number in range(2 * KNOWN_REQUESTS):
         assert setting.accepts(b"a=1&r=%d" % number)
-        assert len(setting.environments._known) <= KNOWN_QUERIES + 1
+        assert len(setting.environments._known) <= KNOWN_REQUESTS + 1
     assert setting.accepts(b"accountId=1")
     assert b"accountId=1" in setting.environments._known
 
