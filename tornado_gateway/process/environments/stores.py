@@ -14,7 +14,7 @@ from tornado_gateway.config import Config
 from tornado_gateway.process.redis_options import redis_options
 from tornado_gateway.settings.stored import document_name
 from tornado_gateway.store.interfaces import StateStore, Store
-from tornado_gateway.store.sqlite.events import CHECKPOINT_BYTES, FRESH_BYTES, LEAST_CHECKPOINT_BYTES, SqliteEvents
+from tornado_gateway.store.sqlite.events import FRESH_BYTES, LEAST_WAL_BYTES, WAL_BYTES, SqliteEvents
 from tornado_gateway.store.sqlite.state import SqliteState
 from tornado_gateway.tasks import pace_of
 
@@ -83,7 +83,7 @@ class Stores:
             directory,
             config.store_sync,
             fresh_bytes=FRESH_BYTES // number,
-            checkpoint_bytes=max(CHECKPOINT_BYTES // number, LEAST_CHECKPOINT_BYTES),
+            wal_bytes=max(WAL_BYTES // number, LEAST_WAL_BYTES),
             # With Redis a machine shows one number of dead events: those in Redis, and all in its directory.
             counts_all_letters=config.uses_redis,
             pace=pace * STANDBY_PACE if config.uses_redis else pace,

@@ -27,6 +27,7 @@ Ts = TypeVarTuple("Ts")
 Then = Callable[[Any, BaseException | None], None]  # result and error of a job
 _Job = tuple["asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...], Then | None]
 TRANSACTION_BYTES = 8192  # bytes that a transaction adds to the WAL besides its events, roughly
+COPY_BYTES = 4 * 1024 * 1024  # the sync of more of them at once would take the core from requests for milliseconds
 
 
 class JobResult(asyncio.Future[T]):
@@ -231,23 +232,25 @@ def _set_error(done: "asyncio.Future[Any]", error: BaseException) -> None:
 
 
 class Checkpoints:
-    """Copies the WAL of `writer` into its file, in a thread of its own while commits continue.
+    """Copies the WAL of `writer` into its file after every COPY_BYTES, in a thread of its own while commits continue.
 
-    Frames committed in the meantime are few. The writer thread checkpoints them, which allows the WAL to restart.
+    What is committed in the meantime is little. When the WAL has `wal_bytes`, the writer thread copies it as well, and
+    the WAL restarts. Commits wait for that while the disk syncs.
     """
 
-    def __init__(self, writer: Database, every_bytes: int) -> None:
+    def __init__(self, writer: Database, wal_bytes: int) -> None:
         self._writer = writer
         self._database = Database()
-        self._every_bytes = every_bytes
-        self._written_bytes = 0  # since the last checkpoint began
+        self._most_bytes = wal_bytes
+        self._wal_bytes = 0  # since the last restart, when the last copy began
+        self._new_bytes = 0  # since then
         self._task: asyncio.Task[None] | None = None
         self._follower: Follower | None = None  # to be opened with the first checkpoint: most logs need none
 
     def use(self, follower: Follower, most_bytes: int) -> None:
-        """Make checkpoints with this connection from now on, after `most_bytes` at the latest."""
+        """Make checkpoints with this connection from now on. The WAL has at most `most_bytes`, if that is less."""
         self._follower = follower
-        self._every_bytes = min(self._every_bytes, most_bytes)
+        self._most_bytes = min(self._most_bytes, most_bytes)
 
     async def close(self) -> None:
         if self._task is not None:
@@ -256,27 +259,30 @@ class Checkpoints:
 
     def count(self, size: int) -> None:
         """Note that a transaction of so many bytes was committed, and begin a checkpoint if one is due."""
-        self._written_bytes += size + TRANSACTION_BYTES
-        if self._written_bytes >= self._every_bytes and self._task is None:
+        self._new_bytes += size + TRANSACTION_BYTES
+        if self._new_bytes >= min(COPY_BYTES, self._most_bytes) and self._task is None:
             self._task = asyncio.create_task(self._make())
 
     async def _make(self) -> None:
-        self._written_bytes = 0
+        self._wal_bytes += self._new_bytes
+        self._new_bytes = 0
         try:
             follower, self._follower = self._follower, None
             if follower is not None:
                 await self._database.open(follower)
-            await self._database.run(_checkpoint)
-            await self._writer.run(_checkpoint)
+            await self._database.run(_copy_wal)
+            if self._wal_bytes >= self._most_bytes and await self._writer.run(_copy_wal):
+                self._wal_bytes = 0
         except StoreError as error:
             logger.error("a checkpoint of the event log failed, its WAL grows: %s", error)
         finally:
             self._task = None
 
 
-def _checkpoint(connection: sqlite3.Connection) -> None:
-    """Copy as much of the WAL as is possible without waiting for other connections."""
-    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+def _copy_wal(connection: sqlite3.Connection) -> bool:
+    """Copy as much of the WAL as is possible without waiting for other connections. Return whether that was all."""
+    _, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    return bool(frames == copied)
 
 
 def _hand_over(

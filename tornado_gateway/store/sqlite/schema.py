@@ -8,8 +8,8 @@ VERSION = 1  # PRAGMA user_version; files of version 0.1 have 0
 # Some builds of SQLite overwrite deleted rows, which would write every event twice.
 STATE_PRAGMAS = "PRAGMA secure_delete=OFF;"
 # A commit that caused a checkpoint would wait for the disk. `Checkpoints` makes them beside the commits; SQLite's own
-# (after 64 MB) are the fallback.
-EVENT_PRAGMAS = f"{STATE_PRAGMAS} PRAGMA wal_autocheckpoint=16384;"
+# (after 128 MB) are the fallback.
+EVENT_PRAGMAS = f"{STATE_PRAGMAS} PRAGMA wal_autocheckpoint=32768;"
 SYNC_MODES = {"normal": "NORMAL", "full": "FULL"}
 IDENTITY_COLUMNS = ("account_id", "sdk_key")  # version 0.1 has none
 
