@@ -8,7 +8,7 @@ import traceback
 
 from measure import UnavailableError, end_cleanly_when_told, say
 
-UNASKED = ("instructions", "streams", "environments", "goals")  # only if they are named
+UNASKED = ("instructions", "streams", "environments", "named", "goals")  # only if they are named
 QUESTIONS = ("getflag", "events", "userdetails", "settings", "flush", "latency", "scale", "peers", "openfeature")
 
 
