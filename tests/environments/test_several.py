@@ -397,6 +397,16 @@ def test_a_known_head_is_found_again_after_a_change_of_the_file(make):
     assert setting.result(setting.environments.of, request) == "renamed"
 
 
+def test_a_change_of_the_file_warns_again_of_requests_without_an_environment(make, caplog):
+    setting = make(NO_DEFAULT)
+    for _ in range(2):
+        assert setting.of() == (400, QUESTION)
+    assert len(caplog.messages) == 1
+    setting.environments.replace(setting.environments.all)
+    assert setting.of() == (400, QUESTION)
+    assert len(caplog.messages) == 2
+
+
 def test_a_token_is_checked_although_the_head_is_known(make):
     setting = make()
     request = request_of(f"i={BRAND}")

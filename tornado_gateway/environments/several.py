@@ -73,7 +73,6 @@ class SeveralEnvironments(Environments):
         on_unidentified: Callable[[Request], None],
     ) -> None:
         self._on_unidentified = on_unidentified
-        self._log = ThrottledLog(logger, 3600)
         super().__init__(environments, needs_key=needs_key)
 
     def replace(self, environments: Sequence[Environment]) -> None:
@@ -84,6 +83,7 @@ class SeveralEnvironments(Environments):
         self._known: dict[bytes, _Known] = {}
         self._by_number: dict[int, _Known] = {}  # the same, by the memo of known heads
         self._lists: dict[str, tuple[Snapshot, frozenset[str]]] = {}
+        self._log = ThrottledLog(logger, 3600)  # warns again after a change of the file
 
     def settings_changed(self, snapshot: Snapshot) -> None:
         """Do nothing: accounts and keys are those of the file."""
