@@ -4,11 +4,13 @@ import asyncio
 import functools
 import itertools
 import random
+import shutil
 import sqlite3
 import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from redis_servers import DEPLOYMENTS, needs_redis_server
@@ -613,12 +615,12 @@ async def test_the_wal_is_copied_many_times_before_it_begins_anew(tmp_path, monk
     checkpoints = store.events._checkpoints
     copy = checkpoints._database.run
 
-    async def copy_beside_a_commit(work):
+    async def copy_beside_a_commit(*job):
         reader = sqlite3.connect(log)
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM chunks").fetchone()
         await store.events.append([NewChunk(1, b"x" * 100_000)])  # is not copied, as if it came during the copy
-        await copy(work)
+        await copy(*job)
         reader.close()
         copied.append(log.stat().st_size)
 
@@ -630,7 +632,57 @@ async def test_the_wal_is_copied_many_times_before_it_begins_anew(tmp_path, monk
         assert log.stat().st_size > (count - 4) * 100_000  # all but the last few are in the file
     assert len(set(copied)) > 40
     assert 2_000_000 < wal.stat().st_size < 3_000_000
+    assert checkpoints._wal_bytes < 2_000_000  # it has restarted several times
     await store.close()
+
+
+async def test_a_wal_does_not_count_as_copied_while_another_connection_copies(tmp_path):
+    store = store_with(tmp_path)
+    await store.open()
+    await store.events.append(chunks("a"))
+    run = store.events._database.run
+    with sqlite3.connect(tmp_path / "events-0.db") as other:
+        assert other.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[0] == 0
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM chunks").fetchone()
+        await store.events.append(chunks("b"))
+        assert not await run(database._copy_wal, "main")
+    other.close()
+    assert await run(database._copy_wal, "main")
+    locked = SimpleNamespace(execute=lambda _: SimpleNamespace(fetchone=lambda: (1, -1, -1)))  # SQLite's result then
+    assert not database._copy_wal(locked, "main")
+    await store.close()
+
+
+async def test_dead_letters_are_copied_as_often_as_events(tmp_path):
+    """Otherwise a power cut could find an event neither in the log, which has forgotten it, nor among the letters."""
+    store = store_with(tmp_path, wal_bytes=WAL_BYTES)
+    await store.open()
+    await store.events.append(chunks("bad"))
+    claimed = await store.events.claim(1)
+    await store.events.settle(claimed, dead=[(NewChunk(1, b"bad"), "400")])
+    checkpoints = store.events._checkpoints
+    checkpoints.count(database.COPY_BYTES)
+    await asyncio.wait([checkpoints._task])
+    copy = sqlite3.connect(f"file:{tmp_path / 'dead.db'}?immutable=1", uri=True)  # without its WAL
+    assert copy.execute("SELECT count(*) FROM dead").fetchone() == (1,)
+    copy.close()
+    await store.close()
+
+
+async def test_the_wal_of_a_killed_process_counts(tmp_path):
+    store = store_with(tmp_path)
+    await store.open()
+    await store.events.append([NewChunk(1, b"x" * 300_000)])
+    (copy := tmp_path / "copy").mkdir()
+    for name in ("events-0.db", "events-0.db-wal"):
+        shutil.copy(tmp_path / name, copy)
+    await store.close()
+    found = store_with(copy)
+    await found.open()
+    assert found.events._checkpoints._wal_bytes > 300_000
+    assert (await found.events.depth()).waiting == 1
+    await found.close()
 
 
 @pytest.mark.parametrize(
@@ -647,7 +699,7 @@ async def test_wals_are_smaller_on_small_disks(tmp_path, monkeypatch, disk_bytes
 
 
 async def test_events_are_stored_although_the_checkpoint_fails(tmp_path, caplog):
-    async def fail(_):
+    async def fail(*_):
         raise StoreError("SQLite: disk I/O error")
 
     store = store_with(tmp_path, wal_bytes=1)
@@ -657,7 +709,9 @@ async def test_events_are_stored_although_the_checkpoint_fails(tmp_path, caplog)
     await store.events.append(chunks("b"))
     assert await bodies_claimed(store, 9) == ["a", "b"]
     await store.close()
-    assert "a checkpoint of the event log failed, its WAL grows: SQLite: disk I/O error" in caplog.text
+    message = "a checkpoint of the event log failed, its WAL grows: SQLite: disk I/O error"
+    assert caplog.messages.count(message) == 1
+    assert store.events._checkpoints._wal_bytes == 0  # the writer has copied it
 
 
 async def test_what_is_delivered_is_deleted_even_if_nothing_is_appended_any_more(tmp_path):

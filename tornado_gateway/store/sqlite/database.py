@@ -6,7 +6,7 @@ import logging
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -234,23 +234,29 @@ def _set_error(done: "asyncio.Future[Any]", error: BaseException) -> None:
 class Checkpoints:
     """Copies the WAL of `writer` into its file after every COPY_BYTES, in a thread of its own while commits continue.
 
-    What is committed in the meantime is little. When the WAL has `wal_bytes`, the writer thread copies it as well, and
-    the WAL restarts. Commits wait for that while the disk syncs.
+    What is committed in the meantime is little, unless the disk is slow. When the WAL has `wal_bytes`, the writer
+    thread copies it as well, and the WAL restarts. Commits wait for that while the disk syncs. The WAL of the dead
+    letters rarely has anything new, so the writer thread copies it each time.
     """
 
     def __init__(self, writer: Database, wal_bytes: int) -> None:
         self._writer = writer
         self._database = Database()
         self._most_bytes = wal_bytes
-        self._wal_bytes = 0  # since the last restart, when the last copy began
-        self._new_bytes = 0  # since then
+        self._wal_bytes = 0  # since the last restart
+        self._new_bytes = 0  # of these, since the last copy began
         self._task: asyncio.Task[None] | None = None
         self._follower: Follower | None = None  # to be opened with the first checkpoint: most logs need none
+        self._failure = ""
 
-    def use(self, follower: Follower, most_bytes: int) -> None:
-        """Make checkpoints with this connection from now on. The WAL has at most `most_bytes`, if that is less."""
+    def use(self, follower: Follower, most_bytes: int, wal_bytes: int) -> None:
+        """Make checkpoints with this connection from now on. The WAL is to have at most `most_bytes`, if that is less.
+
+        It has `wal_bytes` if the process that used it was killed.
+        """
         self._follower = follower
         self._most_bytes = min(self._most_bytes, most_bytes)
+        self._wal_bytes = wal_bytes
 
     async def close(self) -> None:
         if self._task is not None:
@@ -259,30 +265,46 @@ class Checkpoints:
 
     def count(self, size: int) -> None:
         """Note that a transaction of so many bytes was committed, and begin a checkpoint if one is due."""
+        self._wal_bytes += size + TRANSACTION_BYTES
         self._new_bytes += size + TRANSACTION_BYTES
         if self._new_bytes >= min(COPY_BYTES, self._most_bytes) and self._task is None:
             self._task = asyncio.create_task(self._make())
 
     async def _make(self) -> None:
-        self._wal_bytes += self._new_bytes
         self._new_bytes = 0
         try:
-            follower, self._follower = self._follower, None
-            if follower is not None:
-                await self._database.open(follower)
-            await self._database.run(_copy_wal)
-            if self._wal_bytes >= self._most_bytes and await self._writer.run(_copy_wal):
-                self._wal_bytes = 0
-        except StoreError as error:
-            logger.error("a checkpoint of the event log failed, its WAL grows: %s", error)
+            failures = [await _failure_of(step()) for step in (self._copy, self._restart)]
+            failure = failures[0] or failures[1]
+            if failure not in ("", self._failure):
+                logger.error("a checkpoint of the event log failed, its WAL grows: %s", failure)
+            self._failure = failure
         finally:
             self._task = None
 
+    async def _copy(self) -> None:
+        follower, self._follower = self._follower, None
+        if follower is not None:
+            await self._database.open(follower)
+        await self._writer.run(_copy_wal, "letters")
+        await self._database.run(_copy_wal, "main")
 
-def _copy_wal(connection: sqlite3.Connection) -> bool:
-    """Copy as much of the WAL as is possible without waiting for other connections. Return whether that was all."""
-    _, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-    return bool(frames == copied)
+    async def _restart(self) -> None:
+        if self._wal_bytes >= self._most_bytes and await self._writer.run(_copy_wal, "main"):
+            self._wal_bytes = self._new_bytes = 0
+
+
+async def _failure_of(step: Awaitable[None]) -> str:
+    try:
+        await step
+    except StoreError as error:
+        return str(error)
+    return ""
+
+
+def _copy_wal(connection: sqlite3.Connection, schema: str) -> bool:
+    """Copy as much of a WAL as is possible without waiting for other connections. Return whether that was all."""
+    is_busy, frames, copied = connection.execute(f"PRAGMA {schema}.wal_checkpoint(PASSIVE)").fetchone()
+    return not is_busy and bool(frames == copied)
 
 
 def _hand_over(

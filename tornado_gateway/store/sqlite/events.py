@@ -93,7 +93,8 @@ class SqliteEvents:
         """Open the log, even if the disk is full: stored events can be delivered, and new ones are rejected."""
         guard, follower = self._files.lock()
         await self._database.open(guard)
-        self._checkpoints.use(follower, max(self._space.total() // WAL_SHARE, LEAST_WAL_BYTES))
+        most_bytes = max(self._space.total() // WAL_SHARE, LEAST_WAL_BYTES)
+        self._checkpoints.use(follower, most_bytes, self._files.wal_bytes)
         self._ids.last = await self._database.run(table.last_id)
         self._memory.restart(self._ids.last)
         try:

@@ -27,6 +27,14 @@ class EventFiles:
         return "" if self._guard is None else self._guard.main.path.stem
 
     @property
+    def wal_bytes(self) -> int:
+        """The size of the log's WAL file."""
+        try:
+            return 0 if self._guard is None else self._guard.main.path.with_suffix(".db-wal").stat().st_size
+        except OSError:  # none, or it cannot be read: the first commit fails then
+            return 0
+
+    @property
     def replaced(self) -> int:
         """How often a file was replaced, so that rows may be missing."""
         return 0 if self._guard is None else self._guard.replaced
