@@ -26,6 +26,11 @@ BY_PLACE_AND_DEVICE = {
 }
 
 
+def key_query(sdk_key: str = SDK_KEY) -> str:
+    """Return the query in which thin SDKs name the account and their key."""
+    return f"?accountId={ACCOUNT_ID}&sdkKey={sdk_key}"
+
+
 def rollout(campaign: int, key: str) -> Document:
     """A campaign that switches a feature on for everybody."""
     variation = {"id": 1, "name": "Rollout", "weight": 100, "segments": {}, "variables": _variables("on")}

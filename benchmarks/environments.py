@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import openloop
-from accounts import ACCOUNT_ID, SDK_KEY, account
+from accounts import ACCOUNT_ID, SDK_KEY, account, key_query
 from measure import CORES, DRAIN_SECONDS, Row, add_effort, end_cleanly_when_told, fetch_json, read_effort, say, summary
 from report import Column, Result, save
 from servers import directory, redis, started_gateway, vendor
@@ -79,10 +79,15 @@ def key_of(number: int) -> str:
     return f"{SDK_KEY[:-3]}{number:03}"
 
 
+def keys_of(count: int) -> dict[str, str]:
+    """Return the names of so many environments with their keys."""
+    return {f"environment-{number}": key_of(number) for number in range(count)}
+
+
 def measured(count: int, rate: float, seconds: float) -> Row:
     """Return the latencies of one round, and in how many environments a count was wrong."""
-    keys = {f"environment-{number}": key_of(number) for number in range(count)}
-    queries = [f"?accountId={ACCOUNT_ID}&sdkKey={key}" for key in keys.values()]
+    keys = keys_of(count)
+    queries = [key_query(key) for key in keys.values()]
     with directory() as folder, redis(cores=CORES) as redis_port, stand_in(folder) as vendor_port:
         with served(folder, redis_port, vendor_port, keys) as port:
             visitors, row = [], {}
@@ -105,10 +110,10 @@ def measured(count: int, rate: float, seconds: float) -> Row:
 
 
 @contextlib.contextmanager
-def stand_in(folder: Path) -> Iterator[int]:
+def stand_in(folder: Path, cores: Sequence[int] = CORES) -> Iterator[int]:
     settings = folder / "settings.json"
     settings.write_text(json.dumps(account(FEATURES)))
-    with vendor(settings=settings, cores=CORES) as port:
+    with vendor(settings=settings, cores=cores) as port:
         yield port
 
 

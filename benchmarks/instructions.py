@@ -59,7 +59,7 @@ PERCENT = 3.0  # largest growth that passes
 START_SECONDS = 240.0
 QUIET_SECONDS = 1.0
 IDLE_SECONDS = 4.0
-KEY_QUERY = f"?accountId={accounts.ACCOUNT_ID}&sdkKey={accounts.SDK_KEY}"  # of thin SDKs
+KEY_QUERY = accounts.key_query()
 NOTES = (
     "User-space instructions of the process that responds, with all its threads, until the last full batch of events "
     "has been delivered; system calls are not included.",

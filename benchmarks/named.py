@@ -7,7 +7,6 @@ the median difference of the rounds is more than 0.3 µs in a build.
 """
 
 import contextlib
-import json
 import statistics
 import sys
 from collections.abc import Iterator
@@ -15,25 +14,24 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from accounts import ACCOUNT_ID, account
-from environments import key_of, write_environments
-from measure import COMPILED, PURE, Case, Row, Target, effort, end_cleanly_when_told, run_cases
+from accounts import ACCOUNT_ID, key_query
+from environments import FEATURES, key_of, keys_of, stand_in, write_environments
+from measure import COMPILED, LOAD_CORE, PURE, Case, Row, Target, effort, end_cleanly_when_told, run_cases
 from report import DELIVERED, LOAD_COLUMNS, Result, save
-from servers import FLAG_PROBE, delivery, directory, started_gateway, vendor
+from servers import FLAG_PROBE, delivery, directory, started_gateway
 
 BUILDS = {"compiled": COMPILED, "pure Python": PURE}
-FEATURES = 100
 ROUNDS = 20
-PROBE = (f"/server-side/getFlag?accountId={ACCOUNT_ID}&sdkKey={key_of(0)}", *FLAG_PROBE[1:])
+QUERY = key_query(key_of(0))
+PROBE = (FLAG_PROBE[0] + QUERY, *FLAG_PROBE[1:])
 MOST_US = 0.3  # CPU time that a request may need in addition
 
 
 def main() -> int:
     chosen = effort(__doc__)
     chosen = replace(chosen, rounds=2 if chosen.is_quick else max(ROUNDS, chosen.rounds))
-    arguments = (FEATURES, ACCOUNT_ID, key_of(0))
     cases = [
-        Case(f"{build}, {name}", partial(serve, path, count), "named.lua", arguments, PROBE)
+        Case(f"{build}, {name}", partial(serve, path, count), "getflag.lua", (FEATURES, QUERY), PROBE)
         for build, path in BUILDS.items()
         for name, count in (("no file", 0), ("two environments", 2))
     ]
@@ -51,19 +49,16 @@ def main() -> int:
 @contextlib.contextmanager
 def serve(path: str, count: int) -> Iterator[Target]:
     """A gateway of this build with so many environments in a file; 0: without a file."""
-    with directory() as folder:
-        settings = folder / "settings.json"
-        settings.write_text(json.dumps(account(FEATURES)))
-        with vendor(settings=settings) as vendor_port:
-            options: dict[str, object] = {"UPSTREAM_URL": f"http://127.0.0.1:{vendor_port}", "PYTHONPATH": path}
-            options |= named(folder, count) if count else {"ACCOUNT_ID": ACCOUNT_ID, "SDK_KEY": key_of(0)}
-            with started_gateway(folder / "data", **options) as (pid, port):
-                yield Target(pid, port, partial(delivery, port, vendor_port, 1))
+    with directory() as folder, stand_in(folder, (LOAD_CORE,)) as vendor_port:
+        options: dict[str, object] = {"UPSTREAM_URL": f"http://127.0.0.1:{vendor_port}", "PYTHONPATH": path}
+        options |= named(folder, count) if count else {"ACCOUNT_ID": ACCOUNT_ID, "SDK_KEY": key_of(0)}
+        with started_gateway(folder / "data", **options) as (pid, port):
+            yield Target(pid, port, partial(delivery, port, vendor_port, 1))
 
 
 def named(folder: Path, count: int) -> dict[str, object]:
-    keys = {f"environment-{number}": key_of(number) for number in range(count)}
-    return {"ENVIRONMENTS_FILE": write_environments(folder / "environments.toml", keys), "READY_REQUIRES": "all"}
+    file = write_environments(folder / "environments.toml", keys_of(count))
+    return {"ENVIRONMENTS_FILE": file, "READY_REQUIRES": "all"}
 
 
 def differences(without: Row, with_file: Row) -> list[float]:

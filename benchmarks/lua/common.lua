@@ -34,13 +34,14 @@ function common.dotted(address)
 end
 
 -- A load of POST requests. `make` returns path and body of a request from its number, which no other one has, the
--- visitor's plan, which puts every other visitor in the experiment's segment, and the script's two arguments, numbers.
+-- visitor's plan, which puts every other visitor in the experiment's segment, and the script's two arguments: a number,
+-- and a number or a text.
 function common.posts(make)
   local headers = { ["Content-Type"] = "application/json" }
   local number, first, second
 
   function init(args)
-    number, first, second = common.first(args), tonumber(args[2]), tonumber(args[3])
+    number, first, second = common.first(args), tonumber(args[2]), tonumber(args[3]) or args[3]
   end
 
   function request()
