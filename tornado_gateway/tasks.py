@@ -70,32 +70,15 @@ class Periodic:
             logger.exception("a periodic call failed, retrying in %g s", self._seconds)
 
 
-FULL_PACE = 25  # environments that may all do their regular work at its shortest interval, even without traffic
+FULL_PACE = 12  # environments that may all do their regular work at its shortest interval
 
 
 def pace_of(environments: int) -> int:
-    """Return in how many intervals each of so many environments does its regular work once while it has no traffic.
+    """Return in how many intervals each of so many environments does its regular work once.
 
-    So the work of many environments without traffic is that of a few.
+    So the regular work of many environments is that of a few.
     """
     return max(1, environments // FULL_PACE)
-
-
-class Rests:
-    """Leaves out regular work while nothing changes, except for each `pace`-th time. With a pace of 1 none."""
-
-    def __init__(self, pace: int) -> None:
-        self._pace = pace
-        self._left = 0
-        self._facts: object = None
-
-    def is_due(self, facts: object) -> bool:
-        """Return whether to do the work now: these facts have changed since the last call, or enough was left out."""
-        self._left -= 1
-        if facts == self._facts and self._left > 0:
-            return False
-        self._facts, self._left = facts, self._pace
-        return True
 
 
 Signature = tuple[tuple[int, int, int] | None, ...]  # of files

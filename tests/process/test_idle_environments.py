@@ -1,37 +1,35 @@
-"""Many environments without traffic cost as much as a few. Their regular work is counted."""
+"""The regular work of many environments is that of a few. It is counted, or its intervals are read."""
 
 import asyncio
+import random
 import threading
+from functools import partial
 from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import pytest
 
-from tornado_gateway.events.queue import EventCounts, EventQueue
+from tornado_gateway.events.queue import RECOUNT_SECONDS, EventCounts, EventQueue
 from tornado_gateway.events.schedule import FlushSchedule
-from tornado_gateway.experiments.monitor import ExperimentMonitor
+from tornado_gateway.experiments.monitor import MERGE_SECONDS, ExperimentMonitor
+from tornado_gateway.process import adoption as adoption_module
 from tornado_gateway.process import publication, status
+from tornado_gateway.process.adoption import Adoption
 from tornado_gateway.store.interfaces import Depth
 from tornado_gateway.store.sqlite.database import Database
 from tornado_gateway.store.sqlite.events import SqliteEvents
 from tornado_gateway.store.sqlite.repair.guard import Guard
-from tornado_gateway.tasks import FULL_PACE, PAUSE_SECONDS, Periodic, Rests, at_once, pace_of
+from tornado_gateway.tasks import FULL_PACE, PAUSE_SECONDS, Periodic, at_once, pace_of
 from tornado_gateway.telemetry.scoreboard import Scoreboard
+from tornado_gateway.telemetry.waiting import READ_SECONDS, Watch
 
 MANY = 8 * FULL_PACE
 PACE = pace_of(MANY)
-ROUNDS = 10 * PACE
 
 
 def test_the_work_of_many_is_that_of_a_few():
     assert [pace_of(number) for number in (1, FULL_PACE, 2 * FULL_PACE, MANY)] == [1, 1, 2, 8]
     assert all(number / pace_of(number) < 2 * FULL_PACE for number in range(1, 1000))
-
-
-def test_work_is_left_out_while_nothing_changes():
-    rests = Rests(3)
-    assert [rests.is_due("a") for _ in range(7)] == [True, False, False, True, False, False, True]
-    assert [rests.is_due(facts) for facts in ("b", "b", "c", "c")] == [True, False, True, False]
-    assert all(Rests(1).is_due("a") for _ in range(3))
 
 
 class CountedStore:
@@ -53,26 +51,64 @@ class CountedStore:
         return {}
 
 
-async def test_a_shared_queue_without_events_is_counted_rarely_and_one_with_events_each_time():
+async def first_pauses(monkeypatch, start):
+    """Return the first pauses of the loop that `start` begins."""
+    pauses, have_ended = [], asyncio.Event()
+
+    async def sleep(seconds):
+        if len(pauses) == 3:
+            have_ended.set()
+            await asyncio.Event().wait()
+        pauses.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    start()
+    await have_ended.wait()
+    return pauses
+
+
+@pytest.mark.parametrize("waiting", [0, 5])
+async def test_the_waiting_events_of_one_of_many_are_read_rarely(monkeypatch, waiting):
+    store = CountedStore()
+    store.waiting = waiting
+    watch = Watch(store, lambda: waiting, 60.0, is_shared=True, pace=PACE)
+    pauses = await first_pauses(monkeypatch, watch.start)
+    await watch.stop()
+    assert store.depths == len(pauses) + 1
+    assert all(0.9 * PACE * READ_SECONDS <= pause <= 1.1 * PACE * READ_SECONDS for pause in pauses)
+
+
+async def test_the_queue_of_one_of_many_is_counted_rarely(monkeypatch):
     store = CountedStore()
     queue = EventQueue(store, limit=10, chunk_events=1, shared=True, pace=PACE)
-    count = queue._recounting._callback
-    for _ in range(ROUNDS):
-        await count()
-    assert store.depths == 10
-    store.waiting = 5
-    queue.append(b"{}", 1)
-    for _ in range(ROUNDS):
-        await count()
-    assert store.depths == 10 + ROUNDS
+    pauses = await first_pauses(monkeypatch, queue._recounting.start)
+    await queue._recounting.end()
+    assert store.depths == len(pauses)
+    assert sum(pauses) > 0.8 * PACE * RECOUNT_SECONDS * len(pauses)
 
 
-async def test_samples_of_many_are_merged_rarely():
+async def test_the_samples_of_one_of_many_are_merged_rarely(monkeypatch):
     store = CountedStore()
     monitor = ExperimentMonitor(store, pace=PACE)
-    for _ in range(ROUNDS):
-        await monitor._merge_regularly(1)
-    assert store.versions == 10
+    pauses = await first_pauses(monkeypatch, partial(monitor._timer.start, at_once=True))
+    await monitor._timer.end()
+    assert store.versions == len(pauses) + 1
+    assert sum(pauses) > 0.8 * PACE * MERGE_SECONDS * len(pauses)
+
+
+@pytest.mark.parametrize(("rounds", "ended", "searches"), [(PACE - 1, 0, 0), (PACE, 0, 1), (1, 1, 1), (2, 1, 1)])
+async def test_logs_of_ended_workers_are_searched_rarely_unless_one_has_ended(monkeypatch, rounds, ended, searches):
+    scoreboard = SimpleNamespace(retirements=0)
+    environment = SimpleNamespace(events=SimpleNamespace(recount_after_adoption=AsyncMock()))
+    store = SimpleNamespace(adopt=AsyncMock(return_value=0))
+    adoption = Adoption(store, environment, scoreboard, asyncio.Event(), pace=PACE)
+    scoreboard.retirements = ended
+    waits = [False] * rounds + [True]
+    monkeypatch.setattr(adoption_module, "wait_at_most", AsyncMock(side_effect=waits))
+    monkeypatch.setattr(random, "randrange", lambda _: 0)
+    adoption.start()
+    await adoption.stop()
+    assert store.adopt.await_count == searches
 
 
 def served_environment(name):

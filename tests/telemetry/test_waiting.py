@@ -2,6 +2,7 @@
 problem of its own."""
 
 import asyncio
+import math
 import os
 import subprocess
 import sys
@@ -58,19 +59,21 @@ def is_not_good(event):
 
 
 def fill_two_workers(gateway):
-    """Send events until two workers hold some that wait. Returns how many there are."""
-    sent = 0
+    """Send events until two workers hold some that wait, and the oldest one is known. Return how many there are."""
+    sent, first_is_stored = 0, None
 
     def are_two_filled():
-        nonlocal sent
+        nonlocal sent, first_is_stored
         for _ in range(EVENTS_LEAST):
             body = {"eventName": "purchase", "userId": f"user-{sent}"}
             assert gateway.post("/server-side/trackEvent", body)[0] == 200
+            first_is_stored = first_is_stored or time.time()
             sent += 1
         return sum(worker["events"]["waiting"] > 0 for worker in gateway.status()["workers"]) > 1
 
     until(are_two_filled)
     until(lambda: gateway.status()["events"]["waiting"] == sent, gateway.status)
+    until(lambda: (gateway.status()["events"]["oldest_at"] or math.inf) <= first_is_stored, gateway.status)
     return sent
 
 
@@ -80,7 +83,6 @@ def test_h7_every_page_and_command_counts_the_events_of_all_workers(tmp_path):
         options = {"WORKERS": 4, "ADMIN_TOKEN": TOKEN, "FLUSH_EVENTS_INTERVAL": "0.2", "SHUTDOWN_SECONDS": "1"}
         with Gateway.of_vendor(tmp_path / "data", vendor, **options) as gateway:
             sent = fill_two_workers(gateway)
-            until(lambda: gateway.status()["events"].get("oldest_at"), gateway.status)
             oldest = gateway.status()["events"]["oldest_at"]
             known = gateway.port, gateway.data_dir, vendor
             for _ in range(ASKED_TIMES):

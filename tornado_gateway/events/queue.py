@@ -18,7 +18,7 @@ from tornado_gateway.events.group_commit import Commits, Entry, Group, GroupComm
 from tornado_gateway.gate import Gate
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import NO_IDENTITY, EventStore, Identity, NewChunk
-from tornado_gateway.tasks import Periodic, Rests
+from tornado_gateway.tasks import Periodic
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +86,8 @@ class EventQueue:
     events are rejected until it ends, so that memory is bounded.
 
     With `shared` other instances use the store as well. The store then counts the waiting events of all of them, and
-    the sum of the counts holds over all instances. They are counted `pace` times as rarely while there
-    are none, and no new ones. `commits` begins the commits of all queues on the same connection.
+    the sum of the counts holds over all instances. Of many environments each counts them `pace` times as rarely.
+    `commits` begins the commits of all queues on the same connection.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class EventQueue:
         self._log = ThrottledLog(logger, condition="impressions")
         self._subscribers = _Subscribers()
         self._seen = (0, 0, 0)  # `lost`, `repairs` and `letters_version` of the store, as they are in the counts
-        self._recounting = Periodic(partial(self._recount, Rests(pace)), RECOUNT_SECONDS, jitter=0.2)
+        self._recounting = Periodic(self._recount, RECOUNT_SECONDS * pace, jitter=0.2)
         self._commits = GroupCommit(
             store,
             partial(self._chunks, chunk_events),
@@ -397,15 +397,13 @@ class EventQueue:
         for flush in self._subscribers.flush_all:
             flush()
 
-    async def _recount(self, rests: Rests | None = None) -> None:
-        """Count lost events, and ask a shared store for its number of waiting events, unless this time is left out."""
+    async def _recount(self) -> None:
+        """Count lost events, and ask a shared store for its number of waiting events."""
         await self._expire_dead_letters()
         try:
             if not self._shared:
                 if self._now_seen()[1:] != self._seen[1:]:
                     await self.recount_after_adoption()
-                return
-            if rests is not None and not self.counts.waiting and not rests.is_due(self.counts.received):
                 return
             depth = await self._store.depth(patient=True)
         except StoreError as error:

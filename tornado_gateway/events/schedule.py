@@ -4,7 +4,7 @@ import asyncio
 import math
 import random
 
-REST_SECONDS = 1.0  # after a claim that found no full batch: until then a shared store is counted again
+REST_SECONDS = 1.0  # after a claim that found no full batch: meanwhile other workers may store events
 
 
 class FlushSchedule:

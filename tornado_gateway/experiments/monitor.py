@@ -21,7 +21,7 @@ from tornado_gateway.experiments.report import is_mismatched, report_of, sentenc
 from tornado_gateway.experiments.sample import VisitorSample, pack, unpack
 from tornado_gateway.logs import ThrottledLog, once
 from tornado_gateway.store.interfaces import StateStore
-from tornado_gateway.tasks import PAUSE_SECONDS, Periodic, Rests, end_tasks, in_turns
+from tornado_gateway.tasks import PAUSE_SECONDS, Periodic, end_tasks, in_turns
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +65,7 @@ class ExperimentMonitor:
         self._absent: dict[str, float] = {}  # since when the settings lack the experiment of a sample
         self._merging = asyncio.Lock()
         self._log = ThrottledLog(logger, condition="samples")
-        self._rests = Rests(pace)
-        self._timer = Periodic(partial(self._merge_regularly, most_merged), merge_seconds, jitter=0.2)
+        self._timer = Periodic(partial(self._merge_regularly, most_merged), merge_seconds * pace, jitter=0.2)
 
     def settings_changed(self, settings: core.Settings) -> None:
         """Follow new settings, in steps between which requests are served."""
@@ -103,8 +102,6 @@ class ExperimentMonitor:
     # --- Merging ---
 
     async def _merge_regularly(self, most: int) -> None:
-        if not self._rests.is_due(None):
-            return
         try:
             await self.merge(most)
         except StoreError as error:

@@ -7,7 +7,7 @@ import random
 from tornado_gateway.environments.environment import Environment
 from tornado_gateway.errors import StoreError
 from tornado_gateway.store.interfaces import EventStore
-from tornado_gateway.tasks import Rests, wait_at_most
+from tornado_gateway.tasks import wait_at_most
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Adoption:
         self._scoreboard = scoreboard
         self._stopping = stopping
         self._interval_seconds = interval_seconds
-        self._rests = Rests(pace)
+        self._pace = pace
         self._retirements = scoreboard.retirements  # when logs were last adopted
         self._task: asyncio.Task[None] | None = None
 
@@ -55,11 +55,10 @@ class Adoption:
             await self._task
 
     async def _run(self) -> None:
-        while not self._stopping.is_set():
-            if await wait_at_most(self._stopping, self._interval_seconds * random.uniform(0.5, 1.0)):
-                return
-            ended = self._scoreboard.retirements
-            if ended != self._retirements or self._rests.is_due(ended):
+        rounds = random.randrange(self._pace)
+        while not await wait_at_most(self._stopping, self._interval_seconds * random.uniform(0.5, 1.0)):
+            rounds += 1
+            if rounds % self._pace == 0 or self._scoreboard.retirements != self._retirements:
                 await self._adopt()
 
     async def _adopt(self) -> None:

@@ -78,16 +78,17 @@ def stuck_after(flush_seconds: float, timeout_seconds: float) -> float:
     return max(STUCK_SECONDS, STUCK_INTERVALS * (flush_seconds + timeout_seconds))
 
 
-def pause_after(took_seconds: float) -> float:
+def pause_after(took_seconds: float, pace: int = 1) -> float:
     """Return the pause after a reading that took so long."""
-    return max(READ_SECONDS * random.uniform(0.9, 1.1), min(took_seconds / READ_SHARE, LONGEST_PAUSE_SECONDS))
+    return max(READ_SECONDS * pace * random.uniform(0.9, 1.1), min(took_seconds / READ_SHARE, LONGEST_PAUSE_SECONDS))
 
 
 class Watch:
     """Reads the store of a worker regularly.
 
     `waiting` returns the number of waiting events of the worker; its own log is not read while there are none. A store
-    that `is_shared` is always read, because other machines change it too; `pace` times as rarely while no event waits.
+    that `is_shared` is always read, because other machines change it too. Of many environments each reads `pace` times
+    as rarely.
     """
 
     def __init__(
@@ -179,8 +180,7 @@ class Watch:
             before = time.monotonic()
             is_read = await self.read()
             # A failed reading is not slow: it has waited for a time-out, and the next one may succeed.
-            pause = pause_after(time.monotonic() - before if is_read else 0.0)
-            await asyncio.sleep(pause if self._depth is None or self._depth.waiting else pause * self._pace)
+            await asyncio.sleep(pause_after(time.monotonic() - before if is_read else 0.0, self._pace))
 
 
 def newest_reading(workers: Sequence[Waiting]) -> Reading:
