@@ -9,6 +9,7 @@ from unittest.mock import AsyncMock
 
 import pytest
 
+from tornado_gateway.errors import StoreError
 from tornado_gateway.events.queue import RECOUNT_SECONDS, EventCounts, EventQueue
 from tornado_gateway.events.schedule import FlushSchedule
 from tornado_gateway.experiments.monitor import MERGE_SECONDS, ExperimentMonitor
@@ -76,6 +77,14 @@ async def test_the_waiting_events_of_one_of_many_are_read_rarely(monkeypatch, wa
     await watch.stop()
     assert store.depths == len(pauses) + 1
     assert all(0.9 * PACE * READ_SECONDS <= pause <= 1.1 * PACE * READ_SECONDS for pause in pauses)
+
+
+async def test_a_store_that_cannot_be_read_is_read_again_soon(monkeypatch):
+    store = SimpleNamespace(depth=AsyncMock(side_effect=StoreError("down")))
+    watch = Watch(store, lambda: 0, 60.0, is_shared=True, pace=PACE)
+    pauses = await first_pauses(monkeypatch, watch.start)
+    await watch.stop()
+    assert all(pause <= 1.1 * READ_SECONDS for pause in pauses)
 
 
 async def test_the_queue_of_one_of_many_is_counted_rarely(monkeypatch):

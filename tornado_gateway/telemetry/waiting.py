@@ -179,8 +179,10 @@ class Watch:
         while True:
             before = time.monotonic()
             is_read = await self.read()
-            # A failed reading is not slow: it has waited for a time-out, and the next one may succeed.
-            await asyncio.sleep(pause_after(time.monotonic() - before if is_read else 0.0, self._pace))
+            if is_read:
+                await asyncio.sleep(pause_after(time.monotonic() - before, self._pace))
+            else:  # which is not slow: it has waited for a time-out, and the next one may succeed
+                await asyncio.sleep(pause_after(0.0))
 
 
 def newest_reading(workers: Sequence[Waiting]) -> Reading:

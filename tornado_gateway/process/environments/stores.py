@@ -90,7 +90,8 @@ class Stores:
         )
         if config.uses_redis:
             return self._with_redis(config, local, pace)
-        return Store(local, SqliteState(directory, config.store_sync, config.namespace, pace=pace))
+        state_pace = max(1, pace // 2)  # until all workers know new settings, a visitor may get either
+        return Store(local, SqliteState(directory, config.store_sync, config.namespace, pace=state_pace))
 
     def _with_redis(self, config: Config, local: SqliteEvents, pace: int) -> Store:
         from tornado_gateway.store.redis.events import open_redis
