@@ -304,3 +304,26 @@ def record(pauses):
         pauses.append(seconds)
 
     return sleep
+
+
+async def test_a_periodic_call_can_be_hastened_and_one_in_progress_is_not_cancelled():
+    calls, may_end = 0, asyncio.Event()
+
+    async def call():
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await may_end.wait()
+
+    timer = Periodic(call, 3600.0)
+    timer.start(at_once=True)
+    await until(lambda: calls == 1)
+    timer.hasten(0.01)
+    assert calls == 1
+    may_end.set()
+    while calls == 1:
+        await asyncio.sleep(0)
+        timer.hasten(0.01)
+    timer.stop()
+    timer.hasten(0.01)
+    assert timer._task is None

@@ -28,6 +28,7 @@ class Periodic:
         self._callback = callback
         self._seconds = seconds
         self._jitter = jitter
+        self._due = 0.0  # by the clock of the loop
         self._task: asyncio.Task[None] | None = None
 
     def start(self, *, at_once: bool = False, phase: float = 0.0) -> None:
@@ -37,7 +38,18 @@ class Periodic:
         start together: otherwise their threads and commands would hold up requests at the same moment.
         """
         self.stop()
-        self._task = asyncio.create_task(self._run(at_once, phase))
+        now = asyncio.get_running_loop().time()
+        first = now + self._interval() - self._seconds * phase
+        if at_once:
+            self._begin(now, first)
+        else:
+            self._begin(first, first + self._interval())
+
+    def hasten(self, seconds: float) -> None:
+        """Take the next call in so many seconds, unless it is sooner, or a call is in progress."""
+        if self._task is not None and self._due > (due := asyncio.get_running_loop().time() + seconds):
+            self.stop()
+            self._begin(due, due + self._interval())
 
     def stop(self) -> None:
         """Stop, and cancel a call that is in progress."""
@@ -50,16 +62,23 @@ class Periodic:
         task, self._task = self._task, None
         await end_tasks(task)
 
-    async def _run(self, at_once: bool, phase: float) -> None:
+    def _begin(self, due: float, following: float) -> None:
+        """Plan the first two calls."""
+        self._due = due
+        self._task = asyncio.create_task(self._run(following))
+
+    def _interval(self) -> float:
+        return self._seconds * random.uniform(1 - self._jitter / 2, 1 + self._jitter / 2)
+
+    async def _run(self, following: float) -> None:
         loop = asyncio.get_running_loop()
-        due = loop.time() - self._seconds * phase
-        if at_once:
-            await self._call()
         while True:
-            interval = self._seconds * random.uniform(1 - self._jitter / 2, 1 + self._jitter / 2)
-            due = due + interval if due + interval > loop.time() else loop.time() + interval
-            await asyncio.sleep(due - loop.time())
+            if (pause := self._due - loop.time()) > 0:
+                await asyncio.sleep(pause)
             await self._call()
+            now = loop.time()
+            self._due = following if following > now else now + self._interval()
+            following = self._due + self._interval()
 
     async def _call(self) -> None:
         try:

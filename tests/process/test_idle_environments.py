@@ -9,6 +9,7 @@ from unittest.mock import AsyncMock
 
 import pytest
 
+from tornado_gateway.config import Config
 from tornado_gateway.errors import StoreError
 from tornado_gateway.events.queue import RECOUNT_SECONDS, EventCounts, EventQueue
 from tornado_gateway.events.schedule import FlushSchedule
@@ -16,10 +17,12 @@ from tornado_gateway.experiments.monitor import MERGE_SECONDS, ExperimentMonitor
 from tornado_gateway.process import adoption as adoption_module
 from tornado_gateway.process import publication, status
 from tornado_gateway.process.adoption import Adoption
+from tornado_gateway.process.environments.stores import Stores
 from tornado_gateway.store.interfaces import Depth
 from tornado_gateway.store.sqlite.database import Database
 from tornado_gateway.store.sqlite.events import SqliteEvents
 from tornado_gateway.store.sqlite.repair.guard import Guard
+from tornado_gateway.store.sqlite.state import WATCH_SECONDS
 from tornado_gateway.tasks import FULL_PACE, PAUSE_SECONDS, Periodic, at_once, pace_of
 from tornado_gateway.telemetry.scoreboard import Scoreboard
 from tornado_gateway.telemetry.waiting import READ_SECONDS, Watch
@@ -94,6 +97,27 @@ async def test_the_queue_of_one_of_many_is_counted_rarely(monkeypatch):
     await queue._recounting.end()
     assert store.depths == len(pauses)
     assert sum(pauses) > 0.8 * PACE * RECOUNT_SECONDS * len(pauses)
+
+
+async def test_after_a_rejection_the_queue_of_one_of_many_is_counted_soon():
+    """Another worker may have emptied the shared queue."""
+    queue = EventQueue(CountedStore(), limit=1, chunk_events=1, shared=True, pace=PACE)
+    counting, now = queue._recounting, asyncio.get_running_loop().time
+    counting.start()
+    assert counting._due - now() > 0.8 * PACE * RECOUNT_SECONDS
+    queue.append_impressions(b"{}", 1)
+    assert counting._due - now() > 0.8 * PACE * RECOUNT_SECONDS
+    assert queue.append_impressions(b"{}", 1) is None
+    due = counting._due
+    assert due - now() <= RECOUNT_SECONDS
+    queue.append_impressions(b"{}", 1)
+    assert counting._due == due
+    await counting.end()
+
+
+def test_new_settings_reach_the_workers_of_many_environments_sooner_than_other_changes(tmp_path):
+    store = Stores(Config(data_dir=tmp_path), "one").of(Config(data_dir=tmp_path), 4 * FULL_PACE)
+    assert store.state._watch_seconds == 2 * WATCH_SECONDS
 
 
 async def test_the_samples_of_one_of_many_are_merged_rarely(monkeypatch):

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_LIMIT_BYTES = 1024 * 1024 * 1024
 EXPIRY_SECONDS = 600.0  # interval between looks for dead letters that are too old
-RECOUNT_SECONDS = 1.0  # interval between reads of the number of waiting events in a shared store
+RECOUNT_SECONDS = 1.0  # between two counts of the events in a shared store, if few environments share it
 
 
 @dataclass(slots=True)
@@ -219,6 +219,7 @@ class EventQueue:
         counts.received += count
         if waiting > self._limit or size > self._budget.most:
             counts.rejected += count
+            self._recounting.hasten(RECOUNT_SECONDS)  # others may have emptied the shared store
             return None
         counts.waiting = waiting
         group.size = size

@@ -75,7 +75,7 @@ class Stores:
     def of(self, config: Config, number: int = 1) -> Store:
         """Return the embedded store; with Redis, that one, and the embedded event log for the time when Redis fails.
 
-        It is one of so many, which share the memory for events, and rest while they have no traffic. Their WALs are
+        It is one of so many, which share the memory for events, and do their regular work more rarely. Their WALs are
         smaller.
         """
         directory, pace = data_dir_of(config), pace_of(number)
