@@ -37,19 +37,15 @@ class Periodic:
         `phase` is the share of the first interval that is left out. A random one spreads the work of environments that
         start together: otherwise their threads and commands would hold up requests at the same moment.
         """
-        self.stop()
-        now = asyncio.get_running_loop().time()
-        first = now + self._interval() - self._seconds * phase
         if at_once:
-            self._begin(now, first)
+            self._begin(0.0, phase)
         else:
-            self._begin(first, first + self._interval())
+            self._begin(self._interval(phase))
 
     def hasten(self, seconds: float) -> None:
         """Take the next call in so many seconds, unless it is sooner, or a call is in progress."""
-        if self._task is not None and self._due > (due := asyncio.get_running_loop().time() + seconds):
-            self.stop()
-            self._begin(due, due + self._interval())
+        if self._task is not None and self._due > asyncio.get_running_loop().time() + seconds:
+            self._begin(seconds)
 
     def stop(self) -> None:
         """Stop, and cancel a call that is in progress."""
@@ -62,23 +58,23 @@ class Periodic:
         task, self._task = self._task, None
         await end_tasks(task)
 
-    def _begin(self, due: float, following: float) -> None:
-        """Plan the first two calls."""
-        self._due = due
-        self._task = asyncio.create_task(self._run(following))
+    def _begin(self, seconds: float, phase: float = 0.0) -> None:
+        """Begin anew, with a call in so many seconds. `phase` is the share of the next interval that is left out."""
+        self.stop()
+        self._due = asyncio.get_running_loop().time() + seconds
+        self._task = asyncio.create_task(self._run(phase))
 
-    def _interval(self) -> float:
-        return self._seconds * random.uniform(1 - self._jitter / 2, 1 + self._jitter / 2)
+    def _interval(self, phase: float = 0.0) -> float:
+        return self._seconds * (random.uniform(1 - self._jitter / 2, 1 + self._jitter / 2) - phase)
 
-    async def _run(self, following: float) -> None:
+    async def _run(self, phase: float) -> None:
         loop = asyncio.get_running_loop()
         while True:
             if (pause := self._due - loop.time()) > 0:
                 await asyncio.sleep(pause)
             await self._call()
-            now = loop.time()
-            self._due = following if following > now else now + self._interval()
-            following = self._due + self._interval()
+            due, phase = self._due + self._interval(phase), 0.0
+            self._due = due if due > loop.time() else loop.time() + self._interval()
 
     async def _call(self) -> None:
         try:

@@ -21,7 +21,7 @@ from tornado_gateway.telemetry.observer import Observer
 from tornado_gateway.telemetry.scoreboard import WorkerRecord
 
 PUBLISH_SECONDS = 0.25  # maximum age of the numbers of other workers in /status; of many environments a multiple
-PARTS_AT_ONCE = 8  # in a turn of the loop: those of 8 environments take 0.3 ms
+PARTS_AT_ONCE = 8  # environments whose parts are made in one turn of the loop: 0.3 ms
 
 
 class Publication:
