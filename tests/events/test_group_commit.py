@@ -32,6 +32,15 @@ async def test_a_group_after_many_requests_waits_for_its_time():
     await waiting
 
 
+async def test_a_full_group_waits_for_no_time():
+    pace = busy_pace(NEVER, timer_seconds=NEVER)
+    waiting = asyncio.create_task(pace.wait(is_wanted=True))
+    await turns()
+    pace.hurry()
+    assert not pace.is_early()
+    await waiting
+
+
 async def test_a_request_that_arrives_at_that_time_begins_it():
     pace = busy_pace(0.001, timer_seconds=NEVER)
     waiting = asyncio.create_task(pace.wait(is_wanted=True))

@@ -9,9 +9,12 @@ import pytest
 from tornado_gateway.errors import QueueFullError, StoreError
 from tornado_gateway.events.batches import REQUEST_BYTES
 from tornado_gateway.events.budget import MAX_UNCOMMITTED_BYTES
+from tornado_gateway.events.group_commit import FULL_GROUP, MANY_REQUESTS, Commits, Pace
 from tornado_gateway.events.queue import EventQueue
 from tornado_gateway.store.interfaces import NewChunk
 from tornado_gateway.store.sqlite.events import open_sqlite
+
+NEVER = 3600.0
 
 
 async def started_queue(store, limit=1000, durable=True, **options):
@@ -58,6 +61,21 @@ async def test_appends_of_one_loop_turn_share_a_commit_and_chunks_keep_to_their_
     assert len(gates) == 1
     await opened(gates.pop())
     assert [chunk.count for chunk in await store.claim(100)] == [10, 10, 4]
+    await queue.stop()
+
+
+async def test_a_round_that_is_early_begins_when_its_group_is_full(store):
+    pace = Pace(NEVER, NEVER, rate_seconds=0.0)
+    queue = await started_queue(store, commits=Commits(pace=pace))
+    pace.begin(2)
+    pace.begin(1000 * MANY_REQUESTS)  # the time of the next round is far away
+    gates = [queue.append(b"x", 1) for _ in range(FULL_GROUP - 1)]
+    for _ in range(10):
+        await asyncio.sleep(0.001)
+    assert not gates[0].is_open
+    gates.append(queue.append(b"x", 1))
+    await opened(gates[0])
+    assert all(gate.is_open for gate in gates)
     await queue.stop()
 
 

@@ -27,6 +27,7 @@ CHECKS = 4  # of a commit within its time
 GROUP_SECONDS = 0.001
 MANY_REQUESTS = 2  # on average in that time. To wait for fewer would cost them more time than it saves of the core's
 RATE_SECONDS = 0.02  # over which they are counted
+FULL_GROUP = 48  # requests that wait no longer for others: a larger group saves little more
 TIMER_SECONDS = 0.001  # the shortest time that uvloop can wait
 ROUND_GROUPS = 64  # in one step of the store, which does nothing else meanwhile
 ROUND_BYTES = 1024 * 1024  # so that a large group delays few others
@@ -90,9 +91,9 @@ class Group:
 class Pace:
     """Wakes the task that commits. While requests are many, a round begins `seconds` after the one before it.
 
-    So rounds are fewer and larger under load. After a round with one request the next one begins at once. Each arrival
-    of a group checks the time, because the timer is coarse. `rate_seconds` is the shortest time over which requests are
-    counted.
+    So rounds are fewer and larger under load. After a round with one request the next one begins at once, and so does
+    one with a full group. Each arrival of a group checks the time, because the timer is coarse. `rate_seconds` is the
+    shortest time over which requests are counted.
     """
 
     def __init__(
@@ -142,6 +143,11 @@ class Pace:
         elif not self._is_timed:
             self._is_timed = True
             asyncio.get_running_loop().call_later(self._timer_seconds, self._timer_ended)
+
+    def hurry(self) -> None:
+        """Let the next round begin at once."""
+        self._next_at = 0.0
+        self.want()
 
     def _timer_ended(self) -> None:
         self._is_timed = False
@@ -218,6 +224,11 @@ class GroupCommit:
         """
         if self._committing is None:
             self._commits.want(self)
+
+    def hurry(self) -> None:
+        """Let a pending group that is full wait for nothing but the commit in progress."""
+        if self._committing is None:
+            self._commits.hurry()
 
     @property
     def uncommitted(self) -> int:
@@ -327,10 +338,10 @@ class Commits:
     that it delays no other environment. Without `together` there is one environment.
     """
 
-    def __init__(self, together: Together | None = None) -> None:
+    def __init__(self, together: Together | None = None, pace: Pace | None = None) -> None:
         self._together = together
         self._waiting: deque[GroupCommit] = deque()
-        self._pace = Pace()
+        self._pace = pace or Pace()
         self._users = 0
         self._task: asyncio.Task[None] | None = None
         self._alone: set[asyncio.Task[None]] = set()
@@ -352,6 +363,10 @@ class Commits:
         """Commit the pending group of an environment in the next round."""
         self._waiting.append(member)
         self._pace.want()
+
+    def hurry(self) -> None:
+        """Let the next round begin at once."""
+        self._pace.hurry()
 
     def run_alone(self, work: Coroutine[Any, Any, None], context: contextvars.Context) -> None:
         """Run work outside of rounds."""

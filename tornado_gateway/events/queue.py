@@ -14,7 +14,7 @@ from functools import partial
 from tornado_gateway.errors import QueueFullError, StoreError
 from tornado_gateway.events.batches import REQUEST_BYTES, split_to_fit
 from tornado_gateway.events.budget import ByteBudget
-from tornado_gateway.events.group_commit import Commits, Entry, Group, GroupCommit, Terms
+from tornado_gateway.events.group_commit import FULL_GROUP, Commits, Entry, Group, GroupCommit, Terms
 from tornado_gateway.gate import Gate
 from tornado_gateway.logs import ThrottledLog
 from tornado_gateway.store.interfaces import NO_IDENTITY, EventStore, Identity, NewChunk
@@ -228,6 +228,8 @@ class EventQueue:
         if not entries:
             commits.want()
         entries.append((count, documents))
+        if len(entries) == FULL_GROUP:
+            commits.hurry()
         return group
 
     def _rejection(self) -> str:
