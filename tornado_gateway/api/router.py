@@ -15,7 +15,7 @@ from tornado_gateway.settings.mirror import Snapshot
 
 SLASHES = re.compile(b"//+")
 MAX_PREFIXES = 256  # one for each account; the newest
-MAX_KNOWN = 1000  # paths that are remembered with their handlers
+MAX_KNOWN = 1000  # paths of each method that are remembered with their handlers
 LONGEST_KNOWN = 256  # bytes of such a path
 OTHER_PREFIX = re.compile(rb"/[a-z0-9]{2,8}(/.+)")  # of an account whose settings are not known here, or not yet
 
@@ -42,7 +42,8 @@ class Router:
             handler = endpoint if protect is None else protect(route, endpoint)
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
                 self._handlers[method.encode(), route.path.encode()] = handler
-        self._known: dict[tuple[bytes, bytes], Handler] = {}  # by method and path, as requests have it
+        # By method and path, as requests have it. A pair of both as the key would have to be made for each request.
+        self._known: dict[bytes, dict[bytes, Handler]] = {method: {} for method, _ in self._handlers}
         self._not_allowed = _handlers_of_wrong_methods()
         self._event_paths = frozenset(route.path.encode() for route in ROUTES if route.is_event)
         self._batch_paths = frozenset(route.path.encode() for route in ROUTES if route.is_batch)
@@ -56,11 +57,13 @@ class Router:
         found = f"/{prefix}/".encode() if prefix else b""
         if found and found not in self._prefixes:
             self._prefixes = (*self._prefixes, found)[-MAX_PREFIXES:]
-            self._known.clear()
+            for known in self._known.values():
+                known.clear()
 
     def find(self, method: bytes, path: bytes) -> Handler | None:
         """Return the handler of a request, None if the path is not that of a data route."""
-        return self._known.get((method, path)) or self._find_leniently(method, path)
+        known = self._known.get(method)
+        return (known.get(path) if known is not None else None) or self._find_leniently(method, path)
 
     def takes_events(self, path: bytes) -> bool:
         """Whether bodies may be as large as a single event."""
@@ -102,9 +105,10 @@ class Router:
 
     def _remember(self, method: bytes, path: bytes, handler: Handler) -> Handler:
         if len(path) <= LONGEST_KNOWN:
-            if len(self._known) >= MAX_KNOWN:  # unknown flags, too; the others are known again soon
-                self._known.clear()
-            self._known[method, path] = handler
+            known = self._known[method]
+            if len(known) >= MAX_KNOWN:  # unknown flags, too; the others are known again soon
+                known.clear()
+            known[path] = handler
         return handler
 
     def _route_path(self, path: bytes) -> bytes:

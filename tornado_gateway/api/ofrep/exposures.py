@@ -1,7 +1,7 @@
 """Exposures: which impressions an `exposure` text names, and which were recorded a moment ago."""
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -111,26 +111,28 @@ class RecentExposures:
             self._old = self._new if due == 1 else {}
             self._new = {}
 
-    def note(self, noted: Sequence[Noted]) -> None:
+    def note(self, noted: dict[object, Shown]) -> None:
         """Remember impressions, which have been stored."""
         self._begin_generations()
-        new, entries = self._new, dict(noted)
-        if len(entries) < len(noted) or not new.keys().isdisjoint(entries):  # a visitor had another variation before
-            for visitor, shown in noted:
-                known = new.get(visitor, ())
-                new[visitor] = known + tuple(one for one in shown if one not in known)
+        new = self._new
+        if new.keys().isdisjoint(noted):
+            new.update(noted)
         else:
-            new.update(entries)
+            for visitor, shown in noted.items():
+                new[visitor] = _both(new.get(visitor, ()), shown)
 
     def note_once_stored(self, gate: Gate | None, noted: Noted) -> None:
         """Remember impressions when the gate of their events opens. None: they were rejected."""
+        if gate is None:
+            return
         group = self._group
-        if group.gate is gate:
-            group.noted.append(noted)
-        elif gate is not None:
-            self._group = _Stored(self, gate)
-            self._group.noted.append(noted)
-            gate.hold(self._group)
+        if group.gate is not gate:
+            group = self._group = _Stored(self, gate)
+            gate.hold(group)
+        visitor, shown = noted
+        known = group.noted.setdefault(visitor, shown)
+        if known is not shown:  # two requests of the visitor at the same time
+            group.noted[visitor] = _both(known, shown)
 
 
 class _Stored:
@@ -141,11 +143,16 @@ class _Stored:
     def __init__(self, recent: RecentExposures, gate: Gate) -> None:
         self._recent = recent
         self.gate = gate
-        self.noted: list[Noted] = []
+        self.noted: dict[object, Shown] = {}
 
     def flush(self) -> None:
         if not self.gate.is_lost:
             self._recent.note(self.noted)
+
+
+def _both(known: Shown, shown: Shown) -> Shown:
+    """Return the impressions of both, each once: the visitor had another variation before."""
+    return known + tuple(one for one in shown if one not in known)
 
 
 def name_of(impression: core.Impression) -> Named:
