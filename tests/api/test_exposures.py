@@ -154,7 +154,7 @@ def test_exposures_are_remembered_for_60_to_120_seconds(monkeypatch, noted_at, i
         clock.now += 1
         seconds += 1
         if is_used:  # by other visitors
-            clock.recent.note([(seconds, ())])
+            clock.recent.note({seconds: ()})
     assert 60 <= seconds <= 120
 
 
@@ -169,10 +169,10 @@ def test_the_memory_of_exposures_is_bounded(monkeypatch):
     """The oldest are forgotten first, one generation at a time."""
     clock = Clock(monkeypatch, entries=10)
     clock.note()
-    clock.recent.note([(number, ()) for number in range(10)])
-    clock.recent.note([(number, ()) for number in range(10, 19)])
+    clock.recent.note(dict.fromkeys(range(10), ()))
+    clock.recent.note(dict.fromkeys(range(10, 19), ()))
     assert is_repeat(clock.recent)
-    clock.recent.note([(19, ()), (20, ())])
+    clock.recent.note(dict.fromkeys((19, 20), ()))
     assert not is_repeat(clock.recent)
 
 

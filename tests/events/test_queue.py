@@ -73,7 +73,7 @@ async def test_a_round_that_is_early_begins_when_its_group_is_full(store):
     for _ in range(10):
         await asyncio.sleep(0.001)
     assert not gates[0].is_open
-    gates.append(queue.append(b"x", 1))
+    gates += [queue.append(b"x", 1)]
     await opened(gates[0])
     assert all(gate.is_open for gate in gates)
     await queue.stop()
@@ -337,6 +337,19 @@ class StalledDisk:
 
     def __getattr__(self, name):
         return getattr(self._store, name)
+
+
+async def test_a_group_that_becomes_full_during_a_commit_begins_after_it(store):
+    disk, pace = StalledDisk(store), Pace(NEVER, NEVER, rate_seconds=0.0)
+    queue = await started_queue(disk, commits=Commits(pace=pace), commit_seconds=NEVER)
+    pace.begin(2)
+    gates = [queue.append(b"x", 1) for _ in range(2)]
+    await until(lambda: disk.is_writing)
+    assert pace.is_early()
+    gates += [queue.append(b"x", 1) for _ in range(FULL_GROUP)]
+    disk.go.set()
+    await opened(gates[-1])
+    await queue.stop()
 
 
 async def test_a_commit_that_stalls_is_reported_and_releases_its_responses(store, caplog):

@@ -91,8 +91,8 @@ class Group:
 class Pace:
     """Wakes the task that commits. While requests are many, a round begins `seconds` after the one before it.
 
-    So rounds are fewer and larger under load. After a round with one request the next one begins at once, and so does
-    one with a full group. Each arrival of a group checks the time, because the timer is coarse. `rate_seconds` is the
+    So rounds are fewer and larger under load. A round with a full group begins at once, as does one after a round with
+    a single request. Each arrival of a group checks the time, because the timer is coarse. `rate_seconds` is the
     shortest time over which requests are counted.
     """
 
@@ -167,11 +167,12 @@ class Terms(NamedTuple):
 
 
 class GroupCommit:
-    """The groups of one environment, committed one after the other. The queue fills `pending` and calls `want`.
+    """The groups of one environment, committed one after the other.
 
-    Entries that arrive during a commit form the next group. `chunks_of` returns the chunks of a group for the `store`.
-    `stored` is called with each group that was stored, and has to open it. `rejected` is called with each group that
-    will not be stored. `commits` begins the commits.
+    The queue fills `pending`, and calls `want` with its first entry and `hurry` when it is full. Entries that arrive
+    during a commit form the next group. `chunks_of` returns the chunks of a group for the `store`. `stored` is called
+    with each group that was stored, and has to open it. `rejected` is called with each group that will not be stored.
+    `commits` begins the commits.
     """
 
     def __init__(
@@ -226,9 +227,8 @@ class GroupCommit:
             self._commits.want(self)
 
     def hurry(self) -> None:
-        """Let a pending group that is full wait for nothing but the commit in progress."""
-        if self._committing is None:
-            self._commits.hurry()
+        """Let the pending group, which is full, wait for nothing but the commit in progress."""
+        self._commits.hurry()
 
     @property
     def uncommitted(self) -> int:

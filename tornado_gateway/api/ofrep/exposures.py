@@ -131,7 +131,7 @@ class RecentExposures:
             gate.hold(group)
         visitor, shown = noted
         known = group.noted.setdefault(visitor, shown)
-        if known is not shown:  # two requests of the visitor at the same time
+        if known is not shown:  # two requests of the visitor for the same feature at the same time
             group.noted[visitor] = _both(known, shown)
 
 
@@ -151,7 +151,7 @@ class _Stored:
 
 
 def _both(known: Shown, shown: Shown) -> Shown:
-    """Return the impressions of both, each once: the visitor had another variation before."""
+    """Return the impressions of both, each once. They differ if the visitor got another variation."""
     return known + tuple(one for one in shown if one not in known)
 
 
