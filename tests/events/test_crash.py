@@ -143,8 +143,6 @@ def test_a_full_disk_refuses_events_until_there_is_room_again(tmp_path):
         asyncio.run(after.run())
         assert {e.status for e in after.exchanges} == {200}
         vendor.event_faults.clear()
+        vendor.wait_for_events(1)  # so no rejection is on its way: its batch would stay for the next process
         assert gateway.terminate() == 0
-        gateway.start()  # a batch that VWO has rejected at the last moment stays for the next process
-        wanted = acknowledged([*before.exchanges, *full.exchanges, *after.exchanges])
-        vendor.wait_for_events(sum(wanted.values()))
-        assert arrived(vendor) == wanted
+        assert arrived(vendor) == acknowledged([*before.exchanges, *full.exchanges, *after.exchanges])
