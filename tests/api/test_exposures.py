@@ -131,6 +131,11 @@ def stored(recent, of):
     group.open()
 
 
+def unshown(visitors):
+    """Entries without impressions."""
+    return [(visitor, ()) for visitor in visitors]
+
+
 class Clock:
     """A recent memory of 60 seconds, and its time."""
 
@@ -154,7 +159,7 @@ def test_exposures_are_remembered_for_60_to_120_seconds(monkeypatch, noted_at, i
         clock.now += 1
         seconds += 1
         if is_used:  # by other visitors
-            clock.recent.note({seconds: ()})
+            clock.recent.note(unshown([seconds]))
     assert 60 <= seconds <= 120
 
 
@@ -169,10 +174,10 @@ def test_the_memory_of_exposures_is_bounded(monkeypatch):
     """The oldest are forgotten first, one generation at a time."""
     clock = Clock(monkeypatch, entries=10)
     clock.note()
-    clock.recent.note(dict.fromkeys(range(10), ()))
-    clock.recent.note(dict.fromkeys(range(10, 19), ()))
+    clock.recent.note(unshown(range(10)))
+    clock.recent.note(unshown(range(10, 19)))
     assert is_repeat(clock.recent)
-    clock.recent.note(dict.fromkeys((19, 20), ()))
+    clock.recent.note(unshown((19, 20)))
     assert not is_repeat(clock.recent)
 
 

@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
         self.has_served = False  # a request of the bytes that have just arrived
         self.is_queued = False  # in the run queue
         self.corked = self.blocked = False
-        self.last_progress: tuple[int, list[tuple[bytes, bytes]], int] = (-1, self.reader.head_headers, 0)
+        self.last_progress = (-1, 0, 0)
         self.since = 0.0  # this and the last line are for the sweep of the server
 
     # --- Called by the transport ---
@@ -260,7 +260,7 @@ class Connection(asyncio.Protocol):
                 self._send(request, response)
                 return
             request.response = response
-            self.queued_bytes += len(response.body)
+            self.queued_bytes += len(response.encoded)
             self._enqueue(request)
             if gate is not None:
                 self._hold(gate)
@@ -315,7 +315,7 @@ class Connection(asyncio.Protocol):
 
     def _complete(self, request: Request, response: Response) -> None:
         request.response = response
-        self.queued_bytes += len(response.body)
+        self.queued_bytes += len(response.encoded)
 
     def flush(self) -> None:
         """Send every response that is ready and whose turn it is, and continue with requests that waited for that."""
@@ -336,7 +336,7 @@ class Connection(asyncio.Protocol):
                 if request.page is not None:
                     request.page.start()
                 return
-            size = len(response.body)
+            size = len(response.encoded)
             gate = request.gate
             if gate is not None:
                 if not gate.is_open:

@@ -142,7 +142,7 @@ class KnownHeads:
     def __init__(self) -> None:
         self.by_bytes: dict[bytes, Head] = {}
         self._bytes = 0
-        self._headers: dict[Any, Any] = {}  # those of all heads, each once. Compiled code copies tuples of known types
+        self._parts: dict[Any, Any] = {}  # of all heads, each once. Compiled code copies tuples of known types
 
     def add(self, data: bytes, method: bytes, url: bytes, headers: list[Any], body_size: int) -> None:
         """Remember the head of a slice of complete requests, if that is one request and its body is not chunked.
@@ -155,13 +155,18 @@ class KnownHeads:
             return
         if self._bytes > MAX_HEADS_BYTES:
             self.by_bytes.clear()
-            self._headers.clear()
+            self._parts.clear()
             self._bytes = 0
-        # Heads with different paths have most headers in common. Many copies would not stay in the processor's cache.
-        before = len(self._headers)
-        common = [self._headers.setdefault(header, header) for header in headers]
-        self._bytes += 2 * len(head) + HEADER_BYTES * (len(self._headers) - before + 2)
-        self.by_bytes[head] = Head(method, url, common, body_size)
+        # Heads that differ in their path have the rest in common. Many copies would not stay in the processor's cache.
+        before = len(self._parts)
+        method = self._common(method)
+        headers = [self._common(header) for header in headers]
+        headers = self._parts.setdefault(tuple(headers), headers)
+        self._bytes += 2 * len(head) + HEADER_BYTES * (len(self._parts) - before + 2)
+        self.by_bytes[head] = Head(method, url, headers, body_size)
+
+    def _common(self, part: Any) -> Any:
+        return self._parts.setdefault(part, part)
 
 
 @final

@@ -46,6 +46,7 @@ class Head:
     """The parsed form of a head, for requests whose bodies have the same size.
 
     `memo` is a number that readers of requests may keep with it: what they know about all requests with this head.
+    `headers` are those of all these requests, and of other heads, so they must not be changed.
     """
 
     __slots__ = ("body_size", "headers", "memo", "method", "path", "query", "url")

@@ -111,21 +111,8 @@ class Reader:
     """
 
     __slots__ = (
-        "body",
-        "deliver",
-        "expectation",
-        "fields",
-        "head_headers",
-        "incomplete",
-        "misses",
-        "noted",
-        "options",
-        "parser",
-        "peer",
-        "phase",
-        "rejection",
-        "url",
-        "version",
+        *("body", "deliver", "expectation", "fields", "head_headers", "incomplete", "messages", "misses", "noted"),
+        *("options", "parser", "peer", "phase", "rejection", "url", "version"),
     )
 
     def __init__(self, options: ServerOptions, deliver: Callable[[Request], None]) -> None:
@@ -142,13 +129,14 @@ class Reader:
         self.body: bytes | bytearray = b""
         self.expectation: int = NO_EXPECTATION
         self.noted: int = 0  # of its headers, see ECHOED
+        self.messages: int = 0  # begun so far
         self.misses: int = 0  # slices since the last one with a known head
         self.incomplete = _Incomplete()
 
     # --- Callbacks of the parser ---
 
     def on_message_begin(self) -> None:
-        self.phase, self.noted = HEAD, 0
+        self.phase, self.noted, self.messages = HEAD, 0, self.messages + 1
         self.url = self.body = b""
         self.fields = self.head_headers = []
         self.incomplete.max_body = self.options.limits.max_body_bytes
@@ -262,8 +250,8 @@ class Reader:
         if known is None or not end or len(body) != known.body_size:
             self.misses = (self.misses + 1) % CYCLE_SLICES
             return False
-        self.misses, self.version, self.url = 0, "1.1", known.url
-        self.fields = self.head_headers = known.headers.copy()
+        self.misses, self.version, self.url, self.head_headers = 0, "1.1", known.url, known.headers
+        self.messages += 1
         request = Request(known.method, known.path, known.query, self.head_headers, body, self.peer)
         request.known_head, request.wants_echo = known, self.options.echo_headers is None
         self.deliver(request)

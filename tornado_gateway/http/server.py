@@ -327,10 +327,10 @@ def check_progress(connection: Connection, now: float) -> None:
         # The kernel takes more only when a large part of its buffer, up to 4 MB, is free: progress is seen there.
         buffered += output.unacknowledged()
     phase = reader.phase + connection.is_lingering
-    before, headers, buffered_before = connection.last_progress
+    before, messages, buffered_before = connection.last_progress
     responding = connection.is_queued or (connection.queue and not buffered)
-    if before != phase or headers is not reader.head_headers or buffered_before != buffered or responding:
-        connection.last_progress = (phase, reader.head_headers, buffered)
+    if before != phase or messages != reader.messages or buffered_before != buffered or responding:
+        connection.last_progress = (phase, reader.messages, buffered)
         connection.since = now
     else:
         _expire(connection, now - connection.since, buffered)

@@ -111,15 +111,14 @@ class RecentExposures:
             self._old = self._new if due == 1 else {}
             self._new = {}
 
-    def note(self, noted: dict[object, Shown]) -> None:
+    def note(self, noted: list[Noted]) -> None:
         """Remember impressions, which have been stored."""
         self._begin_generations()
         new = self._new
-        if new.keys().isdisjoint(noted):
-            new.update(noted)
-        else:
-            for visitor, shown in noted.items():
-                new[visitor] = _both(new.get(visitor, ()), shown)
+        for visitor, shown in noted:
+            known = new.setdefault(visitor, shown)
+            if known is not shown:  # several requests of the visitor for the same feature at the same time
+                new[visitor] = _both(known, shown)
 
     def note_once_stored(self, gate: Gate | None, noted: Noted) -> None:
         """Remember impressions when the gate of their events opens. None: they were rejected."""
@@ -129,10 +128,7 @@ class RecentExposures:
         if group.gate is not gate:
             group = self._group = _Stored(self, gate)
             gate.hold(group)
-        visitor, shown = noted
-        known = group.noted.setdefault(visitor, shown)
-        if known is not shown:  # two requests of the visitor for the same feature at the same time
-            group.noted[visitor] = _both(known, shown)
+        group.noted.append(noted)
 
 
 class _Stored:
@@ -143,7 +139,7 @@ class _Stored:
     def __init__(self, recent: RecentExposures, gate: Gate) -> None:
         self._recent = recent
         self.gate = gate
-        self.noted: dict[object, Shown] = {}
+        self.noted: list[Noted] = []
 
     def flush(self) -> None:
         if not self.gate.is_lost:
