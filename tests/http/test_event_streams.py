@@ -66,6 +66,17 @@ def test_closing_an_open_stream_is_no_error(live, streams, is_half):
     assert live.problems == []
 
 
+def test_only_a_stream_that_is_not_open_yet_is_in_flight(live):
+    opened(live.connect().send(get("/stream")))
+    assert live.server.in_flight == 0
+    client = live.connect().send(get("/gated") + get("/stream"))
+    live.until(lambda: live.server.in_flight == 2)
+    live.call(live.routes.gate.open)
+    assert client.response().body == b'"gated"'
+    opened(client)
+    assert live.server.in_flight == 0
+
+
 def test_stream_whose_client_has_left_before_its_turn_ends(live, streams):
     """It stayed at the head of the queue, so the connection never ended and a shutdown waited for it."""
     client = live.connect().send(get("/gated") + get("/stream"))

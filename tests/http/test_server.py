@@ -360,6 +360,18 @@ def test_pipelined_requests_of_a_client_that_has_left_are_all_done(serve):
     live.until(lambda: len(live.routes.finished) == 100)
 
 
+def test_requests_of_many_clients_are_counted_by_the_sweep(serve, monkeypatch):
+    """They were counted four times a second, for 3 ms with 5,000 clients."""
+    monkeypatch.setattr("tornado_gateway.http.server.SWEEP_SLICE", 2)
+    live = serve(limits=QUICK)
+    clients = [live.connect().send(get("/gated")) for _ in range(5)]
+    live.until(lambda: live.server.in_flight == 5)
+    live.call(live.routes.gate.open)
+    for client in clients:
+        assert client.response().body == b'"gated"'
+    live.until(lambda: live.server.in_flight == 0)
+
+
 def test_gate_opens_for_a_client_that_has_left(serve):
     seen = []
     live = serve(on_response=lambda request, status: seen.append(status))

@@ -358,8 +358,9 @@ class Connection(asyncio.Protocol):
 
     def _await_body(self) -> None:
         """Ask for a body that the client holds back, as soon as all earlier responses are out. Pause without room."""
-        if self.reader.expectation == CONTINUE_DUE and not self.queue and not self.waiting:
-            self.reader.expectation = NO_EXPECTATION
+        incomplete = self.reader.incomplete
+        if incomplete.expectation == CONTINUE_DUE and not self.queue and not self.waiting:
+            incomplete.expectation = NO_EXPECTATION
             self.output.put(CONTINUE)
         if self.options.budget.is_exceeded():
             self._block()

@@ -74,9 +74,10 @@ class _RejectedError(Exception):
 class _Incomplete:
     """The message that the last slice has left incomplete."""
 
-    __slots__ = ("charge", "max_body", "partial", "remaining", "seen_bytes")
+    __slots__ = ("charge", "expectation", "max_body", "partial", "remaining", "seen_bytes")
 
     def __init__(self) -> None:
+        self.expectation: int = NO_EXPECTATION
         self.max_body = 0  # bytes; more once a larger body needs them and its route allows them
         self.seen_bytes = 0  # of the head, or of the body
         self.charge: Charge | None = None  # of a body that needs more than one slice
@@ -111,7 +112,7 @@ class Reader:
     """
 
     __slots__ = (
-        *("body", "deliver", "expectation", "fields", "head_headers", "incomplete", "messages", "misses", "noted"),
+        *("body", "deliver", "fields", "head_headers", "incomplete", "messages", "misses", "noted"),
         *("options", "parser", "peer", "phase", "rejection", "url", "version"),
     )
 
@@ -127,7 +128,6 @@ class Reader:
         self.head_headers: list[tuple[bytes, bytes]] = []
         self.fields = self.head_headers
         self.body: bytes | bytearray = b""
-        self.expectation: int = NO_EXPECTATION
         self.noted: int = 0  # of its headers, see ECHOED
         self.messages: int = 0  # begun so far
         self.misses: int = 0  # slices since the last one with a known head
@@ -162,7 +162,7 @@ class Reader:
             self.noted += MARKED
         elif name == b"expect":
             self.noted += MARKED
-            self.expectation = EXPECTS_CONTINUE if value.lower() == b"100-continue" else UNKNOWN_EXPECTATION
+            self.incomplete.expectation = EXPECTS_CONTINUE if value.lower() == b"100-continue" else UNKNOWN_EXPECTATION
         elif echo_headers is not None and name in echo_headers:
             self.noted += ECHOED
 
@@ -335,9 +335,10 @@ class Reader:
             incomplete.remaining = -1 if announced is None else int(announced) - len(self.body)
             if announced is not None and int(announced) > max_body:
                 self._check_body_size(int(announced))
-            if self.expectation:
+            if incomplete.expectation:
                 self._check_expectation()
-                self.expectation = CONTINUE_DUE if self.parser.get_http_version() == "1.1" else NO_EXPECTATION
+                is_1_1 = self.parser.get_http_version() == "1.1"
+                incomplete.expectation = CONTINUE_DUE if is_1_1 else NO_EXPECTATION
         incomplete.seen_bytes += size
         overhead = incomplete.seen_bytes - len(self.body)
         limits = self.options.limits
@@ -352,7 +353,7 @@ class Reader:
 
     def _complete_marked(self) -> Packed | None:
         """Check the expectation of a complete request, and decode its body or describe it."""
-        if self.expectation:
+        if self.incomplete.expectation:
             self._check_expectation()
         codings = Request(b"", b"", b"", self.head_headers).list_header(b"content-encoding")
         at_once = self.options.limits.max_body_bytes
@@ -365,7 +366,7 @@ class Reader:
         return decoded if isinstance(decoded, Packed) else None
 
     def _check_expectation(self) -> None:
-        expectation, self.expectation = self.expectation, NO_EXPECTATION
+        expectation, self.incomplete.expectation = self.incomplete.expectation, NO_EXPECTATION
         if expectation == UNKNOWN_EXPECTATION:
             raise _RejectedError(BAD_EXPECTATION)
 

@@ -137,7 +137,7 @@ class Publication:
         requests, decisions = self._observer.totals()
         return {
             "connections": self._server.connections,
-            "in_flight": self._server.in_flight - self._streams.count,
+            "in_flight": self._server.in_flight,
             "connections_limit": self._server.options.limits.max_connections or None,
             "open_files_limit": open_files_limit(),
             "requests": {"total": requests, "decisions": decisions},
