@@ -162,7 +162,7 @@ class KnownHeads:
         method = self._common(method)
         headers = [self._common(header) for header in headers]
         headers = self._parts.setdefault(tuple(headers), headers)
-        self._bytes += 2 * len(head) + HEADER_BYTES * (len(self._parts) - before + 2)
+        self._bytes += 2 * len(head) + HEADER_BYTES * (len(self._parts) - before + 2) + 16 * len(headers)
         self.by_bytes[head] = Head(method, url, headers, body_size)
 
     def _common(self, part: Any) -> Any:

@@ -67,7 +67,7 @@ class Request:
     A handler may set `gate`: its response is then held back until that gate opens. `wants_echo`: see `ServerOptions`.
     `response` or `page` is set by the connection when the request waits for its turn. `client` is the client that the
     credentials name. `known_head` is the known head that the request was read from, if any: requests with the same one
-    have the same method, target and headers.
+    have the same method, target and headers, in one list, so nothing may change `headers`.
     """
 
     __slots__ = (

@@ -117,7 +117,7 @@ class RecentExposures:
         new = self._new
         for visitor, shown in noted:
             known = new.setdefault(visitor, shown)
-            if known is not shown:  # several requests of the visitor for the same feature at the same time
+            if known is not shown:  # the visitor had others, or several requests at the same time
                 new[visitor] = _both(known, shown)
 
     def note_once_stored(self, gate: Gate | None, noted: Noted) -> None:
