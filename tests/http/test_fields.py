@@ -10,7 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tornado_gateway.errors import RequestError
-from tornado_gateway.http.fields import MAX_LEVELS, MAX_TEXT_BYTES, document_problem, json_object, json_value
+from tornado_gateway.http.fields import (
+    MAX_DIGITS,
+    MAX_LEVELS,
+    MAX_TEXT_BYTES,
+    document_problem,
+    json_object,
+    json_value,
+)
 
 REPAIRED = {
     "high at the end": (rb'"x\ud83d"', "x\ufffd"),
@@ -103,6 +110,16 @@ def test_levels_are_counted(opening, closing, more):
         body = (opening * depth + "1" + closing * depth).encode()
         problem = document_problem(orjson.loads(body), body)
         assert (problem is None) == (depth + more <= MAX_LEVELS)
+
+
+@pytest.mark.parametrize("number", [b"7", b"-0.", b"1e-"], ids=["digits", "fraction", "exponent"])
+@pytest.mark.parametrize("text", [b"", b"1" * 300], ids=["alone", "beside digits in a text"])
+def test_a_number_is_too_long_wherever_it_stands(number, text):
+    for before, extra in product(range(30), (0, 1)):
+        whole = number.ljust(MAX_DIGITS + extra, b"0")
+        body = b'["%b",%b,"%b"]' % (b"x" * before, whole, text)
+        problem = document_problem(orjson.loads(body), body)
+        assert (problem is not None) == bool(extra), (before, problem)
 
 
 def calls_of(work):

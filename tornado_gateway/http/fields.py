@@ -43,11 +43,13 @@ MAX_LEVELS: Final = 64  # of nested lists and objects
 # In so few bytes no list or object is nested so deeply that it matters, so none is counted.
 HARMLESS_BYTES: Final = 4 * MAX_LEVELS
 MAX_DIGITS: Final = 100  # of a number, signs, point and exponent included
-_LONG_NUMBER: Final = re.compile(rb"[-+.eE0-9]{%d}" % (MAX_DIGITS + 1))
+_OF_NUMBERS: Final = b"-+.eE0123456789"
+_LONG_NUMBER: Final = re.compile(b"[%b]{%d}" % (re.escape(_OF_NUMBERS), MAX_DIGITS + 1))
 # A run of 101 bytes contains 4 samples of every 25th byte, which are ten times as fast to search.
 _SAMPLE_STEP: Final = 25
-_MAYBE_LONG_NUMBER: Final = b"0000"  # in samples in which each byte of a number is a 0
-_AS_ZERO: Final = bytes.maketrans(b"-+.eE123456789", b"0" * 14)
+_IN_A_RUN: Final = b"0" * ((MAX_DIGITS + 1) // _SAMPLE_STEP)  # in samples in which each byte of a number is a 0
+_RUN_BYTES: Final = (len(_IN_A_RUN) - 1) * _SAMPLE_STEP  # from the first of these samples to before the last
+_AS_ZERO: Final = bytes.maketrans(_OF_NUMBERS, b"0" * len(_OF_NUMBERS))
 _TEXT: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 
 
@@ -114,10 +116,24 @@ def document_problem(
         return RequestError(400, f"the document has more than {MAX_LEVELS} levels of nested lists and objects")
     if size > MAX_TEXT_BYTES and _has_long_text(encoded):
         return RequestError(400, f"the document has a text of more than {MAX_TEXT_BYTES} bytes")
-    samples = encoded[_SAMPLE_STEP - 1 :: _SAMPLE_STEP].translate(_AS_ZERO)
-    if samples.find(_MAYBE_LONG_NUMBER) >= 0 and _LONG_NUMBER.search(_TEXT.sub(b'""', encoded)):
+    if _has_run_of_digits(encoded) and _LONG_NUMBER.search(_TEXT.sub(b'""', encoded)):
         return RequestError(400, f"the document has a number of more than {MAX_DIGITS} digits")
     return None
+
+
+def _has_run_of_digits(encoded: bytes) -> bool:
+    """Return whether JSON may have a number of more than MAX_DIGITS. If it has, some bytes between samples are all its.
+
+    Most documents have a few such samples in a row by chance.
+    """
+    samples = encoded[_SAMPLE_STEP - 1 :: _SAMPLE_STEP].translate(_AS_ZERO)
+    found = samples.find(_IN_A_RUN)
+    while found >= 0:
+        start = (found + 1) * _SAMPLE_STEP - 1
+        if not encoded[start : start + _RUN_BYTES].strip(_OF_NUMBERS):
+            return True
+        found = samples.find(_IN_A_RUN, found + 1)
+    return False
 
 
 def _openings(encoded: bytes) -> int:
