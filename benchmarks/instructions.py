@@ -231,16 +231,16 @@ def tracked(port: int) -> Requests:
 
 
 def sdk_events(port: int) -> Requests:
+    """Each has another query, as those of SDKs."""
     key = accounts.SDK_KEY
-    path = (
-        f"/events/t?en=vwo_variationShown&a={accounts.ACCOUNT_ID}&env={key}"
-        "&eTime=1700000000000&random=0.5&p=FS&visitor_ua=&visitor_ip=&sn=vwo-fme-node-sdk&sv=1.35.0"
-    )
+    start = f"/events/t?en=vwo_variationShown&a={accounts.ACCOUNT_ID}&env={key}&eTime=1700000000000&random=0."
+    rest = "&p=FS&visitor_ua=&visitor_ip=&sn=vwo-fme-node-sdk&sv=1.35.0"
     shown = {"vwo_sdkName": "vwo-fme-node-sdk", "vwo_sdkVersion": "1.35.0", "vwo_envKey": key, "id": 1001}
     event = {"props": shown | {"variation": "2", "isFirst": 1}, "name": "vwo_variationShown", "time": 1700000000000}
     for number in numbers():
         visitor = f"{number:032X}"
         document = {"msgId": f"{visitor}-1700000000000", "visId": visitor, "sessionId": 1700000000, "event": event}
+        path = f"{start}{number:016}{rest}"
         yield post(path, json.dumps({"d": document | {"visitor": {"props": {"vwo_fs_environment": key}}}}))
 
 

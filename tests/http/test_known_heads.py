@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tornado_gateway.http import limits
 from tornado_gateway.http.limits import KnownHeads, ServerOptions
-from tornado_gateway.http.reader import CYCLE_SLICES, ENDED, SEARCHED_SLICES, Reader
+from tornado_gateway.http.reader import CYCLE_SLICES, ENDED, OTHER_QUERIES, SEARCHED_SLICES, Reader
 
 __all__ = ["serve"]
 
@@ -33,6 +33,17 @@ SLICES = [
     PLAIN.replace(b"/echo", b"/echo?a=1"),
     PLAIN.replace(b"/echo", b"http://other/echo"),
     PLAIN.replace(b"/echo", b"/echo?" + b"a" * 200),
+    PLAIN.replace(b"/echo", b"/echo?a=2"),
+    PLAIN.replace(b"/echo", b"/echo?"),
+    PLAIN.replace(b"/echo", b"/echo?a=1#b?c"),
+    PLAIN.replace(b"/echo", b"/echo?a=1 HTTP/1.1?b=2"),
+    PLAIN.replace(b"/echo HTTP/1.1", b"/echo?"),
+    PLAIN.replace(b"/echo", b"/other?a=1"),
+    PLAIN.replace(b"/echo", b"http://other/echo?a=1"),
+    PLAIN.replace(b"/echo", b"http://other?a=1"),
+    PLAIN.replace(b"/echo", b"/echo?a=1")[:-1],
+    PLAIN.replace(b"/echo", b"/echo?a=1") + b"6",
+    PLAIN.replace(b"/echo HTTP/1.1", b"/echo?a=1 HTTP/1.0"),
     PLAIN.replace(b"POST", b"PUT"),
     PLAIN.replace(b"\r\n\r\n", b"\r\nX-Large: " + b"x" * 3000 + b"\r\n\r\n"),
     PLAIN.replace(HOST, b"Host:  example \r\n"),
@@ -63,6 +74,10 @@ SLICES = [
     b"Connection: close",
     b"\0",
 ]
+
+
+def with_query(query):
+    return PLAIN.replace(b"/echo", b"/echo?" + query)
 
 
 def is_known(known, data):
@@ -113,10 +128,44 @@ def test_a_known_head_is_used():
     assert not is_known(known, PLAIN + b"6")
 
 
+def test_a_head_with_another_query_is_read_without_the_parser():
+    """SDKs send each event with its time and a random number in the query."""
+    options, found = ServerOptions(lambda method, path: None), []
+    reader = Reader(options, found.append)
+    reader.read(with_query(b"random=0"))
+    reader.parser = None
+    for number in range(1, 2 * CYCLE_SLICES):
+        reader.read(with_query(b"random=%d" % number))
+    assert [request.query for request in found] == [b"random=%d" % number for number in range(2 * CYCLE_SLICES)]
+    assert {(request.method, request.path, request.body) for request in found} == {(b"POST", b"/echo", b"12345")}
+    assert len(options.heads.by_bytes) <= 2 + OTHER_QUERIES
+    assert found[-1].known_head is None
+
+
+def test_of_few_queries_each_is_known():
+    """An environment can be named by the query, and what is known about it is kept with the head."""
+    options, found = ServerOptions(lambda method, path: None), []
+    reader = Reader(options, found.append)
+    queries = [b"sdkKey=%d" % number for number in range(50)]
+    for query in queries * 20:
+        reader.read(with_query(query))
+    named = [request.known_head for request in found[-len(queries) :]]
+    assert [head and head.query for head in named] == queries
+
+
+@pytest.mark.parametrize("before", [b"a=1", b"", b"?"])
+def test_each_byte_of_a_query_is_read_as_by_the_parser(before):
+    known = KnownHeads()
+    requests_in([with_query(b"a=1")], lambda: known)
+    for byte in range(256):
+        slices = [with_query(b"%b%c" % (before, byte))]
+        assert requests_in(slices, lambda: known) == requests_in(slices, KnownHeads), byte
+
+
 def test_only_heads_of_http_1_1_are_known():
     known = KnownHeads()
     old = [data for data in SLICES if b"HTTP/1.0" in data]
-    assert len(old) == 2
+    assert len(old) == 3
     for data in old:
         requests_in([data], lambda: known)
     assert not any(is_known(known, data) for data in old)

@@ -53,6 +53,7 @@ CHUNK_OVERHEAD: Final = 8
 
 END_OF_HEAD: Final = b"\r\n\r\n"
 _VERSION: Final = b" HTTP/1.1"
+_OF_QUERIES: Final = bytes(set(range(0x21, 0x7F)) - set(b"#"))  # which the parser takes as they are
 
 Guard = Callable[[Handler, Request], Result]
 
@@ -136,7 +137,7 @@ class KnownHeads:
     """Heads of complete HTTP/1.1 requests, because a client sends the same one again and again, with another body.
 
     `by_bytes` has them without their empty line: a slice that is such a head, that line and a body of the same size is
-    one request.
+    one request. It also has heads without their query (`without_query`), for clients that send another one each time.
     """
 
     def __init__(self) -> None:
@@ -162,11 +163,31 @@ class KnownHeads:
         method = self._common(method)
         headers = [self._common(header) for header in headers]
         headers = self._parts.setdefault(tuple(headers), headers)
-        self._bytes += 2 * len(head) + HEADER_BYTES * (len(self._parts) - before + 2) + 16 * len(headers)
-        self.by_bytes[head] = Head(method, url, headers, body_size)
+        self._bytes += HEADER_BYTES * (len(self._parts) - before) + 16 * len(headers)
+        self._keep(head, Head(method, url, headers, body_size))
+        similar = without_query(head)[0] if url.startswith(b"/") else b""
+        if similar and similar not in self.by_bytes:
+            self._keep(similar, Head(method, url.partition(b"?")[0], headers, body_size))
+
+    def _keep(self, head: bytes, parsed: Head) -> None:
+        self.by_bytes[head] = parsed
+        self._bytes += 2 * (len(head) + HEADER_BYTES)
 
     def _common(self, part: Any) -> Any:
         return self._parts.setdefault(part, part)
+
+
+def without_query(head: bytes) -> tuple[bytes, bytes]:
+    """Return a head whose request line ends in "?", as no head does, and its query.
+
+    Both are empty if it has no query, or one that the parser may reject or change.
+    """
+    line, _, fields = head.partition(b"\r\n")
+    target, mark, rest = line.partition(b"?")
+    query = rest[: -len(_VERSION)]
+    if not mark or rest[-len(_VERSION) :] != _VERSION or query.translate(None, _OF_QUERIES):
+        return b"", b""
+    return b"%b?\r\n%b" % (target, fields), query
 
 
 @final
