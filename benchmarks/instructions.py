@@ -63,8 +63,9 @@ KEY_QUERY = accounts.key_query()
 NOTES = (
     "User-space instructions of the process that responds, with all its threads, until the last full batch of events "
     "has been delivered; system calls are not included.",
-    "A connection sends few different heads, as a client does. Heads that all differ are read by the parser: in pure "
-    "Python that is 31,000 instructions more for main.",
+    "A connection sends few different heads, as a client does; those of /events/t differ in their query, as those of "
+    "SDKs do. Heads that all differ elsewhere are read by the parser: in pure Python that is 31,000 instructions more "
+    "for main.",
 )
 # A program under valgrind is about 50 times slower, so that for it time passes 50 times faster. What it does in regular
 # intervals would be counted 50 times as often for each request, threads would be switched in the middle of a turn of
@@ -231,7 +232,7 @@ def tracked(port: int) -> Requests:
 
 
 def sdk_events(port: int) -> Requests:
-    """Each has another query, as those of SDKs."""
+    """Each has another query, as those of SDKs do."""
     key = accounts.SDK_KEY
     start = f"/events/t?en=vwo_variationShown&a={accounts.ACCOUNT_ID}&env={key}&eTime=1700000000000&random=0."
     rest = "&p=FS&visitor_ua=&visitor_ip=&sn=vwo-fme-node-sdk&sv=1.35.0"

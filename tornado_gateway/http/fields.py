@@ -122,9 +122,9 @@ def document_problem(
 
 
 def _has_run_of_digits(encoded: bytes) -> bool:
-    """Return whether JSON may have a number of more than MAX_DIGITS. If it has, some bytes between samples are all its.
+    """Return whether JSON may have a number of more than MAX_DIGITS.
 
-    Most documents have a few such samples in a row by chance.
+    Most documents have some samples in a row that could be of one. In few of them all bytes between these could be.
     """
     samples = encoded[_SAMPLE_STEP - 1 :: _SAMPLE_STEP].translate(_AS_ZERO)
     found = samples.find(_IN_A_RUN)

@@ -38,7 +38,7 @@ PARSED_FACTOR: Final = 8
 # Of remembered heads: the bytes of one, and of all with their objects. A header is three objects.
 HEAD_BYTES: Final = 2048
 HEADER_BYTES: Final = 192
-MAX_HEADS_BYTES: Final = 2 << 20
+MAX_HEADS_BYTES: Final = 3 << 20
 # Pipelined requests, large bodies and pages of all clients together get this much of each turn of the loop, and one
 # client this much before it is the turn of another. A lone request waits no longer than that, whatever others send.
 TURN_SECONDS: Final = 0.002
@@ -53,7 +53,11 @@ CHUNK_OVERHEAD: Final = 8
 
 END_OF_HEAD: Final = b"\r\n\r\n"
 _VERSION: Final = b" HTTP/1.1"
+_LINE_FEED: Final = 10
 _OF_QUERIES: Final = bytes(set(range(0x21, 0x7F)) - set(b"#"))  # which the parser takes as they are
+# One of so many heads that differ from a known one only in their query is remembered with it: some clients use few
+# queries, some another one each time.
+SAMPLED_QUERIES: Final = 64
 
 Guard = Callable[[Handler, Request], Result]
 
@@ -137,7 +141,8 @@ class KnownHeads:
     """Heads of complete HTTP/1.1 requests, because a client sends the same one again and again, with another body.
 
     `by_bytes` has them without their empty line: a slice that is such a head, that line and a body of the same size is
-    one request. It also has heads without their query (`without_query`), for clients that send another one each time.
+    one request. It also has heads as `without_query` returns them, for clients that send another query each time; their
+    memo is the number of such queries.
     """
 
     def __init__(self) -> None:
@@ -152,7 +157,8 @@ class KnownHeads:
         """
         head, _, body = data.partition(END_OF_HEAD)
         line = head.partition(b"\r\n")[0]
-        if len(body) != body_size or len(head) > HEAD_BYTES or line[-len(_VERSION) :] != _VERSION:
+        # The parser takes a line feed for the end of a request line without version.
+        if len(body) != body_size or len(head) > HEAD_BYTES or line[-len(_VERSION) :] != _VERSION or _LINE_FEED in line:
             return
         if self._bytes > MAX_HEADS_BYTES:
             self.by_bytes.clear()
@@ -169,6 +175,12 @@ class KnownHeads:
         if similar and similar not in self.by_bytes:
             self._keep(similar, Head(method, url.partition(b"?")[0], headers, body_size))
 
+    def sample(self, known: Head, query: bytes, data: bytes) -> None:
+        """Remember one of SAMPLED_QUERIES heads of slices that differ from `known` only in their query."""
+        if known.memo % SAMPLED_QUERIES == 0:
+            self.add(data, known.method, b"%b?%b" % (known.path, query), known.headers, known.body_size)
+        known.memo += 1
+
     def _keep(self, head: bytes, parsed: Head) -> None:
         self.by_bytes[head] = parsed
         self._bytes += 2 * (len(head) + HEADER_BYTES)
@@ -178,7 +190,7 @@ class KnownHeads:
 
 
 def without_query(head: bytes) -> tuple[bytes, bytes]:
-    """Return a head whose request line ends in "?", as no head does, and its query.
+    """Return a head without its query and version, marked by an empty line, which no head has; and its query.
 
     Both are empty if it has no query, or one that the parser may reject or change.
     """
@@ -187,7 +199,7 @@ def without_query(head: bytes) -> tuple[bytes, bytes]:
     query = rest[: -len(_VERSION)]
     if not mark or rest[-len(_VERSION) :] != _VERSION or query.translate(None, _OF_QUERIES):
         return b"", b""
-    return b"%b?\r\n%b" % (target, fields), query
+    return b"%b%b%b" % (target, END_OF_HEAD, fields), query
 
 
 @final

@@ -60,7 +60,6 @@ MARKED: Final = 1_000_000
 # After so many slices without a known head, none is searched in the rest of the cycle: the heads of the client differ.
 SEARCHED_SLICES: Final = 8
 CYCLE_SLICES: Final = 160
-OTHER_QUERIES: Final = 4  # so many heads in a row that differ in their query only are remembered, each with its query
 
 
 class _RejectedError(Exception):
@@ -241,9 +240,9 @@ class Reader:
                 self.options.heads.add(data, self.parser.get_method(), self.url, self.head_headers, len(self.body))
 
     def _read_known(self, data: bytes) -> bool:
-        """Deliver a slice between two requests if its head is known, or known but for its query; else return False.
+        """Deliver a slice between two requests if its head is known, or known except for its query. Else return False.
 
-        The parser is in its first state there, in which it would find the same request in the same bytes.
+        The parser is in its first state there, in which it would find the same request.
         """
         # `partition`, because `find` costs five times as much
         head, end, body = data.partition(END_OF_HEAD) if self.misses < SEARCHED_SLICES else (b"", b"", b"")
@@ -256,12 +255,11 @@ class Reader:
         if known is None or not end or len(body) != known.body_size:
             self.misses = (self.misses + 1) % CYCLE_SLICES
             return False
-        if exact is not None:
-            self.misses, query = 0, known.query
-        elif self.misses < OTHER_QUERIES:
-            self.misses += 1
-            heads.add(data, known.method, known.path + b"?" + query, known.headers, known.body_size)
-        self.version, self.url, self.head_headers = "1.1", known.url, known.headers
+        if exact is None:
+            heads.sample(known, query, data)
+        else:
+            query = known.query
+        self.misses, self.version, self.url, self.head_headers = 0, "1.1", known.url, known.headers
         self.messages += 1
         request = Request(known.method, known.path, query, self.head_headers, body, self.peer)
         request.known_head, request.wants_echo = exact, self.options.echo_headers is None
