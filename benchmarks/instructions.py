@@ -64,8 +64,8 @@ NOTES = (
     "User-space instructions of the process that responds, with all its threads, until the last full batch of events "
     "has been delivered; system calls are not included.",
     "A connection sends few different heads, as a client does; those of /events/t differ in their query, as those of "
-    "SDKs do. Heads that all differ elsewhere are read by the parser: in pure Python that is 31,000 instructions more "
-    "for main.",
+    "SDKs do. Heads that differ in more than that are read by the parser: in pure Python that is 31,000 instructions "
+    "more for main.",
 )
 # A program under valgrind is about 50 times slower, so that for it time passes 50 times faster. What it does in regular
 # intervals would be counted 50 times as often for each request, threads would be switched in the middle of a turn of

@@ -225,6 +225,16 @@ def test_heads_that_differ_are_searched_and_remembered_rarely():
     assert is_known(known, PLAIN)
 
 
+def test_a_head_that_was_not_searched_is_counted_once():
+    """Nothing is searched in the rest of a cycle, and what was known by then stays so."""
+    known = KnownHeads()
+    requests_in([PLAIN], lambda: known)
+    head = known.by_bytes[PLAIN.partition(b"\r\n\r\n")[0]]
+    for _ in range(3):
+        requests_in([get(f"/{number}") for number in range(SEARCHED_SLICES)] + [PLAIN] * CYCLE_SLICES, lambda: known)
+    assert known.by_bytes[PLAIN.partition(b"\r\n\r\n")[0]] is head
+
+
 def test_a_connection_in_steady_use_is_not_idle(serve):
     live = serve(limits=limits.Limits(keep_alive_seconds=0.4, drain_seconds=0.02, linger_seconds=0.5))
     client = live.connect()

@@ -124,7 +124,7 @@ def document_problem(
 def _has_run_of_digits(encoded: bytes) -> bool:
     """Return whether JSON may have a number of more than MAX_DIGITS.
 
-    Most documents have some samples in a row that could be of one. In few of them all bytes between these could be.
+    Most documents have some samples in a row that could be of one, but rarely could all bytes between these be of one.
     """
     samples = encoded[_SAMPLE_STEP - 1 :: _SAMPLE_STEP].translate(_AS_ZERO)
     found = samples.find(_IN_A_RUN)

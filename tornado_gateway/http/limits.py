@@ -55,9 +55,9 @@ END_OF_HEAD: Final = b"\r\n\r\n"
 _VERSION: Final = b" HTTP/1.1"
 _LINE_FEED: Final = 10
 _OF_QUERIES: Final = bytes(set(range(0x21, 0x7F)) - set(b"#"))  # which the parser takes as they are
-# One of so many heads that differ from a known one only in their query is remembered with it: some clients use few
-# queries, some another one each time.
-SAMPLED_QUERIES: Final = 64
+# One in so many heads that differ from a known one only in their query is remembered with its query, because some
+# clients use few of them. A prime, so that requests that repeat in turn are all sampled.
+SAMPLED_QUERIES: Final = 61
 
 Guard = Callable[[Handler, Request], Result]
 
@@ -141,8 +141,8 @@ class KnownHeads:
     """Heads of complete HTTP/1.1 requests, because a client sends the same one again and again, with another body.
 
     `by_bytes` has them without their empty line: a slice that is such a head, that line and a body of the same size is
-    one request. It also has heads as `without_query` returns them, for clients that send another query each time; their
-    memo is the number of such queries.
+    one request. It also has heads as `without_query` returns them, for clients that send another query each time. No
+    request names one of these as its known head; their memo counts the requests that were read with them.
     """
 
     def __init__(self) -> None:
@@ -160,6 +160,8 @@ class KnownHeads:
         # The parser takes a line feed for the end of a request line without version.
         if len(body) != body_size or len(head) > HEAD_BYTES or line[-len(_VERSION) :] != _VERSION or _LINE_FEED in line:
             return
+        if head in self.by_bytes:  # it was not searched
+            return
         if self._bytes > MAX_HEADS_BYTES:
             self.by_bytes.clear()
             self._parts.clear()
@@ -176,14 +178,14 @@ class KnownHeads:
             self._keep(similar, Head(method, url.partition(b"?")[0], headers, body_size))
 
     def sample(self, known: Head, query: bytes, data: bytes) -> None:
-        """Remember one of SAMPLED_QUERIES heads of slices that differ from `known` only in their query."""
+        """Remember the heads of slices that differ from `known` only in their query: one in SAMPLED_QUERIES."""
         if known.memo % SAMPLED_QUERIES == 0:
             self.add(data, known.method, b"%b?%b" % (known.path, query), known.headers, known.body_size)
         known.memo += 1
 
     def _keep(self, head: bytes, parsed: Head) -> None:
         self.by_bytes[head] = parsed
-        self._bytes += 2 * (len(head) + HEADER_BYTES)
+        self._bytes += 3 * len(head) + 2 * HEADER_BYTES  # most of it may be the target, of which there are two copies
 
     def _common(self, part: Any) -> Any:
         return self._parts.setdefault(part, part)
