@@ -140,7 +140,7 @@ class Clock:
     """A recent memory of 60 seconds, and its time."""
 
     def __init__(self, monkeypatch, **options):
-        self.now = time.monotonic()
+        self.now = float(int(time.monotonic()))  # sums of whole seconds are exact
         monkeypatch.setattr(exposures.time, "monotonic", lambda: self.now)
         self.recent = RecentExposures(seconds=60, **options)
 
