@@ -83,6 +83,10 @@ def with_query(query):
     return PLAIN.replace(b"/echo", b"/echo?" + query)
 
 
+def head_of(data):
+    return data.partition(b"\r\n\r\n")[0]
+
+
 def is_known(known, data):
     """Whether a slice is read without the parser."""
     head, _, body = data.partition(b"\r\n\r\n")
@@ -229,10 +233,10 @@ def test_a_head_that_was_not_searched_is_counted_once():
     """Nothing is searched in the rest of a cycle, and what was known by then stays so."""
     known = KnownHeads()
     requests_in([PLAIN], lambda: known)
-    head = known.by_bytes[PLAIN.partition(b"\r\n\r\n")[0]]
+    head = known.by_bytes[head_of(PLAIN)]
     for _ in range(3):
         requests_in([get(f"/{number}") for number in range(SEARCHED_SLICES)] + [PLAIN] * CYCLE_SLICES, lambda: known)
-    assert known.by_bytes[PLAIN.partition(b"\r\n\r\n")[0]] is head
+    assert known.by_bytes[head_of(PLAIN)] is head
 
 
 def test_a_connection_in_steady_use_is_not_idle(serve):
@@ -258,7 +262,7 @@ def test_requests_from_a_known_head_name_it():
         reader.read(data)
     heads = [request.known_head for request in found]
     assert heads[0] is heads[3] is heads[4] is None
-    assert heads[1] is heads[2] is options.heads.by_bytes[PLAIN.partition(b"\r\n\r\n")[0]]
+    assert heads[1] is heads[2] is options.heads.by_bytes[head_of(PLAIN)]
     assert len({id(head) for head in (heads[1], heads[5], heads[6])}) == 3
     assert heads[5].query == b"a=1"
     assert (b"X-Key", b"1") in heads[6].headers
